@@ -1,0 +1,1 @@
+"""Words to arrays: formulas and data frames become the arrays of a model."""

@@ -1,0 +1,1 @@
+"""The marginal likelihood of a linear mixed model: cross-products, elimination, criteria."""
