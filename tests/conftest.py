@@ -1,0 +1,31 @@
+"""What holds for the whole suite: strict JAX, compiled programs kept between runs, the same examples each time."""
+
+import os
+
+import hypothesis
+import jax
+
+
+def pytest_configure(config):
+    """Set JAX up before any test module is imported.
+
+    Strict promotion makes every silent mix of precisions or ranks in the package an error. The cache makes a second run
+    of the suite start warm; a cache that the environment chose is left alone.
+    """
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+# A first call compiles, so time per example says nothing; fixed seeds keep a red run reproducible.
+hypothesis.settings.register_profile(
+    "house",
+    deadline=None,
+    max_examples=15,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("house")

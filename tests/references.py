@@ -1,0 +1,39 @@
+"""Reference fits made with lme4, and the data they were made on: see refs/README.md."""
+
+import functools
+import json
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parent / "refs"
+
+
+def names() -> list[str]:
+    """Names of all reference fits."""
+    return sorted(path.stem for path in (ROOT / "fits").glob("*.json"))
+
+
+def case(name: str) -> tuple[dict, pd.DataFrame]:
+    """One reference fit, as written in its file, and a fresh copy of all rows of its data set."""
+    fit = _fit(name)
+    return fit, data(fit["dataset"])
+
+
+def data(name: str) -> pd.DataFrame:
+    """A fresh copy of one data set: grouping columns as text, the others as floats, missing cells as nan."""
+    return _data(name).copy()
+
+
+@functools.cache
+def _fit(name: str) -> dict:
+    return json.loads((ROOT / "fits" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _data(name: str) -> pd.DataFrame:
+    text = json.loads((ROOT / "data" / "columns.json").read_text(encoding="utf-8"))[name]
+    frame = pd.read_csv(ROOT / "data" / f"{name}.csv.gz", dtype=str, keep_default_na=False, na_values=[""])
+    # Python reads a decimal to the nearest float; the default parser of some pandas versions misses by one bit.
+    numbers = {column: frame[column].map(float) for column in frame if column not in text}
+    return frame.assign(**numbers)
