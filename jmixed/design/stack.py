@@ -1,0 +1,221 @@
+"""From named columns to stacked arrays: merge terms by factor, choose the order of elimination, index the rows.
+
+This is the border between the two sides: pandas and names come in, a `Design` of plain arrays goes out.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from jmixed.covariance import Structure
+from jmixed.data import Coupling, Design, Grouping, Index, Layout
+
+BEYOND = np.iinfo(np.int32).max
+"""An index beyond every array: padding."""
+
+CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+"""Rows per chunk; few values, so that few programs are compiled."""
+
+
+def bucket(size: int) -> int:
+    """The size to which arrays are padded: four steps per power of two, so that data of similar size share a program."""
+    if size <= 8:
+        return max(size, 1) if size <= 4 else 8
+    step = 1 << (int(size - 1).bit_length() - 3)
+    return -(-size // step) * step
+
+
+def stack(data) -> Design:
+    """Compile a `ModelData` into the arrays of the likelihood.
+
+    Parameters
+    ----------
+    data : ModelData
+        Rows, columns and random-effects terms with their level codes.
+
+    Returns
+    -------
+    Design
+    """
+    structures = tuple(Structure(t.Z.shape[1], t.structure, t.intercept) for t in data.terms)
+    factors = _merge([t.codes for t in data.terms])
+    codes = [data.terms[members[0]].codes for members in factors]
+    counts = [len(data.terms[members[0]].levels) for members in factors]
+    within = _nesting(codes, counts)
+    chain, core = _order(counts, within)
+    block, slot, slots, component = _place_core(codes, counts, chain, core)
+    position = _sort_chain(codes, counts, chain, component)
+    layout = Layout(
+        terms=structures,
+        factors=tuple(factors),
+        stages=(*(((f, 1),) for f in chain), *((tuple(zip(core, slots, strict=True)),) if core else ())),
+        blocks=tuple(bucket(counts[f]) for f in chain) + ((bucket(int(component.max()) + 1),) if core else ()),
+        levels=tuple(bucket(count) for count in counts),
+        nested=tuple(tuple(w is not None for w in row) for row in within),
+    )
+    codes = [position[f][codes[f]] for f in range(len(codes))]
+    index = _index(layout, codes, counts, (block, slot, component), position)
+    return Design(
+        y=data.y,
+        X=data.X,
+        Z={t.label: t.Z for t in data.terms},
+        weights=data.weights,
+        offset=data.offset,
+        index=index,
+        labels=tuple(t.label for t in data.terms),
+        layout=layout,
+    )
+
+
+def _merge(codes):
+    """Terms by grouping factor: those with equal codes share one."""
+    factors = []
+    for t, own in enumerate(codes):
+        for members in factors:
+            other = codes[members[0]]
+            if own is other or np.array_equal(own, other):
+                members.append(t)
+                break
+        else:
+            factors.append([t])
+    return [tuple(members) for members in factors]
+
+
+def _nesting(codes, counts):
+    """within[f][g]: the level of g that holds each level of f, or None when some level of f meets several."""
+    within = [[None] * len(codes) for _ in codes]
+    for f, inner in enumerate(codes):
+        for g, outer in enumerate(codes):
+            if f != g and counts[f] >= counts[g]:
+                holder = np.zeros(counts[f], outer.dtype)
+                holder[inner] = outer
+                if np.array_equal(holder[inner], outer):
+                    within[f][g] = holder
+    return within
+
+
+def _order(counts, within):
+    """Factors eliminated one after another, each block diagonal, and the core of those that are not.
+
+    The factor with most levels goes first. The next may follow as a stage of its own when every level eliminated before
+    touches one of its levels only, because then nothing couples its levels.
+    """
+    remaining = sorted(range(len(counts)), key=lambda f: -counts[f])
+    chain = []
+    while remaining and all(within[e][remaining[0]] is not None for e in chain):
+        chain.append(remaining.pop(0))
+    return chain, remaining
+
+
+def _place_core(codes, counts, chain, core):
+    """The connected component (block) and the slot in it of every level of the core, and the component of each row."""
+    if not core:
+        return {}, {}, (), np.zeros(0, np.int32)
+    offsets = np.cumsum([0, *(counts[f] for f in (*core, *chain))])
+    nodes = [codes[f] + start for f, start in zip((*core, *chain), offsets, strict=False)]
+    edges = [coo_array((np.ones(len(nodes[0]), bool), (nodes[0], other)), shape=(offsets[-1],) * 2) for other in nodes[1:]]
+    if edges:
+        _, label = connected_components(sum(edges[1:], edges[0]), directed=False)
+    else:
+        label = np.arange(offsets[-1])
+    component = np.unique(label[nodes[0]], return_inverse=True)[1].astype(np.int32)
+    block, slot, slots = {}, {}, []
+    for f in core:
+        block[f] = np.zeros(counts[f], np.int32)
+        block[f][codes[f]] = component
+        order = np.argsort(block[f], kind="stable")
+        starts = np.searchsorted(block[f][order], np.arange(component.max() + 1))
+        slot[f] = np.zeros(counts[f], np.int32)
+        slot[f][order] = np.arange(counts[f]) - starts[block[f][order]]
+        slots.append(bucket(int(slot[f].max()) + 1))
+    return block, slot, tuple(slots), component
+
+
+def _sort_chain(codes, counts, chain, component):
+    """Internal position of every level: levels of a stage stand in the order of the blocks that hold them."""
+    position = [np.arange(count, dtype=np.int32) for count in counts]
+    holder = component if len(component) else None
+    for f in reversed(chain):
+        if holder is not None:
+            parent = np.zeros(counts[f], np.int32)
+            parent[codes[f]] = holder
+            position[f][np.argsort(parent, kind="stable")] = np.arange(counts[f], dtype=np.int32)
+        holder = position[f][codes[f]]
+    return position
+
+
+def _index(layout, codes, counts, placed, position):
+    block, slot, component = placed
+    simple = [f for f in range(len(codes)) if f not in block]
+    for f in simple:
+        block[f], slot[f] = np.arange(counts[f], dtype=np.int32), np.zeros(counts[f], np.int32)
+    within = _nesting(codes, counts)
+    return Index(
+        groupings=tuple(_group(code, count) for code, count in zip(codes, counts, strict=True)),
+        couplings=tuple(_couplings(layout, codes, counts, within)),
+        block=tuple(_pad(block[f], layout.levels[f], BEYOND) for f in range(len(codes))),
+        slot=tuple(_pad(slot[f], layout.levels[f], 0) for f in range(len(codes))),
+        parents=_parents(layout, codes, counts, component),
+        within=tuple(
+            tuple(None if w is None else _pad(w, layout.levels[f], BEYOND) for w in row) for f, row in enumerate(within)
+        ),
+        position=tuple(_pad(position[f], layout.levels[f], BEYOND) for f in range(len(codes))),
+        counts=np.array(counts, np.int32),
+    )
+
+
+def _pad(values, size, fill):
+    padded = np.full(size, fill, np.int32)
+    padded[: len(values)] = values
+    return padded
+
+
+def _group(codes, count):
+    """Gather rows by group into chunks of equal length."""
+    sizes = np.bincount(codes, minlength=count)
+    largest = int(sizes.max())
+    fitting = [c for c in CHUNKS if c >= largest]
+    chunk = fitting[0] if fitting else min(CHUNKS[4:], key=lambda c: c * int(np.sum(-(-sizes // c))))
+    order = np.arange(len(codes)) if np.all(codes[1:] >= codes[:-1]) else np.argsort(codes, kind="stable")
+    chunks = -(-sizes // chunk)
+    first_chunk = np.cumsum(chunks) - chunks
+    group = codes[order]
+    place = np.arange(len(codes)) - (np.cumsum(sizes) - sizes)[group]
+    one_each = fitting and bool(np.all(chunks == 1))
+    size = bucket(count)
+    total = size if one_each else bucket(int(chunks.sum()))
+    rows = np.full((chunk, total), BEYOND, np.int32)
+    rows[place % chunk, first_chunk[group] + place // chunk] = order
+    segments = None if one_each else _pad(np.repeat(np.arange(count), chunks), total, size - 1)
+    return Grouping(rows=rows, segments=segments, size=size)
+
+
+def _couplings(layout, codes, counts, within):
+    """Pairs of levels that occur together, for every pair of factors of which the first does not lie in the second."""
+    for f in range(len(codes)):
+        for g in range(len(codes)):
+            if f == g or not layout.precedes(f, g) or within[f][g] is not None:
+                continue
+            pair, keys = pd.factorize(codes[f].astype(np.int64) * counts[g] + codes[g])
+            size = bucket(len(keys))
+            yield Coupling(
+                grouping=_group(pair.astype(np.int32), len(keys)),
+                first=_pad(keys // counts[g], size, BEYOND),
+                second=_pad(keys % counts[g], size, BEYOND),
+                factors=(f, g),
+            )
+
+
+def _parents(layout, codes, counts, component):
+    """For every stage, the block of each later stage that holds each of its blocks."""
+    blocks = [component if not layout.is_chain(s) else codes[layout.stages[s][0][0]] for s in range(len(layout.stages))]
+    parents = []
+    for s, own in enumerate(blocks):
+        later = []
+        for t in range(s + 1, len(blocks)):
+            parent = np.zeros(int(own.max()) + 1, np.int32)
+            parent[own] = blocks[t]
+            later.append(_pad(parent, layout.blocks[s], layout.blocks[t] - 1))
+        parents.append(tuple(later))
+    return tuple(parents)

@@ -1,0 +1,180 @@
+"""The profiled deviance and the log-likelihood, from cross-products and relative covariances.
+
+    d = log|I + Lambda'Z'WZ Lambda| - sum log w + [REML: log|X'V^-1 X|] + nu (1 + log(2 pi r^2 / nu))
+
+with nu = n, or n - p under REML, and r^2 the generalised residual sum of squares (Bates et al. 2015, eqs. 31 to 42;
+Bates, Alday and Kokandakar, arXiv 2505.11674, for the form by blocks).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmixed.covariance import block_diagonal, join, split
+from jmixed.data import Moments
+from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
+
+
+class Reduced(NamedTuple):
+    """The problem after the random effects are gone: ``G = [X~ y~]'V^-1[X~ y~]``, log|V W|, and every stage's pieces."""
+
+    G: jax.Array
+    logdet: jax.Array
+    stages: tuple[Elimination, ...]
+
+
+def reduce(covariances, roots, moments: Moments) -> Reduced:
+    """Eliminate stage after stage; what a block explains is taken from the blocks that hold it.
+
+    Parameters
+    ----------
+    covariances, roots : sequences of arrays (q, q)
+        Relative covariance of each term in preconditioned columns, and any square root of it.
+    moments : Moments
+    """
+    layout = moments.layout
+    C, B, G = list(moments.C), list(moments.B), moments.G
+    logdet, results = jnp.zeros((), G.dtype), []
+    last = len(layout.stages) - 1
+    for s in range(len(layout.stages)):
+        result = eliminate(_stage_matrix(layout, s, covariances), _stage_matrix(layout, s, roots), C[s], B[s], s == last)
+        results.append(result)
+        logdet = logdet + jnp.sum(result.logdet)
+        start = 0
+        for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
+            width = layout.stage_width(t)
+            explained = _sum_by_parent(result.K[start : start + width, start:], parent, layout.blocks[t])
+            C[t], B[t] = C[t] - explained[:, :width], B[t] - explained[:, width:]
+            start += width
+        G = G - (result.K if s == last else jnp.sum(result.K[start:, start:], axis=-1))
+    return Reduced(G, logdet, tuple(results))
+
+
+def _stage_matrix(layout, stage, matrices):
+    """Block-diagonal matrix of a stage's block from the terms' matrices."""
+    blocks = []
+    for factor, slots in layout.stages[stage]:
+        blocks += [block_diagonal([matrices[t] for t in layout.factors[factor]])] * slots
+    return block_diagonal(blocks)
+
+
+def _sum_by_parent(values, parent, blocks):
+    """Sum the last axis of (a, b, children) over the children of each parent: (a, b, blocks)."""
+    summed = jax.ops.segment_sum(jnp.moveaxis(values, -1, 0), parent, num_segments=blocks, indices_are_sorted=True)
+    return jnp.moveaxis(summed, 0, -1)
+
+
+class Profile(NamedTuple):
+    """What is left when beta is profiled out: log-determinants, residual sum of squares and the fixed effects.
+
+    ``logdet`` is log|V W|; ``logdet_fixed`` is log|X'V^-1 X| in the original columns; ``beta`` and ``inverse`` belong
+    to the preconditioned columns.
+    """
+
+    logdet: jax.Array
+    logdet_fixed: jax.Array
+    rss: jax.Array
+    beta: jax.Array
+    inverse: jax.Array
+    stages: tuple[Elimination, ...]
+
+
+def profile(covariances, roots, moments: Moments) -> Profile:
+    """Profile beta out of the reduced problem."""
+    reduced = reduce(covariances, roots, moments)
+    fixed = profile_fixed(reduced.G)
+    logdet_R = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R))))
+    return Profile(reduced.logdet, fixed.logdet + 2 * logdet_R, fixed.rss, fixed.beta, fixed.inverse, reduced.stages)
+
+
+def degrees(moments: Moments, reml: bool):
+    """nu: the number of rows, less the number of fixed effects under REML."""
+    return moments.nobs - moments.G.shape[0] + 1 if reml else moments.nobs
+
+
+def deviance(logdet, rss, nu):
+    """The profiled deviance from its log-determinants (all of them, less the sum of log weights), r^2 and nu."""
+    return logdet + nu * (1 + jnp.log(2 * jnp.pi * rss / nu))
+
+
+def deviance_at(covariances, roots, moments: Moments, reml: bool):
+    """The profiled deviance at relative covariances in preconditioned columns."""
+    result = profile(covariances, roots, moments)
+    logdet = result.logdet - moments.log_weights + (result.logdet_fixed if reml else 0)
+    return deviance(logdet, result.rss, degrees(moments, reml))
+
+
+def precondition(factors, moments: Moments):
+    """T^-1 lambda: the terms' relative factors in preconditioned columns."""
+    return [jnp.linalg.solve(T, factor) for T, factor in zip(moments.T, factors, strict=True)]
+
+
+def factors_of(theta, moments: Moments):
+    """``lambda`` of every term from theta (original columns)."""
+    structures = moments.layout.terms
+    return [s.factor(piece) for s, piece in zip(structures, split(structures, theta), strict=True)]
+
+
+def covariances_of(psi, structures):
+    """``Sigma`` of every term from psi."""
+    return [s.covariance(piece) for s, piece in zip(structures, split(structures, psi), strict=True)]
+
+
+def psi_of(covariances, structures, dtype):
+    """psi from the terms' ``Sigma``."""
+    return join([s.psi(c) for s, c in zip(structures, covariances, strict=True)], dtype)
+
+
+def squares(roots):
+    """``Sigma = root root'`` of every term."""
+    return [root @ root.T for root in roots]
+
+
+def deviance_of_theta(theta, moments: Moments, reml: bool):
+    """The profiled deviance as a function of theta on the original scale."""
+    roots = precondition(factors_of(theta, moments), moments)
+    return deviance_at(squares(roots), roots, moments, reml)
+
+
+def log_density(beta, theta, sigma, moments: Moments):
+    """Marginal Gaussian log density of y at all parameters."""
+    roots = precondition(factors_of(theta, moments), moments)
+    reduced = reduce(squares(roots), roots, moments)
+    contrast = jnp.append(-moments.R @ (beta - moments.beta0), jnp.ones((), moments.G.dtype))
+    square = contrast @ reduced.G @ contrast
+    constant = moments.nobs * jnp.log(2 * jnp.pi * sigma**2) - moments.log_weights
+    return -(constant + reduced.logdet + square / sigma**2) / 2
+
+
+def components(psi, roots, moments: Moments, reml: bool):
+    """(log-determinants, r^2) at psi of preconditioned columns: the two scalars whose derivatives the optimiser needs."""
+    result = profile(covariances_of(psi, moments.layout.terms), roots, moments)
+    logdet = result.logdet - moments.log_weights + (result.logdet_fixed if reml else 0)
+    return jnp.stack([logdet, result.rss])
+
+
+class Derivatives(NamedTuple):
+    """Value, gradient and Hessian of the profiled deviance in psi, and the gradient of the scale r^2 / nu."""
+
+    value: jax.Array
+    gradient: jax.Array
+    hessian: jax.Array
+    scale_gradient: jax.Array
+
+
+def derivatives(psi, roots, moments: Moments, reml: bool) -> Derivatives:
+    """Exact derivatives in psi of preconditioned columns; one traced copy of the likelihood."""
+
+    def with_jacobian(psi):
+        value, pull = jax.vjp(lambda p: components(p, roots, moments, reml), psi)
+        rows = jax.vmap(lambda cotangent: pull(cotangent)[0])(jnp.eye(2, dtype=psi.dtype))
+        return rows, (value, rows)
+
+    second, (value, first) = jax.jacfwd(with_jacobian, has_aux=True)(psi)
+    nu = degrees(moments, reml)
+    rss, slope = value[1], first[1]
+    hessian = second[0] + nu * (second[1] / rss - slope[:, None] * slope[None] / rss**2)
+    return Derivatives(
+        deviance(value[0], rss, nu), first[0] + nu * slope / rss, (hessian + hessian.T) / 2, slope / nu
+    )

@@ -1,0 +1,59 @@
+"""Small symmetric positive definite matrices in bulk.
+
+Matrix axes come first and batch axes last, ``(q, q, ...)``: a stack of small matrices is then a handful of long
+contiguous vectors, and unrolled scalar code over them runs many times faster than a batched library call.
+"""
+
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+UNROLLED = 4
+"""Largest order that is factored by unrolled scalar code; larger matrices go to LAPACK."""
+
+
+def cholesky(a):
+    """Lower Cholesky factor of ``a`` (q, q, ...) as a nested list of entries or, for large q, an array (q, q, ...)."""
+    q = a.shape[0]
+    if q > UNROLLED:
+        return jnp.moveaxis(jnp.linalg.cholesky(jnp.moveaxis(a, (0, 1), (-2, -1))), (-2, -1), (0, 1))
+    factor = [[None] * q for _ in range(q)]
+    for j in range(q):
+        pivot = a[j, j] - sum(factor[j][k] ** 2 for k in range(j))
+        factor[j][j] = jnp.sqrt(pivot)
+        for i in range(j + 1, q):
+            factor[i][j] = (a[i, j] - sum(factor[i][k] * factor[j][k] for k in range(j))) / factor[j][j]
+    return factor
+
+
+def forward_solve(factor, b):
+    """Solve ``L x = b`` for ``b`` (q, r, ...), ``L`` as returned by `cholesky`."""
+    if not isinstance(factor, list):
+        left = jnp.moveaxis(factor, (0, 1), (-2, -1))
+        right = jnp.moveaxis(b, (0, 1), (-2, -1))
+        right = jnp.broadcast_to(right, left.shape[:-2] + right.shape[-2:])
+        return jnp.moveaxis(solve_triangular(left, right, lower=True), (-2, -1), (0, 1))
+    rows = []
+    for i, row in enumerate(factor):
+        rows.append((b[i] - sum(row[k][None] * rows[k] for k in range(i))) / row[i][None])
+    return jnp.stack(rows)
+
+
+def log_determinant(factor):
+    """Log-determinant of ``L L'`` over the batch axes."""
+    if not isinstance(factor, list):
+        return 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=0, axis2=1)), axis=-1)
+    return 2 * sum(jnp.log(factor[j][j]) for j in range(len(factor)))
+
+
+def matmul(a, b):
+    """``a @ b`` for stacks (p, q, ...) and (q, r, ...); a matrix without batch axes broadcasts over the other's."""
+    a = a.reshape(a.shape + (1,) * (b.ndim - a.ndim))
+    b = b.reshape(b.shape + (1,) * (a.ndim - b.ndim))
+    if a.shape[1] > UNROLLED:
+        return jnp.einsum("ij...,jk...->ik...", a, b)
+    return sum(a[:, j, None] * b[None, j] for j in range(a.shape[1]))
+
+
+def transpose(a):
+    """Swap the two matrix axes."""
+    return jnp.swapaxes(a, 0, 1)
