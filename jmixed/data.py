@@ -18,6 +18,14 @@ def static(**kwargs):
     return field(metadata={"static": True}, **kwargs)
 
 
+def bucket(size: int) -> int:
+    """The size to which arrays are padded: four steps per power of two, so that data of similar size share a program."""
+    if size <= 8:
+        return max(size, 1) if size <= 4 else 8
+    step = 1 << (int(size - 1).bit_length() - 3)
+    return -(-size // step) * step
+
+
 @dataclass(frozen=True)
 class Layout:
     """Everything about a model's arrays that is known when a program is compiled. Holds no names.
@@ -174,6 +182,10 @@ class Design:
         Known part of the linear predictor.
     index : Index
         Where rows and levels belong.
+    labels : tuple of str
+        The terms' labels in the order of theta; static.
+    counts : tuple of int
+        True number of levels of each factor; static.
     layout : Layout
         Shapes and the order of elimination; static.
 
@@ -193,6 +205,7 @@ class Design:
     offset: Array
     index: Index
     labels: tuple[str, ...] = static()
+    counts: tuple[int, ...] = static()
     layout: Layout = static()
 
     def replace(self, *, y=None, X=None, Z=None, weights=None, offset=None) -> "Design":

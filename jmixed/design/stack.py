@@ -9,21 +9,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from jmixed.covariance import Structure
-from jmixed.data import Coupling, Design, Grouping, Index, Layout
+from jmixed.data import Coupling, Design, Grouping, Index, Layout, bucket
 
 BEYOND = np.iinfo(np.int32).max
 """An index beyond every array: padding."""
 
 CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Rows per chunk; few values, so that few programs are compiled."""
-
-
-def bucket(size: int) -> int:
-    """The size to which arrays are padded: four steps per power of two, so that data of similar size share a program."""
-    if size <= 8:
-        return max(size, 1) if size <= 4 else 8
-    step = 1 << (int(size - 1).bit_length() - 3)
-    return -(-size // step) * step
 
 
 def stack(data) -> Design:
@@ -64,6 +56,7 @@ def stack(data) -> Design:
         offset=data.offset,
         index=index,
         labels=tuple(t.label for t in data.terms),
+        counts=tuple(counts),
         layout=layout,
     )
 

@@ -1,0 +1,688 @@
+"""The fit: cross-products, optimum, estimates. As a pure differentiable function, and for the side with names.
+
+`estimate` is a function of arrays that composes with JAX's transformations. `fit`, `evaluate`, `gls` and `conditional`
+serve the data-frame side: numpy in, numpy out, in double precision; compiled programs are shared by all data sets of
+one shape class.
+"""
+
+import time
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+
+from jmixed import optimize
+from jmixed.covariance import block_diagonal, join, rectify, split
+from jmixed.data import Design, Moments, bucket
+from jmixed.errors import Outcome, PrecisionWarning
+from jmixed.likelihood import criterion
+from jmixed.likelihood.moments import moments as cross_products
+from jmixed.precision import double_precision
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Estimate:
+    """The fit of a mixed model as a pytree of arrays.
+
+    Attributes
+    ----------
+    theta : array (m,)
+        Relative covariance factors, term by term, lower triangles column by column, rectified.
+    beta : array (k_fe,)
+        Fixed effects.
+    sigma : scalar
+        Residual standard deviation, in the response's unit.
+    b : dict of arrays (levels, q)
+        Conditional modes of the random effects by term.
+    vcov_beta : array (k_fe, k_fe)
+        Generalised-least-squares covariance of beta.
+    log_likelihood : scalar
+        Maximised log-likelihood; the restricted one under REML.
+    objective : scalar
+        -2 log-likelihood or REML criterion, with all constants.
+    outcome : int array
+        How the fit ended; `jmixed.Outcome(int(outcome))` names it.
+    """
+
+    theta: Any
+    beta: Any
+    sigma: Any
+    b: dict[str, Any]
+    vcov_beta: Any
+    log_likelihood: Any
+    objective: Any
+    outcome: Any
+
+
+def moments(design: Design) -> Moments:
+    """The cross-products of a design: all that the likelihood needs of the data, differentiable in every array.
+
+    Parameters
+    ----------
+    design : Design
+        As in ``model.design``, or a replacement of its arrays.
+
+    Returns
+    -------
+    Moments
+
+    Examples
+    --------
+    >>> import jax, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     float(jm.moments(design).nobs)
+    180.0
+    """
+    _say_once_if_narrowed(design)
+    return cross_products(jax.tree.map(jnp.asarray, design.rows()))
+
+
+def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
+    """-2 log-likelihood, or the REML criterion, with beta and sigma profiled out (Bates et al. 2015, eqs. 34 and 42).
+
+    Parameters
+    ----------
+    theta : array (m,)
+        Relative covariance factors; any signs.
+    design : Design or Moments
+    reml : bool
+
+    Returns
+    -------
+    scalar
+
+    Examples
+    --------
+    >>> import jax, numpy as np, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     round(float(jm.profiled_deviance(np.array([1.2]), design)), 4)
+    1786.4652
+    """
+    held = design if isinstance(design, Moments) else moments(design)
+    return criterion.deviance_of_theta(jnp.asarray(theta), held, reml)
+
+
+def log_likelihood(beta, theta, sigma, design: Design | Moments):
+    """The marginal Gaussian log density of the response, scalar.
+
+    Parameters
+    ----------
+    beta : array (k_fe,)
+        Fixed effects.
+    theta : array (m,)
+        Relative covariance factors; any signs.
+    sigma : scalar
+        Residual standard deviation.
+    design : Design or Moments
+
+    Examples
+    --------
+    >>> import jax, numpy as np, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     round(float(jm.log_likelihood(np.array([251.4, 10.5]), np.array([1.2]), 31.0, design)), 3)
+    -897.055
+    """
+    held = design if isinstance(design, Moments) else moments(design)
+    return criterion.log_density(jnp.asarray(beta), jnp.asarray(theta), jnp.asarray(sigma), held)
+
+
+def estimate(design: Design, reml: bool = True, theta0=None) -> Estimate:
+    """Fit a mixed model as one pure function: jit, vmap and differentiate it in every array of the design.
+
+    Derivatives are those of the optimum (implicit function theorem), in forward and reverse mode; the iterations are
+    never unrolled. At a singular optimum they are those of the minimum-norm solution.
+
+    Parameters
+    ----------
+    design : Design
+        As in ``model.design``, or a replacement of its arrays.
+    reml : bool
+        Restricted maximum likelihood, or maximum likelihood.
+    theta0 : array (m,), optional
+        Start; by default one is found.
+
+    Returns
+    -------
+    Estimate
+
+    Examples
+    --------
+    >>> import jax, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     slope = jax.grad(lambda y: jm.estimate(design.replace(y=y)).beta[1])(design.y)
+    >>> round(float(slope @ design.y), 4)
+    10.4673
+    """
+    held = moments(design)
+    solution = optimize.minimize(stop_gradient(held), _start(theta0, held), reml, optimize.MAX_ITERATIONS)
+    solution = stop_gradient(solution)
+    result = _estimates(_implicit_roots(solution, held, reml), held, reml)
+    b = _by_level(result.pop("modes"), held)
+    return Estimate(
+        b={
+            label: b[t][: _count(design, t)] for t, label in enumerate(design.labels)
+        },
+        outcome=_outcome(solution, result["sigma"], held),
+        log_likelihood=-result["objective"] / 2,
+        **{name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")},
+    )
+
+
+def _count(design, term):
+    """True number of levels of a term's factor."""
+    return next(n for n, members in zip(design.counts, design.layout.factors, strict=True) if term in members)
+
+
+def _start(theta0, held):
+    if theta0 is None:
+        return None
+    return criterion.squares(criterion.precondition(criterion.factors_of(jnp.asarray(theta0), held), held))
+
+
+def _implicit_roots(solution, held, reml):
+    """The optimum as a function of the data: one Newton step in the chart, whose derivative is that of the optimum.
+
+    With d(phi, data) stationary at phi, phi - H^+ grad d has the derivative -H^+ d2d/dphi ddata, as the implicit
+    function theorem demands; H^+ is held constant, and its null directions are left alone.
+    """
+    structures = held.layout.terms
+    if not structures:
+        return ()
+
+    def value(phi):
+        roots = optimize.chart_roots(optimize.Chart(solution.chart.bases, phi), structures)
+        return criterion.deviance_at(criterion.squares(roots), roots, held, reml)
+
+    phi = solution.chart.phi
+    gradient = jax.grad(value)(phi)
+    values, vectors = jnp.linalg.eigh(solution.hessian)
+    sound = values > 1e-10 * jnp.maximum(values[-1], 1)
+    inverse = jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)
+    # Only the derivative is wanted: a step at a point that is no optimum (maxiter reached) must not move it.
+    step = vectors @ (inverse * (vectors.T @ (gradient - stop_gradient(gradient))))
+    return optimize.chart_roots(optimize.Chart(solution.chart.bases, phi - step), structures)
+
+
+def _estimates(roots, held, reml):
+    """All estimates at the given square roots of the preconditioned covariances."""
+    layout = held.layout
+    result = criterion.profile(criterion.squares(roots), roots, held)
+    nu = criterion.degrees(held, reml)
+    logdet = result.logdet - held.log_weights + (result.logdet_fixed if reml else 0)
+    scale = result.rss / nu
+    to_original = jax.scipy.linalg.solve_triangular(held.R, jnp.eye(held.R.shape[0], dtype=held.R.dtype))
+    factors = [rectify(T @ root) for T, root in zip(held.T, roots, strict=True)]
+    return {
+        "theta": join([s.theta(f) for s, f in zip(layout.terms, factors, strict=True)], held.G.dtype),
+        "beta": held.beta0 + to_original @ result.beta,
+        "sigma": jnp.sqrt(scale),
+        "vcov_beta": scale * (to_original @ result.inverse @ to_original.T),
+        "objective": criterion.deviance(logdet, result.rss, nu),
+        "modes": _modes(result, held),
+    }
+
+
+def _modes(result, held):
+    """Conditional modes of every stage's blocks, in preconditioned columns: later stages first, then back."""
+    fixed = jnp.append(-result.beta, jnp.ones((), held.G.dtype))
+    modes = []
+    for s in reversed(range(len(held.layout.stages))):
+        pieces = [-later[:, parent] for later, parent in zip(modes, held.index.parents[s], strict=True)]
+        blocks = held.layout.blocks[s]
+        border = jnp.concatenate([*pieces, jnp.broadcast_to(fixed[:, None], (len(fixed), blocks))])
+        modes.insert(0, jnp.sum(result.stages[s].U * border[None], axis=1))
+    return modes
+
+
+def _by_level(blocks, held):
+    """From blocks (Q, ..., blocks) per stage to terms (levels, q, ...), on the original scale of Z."""
+    layout, index = held.layout, held.index
+    terms = {}
+    for f, members in enumerate(layout.factors):
+        stage, width = layout.stage_of(f), layout.factor_width(f)
+        block = index.block[f].at[index.position[f]].get(mode="fill", fill_value=0)
+        slot = index.slot[f].at[index.position[f]].get(mode="fill", fill_value=0)
+        start = layout.offset_in_stage(f) + slot * width
+        own = blocks[stage].at[start[:, None] + jnp.arange(width, dtype=start.dtype)[None], block[:, None]].get(mode="clip")
+        offset = 0
+        for t in members:
+            q = layout.terms[t].q
+            terms[t] = own[:, offset : offset + q] @ held.T[t].T
+            offset += q
+    return [terms[t] for t in range(len(layout.terms))]
+
+
+def _outcome(solution, sigma, held):
+    """The optimiser's outcome, unless the residual variance vanished."""
+    perfect = sigma**2 * held.nobs <= 1e-27 * held.total
+    return jnp.where(perfect, Outcome.PERFECT_FIT.value, solution.outcome).astype(jnp.int32)
+
+
+def _say_once_if_narrowed(design):
+    wide = any(getattr(a, "dtype", None) == np.dtype("f8") for a in (design.y, design.X))
+    if wide and not jax.config.jax_enable_x64:
+        warnings.warn(
+            "this design holds 64-bit floats, but JAX works in 32 bits here: the likelihood keeps about 4 digits. "
+            "Set JAX_ENABLE_X64=1, or call under jax.enable_x64(True)",
+            PrecisionWarning,
+            stacklevel=3,
+        )
+
+
+# ---- the side with names: numpy in, numpy out ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit with its certificate, in numpy arrays on the original scale of the data.
+
+    Attributes
+    ----------
+    theta : array (m,)
+    beta : array (p,)
+    sigma, objective, log_likelihood : float
+    vcov_beta : array (p, p)
+        sigma^2 (X'V^-1 X)^-1.
+    b : dict of arrays (levels, q)
+        Conditional modes by term.
+    covariances : dict of arrays (q, q)
+        Covariance of the random effects by term, in squared units of the response.
+    vcov_psi, vcov_theta : arrays (m, m)
+        Inverse observed information of the profile log-likelihood in psi (relative covariances, lower triangles row
+        by row) and in theta; nan where it is not positive definite.
+    scale_gradient : array (m,)
+        Derivative of the profiled sigma^2 in psi.
+    scale_variance : float
+        Variance of sigma^2 at fixed psi, 2 sigma^4 / nu.
+    outcome : Outcome
+    singular : tuple of bool
+        By term.
+    iterations, evaluations : int
+    gradient, hessian_eigenvalues : arrays (m,)
+        Of the deviance, in the optimiser's last chart.
+    checked_beyond_zero : bool
+        The curvature beyond every vanished direction was computed, and none leads down.
+    timings : dict
+        Seconds spent on cross-products and on the optimum.
+    """
+
+    theta: np.ndarray
+    beta: np.ndarray
+    sigma: float
+    objective: float
+    vcov_beta: np.ndarray
+    b: dict[str, np.ndarray]
+    covariances: dict[str, np.ndarray]
+    vcov_psi: np.ndarray
+    vcov_theta: np.ndarray
+    scale_gradient: np.ndarray
+    scale_variance: float
+    outcome: Outcome
+    singular: tuple[bool, ...]
+    iterations: int
+    evaluations: int
+    gradient: np.ndarray
+    hessian_eigenvalues: np.ndarray
+    checked_beyond_zero: bool
+    timings: dict[str, float]
+
+    @property
+    def log_likelihood(self) -> float:
+        """Maximised (restricted) log-likelihood."""
+        return -self.objective / 2
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimum carries its certificate."""
+        return self.outcome.ok
+
+
+_cross_products = jax.jit(cross_products)
+
+
+@partial(jax.jit, static_argnames=("reml", "method"))
+def _fit_program(held, theta0, free, max_iterations, gradient_tolerance, reml, method):
+    structures = held.layout.terms
+    start = _start(theta0, held)
+    if free is not None:
+        bases = tuple(jnp.linalg.inv(T) for T in held.T)
+        factors = criterion.factors_of(theta0, held)
+        phi = join([s.psi(f) for s, f in zip(structures, factors, strict=True)], held.G.dtype)
+        chart = optimize.Chart(bases, phi)
+        solution = optimize.minimize(held, None, reml, max_iterations, ~free, chart)
+    elif method == "lbfgs" and structures:
+        solution = optimize.minimize_lbfgs(held, start, reml, max_iterations, gradient_tolerance)
+    else:
+        solution = optimize.minimize(held, start, reml, max_iterations)
+    result = _estimates(solution.roots, held, reml)
+    result["modes"] = _by_level(result["modes"], held)
+    roots = [T @ root for T, root in zip(held.T, solution.roots, strict=True)]
+    return result, solution, roots, held.T, _outcome(solution, result["sigma"], held)
+
+
+def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, gtol=None, free=None) -> Fit:
+    """Fit a design in double precision.
+
+    Parameters
+    ----------
+    design : Design
+        Of numpy arrays.
+    reml : bool
+    theta0 : array (m,), optional
+        Start; the identity for held entries when `free` is given.
+    method : str
+        ``"newton"`` or ``"lbfgs"``.
+    maxiter : int, optional
+    gtol : float, optional
+        Gradient norm at which L-BFGS hands over to the Newton steps that certify the optimum.
+    free : bool array (m,), optional
+        Entries of theta to estimate; the others stay at `theta0`.
+    """
+    structures = design.layout.terms
+    if free is not None:
+        free = _row_major(structures, np.asarray(free, bool))
+        theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
+    theta0 = None if theta0 is None else np.asarray(theta0, design.y.dtype)
+    started = time.perf_counter()
+    with double_precision():
+        held = _cross_products(design.rows(bucket(design.y.shape[0])))
+        jax.block_until_ready(held.G)
+        crossed = time.perf_counter()
+        limit = np.int32(optimize.MAX_ITERATIONS if maxiter is None else maxiter)
+        tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
+        out = jax.device_get(_fit_program(held, theta0, free, limit, tolerance, reml=bool(reml), method=method))
+    timings = {"cross_products": crossed - started, "optimise": time.perf_counter() - crossed}
+    return _collect(design, out, reml, timings)
+
+
+def _row_major(structures, values):
+    """Reorder a vector over theta (column-major lower triangles) to row-major lower triangles."""
+    pieces = []
+    for structure, piece in zip(structures, split(structures, values), strict=True):
+        if structure.kind == "unstructured":
+            full = np.zeros((structure.q,) * 2, values.dtype)
+            full[structure.theta_indices()] = piece
+            piece = full[structure.psi_indices()]
+        pieces.append(piece)
+    return np.concatenate(pieces)
+
+
+def _collect(design, out, reml, timings):
+    """Bring the program's arrays to the original scale of Z and into a `Fit`."""
+    result, solution, roots, T, outcome = out
+    structures, labels = design.layout.terms, design.labels
+    sigma, nu = float(result["sigma"]), design.y.shape[0] - (design.X.shape[1] if reml else 0)
+    at = solution.derivatives
+    back = np.linalg.inv(psi_map(structures, T))
+    gradient, hessian = back.T @ at.gradient, back.T @ at.hessian @ back
+    theta = np.asarray(result["theta"])
+    covariances = {}
+    for label, structure, root in zip(labels, structures, roots, strict=True):
+        scaled = sigma * root
+        covariances[label] = scaled @ scaled.T
+    return Fit(
+        theta=theta,
+        beta=result["beta"],
+        sigma=sigma,
+        objective=float(result["objective"]),
+        vcov_beta=result["vcov_beta"],
+        b={label: modes[: _count(design, t)] for t, (label, modes) in enumerate(zip(labels, result["modes"], strict=True))},
+        covariances=covariances,
+        vcov_psi=_inverse_information(hessian),
+        vcov_theta=_inverse_information(_theta_hessian(structures, theta, gradient, hessian)),
+        scale_gradient=back.T @ at.scale_gradient,
+        scale_variance=2 * sigma**4 / nu,
+        outcome=Outcome(int(outcome)),
+        singular=_singular_terms(design, theta),
+        iterations=int(solution.iterations),
+        evaluations=int(solution.evaluations),
+        gradient=solution.gradient,
+        hessian_eigenvalues=solution.eigenvalues,
+        checked_beyond_zero=bool(Outcome(int(outcome)).ok),
+        timings=timings,
+    )
+
+
+def psi_map(structures, T):
+    """The matrix (m, m) that takes psi of preconditioned columns to psi of the original ones, Sigma = T Sigma~ T'."""
+    blocks = []
+    for structure, basis in zip(structures, T, strict=True):
+        columns = []
+        for unit in np.eye(structure.size):
+            if structure.kind == "identity":
+                columns.append(unit * basis[0, 0] ** 2)
+                continue
+            rows, cols = structure.psi_indices()
+            full = np.zeros((structure.q,) * 2)
+            full[rows, cols] = full[cols, rows] = unit
+            columns.append((basis @ full @ basis.T)[rows, cols])
+        blocks.append(np.stack(columns, axis=1))
+    size = sum(len(b) for b in blocks)
+    out, start = np.zeros((size, size)), 0
+    for block in blocks:
+        out[start : start + len(block), start : start + len(block)] = block
+        start += len(block)
+    return out
+
+
+def _theta_hessian(structures, theta, gradient, hessian):
+    """Hessian of the deviance in theta, from its derivatives in psi; psi is quadratic in theta."""
+    m = len(theta)
+    jacobian, bend, start = np.zeros((m, m)), np.zeros((m, m)), 0
+    for structure in structures:
+        size, q = structure.size, structure.q
+        if structure.kind == "identity":
+            jacobian[start, start], bend[start, start] = 2 * theta[start], 2 * gradient[start]
+        else:
+            units = np.zeros((size, q, q))
+            units[(np.arange(size), *structure.theta_indices())] = 1
+            factor = np.tensordot(theta[start : start + size], units, 1)
+            products = np.einsum("kij,lhj->klih", units, units)
+            products = (products + products.transpose(0, 1, 3, 2))[..., *structure.psi_indices()]
+            own = slice(start, start + size)
+            slopes = np.einsum("kij,hj->kih", units, factor)
+            jacobian[own, own] = (slopes + slopes.transpose(0, 2, 1))[:, *structure.psi_indices()].T
+            bend[own, own] = products @ gradient[own]
+        start += size
+    return jacobian.T @ hessian @ jacobian + bend
+
+
+def _inverse_information(hessian):
+    """2 H^-1, or nan where H is not positive definite (observed information of a deviance is H / 2)."""
+    if not len(hessian):
+        return hessian
+    scale = np.sqrt(np.abs(np.diag(hessian)))
+    scale = np.where(scale > 0, scale, 1)
+    values, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
+    if not values[0] > 1e-12 * values[-1]:
+        return np.full_like(hessian, np.nan)
+    return 2 * (vectors / values @ vectors.T) / np.outer(scale, scale)
+
+
+def _singular_terms(design, theta):
+    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's)."""
+    flags = []
+    structures = design.layout.terms
+    for label, structure, piece in zip(design.labels, structures, split(structures, theta), strict=True):
+        factor = np.eye(structure.q) * piece[0]
+        if structure.kind == "unstructured":
+            factor = np.zeros((structure.q,) * 2)
+            factor[structure.theta_indices()] = piece
+        length = np.sqrt(np.sum(factor**2, axis=1))
+        size = np.sqrt(np.mean(design.Z[label] ** 2, axis=0))
+        flags.append(bool(np.any(np.diag(factor) <= 1e-4 * length) or np.any(length * size <= 1e-4)))
+    return tuple(flags)
+
+
+@partial(jax.jit, static_argnames=("reml",))
+def _derivatives_program(held, psi, roots, reml):
+    return criterion.derivatives(psi, roots, held, reml)
+
+
+@partial(jax.jit, static_argnames=("reml", "order"))
+def _at_beta_program(held, beta, psi, roots, reml, order):
+    m = len(psi)
+
+    def value(params):
+        beta, psi = params[: params.shape[0] - m], params[params.shape[0] - m :]
+        covariances = criterion.covariances_of(psi, held.layout.terms)
+        reduced = criterion.reduce(covariances, roots, held)
+        fixed = criterion.profile_fixed(reduced.G)
+        contrast = jnp.append(-held.R @ (beta - held.beta0), jnp.ones((), held.G.dtype))
+        logdet = reduced.logdet - held.log_weights
+        if reml:
+            logdet += fixed.logdet + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(held.R))))
+        return criterion.deviance(logdet, contrast @ reduced.G @ contrast, criterion.degrees(held, reml))
+
+    params = jnp.concatenate([beta, psi])
+    return value(params), jax.grad(value)(params), jax.hessian(value)(params) if order == 2 else None
+
+
+def evaluate(design: Design, psi, beta=None, reml=True, order=0):
+    """Profile log-likelihood at relative covariances psi (sigma profiled out), with exact derivatives.
+
+    Parameters
+    ----------
+    design : Design
+    psi : array (m,)
+        Relative covariances Sigma / sigma^2: lower triangles row by row.
+    beta : array (p,), optional
+        Fixed effects; by default profiled out by generalised least squares.
+    reml : bool
+    order : int
+        0: the value; 1: (value, gradient); 2: (value, gradient, Hessian), in psi or, with `beta`, in (beta, psi).
+        A psi outside the cone of positive semidefinite matrices has the value -inf and nan derivatives.
+    """
+    structures = design.layout.terms
+    held = design_moments(design)
+    transform = psi_map(structures, held.T)
+    back = np.linalg.inv(transform)
+    psi = np.asarray(psi, design.y.dtype)
+    roots = _roots_of_psi(structures, psi, held.T)
+    size = len(psi) + (0 if beta is None else len(beta))
+    if roots is None:
+        return (-np.inf, np.full(size, np.nan), np.full((size, size), np.nan))[: order + 1] if order else -np.inf
+    with double_precision():
+        if beta is None:
+            at = jax.device_get(_derivatives_program(held, back @ psi, roots, reml=bool(reml)))
+            value, gradient, hessian = at.value, at.gradient, at.hessian
+        else:
+            beta = np.asarray(beta, design.y.dtype)
+            out = _at_beta_program(held, beta, back @ psi, roots, reml=bool(reml), order=order)
+            value, gradient, hessian = jax.device_get(out)
+            full = np.eye(size)
+            full[len(beta) :, len(beta) :] = back
+            back = full
+    if order == 0:
+        return -float(value) / 2
+    gradient = -back.T @ gradient / 2
+    return (-float(value) / 2, gradient) if order == 1 else (-float(value) / 2, gradient, -back.T @ hessian @ back / 2)
+
+
+def gls(design: Design, psi):
+    """Generalised least squares at relative covariances psi.
+
+    Returns
+    -------
+    (beta (p,), sigma^2 with divisor n - p, sigma^2 with divisor n)
+    """
+    held = design_moments(design)
+    roots = _roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
+    with double_precision():
+        result = jax.device_get(_gls_program(held, roots))
+    n, p = design.X.shape
+    return result["beta"], float(result["sigma"]) ** 2 * n / max(n - p, 1), float(result["sigma"]) ** 2
+
+
+@jax.jit
+def _gls_program(held, roots):
+    result = _estimates(roots, held, False)
+    return {"beta": result["beta"], "sigma": result["sigma"]}
+
+
+def _roots_of_psi(structures, psi, T):
+    """Square roots in preconditioned columns of the terms' Sigma, or None outside the cone."""
+    roots = []
+    for structure, piece, basis in zip(structures, split(structures, psi), T, strict=True):
+        if structure.kind == "identity":
+            if piece[0] < 0:
+                return None
+            root = np.sqrt(piece[0]) * np.eye(structure.q)
+        else:
+            rows, columns = structure.psi_indices()
+            sigma = np.zeros((structure.q,) * 2)
+            sigma[rows, columns] = sigma[columns, rows] = piece
+            values, vectors = np.linalg.eigh(sigma)
+            if values[0] < -1e-12 * max(values[-1], 0):
+                return None
+            root = vectors * np.sqrt(np.maximum(values, 0))
+        roots.append(np.linalg.solve(basis, root))
+    return tuple(roots)
+
+
+def design_moments(design: Design) -> Moments:
+    """The cross-products of a design, as numpy arrays in double precision."""
+    with double_precision():
+        return jax.device_get(_cross_products(design.rows(bucket(design.y.shape[0]))))
+
+
+@jax.jit
+def _conditional_program(held, roots):
+    """Conditional covariances P + U J U' of every stage's blocks, J the joint covariance of the blocks that hold them."""
+    result = criterion.profile(criterion.squares(roots), roots, held)
+    layout, own, joint = held.layout, [], []
+    for s in reversed(range(len(layout.stages))):
+        stage = result.stages[s]
+        P, above = stage.P, [parent for parent in held.index.parents[s]]
+        if above:
+            nearest = joint[0][:, :, above[0]]
+            U = stage.U[:, : nearest.shape[0]]
+            cross = -jnp.einsum("iag,abg->ibg", U, nearest)
+            P = P - jnp.einsum("iag,jag->ijg", cross, U)
+            top = jnp.concatenate([P, cross], axis=1)
+            joint.insert(0, jnp.concatenate([top, jnp.concatenate([jnp.swapaxes(cross, 0, 1), nearest], axis=1)]))
+        else:
+            joint.insert(0, P)
+        own.insert(0, P)
+    return own
+
+
+def conditional(design: Design, fit: Fit) -> dict[str, np.ndarray]:
+    """Conditional covariances of the random effects given theta, beta and sigma: (levels, q, q) by term.
+
+    These are lme4's ``condVar``: sigma^2 Lambda (Lambda'Z'WZ Lambda + I)^-1 Lambda', one diagonal block per level.
+    """
+    layout, held = design.layout, design_moments(design)
+    factors = []
+    for structure, piece in zip(layout.terms, split(layout.terms, fit.theta), strict=True):
+        full = np.eye(structure.q) * piece[0]
+        if structure.kind == "unstructured":
+            full = np.zeros((structure.q,) * 2)
+            full[structure.theta_indices()] = piece
+        factors.append(full)
+    with double_precision():
+        roots = tuple(np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True))
+        blocks = jax.device_get(_conditional_program(held, roots))
+    out = {}
+    for f, members in enumerate(layout.factors):
+        stage, width = layout.stage_of(f), layout.factor_width(f)
+        position = held.index.position[f][: design.counts[f]]
+        start = layout.offset_in_stage(f) + held.index.slot[f][position] * width
+        offset = 0
+        for t in members:
+            q, T = layout.terms[t].q, held.T[t]
+            at = start[:, None] + offset + np.arange(q)[None]
+            own = blocks[stage][at[:, :, None], at[:, None, :], held.index.block[f][position][:, None, None]]
+            out[design.labels[t]] = fit.sigma**2 * (T @ own @ T.T)
+            offset += q
+    return {label: out[label] for label in design.labels}

@@ -1,0 +1,373 @@
+"""Trust-region Newton on the relative covariances, with exact Hessians and a moving chart.
+
+The criterion is a smooth function of psi (the entries of the terms' Sigma) on the cone of positive semidefinite
+matrices. The steps are taken in a chart ``Sigma = A L(phi) L(phi)' A'`` whose basis A is renewed at every accepted
+point from the eigenvectors of Sigma, largest first: phi is unconstrained, a singular optimum is an ordinary minimum,
+and a vanishing direction always belongs to the last column, so that no circular valley forms.
+
+The criterion is even in each column of L: at a zero column its gradient is zero by symmetry and says nothing. The
+Hessian there is the slope beyond the boundary, so a positive definite Hessian certifies the zero.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmixed.covariance import IDENTITY, join, split
+from jmixed.data import Moments
+from jmixed.errors import Outcome
+from jmixed.likelihood.criterion import Derivatives, deviance_at, derivatives, psi_of, squares
+
+GRID = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
+"""Relative variances, in units of preconditioned columns, that are tried as a start."""
+EM_STEPS = 2
+DECREMENT = 1e-9
+"""A Newton decrement (predicted gain in deviance) below this is an optimum."""
+CURVATURE = -1e-6
+"""Smallest eigenvalue of the Hessian allowed at an optimum, relative to the largest."""
+ROUNDING = 4e-14
+"""Relative rounding error of the deviance."""
+FLATNESS = 1e-7
+"""Curvature, per relative change of phi, below which a direction is flat."""
+MAX_ITERATIONS = 200
+
+
+class Chart(NamedTuple):
+    """A point on the cone: a basis (q, q) per term and phi (m,), row by row in each term's lower triangle."""
+
+    bases: tuple[jax.Array, ...]
+    phi: jax.Array
+
+
+class State(NamedTuple):
+    """The best point so far with the criterion's derivatives at it, and the trial point that comes next."""
+
+    chart: Chart
+    derivatives: Derivatives
+    gradient: jax.Array
+    hessian: jax.Array
+    trial: Chart
+    predicted: jax.Array
+    boundary: jax.Array
+    radius: jax.Array
+    em_steps: jax.Array
+    iteration: jax.Array
+    stalled: jax.Array
+    polishing: jax.Array
+    outcome: jax.Array
+
+
+class Solution(NamedTuple):
+    """Where the optimiser ended and the certificate of it.
+
+    ``roots`` are square roots of the terms' relative covariances in preconditioned columns; ``gradient`` and
+    ``eigenvalues`` (m,) are those of the deviance in the chart; ``outcome`` is the integer of an `Outcome`.
+    """
+
+    chart: Chart
+    roots: tuple[jax.Array, ...]
+    derivatives: Derivatives
+    gradient: jax.Array
+    hessian: jax.Array
+    eigenvalues: jax.Array
+    iterations: jax.Array
+    evaluations: jax.Array
+    outcome: jax.Array
+
+
+def chart_roots(chart: Chart, structures):
+    """A square root of every term's Sigma at a point of a chart."""
+    roots = []
+    for structure, basis, phi in zip(structures, chart.bases, split(structures, chart.phi), strict=True):
+        if structure.kind == IDENTITY:
+            roots.append(phi[0] * jnp.eye(structure.q, dtype=phi.dtype))
+        else:
+            rows, columns = structure.psi_indices()
+            roots.append(basis @ jnp.zeros((structure.q,) * 2, phi.dtype).at[rows, columns].set(phi))
+    return tuple(roots)
+
+
+def chart_at(covariances, structures, dtype) -> Chart:
+    """The chart whose bases are the eigenvectors of the terms' Sigma, largest first."""
+    bases, phis = [], []
+    for structure, covariance in zip(structures, covariances, strict=True):
+        q = structure.q
+        if structure.kind == IDENTITY:
+            bases.append(jnp.eye(q, dtype=dtype))
+            phis.append(jnp.sqrt(jnp.maximum(covariance[:1, 0], 0)))
+            continue
+        values, vectors = jnp.linalg.eigh(covariance)
+        # An eigenvalue at the rounding level of the largest is a zero of Sigma.
+        values = jnp.where(values > 1e-15 * values[-1], values, 0)
+        bases.append(vectors[:, ::-1])
+        phis.append(structure.psi(jnp.diag(jnp.sqrt(values[::-1]))))
+    return Chart(tuple(bases), join(phis, dtype))
+
+
+def minimize(moments: Moments, start, reml: bool, max_iterations, held=None, chart: Chart | None = None) -> Solution:
+    """Minimise the profiled deviance.
+
+    Parameters
+    ----------
+    moments : Moments
+    start : sequence of arrays (q, q), or None
+        Relative covariances to start from, in preconditioned columns; None finds a start from a grid and EM steps.
+    reml : bool
+    max_iterations : int or scalar array
+    held : bool array (m,), optional
+        Entries of phi that keep their value; then `chart` is the start and its bases stay fixed.
+    chart : Chart, optional
+        Start for `held`.
+    """
+    structures, dtype = moments.layout.terms, moments.G.dtype
+    if not structures:
+        return _nothing_to_optimise(moments, reml)
+    em_steps = EM_STEPS if chart is None and start is None else 0
+    if chart is None:
+        chart = chart_at(_best_of_grid(moments, reml) if start is None else start, structures, dtype)
+
+    def in_chart(chart, at):
+        gradient, hessian = _pull_back(chart, structures, at)
+        if held is None:
+            return gradient, hessian
+        free = (~held).astype(dtype)
+        return gradient * free, hessian * (free[:, None] * free[None]) + jnp.diag(1 - free)
+
+    state = jax.lax.while_loop(
+        lambda s: (s.outcome == _RUNNING) & (s.iteration < max_iterations),
+        lambda s: _iterate(s, moments, reml, in_chart, moving=held is None),
+        _initial_state(chart, em_steps),
+    )
+    return _finish(state, structures)
+
+
+_RUNNING = -1
+
+
+def _initial_state(chart: Chart, em_steps) -> State:
+    """Nothing known yet: the first trial is the start, and any finite value betters infinity."""
+    m, dtype = chart.phi.shape[0], chart.phi.dtype
+    none, square, zero = jnp.zeros(m, dtype), jnp.zeros((m, m), dtype), jnp.zeros((), jnp.int32)
+    return State(
+        chart=chart,
+        derivatives=Derivatives(jnp.full((), jnp.inf, dtype), none, square, none),
+        gradient=none,
+        hessian=square,
+        trial=chart,
+        predicted=jnp.full((), jnp.inf, dtype),
+        boundary=jnp.zeros((), bool),
+        radius=jnp.zeros((), dtype),
+        em_steps=zero + em_steps,
+        iteration=zero,
+        stalled=zero,
+        polishing=jnp.zeros((), bool),
+        outcome=zero + _RUNNING,
+    )
+
+
+def _iterate(state: State, moments, reml, in_chart, moving) -> State:
+    """One iteration: evaluate the trial point, accept or reject it, propose the next.
+
+    There is one evaluation of value, gradient and Hessian, and one traced copy of the likelihood.
+    """
+    structures, dtype = moments.layout.terms, state.chart.phi.dtype
+    roots = chart_roots(state.trial, structures)
+    covariances = squares(roots)
+    at = derivatives(psi_of(covariances, structures, dtype), roots, moments, reml)
+    accepted, ratio, stalled = _judge(state, at)
+    settled = chart_at(covariances, structures, dtype) if moving else state.trial
+    gradient, hessian = in_chart(settled, at)
+    chart, at, gradient, hessian = jax.tree.map(
+        lambda new, kept: jnp.where(accepted, new, kept),
+        (settled, at, gradient, hessian),
+        (state.chart, state.derivatives, state.gradient, state.hessian),
+    )
+    first = ~jnp.isfinite(state.derivatives.value) | (state.em_steps > 0)
+    length = jnp.sqrt(jnp.sum((state.trial.phi - state.chart.phi) ** 2))
+    grown = jnp.where((ratio > 0.75) & state.boundary, 2 * state.radius, state.radius)
+    radius = jnp.where(~accepted | (ratio < 0.25), length / 4, grown)
+    radius = jnp.where(first, jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum(chart.phi**2))), radius)
+    move, predicted, boundary = trust_region_step(gradient, hessian, radius)
+    trial = Chart(chart.bases, chart.phi + move)
+    expecting = state.em_steps > 0
+    em_chart = chart_at(_em_step(covariances, at, moments), structures, dtype)
+    trial = jax.tree.map(lambda em, newton: jnp.where(expecting, em, newton), em_chart, trial)
+    outcome = jnp.where(state.polishing, Outcome.CONVERGED.value, _RUNNING)
+    outcome = jnp.where((outcome == _RUNNING) & (stalled >= 2), Outcome.PRECISION_LIMIT.value, outcome)
+    outcome = jnp.where(jnp.isfinite(at.value), outcome, Outcome.NOT_FINITE.value)
+    return State(
+        chart=chart,
+        derivatives=at,
+        gradient=gradient,
+        hessian=hessian,
+        trial=trial,
+        predicted=jnp.where(expecting, jnp.inf, predicted),
+        boundary=boundary,
+        radius=radius,
+        em_steps=jnp.maximum(state.em_steps - 1, 0),
+        iteration=state.iteration + 1,
+        stalled=stalled,
+        polishing=_is_optimum(gradient, hessian) & ~expecting,
+        outcome=outcome.astype(jnp.int32),
+    )
+
+
+def _judge(state: State, at: Derivatives):
+    """Whether the trial is accepted, the ratio of actual to predicted gain, and how often rounding has drowned it."""
+    old = state.derivatives.value
+    starting = jnp.isinf(state.predicted)
+    gain = jnp.where(jnp.isfinite(at.value), old - at.value, -jnp.inf)
+    noise = ROUNDING * jnp.where(starting, 0, jnp.abs(old))
+    predicted = jnp.where(starting, 0, state.predicted)
+    visible = predicted > noise
+    ratio = jnp.where(visible, gain / jnp.where(visible, predicted, 1), 1)
+    usable = jnp.isfinite(at.value) & jnp.all(jnp.isfinite(at.hessian))
+    accepted = usable & (starting | (gain >= 1e-4 * predicted - 2 * noise))
+    return accepted, ratio, jnp.where(visible | starting, 0, state.stalled + 1).astype(jnp.int32)
+
+
+def _em_step(covariances, at: Derivatives, moments: Moments):
+    """Sigma - Sigma G Sigma / levels, the EM update with G the gradient of the deviance in Sigma."""
+    layout = moments.layout
+    updated = []
+    for t, (structure, covariance) in enumerate(zip(layout.terms, covariances, strict=True)):
+        count = next(moments.index.counts[f] for f, members in enumerate(layout.factors) if t in members)
+        slope = structure.gradient_matrix(split(layout.terms, at.gradient)[t])
+        change = covariance @ slope @ covariance / count.astype(covariance.dtype)
+        updated.append(jnp.where(jnp.all(jnp.isfinite(change)), covariance - (change + change.T) / 2, covariance))
+    return updated
+
+
+def trust_region_step(gradient, hessian, radius):
+    """The exact minimiser of the quadratic model within the radius, hard case included.
+
+    Moré and Sorensen (1983, SIAM J. Sci. Stat. Comput. 4(3)): eigenvalues of the Hessian, then the secular equation
+    by safeguarded Newton steps of a fixed number.
+
+    Returns
+    -------
+    (step (m,), predicted decrease, whether the step ends on the boundary)
+    """
+    values, vectors = jnp.linalg.eigh(hessian)
+    slope = vectors.T @ gradient
+    scale = jnp.max(jnp.abs(values)) + jnp.finfo(values.dtype).tiny
+    low = jnp.maximum(-values[0], 0)
+
+    def at(shift):
+        damped = values + shift
+        usable = damped > 1e-12 * scale
+        return jnp.where(usable, -slope / jnp.where(usable, damped, 1), 0), jnp.where(usable, damped, jnp.inf)
+
+    def refine(_, bracket):
+        lower, upper, shift = bracket
+        step, damped = at(shift)
+        length = jnp.sqrt(jnp.sum(step**2))
+        lower, upper = jnp.where(length > radius, shift, lower), jnp.where(length > radius, upper, shift)
+        newton = shift + (length - radius) / radius * length**2 / (jnp.sum(step**2 / damped) + 1e-300)
+        inside = (newton > lower) & (newton < upper)
+        return lower, upper, jnp.where(inside, newton, (lower + upper) / 2)
+
+    upper = low + jnp.linalg.norm(slope) / radius + 1e-8 * scale
+    _, _, shift = jax.lax.fori_loop(0, 40, refine, (low, upper, (low + upper) / 2))
+    base, _ = at(low)
+    short = jnp.sqrt(jnp.sum(base**2)) <= radius
+    convex = values[0] > 1e-12 * scale
+    along = jnp.sqrt(jnp.maximum(radius**2 - jnp.sum(base**2), 0)) * jnp.where(slope[0] > 0, -1, 1)
+    hard = base + jnp.where(convex | (values[0] > CURVATURE * scale), 0, along) * (jnp.arange(len(values)) == 0)
+    step = jnp.where(short, hard, at(shift)[0])
+    predicted = -(slope @ step + jnp.sum(values * step**2) / 2)
+    return vectors @ step, predicted, jnp.sum(step**2) > 0.98 * radius**2
+
+
+def _is_optimum(gradient, hessian):
+    """The certificate: no direction of negative curvature, and nothing to gain by a Newton step."""
+    values, vectors = jnp.linalg.eigh(hessian)
+    slope = vectors.T @ gradient
+    largest = jnp.maximum(values[-1], 1)
+    decrement = jnp.sum(slope**2 / jnp.maximum(values, 1e-10 * largest)) / 2
+    return (decrement < DECREMENT) & (values[0] > CURVATURE * largest)
+
+
+def _pull_back(chart: Chart, structures, at: Derivatives):
+    """Gradient and Hessian in phi from those in psi."""
+
+    def psi(phi):
+        return psi_of(squares(chart_roots(Chart(chart.bases, phi), structures)), structures, phi.dtype)
+
+    jacobian = jax.jacfwd(psi)(chart.phi)
+    bend = jax.hessian(lambda phi: psi(phi) @ at.gradient)(chart.phi)
+    return at.gradient @ jacobian, jacobian.T @ at.hessian @ jacobian + bend
+
+
+def _best_of_grid(moments: Moments, reml: bool):
+    """The best multiple of the identity: no derivative leads away from zero, so the search must not begin there."""
+    dtype = moments.G.dtype
+    identities = [jnp.eye(s.q, dtype=dtype) for s in moments.layout.terms]
+
+    def value(c):
+        return deviance_at([c * i for i in identities], [jnp.sqrt(c) * i for i in identities], moments, reml)
+
+    grid = jnp.asarray(GRID, dtype)
+    values = jax.lax.map(value, grid)
+    best = grid[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
+    return [best * i for i in identities]
+
+
+def _finish(state: State, structures) -> Solution:
+    values = jnp.linalg.eigvalsh(state.hessian)
+    flat = values[0] * jnp.maximum(jnp.sum(state.chart.phi**2), 1) < FLATNESS
+    outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome)
+    ok = (outcome == Outcome.CONVERGED.value) | (outcome == Outcome.PRECISION_LIMIT.value)
+    outcome = jnp.where(ok & flat, Outcome.FLAT.value, outcome).astype(jnp.int32)
+    return Solution(
+        chart=state.chart,
+        roots=chart_roots(state.chart, structures),
+        derivatives=state.derivatives,
+        gradient=state.gradient,
+        hessian=state.hessian,
+        eigenvalues=values,
+        iterations=state.iteration,
+        evaluations=state.iteration,
+        outcome=outcome,
+    )
+
+
+def _nothing_to_optimise(moments: Moments, reml: bool) -> Solution:
+    """Without random effects the deviance is a constant."""
+    dtype = moments.G.dtype
+    none, zero = jnp.zeros(0, dtype), jnp.zeros((), jnp.int32)
+    value = deviance_at([], [], moments, reml)
+    empty = jnp.zeros((0, 0), dtype)
+    at = Derivatives(value, none, empty, none)
+    return Solution(Chart((), none), (), at, none, empty, none, zero, zero + 1, zero)
+
+
+def minimize_lbfgs(moments: Moments, start, reml: bool, max_iterations, gradient_tolerance) -> Solution:
+    """L-BFGS (optax) in a fixed chart, then Newton steps from where it ended, which also give the certificate."""
+    import optax
+
+    structures, dtype = moments.layout.terms, moments.G.dtype
+    chart = chart_at(_best_of_grid(moments, reml) if start is None else start, structures, dtype)
+
+    def objective(phi):
+        roots = chart_roots(Chart(chart.bases, phi), structures)
+        return deviance_at(squares(roots), roots, moments, reml)
+
+    solver = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
+    def proceed(carry):
+        phi, state, _, count = carry
+        value, gradient = value_and_grad(phi, state=state)
+        updates, state = solver.update(gradient, state, phi, value=value, grad=gradient, value_fn=objective)
+        return optax.apply_updates(phi, updates), state, jnp.linalg.norm(gradient), count + 1
+
+    phi, _, _, count = jax.lax.while_loop(
+        lambda c: (c[2] > gradient_tolerance) & (c[3] < max_iterations),
+        proceed,
+        (chart.phi, solver.init(chart.phi), jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32)),
+    )
+    ended = squares(chart_roots(Chart(chart.bases, phi), structures))
+    solution = minimize(moments, ended, reml, max_iterations)
+    return solution._replace(iterations=solution.iterations + count, evaluations=solution.evaluations + count)
