@@ -19,7 +19,10 @@ FLOORS = {
     3: ("optimize",),
     4: ("estimation",),
     5: ("inference",),
-    6: ("names", "packing", "params", "effects", "wald", "tables", "results", "summary", "predict", "diagnostics"),
+    6: (
+        *("names", "packing", "params", "effects", "views", "distribution", "wald", "tables", "report"),
+        *("results", "summary", "predict", "diagnostics"),
+    ),
     7: ("model", "datasets", "plot", "interop", "__main__"),
     8: ("__init__",),
 }
