@@ -20,7 +20,8 @@ FLOORS = {
     4: ("estimation",),
     5: ("inference",),
     6: (
-        *("names", "packing", "params", "effects", "views", "distribution", "wald", "tables", "report"),
+        *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
+        *("contrasts", "wald", "tables", "report"),
         *("results", "summary", "predict", "diagnostics"),
     ),
     7: ("model", "datasets", "plot", "interop", "__main__"),
