@@ -19,7 +19,7 @@ def static(**kwargs):
 
 
 def bucket(size: int) -> int:
-    """The size to which arrays are padded: four steps per power of two, so that data of similar size share a program."""
+    """The size to which arrays are padded, four steps per power of two: data of similar size share a program."""
     if size <= 8:
         return max(size, 1) if size <= 4 else 8
     step = 1 << (int(size - 1).bit_length() - 3)
@@ -247,7 +247,9 @@ class Design:
         columns = (self.y, self.X, tuple(self.Z[label] for label in self.labels), self.weights, self.offset)
         nobs = self.y.shape[0]
         if size is not None:
-            columns = jax.tree.map(lambda a: np.concatenate([a, np.zeros((size - nobs, *a.shape[1:]), a.dtype)]), columns)
+            columns = jax.tree.map(
+                lambda a: np.concatenate([a, np.zeros((size - nobs, *a.shape[1:]), a.dtype)]), columns
+            )
         y, X, Z, weights, offset = columns
         return Rows(y, X, Z, weights, offset, np.asarray(nobs, y.dtype), self.index, self.layout)
 

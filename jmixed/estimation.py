@@ -17,10 +17,19 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from jmixed import optimize
-from jmixed.covariance import block_diagonal, join, rectify, split
+from jmixed.covariance import join, split
 from jmixed.data import Design, Moments, bucket
 from jmixed.errors import Outcome, PrecisionWarning
+from jmixed.information import (
+    inverse_information,
+    psi_map,
+    roots_of_psi,
+    row_major,
+    singular_terms,
+    theta_hessian,
+)
 from jmixed.likelihood import criterion
+from jmixed.likelihood.estimates import by_level, conditional_blocks, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.precision import double_precision
 
@@ -166,12 +175,10 @@ def estimate(design: Design, reml: bool = True, theta0=None) -> Estimate:
     held = moments(design)
     solution = optimize.minimize(stop_gradient(held), _start(theta0, held), reml, optimize.MAX_ITERATIONS)
     solution = stop_gradient(solution)
-    result = _estimates(_implicit_roots(solution, held, reml), held, reml)
-    b = _by_level(result.pop("modes"), held)
+    result = estimates(_implicit_roots(solution, held, reml), held, reml)
+    b = by_level(result.pop("modes"), held)
     return Estimate(
-        b={
-            label: b[t][: _count(design, t)] for t, label in enumerate(design.labels)
-        },
+        b={label: b[t][: _count(design, t)] for t, label in enumerate(design.labels)},
         outcome=_outcome(solution, result["sigma"], held),
         log_likelihood=-result["objective"] / 2,
         **{name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")},
@@ -211,55 +218,6 @@ def _implicit_roots(solution, held, reml):
     # Only the derivative is wanted: a step at a point that is no optimum (maxiter reached) must not move it.
     step = vectors @ (inverse * (vectors.T @ (gradient - stop_gradient(gradient))))
     return optimize.chart_roots(optimize.Chart(solution.chart.bases, phi - step), structures)
-
-
-def _estimates(roots, held, reml):
-    """All estimates at the given square roots of the preconditioned covariances."""
-    layout = held.layout
-    result = criterion.profile(criterion.squares(roots), roots, held)
-    nu = criterion.degrees(held, reml)
-    logdet = result.logdet - held.log_weights + (result.logdet_fixed if reml else 0)
-    scale = result.rss / nu
-    to_original = jax.scipy.linalg.solve_triangular(held.R, jnp.eye(held.R.shape[0], dtype=held.R.dtype))
-    factors = [rectify(T @ root) for T, root in zip(held.T, roots, strict=True)]
-    return {
-        "theta": join([s.theta(f) for s, f in zip(layout.terms, factors, strict=True)], held.G.dtype),
-        "beta": held.beta0 + to_original @ result.beta,
-        "sigma": jnp.sqrt(scale),
-        "vcov_beta": scale * (to_original @ result.inverse @ to_original.T),
-        "objective": criterion.deviance(logdet, result.rss, nu),
-        "modes": _modes(result, held),
-    }
-
-
-def _modes(result, held):
-    """Conditional modes of every stage's blocks, in preconditioned columns: later stages first, then back."""
-    fixed = jnp.append(-result.beta, jnp.ones((), held.G.dtype))
-    modes = []
-    for s in reversed(range(len(held.layout.stages))):
-        pieces = [-later[:, parent] for later, parent in zip(modes, held.index.parents[s], strict=True)]
-        blocks = held.layout.blocks[s]
-        border = jnp.concatenate([*pieces, jnp.broadcast_to(fixed[:, None], (len(fixed), blocks))])
-        modes.insert(0, jnp.sum(result.stages[s].U * border[None], axis=1))
-    return modes
-
-
-def _by_level(blocks, held):
-    """From blocks (Q, ..., blocks) per stage to terms (levels, q, ...), on the original scale of Z."""
-    layout, index = held.layout, held.index
-    terms = {}
-    for f, members in enumerate(layout.factors):
-        stage, width = layout.stage_of(f), layout.factor_width(f)
-        block = index.block[f].at[index.position[f]].get(mode="fill", fill_value=0)
-        slot = index.slot[f].at[index.position[f]].get(mode="fill", fill_value=0)
-        start = layout.offset_in_stage(f) + slot * width
-        own = blocks[stage].at[start[:, None] + jnp.arange(width, dtype=start.dtype)[None], block[:, None]].get(mode="clip")
-        offset = 0
-        for t in members:
-            q = layout.terms[t].q
-            terms[t] = own[:, offset : offset + q] @ held.T[t].T
-            offset += q
-    return [terms[t] for t in range(len(layout.terms))]
 
 
 def _outcome(solution, sigma, held):
@@ -348,6 +306,7 @@ class Fit:
 
 
 _cross_products = jax.jit(cross_products)
+_conditional_program = jax.jit(conditional_blocks)
 
 
 @partial(jax.jit, static_argnames=("reml", "method"))
@@ -364,8 +323,8 @@ def _fit_program(held, theta0, free, max_iterations, gradient_tolerance, reml, m
         solution = optimize.minimize_lbfgs(held, start, reml, max_iterations, gradient_tolerance)
     else:
         solution = optimize.minimize(held, start, reml, max_iterations)
-    result = _estimates(solution.roots, held, reml)
-    result["modes"] = _by_level(result["modes"], held)
+    result = estimates(solution.roots, held, reml)
+    result["modes"] = by_level(result["modes"], held)
     roots = [T @ root for T, root in zip(held.T, solution.roots, strict=True)]
     return result, solution, roots, held.T, _outcome(solution, result["sigma"], held)
 
@@ -390,7 +349,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     """
     structures = design.layout.terms
     if free is not None:
-        free = _row_major(structures, np.asarray(free, bool))
+        free = row_major(structures, np.asarray(free, bool))
         theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
     theta0 = None if theta0 is None else np.asarray(theta0, design.y.dtype)
     started = time.perf_counter()
@@ -405,18 +364,6 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     return _collect(design, out, reml, timings)
 
 
-def _row_major(structures, values):
-    """Reorder a vector over theta (column-major lower triangles) to row-major lower triangles."""
-    pieces = []
-    for structure, piece in zip(structures, split(structures, values), strict=True):
-        if structure.kind == "unstructured":
-            full = np.zeros((structure.q,) * 2, values.dtype)
-            full[structure.theta_indices()] = piece
-            piece = full[structure.psi_indices()]
-        pieces.append(piece)
-    return np.concatenate(pieces)
-
-
 def _collect(design, out, reml, timings):
     """Bring the program's arrays to the original scale of Z and into a `Fit`."""
     result, solution, roots, T, outcome = out
@@ -426,24 +373,24 @@ def _collect(design, out, reml, timings):
     back = np.linalg.inv(psi_map(structures, T))
     gradient, hessian = back.T @ at.gradient, back.T @ at.hessian @ back
     theta = np.asarray(result["theta"])
-    covariances = {}
-    for label, structure, root in zip(labels, structures, roots, strict=True):
-        scaled = sigma * root
-        covariances[label] = scaled @ scaled.T
+    covariances = {label: sigma**2 * (root @ root.T) for label, root in zip(labels, roots, strict=True)}
     return Fit(
         theta=theta,
         beta=result["beta"],
         sigma=sigma,
         objective=float(result["objective"]),
         vcov_beta=result["vcov_beta"],
-        b={label: modes[: _count(design, t)] for t, (label, modes) in enumerate(zip(labels, result["modes"], strict=True))},
+        b={
+            label: modes[: _count(design, t)]
+            for t, (label, modes) in enumerate(zip(labels, result["modes"], strict=True))
+        },
         covariances=covariances,
-        vcov_psi=_inverse_information(hessian),
-        vcov_theta=_inverse_information(_theta_hessian(structures, theta, gradient, hessian)),
+        vcov_psi=inverse_information(hessian),
+        vcov_theta=inverse_information(theta_hessian(structures, theta, gradient, hessian)),
         scale_gradient=back.T @ at.scale_gradient,
         scale_variance=2 * sigma**4 / nu,
         outcome=Outcome(int(outcome)),
-        singular=_singular_terms(design, theta),
+        singular=singular_terms(design, theta),
         iterations=int(solution.iterations),
         evaluations=int(solution.evaluations),
         gradient=solution.gradient,
@@ -451,77 +398,6 @@ def _collect(design, out, reml, timings):
         checked_beyond_zero=bool(Outcome(int(outcome)).ok),
         timings=timings,
     )
-
-
-def psi_map(structures, T):
-    """The matrix (m, m) that takes psi of preconditioned columns to psi of the original ones, Sigma = T Sigma~ T'."""
-    blocks = []
-    for structure, basis in zip(structures, T, strict=True):
-        columns = []
-        for unit in np.eye(structure.size):
-            if structure.kind == "identity":
-                columns.append(unit * basis[0, 0] ** 2)
-                continue
-            rows, cols = structure.psi_indices()
-            full = np.zeros((structure.q,) * 2)
-            full[rows, cols] = full[cols, rows] = unit
-            columns.append((basis @ full @ basis.T)[rows, cols])
-        blocks.append(np.stack(columns, axis=1))
-    size = sum(len(b) for b in blocks)
-    out, start = np.zeros((size, size)), 0
-    for block in blocks:
-        out[start : start + len(block), start : start + len(block)] = block
-        start += len(block)
-    return out
-
-
-def _theta_hessian(structures, theta, gradient, hessian):
-    """Hessian of the deviance in theta, from its derivatives in psi; psi is quadratic in theta."""
-    m = len(theta)
-    jacobian, bend, start = np.zeros((m, m)), np.zeros((m, m)), 0
-    for structure in structures:
-        size, q = structure.size, structure.q
-        if structure.kind == "identity":
-            jacobian[start, start], bend[start, start] = 2 * theta[start], 2 * gradient[start]
-        else:
-            units = np.zeros((size, q, q))
-            units[(np.arange(size), *structure.theta_indices())] = 1
-            factor = np.tensordot(theta[start : start + size], units, 1)
-            products = np.einsum("kij,lhj->klih", units, units)
-            products = (products + products.transpose(0, 1, 3, 2))[..., *structure.psi_indices()]
-            own = slice(start, start + size)
-            slopes = np.einsum("kij,hj->kih", units, factor)
-            jacobian[own, own] = (slopes + slopes.transpose(0, 2, 1))[:, *structure.psi_indices()].T
-            bend[own, own] = products @ gradient[own]
-        start += size
-    return jacobian.T @ hessian @ jacobian + bend
-
-
-def _inverse_information(hessian):
-    """2 H^-1, or nan where H is not positive definite (observed information of a deviance is H / 2)."""
-    if not len(hessian):
-        return hessian
-    scale = np.sqrt(np.abs(np.diag(hessian)))
-    scale = np.where(scale > 0, scale, 1)
-    values, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
-    if not values[0] > 1e-12 * values[-1]:
-        return np.full_like(hessian, np.nan)
-    return 2 * (vectors / values @ vectors.T) / np.outer(scale, scale)
-
-
-def _singular_terms(design, theta):
-    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's)."""
-    flags = []
-    structures = design.layout.terms
-    for label, structure, piece in zip(design.labels, structures, split(structures, theta), strict=True):
-        factor = np.eye(structure.q) * piece[0]
-        if structure.kind == "unstructured":
-            factor = np.zeros((structure.q,) * 2)
-            factor[structure.theta_indices()] = piece
-        length = np.sqrt(np.sum(factor**2, axis=1))
-        size = np.sqrt(np.mean(design.Z[label] ** 2, axis=0))
-        flags.append(bool(np.any(np.diag(factor) <= 1e-4 * length) or np.any(length * size <= 1e-4)))
-    return tuple(flags)
 
 
 @partial(jax.jit, static_argnames=("reml",))
@@ -568,7 +444,7 @@ def evaluate(design: Design, psi, beta=None, reml=True, order=0):
     transform = psi_map(structures, held.T)
     back = np.linalg.inv(transform)
     psi = np.asarray(psi, design.y.dtype)
-    roots = _roots_of_psi(structures, psi, held.T)
+    roots = roots_of_psi(structures, psi, held.T)
     size = len(psi) + (0 if beta is None else len(beta))
     if roots is None:
         return (-np.inf, np.full(size, np.nan), np.full((size, size), np.nan))[: order + 1] if order else -np.inf
@@ -597,7 +473,7 @@ def gls(design: Design, psi):
     (beta (p,), sigma^2 with divisor n - p, sigma^2 with divisor n)
     """
     held = design_moments(design)
-    roots = _roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
+    roots = roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
     with double_precision():
         result = jax.device_get(_gls_program(held, roots))
     n, p = design.X.shape
@@ -606,55 +482,14 @@ def gls(design: Design, psi):
 
 @jax.jit
 def _gls_program(held, roots):
-    result = _estimates(roots, held, False)
+    result = estimates(roots, held, False)
     return {"beta": result["beta"], "sigma": result["sigma"]}
-
-
-def _roots_of_psi(structures, psi, T):
-    """Square roots in preconditioned columns of the terms' Sigma, or None outside the cone."""
-    roots = []
-    for structure, piece, basis in zip(structures, split(structures, psi), T, strict=True):
-        if structure.kind == "identity":
-            if piece[0] < 0:
-                return None
-            root = np.sqrt(piece[0]) * np.eye(structure.q)
-        else:
-            rows, columns = structure.psi_indices()
-            sigma = np.zeros((structure.q,) * 2)
-            sigma[rows, columns] = sigma[columns, rows] = piece
-            values, vectors = np.linalg.eigh(sigma)
-            if values[0] < -1e-12 * max(values[-1], 0):
-                return None
-            root = vectors * np.sqrt(np.maximum(values, 0))
-        roots.append(np.linalg.solve(basis, root))
-    return tuple(roots)
 
 
 def design_moments(design: Design) -> Moments:
     """The cross-products of a design, as numpy arrays in double precision."""
     with double_precision():
         return jax.device_get(_cross_products(design.rows(bucket(design.y.shape[0]))))
-
-
-@jax.jit
-def _conditional_program(held, roots):
-    """Conditional covariances P + U J U' of every stage's blocks, J the joint covariance of the blocks that hold them."""
-    result = criterion.profile(criterion.squares(roots), roots, held)
-    layout, own, joint = held.layout, [], []
-    for s in reversed(range(len(layout.stages))):
-        stage = result.stages[s]
-        P, above = stage.P, [parent for parent in held.index.parents[s]]
-        if above:
-            nearest = joint[0][:, :, above[0]]
-            U = stage.U[:, : nearest.shape[0]]
-            cross = -jnp.einsum("iag,abg->ibg", U, nearest)
-            P = P - jnp.einsum("iag,jag->ijg", cross, U)
-            top = jnp.concatenate([P, cross], axis=1)
-            joint.insert(0, jnp.concatenate([top, jnp.concatenate([jnp.swapaxes(cross, 0, 1), nearest], axis=1)]))
-        else:
-            joint.insert(0, P)
-        own.insert(0, P)
-    return own
 
 
 def conditional(design: Design, fit: Fit) -> dict[str, np.ndarray]:

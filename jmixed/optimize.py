@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jmixed.covariance import IDENTITY, join, split
 from jmixed.data import Moments
 from jmixed.errors import Outcome
-from jmixed.likelihood.criterion import Derivatives, deviance_at, derivatives, psi_of, squares
+from jmixed.likelihood.criterion import Derivatives, derivatives, deviance_at, psi_of, squares
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 """Relative variances, in units of preconditioned columns, that are tried as a start."""

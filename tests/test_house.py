@@ -16,7 +16,7 @@ FLOORS = {
     0: ("errors", "precision", "cache"),
     1: ("linalg", "covariance", "data"),
     2: ("design", "likelihood"),
-    3: ("optimize",),
+    3: ("optimize", "information"),
     4: ("estimation",),
     5: ("inference",),
     6: (
@@ -29,7 +29,7 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 STRANGERS = {frozenset({"design", "likelihood"})}
-ARRAY_SIDE = {"linalg", "covariance", "data", "likelihood", "optimize", "estimation", "inference"}
+ARRAY_SIDE = {"linalg", "covariance", "data", "likelihood", "optimize", "information", "estimation", "inference"}
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}
 

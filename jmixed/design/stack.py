@@ -107,7 +107,9 @@ def _place_core(codes, counts, chain, core):
         return {}, {}, (), np.zeros(0, np.int32)
     offsets = np.cumsum([0, *(counts[f] for f in (*core, *chain))])
     nodes = [codes[f] + start for f, start in zip((*core, *chain), offsets, strict=False)]
-    edges = [coo_array((np.ones(len(nodes[0]), bool), (nodes[0], other)), shape=(offsets[-1],) * 2) for other in nodes[1:]]
+    edges = [
+        coo_array((np.ones(len(nodes[0]), bool), (nodes[0], other)), shape=(offsets[-1],) * 2) for other in nodes[1:]
+    ]
     if edges:
         _, label = connected_components(sum(edges[1:], edges[0]), directed=False)
     else:

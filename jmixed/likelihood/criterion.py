@@ -17,7 +17,7 @@ from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
 
 
 class Reduced(NamedTuple):
-    """The problem after the random effects are gone: ``G = [X~ y~]'V^-1[X~ y~]``, log|V W|, and every stage's pieces."""
+    """The problem without the random effects: ``G = [X~ y~]'V^-1[X~ y~]``, log|V W|, and every stage's pieces."""
 
     G: jax.Array
     logdet: jax.Array
@@ -38,7 +38,9 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     logdet, results = jnp.zeros((), G.dtype), []
     last = len(layout.stages) - 1
     for s in range(len(layout.stages)):
-        result = eliminate(_stage_matrix(layout, s, covariances), _stage_matrix(layout, s, roots), C[s], B[s], s == last)
+        result = eliminate(
+            _stage_matrix(layout, s, covariances), _stage_matrix(layout, s, roots), C[s], B[s], s == last
+        )
         results.append(result)
         logdet = logdet + jnp.sum(result.logdet)
         start = 0
@@ -148,7 +150,7 @@ def log_density(beta, theta, sigma, moments: Moments):
 
 
 def components(psi, roots, moments: Moments, reml: bool):
-    """(log-determinants, r^2) at psi of preconditioned columns: the two scalars whose derivatives the optimiser needs."""
+    """(log-determinants, r^2) at psi of preconditioned columns: the two scalars that the optimiser differentiates."""
     result = profile(covariances_of(psi, moments.layout.terms), roots, moments)
     logdet = result.logdet - moments.log_weights + (result.logdet_fixed if reml else 0)
     return jnp.stack([logdet, result.rss])
@@ -175,6 +177,4 @@ def derivatives(psi, roots, moments: Moments, reml: bool) -> Derivatives:
     nu = degrees(moments, reml)
     rss, slope = value[1], first[1]
     hessian = second[0] + nu * (second[1] / rss - slope[:, None] * slope[None] / rss**2)
-    return Derivatives(
-        deviance(value[0], rss, nu), first[0] + nu * slope / rss, (hessian + hessian.T) / 2, slope / nu
-    )
+    return Derivatives(deviance(value[0], rss, nu), first[0] + nu * slope / rss, (hessian + hessian.T) / 2, slope / nu)

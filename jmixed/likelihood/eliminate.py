@@ -13,7 +13,8 @@ they explain of the cross-products of all that comes later.) The tangents are cl
     d P = T dSigma T' - P dC P            d T = -T dSigma S - P dC T          d S = T'dC T - S dSigma S
     d U = T dSigma E - P dC U + P dB      d E = T'dB - T'dC U - S dSigma E
 
-so that one rule gives exact derivatives of every order, at a singular Sigma too, and no factorisation is differentiated.
+so that one rule gives exact derivatives of every order, at a singular Sigma too, and no factorisation is ever
+differentiated.
 """
 
 from typing import NamedTuple
@@ -69,9 +70,7 @@ def _eliminate(sigma, root, C, B, summed):
     T = identity - matmul(P, C)
     S = matmul(C, T)
     E = B - matmul(C, U)
-    return Elimination(
-        _total(log_determinant(factor), summed), _gram(W, W, summed), P, T, (S + transpose(S)) / 2, U, E
-    )
+    return Elimination(_total(log_determinant(factor), summed), _gram(W, W, summed), P, T, (S + transpose(S)) / 2, U, E)
 
 
 def _gram(a, b, summed):

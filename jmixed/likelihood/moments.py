@@ -90,7 +90,9 @@ def _stack_stages(rows, Z, fixed):
     stages = range(len(layout.stages))
     C = tuple(_within_stage(layout, index, s, own, pairs) for s in stages)
     B = tuple(
-        jnp.concatenate([_between(layout, index, s, t, pairs) for t in stages[s + 1 :]] + [_border(layout, index, s, own)], 1)
+        jnp.concatenate(
+            [_between(layout, index, s, t, pairs) for t in stages[s + 1 :]] + [_border(layout, index, s, own)], 1
+        )
         for s in stages
     )
     return C, B

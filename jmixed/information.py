@@ -1,0 +1,108 @@
+"""Between the scales of the variance parameters, on the host: psi, theta, preconditioned and original columns."""
+
+import numpy as np
+
+from jmixed.covariance import split
+
+
+def row_major(structures, values):
+    """Reorder a vector over theta (column-major lower triangles) to row-major lower triangles."""
+    pieces = []
+    for structure, piece in zip(structures, split(structures, values), strict=True):
+        if structure.kind == "unstructured":
+            full = np.zeros((structure.q,) * 2, values.dtype)
+            full[structure.theta_indices()] = piece
+            piece = full[structure.psi_indices()]
+        pieces.append(piece)
+    return np.concatenate(pieces)
+
+
+def psi_map(structures, T):
+    """The matrix (m, m) that takes psi of preconditioned columns to psi of the original ones, Sigma = T Sigma~ T'."""
+    blocks = []
+    for structure, basis in zip(structures, T, strict=True):
+        columns = []
+        for unit in np.eye(structure.size):
+            if structure.kind == "identity":
+                columns.append(unit * basis[0, 0] ** 2)
+                continue
+            rows, cols = structure.psi_indices()
+            full = np.zeros((structure.q,) * 2)
+            full[rows, cols] = full[cols, rows] = unit
+            columns.append((basis @ full @ basis.T)[rows, cols])
+        blocks.append(np.stack(columns, axis=1))
+    size = sum(len(b) for b in blocks)
+    out, start = np.zeros((size, size)), 0
+    for block in blocks:
+        out[start : start + len(block), start : start + len(block)] = block
+        start += len(block)
+    return out
+
+
+def theta_hessian(structures, theta, gradient, hessian):
+    """Hessian of the deviance in theta, from its derivatives in psi; psi is quadratic in theta."""
+    m = len(theta)
+    jacobian, bend, start = np.zeros((m, m)), np.zeros((m, m)), 0
+    for structure in structures:
+        size, q = structure.size, structure.q
+        if structure.kind == "identity":
+            jacobian[start, start], bend[start, start] = 2 * theta[start], 2 * gradient[start]
+        else:
+            units = np.zeros((size, q, q))
+            units[(np.arange(size), *structure.theta_indices())] = 1
+            factor = np.tensordot(theta[start : start + size], units, 1)
+            products = np.einsum("kij,lhj->klih", units, units)
+            products = (products + products.transpose(0, 1, 3, 2))[..., *structure.psi_indices()]
+            own = slice(start, start + size)
+            slopes = np.einsum("kij,hj->kih", units, factor)
+            jacobian[own, own] = (slopes + slopes.transpose(0, 2, 1))[:, *structure.psi_indices()].T
+            bend[own, own] = products @ gradient[own]
+        start += size
+    return jacobian.T @ hessian @ jacobian + bend
+
+
+def inverse_information(hessian):
+    """2 H^-1, or nan where H is not positive definite (observed information of a deviance is H / 2)."""
+    if not len(hessian):
+        return hessian
+    scale = np.sqrt(np.abs(np.diag(hessian)))
+    scale = np.where(scale > 0, scale, 1)
+    values, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
+    if not values[0] > 1e-12 * values[-1]:
+        return np.full_like(hessian, np.nan)
+    return 2 * (vectors / values @ vectors.T) / np.outer(scale, scale)
+
+
+def singular_terms(design, theta):
+    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's)."""
+    flags = []
+    structures = design.layout.terms
+    for label, structure, piece in zip(design.labels, structures, split(structures, theta), strict=True):
+        factor = np.eye(structure.q) * piece[0]
+        if structure.kind == "unstructured":
+            factor = np.zeros((structure.q,) * 2)
+            factor[structure.theta_indices()] = piece
+        length = np.sqrt(np.sum(factor**2, axis=1))
+        size = np.sqrt(np.mean(design.Z[label] ** 2, axis=0))
+        flags.append(bool(np.any(np.diag(factor) <= 1e-4 * length) or np.any(length * size <= 1e-4)))
+    return tuple(flags)
+
+
+def roots_of_psi(structures, psi, T):
+    """Square roots in preconditioned columns of the terms' Sigma, or None outside the cone."""
+    roots = []
+    for structure, piece, basis in zip(structures, split(structures, psi), T, strict=True):
+        if structure.kind == "identity":
+            if piece[0] < 0:
+                return None
+            root = np.sqrt(piece[0]) * np.eye(structure.q)
+        else:
+            rows, columns = structure.psi_indices()
+            sigma = np.zeros((structure.q,) * 2)
+            sigma[rows, columns] = sigma[columns, rows] = piece
+            values, vectors = np.linalg.eigh(sigma)
+            if values[0] < -1e-12 * max(values[-1], 0):
+                return None
+            root = vectors * np.sqrt(np.maximum(values, 0))
+        roots.append(np.linalg.solve(basis, root))
+    return tuple(roots)

@@ -1,0 +1,80 @@
+"""Everything that is estimated once the relative covariances are known: beta, sigma, conditional modes, covariances."""
+
+import jax
+import jax.numpy as jnp
+
+from jmixed.covariance import join, rectify
+from jmixed.likelihood import criterion
+
+
+def estimates(roots, held, reml):
+    """All estimates at the given square roots of the preconditioned covariances."""
+    layout = held.layout
+    result = criterion.profile(criterion.squares(roots), roots, held)
+    nu = criterion.degrees(held, reml)
+    logdet = result.logdet - held.log_weights + (result.logdet_fixed if reml else 0)
+    scale = result.rss / nu
+    to_original = jax.scipy.linalg.solve_triangular(held.R, jnp.eye(held.R.shape[0], dtype=held.R.dtype))
+    factors = [rectify(T @ root) for T, root in zip(held.T, roots, strict=True)]
+    return {
+        "theta": join([s.theta(f) for s, f in zip(layout.terms, factors, strict=True)], held.G.dtype),
+        "beta": held.beta0 + to_original @ result.beta,
+        "sigma": jnp.sqrt(scale),
+        "vcov_beta": scale * (to_original @ result.inverse @ to_original.T),
+        "objective": criterion.deviance(logdet, result.rss, nu),
+        "modes": conditional_modes(result, held),
+    }
+
+
+def conditional_modes(result, held):
+    """Conditional modes of every stage's blocks, in preconditioned columns: later stages first, then back."""
+    fixed = jnp.append(-result.beta, jnp.ones((), held.G.dtype))
+    modes = []
+    for s in reversed(range(len(held.layout.stages))):
+        pieces = [-later[:, parent] for later, parent in zip(modes, held.index.parents[s], strict=True)]
+        blocks = held.layout.blocks[s]
+        border = jnp.concatenate([*pieces, jnp.broadcast_to(fixed[:, None], (len(fixed), blocks))])
+        modes.insert(0, jnp.sum(result.stages[s].U * border[None], axis=1))
+    return modes
+
+
+def by_level(blocks, held):
+    """From blocks (Q, ..., blocks) per stage to terms (levels, q, ...), on the original scale of Z."""
+    layout, index = held.layout, held.index
+    terms = {}
+    for f, members in enumerate(layout.factors):
+        stage, width = layout.stage_of(f), layout.factor_width(f)
+        block = index.block[f].at[index.position[f]].get(mode="fill", fill_value=0)
+        slot = index.slot[f].at[index.position[f]].get(mode="fill", fill_value=0)
+        start = layout.offset_in_stage(f) + slot * width
+        own = (
+            blocks[stage]
+            .at[start[:, None] + jnp.arange(width, dtype=start.dtype)[None], block[:, None]]
+            .get(mode="clip")
+        )
+        offset = 0
+        for t in members:
+            q = layout.terms[t].q
+            terms[t] = own[:, offset : offset + q] @ held.T[t].T
+            offset += q
+    return [terms[t] for t in range(len(layout.terms))]
+
+
+def conditional_blocks(held, roots):
+    """Conditional covariances P + U J U' of every stage's blocks, J the joint one of the blocks that hold them."""
+    result = criterion.profile(criterion.squares(roots), roots, held)
+    layout, own, joint = held.layout, [], []
+    for s in reversed(range(len(layout.stages))):
+        stage = result.stages[s]
+        P, above = stage.P, [parent for parent in held.index.parents[s]]
+        if above:
+            nearest = joint[0][:, :, above[0]]
+            U = stage.U[:, : nearest.shape[0]]
+            cross = -jnp.einsum("iag,abg->ibg", U, nearest)
+            P = P - jnp.einsum("iag,jag->ijg", cross, U)
+            top = jnp.concatenate([P, cross], axis=1)
+            joint.insert(0, jnp.concatenate([top, jnp.concatenate([jnp.swapaxes(cross, 0, 1), nearest], axis=1)]))
+        else:
+            joint.insert(0, P)
+        own.insert(0, P)
+    return own
