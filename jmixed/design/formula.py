@@ -1,0 +1,392 @@
+"""The grammar of mixed-model formulas: text in, parts out; no data.
+
+formulaic reads ordinary terms. It does not know random-effects bars ``(x | g)`` nor ``offset(x)``, so these are
+taken out first, blank for character, and what remains keeps its positions: a caret under a formula points to the
+same spot in the text that the user wrote.
+"""
+
+import ast
+import keyword
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from formulaic.errors import FormulaicError
+from formulaic.parser.algos.tokenize import tokenize
+from formulaic.parser.types import Token as SourceToken
+
+from jmixed.errors import FormulaError
+
+
+@dataclass(frozen=True)
+class RandomPart:
+    """One random-effects term of a formula.
+
+    Attributes
+    ----------
+    label : str
+        The normalised text of the bar, "Days | Subject".
+    effects : str
+        What varies, a formulaic formula such as "1 + Days" (its intercept is implied unless it says 0 or -1).
+    factors : tuple of str
+        The columns whose combinations are the levels: ("batch", "cask") for ``batch:cask``.
+    independent : bool
+        True for ``||``: every column has a variance of its own and no covariances.
+    """
+
+    label: str
+    effects: str
+    factors: tuple[str, ...]
+    independent: bool = False
+
+
+@dataclass(frozen=True)
+class FormulaParts:
+    """A formula taken apart.
+
+    Attributes
+    ----------
+    text : str
+        The formula as given.
+    fixed : str
+        Response and fixed effects, of the same length as `text`, blank where bars and offsets stood.
+    random : tuple of RandomPart
+        Random-effects terms in the order of the formula, nests expanded.
+    offsets : tuple of str
+        Expressions inside ``offset(...)``.
+    """
+
+    text: str
+    fixed: str
+    random: tuple[RandomPart, ...] = ()
+    offsets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str  # "name", "python", "value", or the operator or parenthesis itself
+    text: str
+    start: int
+    end: int  # one beyond the last character
+
+
+def parse(text: str) -> FormulaParts:
+    """Take a formula apart into fixed effects, random-effects terms and offsets.
+
+    Parameters
+    ----------
+    text : str
+        A two-sided formula, "Reaction ~ Days + (Days | Subject)".
+
+    Returns
+    -------
+    FormulaParts
+
+    Raises
+    ------
+    FormulaError
+        When bars or offsets stand where they mean nothing; the message marks the spot.
+
+    Examples
+    --------
+    >>> from jmixed.design.formula import parse
+    >>> [(r.label, r.factors) for r in parse("y ~ x + (1 | a/b)").random]
+    [('1 | a', ('a',)), ('1 | a:b', ('a', 'b'))]
+    """
+    if not isinstance(text, str):
+        raise FormulaError(
+            f"formula is {text!r} of type {type(text).__name__}; it must be text such as 'y ~ x + (1 | group)'"
+        )
+    tokens = list(scan(text))
+    tildes = [i for i, t in enumerate(tokens) if t.kind == "~"]
+    if not tildes or not tildes[0] or len(tildes) > 1:
+        spot = tokens[tildes[-1]].start if tildes else None
+        raise FormulaError(
+            mark("a formula needs exactly one ~ with the response on its left, as in 'y ~ x + (1 | group)'", text, spot)
+        )
+    bar = next((t for t in tokens[: tildes[0]] if t.kind == "|"), None)
+    if bar:
+        raise FormulaError(mark("the response cannot contain a random-effects bar", text, bar.start))
+    fixed, random, offsets = list(text), [], []
+    segments = list(_segments(text, tokens[tildes[0] + 1 :]))
+    for sign, body in segments:
+        inner = _unwrap(body)
+        special = _offset(inner) if len(inner) == 1 else None
+        if special is None and not any(t.kind == "|" for t in body):
+            continue
+        if sign is not None and sign.kind == "-":
+            raise FormulaError(
+                mark("random effects and offsets are added with +, not removed with -", text, sign.start)
+            )
+        if special is not None:
+            offsets.append(special)
+        else:
+            random += _bar(text, body, inner)
+        _blank(fixed, (sign or body[0]).start, body[-1].end)
+    return FormulaParts(text, _tidy(text, fixed, tokens[tildes[0]].end), _distinct(random), tuple(offsets))
+
+
+def bare_name(text: str) -> str:
+    """The column that a name in backticks or in ``Q("...")`` or ``C(...)`` stands for; other text comes back unchanged.
+
+    Examples
+    --------
+    >>> from jmixed.design.formula import bare_name
+    >>> bare_name("`body mass`"), bare_name("Q('body mass')"), bare_name("C(g)"), bare_name("g")
+    ('body mass', 'body mass', 'g', 'g')
+    """
+    text = text.strip()
+    found = re.fullmatch(r"`([^`]*)`", text) or re.fullmatch(r"""Q\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""", text)
+    if found:
+        return next(part for part in found.groups() if part is not None)
+    wrapped = re.fullmatch(r"C\(\s*([\w.]+|`[^`]*`|Q\([^()]*\))\s*\)", text)
+    return bare_name(wrapped.group(1)) if wrapped else text
+
+
+def mark(message: str, text: str, spot: int | None = None) -> str:
+    """A message with the formula under it and, when the position is known, a caret under the spot."""
+    lines = f"{message}\n\n    {text}"
+    return lines if spot is None else f"{lines}\n    {' ' * spot}^"
+
+
+def syntax_error(error: FormulaicError, text: str) -> FormulaError:
+    """formulaic's complaint about `text` as an error of ours, with a caret instead of colours."""
+    message, _, context = str(error).partition("\n\n")
+    context = re.sub(r"\x1b\[[0-9;]*m", "", context)
+    spot = context.find("⧛")
+    return FormulaError(mark(message.replace("insuffient", "insufficient"), text, None if spot < 0 else spot))
+
+
+def replace_keywords(text: str, taken: set[str]) -> tuple[str, dict[str, str]]:
+    """Replace Python keywords that are used as column names inside calls, where Python could not parse them.
+
+    Parameters
+    ----------
+    text : str
+        A formula; ``y ~ C(class)`` or ``y ~ C(`class`)``.
+    taken : set of str
+        Names that a stand-in must not have.
+
+    Returns
+    -------
+    text : str
+        Of the same length, so that positions still hold.
+    aliases : dict
+        Stand-in to column name, {"clas_": "class"}.
+    """
+    if not any(word in text for word in keyword.kwlist):
+        return text, {}
+    out, aliases = text, {}
+    for token in scan(text):
+        if token.kind != "python":
+            continue
+        code = _stand_in(token.text, r"`(WORD)`", taken, aliases)
+        if not _parses(code):
+            bare = _stand_in(code, r"(?<![\w.`'\"])(WORD)(?![\w`'\"])", taken, aliases)
+            code = bare if _parses(bare) else code
+        out = out[: token.start] + code + out[token.end :]
+    return out, aliases
+
+
+def scan(text: str) -> Iterator[_Token]:
+    """Tokens of a formula with their positions; formulaic's rules say what a name, a call and an operator are."""
+    try:
+        tokens = list(tokenize(text))
+    except FormulaicError as error:
+        raise syntax_error(error, text) from None
+    for token in tokens:
+        start, end = _span(token)
+        kind = token.kind.value if token.kind else ""
+        if kind == "name" and text[start] == "`":
+            end += 1
+        if kind == "operator" and text[start] != "%":
+            yield from (_Token(text[i], text[i], i, i + 1) for i in range(start, end) if not text[i].isspace())
+        elif kind in ("operator", "context"):
+            yield _Token(text[start], text[start:end], start, end)
+        else:
+            yield _Token(kind, text[start:end], start, end)
+
+
+def _span(token: SourceToken) -> tuple[int, int]:
+    start, last = token.source_loc
+    return start or 0, (last or 0) + 1
+
+
+def _stand_in(code: str, pattern: str, taken: set[str], aliases: dict[str, str]) -> str:
+    """Put a stand-in of the same length in the place of each keyword that the pattern finds."""
+
+    def swap(found: re.Match) -> str:
+        word = found.group(1)
+        known = next((alias for alias, name in aliases.items() if name == word), None)
+        alias = known or next(word[:-1] + c for c in "_0123456789" if word[:-1] + c not in taken)
+        aliases[alias] = word
+        return found.group(0).replace(word, alias).replace("`", " ")
+
+    return re.sub(pattern.replace("WORD", "|".join(keyword.kwlist)), swap, code)
+
+
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(re.sub(r"`[^`]*`", "_", code).strip("{}").strip(), mode="eval")
+    except SyntaxError:
+        return False
+    return True
+
+
+def _segments(text: str, tokens: list[_Token]) -> Iterator[tuple[_Token | None, list[_Token]]]:
+    """Terms of the right-hand side with the sign before each, split at + and - outside of parentheses."""
+    sign, body, depth = None, [], 0
+    for token in tokens:
+        if token.kind in "([":
+            depth += 1
+        elif token.kind in ")]":
+            depth -= 1
+            if depth < 0:
+                raise FormulaError(mark("a closing parenthesis has no opening one", text, token.start))
+        if token.kind in ("+", "-") and depth == 0:
+            if body:
+                yield sign, body
+            sign, body = token, []
+        else:
+            body.append(token)
+    if depth:
+        spot = next(t.start for t in tokens if t.kind in "([")
+        raise FormulaError(mark("a parenthesis is not closed", text, spot))
+    if body:
+        yield sign, body
+
+
+def _unwrap(body: list[_Token]) -> list[_Token]:
+    """Strip parentheses that enclose everything."""
+    while len(body) > 2 and body[0].kind == "(" and body[-1].kind == ")":
+        depth = 0
+        for token in body[:-1]:
+            depth += (token.kind == "(") - (token.kind == ")")
+            if depth == 0:
+                return body
+        body = body[1:-1]
+    return body
+
+
+def _offset(body: list[_Token]) -> str | None:
+    """The expression inside offset(...), if the term is one."""
+    found = re.fullmatch(r"offset\((.*)\)", body[0].text, re.DOTALL) if body[0].kind == "python" else None
+    return found.group(1).strip() if found else None
+
+
+def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]:
+    """The random-effects terms that one pair of parentheses with a bar stands for."""
+    bars = [i for i, t in enumerate(inner) if t.kind == "|"]
+    spot = next(t.start for t in body if t.kind == "|")
+    if inner is body or not bars or any(_depth(inner, i) for i in bars):
+        raise FormulaError(
+            mark("a random-effects term stands alone in parentheses and is added with +, as in '+ (x | g)'", text, spot)
+        )
+    first, last = bars[0], bars[-1]
+    double = len(bars) == 2 and inner[last].start == inner[first].start + 1
+    if len(bars) > 1 and not double:
+        raise FormulaError(mark("a random-effects term has one bar, | or ||", text, inner[last].start))
+    left, right = inner[:first], inner[last + 1 :]
+    if not left or not right:
+        side = "left of the bar what varies (1 for an intercept)" if not left else "right of the bar a grouping factor"
+        raise FormulaError(mark(f"a random-effects term needs {side}, as in '(1 | group)'", text, spot))
+    odd = next((t for t in left if t.kind == "~" or t.text.startswith("offset(")), None)
+    if odd:
+        raise FormulaError(mark(f"{odd.text!r} cannot stand inside a random-effects term", text, odd.start))
+    effects, line = _normal(left), "||" if double else "|"
+    groups, rest = _nest(text, right)
+    if rest:
+        raise FormulaError(mark(_GROUPING, text, rest[0].start))
+    return [RandomPart(f"{effects} {line} {':'.join(names)}", effects, names, double) for names in groups]
+
+
+_GROUPING = (
+    "a grouping factor is a column, a:b (combinations) or a/b (a, and b within a); "
+    "write several factors as separate terms, (1 | a) + (1 | b)"
+)
+
+
+def _nest(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:
+    """Read ``a/b``: a, then every factor of b within all of a.  Returns the factors and the tokens left."""
+    factors, rest = _cross(text, tokens)
+    while rest and rest[0].kind == "/":
+        inner, rest = _cross(text, rest[1:])
+        factors = factors + [_join(factors[-1], names) for names in inner]
+    return factors, rest
+
+
+def _cross(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:
+    """Read ``a:b``."""
+    factors, rest = _atom(text, tokens)
+    while rest and rest[0].kind == ":":
+        inner, rest = _atom(text, rest[1:])
+        factors = [_join(outer, names) for outer in factors for names in inner]
+    return factors, rest
+
+
+def _atom(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:
+    """Read a column, a call or a group in parentheses."""
+    if not tokens:
+        raise FormulaError(mark(_GROUPING, text, len(text.rstrip())))
+    head, rest = tokens[0], tokens[1:]
+    if head.kind == "(":
+        factors, rest = _nest(text, rest)
+        if not rest or rest[0].kind != ")":
+            raise FormulaError(mark(_GROUPING, text, rest[0].start if rest else head.start))
+        return factors, rest[1:]
+    if head.kind not in ("name", "python"):
+        raise FormulaError(mark(_GROUPING, text, head.start))
+    return [(bare_name(head.text),)], rest
+
+
+def _join(outer: tuple[str, ...], inner: tuple[str, ...]) -> tuple[str, ...]:
+    return outer + tuple(name for name in inner if name not in outer)
+
+
+def _depth(tokens: list[_Token], position: int) -> int:
+    return sum((t.kind == "(") - (t.kind == ")") for t in tokens[:position])
+
+
+def _normal(tokens: list[_Token]) -> str:
+    """Text of tokens with uniform blanks: spaces around + and - only."""
+    pieces = []
+    for i, token in enumerate(tokens):
+        if token.kind == "python":
+            pieces.append(_unparse(token.text))
+        elif token.kind in ("+", "-"):
+            pieces.append(f" {token.text} " if i else token.text)
+        else:
+            pieces.append(token.text)
+    return "".join(pieces)
+
+
+def _unparse(code: str) -> str:
+    try:
+        return ast.unparse(ast.parse(code, mode="eval"))
+    except SyntaxError:
+        return code
+
+
+def _blank(characters: list[str], start: int, end: int) -> None:
+    characters[start:end] = " " * (end - start)
+
+
+def _tidy(text: str, characters: list[str], rhs: int) -> str:
+    """The fixed part: no leading + where the first term was taken out, and an intercept where nothing is left."""
+    rest = "".join(characters[rhs:])
+    at = rhs + len(rest) - len(rest.lstrip())
+    if not rest.strip() and text[rhs:].strip():
+        characters[rhs + len(text[rhs:]) - len(text[rhs:].lstrip())] = "1"
+    elif rest.lstrip().startswith("+") and not text[rhs:].lstrip().startswith("+"):
+        characters[at] = " "
+    return "".join(characters)
+
+
+def _distinct(parts: list[RandomPart]) -> tuple[RandomPart, ...]:
+    seen: dict[str, int] = {}
+    out = []
+    for part in parts:
+        seen[part.label] = count = seen.get(part.label, 0) + 1
+        label = part.label if count == 1 else f"{part.label} ({count})"
+        out.append(RandomPart(label, part.effects, part.factors, part.independent))
+    return tuple(out)

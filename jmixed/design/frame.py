@@ -1,0 +1,224 @@
+"""The caller's data: any table as a DataFrame, its columns by name, rows by subset, missing values by position."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.design.formula import bare_name
+from jmixed.errors import DataError, MissingDataError
+
+
+def as_frame(data: Any) -> pd.DataFrame:
+    """Any table as a DataFrame; a DataFrame comes back as it is.
+
+    Parameters
+    ----------
+    data : DataFrame, mapping of columns, structured array, or a table that narwhals reads (polars, pyarrow, ...)
+
+    Returns
+    -------
+    DataFrame
+
+    Raises
+    ------
+    DataError
+        When it is no table, has no rows, or has two columns of the same name.
+
+    Examples
+    --------
+    >>> from jmixed.design.frame import as_frame
+    >>> as_frame({"y": [1.0, 2.0]}).shape
+    (2, 1)
+    """
+    if isinstance(data, pd.DataFrame):
+        frame = data
+    elif isinstance(data, Mapping):
+        frame = _from_columns({str(name): values for name, values in data.items()})
+    elif isinstance(data, np.ndarray) and data.dtype.names:
+        frame = _from_columns({name: data[name] for name in data.dtype.names})
+    else:
+        frame = _from_narwhals(data)
+    if not frame.columns.is_unique:
+        twice = list(dict.fromkeys(frame.columns[frame.columns.duplicated()]))
+        raise DataError(
+            f"data has duplicate column names: {twice}; rename them so that every name stands for one column"
+        )
+    if not len(frame):
+        raise DataError("data has no rows; a model needs more rows than it has coefficients")
+    return frame
+
+
+def _from_columns(columns: dict[str, Any]) -> pd.DataFrame:
+    try:
+        return pd.DataFrame(columns)
+    except ValueError as error:
+        sizes = {name: len(values) if hasattr(values, "__len__") else "a scalar" for name, values in columns.items()}
+        raise DataError(
+            f"data is a mapping whose columns do not form a table ({error}); their lengths: {sizes}"
+        ) from None
+
+
+def _from_narwhals(data: Any) -> pd.DataFrame:
+    kind = f"{type(data).__module__}.{type(data).__qualname__}"
+    allowed = "a pandas DataFrame, a mapping of columns, a structured array, or a polars, pyarrow or similar table"
+    try:
+        import narwhals as nw
+    except ImportError:
+        raise DataError(f"data is a {kind}; it must be {allowed}; for the last, pip install narwhals") from None
+    try:
+        table = nw.from_native(data)
+    except TypeError:
+        raise DataError(f"data is a {kind}; it must be {allowed}") from None
+    if isinstance(table, nw.LazyFrame):
+        table = table.collect()
+    return pd.DataFrame({name: _column_from(table[name], nw) for name in table.columns})
+
+
+def _column_from(series: Any, nw: Any) -> Any:
+    """One column of a narwhals table as an array that pandas takes."""
+    values = series.to_numpy()
+    if isinstance(series.dtype, nw.Enum):
+        return pd.Categorical(values, categories=series.cat.get_categories().to_list())
+    if isinstance(series.dtype, nw.Categorical):
+        return pd.Categorical(values)
+    if values.dtype == object and series.dtype == nw.Boolean:
+        return pd.array(values, dtype="boolean")
+    return values
+
+
+def unknown_column(name: str, columns: Iterable[Any], where: str) -> str:
+    """The message for a name that is not there, with close matches."""
+    names = [str(column) for column in columns]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    close = close or [c for c in names if c.lower() == name.lower()]
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"the columns are {_shorten(names)}"
+    return f"{where} names the column {name!r}, which is not in the data; {hint}"
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:12])
+    return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def subset_positions(frame: pd.DataFrame, subset: Any) -> np.ndarray:
+    """Positions of the rows that ``data.loc[subset]`` has."""
+    positions = pd.Series(np.arange(len(frame)), index=frame.index)
+    wanted = subset if isinstance(subset, (pd.Series, slice)) or callable(subset) else np.asarray(subset)
+    try:
+        chosen = np.atleast_1d(np.asarray(positions.loc[wanted]))
+    except (KeyError, IndexError, pd.errors.IndexingError) as error:
+        raise DataError(
+            f"subset cannot be applied to the {len(frame)} rows of data ({error}); "
+            "it must be booleans (one for each row) or labels of the index, as in data.loc[subset]"
+        ) from None
+    if not len(chosen):
+        raise DataError(f"subset selects none of the {len(frame)} rows of data")
+    return chosen
+
+
+def per_row(value: Any, frame: pd.DataFrame, what: str) -> pd.Series:
+    """A column by name, or an array with one value for each row of the data."""
+    if isinstance(value, str):
+        name = value if value in frame.columns else bare_name(value)
+        if name not in frame.columns:
+            raise DataError(unknown_column(name, frame.columns, what + "="))
+        return frame[name]
+    array = value if isinstance(value, (pd.Series, pd.Categorical)) else one_dimensional(value, what)
+    if len(array) != len(frame):
+        raise DataError(f"{what} has {len(array)} values but data has {len(frame)} rows; they must match row by row")
+    return pd.Series(array.array if isinstance(array, pd.Series) else array, index=frame.index)
+
+
+def one_dimensional(value: Any, what: str) -> np.ndarray:
+    """One value for each row; a list of tuples is a list of labels."""
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], tuple):
+        array = np.empty(len(value), object)
+        array[:] = value
+        return array
+    array = np.asarray(value)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"{what} has shape {array.shape}; it must be a column name or one value for each row")
+    return array
+
+
+def numbers(series: pd.Series, what: str) -> np.ndarray:
+    """A column as float64, missing values as NaN; text is refused even when it spells numbers."""
+    if holds_text(series):
+        raise text_error(what, series)
+    if not pd.api.types.is_numeric_dtype(series.dtype) and series.dtype != object:
+        raise DataError(f"{what} has dtype {series.dtype}; it must hold numbers")
+    return series.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def holds_text(series: pd.Series) -> bool:
+    """Whether a column is made of text (or of categories) and not of numbers."""
+    dtype = series.dtype
+    if isinstance(dtype, (pd.CategoricalDtype, pd.StringDtype)):
+        return True
+    return (
+        pd.api.types.infer_dtype(series, skipna=True) in ("string", "mixed", "mixed-integer")
+        and dtype.kind not in "iufb"
+    )
+
+
+def text_error(what: str, series: pd.Series) -> DataError:
+    """The error for text where numbers are needed, with the first value as example."""
+    values = series.dropna()
+    example = f"for example {values.iloc[0]!r}" if len(values) else "and no values"
+    return DataError(
+        f"{what} holds text ({example}) where numbers are needed; convert it first, "
+        f"for example data[{str(series.name)!r}] = pd.to_numeric(data[{str(series.name)!r}])"
+    )
+
+
+def prepare(series: pd.Series) -> Any:
+    """A column as formulaic understands it: used categories only, numbers as numpy numbers, text as text."""
+    dtype = series.dtype
+    if isinstance(dtype, np.dtype):
+        return series.infer_objects().array if dtype.kind == "O" else series.array
+    if isinstance(dtype, pd.CategoricalDtype):
+        return series.cat.remove_unused_categories().array
+    if pd.api.types.is_bool_dtype(dtype) and not series.isna().any():
+        return series.to_numpy(dtype=bool)
+    if pd.api.types.is_numeric_dtype(dtype):
+        return series.to_numpy(dtype=np.float64, na_value=np.nan)
+    if pd.api.types.is_string_dtype(dtype) and dtype != "str":
+        return series.astype(object).where(series.notna(), None).array
+    return series.array
+
+
+def missing_rows(columns: Mapping[str, pd.Series | np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns that have missing values, with a mask of the rows."""
+    masks = {name: np.asarray(pd.isna(values)) for name, values in columns.items()}
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def missing_error(masks: Mapping[str, np.ndarray], positions: np.ndarray) -> MissingDataError:
+    """The error for missing values: how many rows, in which columns, where."""
+    rows = np.flatnonzero(np.logical_or.reduce(list(masks.values())))
+    where = ", ".join(str(int(p)) for p in positions[rows[:5]]) + (", ..." if len(rows) > 5 else "")
+    counts = ", ".join(f"{name} ({int(mask.sum())})" for name, mask in masks.items())
+    return MissingDataError(
+        f"{len(rows)} of {len(positions)} rows have missing values, in {counts}; row positions {where}. "
+        'Use missing="drop" to leave these rows out, or fill them in'
+    )
+
+
+def require_finite(values: np.ndarray, names: Sequence[str], positions: np.ndarray) -> None:
+    """Refuse infinite values, naming the column and the rows; `values` is (n,) or (n, k)."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = values.sum()
+    if np.isfinite(total) or np.isfinite(values).all():
+        return
+    bad = ~np.isfinite(values.reshape(len(values), -1))
+    column = int(np.flatnonzero(bad.any(axis=0))[0])
+    rows = np.flatnonzero(bad[:, column])
+    raise DataError(
+        f"{names[column]} has {len(rows)} infinite values, first at row positions "
+        f"{', '.join(str(int(p)) for p in positions[rows[:5]])}; replace them or leave these rows out"
+    )

@@ -1,0 +1,323 @@
+"""Where formulaic does its work: formulas are read, evaluated together on one table, and kept for new data."""
+
+import ast
+import builtins
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from formulaic import Formula, ModelSpec, ModelSpecs, SimpleFormula
+from formulaic.errors import DataMismatchWarning, FormulaicError
+from formulaic.materializers import PandasMaterializer
+from formulaic.parser.types import Factor as FormulaFactor
+from formulaic.transforms import TRANSFORMS
+from formulaic.utils.layered_mapping import LayeredMapping
+from formulaic.utils.stateful_transforms import stateful_eval
+
+from jmixed.design.formula import mark, replace_keywords, syntax_error
+from jmixed.design.frame import holds_text, prepare, text_error, unknown_column
+from jmixed.errors import DataError, FormulaError
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The columns of one part of a model: names and values (n, k)."""
+
+    names: tuple[str, ...]
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The formulas of a model, read but for their data, and later with the state of their transforms.
+
+    Attributes
+    ----------
+    specs : dict
+        Part to formulaic ModelSpec: "lhs", "rhs", "offset0", "z0", ...
+    needs : dict
+        Part to the columns of the data that it uses.
+    aliases : dict
+        Stand-ins for columns whose names are Python keywords, {"clas_": "class"}.
+    env : dict
+        The caller's functions and constants that the formulas use.
+    texts : dict
+        Part to the text of its formula, for messages.
+    """
+
+    specs: dict[str, ModelSpec]
+    needs: dict[str, tuple[str, ...]]
+    aliases: dict[str, str]
+    env: dict[str, Any] = field(repr=False)
+    texts: dict[str, str] = field(repr=False)
+
+    def columns(self, parts: Iterable[str]) -> list[str]:
+        """The columns of the data that some parts use, each once."""
+        return list(dict.fromkeys(name for part in parts for name in self.needs[part]))
+
+
+def read(texts: Mapping[str, str], columns: pd.Index, env: Mapping[str, Any]) -> Recipe:
+    """Read the formulas of a model.
+
+    Parameters
+    ----------
+    texts : mapping
+        Part to formula. The part "fixed" is two-sided and becomes "lhs" and "rhs"; all others are one-sided.
+    columns : Index
+        Names of the columns of the data.
+    env : mapping
+        The names that the formulas may use beside the columns; a column wins.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    FormulaError, DataError
+        For a formula that formulaic rejects, and for a name that is nowhere.
+    """
+    words = {word for text in texts.values() for word in re.findall(r"[^\W\d]\w*", text)}
+    recipe = Recipe({}, {}, {}, _used(env, words - set(columns)), {})
+    for part, text in texts.items():
+        spelled, aliases = replace_keywords(text, words)
+        recipe.aliases.update(aliases)
+        formulas = _formulas(part, spelled, text)
+        for name, formula in formulas.items():
+            recipe.specs[name] = ModelSpec(formula=formula)
+            recipe.needs[name] = _needs(formula, columns, recipe, text)
+            recipe.texts[name] = text
+    return recipe
+
+
+def _used(env: Mapping[str, Any], words: set[str]) -> dict[str, Any]:
+    """The part of the caller's names that formulas mention; a transform is shadowed by a function only."""
+    found = {word: env[word] for word in words if word in env}
+    return {word: value for word, value in found.items() if word not in TRANSFORMS or callable(value)}
+
+
+def _formulas(part: str, spelled: str, text: str) -> dict[str, SimpleFormula]:
+    """formulaic's reading of one text."""
+    try:
+        formula = Formula(spelled)
+    except FormulaicError as error:
+        raise syntax_error(error, text) from None
+    except SyntaxError as error:
+        raise FormulaError(mark(f"the formula cannot be read ({error.msg})", text)) from None
+    if part != "fixed" and isinstance(formula, SimpleFormula):
+        return {part: formula}
+    sides = {name: getattr(formula, name, None) for name in ("lhs", "rhs")}
+    if part == "fixed" and all(isinstance(side, SimpleFormula) for side in sides.values()):
+        return sides
+    allowed = "one response and one right-hand side" if part == "fixed" else "no response"
+    raise FormulaError(mark(f"this formula must have {allowed}", text))
+
+
+def _needs(formula: SimpleFormula, columns: pd.Index, recipe: Recipe, text: str) -> tuple[str, ...]:
+    """The columns that a formula uses; a name that is neither a column nor known to the caller is an error."""
+    names = []
+    for factor in dict.fromkeys(factor for term in formula for factor in term.factors):
+        for name, called in _names(factor, text):
+            column = recipe.aliases.get(name, name)
+            if column in columns and not called:
+                names.append(column)
+            elif not (column in recipe.env or column in TRANSFORMS or hasattr(builtins, column)):
+                message = unknown_column(column, columns, "the formula")
+                found = re.search(rf"(?<!\w){re.escape(column)}(?!\w)", text)
+                raise (FormulaError if called else DataError)(mark(message, text, found.start() if found else None))
+    return tuple(dict.fromkeys(names))
+
+
+def _names(factor: FormulaFactor, text: str) -> list[tuple[str, bool]]:
+    """The names in a factor, each with whether it is called as a function."""
+    method = factor.eval_method.value
+    if method == "lookup":
+        return [(factor.expr, False)]
+    if method != "python":
+        return []
+    quoted: dict[str, str] = {}
+
+    def stand_in(found: re.Match) -> str:
+        quoted[name := f"_quoted_{len(quoted)}_"] = found.group(1)
+        return name
+
+    code = re.sub(r"`([^`]*)`", stand_in, factor.expr)
+    try:
+        tree = ast.parse(code.strip(), mode="eval")
+    except SyntaxError as error:
+        spot = text.find(factor.expr)
+        message = f"{factor.expr!r} is not valid Python ({error.msg})"
+        raise FormulaError(mark(message, text, spot if spot >= 0 else None)) from None
+    return [(quoted.get(name, name), called) for name, called in _walk(tree)]
+
+
+def _walk(tree: ast.AST) -> list[tuple[str, bool]]:
+    """Names in an expression and whether each stands only before the parenthesis of a call."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    functions = {id(node.func) for node in calls}
+    bound = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    names = [
+        (node.id, id(node) in functions)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in bound
+    ]
+    for node in calls:
+        if (
+            isinstance(node.func, ast.Name)
+            and node.func.id == "Q"
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            names.append((str(node.args[0].value), False))
+    return names
+
+
+def working_frame(frame: pd.DataFrame, columns: Iterable[str], aliases: Mapping[str, str]) -> pd.DataFrame:
+    """The columns that formulas need, as formulaic understands them; nothing is copied that need not be."""
+    index = frame.index if frame.index.is_unique else pd.RangeIndex(len(frame))
+    ready = {name: prepare(frame[name]) for name in columns}
+    ready |= {alias: ready[name] for alias, name in aliases.items() if name in ready}
+    return pd.DataFrame(ready, index=index, copy=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What formulas give on a table: the matrix of each part and the positions of rows with missing values."""
+
+    matrices: dict[str, Matrix]
+    specs: dict[str, ModelSpec]
+    missing: np.ndarray
+
+
+def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool) -> Evaluation:
+    """Evaluate parts of a recipe together, each factor once.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The formulas.
+    parts : iterable of str
+        Which of them.
+    frame : DataFrame
+        A working frame of n rows.
+    fresh : bool
+        True to learn levels and states of transforms and to leave rows with missing values out of the matrices;
+        False to apply those that the recipe has, keeping all rows.
+
+    Returns
+    -------
+    Evaluation
+    """
+    shared: dict[str, dict] = {"transform_state": {}, "encoder_state": {}} if fresh else {}
+    specs = {part: recipe.specs[part].update(**shared) for part in parts}
+    materializer = PandasMaterializer(frame, context=recipe.env)
+    dropped: set[int] = set()
+    action = "drop" if fresh else "ignore"
+    try:
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataMismatchWarning)
+            result = materializer.get_model_matrix(
+                ModelSpecs(**specs), drop_rows=dropped, na_action=action, output="numpy"
+            )
+    except (FormulaicError, SyntaxError, TypeError, ValueError, KeyError, IndexError) as error:
+        raise _explain(error, recipe, specs, frame) from error
+    matrices = {part: _matrix(part, result[part], recipe, len(frame), dropped) for part in specs}
+    if not fresh:
+        _refuse_unseen(materializer, specs, recipe)
+        dropped = _nulls(materializer)
+    rows = np.fromiter(sorted(dropped), np.int64, len(dropped))
+    return Evaluation(matrices, {part: result[part].model_spec for part in specs}, rows)
+
+
+def _matrix(part: str, found: Any, recipe: Recipe, n: int, dropped: set[int]) -> Matrix:
+    names = tuple(restore(name, recipe.aliases) for name in found.model_spec.column_names)
+    values = np.asarray(found)
+    if not names:
+        values = np.empty((n - len(dropped), 0))
+    try:
+        values = np.ascontiguousarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(
+            mark(f"the columns {names} do not hold numbers (dtype {values.dtype})", recipe.texts[part])
+        ) from None
+    return Matrix(names, values)
+
+
+def restore(name: str, aliases: Mapping[str, str]) -> str:
+    """A column's name with the Python keywords put back."""
+    for alias, keyword in aliases.items():
+        name = re.sub(rf"(?<!\w){re.escape(alias)}(?!\w)", keyword, name)
+    return name
+
+
+def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> Exception:
+    """An error of formulaic's as one of ours: text where numbers are needed, wrong lengths, or the message itself."""
+    message = re.sub(r"\s*\n+\s*", " ", str(error))
+    found = re.search(r"factor `(.*?)`\.? ", message)
+    expr = found.group(1) if found else ""
+    part = next((p for p, s in specs.items() if any(expr == f.expr for t in s.formula for f in t.factors)), None)
+    text = recipe.texts[part or next(iter(specs))]
+    if found and part:
+        factor = next(f for t in specs[part].formula for f in t.factors if f.expr == expr)
+        for name, _ in _names(factor, text):
+            if name in frame and holds_text(frame[name]):
+                column = frame[name].rename(recipe.aliases.get(name, name))
+                return text_error(f"{restore(expr, recipe.aliases)}: the column {column.name!r}", column)
+    spot = text.find(expr) if expr else -1
+    detail = restore(message, recipe.aliases)
+    return FormulaError(mark(f"the formula cannot be evaluated: {detail}", text, spot if spot >= 0 else None))
+
+
+def categorical_parts(specs: Mapping[str, ModelSpec]) -> dict[str, list]:
+    """Factor to its categories, for every categorical factor that evaluated specs know."""
+    return {
+        expr: state["categories"]
+        for spec in specs.values()
+        for expr, (kind, state) in spec.encoder_state.items()
+        if kind.value == "categorical" and "categories" in state
+    }
+
+
+def _refuse_unseen(materializer: PandasMaterializer, specs: Mapping[str, ModelSpec], recipe: Recipe) -> None:
+    """A category that the model has not seen is an error; formulaic would make it the baseline."""
+    for expr, categories in categorical_parts(specs).items():
+        if expr not in materializer.factor_cache:
+            continue
+        values = pd.Series(materializer.factor_cache[expr].values.__wrapped__)
+        unseen = [value for value in pd.unique(values.dropna()) if value not in set(categories)]
+        if unseen:
+            raise DataError(
+                f"new data has categories of {restore(expr, recipe.aliases)!r} that the model has not seen: "
+                f"{unseen[:5]}; the known ones are {list(categories)[:20]}. Leave these rows out or refit with them"
+            )
+
+
+def _nulls(materializer: PandasMaterializer) -> set[int]:
+    """Rows in which some factor is missing."""
+    rows: set[int] = set()
+    for factor in materializer.factor_cache.values():
+        values = factor.values.__wrapped__
+        columns = list(values.values()) if isinstance(values, dict) else [values]
+        for column in columns:
+            if np.ndim(column):
+                mask = np.asarray(pd.isna(column)).reshape(len(column), -1).any(axis=1)
+                rows.update(np.flatnonzero(mask).tolist())
+    return rows
+
+
+def expression(text: str, frame: pd.DataFrame, recipe: Recipe, state: dict) -> pd.Series | np.ndarray:
+    """The values of an expression such as ``np.floor(x)`` that stands as a grouping factor."""
+    layers = LayeredMapping(frame, recipe.env, TRANSFORMS)
+    spelled, _ = replace_keywords(text, set(recipe.aliases))
+    try:
+        values = stateful_eval(spelled, layers, {}, state, None)
+    except (TypeError, ValueError, NameError, AttributeError, SyntaxError, KeyError) as error:
+        raise FormulaError(f"the grouping factor {text!r} cannot be evaluated ({error})") from error
+    values = getattr(values, "__wrapped__", values)
+    if np.ndim(values) != 1 or len(values) != len(frame):
+        raise FormulaError(f"the grouping factor {text!r} must give one value for each of the {len(frame)} rows")
+    return values

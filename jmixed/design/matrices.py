@@ -1,0 +1,158 @@
+"""Words to arrays: a formula (with bars, or with statsmodels' arguments) and a table become a `ModelData`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.design.arrays import from_arrays
+from jmixed.design.assemble import Rows, Words, assemble, leave_out_missing
+from jmixed.design.formula import FormulaParts, RandomPart, bare_name, parse
+from jmixed.design.frame import as_frame, per_row, subset_positions
+from jmixed.design.materialise import read
+from jmixed.design.newdata import new_rows
+from jmixed.design.terms import ModelData, NewRows, RandomTerm
+from jmixed.errors import DataError, FormulaError, ModelError
+
+__all__ = ["ModelData", "NewRows", "RandomTerm", "from_arrays", "from_formula", "new_rows"]
+
+
+def from_formula(
+    formula: str,
+    data: Any,
+    *,
+    groups: Any = None,
+    re_formula: str | None = None,
+    vc_formula: Mapping[str, str] | None = None,
+    subset: Any = None,
+    missing: str = "none",
+    weights: Any = None,
+    offset: Any = None,
+    env: Mapping[str, Any] | None = None,
+    drop_cols: Sequence[str] | None = None,
+) -> ModelData:
+    """Build the arrays of a model from words and a table.
+
+    Parameters
+    ----------
+    formula : str
+        "y ~ x" with `groups`, or "y ~ x + (x | g)" with bars and without.
+    data : table
+        A DataFrame, a mapping of columns, a structured array, or a polars or pyarrow table; n rows.
+    groups : str or array (n,), optional
+        The top-level grouping factor, statsmodels style.
+    re_formula : str, optional
+        What varies between groups; a random intercept if absent, nothing if there is a `vc_formula`.
+    vc_formula : mapping, optional
+        Name to formula of each variance component.
+    subset : optional
+        Booleans or labels: the rows ``data.loc[subset]``.
+    missing : {"none", "drop", "raise"}
+        What to do with missing values in anything that is used.
+    weights, offset : str or array (n,), optional
+        Positive weights; a known part of the linear predictor.
+    env : mapping, optional
+        Functions and constants that formulas may use.
+    drop_cols : sequence of str, optional
+        Fixed-effects columns to leave out.
+
+    Returns
+    -------
+    ModelData
+
+    Raises
+    ------
+    FormulaError, DataError, MissingDataError, ModelError
+        When the words or the data make no model; each says what to do.
+
+    Examples
+    --------
+    >>> from jmixed.design.matrices import from_formula
+    >>> data = {"y": [1.0, 2.0, 4.0, 3.0], "g": ["a", "a", "b", "b"]}
+    >>> model = from_formula("y ~ 1 + (1 | g)", data)
+    >>> model.X.shape, list(model.terms[0].levels)
+    ((4, 1), ['a', 'b'])
+    """
+    if missing not in ("none", "drop", "raise"):
+        raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
+    table = as_frame(data)
+    words = _words(parse(formula), table, groups, re_formula, vc_formula)
+    recipe = read(words.texts, table.columns, env or {})
+    beside = {"groups": groups, "weights": weights, "offset": offset}
+    rows = Rows(
+        table,
+        {name: per_row(value, table, name) for name, value in beside.items() if value is not None},
+        np.arange(len(table)),
+    )
+    if subset is not None:
+        rows = rows.take(subset_positions(table, subset))
+    rows = leave_out_missing(rows, words, recipe, missing)
+    return assemble(words, recipe, rows, missing, tuple(drop_cols or ()))
+
+
+def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: Any, vc_formula: Any) -> Words:
+    """Bring both grammars to one description."""
+    style = [
+        name
+        for name, v in (("groups", groups), ("re_formula", re_formula), ("vc_formula", vc_formula))
+        if v is not None
+    ]
+    if parts.random and style:
+        raise FormulaError(
+            f"the formula has random-effects bars ({parts.random[0].label!r}) and {', '.join(style)} is given too; "
+            "use either bars alone or groups=, re_formula= and vc_formula="
+        )
+    if not parts.random and groups is None:
+        what = f"{style[0]} is given but groups= is missing" if style else "the model has no random effects"
+        raise ModelError(
+            f"{what}: add a term such as (1 | group) to the formula, or groups='group'; "
+            "without random effects this is ordinary least squares (statsmodels' OLS)"
+        )
+    random, name = parts.random, None
+    if groups is not None:
+        name = _group_name(groups, table)
+        random = _standard(re_formula, vc_formula, name)
+    components = _components(vc_formula)
+    effects = {part.effects: f"z{i}" for i, part in enumerate(random) if part.effects != "1"}
+    texts = {"fixed": parts.fixed} | {f"offset{i}": f"0 + {text}" for i, text in enumerate(parts.offsets)}
+    texts |= {part: text for text, part in effects.items()}
+    texts |= {f"v{i}": text for i, (_, text) in enumerate(components)}
+    named = tuple((vc_name, f"v{i}") for i, (vc_name, _) in enumerate(components))
+    return Words(parts, random, named, effects, texts, name)
+
+
+def _group_name(groups: Any, table: pd.DataFrame) -> str:
+    if not isinstance(groups, str):
+        return "Group"
+    return groups if groups in table.columns else bare_name(groups)
+
+
+def _standard(re_formula: Any, vc_formula: Any, name: str) -> tuple[RandomPart, ...]:
+    """The random effects that statsmodels' re_formula stands for."""
+    if re_formula is None:
+        return () if vc_formula else (RandomPart(f"1 | {name}", "1", (name,)),)
+    text = _one_sided(re_formula, "re_formula")
+    return (RandomPart(f"{text} | {name}", text, (name,)),)
+
+
+def _components(vc_formula: Any) -> list[tuple[str, str]]:
+    """Name and formula of each variance component, sorted by name."""
+    if vc_formula is None:
+        return []
+    if not isinstance(vc_formula, Mapping):
+        raise FormulaError(
+            f"vc_formula is {vc_formula!r}; it must be a mapping of names to formulas, "
+            "such as {'classroom': '0 + C(classroom)'}"
+        )
+    return [(str(k), _one_sided(vc_formula[k], f"vc_formula[{k!r}]")) for k in sorted(vc_formula, key=str)]
+
+
+def _one_sided(formula: Any, what: str) -> str:
+    if not isinstance(formula, str) or not formula.strip():
+        raise FormulaError(f"{what} is {formula!r}; it must be a formula without response, such as '1 + x'")
+    if "|" in formula and "(" in formula and parse(f"y ~ {formula.strip().lstrip('~')}").random:
+        raise FormulaError(
+            f"{what} is {formula!r}: random-effects bars belong to the main formula, used without groups="
+        )
+    return formula.strip().removeprefix("~").strip()

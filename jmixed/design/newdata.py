@@ -1,0 +1,126 @@
+"""New rows through the eyes of a model: the same columns, the same levels."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.design.frame import as_frame, numbers, per_row, unknown_column
+from jmixed.design.materialise import Evaluation, Recipe, evaluate, expression, working_frame
+from jmixed.design.terms import ModelData, NewRows, RandomTerm
+from jmixed.errors import DataError
+
+
+def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
+    """Fixed-effects columns, offset and, if asked for, random-effects columns and levels of new data.
+
+    Parameters
+    ----------
+    model : ModelData
+        The model.
+    data : table
+        New data, k rows; it needs the columns of the predictors only. For a model made of arrays: an array (k, p).
+    random : bool
+        Whether to look up levels and make the columns of the random effects too.
+
+    Returns
+    -------
+    NewRows
+
+    Raises
+    ------
+    DataError
+        For a column that is not there and for a category of a fixed effect that the model has not seen.
+
+    Examples
+    --------
+    >>> from jmixed.design.matrices import from_formula, new_rows
+    >>> model = from_formula("y ~ 1 + (1 | g)", {"y": [1.0, 2.0, 4.0, 3.0], "g": ["a", "a", "b", "b"]})
+    >>> new_rows(model, {"g": ["b", "z"]}, random=True).codes
+    (array([ 1, -1], dtype=int32),)
+    """
+    if model.recipe is None:
+        return _from_array(model, data, random)
+    frame = as_frame(data)
+    recipe = model.recipe
+    parts = ["rhs", *(part for part in recipe.specs if part.startswith("offset"))]
+    local = [t.rebuild.local for t in model.terms if t.rebuild and t.rebuild.local] if random else []
+    if random:
+        parts += [t.rebuild.part for t in model.terms if t.rebuild and t.rebuild.part]
+    parts = list(dict.fromkeys(parts))
+    needed = list(dict.fromkeys([*recipe.columns(parts), *(c for made in local for c in recipe.needs[made.part])]))
+    for name in [*needed, *(_sources(model, recipe) if random else ())]:
+        if name not in frame.columns:
+            raise DataError(unknown_column(name, frame.columns, "the model"))
+    working = working_frame(frame, needed, recipe.aliases)
+    found = evaluate(recipe, parts, working, fresh=False)
+    X = np.ascontiguousarray(found.matrices["rhs"].values[:, model.kept])
+    missing = np.zeros(len(frame), bool)
+    missing[found.missing] = True
+    X[missing] = np.nan
+    offset = _offset(model, found, frame)
+    codes, Z = _random(model.terms, recipe, found, frame, working) if random else ((), ())
+    missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
+    return NewRows(X, offset, frame.index, codes, Z, missing)
+
+
+def _sources(model: ModelData, recipe: Recipe) -> list[str]:
+    """Columns that grouping factors need."""
+    names = [name for term in model.terms if term.rebuild for name in term.rebuild.factor.sources]
+    return [name for name in dict.fromkeys(names) if "(" not in name]
+
+
+def _offset(model: ModelData, found: Evaluation, frame: pd.DataFrame) -> np.ndarray:
+    """Offsets of the formula and of the column that offset= named."""
+    offset = np.zeros(len(frame))
+    for part, matrix in found.matrices.items():
+        if part.startswith("offset"):
+            offset = offset + matrix.values[:, 0]
+    if model.offset_source:
+        offset = offset + numbers(per_row(model.offset_source, frame, "offset"), "offset")
+    elif model.offset_source is not None and model.offset.any():
+        raise DataError(
+            "the model was given its offset as an array, which new data does not have; "
+            "give the offset as a column name or as offset(column) in the formula to predict for new data"
+        )
+    return offset
+
+
+def _random(
+    terms: tuple[RandomTerm, ...], recipe: Recipe, found: Evaluation, frame: pd.DataFrame, working: pd.DataFrame
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Levels and columns of each term."""
+    codes, columns = [], []
+    for term in terms:
+        made = term.rebuild
+        if made is None:
+            raise DataError(f"the term {term.label!r} was given as arrays and cannot be made for new data")
+        sources = [frame[s] if s in frame.columns else expression(s, frame, recipe, {}) for s in made.factor.sources]
+        level = made.factor.match(sources)
+        if made.local is not None:
+            values = made.local.build(working, level)
+        elif made.part is None:
+            values = np.ones((len(frame), 1))
+        else:
+            values = found.matrices[made.part].values
+        codes.append(level)
+        columns.append(values if made.column is None else values[:, [made.column]])
+    return tuple(codes), tuple(columns)
+
+
+def _from_array(model: ModelData, data: Any, random: bool) -> NewRows:
+    """New fixed-effects columns for a model made of arrays."""
+    if random:
+        raise DataError("a model made of arrays knows no columns; random effects for new data need a formula")
+    frame = data if isinstance(data, pd.DataFrame) else None
+    X = np.asarray(data, dtype=np.float64)
+    X = X[:, None] if X.ndim == 1 else X
+    width = len(model.kept) + len(model.dropped)
+    if X.ndim != 2 or X.shape[1] not in (width, len(model.kept)):
+        raise DataError(f"new data has shape {X.shape}; it must have the {width} columns of exog")
+    if X.shape[1] == width:
+        X = X[:, model.kept]
+    if model.offset.any():
+        raise DataError("the model has an offset given as an array, which new data does not have; use a formula")
+    index = frame.index if frame is not None else pd.RangeIndex(len(X))
+    return NewRows(np.ascontiguousarray(X), np.zeros(len(X)), index, (), (), np.isnan(X).any(axis=1))

@@ -1,0 +1,312 @@
+"""Variance components: formulas whose columns, made within each top-level group, share one variance.
+
+A component is evaluated group by group in principle, so that levels and transforms are those of the group. In practice
+that is needed only when a transform looks at several rows at once. Indicators of a factor are levels of a nested factor
+and need no columns at all; other categorical columns are recoded to their rank within the group, after which one
+evaluation serves all groups.
+"""
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from formulaic import ModelSpec, SimpleFormula
+from formulaic.parser.types import Factor as FormulaFactor
+from formulaic.parser.types import Term
+from formulaic.transforms import TRANSFORMS
+
+from jmixed.design.factors import Factor, cross, factor
+from jmixed.design.formula import bare_name
+from jmixed.design.materialise import Matrix, Recipe, evaluate, restore
+from jmixed.design.terms import RandomTerm, Rebuild
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a variance component is evaluated.
+
+    Attributes
+    ----------
+    name, part : str
+        The component and its part of the recipe.
+    way : str
+        "indicators": levels of a nested factor, times a numeric column if `numeric`; "whole": one evaluation for all
+        rows; "ranks": one evaluation with categories recoded within groups; "groups": group by group.
+    categories : tuple of (str, str)
+        Spelling in the formula and column of each categorical factor.
+    numeric : tuple of factors
+        Numeric factors of an "indicators" component.
+    """
+
+    name: str
+    part: str
+    way: str
+    categories: tuple[tuple[str, str], ...] = ()
+    numeric: tuple[FormulaFactor, ...] = ()
+
+
+def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
+    """Decide how to evaluate the component `name`; `frame` is the working frame."""
+    terms = [term.factors for term in recipe.specs[part].formula]
+    kinds = {f: _kind(f, recipe, frame) for factors in terms for f in factors}
+    if "other" in kinds.values():
+        return Plan(name, part, "groups")
+    categories = tuple((f.expr, bare_name(f.expr)) for f, kind in kinds.items() if kind == "categorical")
+    if not categories:
+        return Plan(name, part, "whole")
+    if len(terms) > 1:
+        return Plan(name, part, "ranks", categories)
+    numeric = tuple(f for f, kind in kinds.items() if kind == "numeric")
+    return Plan(name, part, "indicators", categories, numeric)
+
+
+def numeric_spec(made: Plan) -> ModelSpec:
+    """The product of the numeric factors of an "indicators" component."""
+    return ModelSpec(formula=SimpleFormula([Term(made.numeric)]))
+
+
+def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
+    """ "categorical", "numeric" (each value depends on its own row only), "one", or "other"."""
+    if factor.eval_method.value == "literal":
+        return "one"
+    name = bare_name(factor.expr)
+    if name in frame.columns and "C" not in recipe.env:
+        wrapped = factor.expr.startswith("C(")
+        return "categorical" if wrapped or _is_categorical(frame[name]) else "numeric"
+    return "numeric" if _row_by_row(factor.expr, recipe, frame) else "other"
+
+
+def _is_categorical(series: pd.Series) -> bool:
+    return series.dtype in ("object", "str") or isinstance(series.dtype, pd.CategoricalDtype)
+
+
+def _row_by_row(expr: str, recipe: Recipe, frame: pd.DataFrame) -> bool:
+    """Whether an expression is made of numeric columns, arithmetic and numpy ufuncs, so that groups do not matter."""
+    try:
+        tree = ast.parse(re.sub(r"`[^`]*`", "0", expr), mode="eval")
+    except SyntaxError:
+        return False
+    names = {name for name in re.findall(r"`([^`]*)`", expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function = _resolve(node.func, recipe.env)
+            if node.keywords or not (isinstance(function, np.ufunc) or function is TRANSFORMS["I"]):
+                return False
+    called = {ast.unparse(node.func).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - called
+    functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    plain = all(id(n) in functions or not isinstance(n, (ast.Attribute, ast.Subscript)) for n in ast.walk(tree))
+    numeric = all(name in frame.columns and not _is_categorical(frame[name]) for name in names)
+    return plain and numeric
+
+
+def _resolve(node: ast.expr, env: Mapping[str, Any]) -> Any:
+    """The function that a call names, or None."""
+    if isinstance(node, ast.Name):
+        return env.get(node.id, TRANSFORMS.get(node.id))
+    if isinstance(node, ast.Attribute):
+        return getattr(_resolve(node.value, env), node.attr, None)
+    return None
+
+
+@dataclass(frozen=True)
+class LevelNames(Sequence):
+    """Names of each level's columns inside its group, made when they are asked for.
+
+    ``pieces`` spell the one column: text, or for a categorical factor its spelling and its place among the sources.
+    """
+
+    factor: Factor
+    pieces: tuple[str | tuple[str, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.factor.levels)
+
+    def __getitem__(self, level):
+        if isinstance(level, slice):
+            return tuple(self[i] for i in range(*level.indices(len(self))))
+        if not -len(self) <= level < len(self):
+            raise IndexError(level)
+        codes = self.factor.decode()
+        label = [
+            piece if isinstance(piece, str) else f"{piece[0]}[{self.factor.tables[piece[1]][codes[piece[1]][level]]}]"
+            for piece in self.pieces
+        ]
+        return (":".join(label),)
+
+
+@dataclass(frozen=True)
+class Built:
+    """Columns of a component that were made apart from the other formulas."""
+
+    matrix: Matrix
+    missing: np.ndarray
+    local: Any
+    inner: tuple[tuple[str | None, ...], ...]
+
+
+def build_local(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+    """Evaluate a component of the kinds "ranks" and "groups" on the working frame."""
+    return (_by_rank if made.way == "ranks" else _by_group)(made, recipe, frame, top)
+
+
+def make_term(
+    made: Plan,
+    label: str,
+    matrices: Mapping[str, Matrix],
+    built: Built | None,
+    frame: pd.DataFrame,
+    top: Factor,
+    aliases: dict,
+) -> RandomTerm:
+    """The random-effects term of a component, its columns being known."""
+    constant = len(top.levels) == 1
+    if made.way == "indicators":
+        return _indicators(made, label, matrices, frame, top, constant, aliases)
+    matrix = built.matrix if built else matrices[made.part]
+    single = matrix.values.shape[1] == 1
+    return RandomTerm(
+        label=label,
+        group=top.name if single else made.name,
+        codes=top.codes,
+        levels=top.levels,
+        columns=matrix.names,
+        Z=matrix.values,
+        structure="unstructured" if single else "identity",
+        vc=made.name,
+        parents=np.arange(len(top.levels), dtype=np.int32),
+        inner=built.inner if built else (matrix.names,) * len(top.levels),
+        rebuild=Rebuild(top, None, None, built.local) if built else Rebuild(top, made.part),
+    )
+
+
+def _indicators(made, label, matrices, frame, top, constant, aliases) -> RandomTerm:
+    name = made.name if constant else f"{top.name}:{made.name}"
+    columns = [factor(column, frame[column]) for _, column in made.categories]
+    chain = columns if constant else [top, *columns]
+    whole = chain[0]
+    for further in chain[1:]:
+        whole = cross(name, whole, further)
+    whole = Factor(name, whole.codes, whole.levels, whole.sources, whole.tables, whole.cells)
+    matrix = matrices[made.part] if made.numeric else None
+    first = len(chain) - len(columns)
+    spelled: list[str | tuple[str, int]] = [
+        (restore(e, aliases), i + first) for i, (e, _) in enumerate(made.categories)
+    ]
+    return RandomTerm(
+        label=label,
+        group=name,
+        codes=whole.codes,
+        levels=whole.levels,
+        columns=matrix.names if matrix else ("Intercept",),
+        Z=matrix.values if matrix else np.ones((len(frame), 1)),
+        vc=made.name,
+        intercept=None if matrix else 0,
+        parents=(np.zeros(len(whole.levels)) if constant else whole.decode()[0]).astype(np.int32),
+        inner=LevelNames(whole, (*spelled, *(matrix.names if matrix else ()))),
+        rebuild=Rebuild(whole, made.part if matrix else None),
+    )
+
+
+@dataclass(frozen=True)
+class RankColumns:
+    """Columns from categories that are numbered within each group."""
+
+    factors: tuple[Factor, ...]
+    columns: tuple[str, ...]
+    part: str
+    recipe: Recipe = field(repr=False)
+
+    def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
+        """Columns (k, q) for new rows; a category that is new in its group has none."""
+        recoded = frame.copy(deep=False)
+        for k, (own, column) in enumerate(zip(self.factors, self.columns, strict=True)):
+            level = own.extend(codes.astype(np.int64), 0, frame[column])
+            rank = np.where(level >= 0, _ranks(own)[level], -1)
+            recoded[column] = pd.Categorical.from_codes(rank, categories=_tokens(k, own))
+        values = evaluate(self.recipe, [self.part], recoded, fresh=False).matrices[self.part].values
+        return np.where((codes >= 0)[:, None], values, 0.0)
+
+
+def _ranks(own: Factor) -> np.ndarray:
+    """Rank of each level among the levels of its group."""
+    parents = own.decode()[0]
+    return np.arange(len(parents)) - np.searchsorted(parents, parents)
+
+
+def _tokens(k: int, own: Factor) -> list[str]:
+    return [f"<{k}:{rank:08d}>" for rank in range(int(_ranks(own).max()) + 1)]
+
+
+def _by_rank(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+    recoded, factors = frame.copy(deep=False), []
+    for k, (_, column) in enumerate(made.categories):
+        own = cross(column, top, factor(column, frame[column]))
+        recoded[column] = pd.Categorical.from_codes(_ranks(own)[own.codes], categories=_tokens(k, own))
+        factors.append(own)
+    found = evaluate(recipe, [made.part], recoded, fresh=True)
+    learnt = Recipe(found.specs, recipe.needs, recipe.aliases, recipe.env, recipe.texts)
+    local = RankColumns(tuple(factors), tuple(column for _, column in made.categories), made.part, learnt)
+    matrix = found.matrices[made.part]
+    return Built(matrix, found.missing, local, _names_by_rank(matrix.names, factors, len(top.levels)))
+
+
+def _names_by_rank(names: tuple[str, ...], factors: list[Factor], groups: int) -> tuple[tuple[str | None, ...], ...]:
+    """Each group's names: the tokens replaced by its own labels, None where it has no such level."""
+    labels = []
+    for own in factors:
+        outer, inner = own.decode()
+        ranks = _ranks(own)
+        labels.append({(int(g), int(r)): str(own.tables[1][i]) for g, r, i in zip(outer, ranks, inner, strict=True)})
+
+    def spell(name: str, group: int) -> str | None:
+        tokens = re.findall(r"<(\d+):(\d+)>", name)
+        if not all((group, int(rank)) in labels[int(k)] for k, rank in tokens):
+            return None
+        return re.sub(r"<(\d+):(\d+)>", lambda m: labels[int(m.group(1))][group, int(m.group(2))], name)
+
+    return tuple(tuple(spell(name, group) for name in names) for group in range(groups))
+
+
+@dataclass(frozen=True)
+class GroupColumns:
+    """Columns from a formula whose transforms were learnt in each group by itself."""
+
+    part: str
+    recipes: tuple[Recipe, ...] = field(repr=False)
+    width: int
+
+    def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
+        """Columns (k, q) for new rows, with the transforms of their groups."""
+        values = np.zeros((len(frame), self.width))
+        for code in np.unique(codes[codes >= 0]):
+            rows = np.flatnonzero(codes == code)
+            own = evaluate(self.recipes[code], [self.part], frame.iloc[rows], fresh=False).matrices[self.part].values
+            values[rows, : own.shape[1]] = own
+        return values
+
+
+def _by_group(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+    order = np.argsort(top.codes, kind="stable")
+    bounds = np.searchsorted(top.codes[order], np.arange(len(top.levels) + 1))
+    pieces = []
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        rows = order[start:stop]
+        pieces.append((rows, evaluate(recipe, [made.part], frame.iloc[rows], fresh=True)))
+    missing = [rows[found.missing] for rows, found in pieces]
+    widths = [len(found.matrices[made.part].names) for _, found in pieces]
+    values = np.zeros((len(frame), max(widths)))
+    for rows, found in pieces:
+        matrix = found.matrices[made.part]
+        values[np.delete(rows, found.missing), : len(matrix.names)] = matrix.values
+    names = [found.matrices[made.part].names for _, found in pieces]
+    recipes = tuple(Recipe(found.specs, recipe.needs, recipe.aliases, recipe.env, recipe.texts) for _, found in pieces)
+    padded = tuple(own + (None,) * (max(widths) - len(own)) for own in names)
+    columns = names[int(np.argmax(widths))]
+    return Built(
+        Matrix(columns, values), np.concatenate(missing), GroupColumns(made.part, recipes, max(widths)), padded
+    )
