@@ -1,0 +1,129 @@
+"""The command line: ``python -m jmixed FORMULA --data FILE`` fits a model and prints its summary."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from jmixed import datasets
+from jmixed.cache import enable_compilation_cache
+from jmixed.errors import DataError, FormulaError, JmixedError
+from jmixed.model import mixedlm
+
+EPILOG = """examples:
+  python -m jmixed "Reaction ~ Days + (Days | Subject)" --data sleepstudy
+  python -m jmixed "score ~ age" --groups school --vc "classroom=0 + C(classroom)" --data scores.csv --ml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fit the model that the arguments describe and print its summary.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The command line; that of the process by default.
+
+    Returns
+    -------
+    int
+        The exit status: 0, or 2 for bad input, with one line on standard error.
+    """
+    options = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _print_warning
+        try:
+            enable_compilation_cache()
+        except OSError as error:
+            print(f"jmixed: warning: no compilation cache ({error})", file=sys.stderr)
+        try:
+            data = read_table(options.data)
+            result = mixedlm(data=data, **_arguments(options)).fit(reml=not options.ml)
+        except JmixedError as error:
+            print(f"jmixed: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+    print(result.summary())
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m jmixed",
+        description="Fit a linear mixed model and print its summary.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("formula", help='response and effects, as in "y ~ x + (x | g)" or, with --groups, "y ~ x"')
+    parser.add_argument("--data", required=True, metavar="FILE", help="a CSV or Parquet file, or a bundled data set")
+    parser.add_argument("--groups", metavar="COLUMN", help="column of the groups (a formula without bars)")
+    parser.add_argument("--re", metavar="FORMULA", help="formula of the random effects (with --groups)")
+    parser.add_argument(
+        "--vc", action="append", default=[], metavar="NAME=FORMULA", help="a variance component; repeat for more"
+    )
+    parser.add_argument("--weights", metavar="COLUMN", help="column of positive weights")
+    parser.add_argument("--offset", metavar="COLUMN", help="column that is added to the linear predictor")
+    parser.add_argument("--ml", action="store_true", help="maximum likelihood instead of REML")
+    parser.add_argument(
+        "--missing", choices=("none", "drop", "raise"), default="none", help="rows with missing values (none: an error)"
+    )
+    return parser
+
+
+def _arguments(options) -> dict:
+    """The keyword arguments of `mixedlm`."""
+    components = {}
+    for text in options.vc:
+        name, equals, formula = text.partition("=")
+        if not equals or not name.strip() or not formula.strip():
+            raise FormulaError(f'--vc {text!r}: write NAME=FORMULA, for example "classroom=0 + C(classroom)"')
+        components[name.strip()] = formula.strip()
+    chosen = {"groups": options.groups, "re_formula": options.re, "vc_formula": components or None}
+    chosen |= {"weights": options.weights, "offset": options.offset}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return {"formula": options.formula, "missing": options.missing, **given}
+
+
+def read_table(source: str) -> pd.DataFrame:
+    """Read a table from a file, or a bundled data set by name.
+
+    Parameters
+    ----------
+    source : str
+        A path that ends in .csv, .csv.gz, .tsv, .txt, .parquet or .pq, or the name of a data set. A file wins over a
+        data set of the same name.
+
+    Returns
+    -------
+    DataFrame
+
+    Raises
+    ------
+    DataError
+        When there is no such file or data set, or it cannot be read.
+    """
+    path = Path(source)
+    if not path.is_file():
+        if source in datasets.names():
+            return datasets.load(source)
+        known = ", ".join(datasets.names())
+        raise DataError(f"--data {source!r}: there is no such file, and no such bundled data set (these are: {known})")
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            return pd.read_parquet(path)
+        return pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",")
+    except ImportError as error:
+        raise DataError(f"--data {source!r}: Parquet files need pyarrow: pip install pyarrow") from error
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise DataError(f"--data {source!r}: cannot be read as a table: {error}") from error
+
+
+def _print_warning(message, category, filename, lineno, file=None, line=None):
+    print(f"jmixed: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Inference on a fit, one method a file: arrays in, small frozen dataclasses out."""

@@ -1,0 +1,276 @@
+"""Parameters with their covariance, and the tests that rest on it: the part of a result that statsmodels defines."""
+
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from scipy import linalg, stats
+
+from jmixed import contrasts
+from jmixed.errors import ModelError
+from jmixed.names import ParameterNames, fixed_terms
+from jmixed.precision import FLOAT
+
+
+class WaldInference:
+    """Parameters, covariances and Wald tests of a fit; `MixedLMResults` is built on it.
+
+    Everything here is on the scale of ``params``: coefficients as they are, variances divided by ``scale``.
+    """
+
+    _fit: object
+    _names: ParameterNames
+    _labelled: bool
+    df_resid: int
+    use_t: bool
+
+    def _vector(self, values, names):
+        return pd.Series(values, index=list(names)) if self._labelled else np.array(values, FLOAT)
+
+    def _matrix(self, values, names):
+        names = list(names)
+        return pd.DataFrame(values, index=names, columns=names) if self._labelled else np.array(values, FLOAT)
+
+    @cached_property
+    def _psi(self) -> np.ndarray:
+        """Variance parameters divided by the residual variance, in the order of ``params``."""
+        pieces = [np.zeros(0)]
+        for term in self._spec.terms:
+            relative = self._fit.covariances[term.label] / self._fit.sigma**2
+            identity = term.structure == "identity"
+            pieces.append(relative[:1, 0] if identity else relative[np.tril_indices(len(relative))])
+        return np.concatenate(pieces)
+
+    @cached_property
+    def _estimate(self) -> np.ndarray:
+        return np.concatenate([self._fit.beta, self._psi])
+
+    @cached_property
+    def _cov(self) -> np.ndarray:
+        return linalg.block_diag(self._fit.vcov_beta, self._fit.vcov_psi)
+
+    @cached_property
+    def _bse(self) -> np.ndarray:
+        variances = np.diag(self._cov)
+        # A negative variance is no variance: the information was not positive definite there.
+        return np.sqrt(np.where(variances >= 0, variances, np.nan))
+
+    @cached_property
+    def _bse_re(self) -> np.ndarray:
+        """Delta method for ``scale * psi``, with the uncertainty of the scale and its covariance with psi."""
+        fit, psi, scale = self._fit, self._psi, self._fit.sigma**2
+        jacobian = scale * np.eye(len(psi)) + np.outer(psi, fit.scale_gradient)
+        variances = np.einsum("ij,jk,ik->i", jacobian, fit.vcov_psi, jacobian) + psi**2 * fit.scale_variance
+        held = np.diag(fit.vcov_psi) == 0
+        return np.sqrt(np.where(held, 0.0, np.where(variances >= 0, variances, np.nan)))
+
+    @property
+    def params(self):
+        """Coefficients, then variance parameters divided by ``scale``: Series, or array (k,) without labels."""
+        return self._vector(self._estimate, self._names.all)
+
+    @property
+    def fe_params(self):
+        """Fixed-effects coefficients: Series, or array (k_fe,)."""
+        return self._vector(self._fit.beta, self._names.fixed)
+
+    @property
+    def bse(self):
+        """Standard errors of ``params``, on its scale."""
+        return self._vector(self._bse, self._names.all)
+
+    @property
+    def bse_fe(self):
+        """Standard errors of the coefficients by generalised least squares, sigma^2 (X'V^-1 X)^-1."""
+        return self._vector(self._bse[: len(self._fit.beta)], self._names.fixed)
+
+    @property
+    def bse_re(self):
+        """Standard errors of the variance parameters on the scale of the data, that of ``cov_re`` and ``vcomp``.
+
+        By the delta method from the joint information of the relative variances and the residual variance. Their
+        distribution is skewed: intervals should come from a profile or a bootstrap.
+        """
+        return self._vector(self._bse_re, self._names.variance)
+
+    @property
+    def tvalues(self):
+        """``params / bse``."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._vector(self._estimate / self._bse, self._names.all)
+
+    @property
+    def pvalues(self):
+        """Two-sided normal p-values of ``tvalues``; for variance parameters they mean little."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._vector(2 * stats.norm.sf(np.abs(self._estimate / self._bse)), self._names.all)
+
+    @property
+    def normalized_cov_params(self) -> np.ndarray:
+        """``cov_params()`` divided by ``scale``."""
+        return self._cov / self._fit.sigma**2
+
+    def conf_int(self, alpha: float = 0.05, cols=None):
+        """Normal confidence limits of ``params``.
+
+        Parameters
+        ----------
+        alpha : float
+            The level is 1 - alpha.
+        cols : sequence of int, optional
+            Positions of the parameters wanted.
+
+        Returns
+        -------
+        DataFrame with columns 0 and 1, or array (k, 2)
+        """
+        half = stats.norm.ppf(1 - alpha / 2) * self._bse
+        limits = np.column_stack([self._estimate - half, self._estimate + half])
+        table = pd.DataFrame(limits, index=list(self._names.all)) if self._labelled else limits
+        if cols is None:
+            return table
+        return table.iloc[np.asarray(cols)] if isinstance(table, pd.DataFrame) else table[np.asarray(cols)]
+
+    def cov_params(self, r_matrix=None, column=None, scale=None, cov_p=None, other=None):
+        """Covariance of ``params``: generalised least squares for the coefficients, observed information for the rest.
+
+        Parameters
+        ----------
+        r_matrix : array, optional
+            Return ``r_matrix @ cov @ other.T`` instead.
+        column : int or sequence of int, optional
+            Return the rows and columns at these positions only.
+        scale : float, optional
+            Use this residual variance in place of the estimate.
+        cov_p : array (k, k), optional
+            Use this covariance in place of the estimate.
+        other : array, optional
+            The second matrix; ``r_matrix`` by default.
+
+        Returns
+        -------
+        DataFrame or array (k, k); an array for ``r_matrix`` and ``column``
+        """
+        if column is not None and (r_matrix is not None or other is not None):
+            raise ValueError("cov_params: give column or r_matrix, not both")
+        if other is not None and r_matrix is None:
+            raise ValueError("cov_params: other needs r_matrix")
+        cov = self._cov if scale is None else self._cov / self._fit.sigma**2 * scale
+        cov = cov if cov_p is None else np.asarray(cov_p, FLOAT)
+        if column is not None:
+            places = np.asarray(column)
+            return cov[places, places] if places.ndim == 0 else cov[np.ix_(places, places)]
+        if r_matrix is not None:
+            left = np.asarray(r_matrix, FLOAT)
+            right = left if other is None else np.asarray(other, FLOAT)
+            return left @ cov @ right.T
+        return self._matrix(cov, self._names.all)
+
+    def t_test(self, r_matrix, use_t: bool | None = None) -> contrasts.ContrastTest:
+        """Test linear combinations of the coefficients one by one.
+
+        Parameters
+        ----------
+        r_matrix : array (k, k_fe) or (k_fe,), str, list of str, mapping, or tuple (R, q)
+            ``"Days = 10"`` tests against 10, ``"a - b"`` against zero.
+        use_t : bool, optional
+            Refer to the t distribution with ``df_resid`` degrees of freedom; by default the normal.
+
+        Returns
+        -------
+        ContrastTest
+            With effect, sd, tvalue, pvalue, conf_int(), summary().
+
+        Raises
+        ------
+        ValueError
+            When a matrix has not k_fe columns.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.t_test("Days = 0").tvalue.round(2)
+        array([6.77])
+        """
+        R, q = contrasts.hypotheses(r_matrix, self._names.fixed)
+        use_t = self.use_t if use_t is None else use_t
+        return contrasts.contrast_test(R, q, self._fit.beta, self._fit.vcov_beta, self.df_resid, use_t)
+
+    def wald_test(
+        self, r_matrix, cov_p=None, invcov=None, use_f=None, df_constraints=None, scalar=True
+    ) -> contrasts.WaldTest:
+        """Test linear combinations of the parameters jointly, by chi-square.
+
+        Parameters
+        ----------
+        r_matrix : array with k_fe columns or one per parameter, str, list of str, mapping, or tuple (R, q)
+        cov_p : array (k, k), optional
+            Covariance of the parameters, in place of ``cov_params()``.
+        invcov : array (r, r), optional
+            Inverse covariance of the combinations, in place of the one that follows.
+        use_f : bool, optional
+            Refer to F with ``df_resid`` denominator degrees of freedom, which is too liberal for terms that vary
+            between groups.
+        df_constraints : int, optional
+            Number of constraints, if it should not be found by rank.
+        scalar : bool
+            Accepted for compatibility; the statistic is always a number.
+
+        Returns
+        -------
+        WaldTest
+        """
+        R, q = self._hypotheses(r_matrix)
+        cov = self._cov if cov_p is None else np.asarray(cov_p, FLOAT)
+        # Parameters without a standard error do not matter unless they are tested.
+        used = np.any(R != 0, axis=0)
+        R, estimate, cov = R[:, used], self._estimate[used], cov[np.ix_(used, used)]
+        if invcov is not None:
+            estimate, q, cov, R = R @ estimate - q, np.zeros(len(q)), np.linalg.inv(invcov), np.eye(len(q))
+        use_f = self.use_t if use_f is None else use_f
+        return contrasts.wald_test(R, q, estimate, cov, self.df_resid, use_f, df_constraints)
+
+    def f_test(self, r_matrix, cov_p=None, invcov=None) -> contrasts.WaldTest:
+        """``wald_test`` with ``use_f=True``."""
+        return self.wald_test(r_matrix, cov_p=cov_p, invcov=invcov, use_f=True)
+
+    def _hypotheses(self, spec):
+        """Hypotheses about all parameters; a matrix may also have columns for the coefficients only."""
+        matrix = spec[0] if isinstance(spec, tuple) and len(spec) == 2 and not isinstance(spec[0], str) else spec
+        words = isinstance(spec, str | dict) or (len(matrix) and isinstance(next(iter(matrix)), str))
+        if not words and np.atleast_2d(np.asarray(matrix)).shape[1] == len(self._names.fixed):
+            R, q = contrasts.hypotheses(spec, self._names.fixed)
+            return np.hstack([R, np.zeros((len(R), len(self._names.variance)))]), q
+        return contrasts.hypotheses(spec, self._names.all)
+
+    def wald_test_terms(
+        self, skip_single=False, extra_constraints=None, combine_terms=None, scalar=True
+    ) -> contrasts.WaldTable:
+        """Joint tests of the terms of the formula: all coefficients of a term are zero.
+
+        Parameters
+        ----------
+        skip_single : bool
+            Leave out terms of one coefficient.
+        extra_constraints : sequence of (name, hypotheses), optional
+            More tests, as for ``wald_test``.
+        combine_terms : sequence of str, optional
+            For each text one more test: of all terms whose names contain it, together.
+        scalar : bool
+            Accepted for compatibility.
+
+        Returns
+        -------
+        WaldTable
+        """
+        terms = fixed_terms(self._spec)
+        tests = [(name, places) for name, places in terms.items() if len(places) > (1 if skip_single else 0)]
+        for text in combine_terms or ():
+            places = [place for name, own in terms.items() if text in name for place in own]
+            if not places:
+                raise ModelError(f"combine_terms: no term contains {text!r}; the terms are {list(terms)}")
+            tests.append((text, places))
+        rows = [(name, self.wald_test(np.eye(len(self._estimate))[list(places)])) for name, places in tests]
+        rows += [(name, self.wald_test(spec)) for name, spec in extra_constraints or ()]
+        return contrasts.wald_table(rows)

@@ -1,0 +1,151 @@
+"""The command line: prints the summary and exits 0, or says in one line what is wrong and exits 2."""
+
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import jmixed as jm
+from jmixed.__main__ import main
+from jmixed.cache import default_directory
+
+
+@pytest.fixture(autouse=True)
+def _no_cache(monkeypatch):
+    monkeypatch.setenv("JMIXED_CACHE", "off")
+
+
+def run(capsys, *arguments):
+    status = main(arguments)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_a_bundled_data_set(capsys):
+    status, out, err = run(capsys, "Reaction ~ Days + (Days | Subject)", "--data", "sleepstudy")
+    assert (status, err) == (0, "")
+    assert "Days                10.467    1.546  6.771" in out
+
+
+def test_statsmodels_arguments_and_a_file(capsys, tmp_path):
+    path = tmp_path / "pastes.csv"
+    jm.datasets.load("pastes").to_csv(path, index=False)
+    words = ["--groups", "batch", "--re", "1", "--vc", "cask=0 + C(cask)", "--ml"]
+    status, out, err = run(capsys, "strength ~ 1", "--data", str(path), *words)
+    assert (status, err) == (0, "")
+    result = jm.mixedlm(
+        "strength ~ 1", jm.datasets.load("pastes"), groups="batch", re_formula="1", vc_formula={"cask": "0 + C(cask)"}
+    ).fit(reml=False)
+    assert out.strip() == str(result.summary())
+    assert "Method:             ML" in out
+
+
+def test_weights_offset_and_missing(capsys, tmp_path):
+    data = jm.datasets.load("sleepstudy").assign(w=2.0, o=1.0)
+    data.loc[0, "Days"] = float("nan")
+    path = tmp_path / "sleep.parquet"
+    data.to_parquet(path)
+    arguments = ["Reaction ~ Days + (1 | Subject)", "--data", str(path), "--weights", "w", "--offset", "o"]
+    status, out, err = run(capsys, *arguments, "--missing", "drop")
+    assert (status, err) == (0, "")
+    expected = jm.mixedlm("Reaction ~ Days + (1 | Subject)", data, weights="w", offset="o", missing="drop").fit()
+    assert out.strip() == str(expected.summary())
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert "missing" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Reaction ~ Dais + (1 | Subject)", "--data", "sleepstudy"], "Dais"),
+        (["Reaction ~ Days + (1 | Subject", "--data", "sleepstudy"], "formula"),
+        (["Reaction ~ Days", "--data", "sleepstudy"], "groups"),
+        (["Reaction ~ Days", "--data", "nowhere.csv"], "no such file"),
+        (["Reaction ~ Days", "--data", "sleepstudy", "--groups", "Subject", "--vc", "Days"], "NAME=FORMULA"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, arguments, message):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_file_that_is_no_table(capsys, tmp_path):
+    path = tmp_path / "bad.parquet"
+    path.write_bytes(b"no parquet")
+    status, _, err = run(capsys, "y ~ x + (1 | g)", "--data", str(path))
+    assert status == 2
+    assert "cannot be read as a table" in err
+
+
+def test_parquet_without_pyarrow_says_what_to_install(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "table.parquet"
+    path.write_bytes(b"PAR1")
+
+    def absent(*_):
+        raise ImportError("Missing optional dependency 'pyarrow'")
+
+    monkeypatch.setattr("pandas.read_parquet", absent)
+    status, _, err = run(capsys, "y ~ x + (1 | g)", "--data", str(path))
+    assert status == 2
+    assert "pip install pyarrow" in err
+
+
+def test_warnings_are_one_line_each(capsys):
+    status, out, err = run(capsys, "Yield ~ 1 + (1 | Batch)", "--data", "dyestuff2")
+    assert status == 0
+    assert "Singular fit" in out
+    assert err.startswith("jmixed: warning: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_usage_errors_have_status_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["Reaction ~ Days"])
+    assert stop.value.code == 2
+    assert "--data" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the cache directory is found in another way there")
+def test_the_cache_directory_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_directory() == tmp_path / "jmixed"
+
+
+def test_the_cache_can_be_left_off():
+    before = jax.config.jax_compilation_cache_dir
+    assert jm.enable_compilation_cache() is None
+    assert jm.enable_compilation_cache("off") is None
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_the_cache_keeps_small_programs(tmp_path):
+    # In a process of its own: the cache is an option of JAX for the whole process.
+    code = (
+        "import jax, jax.numpy as jnp, jmixed as jm\n"
+        f"path = jm.enable_compilation_cache({str(tmp_path / 'kept')!r})\n"
+        "jax.jit(lambda x: 3 * x + 1)(jnp.ones(3)).block_until_ready()\n"
+        "print(len(list(path.iterdir())))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 0
+
+
+def test_importing_is_light():
+    code = (
+        "import sys, jmixed\n"
+        "heavy = {'statsmodels', 'matplotlib', 'narwhals', 'optax', 'pyarrow', 'polars'}\n"
+        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_door():
+    assert len(jm.__all__) <= 40
+    assert all(hasattr(jm, name) for name in jm.__all__)
+    assert jm.__all__ == sorted(jm.__all__)

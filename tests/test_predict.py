@@ -1,0 +1,157 @@
+"""Predictions: the fixed part, the levels that the model knows, and everything that new data can have wrong."""
+
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+from references import case
+
+import jmixed as jm
+
+
+@functools.cache
+def sleep():
+    return jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+
+
+@functools.cache
+def reference(name):
+    fit, data = case(name)
+    return jm.mixedlm(fit["lme4_formula_py"], data).fit(reml=fit["method"] == "REML"), fit["predictions"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sleepstudy_slope_reml", "sleepstudy_uncorr_reml", "oxboys_quadre_ml", "machines_nested_reml", "penicillin_reml"],
+)
+class TestAgainstLme4:
+    def test_the_fixed_part(self, name):
+        result, expected = reference(name)
+        new = pd.DataFrame(expected["newdata"])
+        np.testing.assert_allclose(result.predict(new), expected["re_none"], rtol=0, atol=1e-4 * result.sigma)
+
+    def test_with_random_effects(self, name):
+        result, expected = reference(name)
+        new = pd.DataFrame(expected["newdata"])
+        values = result.predict(new, random_effects=True, new_levels="population")
+        np.testing.assert_allclose(values, expected["re_all"], rtol=0, atol=1e-4 * result.sigma)
+
+
+class TestRows:
+    def test_the_models_own_rows(self):
+        result = sleep()
+        assert type(result.predict()) is np.ndarray
+        np.testing.assert_allclose(result.predict(), result.model.exog @ result.fe_params.to_numpy())
+        np.testing.assert_allclose(result.predict(random_effects=True), result.fittedvalues)
+        data = jm.datasets.load("sleepstudy")
+        np.testing.assert_allclose(result.predict(data, random_effects=True), result.fittedvalues)
+
+    def test_the_index_is_that_of_the_data(self):
+        new = pd.DataFrame({"Days": [2.0, 1.0]}, index=["b", "a"])
+        values = sleep().predict(new)
+        assert values.index.tolist() == ["b", "a"]
+        np.testing.assert_allclose(values, 251.405105 + 10.467286 * new["Days"], rtol=1e-7)
+
+    def test_the_fixed_part_needs_no_groups(self):
+        assert sleep().predict({"Days": [0.0]}).iloc[0] == pytest.approx(251.405105, rel=1e-7)
+
+    def test_missing_values_give_nan(self):
+        new = pd.DataFrame({"Days": [1.0, np.nan, 2.0], "Subject": ["308", "308", None]})
+        assert sleep().predict(new).isna().tolist() == [False, True, False]
+        assert sleep().predict(new, random_effects=True).isna().tolist() == [False, True, True]
+
+    def test_statsmodels_names_of_the_arguments(self):
+        new = pd.DataFrame({"Days": [1.0]})
+        assert sleep().predict(exog=new).iloc[0] == sleep().predict(new, True).iloc[0]
+        X = np.array([[1.0, 1.0]])
+        np.testing.assert_allclose(sleep().predict(X, transform=False), sleep().predict(new))
+        with pytest.raises(jm.DataError, match="another name"):
+            sleep().predict(new, exog=new)
+
+    def test_transforms_remember_the_data_of_the_fit(self):
+        data = jm.datasets.load("sleepstudy")
+        result = jm.mixedlm("Reaction ~ center(Days) + (1 | Subject)", data).fit()
+        plain = jm.mixedlm("Reaction ~ Days + (1 | Subject)", data).fit()
+        new = pd.DataFrame({"Days": [8.0, 9.0]})
+        np.testing.assert_allclose(result.predict(new), plain.predict(new), rtol=1e-8)
+
+
+class TestLevels:
+    def test_unknown_levels_are_named(self):
+        new = pd.DataFrame({"Days": [1, 1, 1], "Subject": ["308", "Anna", "Otto"]})
+        with pytest.raises(jm.DataError, match="'Anna', 'Otto' are not among the levels of 'Subject'.*population"):
+            sleep().predict(new, random_effects=True)
+        values = sleep().predict(new, random_effects=True, new_levels="population")
+        np.testing.assert_allclose(values[1:], sleep().predict(new)[1:])
+        assert abs(values[0] - values[1]) > 1
+
+    def test_unknown_combinations_are_named(self):
+        data = jm.datasets.load("pastes")
+        result = jm.mixedlm("strength ~ 1 + (1 | batch / cask)", data).fit()
+        new = data.iloc[:2].assign(cask=["a", "zz"])
+        with pytest.raises(jm.DataError, match="'A:zz' is not among the levels of 'batch:cask'"):
+            result.predict(new, random_effects=True)
+        values = result.predict(new, random_effects=True, new_levels="population")
+        assert values.iloc[1] == pytest.approx(result.fe_params.iloc[0] + result.ranef()["batch"].loc["A", "Intercept"])
+
+    def test_one_factor_alone(self):
+        data = jm.datasets.load("penicillin")
+        result = jm.mixedlm("diameter ~ 1 + (1 | plate) + (1 | sample)", data).fit()
+        parts = [result.predict(random_effects=[name]) for name in ("plate", "sample")]
+        np.testing.assert_allclose(sum(parts) - result.predict(), result.fittedvalues)
+        np.testing.assert_allclose(result.predict(data[["plate"]], random_effects="plate"), parts[0])
+        with pytest.raises(jm.DataError, match=r"'tray' is not a grouping factor.*\['plate', 'sample'\]"):
+            result.predict(random_effects=["tray"])
+
+    def test_other_words_for_new_levels(self):
+        with pytest.raises(jm.DataError, match="'raise' or 'population'"):
+            sleep().predict(new_levels="ignore")
+
+    def test_variance_components_of_new_rows(self):
+        data = jm.datasets.load("pastes")
+        vc = {"cask": "0 + C(cask)"}
+        result = jm.mixedlm("strength ~ 1", data, groups="batch", re_formula="1", vc_formula=vc).fit()
+        shuffled = data.sample(frac=1, random_state=0)
+        values = result.predict(shuffled, random_effects=True)
+        np.testing.assert_allclose(values, result.fittedvalues[shuffled.index])
+
+
+class TestOffsets:
+    def test_they_are_part_of_predictions(self):
+        data = jm.datasets.load("sleepstudy")
+        shifted = data.assign(base=100.0 + data["Days"] ** 2, Reaction=data["Reaction"] + 100 + data["Days"] ** 2)
+        result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", shifted, offset="base").fit()
+        np.testing.assert_allclose(result.fe_params, sleep().fe_params, rtol=1e-7)
+        np.testing.assert_allclose(result.fittedvalues, sleep().fittedvalues + shifted["base"])
+        np.testing.assert_allclose(result.predict(shifted), result.predict())
+        inside = jm.mixedlm("Reaction ~ Days + offset(base) + (Days | Subject)", shifted).fit()
+        np.testing.assert_allclose(inside.predict(shifted.iloc[:5]), result.predict(shifted.iloc[:5]))
+
+
+class TestArrays:
+    @staticmethod
+    def model(offset=None):
+        data = jm.datasets.load("sleepstudy")
+        X = np.column_stack([np.ones(len(data)), data["Days"]])
+        return jm.MixedLM(data["Reaction"].to_numpy(), X, data["Subject"].to_numpy(), offset=offset).fit()
+
+    def test_columns_by_position(self):
+        result = self.model()
+        np.testing.assert_allclose(result.predict(np.array([[1.0, 3.0]])), [result.fe_params @ [1, 3]])
+        np.testing.assert_allclose(result.predict([1.0, 3.0]), [result.fe_params @ [1, 3]])
+        frame = pd.DataFrame({"a": [1.0], "b": [3.0]}, index=[7])
+        assert result.predict(frame).index.tolist() == [7]
+
+    def test_wrong_columns(self):
+        with pytest.raises(jm.DataError, match="needs 2 columns"):
+            self.model().predict(np.ones((3, 3)))
+
+    def test_groups_are_needed_for_random_effects(self):
+        with pytest.raises(jm.DataError, match="groups of new rows"):
+            self.model().predict(np.ones((3, 2)), random_effects=True)
+        np.testing.assert_allclose(self.model().predict(random_effects=True), self.model().fittedvalues)
+
+    def test_an_offset_cannot_be_guessed(self):
+        with pytest.raises(jm.DataError, match="offset"):
+            self.model(offset=np.ones(180)).predict(np.ones((3, 2)))

@@ -1,0 +1,601 @@
+"""The result object: statsmodels' names and labels, lme4's numbers, and independence of everything that comes later."""
+
+import copy
+import functools
+import io
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from references import case
+from scipy import stats
+
+import jmixed as jm
+
+BARS = "Reaction ~ Days + (Days | Subject)"
+
+
+@functools.cache
+def sleep(reml=True):
+    return jm.mixedlm(BARS, jm.datasets.load("sleepstudy")).fit(reml=reml)
+
+
+@functools.cache
+def sleep_by_groups():
+    data = jm.datasets.load("sleepstudy")
+    return jm.mixedlm("Reaction ~ Days", data, groups="Subject", re_formula="~Days").fit()
+
+
+@functools.cache
+def pastes():
+    data = jm.datasets.load("pastes")
+    return jm.mixedlm("strength ~ 1", data, groups="batch", re_formula="1", vc_formula={"cask": "0 + C(cask)"}).fit()
+
+
+def arrays(labelled=False):
+    data = jm.datasets.load("sleepstudy")
+    X = np.column_stack([np.ones(len(data)), data["Days"]])
+    if labelled:
+        X = pd.DataFrame(X, columns=["one", "Days"])
+        return jm.MixedLM(data["Reaction"], X, data["Subject"], exog_re=X).fit()
+    return jm.MixedLM(data["Reaction"].to_numpy(), X, data["Subject"].to_numpy(), exog_re=X).fit()
+
+
+def dense_log_likelihood(parameters, y, X, Z, groups, reml):
+    """Log-likelihood of (lower triangle of the covariance, residual variance), coefficients maximised out."""
+    q = Z.shape[1]
+    cov = np.zeros((q, q))
+    cov[np.tril_indices(q)] = parameters[:-1]
+    cov = cov + np.tril(cov, -1).T
+    V = parameters[-1] * np.eye(len(y)) + (Z @ cov @ Z.T) * (groups[:, None] == groups[None, :])
+    root = np.linalg.cholesky(V)
+    Xw, yw = np.linalg.solve(root, X), np.linalg.solve(root, y)
+    residual = yw - Xw @ np.linalg.lstsq(Xw, yw, rcond=None)[0]
+    nu = len(y) - (X.shape[1] if reml else 0)
+    value = -nu / 2 * np.log(2 * np.pi) - np.log(np.diag(root)).sum() - residual @ residual / 2
+    return value - np.linalg.slogdet(Xw.T @ Xw)[1] / 2 if reml else value
+
+
+def numerical_hessian(f, x):
+    step = 1e-3 * np.abs(x) + 1e-4 * np.abs(x).mean() * (np.abs(x) < 0.05 * np.abs(x).mean())
+    units = np.diag(step)
+    hessian = np.empty((len(x), len(x)))
+    for i, a in enumerate(units):
+        for j, b in enumerate(units):
+            corners = f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)
+            hessian[i, j] = corners / (4 * step[i] * step[j])
+    return hessian
+
+
+class TestSleepstudy:
+    def test_estimates_are_those_of_lme4(self):
+        result = sleep()
+        assert result.sigma == pytest.approx(25.5918, abs=1e-4)
+        assert result.scale == pytest.approx(25.5918**2, rel=1e-5)
+        assert result.objective == pytest.approx(1743.6282720, abs=1e-6)
+        assert result.llf == pytest.approx(-871.8141360, abs=1e-6)
+        np.testing.assert_allclose(result.fe_params, [251.405105, 10.467286], rtol=1e-7)
+        np.testing.assert_allclose(result.bse_fe, [6.824597, 1.545790], rtol=1e-4)
+        table = result.var_corr()
+        assert table.columns.tolist() == ["group", "var1", "var2", "vcov", "sdcor"]
+        np.testing.assert_allclose(table["sdcor"], [24.7407, 5.9221, 0.066, 25.5918], atol=[1e-3, 1e-3, 1e-3, 1e-3])
+        assert table["group"].tolist() == ["Subject", "Subject", "Subject", "Residual"]
+        assert table["var2"].tolist() == [None, None, "Days", None]
+        assert table["var1"].tolist() == ["Intercept", "Days", "Intercept", None]
+
+    def test_labels(self):
+        result = sleep()
+        variance = ["Subject Var", "Subject x Days Cov", "Days Var"]
+        assert result.params.index.tolist() == ["Intercept", "Days", *variance]
+        for name in ("bse", "tvalues", "pvalues"):
+            assert getattr(result, name).index.tolist() == ["Intercept", "Days", *variance]
+        assert result.bse_re.index.tolist() == variance
+        assert result.cov_re.index.tolist() == result.cov_re.columns.tolist() == ["Subject", "Days"]
+        assert result.cov_params().columns.tolist() == ["Intercept", "Days", *variance]
+        assert (result.k_fe, result.k_re, result.k_re2, result.k_vc) == (2, 2, 3, 0)
+
+    def test_both_grammars_give_the_same(self):
+        first, second = sleep(), sleep_by_groups()
+        pd.testing.assert_series_equal(first.params, second.params, rtol=1e-9)
+        pd.testing.assert_series_equal(first.bse, second.bse, rtol=1e-8)
+        pd.testing.assert_series_equal(first.random_effects["308"], second.random_effects["308"], rtol=1e-8)
+
+    def test_arrays_without_labels_give_arrays(self):
+        labelled, plain = sleep(), arrays()
+        for name in ("params", "bse", "bse_fe", "bse_re", "cov_re", "fe_params", "tvalues", "fittedvalues", "resid"):
+            value = getattr(plain, name)
+            assert type(value) is np.ndarray, name
+            np.testing.assert_allclose(value, getattr(labelled, name), rtol=1e-7)
+        assert type(plain.cov_params()) is np.ndarray
+        assert type(plain.conf_int()) is np.ndarray
+        assert type(plain.random_effects["308"]) is pd.Series
+        assert type(plain.random_effects_cov["308"]) is pd.DataFrame
+
+    def test_data_frames_in_the_array_interface_give_labels(self):
+        result = arrays(labelled=True)
+        assert result.fe_params.index.tolist() == ["one", "Days"]
+        assert result.cov_re.columns.tolist() == ["one", "Days"]
+
+    def test_changing_what_was_given_out_changes_nothing(self):
+        result = sleep()
+        before = result.fe_params.copy()
+        result.fe_params.iloc[0] = 0
+        result.theta[:] = 0
+        result.fittedvalues.iloc[:] = 0
+        pd.testing.assert_series_equal(result.fe_params, before)
+        assert result.theta[0] > 0.9
+        assert result.fittedvalues.iloc[0] > 200
+
+
+class TestAgainstStatsmodels:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def theirs(cls):
+        smf = pytest.importorskip("statsmodels.formula.api")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = jm.datasets.load("sleepstudy")
+            model = smf.mixedlm("Reaction ~ Days", data, groups="Subject", re_formula="~Days")
+            return model.fit(gtol=1e-9)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def their_pastes(cls):
+        smf = pytest.importorskip("statsmodels.formula.api")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            vc = {"cask": "0 + C(cask)"}
+            model = smf.mixedlm(
+                "strength ~ 1", jm.datasets.load("pastes"), groups="batch", re_formula="1", vc_formula=vc
+            )
+            return model.fit(gtol=1e-9)
+
+    @pytest.mark.parametrize("name", ["params", "bse", "tvalues", "fe_params", "bse_fe", "cov_re_unscaled", "cov_re"])
+    def test_labelled_attributes(self, theirs, name):
+        ours, other = getattr(sleep_by_groups(), name), getattr(theirs, name)
+        assert ours.index.tolist() == other.index.tolist()
+        np.testing.assert_allclose(ours, other, rtol=5e-3)
+
+    @pytest.mark.parametrize("name", ["nobs", "df_resid", "k_fe", "k_re", "k_re2", "k_vc", "method", "use_t", "reml"])
+    def test_plain_attributes(self, theirs, name):
+        assert getattr(sleep_by_groups(), name) == getattr(theirs, name)
+
+    def test_pvalues_and_intervals(self, theirs):
+        ours = sleep_by_groups()
+        np.testing.assert_allclose(ours.pvalues, theirs.pvalues, rtol=5e-2, atol=1e-12)
+        limits, other = ours.conf_int(0.1), theirs.conf_int(0.1)
+        assert limits.columns.tolist() == other.columns.tolist()
+        np.testing.assert_allclose(limits, other, rtol=5e-3, atol=2e-3)
+        np.testing.assert_allclose(ours.conf_int(cols=[1]), other.iloc[[1]], rtol=5e-3)
+
+    def test_covariances_of_parameters(self, theirs):
+        ours = sleep_by_groups()
+        np.testing.assert_allclose(ours.cov_params(), theirs.cov_params(), rtol=2e-2, atol=2e-4)
+        np.testing.assert_allclose(
+            ours.normalized_cov_params * ours.scale, np.asarray(ours.cov_params()), rtol=1e-12, atol=0
+        )
+        assert ours.cov_params(column=1) == pytest.approx(ours.bse["Days"] ** 2)
+        R = np.array([[1.0, 2.0, 0, 0, 0]])
+        assert ours.cov_params(r_matrix=R).shape == (1, 1)
+        np.testing.assert_allclose(ours.cov_params(scale=2 * ours.scale), 2 * ours.cov_params())
+
+    def test_likelihood_and_criteria(self, theirs):
+        assert sleep_by_groups().llf == pytest.approx(theirs.llf, abs=1e-5)
+        assert np.isnan(sleep_by_groups().aic)
+        assert np.isnan(sleep_by_groups().bic)
+
+    def test_random_effects(self, theirs):
+        ours = sleep_by_groups()
+        assert list(ours.random_effects) == list(theirs.random_effects)
+        for label in ("308", "372"):
+            pd.testing.assert_series_equal(ours.random_effects[label], theirs.random_effects[label], rtol=1e-2)
+            mine, other = ours.random_effects_cov[label], theirs.random_effects_cov[label]
+            assert mine.columns.tolist() == other.columns.tolist()
+            np.testing.assert_allclose(mine, other, rtol=1e-2)
+
+    def test_variance_components(self, their_pastes):
+        ours = pastes()
+        assert ours.params.index.tolist() == their_pastes.params.index.tolist()
+        np.testing.assert_allclose(ours.vcomp, their_pastes.vcomp, rtol=1e-3)
+        assert type(ours.vcomp) is np.ndarray
+        assert list(ours.random_effects) == list(their_pastes.random_effects)
+        for label in ("A", "J"):
+            mine, other = ours.random_effects[label], their_pastes.random_effects[label]
+            assert mine.index.tolist() == other.index.tolist()
+            np.testing.assert_allclose(mine, other, rtol=1e-3)
+            mine, other = ours.random_effects_cov[label], their_pastes.random_effects_cov[label]
+            assert mine.index.tolist() == mine.columns.tolist() == other.columns.tolist()
+            np.testing.assert_allclose(mine, other, rtol=5e-3, atol=1e-5)
+
+    def test_fitted_values(self, theirs, their_pastes):
+        pd.testing.assert_series_equal(sleep_by_groups().fittedvalues, theirs.fittedvalues, rtol=1e-4)
+        pd.testing.assert_series_equal(pastes().resid, their_pastes.resid, rtol=1e-3, atol=1e-4)
+
+    def test_contrasts(self, theirs):
+        ours = sleep_by_groups()
+        R = np.array([[1.0, 2.0], [0.0, 1.0]])
+        mine, other = ours.t_test(R), theirs.t_test(R)
+        for name in ("effect", "sd", "tvalue", "statistic", "pvalue"):
+            np.testing.assert_allclose(getattr(mine, name), getattr(other, name), rtol=1e-4)
+        np.testing.assert_allclose(mine.conf_int(0.1), other.conf_int(0.1), rtol=1e-4)
+        np.testing.assert_allclose(ours.t_test(R, use_t=True).pvalue, theirs.t_test(R, use_t=True).pvalue, rtol=1e-3)
+        assert mine.df_denom == other.df_denom
+
+    def test_joint_tests(self, theirs):
+        ours = sleep_by_groups()
+        mine, other = ours.wald_test("Days = 5"), theirs.wald_test("Days = 5", scalar=True)
+        assert mine.statistic == pytest.approx(other.statistic, rel=1e-3)
+        assert mine.pvalue == pytest.approx(float(other.pvalue), rel=1e-2)
+        mine, other = ours.f_test("Days = 0, Intercept = 250"), theirs.f_test("Days = 0, Intercept = 250")
+        assert mine.fvalue == pytest.approx(float(other.fvalue), rel=1e-3)
+        assert (mine.df_num, mine.df_denom) == (other.df_num, other.df_denom)
+        mine, other = ours.wald_test_terms(), theirs.wald_test_terms()
+        assert mine.table.index.tolist() == other.table.index.tolist()
+        np.testing.assert_allclose(mine.statistic, other.table["statistic"], rtol=1e-3)
+
+
+class TestStandardErrorsOfVariances:
+    @pytest.mark.parametrize("reml", [True, False])
+    def test_they_are_those_of_the_full_information(self, reml):
+        result, data = sleep(reml), jm.datasets.load("sleepstudy")
+        X = np.column_stack([np.ones(len(data)), data["Days"]])
+        y, groups = data["Reaction"].to_numpy(), data["Subject"].to_numpy()
+        at = np.append(np.asarray(result.cov_re)[np.tril_indices(2)], result.scale)
+        assert dense_log_likelihood(at, y, X, X, groups, reml) == pytest.approx(result.llf, abs=1e-7)
+        hessian = numerical_hessian(lambda p: dense_log_likelihood(p, y, X, X, groups, reml), at)
+        expected = np.sqrt(np.diag(np.linalg.inv(-hessian)))
+        np.testing.assert_allclose(result.bse_re, expected[:3], rtol=2e-3)
+
+    def test_they_scale_with_the_square_of_the_response(self):
+        data = jm.datasets.load("sleepstudy")
+        ten = jm.mixedlm(BARS, data.assign(Reaction=10 * data["Reaction"])).fit()
+        np.testing.assert_allclose(ten.bse_re, 100 * sleep().bse_re, rtol=1e-6)
+        np.testing.assert_allclose(ten.bse.iloc[2:], sleep().bse.iloc[2:], rtol=1e-6)
+
+    def test_they_exist_with_variance_components(self):
+        assert pastes().bse_re.index.tolist() == ["batch Var", "cask Var"]
+        assert np.all(pastes().bse_re > 0)
+
+
+class TestCriteria:
+    def test_under_maximum_likelihood(self):
+        result, (reference, _) = sleep(False), case("sleepstudy_slope_ml")
+        assert result.llf == pytest.approx(reference["loglik"], abs=1e-6)
+        assert result.aic == pytest.approx(reference["aic"], abs=1e-5)
+        assert result.bic == pytest.approx(reference["bic"], abs=1e-5)
+
+    def test_glance_has_those_of_lme4_under_reml(self):
+        reference, _ = case("sleepstudy_slope_reml")
+        row = sleep().glance().iloc[0]
+        assert row["AIC"] == pytest.approx(reference["aic"], abs=1e-5)
+        assert row["BIC"] == pytest.approx(reference["bic"], abs=1e-5)
+        assert row["REMLcrit"] == pytest.approx(reference["objective"]["value"], abs=1e-6)
+        assert row["nobs"] == 180
+        assert row["df.residual"] == 174
+
+    def test_held_parameters_do_not_count(self):
+        data = jm.datasets.load("sleepstudy")
+        model = jm.mixedlm("Reaction ~ Days", data, groups="Subject", re_formula="~Days")
+        free = jm.MixedLMParams.from_components(np.ones(2), cov_re=np.eye(2))
+        result = model.fit(reml=False, free=free)
+        assert result.aic == pytest.approx(-2 * result.llf + 2 * 5)
+        assert result.cov_re.iloc[0, 1] == 0
+        reference, _ = case("sleepstudy_uncorr_ml")
+        assert result.llf == pytest.approx(reference["loglik"], abs=1e-6)
+        assert result.bse_re["Subject x Days Cov"] == 0
+
+
+class TestContrasts:
+    def test_all_ways_to_say_the_same(self):
+        result = sleep()
+        expected = result.fe_params["Days"] / result.bse_fe["Days"]
+        for said in (
+            [[0, 1]],
+            [0, 1],
+            np.array([0.0, 1.0]),
+            "Days",
+            "Days = 0",
+            ["Days = 0"],
+            {"Days": 0},
+            ([0, 1], 0),
+        ):
+            np.testing.assert_allclose(result.t_test(said).tvalue, [expected], rtol=1e-10)
+        frame = pd.DataFrame([[0, 1]], columns=["Intercept", "Days"])
+        np.testing.assert_allclose(result.t_test(frame).tvalue, [expected])
+
+    def test_a_right_hand_side(self):
+        test = sleep().t_test("Days = 10")
+        assert test.effect[0] == pytest.approx(10.467286)
+        assert test.tvalue[0] == pytest.approx(0.467286 / 1.545790, rel=1e-4)
+        assert test.pvalue[0] == pytest.approx(2 * stats.norm.sf(0.467286 / 1.545790), rel=1e-4)
+
+    def test_the_number_of_columns_is_checked(self):
+        with pytest.raises(ValueError, match="should have 2 columns"):
+            sleep().t_test(np.eye(3))
+        with pytest.raises(ValueError, match="columns"):
+            sleep().wald_test(np.eye(4))
+
+    def test_unknown_names_are_named(self):
+        with pytest.raises(jm.FormulaError, match="'Dayz' is not a coefficient"):
+            sleep().t_test("Dayz = 0")
+
+    def test_a_matrix_may_have_columns_for_all_parameters_or_for_coefficients(self):
+        result = sleep()
+        short, long = result.wald_test([[0, 1]]), result.wald_test([[0, 1, 0, 0, 0]])
+        assert short.statistic == pytest.approx(long.statistic)
+        variance = result.wald_test("Days Var = 0")
+        assert variance.statistic == pytest.approx((result.params["Days Var"] / result.bse["Days Var"]) ** 2)
+
+    def test_summary_has_the_numbers(self):
+        text = str(sleep().t_test("Days = 0"))
+        assert "10.4673" in text
+        assert "1.5458" in text
+
+    def test_redundant_rows_count_once(self):
+        test = sleep().wald_test([[0, 1], [0, 2]])
+        assert test.df_num == 1
+        assert test.statistic == pytest.approx(sleep().tvalues["Days"] ** 2)
+
+    def test_terms_with_several_columns(self):
+        result = jm.mixedlm("Reaction ~ C(Days) + (1 | Subject)", jm.datasets.load("sleepstudy")).fit()
+        table = result.wald_test_terms(combine_terms=["Days"], extra_constraints=[("last", "`C(Days)[T.9]` = 0")]).table
+        assert table.index.tolist() == ["Intercept", "C(Days)", "Days", "last"]
+        assert table["df_constraint"].tolist() == [1, 9, 9, 1]
+        assert table.loc["Days", "statistic"] == pytest.approx(table.loc["C(Days)", "statistic"])
+        assert result.wald_test_terms(skip_single=True).table.index.tolist() == ["C(Days)"]
+
+
+class TestRandomEffects:
+    @pytest.mark.parametrize(
+        "name",
+        ["sleepstudy_slope_reml", "sleepstudy_uncorr_reml", "pastes_reml", "machines_nested_reml", "oxboys_quadre_ml"],
+    )
+    def test_modes_and_conditional_covariances_are_those_of_lme4(self, name):
+        reference, data = case(name)
+        model = jm.mixedlm(reference["lme4_formula_py"], data)
+        result = model.fit(reml=reference["method"] == "REML")
+        modes, covariances = result.ranef(cond_var=True)
+        for expected in reference["ranef"]:
+            inner = {group: frame for group, frame in modes.items() if len(frame) == expected["n_levels"]}
+            group = expected["group"] if expected["group"] in modes else next(iter(inner))
+            frame = modes[group]
+            for row in expected["levels"]:
+                label = row["level"]
+                label = label if label in frame.index else ":".join(reversed(label.split(":")))
+                place = frame.index.get_loc(label)
+                np.testing.assert_allclose(frame.iloc[place], row["mode"], atol=1e-4 * result.sigma)
+                np.testing.assert_allclose(covariances[group][place], row["cov"], atol=1e-4 * result.scale)
+
+    def test_crossed_factors(self):
+        reference, data = case("penicillin_reml")
+        result = jm.mixedlm(reference["lme4_formula_py"], data).fit()
+        modes, covariances = result.ranef(cond_var=True)
+        for expected in reference["ranef"]:
+            frame = modes[expected["group"]]
+            for row in expected["levels"]:
+                place = frame.index.get_loc(row["level"])
+                np.testing.assert_allclose(frame.iloc[place], row["mode"], atol=1e-4 * result.sigma)
+                np.testing.assert_allclose(covariances[expected["group"]][place], row["cov"], atol=1e-4 * result.scale)
+        with pytest.raises(jm.ModelError, match="ranef"):
+            _ = result.random_effects
+
+    def test_a_singular_fit_has_random_effects(self):
+        result = jm.mixedlm("Yield ~ 1", jm.datasets.load("dyestuff2"), groups="Batch")
+        with pytest.warns(jm.SingularWarning):
+            result = result.fit()
+        assert result.singular
+        assert all(abs(float(effect.iloc[0])) < 1e-8 for effect in result.random_effects.values())
+        assert all(abs(matrix.to_numpy()).max() < 1e-8 for matrix in result.random_effects_cov.values())
+
+    def test_constant_groups_hold_crossed_components(self):
+        data = jm.datasets.load("penicillin").assign(one=1)
+        vc = {"plate": "0 + C(plate)", "sample": "0 + C(sample)"}
+        result = jm.mixedlm("diameter ~ 1", data, groups="one", vc_formula=vc).fit()
+        bars = jm.mixedlm("diameter ~ 1 + (1 | plate) + (1 | sample)", data).fit()
+        np.testing.assert_allclose(result.vcomp, np.diag(bars.cov_re), rtol=1e-6)
+        effects = result.random_effects[1]
+        assert len(effects) == 30
+        np.testing.assert_allclose(
+            effects["sample[C(sample)[F]]"], bars.ranef()["sample"].loc["F", "Intercept"], rtol=1e-5
+        )
+        cov = result.random_effects_cov[1]
+        _, level = bars.ranef(cond_var=True)
+        np.testing.assert_allclose(np.diag(cov)[:24], level["plate"][:, 0, 0], rtol=1e-5)
+
+
+class TestTables:
+    def test_names_with_several_factors_are_unique(self):
+        data = jm.datasets.load("sleepstudy")
+        data["Session"] = pd.Categorical(np.tile(["a", "b", "c", "d", "e"], 36))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = jm.mixedlm("Reaction ~ Days + (Days | Subject) + (Days | Session)", data).fit()
+        assert result.params.index.is_unique
+        assert "Days|Session Var" in result.params.index
+        nested = jm.mixedlm("strength ~ 1 + (1 | batch / cask)", jm.datasets.load("pastes")).fit()
+        assert nested.params.index.tolist()[1:] == ["batch Var", "batch:cask Var"]
+
+    def test_wald_intervals(self):
+        table = sleep().confint()
+        assert table.columns.tolist()[:2] == ["lower", "upper"]
+        assert table.index.tolist() == [
+            "Intercept",
+            "Days",
+            "sd_Intercept|Subject",
+            "cor_Days.Intercept|Subject",
+            "sd_Days|Subject",
+            "sigma",
+        ]
+        reference, _ = case("sleepstudy_slope_reml")
+        np.testing.assert_allclose(table.iloc[1], [reference["wald_ci"][1][k] for k in ("lower", "upper")], rtol=1e-5)
+        assert table.iloc[2:].isna().all().all()
+        with pytest.raises(jm.ModelError, match="'wald'"):
+            sleep().confint("magic")
+        with pytest.raises(jm.ModelError, match="between 0 and 1"):
+            sleep().confint(level=95)
+
+    def test_tidy(self):
+        fixed = sleep().tidy(conf_int=True)
+        assert fixed.columns.tolist() == [
+            "effect", "term", "estimate", "std.error", "statistic", "conf.low", "conf.high",
+        ]  # fmt: skip
+        np.testing.assert_allclose(fixed["statistic"], [36.838, 6.771], atol=1e-3)
+        pars = sleep().tidy("ran_pars")
+        assert pars["term"].tolist() == ["sd__Intercept", "cor__Intercept.Days", "sd__Days", "sd__Observation"]
+        np.testing.assert_allclose(pars["estimate"], [24.7407, 0.0656, 5.9221, 25.5918], atol=1e-3)
+        values = sleep().tidy("ran_vals")
+        assert len(values) == 36
+        row = values[(values["level"] == "308") & (values["term"] == "Days")].iloc[0]
+        assert row["estimate"] == pytest.approx(9.19897, abs=1e-4)
+        assert row["std.error"] == pytest.approx(np.sqrt(5.31227), abs=1e-4)
+        assert len(sleep().tidy(["fixed", "ran_pars"])) == 6
+        with pytest.raises(jm.ModelError, match="ran_pars"):
+            sleep().tidy("random")
+
+    def test_augment(self):
+        data = jm.datasets.load("sleepstudy")
+        table = sleep().augment()
+        np.testing.assert_allclose(table[".fitted"] + table[".resid"], data["Reaction"])
+        np.testing.assert_allclose(table[".fixed"], 251.405105 + 10.467286 * data["Days"], rtol=1e-7)
+        assert table.columns.tolist() == [*data.columns, ".fitted", ".resid", ".fixed"]
+        new = sleep().augment(pd.DataFrame({"Days": [3, 3], "Subject": ["308", "nobody"]}))
+        assert new[".fitted"].iloc[1] == pytest.approx(new[".fixed"].iloc[1])
+        assert new[".fitted"].iloc[0] == pytest.approx(table.loc[3, ".fitted"])
+
+    def test_certificate(self):
+        optimizer = sleep().optimizer
+        assert optimizer.outcome.ok
+        assert "converged" in optimizer.message
+        assert optimizer.hessian_eigenvalues.min() > 0
+        assert sleep().mle_retvals == optimizer or sleep().mle_retvals.outcome is optimizer.outcome
+        assert sleep().outcome is jm.Outcome.CONVERGED
+        assert sleep().theta == pytest.approx([0.96673, 0.01517, 0.23091], abs=1e-4)
+        assert sleep().vcov_theta.shape == (3, 3)
+        assert all(seconds >= 0 for seconds in sleep().timings.values())
+
+
+class TestProfileOfAVariance:
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_the_likelihood_peaks_at_the_estimate(self, place):
+        result = sleep_by_groups()
+        table = result.profile_re(place, "re", num_low=2, dist_low=15, num_high=2, dist_high=15)
+        assert table.shape == (5, 2)
+        np.testing.assert_allclose(table[2], [result.cov_re.iloc[place, place], result.llf], rtol=1e-7)
+        assert np.all(np.diff(table[:3, 1]) > 0)
+        assert np.all(np.diff(table[2:, 1]) < 0)
+
+    def test_a_variance_component(self):
+        result = pastes()
+        table = result.profile_re("cask", "vc", num_low=1, dist_low=1, num_high=1, dist_high=1)
+        np.testing.assert_allclose(table[1], [result.vcomp[0], result.llf], rtol=1e-6)
+        assert table[0, 1] < table[1, 1] > table[2, 1]
+        model = result.model
+        held = model.fit(
+            start_params=jm.MixedLMParams.from_components(
+                [60.0], cov_re=np.eye(1), vcomp=[(result.vcomp[0] - 1) / result.scale]
+            ),
+            free=jm.MixedLMParams.from_components([1.0], cov_re=np.eye(1), vcomp=[0.0]),
+        )
+        assert held.llf == pytest.approx(table[0, 1], abs=1e-6)
+
+    def test_held_correlations_stay_held_and_the_mask_is_not_changed(self):
+        model = jm.mixedlm("Reaction ~ Days", jm.datasets.load("sleepstudy"), groups="Subject", re_formula="~Days")
+        free = jm.MixedLMParams.from_components(np.ones(2), cov_re=np.eye(2))
+        result = model.fit(free=free)
+        aic = result.glance()["AIC"].iloc[0]
+        table = result.profile_re(1, "re", num_low=1, dist_low=5, num_high=1, dist_high=5)
+        np.testing.assert_allclose(table[1], [result.cov_re.iloc[1, 1], result.llf], rtol=1e-6)
+        np.testing.assert_array_equal(free.cov_re, np.eye(2))
+        assert result.glance()["AIC"].iloc[0] == aic
+
+    def test_what_cannot_be_profiled_is_refused(self):
+        with pytest.raises(ValueError, match="vtype"):
+            sleep().profile_re(0, "neither")
+        with pytest.raises(ValueError, match="dist_low"):
+            sleep().profile_re(0, "re", dist_low=1e6)
+        with pytest.raises(ValueError, match="no variance component 'x'"):
+            pastes().profile_re("x", "vc")
+        with pytest.raises(ValueError, match="position from 0 to 1"):
+            sleep().profile_re(2, "re")
+
+
+class TestIndependence:
+    def test_a_later_fit_of_the_model_changes_nothing(self):
+        model = jm.mixedlm(BARS, jm.datasets.load("sleepstudy"))
+        first = model.fit(reml=True)
+        second = model.fit(reml=False)
+        assert first.llf == pytest.approx(-871.8141360, abs=1e-6)
+        assert second.llf == pytest.approx(-875.9696722, abs=1e-6)
+        assert first.method == "REML"
+        assert np.isnan(first.aic)
+
+    @pytest.mark.parametrize("make", [sleep, pastes, arrays])
+    def test_pickles(self, make):
+        result = make()
+        again = pickle.loads(pickle.dumps(result))
+        np.testing.assert_array_equal(again.params, result.params)
+        np.testing.assert_array_equal(again.fittedvalues, result.fittedvalues)
+        assert str(again.summary()) == str(result.summary())
+        assert again.model.fit(reml=result.reml).llf == pytest.approx(result.llf, abs=1e-9)
+        assert copy.deepcopy(result).llf == result.llf
+
+    def test_a_function_that_pickle_cannot_store_is_named(self, tmp_path):
+        def half(x):
+            return x / 2
+
+        result = jm.mixedlm("Reaction ~ half(Days) + (1 | Subject)", jm.datasets.load("sleepstudy")).fit()
+        assert result.fe_params["half(Days)"] == pytest.approx(20.93457, abs=1e-4)
+        with pytest.raises(jm.DataError, match="half"):
+            result.save(tmp_path / "fit.pickle")
+
+    def test_saving_to_a_path(self, tmp_path):
+        sleep().save(tmp_path / "fit.pickle")
+        again = jm.load(tmp_path / "fit.pickle")
+        assert again.llf == sleep().llf
+        assert jm.MixedLMResults.load(str(tmp_path / "fit.pickle")).llf == sleep().llf
+        (tmp_path / "other").write_bytes(pickle.dumps(3))
+        with pytest.raises(jm.DataError, match="holds a int"):
+            jm.load(tmp_path / "other")
+
+    def test_without_data(self):
+        data = jm.datasets.load("sleepstudy")
+        result = jm.mixedlm(BARS, data).fit()
+        modes, summary, model = result.random_effects, str(result.summary()), result.model
+        expected = result.predict(data.iloc[:3], random_effects=True)
+        full = len(pickle.dumps(result))
+        result.remove_data()
+        result.remove_data()
+        assert str(result.summary()) == summary
+        assert result.llf == pytest.approx(-871.8141360, abs=1e-6)
+        assert result.random_effects.keys() == modes.keys()
+        pd.testing.assert_series_equal(result.predict(data.iloc[:3], random_effects=True), expected)
+        for use in (
+            lambda: result.fittedvalues,
+            lambda: result.resid,
+            lambda: result.predict(),
+            lambda: result.random_effects_cov,
+            lambda: result.augment(),
+            lambda: result.profile_re(0, "re"),
+        ):
+            with pytest.raises(jm.DataError, match="remove_data"):
+                use()
+        assert len(model.endog) == 180
+        assert len(pickle.dumps(result)) < full / 2
+        assert result.model.exog_names == ["Intercept", "Days"]
+
+    def test_saving_without_data_leaves_the_result_alone(self):
+        file = io.BytesIO()
+        result = jm.mixedlm(BARS, jm.datasets.load("sleepstudy")).fit()
+        result.save(file, remove_data=True)
+        assert len(result.fittedvalues) == 180
+        file.seek(0)
+        again = jm.load(file)
+        assert str(again.summary()) == str(result.summary())
+        with pytest.raises(jm.DataError, match="remove_data"):
+            _ = again.fittedvalues
+        pd.testing.assert_series_equal(again.random_effects["308"], result.random_effects["308"])
+
+    def test_repr(self):
+        assert repr(sleep()) == "<MixedLMResults: Reaction ~ Days + (Days | Subject); REML objective 1743.6283>"
