@@ -9,7 +9,7 @@ import pandas as pd
 
 from jmixed.design import checks
 from jmixed.design.factors import Factor, compress, factor
-from jmixed.design.frame import missing_error, numbers, one_dimensional, require_finite
+from jmixed.design.frame import any_of, missing_error, numbers, one_dimensional, require_finite
 from jmixed.design.materialise import Matrix
 from jmixed.design.terms import ModelData, RandomTerm
 from jmixed.errors import DataError
@@ -209,14 +209,14 @@ def _dense(matrix: Any) -> np.ndarray:
 def _complete(blocks: Mapping[str, Matrix], labels: pd.Series, missing: str) -> np.ndarray:
     """Positions of the rows without missing values in any array."""
     masks = {"groups": labels.isna().to_numpy()}
-    masks |= {name: np.isnan(block.values).any(axis=1) for name, block in blocks.items()}
+    masks |= {name: np.asarray(np.isnan(block.values).any(axis=1)) for name, block in blocks.items()}
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     positions = np.arange(len(labels))
     if not masks:
         return positions
     if missing != "drop":
         raise missing_error(masks, positions)
-    keep = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
+    keep = np.flatnonzero(~any_of(masks))
     if not len(keep):
         raise DataError("no rows are left after leaving out those with missing values; look at the arrays")
     return keep

@@ -10,8 +10,10 @@ import pandas as pd
 
 from jmixed.design import checks, vc
 from jmixed.design.factors import Factor, cross, factor
-from jmixed.design.formula import FormulaParts, RandomPart
+from jmixed.design.formula import FormulaParts, RandomPart, mark, normalise
 from jmixed.design.frame import (
+    any_of,
+    column,
     holds_text,
     missing_error,
     missing_rows,
@@ -20,7 +22,7 @@ from jmixed.design.frame import (
     text_error,
     unknown_column,
 )
-from jmixed.design.materialise import Evaluation, Matrix, Recipe, categorical_parts, evaluate, expression, working_frame
+from jmixed.design.materialise import Evaluation, Matrix, Recipe, categorical_parts, evaluate, source, working_frame
 from jmixed.design.terms import ModelData, RandomTerm, Rebuild
 from jmixed.errors import DataError
 
@@ -95,7 +97,7 @@ class _Evaluated:
             return self
         if missing != "drop":
             raise missing_error(masks, self.rows.positions)
-        keep = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
+        keep = np.flatnonzero(~any_of(masks))
         matrices = {
             part: Matrix(m.names, m.values[keep]) if len(m.values) == len(self.frame) else m
             for part, m in self.matrices.items()
@@ -116,7 +118,7 @@ def leave_out_missing(rows: Rows, words: Words, recipe: Recipe, missing: str) ->
         return rows
     if missing != "drop":
         raise missing_error(masks, rows.positions)
-    return rows.take(np.flatnonzero(~np.logical_or.reduce(list(masks.values()))))
+    return rows.take(np.flatnonzero(~any_of(masks)))
 
 
 def _grouping_columns(words: Words, columns: pd.Index) -> list[str]:
@@ -126,7 +128,8 @@ def _grouping_columns(words: Words, columns: pd.Index) -> list[str]:
     names = [name for part in words.random for name in part.factors]
     for name in names:
         if name not in columns and "(" not in name:
-            raise DataError(unknown_column(name, columns, "the random-effects part of the formula"))
+            message = unknown_column(name, columns, "the formula")
+            raise DataError(mark(message, words.parts.text, max(words.parts.text.rfind(name), 0)))
     return [name for name in names if name in columns]
 
 
@@ -202,15 +205,12 @@ def _sources(words: Words, rows: Rows, recipe: Recipe) -> dict[str, Any]:
     if words.group_name is not None:
         return {words.group_name: rows.beside["groups"]}
     names = dict.fromkeys(name for part in words.random for name in part.factors)
-    frame = rows.frame
-    return {name: frame[name] if name in frame.columns else expression(name, frame, recipe, {}) for name in names}
+    return {name: source(name, rows.frame, recipe) for name in names}
 
 
 def _grouping(words: Words, made: _Evaluated) -> dict[tuple[str, ...], Factor]:
     """The grouping factors of the model by their sources, each made once."""
-    wanted = [part.factors for part in words.random] or [(words.group_name,)]
-    if words.group_name is not None:
-        wanted = [(words.group_name,)]
+    wanted = [part.factors for part in words.random] if words.group_name is None else []
     single = {name: factor(name, values) for name, values in made.sources.items()}
     factors: dict[tuple[str, ...], Factor] = {(name,): f for name, f in single.items()}
     for names in wanted:
@@ -276,7 +276,7 @@ def _vc_terms(
     return [
         vc.make_term(
             plan,
-            f"{recipe.texts[plan.part]} | {top.name}",
+            f"{normalise(recipe.texts[plan.part])} | {top.name}",
             made.matrices,
             built.get(plan.name),
             made.frame,
@@ -338,9 +338,9 @@ def _model(
 def _response(recipe: Recipe, made: _Evaluated) -> tuple[str, np.ndarray]:
     """The one numeric column that the left-hand side stands for."""
     left = made.matrices["lhs"]
-    text = [name for name in recipe.needs["lhs"] if holds_text(made.rows.frame[name])]
+    text = [name for name in recipe.needs["lhs"] if holds_text(column(made.rows.frame, name))]
     if text and (len(left.names) != 1 or categorical_parts({"lhs": recipe.specs["lhs"]})):
-        raise text_error(f"the response {text[0]!r}", made.rows.frame[text[0]])
+        raise text_error(f"the response {text[0]!r}", column(made.rows.frame, text[0]))
     if len(left.names) != 1:
         raise DataError(
             f"the response must be one column of numbers; the formula gives {len(left.names)}: {left.names}"
@@ -361,6 +361,8 @@ def _offset(words: Words, made: _Evaluated) -> np.ndarray:
     parts = [made.matrices[f"offset{i}"] for i in range(len(words.parts.offsets))]
     for text, matrix in zip(words.parts.offsets, parts, strict=True):
         if len(matrix.names) != 1:
+            if text in made.rows.frame and holds_text(column(made.rows.frame, text)):
+                raise text_error(f"offset({text})", column(made.rows.frame, text))
             raise DataError(f"offset({text}) gives {len(matrix.names)} columns; it must be one column of numbers")
     values = [matrix.values[:, 0] for matrix in parts]
     if "offset" in made.rows.beside:

@@ -26,20 +26,20 @@ def independent_columns(X: np.ndarray) -> np.ndarray:
     >>> independent_columns(np.column_stack([np.ones(5), x, 2 * x + 1, x**2]))
     array([0, 1, 3])
     """
-    scale = np.abs(X).max(axis=0, initial=0.0)
-    safe = np.where(scale > 0, scale, 1.0)
-    gram = (X.T @ X) if safe.min(initial=1.0) > 1e-100 and safe.max(initial=1.0) < 1e100 else None
-    if gram is not None and scale.all():
-        length = np.sqrt(np.diagonal(gram))
+    with np.errstate(over="ignore", under="ignore"):
+        gram = X.T @ X
+    square = np.diagonal(gram)
+    if (square > 1e-200).all() and (square < 1e200).all():
         try:
-            residual = np.diagonal(np.linalg.cholesky(gram / np.outer(length, length)))
+            residual = np.diagonal(np.linalg.cholesky(gram / np.sqrt(np.outer(square, square))))
         except np.linalg.LinAlgError:
             residual = np.zeros(1)
         if (residual > SUSPICIOUS).all():
             return np.arange(X.shape[1])
-    unit = X / safe
+    scale = np.abs(X).max(axis=0, initial=0.0)
+    unit = X / np.where(scale > 0, scale, 1.0)
     unit = unit / np.where(scale > 0, np.linalg.norm(unit, axis=0), 1.0)
-    return _orthogonalise(np.linalg.qr(unit, mode="r") if len(X) > X.shape[1] else unit)
+    return _orthogonalise(np.asarray(np.linalg.qr(unit, mode="r")) if len(X) > X.shape[1] else unit)
 
 
 def _orthogonalise(columns: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def require_identifiable(term: RandomTerm) -> None:
         return
     if levels < 2:
         raise ModelError(
-            f"the grouping factor {term.group!r} has one level ({term.levels[0]!r}); a variance between groups needs "
+            f"the grouping factor {term.group!r} has one level, {term.levels[0]}; a variance between groups needs "
             "at least two. Check the column, or leave this random effect out"
         )
     if levels * q >= n:

@@ -134,11 +134,11 @@ def _factorise(name: str, values: pd.Series | np.ndarray) -> tuple[np.ndarray, p
             f"the grouping factor {name!r} mixes values that cannot be sorted ({', '.join(kinds)}); "
             f"convert it to one type, for example data[{name!r}].astype(str)"
         ) from None
-    return codes.astype(np.int32), pd.Index(levels)
+    return codes.astype(np.int32), pd.Index(levels, tupleize_cols=False)
 
 
 def _lookup(table: pd.Index, values: pd.Series | np.ndarray) -> np.ndarray:
     """Position of each value in the table, -1 where it is not there."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = np.asarray(values)
-    return table.get_indexer(pd.Index(values)).astype(np.int64)
+    return table.get_indexer(pd.Index(values, tupleize_cols=False)).astype(np.int64)

@@ -122,8 +122,21 @@ def parse(text: str) -> FormulaParts:
             offsets.append(special)
         else:
             random += _bar(text, body, inner)
-        _blank(fixed, (sign or body[0]).start, body[-1].end)
+        start, end = (sign or body[0]).start, body[-1].end
+        fixed[start:end] = " " * (end - start)
     return FormulaParts(text, _tidy(text, fixed, tokens[tildes[0]].end), _distinct(random), tuple(offsets))
+
+
+def normalise(text: str) -> str:
+    """The text of effects with uniform blanks, as in labels.
+
+    Examples
+    --------
+    >>> from jmixed.design.formula import normalise
+    >>> normalise("0+C( f ) +x")
+    '0 + C(f) + x'
+    """
+    return _normal(list(scan(text)))
 
 
 def bare_name(text: str) -> str:
@@ -365,10 +378,6 @@ def _unparse(code: str) -> str:
         return ast.unparse(ast.parse(code, mode="eval"))
     except SyntaxError:
         return code
-
-
-def _blank(characters: list[str], start: int, end: int) -> None:
-    characters[start:end] = " " * (end - start)
 
 
 def _tidy(text: str, characters: list[str], rhs: int) -> str:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -67,7 +67,9 @@ def _from_narwhals(data: Any) -> pd.DataFrame:
     try:
         import narwhals as nw
     except ImportError:
-        raise DataError(f"data is a {kind}; it must be {allowed}; for the last, pip install narwhals") from None
+        raise DataError(
+            f"data is a {kind}; it must be {allowed}; for the last, pip install 'jmixed[dataframes]'"
+        ) from None
     try:
         table = nw.from_native(data)
     except TypeError:
@@ -87,6 +89,16 @@ def _column_from(series: Any, nw: Any) -> Any:
     if values.dtype == object and series.dtype == nw.Boolean:
         return pd.array(values, dtype="boolean")
     return values
+
+
+def column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """One column of a table whose names are unique."""
+    return cast(pd.Series, frame[name])
+
+
+def any_of(masks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The rows that any mask has."""
+    return np.asarray(np.stack(list(masks.values())).any(axis=0))
 
 
 def unknown_column(name: str, columns: Iterable[Any], where: str) -> str:
@@ -125,7 +137,7 @@ def per_row(value: Any, frame: pd.DataFrame, what: str) -> pd.Series:
         name = value if value in frame.columns else bare_name(value)
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, what + "="))
-        return frame[name]
+        return column(frame, name)
     array = value if isinstance(value, (pd.Series, pd.Categorical)) else one_dimensional(value, what)
     if len(array) != len(frame):
         raise DataError(f"{what} has {len(array)} values but data has {len(frame)} rows; they must match row by row")
@@ -200,7 +212,7 @@ def missing_rows(columns: Mapping[str, pd.Series | np.ndarray]) -> dict[str, np.
 
 def missing_error(masks: Mapping[str, np.ndarray], positions: np.ndarray) -> MissingDataError:
     """The error for missing values: how many rows, in which columns, where."""
-    rows = np.flatnonzero(np.logical_or.reduce(list(masks.values())))
+    rows = np.flatnonzero(any_of(masks))
     where = ", ".join(str(int(p)) for p in positions[rows[:5]]) + (", ..." if len(rows) > 5 else "")
     counts = ", ".join(f"{name} ({int(mask.sum())})" for name, mask in masks.items())
     return MissingDataError(

@@ -19,8 +19,8 @@ from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.stateful_transforms import stateful_eval
 
 from jmixed.design.formula import mark, replace_keywords, syntax_error
-from jmixed.design.frame import holds_text, prepare, text_error, unknown_column
-from jmixed.errors import DataError, FormulaError
+from jmixed.design.frame import column, holds_text, prepare, text_error, unknown_column
+from jmixed.errors import DataError, FormulaError, JmixedError
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,19 @@ class Recipe:
         return list(dict.fromkeys(name for part in parts for name in self.needs[part]))
 
 
-def read(texts: Mapping[str, str], columns: pd.Index, env: Mapping[str, Any]) -> Recipe:
+def read(texts: Mapping[str, str], frame: pd.DataFrame, env: Mapping[str, Any], shown: str) -> Recipe:
     """Read the formulas of a model.
 
     Parameters
     ----------
     texts : mapping
         Part to formula. The part "fixed" is two-sided and becomes "lhs" and "rhs"; all others are one-sided.
-    columns : Index
-        Names of the columns of the data.
+    frame : DataFrame
+        The data.
     env : mapping
         The names that the formulas may use beside the columns; a column wins.
+    shown : str
+        The main formula as the user wrote it, which messages show in place of the part "fixed".
 
     Returns
     -------
@@ -82,14 +84,15 @@ def read(texts: Mapping[str, str], columns: pd.Index, env: Mapping[str, Any]) ->
         For a formula that formulaic rejects, and for a name that is nowhere.
     """
     words = {word for text in texts.values() for word in re.findall(r"[^\W\d]\w*", text)}
-    recipe = Recipe({}, {}, {}, _used(env, words - set(columns)), {})
+    recipe = Recipe({}, {}, {}, _used(env, words - set(frame.columns)), {})
     for part, text in texts.items():
         spelled, aliases = replace_keywords(text, words)
         recipe.aliases.update(aliases)
+        text = shown if part == "fixed" else text
         formulas = _formulas(part, spelled, text)
         for name, formula in formulas.items():
             recipe.specs[name] = ModelSpec(formula=formula)
-            recipe.needs[name] = _needs(formula, columns, recipe, text)
+            recipe.needs[name] = _needs(formula, frame, recipe, text)
             recipe.texts[name] = text
     return recipe
 
@@ -103,33 +106,55 @@ def _used(env: Mapping[str, Any], words: set[str]) -> dict[str, Any]:
 def _formulas(part: str, spelled: str, text: str) -> dict[str, SimpleFormula]:
     """formulaic's reading of one text."""
     try:
-        formula = Formula(spelled)
+        formula = Formula.from_spec(spelled)
     except FormulaicError as error:
         raise syntax_error(error, text) from None
     except SyntaxError as error:
         raise FormulaError(mark(f"the formula cannot be read ({error.msg})", text)) from None
     if part != "fixed" and isinstance(formula, SimpleFormula):
         return {part: formula}
-    sides = {name: getattr(formula, name, None) for name in ("lhs", "rhs")}
-    if part == "fixed" and all(isinstance(side, SimpleFormula) for side in sides.values()):
-        return sides
+    sides = [getattr(formula, name, None) for name in ("lhs", "rhs")]
+    simple = [side for side in sides if isinstance(side, SimpleFormula)]
+    if part == "fixed" and len(simple) == 2:
+        return {"lhs": simple[0], "rhs": simple[1]}
     allowed = "one response and one right-hand side" if part == "fixed" else "no response"
     raise FormulaError(mark(f"this formula must have {allowed}", text))
 
 
-def _needs(formula: SimpleFormula, columns: pd.Index, recipe: Recipe, text: str) -> tuple[str, ...]:
+def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: str) -> tuple[str, ...]:
     """The columns that a formula uses; a name that is neither a column nor known to the caller is an error."""
     names = []
     for factor in dict.fromkeys(factor for term in formula for factor in term.factors):
         for name, called in _names(factor, text):
-            column = recipe.aliases.get(name, name)
-            if column in columns and not called:
-                names.append(column)
-            elif not (column in recipe.env or column in TRANSFORMS or hasattr(builtins, column)):
-                message = unknown_column(column, columns, "the formula")
-                found = re.search(rf"(?<!\w){re.escape(column)}(?!\w)", text)
-                raise (FormulaError if called else DataError)(mark(message, text, found.start() if found else None))
+            own = recipe.aliases.get(name, name)
+            if own in frame.columns and not called:
+                names.append(own)
+            elif not (own in recipe.env or own in TRANSFORMS or hasattr(builtins, own)):
+                raise _unknown(own, called, frame, text)
+            elif factor.expr == name and np.ndim(recipe.env.get(name, 0)) == 0:
+                message = f"{name!r} is no column of the data; use a constant inside a call, as in I({name} * x)"
+                raise FormulaError(mark(message, text, _find(name, text)))
+        for name in re.findall(rf"(?<![\w.])(?:{_NUMERIC})\(\s*(\w+)", factor.expr):
+            named = recipe.aliases.get(str(name), str(name))
+            if named in frame.columns and holds_text(column(frame, named)):
+                raise text_error(f"{restore(factor.expr, recipe.aliases)}: the column {named!r}", column(frame, named))
     return tuple(dict.fromkeys(names))
+
+
+_NUMERIC = "bs|cc|cr|cs|poly|center|scale|standardize"
+
+
+def _unknown(name: str, called: bool, frame: pd.DataFrame, text: str) -> JmixedError:
+    if called:
+        message = f"{name!r} is neither a transform of formulaic nor a function that the caller can see"
+        return FormulaError(mark(message, text, _find(name, text)))
+    return DataError(mark(unknown_column(name, frame.columns, "the formula"), text, _find(name, text)))
+
+
+def _find(name: str, text: str) -> int | None:
+    """Where a name stands in a formula."""
+    found = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)
+    return found.start() if found else None
 
 
 def _names(factor: FormulaFactor, text: str) -> list[tuple[str, bool]]:
@@ -179,7 +204,7 @@ def _walk(tree: ast.AST) -> list[tuple[str, bool]]:
 def working_frame(frame: pd.DataFrame, columns: Iterable[str], aliases: Mapping[str, str]) -> pd.DataFrame:
     """The columns that formulas need, as formulaic understands them; nothing is copied that need not be."""
     index = frame.index if frame.index.is_unique else pd.RangeIndex(len(frame))
-    ready = {name: prepare(frame[name]) for name in columns}
+    ready = {name: prepare(column(frame, name)) for name in columns}
     ready |= {alias: ready[name] for alias, name in aliases.items() if name in ready}
     return pd.DataFrame(ready, index=index, copy=False)
 
@@ -213,7 +238,7 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     Evaluation
     """
     shared: dict[str, dict] = {"transform_state": {}, "encoder_state": {}} if fresh else {}
-    specs = {part: recipe.specs[part].update(**shared) for part in parts}
+    specs: dict[str, Any] = {part: recipe.specs[part].update(**shared) for part in parts}
     materializer = PandasMaterializer(frame, context=recipe.env)
     dropped: set[int] = set()
     action = "drop" if fresh else "ignore"
@@ -264,9 +289,11 @@ def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], f
     if found and part:
         factor = next(f for t in specs[part].formula for f in t.factors if f.expr == expr)
         for name, _ in _names(factor, text):
-            if name in frame and holds_text(frame[name]):
-                column = frame[name].rename(recipe.aliases.get(name, name))
-                return text_error(f"{restore(expr, recipe.aliases)}: the column {column.name!r}", column)
+            if name in frame and holds_text(column(frame, name)):
+                named = recipe.aliases.get(name, name)
+                return text_error(
+                    f"{restore(expr, recipe.aliases)}: the column {named!r}", column(frame, name).rename(named)
+                )
     spot = text.find(expr) if expr else -1
     detail = restore(message, recipe.aliases)
     return FormulaError(mark(f"the formula cannot be evaluated: {detail}", text, spot if spot >= 0 else None))
@@ -288,7 +315,8 @@ def _refuse_unseen(materializer: PandasMaterializer, specs: Mapping[str, ModelSp
         if expr not in materializer.factor_cache:
             continue
         values = pd.Series(materializer.factor_cache[expr].values.__wrapped__)
-        unseen = [value for value in pd.unique(values.dropna()) if value not in set(categories)]
+        known = set(categories)
+        unseen = [value for value in values.dropna().unique().tolist() if value not in known]
         if unseen:
             raise DataError(
                 f"new data has categories of {restore(expr, recipe.aliases)!r} that the model has not seen: "
@@ -302,19 +330,22 @@ def _nulls(materializer: PandasMaterializer) -> set[int]:
     for factor in materializer.factor_cache.values():
         values = factor.values.__wrapped__
         columns = list(values.values()) if isinstance(values, dict) else [values]
-        for column in columns:
-            if np.ndim(column):
-                mask = np.asarray(pd.isna(column)).reshape(len(column), -1).any(axis=1)
+        for one in columns:
+            if np.ndim(one):
+                mask = np.asarray(pd.isna(one)).reshape(len(one), -1).any(axis=1)
                 rows.update(np.flatnonzero(mask).tolist())
     return rows
 
 
-def expression(text: str, frame: pd.DataFrame, recipe: Recipe, state: dict) -> pd.Series | np.ndarray:
-    """The values of an expression such as ``np.floor(x)`` that stands as a grouping factor."""
-    layers = LayeredMapping(frame, recipe.env, TRANSFORMS)
+def source(text: str, frame: pd.DataFrame, recipe: Recipe) -> pd.Series | np.ndarray:
+    """The labels that a column, or an expression such as ``np.floor(x)``, gives to a grouping factor."""
+    if text in frame.columns:
+        return column(frame, text)
+    columns: Any = frame
+    layers = LayeredMapping(columns, recipe.env, TRANSFORMS)
     spelled, _ = replace_keywords(text, set(recipe.aliases))
     try:
-        values = stateful_eval(spelled, layers, {}, state, None)
+        values = stateful_eval(spelled, layers, {}, {}, None)
     except (TypeError, ValueError, NameError, AttributeError, SyntaxError, KeyError) as error:
         raise FormulaError(f"the grouping factor {text!r} cannot be evaluated ({error})") from error
     values = getattr(values, "__wrapped__", values)

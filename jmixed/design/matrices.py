@@ -8,7 +8,7 @@ import pandas as pd
 
 from jmixed.design.arrays import from_arrays
 from jmixed.design.assemble import Rows, Words, assemble, leave_out_missing
-from jmixed.design.formula import FormulaParts, RandomPart, bare_name, parse
+from jmixed.design.formula import FormulaParts, RandomPart, bare_name, normalise, parse
 from jmixed.design.frame import as_frame, per_row, subset_positions
 from jmixed.design.materialise import read
 from jmixed.design.newdata import new_rows
@@ -78,7 +78,7 @@ def from_formula(
         raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
     table = as_frame(data)
     words = _words(parse(formula), table, groups, re_formula, vc_formula)
-    recipe = read(words.texts, table.columns, env or {})
+    recipe = read(words.texts, table, env or {}, words.parts.text)
     beside = {"groups": groups, "weights": weights, "offset": offset}
     rows = Rows(
         table,
@@ -115,7 +115,7 @@ def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: An
         random = _standard(re_formula, vc_formula, name)
     components = _components(vc_formula)
     effects = {part.effects: f"z{i}" for i, part in enumerate(random) if part.effects != "1"}
-    texts = {"fixed": parts.fixed} | {f"offset{i}": f"0 + {text}" for i, text in enumerate(parts.offsets)}
+    texts = {"fixed": parts.fixed} | {f"offset{i}": f"0 + I({text})" for i, text in enumerate(parts.offsets)}
     texts |= {part: text for text, part in effects.items()}
     texts |= {f"v{i}": text for i, (_, text) in enumerate(components)}
     named = tuple((vc_name, f"v{i}") for i, (vc_name, _) in enumerate(components))
@@ -133,7 +133,7 @@ def _standard(re_formula: Any, vc_formula: Any, name: str) -> tuple[RandomPart, 
     if re_formula is None:
         return () if vc_formula else (RandomPart(f"1 | {name}", "1", (name,)),)
     text = _one_sided(re_formula, "re_formula")
-    return (RandomPart(f"{text} | {name}", text, (name,)),)
+    return (RandomPart(f"{normalise(text)} | {name}", text, (name,)),)
 
 
 def _components(vc_formula: Any) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.design.frame import as_frame, numbers, per_row, unknown_column
-from jmixed.design.materialise import Evaluation, Recipe, evaluate, expression, working_frame
+from jmixed.design.materialise import Evaluation, Recipe, evaluate, working_frame
 from jmixed.design.terms import ModelData, NewRows, RandomTerm
 from jmixed.errors import DataError
 
@@ -95,7 +95,9 @@ def _random(
         made = term.rebuild
         if made is None:
             raise DataError(f"the term {term.label!r} was given as arrays and cannot be made for new data")
-        sources = [frame[s] if s in frame.columns else expression(s, frame, recipe, {}) for s in made.factor.sources]
+        sources = [
+            column(frame, s) if s in frame.columns else expression(s, frame, recipe, {}) for s in made.factor.sources
+        ]
         level = made.factor.match(sources)
         if made.local is not None:
             values = made.local.build(working, level)
@@ -123,4 +125,4 @@ def _from_array(model: ModelData, data: Any, random: bool) -> NewRows:
     if model.offset.any():
         raise DataError("the model has an offset given as an array, which new data does not have; use a formula")
     index = frame.index if frame is not None else pd.RangeIndex(len(X))
-    return NewRows(np.ascontiguousarray(X), np.zeros(len(X)), index, (), (), np.isnan(X).any(axis=1))
+    return NewRows(np.ascontiguousarray(X), np.zeros(len(X)), index, (), (), np.asarray(np.isnan(X).any(axis=1)))

@@ -1,5 +1,6 @@
 """What the words of a model become: rows, columns, and random-effects terms."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +13,11 @@ from jmixed.design.materialise import Recipe
 
 class LocalColumns(Protocol):
     """Columns of a random-effects term that are made for each group by itself."""
+
+    @property
+    def part(self) -> str:
+        """The part of the recipe that they come from."""
+        ...
 
     def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
         """Columns (k, q) for new rows whose top-level group is `codes` (k,), -1 where it is unknown."""
@@ -66,7 +72,7 @@ class RandomTerm:
         Index of a constant column.
     parents : array (L,) of int32 or None
         For a variance component: the top-level group of each level.
-    inner : tuple or None
+    inner : sequence or None
         For a variance component: the names of each level's columns inside its group, ("C(cask)[a]",) for a level of
         a factor; None stands for a column that the group does not have.
     rebuild : Rebuild or None
@@ -83,7 +89,7 @@ class RandomTerm:
     vc: str | None = None
     intercept: int | None = None
     parents: np.ndarray | None = field(default=None, repr=False)
-    inner: tuple[tuple[str | None, ...], ...] | None = field(default=None, repr=False)
+    inner: Sequence[tuple[str | None, ...]] | None = field(default=None, repr=False)
     rebuild: Rebuild | None = field(default=None, repr=False)
 
 

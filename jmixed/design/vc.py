@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from formulaic.transforms import TRANSFORMS
 
 from jmixed.design.factors import Factor, cross, factor
 from jmixed.design.formula import bare_name
+from jmixed.design.frame import column
 from jmixed.design.materialise import Matrix, Recipe, evaluate, restore
 from jmixed.design.terms import RandomTerm, Rebuild
 
@@ -40,6 +41,8 @@ class Plan:
         Spelling in the formula and column of each categorical factor.
     numeric : tuple of factors
         Numeric factors of an "indicators" component.
+    spelling : tuple of str
+        All factors of an "indicators" component in the order of the formula.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Plan:
     way: str
     categories: tuple[tuple[str, str], ...] = ()
     numeric: tuple[FormulaFactor, ...] = ()
+    spelling: tuple[str, ...] = ()
 
 
 def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
@@ -61,12 +65,12 @@ def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
     if len(terms) > 1:
         return Plan(name, part, "ranks", categories)
     numeric = tuple(f for f, kind in kinds.items() if kind == "numeric")
-    return Plan(name, part, "indicators", categories, numeric)
+    return Plan(name, part, "indicators", categories, numeric, tuple(f.expr for f in terms[0]))
 
 
 def numeric_spec(made: Plan) -> ModelSpec:
     """The product of the numeric factors of an "indicators" component."""
-    return ModelSpec(formula=SimpleFormula([Term(made.numeric)]))
+    return ModelSpec(formula=cast(SimpleFormula, SimpleFormula([Term(made.numeric)])))
 
 
 def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
@@ -76,7 +80,7 @@ def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
     name = bare_name(factor.expr)
     if name in frame.columns and "C" not in recipe.env:
         wrapped = factor.expr.startswith("C(")
-        return "categorical" if wrapped or _is_categorical(frame[name]) else "numeric"
+        return "categorical" if wrapped or _is_categorical(column(frame, name)) else "numeric"
     return "numeric" if _row_by_row(factor.expr, recipe, frame) else "other"
 
 
@@ -100,7 +104,7 @@ def _row_by_row(expr: str, recipe: Recipe, frame: pd.DataFrame) -> bool:
     names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - called
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     plain = all(id(n) in functions or not isinstance(n, (ast.Attribute, ast.Subscript)) for n in ast.walk(tree))
-    numeric = all(name in frame.columns and not _is_categorical(frame[name]) for name in names)
+    numeric = all(name in frame.columns and not _is_categorical(column(frame, name)) for name in names)
     return plain and numeric
 
 
@@ -186,17 +190,16 @@ def make_term(
 
 def _indicators(made, label, matrices, frame, top, constant, aliases) -> RandomTerm:
     name = made.name if constant else f"{top.name}:{made.name}"
-    columns = [factor(column, frame[column]) for _, column in made.categories]
+    columns = [factor(aliases.get(name, name), column(frame, name)) for _, name in made.categories]
     chain = columns if constant else [top, *columns]
     whole = chain[0]
     for further in chain[1:]:
         whole = cross(name, whole, further)
     whole = Factor(name, whole.codes, whole.levels, whole.sources, whole.tables, whole.cells)
     matrix = matrices[made.part] if made.numeric else None
-    first = len(chain) - len(columns)
-    spelled: list[str | tuple[str, int]] = [
-        (restore(e, aliases), i + first) for i, (e, _) in enumerate(made.categories)
-    ]
+    place = {expr: k for k, (expr, _) in enumerate(made.categories, len(chain) - len(columns))}
+    spelled = ((restore(expr, aliases), place.get(expr)) for expr in made.spelling)
+    pieces = tuple(text if k is None else (text, k) for text, k in spelled)
     return RandomTerm(
         label=label,
         group=name,
@@ -207,7 +210,7 @@ def _indicators(made, label, matrices, frame, top, constant, aliases) -> RandomT
         vc=made.name,
         intercept=None if matrix else 0,
         parents=(np.zeros(len(whole.levels)) if constant else whole.decode()[0]).astype(np.int32),
-        inner=LevelNames(whole, (*spelled, *(matrix.names if matrix else ()))),
+        inner=LevelNames(whole, pieces),
         rebuild=Rebuild(whole, made.part if matrix else None),
     )
 
@@ -224,10 +227,10 @@ class RankColumns:
     def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
         """Columns (k, q) for new rows; a category that is new in its group has none."""
         recoded = frame.copy(deep=False)
-        for k, (own, column) in enumerate(zip(self.factors, self.columns, strict=True)):
-            level = own.extend(codes.astype(np.int64), 0, frame[column])
+        for k, (own, name) in enumerate(zip(self.factors, self.columns, strict=True)):
+            level = own.extend(codes.astype(np.int64), 0, column(frame, name))
             rank = np.where(level >= 0, _ranks(own)[level], -1)
-            recoded[column] = pd.Categorical.from_codes(rank, categories=_tokens(k, own))
+            recoded[name] = pd.Categorical.from_codes(rank, categories=_tokens(k, own))
         values = evaluate(self.recipe, [self.part], recoded, fresh=False).matrices[self.part].values
         return np.where((codes >= 0)[:, None], values, 0.0)
 
@@ -244,13 +247,13 @@ def _tokens(k: int, own: Factor) -> list[str]:
 
 def _by_rank(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     recoded, factors = frame.copy(deep=False), []
-    for k, (_, column) in enumerate(made.categories):
-        own = cross(column, top, factor(column, frame[column]))
-        recoded[column] = pd.Categorical.from_codes(_ranks(own)[own.codes], categories=_tokens(k, own))
+    for k, (_, name) in enumerate(made.categories):
+        own = cross(name, top, factor(name, column(frame, name)))
+        recoded[name] = pd.Categorical.from_codes(_ranks(own)[own.codes], categories=_tokens(k, own))
         factors.append(own)
     found = evaluate(recipe, [made.part], recoded, fresh=True)
     learnt = Recipe(found.specs, recipe.needs, recipe.aliases, recipe.env, recipe.texts)
-    local = RankColumns(tuple(factors), tuple(column for _, column in made.categories), made.part, learnt)
+    local = RankColumns(tuple(factors), tuple(name for _, name in made.categories), made.part, learnt)
     matrix = found.matrices[made.part]
     return Built(matrix, found.missing, local, _names_by_rank(matrix.names, factors, len(top.levels)))
 
