@@ -291,7 +291,7 @@ def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]
     """The random-effects terms that one pair of parentheses with a bar stands for."""
     bars = [i for i, t in enumerate(inner) if t.kind == "|"]
     spot = next(t.start for t in body if t.kind == "|")
-    if inner is body or not bars or any(_depth(inner, i) for i in bars):
+    if inner is body or not bars or any(sum((t.kind == "(") - (t.kind == ")") for t in inner[:i]) for i in bars):
         raise FormulaError(
             mark("a random-effects term stands alone in parentheses and is added with +, as in '+ (x | g)'", text, spot)
         )
@@ -354,10 +354,6 @@ def _atom(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[
 
 def _join(outer: tuple[str, ...], inner: tuple[str, ...]) -> tuple[str, ...]:
     return outer + tuple(name for name in inner if name not in outer)
-
-
-def _depth(tokens: list[_Token], position: int) -> int:
-    return sum((t.kind == "(") - (t.kind == ")") for t in tokens[:position])
 
 
 def _normal(tokens: list[_Token]) -> str:

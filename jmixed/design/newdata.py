@@ -95,10 +95,7 @@ def _random(
         made = term.rebuild
         if made is None:
             raise DataError(f"the term {term.label!r} was given as arrays and cannot be made for new data")
-        sources = [
-            column(frame, s) if s in frame.columns else expression(s, frame, recipe, {}) for s in made.factor.sources
-        ]
-        level = made.factor.match(sources)
+        level = made.factor.match([source(name, frame, recipe) for name in made.factor.sources])
         if made.local is not None:
             values = made.local.build(working, level)
         elif made.part is None:
