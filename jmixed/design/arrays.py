@@ -13,6 +13,7 @@ from jmixed.design.frame import any_of, missing_error, numbers, one_dimensional,
 from jmixed.design.materialise import Matrix
 from jmixed.design.terms import ModelData, RandomTerm
 from jmixed.errors import DataError
+from jmixed.precision import FLOAT
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def from_arrays(
 
 
 def _matrix(value: Any, what: str) -> Matrix:
-    """Any array as float64 columns with names."""
+    """Any array as columns of floats with names."""
     if isinstance(value, pd.DataFrame):
         columns = [numbers(value.iloc[:, j], f"{what} column {name!r}") for j, name in enumerate(value.columns)]
         values = np.column_stack(columns) if columns else np.empty((len(value), 0))
@@ -105,9 +106,7 @@ def _matrix(value: Any, what: str) -> Matrix:
         )
     if array.ndim not in (1, 2):
         raise DataError(f"{what} has shape {array.shape}; it must be one- or two-dimensional, one row per observation")
-    values = np.ascontiguousarray(
-        array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0), np.float64
-    )
+    values = np.ascontiguousarray(array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0), FLOAT)
     return Matrix(_names(values, what), values)
 
 
@@ -202,7 +201,7 @@ def _per_group(exog_vc: Any, levels: pd.Index) -> list[tuple[Any, list[np.ndarra
 
 
 def _dense(matrix: Any) -> np.ndarray:
-    array = np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix, dtype=np.float64)
+    array = np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix, dtype=FLOAT)
     return array[:, None] if array.ndim == 1 else array
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from jmixed.design.formula import bare_name
 from jmixed.errors import DataError, MissingDataError
+from jmixed.precision import FLOAT
 
 
 def as_frame(data: Any) -> pd.DataFrame:
@@ -159,12 +160,12 @@ def one_dimensional(value: Any, what: str) -> np.ndarray:
 
 
 def numbers(series: pd.Series, what: str) -> np.ndarray:
-    """A column as float64, missing values as NaN; text is refused even when it spells numbers."""
+    """A column as floats, missing values as NaN; text is refused even when it spells numbers."""
     if holds_text(series):
         raise text_error(what, series)
     if not pd.api.types.is_numeric_dtype(series.dtype) and series.dtype != object:
         raise DataError(f"{what} has dtype {series.dtype}; it must hold numbers")
-    return series.to_numpy(dtype=np.float64, na_value=np.nan)
+    return series.to_numpy(dtype=FLOAT, na_value=np.nan)
 
 
 def holds_text(series: pd.Series) -> bool:
@@ -198,7 +199,7 @@ def prepare(series: pd.Series) -> Any:
     if pd.api.types.is_bool_dtype(dtype) and not series.isna().any():
         return series.to_numpy(dtype=bool)
     if pd.api.types.is_numeric_dtype(dtype):
-        return series.to_numpy(dtype=np.float64, na_value=np.nan)
+        return series.to_numpy(dtype=FLOAT, na_value=np.nan)
     if pd.api.types.is_string_dtype(dtype) and dtype != "str":
         return series.astype(object).where(series.notna(), None).array
     return series.array

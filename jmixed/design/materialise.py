@@ -21,6 +21,7 @@ from formulaic.utils.stateful_transforms import stateful_eval
 from jmixed.design.formula import mark, replace_keywords, syntax_error
 from jmixed.design.frame import column, holds_text, prepare, text_error, unknown_column
 from jmixed.errors import DataError, FormulaError, JmixedError
+from jmixed.precision import FLOAT
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,7 @@ def _matrix(part: str, found: Any, recipe: Recipe, n: int, dropped: set[int]) ->
     if not names:
         values = np.empty((n - len(dropped), 0))
     try:
-        values = np.ascontiguousarray(values, dtype=np.float64)
+        values = np.ascontiguousarray(values, dtype=FLOAT)
     except (TypeError, ValueError):
         raise DataError(
             mark(f"the columns {names} do not hold numbers (dtype {values.dtype})", recipe.texts[part])

@@ -9,6 +9,7 @@ from jmixed.design.frame import as_frame, numbers, per_row, unknown_column
 from jmixed.design.materialise import Evaluation, Recipe, evaluate, source, working_frame
 from jmixed.design.terms import ModelData, NewRows, RandomTerm
 from jmixed.errors import DataError
+from jmixed.precision import FLOAT
 
 
 def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
@@ -112,7 +113,7 @@ def _from_array(model: ModelData, data: Any, random: bool) -> NewRows:
     if random:
         raise DataError("a model made of arrays knows no columns; random effects for new data need a formula")
     frame = data if isinstance(data, pd.DataFrame) else None
-    X = np.asarray(data, dtype=np.float64)
+    X = np.asarray(data, dtype=FLOAT)
     X = X[:, None] if X.ndim == 1 else X
     width = len(model.kept) + len(model.dropped)
     if X.ndim != 2 or X.shape[1] not in (width, len(model.kept)):

@@ -9,7 +9,8 @@ evaluation serves all groups.
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -127,6 +128,10 @@ class LevelNames(Sequence):
     factor: Factor
     pieces: tuple[str | tuple[str, int], ...]
 
+    @cached_property
+    def codes(self) -> tuple[np.ndarray, ...]:
+        return self.factor.decode()
+
     def __len__(self) -> int:
         return len(self.factor.levels)
 
@@ -135,9 +140,9 @@ class LevelNames(Sequence):
             return tuple(self[i] for i in range(*level.indices(len(self))))
         if not -len(self) <= level < len(self):
             raise IndexError(level)
-        codes = self.factor.decode()
+        tables = self.factor.tables
         label = [
-            piece if isinstance(piece, str) else f"{piece[0]}[{self.factor.tables[piece[1]][codes[piece[1]][level]]}]"
+            piece if isinstance(piece, str) else f"{piece[0]}[{tables[piece[1]][self.codes[piece[1]][level]]}]"
             for piece in self.pieces
         ]
         return (":".join(label),)
@@ -168,9 +173,8 @@ def make_term(
     aliases: dict,
 ) -> RandomTerm:
     """The random-effects term of a component, its columns being known."""
-    constant = len(top.levels) == 1
     if made.way == "indicators":
-        return _indicators(made, label, matrices, frame, top, constant, aliases)
+        return _indicators(made, label, matrices, frame, top, aliases)
     matrix = built.matrix if built else matrices[made.part]
     single = matrix.values.shape[1] == 1
     return RandomTerm(
@@ -188,14 +192,18 @@ def make_term(
     )
 
 
-def _indicators(made, label, matrices, frame, top, constant, aliases) -> RandomTerm:
+def _indicators(
+    made: Plan, label: str, matrices: Mapping[str, Matrix], frame: pd.DataFrame, top: Factor, aliases: dict
+) -> RandomTerm:
+    """Levels of a factor nested in the groups; without groups to speak of, the factor by itself."""
+    constant = len(top.levels) == 1
     name = made.name if constant else f"{top.name}:{made.name}"
     columns = [factor(aliases.get(name, name), column(frame, name)) for _, name in made.categories]
     chain = columns if constant else [top, *columns]
     whole = chain[0]
     for further in chain[1:]:
         whole = cross(name, whole, further)
-    whole = Factor(name, whole.codes, whole.levels, whole.sources, whole.tables, whole.cells)
+    whole = replace(whole, name=name)
     matrix = matrices[made.part] if made.numeric else None
     place = {expr: k for k, (expr, _) in enumerate(made.categories, len(chain) - len(columns))}
     spelled = ((restore(expr, aliases), place.get(expr)) for expr in made.spelling)
