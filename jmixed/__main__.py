@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data = read_table(options.data)
             result = mixedlm(data=data, **_arguments(options)).fit(reml=not options.ml)
         except JmixedError as error:
-            print(f"jmixed: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"jmixed: error: {_one_line(error)}", file=sys.stderr)
             return 2
     print(result.summary())
     return 0
@@ -122,7 +122,12 @@ def read_table(source: str) -> pd.DataFrame:
 
 
 def _print_warning(message, category, filename, lineno, file=None, line=None):
-    print(f"jmixed: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"jmixed: warning: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(message) -> str:
+    """A message without its line breaks, and without a line that points at a spot above it."""
+    return " ".join(" ".join(line.split()) for line in str(message).splitlines() if line.strip(" ^"))
 
 
 if __name__ == "__main__":

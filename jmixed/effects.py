@@ -258,13 +258,14 @@ class Groups:
         out = {}
         for label, matrix, names in zip(self.labels, found, self._split(self.names), strict=True):
             there = np.array([name is not None for name in names], bool)
-            out[label] = pd.DataFrame(matrix[np.ix_(there, there)], names[there], names[there])
+            own = pd.Index(names[there].tolist())
+            out[label] = pd.DataFrame(matrix[np.ix_(there, there)], own, own)
         return out
 
 
 def _without_absent(values, names):
     there = np.array([name is not None for name in names], bool)
-    return pd.Series(values[there], index=pd.Index(names[there], dtype=object))
+    return pd.Series(values[there], index=pd.Index(names[there].tolist()))
 
 
 def _places(terms, blocks):

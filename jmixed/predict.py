@@ -1,10 +1,12 @@
 """Predictions: the fixed part, and the conditional modes of the levels that the model has seen."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from jmixed.design.frame import as_frame
 from jmixed.design.matrices import new_rows
 from jmixed.errors import DataError
 from jmixed.precision import FLOAT
@@ -128,33 +130,39 @@ def from_data(spec, fit, data, selected: Collection[int], new_levels: str) -> pd
     DataError
         When `new_levels` is "raise" and a level is unknown.
     """
-    rows = new_rows(spec, data, random=len(selected) > 0)
-    values = rows.X @ fit.beta + rows.offset
-    if selected:
-        terms = [spec.terms[k] for k in selected]
-        codes = [rows.codes[k] for k in selected]
+    terms = tuple(spec.terms[k] for k in selected)
+    # Only the terms in use: the columns of other grouping factors need not be there.
+    frame = as_frame(data)
+    rows = new_rows(replace(spec, terms=terms), frame, random=len(terms) > 0)
+    values, missing = rows.X @ fit.beta + rows.offset, rows.missing
+    if terms:
+        labels = [_label_columns(term, frame) for term in terms]
+        missing = np.logical_or.reduce([missing, *(column.isna() for columns in labels for column in columns)])
         if new_levels == "raise":
-            _refuse_unknown(terms, codes, rows, data)
-        values = values + random_part(terms, codes, [rows.Z[k] for k in selected], fit.b)
-    return pd.Series(np.where(rows.missing, np.nan, values), index=rows.index)
+            _refuse_unknown(terms, rows.codes, labels, missing)
+        values = values + random_part(terms, rows.codes, rows.Z, fit.b)
+    return pd.Series(np.where(missing, np.nan, values), index=rows.index)
 
 
-def _refuse_unknown(terms, codes, rows, data):
-    for term, code in zip(terms, codes, strict=True):
-        unknown = (code < 0) & ~rows.missing
-        if np.any(unknown):
+def _label_columns(term, frame):
+    """The columns that a term's labels come from, as far as they are plain columns."""
+    return [frame[name] for name in term.rebuild.factor.sources if name in frame]
+
+
+def _refuse_unknown(terms, codes, labels, missing):
+    for term, code, columns in zip(terms, codes, labels, strict=True):
+        unknown = np.flatnonzero((code < 0) & ~missing)
+        if len(unknown):
             raise DataError(
-                f"predict: {_labels(term.group, data, unknown)} not among the levels of {term.group!r} that the model "
-                "was fitted to; use new_levels='population' to predict such rows with a random effect of zero"
+                f"predict: {_unknown_labels(term, columns, unknown)} not among the levels of {term.group!r} that the "
+                "model was fitted to; use new_levels='population' to predict such rows with a random effect of zero"
             )
 
 
-def _labels(group, data, unknown):
+def _unknown_labels(term, columns, unknown):
     """The first few unknown labels, or their number when the factor is not made of plain columns."""
-    parts = [data[name] for name in group.split(":") if name in data]
-    if len(parts) != len(group.split(":")):
-        return f"{int(unknown.sum())} rows have a level"
-    rows = np.flatnonzero(unknown)
-    labels = list(dict.fromkeys(":".join(str(np.asarray(part)[row]) for part in parts) for row in rows))
+    if len(columns) != len(term.rebuild.factor.sources):
+        return f"{len(unknown)} rows have a level"
+    labels = list(dict.fromkeys(":".join(str(column.iloc[row]) for column in columns) for row in unknown))
     more = f" and {len(labels) - 5} more are" if len(labels) > 5 else " is" if len(labels) == 1 else " are"
     return ", ".join(repr(label) for label in labels[:5]) + more

@@ -299,7 +299,7 @@ class MixedLMResults(WaldInference, Report):
         if data is None:
             self._need_data("predictions of the model's own rows")
             return predict.in_sample(self._spec, self._fit, selected)
-        if self._spec.formula is not None and transform:
+        if self._spec.recipe is not None and transform:
             return predict.from_data(self._spec, self._fit, data, selected, new_levels)
         if selected:
             raise DataError(

@@ -37,7 +37,7 @@ def test_statsmodels_arguments_and_a_file(capsys, tmp_path):
     result = jm.mixedlm(
         "strength ~ 1", jm.datasets.load("pastes"), groups="batch", re_formula="1", vc_formula={"cask": "0 + C(cask)"}
     ).fit(reml=False)
-    assert out.strip() == str(result.summary())
+    assert out == f"{result.summary()}\n"
     assert "Method:             ML" in out
 
 
@@ -50,7 +50,7 @@ def test_weights_offset_and_missing(capsys, tmp_path):
     status, out, err = run(capsys, *arguments, "--missing", "drop")
     assert (status, err) == (0, "")
     expected = jm.mixedlm("Reaction ~ Days + (1 | Subject)", data, weights="w", offset="o", missing="drop").fit()
-    assert out.strip() == str(expected.summary())
+    assert out == f"{expected.summary()}\n"
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
     assert "missing" in err
@@ -60,7 +60,7 @@ def test_weights_offset_and_missing(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["Reaction ~ Dais + (1 | Subject)", "--data", "sleepstudy"], "Dais"),
-        (["Reaction ~ Days + (1 | Subject", "--data", "sleepstudy"], "formula"),
+        (["Reaction ~ Days + (1 | Subject", "--data", "sleepstudy"], "parenthesis is not closed"),
         (["Reaction ~ Days", "--data", "sleepstudy"], "groups"),
         (["Reaction ~ Days", "--data", "nowhere.csv"], "no such file"),
         (["Reaction ~ Days", "--data", "sleepstudy", "--groups", "Subject", "--vc", "Days"], "NAME=FORMULA"),
@@ -135,11 +135,13 @@ def test_the_cache_keeps_small_programs(tmp_path):
     assert int(done.stdout) > 0
 
 
-def test_importing_is_light():
+def test_importing_adds_nothing_heavy():
     code = (
-        "import sys, jmixed\n"
+        "import sys, formulaic, jax, pandas\n"
+        "before = {name.split('.')[0] for name in sys.modules}\n"
+        "import jmixed\n"
         "heavy = {'statsmodels', 'matplotlib', 'narwhals', 'optax', 'pyarrow', 'polars'}\n"
-        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))\n"
+        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules} - before))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -80,7 +80,7 @@ class TestSleepstudy:
         np.testing.assert_allclose(result.bse_fe, [6.824597, 1.545790], rtol=1e-4)
         table = result.var_corr()
         assert table.columns.tolist() == ["group", "var1", "var2", "vcov", "sdcor"]
-        np.testing.assert_allclose(table["sdcor"], [24.7407, 5.9221, 0.066, 25.5918], atol=[1e-3, 1e-3, 1e-3, 1e-3])
+        np.testing.assert_allclose(table["sdcor"], [24.7407, 5.9221, 0.0656, 25.5918], rtol=0, atol=1e-4)
         assert table["group"].tolist() == ["Subject", "Subject", "Subject", "Residual"]
         assert table["var2"].tolist() == [None, None, "Days", None]
         assert table["var1"].tolist() == ["Intercept", "Days", "Intercept", None]
@@ -120,13 +120,13 @@ class TestSleepstudy:
 
     def test_changing_what_was_given_out_changes_nothing(self):
         result = sleep()
-        before = result.fe_params.copy()
-        result.fe_params.iloc[0] = 0
-        result.theta[:] = 0
-        result.fittedvalues.iloc[:] = 0
-        pd.testing.assert_series_equal(result.fe_params, before)
+        for name in ("params", "fe_params", "bse", "cov_re", "fittedvalues", "resid", "theta", "vcov_theta", "vcomp"):
+            value = getattr(result, name)
+            before = value.copy()
+            place = getattr(value, "iloc", value)
+            place[...] = 0
+            np.testing.assert_array_equal(getattr(result, name), before, err_msg=name)
         assert result.theta[0] > 0.9
-        assert result.fittedvalues.iloc[0] > 200
 
 
 class TestAgainstStatsmodels:
@@ -168,7 +168,7 @@ class TestAgainstStatsmodels:
         limits, other = ours.conf_int(0.1), theirs.conf_int(0.1)
         assert limits.columns.tolist() == other.columns.tolist()
         np.testing.assert_allclose(limits, other, rtol=5e-3, atol=2e-3)
-        np.testing.assert_allclose(ours.conf_int(cols=[1]), other.iloc[[1]], rtol=5e-3)
+        np.testing.assert_allclose(ours.conf_int(0.1, cols=[1]), other.iloc[[1]], rtol=5e-3)
 
     def test_covariances_of_parameters(self, theirs):
         ours = sleep_by_groups()
@@ -221,7 +221,7 @@ class TestAgainstStatsmodels:
             np.testing.assert_allclose(getattr(mine, name), getattr(other, name), rtol=1e-4)
         np.testing.assert_allclose(mine.conf_int(0.1), other.conf_int(0.1), rtol=1e-4)
         np.testing.assert_allclose(ours.t_test(R, use_t=True).pvalue, theirs.t_test(R, use_t=True).pvalue, rtol=1e-3)
-        assert mine.df_denom == other.df_denom
+        assert mine.df_denom == theirs.t_test(R, use_t=True).df_denom
 
     def test_joint_tests(self, theirs):
         ours = sleep_by_groups()
@@ -281,7 +281,7 @@ class TestCriteria:
         free = jm.MixedLMParams.from_components(np.ones(2), cov_re=np.eye(2))
         result = model.fit(reml=False, free=free)
         assert result.aic == pytest.approx(-2 * result.llf + 2 * 5)
-        assert result.cov_re.iloc[0, 1] == 0
+        assert result.cov_re.iloc[0, 1] == pytest.approx(0, abs=1e-12)
         reference, _ = case("sleepstudy_uncorr_ml")
         assert result.llf == pytest.approx(reference["loglik"], abs=1e-6)
         assert result.bse_re["Subject x Days Cov"] == 0
