@@ -61,7 +61,9 @@ class Recipe:
         return list(dict.fromkeys(name for part in parts for name in self.needs[part]))
 
 
-def read(texts: Mapping[str, str], frame: pd.DataFrame, env: Mapping[str, Any], shown: str) -> Recipe:
+def read(
+    texts: Mapping[str, str], frame: pd.DataFrame, env: Mapping[str, Any], shown: str, others: Iterable[str]
+) -> Recipe:
     """Read the formulas of a model.
 
     Parameters
@@ -74,6 +76,8 @@ def read(texts: Mapping[str, str], frame: pd.DataFrame, env: Mapping[str, Any], 
         The names that the formulas may use beside the columns; a column wins.
     shown : str
         The main formula as the user wrote it, which messages show in place of the part "fixed".
+    others : iterable of str
+        Columns that a ``.`` in a formula does not stand for: grouping factors, weights, offset.
 
     Returns
     -------
@@ -86,11 +90,12 @@ def read(texts: Mapping[str, str], frame: pd.DataFrame, env: Mapping[str, Any], 
     """
     words = {word for text in texts.values() for word in re.findall(r"[^\W\d]\w*", text)}
     recipe = Recipe({}, {}, {}, _used(env, words - set(frame.columns)), {})
+    available = [name for name in frame.columns if name not in set(others)]
     for part, text in texts.items():
         spelled, aliases = replace_keywords(text, words)
         recipe.aliases.update(aliases)
         text = shown if part == "fixed" else text
-        formulas = _formulas(part, spelled, text)
+        formulas = _formulas(part, spelled, text, available)
         for name, formula in formulas.items():
             recipe.specs[name] = ModelSpec(formula=formula)
             recipe.needs[name] = _needs(formula, frame, recipe, text)
@@ -104,10 +109,10 @@ def _used(env: Mapping[str, Any], words: set[str]) -> dict[str, Any]:
     return {word: value for word, value in found.items() if word not in TRANSFORMS or callable(value)}
 
 
-def _formulas(part: str, spelled: str, text: str) -> dict[str, SimpleFormula]:
+def _formulas(part: str, spelled: str, text: str, available: list[str]) -> dict[str, SimpleFormula]:
     """formulaic's reading of one text."""
     try:
-        formula = Formula.from_spec(spelled)
+        formula = Formula.from_spec(spelled, context={"__formulaic_variables_available__": available})
     except FormulaicError as error:
         raise syntax_error(error, text) from None
     except SyntaxError as error:

@@ -78,8 +78,10 @@ def from_formula(
         raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
     table = as_frame(data)
     words = _words(parse(formula), table, groups, re_formula, vc_formula)
-    recipe = read(words.texts, table, env or {}, words.parts.text)
     beside = {"groups": groups, "weights": weights, "offset": offset}
+    others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
+    others += [name for part in words.random for name in part.factors]
+    recipe = read(words.texts, table, env or {}, words.parts.text, others)
     rows = Rows(
         table,
         {name: per_row(value, table, name) for name, value in beside.items() if value is not None},
