@@ -1,13 +1,14 @@
 """Parameter vectors and objects: layouts, their derivatives, and what they refuse."""
 
 import jax
-import jmixed as jm
 import numpy as np
 import pytest
+from statsmodels.regression.mixed_linear_model import MixedLMParams as TheirParams
+
+import jmixed as jm
 from jmixed.covariance import Structure
 from jmixed.packing import Packing, psd_cholesky
 from jmixed.params import as_array
-from statsmodels.regression.mixed_linear_model import MixedLMParams as TheirParams
 
 PACKING = Packing((Structure(3), Structure(2, "identity"), Structure(1)), (False, True, True))
 
@@ -105,7 +106,9 @@ def test_layouts_of_a_model_lead_back():
 
 def test_theta_reads_factors_down_their_columns():
     packing = Packing((Structure(3),), (False,))
-    np.testing.assert_array_equal(packing.theta_from_root(np.array([11, 21, 22, 31, 32, 33.0])), [11, 21, 31, 22, 32, 33])
+    np.testing.assert_array_equal(
+        packing.theta_from_root(np.array([11, 21, 22, 31, 32, 33.0])), [11, 21, 31, 22, 32, 33]
+    )
 
 
 def test_pack_names_the_shapes():

@@ -1,0 +1,208 @@
+"""The likelihood of a model at parameters in statsmodels' layouts: `MixedLM` is built on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jmixed import estimation, held
+from jmixed.distribution import Distribution
+from jmixed.errors import DataError
+from jmixed.packing import Packing
+from jmixed.params import as_array, is_params
+
+if TYPE_CHECKING:
+    from jmixed.data import Design
+    from jmixed.design.terms import ModelData
+
+
+class Likelihood:
+    """Log-likelihood, score, Hessian, and what follows from parameters that need not be estimates."""
+
+    spec: ModelData
+    design: Design
+    exog: np.ndarray
+    offset: np.ndarray
+    use_sqrt: bool
+    reml: bool
+    k_fe: int
+    k_re2: int
+    _packing: Packing
+
+    def _read(self, params, name="params", direct=False):
+        """Parameters of a caller: beta (None if not given), psi and square roots."""
+        packing, m = self._packing, self._packing.size
+        if is_params(params):
+            beta, psi = as_array(params.fe_params, name), packing.pack(params.cov_re, params.vcomp, name)
+            if beta.shape not in ((0,), (self.k_fe,)):
+                raise DataError(f"{name} has {len(beta)} fixed effects, but the model has {self.k_fe}")
+            return (beta if len(beta) == self.k_fe else None), psi, packing.root_from_psi(psi)
+        vector = as_array(params, name)
+        if vector.shape not in ((m,), (self.k_fe + m,)):
+            raise DataError(
+                f"{name} has shape {vector.shape}: give {m} (co)variances, or {self.k_fe} fixed effects before them"
+            )
+        beta, packed = (vector[:-m], vector[-m:]) if len(vector) > m or not self.k_fe else (None, vector)
+        if self.use_sqrt and not direct:
+            return beta, packing.psi_from_root(packed), packed
+        return beta, packed, packing.root_from_psi(packed)
+
+    def _point(self, params, profile_fe, direct=False):
+        beta, psi, root = self._read(params, direct=direct)
+        if profile_fe:
+            return None, psi, root
+        if beta is None:
+            raise DataError("params holds no fixed effects: put them first, or use profile_fe=True")
+        return beta, psi, root
+
+    def loglike(self, params, profile_fe=True) -> float:
+        """Log-likelihood with the scale profiled out: restricted if ``model.reml``, which `fit` sets.
+
+        Parameters
+        ----------
+        params : MixedLMParams or array-like
+            Relative (co)variances. An array is packed as in `fit`'s ``start_params``.
+        profile_fe : bool
+            Replace the fixed effects by their generalised-least-squares estimates; otherwise `params` must have them.
+
+        Returns
+        -------
+        float
+        """
+        beta, psi, _ = self._point(params, profile_fe)
+        return estimation.evaluate(self.design, psi, beta=beta, reml=self.reml)
+
+    def score(self, params, profile_fe=True) -> np.ndarray:
+        """Gradient of `loglike` in the packed parameters; fixed effects first if they are not profiled out.
+
+        Parameters
+        ----------
+        params, profile_fe
+            As in `loglike`.
+
+        Returns
+        -------
+        array (k,)
+        """
+        fe, re, vc = (self.score_sqrt if self.use_sqrt else self.score_full)(params, calc_fe=not profile_fe)
+        return np.concatenate([re, vc] if profile_fe else [fe, re, vc])
+
+    def score_full(self, params, calc_fe=True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The score in the (co)variances themselves, in parts.
+
+        Parameters
+        ----------
+        params : MixedLMParams or array-like
+        calc_fe : bool
+            False: the fixed effects are profiled out and their part is zero.
+
+        Returns
+        -------
+        fe (k_fe,), re (k_re2,), vc (k_vc,)
+        """
+        return self._parts(params, calc_fe, square_roots=False)
+
+    def score_sqrt(self, params, calc_fe=True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The score in Cholesky factors and square roots, in parts: as `score_full`."""
+        return self._parts(params, calc_fe, square_roots=True)
+
+    def _parts(self, params, calc_fe, square_roots):
+        beta, psi, root = self._point(params, not calc_fe)
+        _, gradient = estimation.evaluate(self.design, psi, beta=beta, reml=self.reml, order=1)
+        fe, variance = (gradient[: self.k_fe], gradient[self.k_fe :]) if calc_fe else (np.zeros(self.k_fe), gradient)
+        variance = self._packing.root_gradient(root, variance) if square_roots else variance
+        return fe, variance[: self.k_re2], variance[self.k_re2 :]
+
+    def hessian(self, params) -> tuple[np.ndarray, bool]:
+        """Hessian of `loglike` in the fixed effects and the relative (co)variances themselves.
+
+        Parameters
+        ----------
+        params : MixedLMParams or array-like (k_params,)
+            An array is laid out as ``result.params``.
+
+        Returns
+        -------
+        array (k_params, k_params), bool
+            The Hessian, and whether a covariance is singular.
+        """
+        beta, psi, root = self._point(params, profile_fe=False, direct=True)
+        _, _, hessian = estimation.evaluate(self.design, psi, beta=beta, reml=self.reml, order=2)
+        factors = self._packing.matrices(root, lower=True)
+        lengths = [np.sqrt(np.sum(factor**2, axis=1)) for factor in factors]
+        singular = any(np.any(np.diag(f) <= 1e-6 * size) for f, size in zip(factors, lengths, strict=True))
+        return hessian, singular
+
+    def information(self, params) -> np.ndarray:
+        """Observed information, minus the Hessian at the same `params`."""
+        return -self.hessian(params)[0]
+
+    def get_fe_params(self, cov_re, vcomp, tol=1e-10) -> tuple[np.ndarray, bool]:
+        """Generalised-least-squares estimates of the fixed effects.
+
+        Parameters
+        ----------
+        cov_re : array-like (k_re, k_re)
+        vcomp : array-like (k_vc,)
+            Relative to the residual variance.
+        tol : float
+            An eigenvalue below this is zero.
+
+        Returns
+        -------
+        array (k_fe,), bool
+            The estimates, and whether a covariance is singular.
+        """
+        psi = self._packing.pack(as_array(cov_re, "cov_re"), as_array(vcomp, "vcomp"), "get_fe_params")
+        singular = any(np.linalg.eigvalsh(matrix)[0] < tol for matrix in self._packing.matrices(psi))
+        return estimation.gls(self.design, psi)[0], bool(singular)
+
+    def get_scale(self, fe_params, cov_re, vcomp) -> float:
+        """Residual variance at given fixed effects and relative (co)variances, with divisor n - p under REML."""
+        beta = as_array(fe_params, "fe_params")
+        psi = self._packing.pack(as_array(cov_re, "cov_re"), as_array(vcomp, "vcomp"), "get_scale")
+        return held.scale_at(self.design, psi, beta, self.reml)
+
+    def predict(self, params, exog=None) -> np.ndarray:
+        """The fixed part of the prediction.
+
+        Parameters
+        ----------
+        params : MixedLMParams or array-like
+            A vector whose first entries are the fixed effects.
+        exog : array-like (k, k_fe), optional
+            By default the model's own rows, with their offset.
+
+        Returns
+        -------
+        array (k,)
+        """
+        beta = as_array(params.fe_params if is_params(params) else params, "params")[: self.k_fe]
+        if exog is None:
+            return self.exog @ beta + self.offset
+        columns = as_array(exog, "exog")
+        columns = columns[:, None] if columns.ndim == 1 and self.k_fe == 1 else columns
+        if len(beta) != self.k_fe or columns.shape[-1] != self.k_fe:
+            raise DataError(f"predict: params and exog of shape {columns.shape} must have {self.k_fe} fixed effects")
+        return columns @ beta
+
+    def get_distribution(self, params, scale, exog=None) -> Distribution:
+        """The distribution of the response at given parameters: an object with ``rvs(n, rng)``.
+
+        Parameters
+        ----------
+        params : MixedLMParams or array-like (k_params,)
+            Laid out as ``result.params``.
+        scale : float
+            Residual variance.
+        exog : array-like (nobs, k_fe), optional
+            By default the model's own columns.
+
+        Returns
+        -------
+        Distribution
+        """
+        beta, psi, _ = self._point(params, profile_fe=False, direct=True)
+        mean = self.predict(beta) if exog is None else self.predict(beta, exog) + self.offset
+        return Distribution(self.spec, mean, [scale * matrix for matrix in self._packing.matrices(psi)], scale)

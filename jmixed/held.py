@@ -1,0 +1,235 @@
+"""Fits in which some parameters are not estimated: coefficients or covariances held, and everything else at them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from jmixed import estimation
+from jmixed.data import Design
+from jmixed.errors import DataError, Outcome
+from jmixed.packing import Packing
+from jmixed.params import MixedLMParams, is_params
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be estimated, and from where.
+
+    Attributes
+    ----------
+    design : Design
+        Without the columns of held coefficients, which its offset contains.
+    packing : Packing
+    reml : bool
+    beta : array (p,)
+        Values of held coefficients; entries of free ones mean nothing.
+    root : array (m,) or None
+        Square roots of the covariances to start from; None to have a start found.
+    free_beta, free_root : bool arrays (p,), (m,)
+        What is estimated.
+    """
+
+    design: Design
+    packing: Packing
+    reml: bool
+    beta: np.ndarray
+    root: np.ndarray | None
+    free_beta: np.ndarray
+    free_root: np.ndarray
+
+    def restore(self, fit: estimation.Fit) -> estimation.Fit:
+        """A fit of `design` with the held coefficients put back; their standard errors are zero."""
+        beta, vcov, free = self.beta.copy(), np.zeros((len(self.beta),) * 2), self.free_beta
+        beta[free] = fit.beta
+        vcov[np.ix_(free, free)] = fit.vcov_beta
+        return replace(fit, beta=beta, vcov_beta=vcov)
+
+    def pattern(self) -> MixedLMParams | None:
+        """Zeros and ones in place of the parameters; None if all are estimated."""
+        if self.free_beta.all() and self.free_root.all():
+            return None
+        cov_re, vcomp = self.packing.unpack(self.free_root.astype(float))
+        return MixedLMParams.from_components(self.free_beta.astype(float), cov_re=cov_re, vcomp=vcomp)
+
+
+def task(design: Design, packing: Packing, reml: bool, beta: np.ndarray, root: np.ndarray | None, free=None) -> Task:
+    """Read a pattern of zeros and ones.
+
+    Parameters
+    ----------
+    design : Design
+        With all columns.
+    packing : Packing
+    reml : bool
+    beta : array (p,)
+        Start values of the coefficients.
+    root : array (m,), optional
+        Start values of the square roots; where some are held, unit variances without correlations by default.
+    free : MixedLMParams, optional
+        A parameter with a zero is held.
+
+    Raises
+    ------
+    DataError
+        The pattern has another shape than the model.
+    ModelError
+        The pattern cannot be held.
+    """
+    everything = np.ones(len(beta), bool), np.ones(packing.size, bool)
+    if free is None:
+        return Task(design, packing, reml, beta, root, *everything)
+    if not is_params(free):
+        raise DataError(f"free is {free!r}: give a MixedLMParams of zeros and ones")
+    free_beta, free_root = np.asarray(free.fe_params) != 0, packing.mask(free)
+    if free_beta.shape != beta.shape:
+        raise DataError(f"free has fe_params of shape {free_beta.shape}, but the model has {len(beta)} fixed effects")
+    if not free_root.all():
+        root = packing.identity() if root is None else root
+        packing.check_held(free_root, root)
+    return Task(without_coefficients(design, beta, free_beta), packing, reml, beta, root, free_beta, free_root)
+
+
+def without_coefficients(design: Design, beta: np.ndarray, free: np.ndarray) -> Design:
+    """The design with the columns of held coefficients moved into the offset.
+
+    Parameters
+    ----------
+    design : Design
+    beta : array (p,)
+        Values of the coefficients; only held ones are used.
+    free : bool array (p,)
+        The coefficients that stay.
+
+    Returns
+    -------
+    Design
+        With X of shape (n, number of free coefficients).
+    """
+    return replace(design, X=design.X[:, free], offset=design.offset + design.X[:, ~free] @ beta[~free])
+
+
+def fit(task: Task, method="newton", maxiter=None, gtol=None) -> estimation.Fit:
+    """Estimate what is free.
+
+    Parameters
+    ----------
+    task : Task
+    method, maxiter, gtol
+        As in `estimation.fit`.
+    """
+    start = None if task.root is None else task.packing.theta_from_root(task.root)
+    options = {"reml": task.reml, "theta0": start, "method": method, "maxiter": maxiter, "gtol": gtol}
+    if task.free_root.all():
+        return estimation.fit(task.design, **options)
+    free = task.packing.theta_from_root(task.free_root).astype(bool)
+    found = _exactly_held(estimation.fit(task.design, **options, free=free), task)
+    return _with_information(found, task, task.free_root)
+
+
+def _exactly_held(fit, task):
+    """A fit whose held entries have the very numbers they were held at, not those within rounding of them."""
+    packing = task.packing
+    start = packing.root_from_psi(packing.psi_from_root(task.root))
+    root = np.where(task.free_root, packing.root_from_theta(fit.theta), start)
+    matrices = packing.matrices(packing.psi_from_root(root))
+    covariances = {
+        label: fit.sigma**2 * (matrix if len(matrix) == structure.q else matrix[0, 0] * np.eye(structure.q))
+        for label, structure, matrix in zip(task.design.labels, packing.structures, matrices, strict=True)
+    }
+    return replace(fit, theta=packing.theta_from_root(root), covariances=covariances)
+
+
+def at_start(task: Task) -> estimation.Fit:
+    """The estimates of everything else at the start values of the covariances. It never counts as converged."""
+    root = task.packing.identity() if task.root is None else task.root
+    nothing = np.zeros(task.packing.size, bool)
+    found = estimation.fit(task.design, reml=task.reml, theta0=task.packing.theta_from_root(root), free=nothing)
+    return replace(_with_information(found, task, task.free_root), outcome=Outcome.MAX_ITERATIONS)
+
+
+def _with_information(fit, task, free):
+    """A fit with held covariances, with the covariance of the estimates of the free ones.
+
+    The information is taken in the square roots, where what is held is a set of coordinates.
+    """
+    root = task.packing.root_from_theta(fit.theta)
+    psi = task.packing.psi_from_root(root)
+    _, gradient, hessian = estimation.evaluate(task.design, psi, reml=task.reml, order=2)
+    information = -task.packing.root_hessian(root, gradient, hessian)
+    return with_root_covariance(fit, task.packing, root, inverse_block(information, free))
+
+
+def scale_at(design: Design, psi: np.ndarray, beta: np.ndarray, reml: bool) -> float:
+    """sigma^2 = r'V^-1 r / nu at given coefficients and relative covariances.
+
+    The profile log-likelihood has -n/2 log(r'V^-1 r) as its only part with beta in it, so the ratio to the residuals of
+    generalised least squares follows from two values of it.
+    """
+    n, p = design.X.shape
+    best = estimation.evaluate(design, psi, reml=False)
+    here = estimation.evaluate(design, psi, beta=beta, reml=False)
+    scale = estimation.gls(design, psi)[2] * np.exp(2 * (best - here) / n)
+    return float(scale * n / (n - p) if reml else scale)
+
+
+def with_root_covariance(
+    fit: estimation.Fit, packing: Packing, root: np.ndarray, covariance: np.ndarray
+) -> estimation.Fit:
+    """A fit whose variance parameters have the given covariance (m, m) in the square roots."""
+    jacobian = packing.jacobian(root)
+    order = packing.theta_from_root(np.arange(packing.size, dtype=float)).astype(int)
+    return replace(fit, vcov_psi=jacobian @ covariance @ jacobian.T, vcov_theta=covariance[np.ix_(order, order)])
+
+
+def inverse_block(matrix: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The inverse of a block of a symmetric matrix with zeros around it; NaN if it is not positive definite."""
+    inverse = np.zeros(matrix.shape)
+    block = matrix[np.ix_(chosen, chosen)]
+    if block.size:
+        scale = 1 / np.sqrt(np.maximum(np.abs(np.diag(block)), np.finfo(block.dtype).tiny))
+        values, vectors = np.linalg.eigh(block * np.outer(scale, scale))
+        sound = values[0] > 1e-12 * max(values[-1], 1)
+        found = (vectors / values) @ vectors.T * np.outer(scale, scale) if sound else np.full(block.shape, np.nan)
+        inverse[np.ix_(chosen, chosen)] = found
+    return inverse
+
+
+def at_coefficients(
+    design: Design, packing: Packing, theta: np.ndarray, beta: np.ndarray, reml: bool
+) -> estimation.Fit:
+    """The fit in which theta and beta have given values: scale, conditional modes and likelihood follow.
+
+    Parameters
+    ----------
+    design : Design
+    packing : Packing
+    theta : array (m,)
+    beta : array (p,)
+    reml : bool
+
+    Returns
+    -------
+    Fit
+        Its ``vcov_beta`` is sigma^2 (X'V^-1 X)^-1 at this theta and this sigma.
+    """
+    n, p = design.X.shape
+    nothing = np.zeros(packing.size, bool)
+    profiled = estimation.fit(design, reml=reml, theta0=theta, free=nothing)
+    known = without_coefficients(design, beta, np.zeros(p, bool))
+    fit = estimation.fit(known, reml=False, theta0=theta, free=nothing)
+    # Known coefficients leave n degrees of freedom; REML takes those of estimated ones away.
+    ratio = n / (n - p) if reml else 1.0
+    scale = fit.sigma**2 * ratio
+    psi = packing.psi_from_root(packing.root_from_theta(theta))
+    return replace(
+        fit,
+        beta=np.array(beta),
+        sigma=np.sqrt(scale),
+        objective=-2 * estimation.evaluate(design, psi, beta=beta, reml=reml),
+        vcov_beta=profiled.vcov_beta * scale / profiled.sigma**2,
+        covariances={label: matrix * ratio for label, matrix in fit.covariances.items()},
+        scale_gradient=fit.scale_gradient * ratio,
+        scale_variance=2 * scale**2 / (n - p if reml else n),
+    )

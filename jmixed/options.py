@@ -1,0 +1,86 @@
+"""The words around a fit: which optimiser a name means, which options have no effect, and what to warn of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from jmixed import estimation
+from jmixed.errors import ConvergenceWarning, ModelError, SingularWarning
+
+if TYPE_CHECKING:
+    from jmixed.design.terms import RandomTerm
+    from jmixed.held import Task
+
+NEWTON_NAMES = ("newton", "ncg", "bfgs", "cg", "nm", "powell", "basinhopping", "minimize")
+"""Optimisers, ours and statsmodels', in whose place the trust-region Newton method stands."""
+IDLE = ("eps", "maxcor", "ftol", "tol", "maxls")
+"""Options that statsmodels accepts, without effect there or here."""
+
+
+def solver(method) -> str:
+    """The method of `estimation.fit` that a name, or the first of a list of names, means.
+
+    Raises
+    ------
+    ModelError
+        For another name.
+
+    Examples
+    --------
+    >>> from jmixed.options import solver
+    >>> solver("newton"), solver(["bfgs", "lbfgs"]), solver("L-BFGS"[:1] + "BFGS")
+    ('newton', 'newton', 'lbfgs')
+    """
+    names = [method] if isinstance(method, str) else list(method or ["newton"])
+    first = names[0].lower() if isinstance(names[0], str) else names[0]
+    if first == "lbfgs":
+        return "lbfgs"
+    if first in NEWTON_NAMES:
+        return "newton"
+    raise ModelError(
+        f"method is {method!r}; it must be 'newton' or 'lbfgs' (or one of statsmodels' names, which mean one of these: "
+        f"{', '.join(NEWTON_NAMES[2:])})"
+    )
+
+
+def warn_of_options(names: Iterable[str], niter_sa: int = 0) -> None:
+    """Warn of keyword arguments of `MixedLM.fit` that have no effect."""
+    unknown = sorted(set(names) - {"disp", *IDLE})
+    idle = sorted(set(names) & set(IDLE)) + (["niter_sa"] if niter_sa else [])
+    for found, text in ((unknown, "not used by MixedLM.fit"), (idle, "without effect on how MixedLM is optimised")):
+        if found:
+            plural = "s" if len(found) > 1 else ""
+            warnings.warn(f"Argument{plural} {', '.join(found)} {text}: leave out", FutureWarning, stacklevel=3)
+
+
+def warn_of_outcome(fit: estimation.Fit, task: Task, terms: Sequence[RandomTerm]) -> None:
+    """Warn of a fit without a certified optimum, and of a singular one."""
+    if not fit.converged:
+        warnings.warn(f"{fit.outcome.name}: {fit.outcome.message}", ConvergenceWarning, stacklevel=3)
+    moved = [piece.any() for piece in task.packing.split(task.free_root)]
+    flagged = zip(terms, fit.singular, moved, strict=True)
+    labels = [repr(term.vc or term.label) for term, singular, free in flagged if singular and free]
+    if labels:
+        warnings.warn(
+            f"the fit is singular: {', '.join(labels)} has a variance of zero or a correlation of one at the optimum. "
+            "The estimates stand, but a simpler random-effects structure fits as well: consider leaving out a random "
+            "effect, or its correlations",
+            SingularWarning,
+            stacklevel=3,
+        )
+
+
+def history(fit: estimation.Fit, method: str) -> dict:
+    """The record of an optimisation, with statsmodels' keys where they have a meaning."""
+    return {
+        "method": method,
+        "converged": fit.converged,
+        "outcome": fit.outcome,
+        "iterations": fit.iterations,
+        "fcalls": fit.evaluations,
+        "fopt": fit.objective,
+        "gopt": fit.gradient,
+        "warnflag": int(not fit.converged),
+    }
