@@ -124,8 +124,9 @@ def _factorise(name: str, values: pd.Series | np.ndarray) -> tuple[np.ndarray, p
         numbers = np.asarray(values)
         low, high = int(numbers.min()), int(numbers.max())
         if high - low < 4 * len(numbers) + 65536:
-            used, codes = compress((numbers - low).astype(np.int64, copy=False), high - low + 1)
-            return codes, pd.Index((used + low).astype(dtype))
+            shifted = numbers - low if numbers.itemsize == 8 else numbers.astype(np.int64) - low
+            used, codes = compress(shifted.astype(np.int64, copy=False), high - low + 1)
+            return codes, pd.Index(used.astype(dtype) + np.array(low, dtype))
     try:
         codes, levels = pd.factorize(values, sort=True)
     except TypeError:

@@ -84,7 +84,7 @@ def _column_from(series: Any, nw: Any) -> Any:
     """One column of a narwhals table as an array that pandas takes."""
     values = series.to_numpy()
     if isinstance(series.dtype, nw.Enum):
-        return pd.Categorical(values, categories=series.cat.get_categories().to_list())
+        return pd.Categorical(values, categories=list(series.dtype.categories))
     if isinstance(series.dtype, nw.Categorical):
         return pd.Categorical(values)
     if values.dtype == object and series.dtype == nw.Boolean:
@@ -190,9 +190,11 @@ def text_error(what: str, series: pd.Series) -> DataError:
 
 
 def prepare(series: pd.Series) -> Any:
-    """A column as formulaic understands it: used categories only, numbers as numpy numbers, text as text."""
+    """A column as formulaic understands it: used categories only, text as text, numbers wide enough for transforms."""
     dtype = series.dtype
     if isinstance(dtype, np.dtype):
+        if dtype.kind in "iuf" and dtype.itemsize < 8:
+            return series.to_numpy(FLOAT if dtype.kind == "f" else np.int64)
         return series.infer_objects().array if dtype.kind == "O" else series.array
     if isinstance(dtype, pd.CategoricalDtype):
         return series.cat.remove_unused_categories().array

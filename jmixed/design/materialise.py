@@ -140,7 +140,7 @@ def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: st
             elif factor.expr == name and np.ndim(recipe.env.get(name, 0)) == 0:
                 message = f"{name!r} is no column of the data; use a constant inside a call, as in I({name} * x)"
                 raise FormulaError(mark(message, text, _find(name, text)))
-        for name in re.findall(rf"(?<![\w.])(?:{_NUMERIC})\(\s*(\w+)", factor.expr):
+        for name in re.findall(rf"(?<![\w.])(?:{_NUMERIC})\(\s*(\w+)\s*[,)]", factor.expr):
             named = recipe.aliases.get(str(name), str(name))
             if named in frame.columns and holds_text(column(frame, named)):
                 raise text_error(f"{restore(factor.expr, recipe.aliases)}: the column {named!r}", column(frame, named))

@@ -34,7 +34,10 @@ def parts(text):
         ("(poly(x,2) | g)", [("poly(x, 2)", ("g",), False)]),
         ("((1 | g))", [("1", ("g",), False)]),
         ("(1 | class)", [("1", ("class",), False)]),
-        ("(`body mass` | `my group`/b)", [("`body mass`", ("my group",), False), ("`body mass`", ("my group", "b"), False)]),
+        (
+            "(`body mass` | `my group`/b)",
+            [("`body mass`", ("my group",), False), ("`body mass`", ("my group", "b"), False)],
+        ),
         ('(1 | Q("my group"))', [("1", ("my group",), False)]),
         ("(1 | C(g))", [("1", ("g",), False)]),
         ("(I(a | b) | g)", [("I(a | b)", ("g",), False)]),

@@ -40,9 +40,7 @@ def check(model, fit):
 @pytest.mark.parametrize("name", references.names())
 def test_bars(name):
     fit, data = references.case(name)
-    model = from_formula(
-        fit["lme4_formula_py"], data, missing="drop", weights=fit["weights"], offset=fit["offset"]
-    )
+    model = from_formula(fit["lme4_formula_py"], data, missing="drop", weights=fit["weights"], offset=fit["offset"])
     check(model, fit)
     again = new_rows(model, data.iloc[model.rows], random=True)
     np.testing.assert_allclose(again.X, model.X, rtol=1e-12, atol=1e-12)
