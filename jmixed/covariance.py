@@ -73,6 +73,15 @@ class Structure:
         """psi (size,) from ``Sigma`` (q, q)."""
         return covariance[:1, 0] if self.kind == IDENTITY else covariance[self.psi_indices()]
 
+    def direction(self, k: int):
+        """The derivative (q, q) of Sigma in psi's entry k, as a numpy array."""
+        if self.kind == IDENTITY:
+            return np.eye(self.q)
+        unit = np.zeros((self.q, self.q))
+        rows, columns = self.psi_indices()
+        unit[rows[k], columns[k]] = unit[columns[k], rows[k]] = 1
+        return unit
+
     def gradient_matrix(self, gradient):
         """The symmetric matrix G with ``dd = <G, dSigma>`` from the gradient in psi.
 

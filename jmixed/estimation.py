@@ -30,6 +30,7 @@ from jmixed.information import (
 )
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, conditional_blocks, estimates
+from jmixed.likelihood.second_order import derivatives
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.precision import double_precision
 
@@ -402,7 +403,7 @@ def _collect(design, out, reml, timings):
 
 @partial(jax.jit, static_argnames=("reml",))
 def _derivatives_program(held, psi, roots, reml):
-    return criterion.derivatives(psi, roots, held, reml)
+    return derivatives(psi, roots, held, reml)
 
 
 @partial(jax.jit, static_argnames=("reml", "order"))

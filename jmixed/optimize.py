@@ -14,10 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmixed.covariance import IDENTITY, join, split
+from jmixed.covariance import IDENTITY, block_diagonal, join, split
 from jmixed.data import Moments
 from jmixed.errors import Outcome
-from jmixed.likelihood.criterion import Derivatives, derivatives, deviance_at, psi_of, squares
+from jmixed.likelihood.criterion import deviance_at, psi_of, squares
+from jmixed.likelihood.second_order import Derivatives, derivatives
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 """Relative variances, in units of preconditioned columns, that are tried as a start."""
@@ -176,6 +177,10 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
     covariances = squares(roots)
     at = derivatives(psi_of(covariances, structures, dtype), roots, moments, reml)
     accepted, ratio, stalled = _judge(state, at)
+    expecting = state.em_steps > 0
+    if moving:
+        updated = _em_step(covariances, at, moments)
+        covariances = [jnp.where(expecting, em, kept) for em, kept in zip(updated, covariances, strict=True)]
     settled = chart_at(covariances, structures, dtype) if moving else state.trial
     gradient, hessian = in_chart(settled, at)
     chart, at, gradient, hessian = jax.tree.map(
@@ -183,16 +188,15 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
         (settled, at, gradient, hessian),
         (state.chart, state.derivatives, state.gradient, state.hessian),
     )
-    first = ~jnp.isfinite(state.derivatives.value) | (state.em_steps > 0)
     length = jnp.sqrt(jnp.sum((state.trial.phi - state.chart.phi) ** 2))
     grown = jnp.where((ratio > 0.75) & state.boundary, 2 * state.radius, state.radius)
     radius = jnp.where(~accepted | (ratio < 0.25), length / 4, grown)
-    radius = jnp.where(first, jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum(chart.phi**2))), radius)
-    move, predicted, boundary = trust_region_step(gradient, hessian, radius)
-    trial = Chart(chart.bases, chart.phi + move)
-    expecting = state.em_steps > 0
-    em_chart = chart_at(_em_step(covariances, at, moments), structures, dtype)
-    trial = jax.tree.map(lambda em, newton: jnp.where(expecting, em, newton), em_chart, trial)
+    fresh = jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum(chart.phi**2)))
+    radius = jnp.where(jnp.isinf(state.predicted), fresh, radius)
+    values, vectors = jnp.linalg.eigh(hessian)
+    move, predicted, boundary = trust_region_step(values, vectors.T @ gradient, radius)
+    # An EM update is the next trial itself: the derivatives at hand belong to the point before it.
+    trial = Chart(chart.bases, chart.phi + jnp.where(expecting, 0, vectors @ move))
     outcome = jnp.where(state.polishing, Outcome.CONVERGED.value, _RUNNING)
     outcome = jnp.where((outcome == _RUNNING) & (stalled >= 2), Outcome.PRECISION_LIMIT.value, outcome)
     outcome = jnp.where(jnp.isfinite(at.value), outcome, Outcome.NOT_FINITE.value)
@@ -208,7 +212,7 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
         em_steps=jnp.maximum(state.em_steps - 1, 0),
         iteration=state.iteration + 1,
         stalled=stalled,
-        polishing=_is_optimum(gradient, hessian) & ~expecting,
+        polishing=_is_optimum(values, vectors.T @ gradient) & ~expecting,
         outcome=outcome.astype(jnp.int32),
     )
 
@@ -239,18 +243,22 @@ def _em_step(covariances, at: Derivatives, moments: Moments):
     return updated
 
 
-def trust_region_step(gradient, hessian, radius):
-    """The exact minimiser of the quadratic model within the radius, hard case included.
+def trust_region_step(values, slope, radius):
+    """The exact minimiser of a quadratic model within a radius, hard case included.
 
-    Moré and Sorensen (1983, SIAM J. Sci. Stat. Comput. 4(3)): eigenvalues of the Hessian, then the secular equation
-    by safeguarded Newton steps of a fixed number.
+    Moré and Sorensen (1983, SIAM J. Sci. Stat. Comput. 4(3)): the secular equation by safeguarded Newton steps, of a
+    fixed number so that batches of fits stay in step.
+
+    Parameters
+    ----------
+    values, slope : arrays (m,)
+        Ascending eigenvalues of the Hessian, and the gradient in the basis of its eigenvectors.
+    radius : scalar
 
     Returns
     -------
-    (step (m,), predicted decrease, whether the step ends on the boundary)
+    (step (m,) in the same basis, predicted decrease, whether the step ends on the boundary)
     """
-    values, vectors = jnp.linalg.eigh(hessian)
-    slope = vectors.T @ gradient
     scale = jnp.max(jnp.abs(values)) + jnp.finfo(values.dtype).tiny
     low = jnp.maximum(-values[0], 0)
 
@@ -268,7 +276,7 @@ def trust_region_step(gradient, hessian, radius):
         inside = (newton > lower) & (newton < upper)
         return lower, upper, jnp.where(inside, newton, (lower + upper) / 2)
 
-    upper = low + jnp.linalg.norm(slope) / radius + 1e-8 * scale
+    upper = low + jnp.sqrt(jnp.sum(slope**2)) / radius + 1e-8 * scale
     _, _, shift = jax.lax.fori_loop(0, 40, refine, (low, upper, (low + upper) / 2))
     base, _ = at(low)
     short = jnp.sqrt(jnp.sum(base**2)) <= radius
@@ -277,27 +285,39 @@ def trust_region_step(gradient, hessian, radius):
     hard = base + jnp.where(convex | (values[0] > CURVATURE * scale), 0, along) * (jnp.arange(len(values)) == 0)
     step = jnp.where(short, hard, at(shift)[0])
     predicted = -(slope @ step + jnp.sum(values * step**2) / 2)
-    return vectors @ step, predicted, jnp.sum(step**2) > 0.98 * radius**2
+    return step, predicted, jnp.sum(step**2) > 0.98 * radius**2
 
 
-def _is_optimum(gradient, hessian):
+def _is_optimum(values, slope):
     """The certificate: no direction of negative curvature, and nothing to gain by a Newton step."""
-    values, vectors = jnp.linalg.eigh(hessian)
-    slope = vectors.T @ gradient
     largest = jnp.maximum(values[-1], 1)
     decrement = jnp.sum(slope**2 / jnp.maximum(values, 1e-10 * largest)) / 2
     return (decrement < DECREMENT) & (values[0] > CURVATURE * largest)
 
 
 def _pull_back(chart: Chart, structures, at: Derivatives):
-    """Gradient and Hessian in phi from those in psi."""
+    """Gradient and Hessian in phi from those in psi.
 
-    def psi(phi):
-        return psi_of(squares(chart_roots(Chart(chart.bases, phi), structures)), structures, phi.dtype)
-
-    jacobian = jax.jacfwd(psi)(chart.phi)
-    bend = jax.hessian(lambda phi: psi(phi) @ at.gradient)(chart.phi)
-    return at.gradient @ jacobian, jacobian.T @ at.hessian @ jacobian + bend
+    With R = A L, psi's entry (i, j) has the derivative A_ir R_jc + A_jr R_ic in L_rc; the second derivatives join
+    entries of one column of L, and their product with the gradient G in Sigma is 2 (A'GA)_rr'.
+    """
+    jacobians, bends = [], []
+    roots = chart_roots(chart, structures)
+    gradients = split(structures, at.gradient)
+    phis = split(structures, chart.phi)
+    for structure, A, R, gradient, phi in zip(structures, chart.bases, roots, gradients, phis, strict=True):
+        if structure.kind == IDENTITY:
+            jacobians.append(2 * phi[:, None])
+            bends.append(2 * gradient[:, None])
+            continue
+        rows, columns = structure.psi_indices()
+        i, j = rows[:, None], columns[:, None]
+        jacobians.append(A[i, rows[None]] * R[j, columns[None]] + A[j, rows[None]] * R[i, columns[None]])
+        slope = A.T @ structure.gradient_matrix(gradient) @ A
+        same = (columns[:, None] == columns[None]).astype(phi.dtype)
+        bends.append(2 * slope[rows[:, None], rows[None]] * same)
+    jacobian = block_diagonal(jacobians)
+    return at.gradient @ jacobian, jacobian.T @ at.hessian @ jacobian + block_diagonal(bends)
 
 
 def _best_of_grid(moments: Moments, reml: bool):

@@ -39,21 +39,21 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     last = len(layout.stages) - 1
     for s in range(len(layout.stages)):
         result = eliminate(
-            _stage_matrix(layout, s, covariances), _stage_matrix(layout, s, roots), C[s], B[s], s == last
+            stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], s == last
         )
         results.append(result)
         logdet = logdet + jnp.sum(result.logdet)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
-            explained = _sum_by_parent(result.K[start : start + width, start:], parent, layout.blocks[t])
+            explained = sum_by_parent(result.K[start : start + width, start:], parent, layout.blocks[t])
             C[t], B[t] = C[t] - explained[:, :width], B[t] - explained[:, width:]
             start += width
         G = G - (result.K if s == last else jnp.sum(result.K[start:, start:], axis=-1))
     return Reduced(G, logdet, tuple(results))
 
 
-def _stage_matrix(layout, stage, matrices):
+def stage_matrix(layout, stage, matrices):
     """Block-diagonal matrix of a stage's block from the terms' matrices."""
     blocks = []
     for factor, slots in layout.stages[stage]:
@@ -61,8 +61,8 @@ def _stage_matrix(layout, stage, matrices):
     return block_diagonal(blocks)
 
 
-def _sum_by_parent(values, parent, blocks):
-    """Sum the last axis of (a, b, children) over the children of each parent: (a, b, blocks)."""
+def sum_by_parent(values, parent, blocks):
+    """Sum the last axis of (..., children) over the children of each parent: (..., blocks)."""
     summed = jax.ops.segment_sum(jnp.moveaxis(values, -1, 0), parent, num_segments=blocks, indices_are_sorted=True)
     return jnp.moveaxis(summed, 0, -1)
 
@@ -147,34 +147,3 @@ def log_density(beta, theta, sigma, moments: Moments):
     square = contrast @ reduced.G @ contrast
     constant = moments.nobs * jnp.log(2 * jnp.pi * sigma**2) - moments.log_weights
     return -(constant + reduced.logdet + square / sigma**2) / 2
-
-
-def components(psi, roots, moments: Moments, reml: bool):
-    """(log-determinants, r^2) at psi of preconditioned columns: the two scalars that the optimiser differentiates."""
-    result = profile(covariances_of(psi, moments.layout.terms), roots, moments)
-    logdet = result.logdet - moments.log_weights + (result.logdet_fixed if reml else 0)
-    return jnp.stack([logdet, result.rss])
-
-
-class Derivatives(NamedTuple):
-    """Value, gradient and Hessian of the profiled deviance in psi, and the gradient of the scale r^2 / nu."""
-
-    value: jax.Array
-    gradient: jax.Array
-    hessian: jax.Array
-    scale_gradient: jax.Array
-
-
-def derivatives(psi, roots, moments: Moments, reml: bool) -> Derivatives:
-    """Exact derivatives in psi of preconditioned columns; one traced copy of the likelihood."""
-
-    def with_jacobian(psi):
-        value, pull = jax.vjp(lambda p: components(p, roots, moments, reml), psi)
-        rows = jax.vmap(lambda cotangent: pull(cotangent)[0])(jnp.eye(2, dtype=psi.dtype))
-        return rows, (value, rows)
-
-    second, (value, first) = jax.jacfwd(with_jacobian, has_aux=True)(psi)
-    nu = degrees(moments, reml)
-    rss, slope = value[1], first[1]
-    hessian = second[0] + nu * (second[1] / rss - slope[:, None] * slope[None] / rss**2)
-    return Derivatives(deviance(value[0], rss, nu), first[0] + nu * slope / rss, (hessian + hessian.T) / 2, slope / nu)
