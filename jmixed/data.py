@@ -19,11 +19,12 @@ def static(**kwargs):
 
 
 def bucket(size: int) -> int:
-    """The size to which arrays are padded, four steps per power of two: data of similar size share a program."""
-    if size <= 8:
-        return max(size, 1) if size <= 4 else 8
-    step = 1 << (int(size - 1).bit_length() - 3)
-    return -(-size // step) * step
+    """The size to which arrays are padded, so that data of similar size share a compiled program.
+
+    Powers of two up to 64, where padding costs nothing; then four steps per power of two.
+    """
+    doubling = 1 << max(int(size) - 1, 0).bit_length()
+    return doubling if size <= 64 else -(-size // (doubling // 8)) * (doubling // 8)
 
 
 @dataclass(frozen=True)

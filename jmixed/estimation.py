@@ -310,7 +310,7 @@ _cross_products = jax.jit(cross_products)
 _conditional_program = jax.jit(conditional_blocks)
 
 
-@partial(jax.jit, static_argnames=("reml", "method"))
+@partial(jax.jit, static_argnames=("method",))
 def _fit_program(held, theta0, free, max_iterations, gradient_tolerance, reml, method):
     structures = held.layout.terms
     start = _start(theta0, held)
@@ -401,12 +401,12 @@ def _collect(design, out, reml, timings):
     )
 
 
-@partial(jax.jit, static_argnames=("reml",))
+@jax.jit
 def _derivatives_program(held, psi, roots, reml):
     return derivatives(psi, roots, held, reml)
 
 
-@partial(jax.jit, static_argnames=("reml", "order"))
+@partial(jax.jit, static_argnames=("order",))
 def _at_beta_program(held, beta, psi, roots, reml, order):
     m = len(psi)
 
@@ -417,8 +417,8 @@ def _at_beta_program(held, beta, psi, roots, reml, order):
         fixed = criterion.profile_fixed(reduced.G)
         contrast = jnp.append(-held.R @ (beta - held.beta0), jnp.ones((), held.G.dtype))
         logdet = reduced.logdet - held.log_weights
-        if reml:
-            logdet += fixed.logdet + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(held.R))))
+        logdet_fixed = fixed.logdet + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(held.R))))
+        logdet = logdet + jnp.where(reml, logdet_fixed, 0)
         return criterion.deviance(logdet, contrast @ reduced.G @ contrast, criterion.degrees(held, reml))
 
     params = jnp.concatenate([beta, psi])

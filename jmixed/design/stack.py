@@ -123,8 +123,13 @@ def _place_core(codes, counts, chain, core):
         starts = np.searchsorted(block[f][order], np.arange(component.max() + 1))
         slot[f] = np.zeros(counts[f], np.int32)
         slot[f][order] = np.arange(counts[f]) - starts[block[f][order]]
-        slots.append(bucket(int(slot[f].max()) + 1))
+        slots.append(_slot_bucket(int(slot[f].max()) + 1))
     return block, slot, tuple(slots), component
+
+
+def _slot_bucket(size):
+    """As `bucket`, but finer: the cost of a core grows with the cube of its slots."""
+    return size if size <= 4 else bucket(size * 16) // 16
 
 
 def _sort_chain(codes, counts, chain, component):

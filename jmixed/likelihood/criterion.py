@@ -92,7 +92,7 @@ def profile(covariances, roots, moments: Moments) -> Profile:
 
 def degrees(moments: Moments, reml: bool):
     """nu: the number of rows, less the number of fixed effects under REML."""
-    return moments.nobs - moments.G.shape[0] + 1 if reml else moments.nobs
+    return moments.nobs - jnp.where(reml, moments.G.shape[0] - 1, 0)
 
 
 def deviance(logdet, rss, nu):
@@ -103,7 +103,7 @@ def deviance(logdet, rss, nu):
 def deviance_at(covariances, roots, moments: Moments, reml: bool):
     """The profiled deviance at relative covariances in preconditioned columns."""
     result = profile(covariances, roots, moments)
-    logdet = result.logdet - moments.log_weights + (result.logdet_fixed if reml else 0)
+    logdet = result.logdet - moments.log_weights + jnp.where(reml, result.logdet_fixed, 0)
     return deviance(logdet, result.rss, degrees(moments, reml))
 
 

@@ -12,7 +12,7 @@ def estimates(roots, held, reml):
     layout = held.layout
     result = criterion.profile(criterion.squares(roots), roots, held)
     nu = criterion.degrees(held, reml)
-    logdet = result.logdet - held.log_weights + (result.logdet_fixed if reml else 0)
+    logdet = result.logdet - held.log_weights + jnp.where(reml, result.logdet_fixed, 0)
     scale = result.rss / nu
     to_original = jax.scipy.linalg.solve_triangular(held.R, jnp.eye(held.R.shape[0], dtype=held.R.dtype))
     factors = [rectify(T @ root) for T, root in zip(held.T, roots, strict=True)]

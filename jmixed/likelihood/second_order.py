@@ -55,9 +55,8 @@ def derivatives(psi, roots, moments: Moments, reml: bool) -> Derivatives:
     """
     logdet, G = _eliminate_all(psi, roots, moments)
     fixed, rss = _profile_fixed(G)
-    if reml:
-        logdet = jax.tree.map(jnp.add, logdet, fixed)
-        logdet = logdet._replace(value=logdet.value + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R)))))
+    fixed = fixed._replace(value=fixed.value + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R)))))
+    logdet = jax.tree.map(lambda a, b: a + jnp.where(reml, b, 0), logdet, fixed)
     nu = degrees(moments, reml)
     slope = rss.first
     hessian = logdet.second + nu * (rss.second / rss.value - slope[:, None] * slope[None] / rss.value**2)
