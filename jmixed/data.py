@@ -83,6 +83,21 @@ class Layout:
     def _rank(self, factor: int) -> tuple[int, int]:
         return self.stage_of(factor), self.offset_in_stage(factor)
 
+    def fit_bytes(self, fixed: int) -> int:
+        """About the memory that a fit takes with so many fixed effects: the largest tables of derivatives."""
+        total, active, widths = 0, 0, [self.stage_width(s) for s in range(len(self.stages))]
+        for s, (width, blocks) in enumerate(zip(widths, self.blocks, strict=True)):
+            border = sum(widths[s + 1 :]) + fixed + 1
+            active += sum(self.terms[t].size for f, _ in self.stages[s] for t in self.factors[f])
+            tables = (1 + active) ** 2
+            explained = border**2 * tables * (1 if self.is_summed(s) else blocks)
+            total += 8 * (blocks * width * (3 * border * (1 + active) + width * tables) + explained)
+        return total
+
+    def is_summed(self, stage: int) -> bool:
+        """Whether what the stage explains goes to one block of each later stage: its sum over blocks is one product."""
+        return all(count == 1 for count in self.blocks[stage + 1 :])
+
     def is_chain(self, stage: int) -> bool:
         """Whether a block of the stage is one level of one factor."""
         return len(self.stages[stage]) == 1 and self.stages[stage][0][1] == 1

@@ -5,6 +5,7 @@ serve the data-frame side: numpy in, numpy out, in double precision; compiled pr
 one shape class.
 """
 
+import os
 import time
 import warnings
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from jax.lax import stop_gradient
 from jmixed import optimize
 from jmixed.covariance import join, split
 from jmixed.data import Design, Moments, bucket
-from jmixed.errors import Outcome, PrecisionWarning
+from jmixed.errors import ModelError, Outcome, PrecisionWarning
 from jmixed.information import (
     inverse_information,
     psi_map,
@@ -353,6 +354,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         free = row_major(structures, np.asarray(free, bool))
         theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
     theta0 = None if theta0 is None else np.asarray(theta0, design.y.dtype)
+    _check_memory(design)
     started = time.perf_counter()
     with double_precision():
         held = _cross_products(design.rows(bucket(design.y.shape[0])))
@@ -363,6 +365,21 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         out = jax.device_get(_fit_program(held, theta0, free, limit, tolerance, reml=bool(reml), method=method))
     timings = {"cross_products": crossed - started, "optimise": time.perf_counter() - crossed}
     return _collect(design, out, reml, timings)
+
+
+def _check_memory(design):
+    """Refuse a fit whose tables would not fit into memory, before any of them is made."""
+    if not hasattr(os, "sysconf"):
+        return
+    needed = design.layout.fit_bytes(design.X.shape[1])
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * physical:
+        width = max(design.layout.stage_width(s) for s in range(len(design.layout.stages)))
+        raise ModelError(
+            f"this fit would need about {needed / 1e9:.0f} GB, and the machine has {physical / 1e9:.0f}: its crossed "
+            f"factors leave a dense block of {width} columns. Drop the crossed factor with the fewer rows per level, "
+            "or merge its levels"
+        )
 
 
 def _collect(design, out, reml, timings):

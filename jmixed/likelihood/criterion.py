@@ -39,17 +39,19 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     last = len(layout.stages) - 1
     for s in range(len(layout.stages)):
         result = eliminate(
-            stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], s == last
+            stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], layout.is_summed(s)
         )
         results.append(result)
         logdet = logdet + jnp.sum(result.logdet)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
-            explained = sum_by_parent(result.K[start : start + width, start:], parent, layout.blocks[t])
+            own = result.K[start : start + width, start:]
+            explained = own[..., None] if layout.is_summed(s) else sum_by_parent(own, parent, layout.blocks[t])
             C[t], B[t] = C[t] - explained[:, :width], B[t] - explained[:, width:]
             start += width
-        G = G - (result.K if s == last else jnp.sum(result.K[start:, start:], axis=-1))
+        rest = result.K[start:, start:]
+        G = G - (rest if layout.is_summed(s) else jnp.sum(rest, axis=-1))
     return Reduced(G, logdet, tuple(results))
 
 

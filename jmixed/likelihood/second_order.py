@@ -14,6 +14,7 @@ Automatic differentiation of the criterion gives the same numbers and is what th
 the optimiser runs, because it compiles to a fraction of the code and sums over blocks are thin matrix products.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -82,24 +83,33 @@ def _eliminate_all(psi, roots, moments):
     for s in range(last + 1):
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
         own, directions = _directions(layout, s, dtype)
-        stage_logdet, K = _eliminate_stage(sigma, root, directions, C[s], B[s], summed=s == last)
+        summed = layout.is_summed(s)
+        stage_logdet, K = _eliminate_stage(sigma, root, directions, C[s], B[s], summed)
         active = np.concatenate([active, own])
         logdet = _add(logdet, stage_logdet, active)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
-            explained = jax.tree.map(
-                lambda k, start=start, width=width, parent=parent, t=t: sum_by_parent(
-                    k[..., start : start + width, start:, :], parent, layout.blocks[t]
-                ),
-                K,
-            )
+            explained = jax.tree.map(partial(_explained, layout, (s, t), start, parent), K)
             C[t] = _subtract(C[t], jax.tree.map(lambda e, width=width: e[..., :width, :], explained))
             B[t] = _subtract(B[t], jax.tree.map(lambda e, width=width: e[..., width:, :], explained))
             start += width
-        rest = K if s == last else jax.tree.map(lambda k, start=start: jnp.sum(k[..., start:, start:, :], -1), K)
-        G_jet = _add(G_jet, jax.tree.map(jnp.negative, rest), active)
+        G_jet = _add(G_jet, jax.tree.map(partial(_left_for_fixed, summed, start), K), active)
     return logdet, G_jet
+
+
+def _explained(layout, stages, start, parent, K):
+    """What the blocks of stage s explain of stage t's blocks and of all that comes after them."""
+    s, t = stages
+    stop = start + layout.stage_width(t)
+    if layout.is_summed(s):
+        return K[..., start:stop, start:, None]
+    return sum_by_parent(K[..., start:stop, start:, :], parent, layout.blocks[t])
+
+
+def _left_for_fixed(summed, start, K):
+    """Minus what the blocks of a stage explain of [X y]'W[X y]."""
+    return -K[..., start:, start:] if summed else -jnp.sum(K[..., start:, start:, :], -1)
 
 
 def _constant(value):

@@ -1,0 +1,130 @@
+"""Every reference fit of lme4's that the arguments or the bars can express, number by number, from the default start."""
+
+import functools
+
+import numpy as np
+import pytest
+from references import case, names
+
+import jmixed as jm
+
+# Two crossed factors of thousands of levels: their dense core is beyond a test.
+LARGE = {"insteval_crossed_reml", "insteval_crossed3_ml"}
+CASES = [name for name in names() if name not in LARGE]
+WORDS = [name for name in CASES if case(name)[0]["statsmodels"]]
+
+
+@functools.cache
+def fitted(name, words):
+    """(reference, result): by statsmodels' arguments, or by bars."""
+    reference, data = case(name)
+    known = {"missing": "drop", "weights": reference["weights"], "offset": reference["offset"]}
+    if words:
+        arguments = dict(reference["statsmodels"])
+        if arguments["groups"] == "__const__":
+            arguments["groups"] = np.ones(len(data))
+        model = jm.mixedlm(arguments.pop("formula"), data, **arguments, **known)
+    else:
+        model = jm.mixedlm(reference["lme4_formula_py"], data, **known)
+    return reference, model.fit(reml=reference["method"] == "REML")
+
+
+@pytest.fixture(params=[(name, True) for name in WORDS] + [(name, False) for name in CASES], ids=str, scope="module")
+def pair(request):
+    reference, _ = case(request.param[0])
+    with pytest.warns(jm.SingularWarning) if reference["flags"]["singular"] else _no_warning():
+        fitted.cache_clear()
+        return fitted(*request.param)
+
+
+class _no_warning:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return False
+
+
+def test_objective(pair):
+    reference, result = pair
+    value = reference["objective"]["value"]
+    assert result.converged
+    assert result.objective <= value + 1e-6 * max(1, abs(value) / 1000)
+    assert result.objective >= value - 1e-4
+    assert result.singular == reference["flags"]["singular"]
+
+
+def test_fixed_effects(pair):
+    reference, result = pair
+    known = [row for row in reference["fixef"] if row["name_formulaic"] in result.fe_params.index]
+    assert len(known) >= len(reference["fixef"]) - 1
+    for row in known:
+        assert abs(result.fe_params[row["name_formulaic"]] - row["estimate"]) < 1e-5 * row["se"]
+        assert result.bse_fe[row["name_formulaic"]] == pytest.approx(row["se"], rel=1e-5)
+
+
+def table(result):
+    """Standard deviations and correlations as {(kind, rounded content)} per block, without names."""
+    return result.var_corr().query("group != 'Residual'")
+
+
+def test_variance_components(pair):
+    reference, result = pair
+    assert result.sigma == pytest.approx(reference["sigma"], rel=1e-5)
+    rows = table(result)
+    got = np.sort(rows.loc[rows.var2.isna(), "sdcor"].to_numpy(float))
+    expected = np.sort([sd for block in reference["varcomp"] for sd in block["sd"]])
+    assert len(got) == len(expected)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * reference["sigma"])
+    got = np.sort(rows.loc[rows.var2.notna(), "sdcor"].to_numpy(float))
+    expected = np.sort(
+        [block["corr"][i][j] for block in reference["varcomp"] for i in range(len(block["sd"])) for j in range(i)]
+    ).astype(float)
+    sds = [sd / reference["sigma"] for block in reference["varcomp"] for sd in block["sd"]]
+    if len(expected) and min(sds) > 1e-4:
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_fitted_values(pair):
+    reference, result = pair
+    rows = reference["rows"]
+    used = result.model.spec.rows
+    position = {int(row): k for k, row in enumerate(used)}
+    at = [position[i] for i in rows["index0"]]
+    fitted_values = np.asarray(result.fittedvalues)
+    np.testing.assert_allclose(fitted_values[at], rows["fitted"], atol=1e-4 * reference["sigma"])
+    np.testing.assert_allclose(np.asarray(result.resid)[at], rows["resid"], atol=1e-4 * reference["sigma"])
+    assert np.sum(np.asarray(result.resid) ** 2) == pytest.approx(reference["fit_summary"]["ss_resid"], rel=1e-4)
+
+
+def test_conditional_modes(pair):
+    """Levels are matched by name, whatever the order in which the names of nested factors are joined."""
+    reference, result = pair
+    modes = result.ranef()
+    for block in reference["ranef"]:
+        wanted = {frozenset(str(level["level"]).split(":")): level["mode"] for level in block["levels"]}
+        found = [
+            frame for frame in modes.values() if _labels(frame) >= set(wanted) and len(frame) == block["n_levels"]
+        ]
+        assert found, (block["group"], {name: list(frame.index[:3]) for name, frame in modes.items()})
+        distances = []
+        for frame in found:
+            rows = {frozenset(str(label).split(":")): row for label, row in zip(frame.index, frame.to_numpy(), strict=True)}
+            differences = [
+                np.max(np.abs(np.sort(rows[label]) - np.sort(mode))) if len(mode) == frame.shape[1] else np.inf
+                for label, mode in wanted.items()
+            ]
+            distances.append(max(differences))
+        assert min(distances) < 1e-4 * reference["sigma"]
+
+
+def _labels(frame):
+    return {frozenset(str(label).split(":")) for label in frame.index}
+
+
+def test_information_criteria(pair):
+    reference, result = pair
+    assert result.llf == pytest.approx(reference["loglik"], abs=1e-6 * max(1, abs(reference["loglik"]) / 1000))
+    glance = result.glance().iloc[0]
+    assert glance["AIC"] == pytest.approx(reference["aic"], abs=1e-4)
+    assert glance["BIC"] == pytest.approx(reference["bic"], abs=1e-4)
