@@ -22,7 +22,7 @@ from jmixed.design.frame import (
     text_error,
     unknown_column,
 )
-from jmixed.design.materialise import Evaluation, Matrix, Recipe, categorical_parts, evaluate, source, working_frame
+from jmixed.design.materialise import Evaluation, Matrix, Recipe, evaluate, known_factors, source, working_frame
 from jmixed.design.terms import ModelData, RandomTerm, Rebuild
 from jmixed.errors import DataError
 
@@ -43,6 +43,8 @@ class Words:
         Text of random effects to the part that evaluates it.
     texts : dict
         Part to formula.
+    shown : dict
+        Part to the text that messages show for it.
     group_name : str or None
         Name of the top-level factor, statsmodels style.
     """
@@ -52,6 +54,7 @@ class Words:
     components: tuple[tuple[str, str], ...]
     effects: dict[str, str]
     texts: dict[str, str]
+    shown: dict[str, str]
     group_name: str | None
 
 
@@ -339,7 +342,8 @@ def _response(recipe: Recipe, made: _Evaluated) -> tuple[str, np.ndarray]:
     """The one numeric column that the left-hand side stands for."""
     left = made.matrices["lhs"]
     text = [name for name in recipe.needs["lhs"] if holds_text(column(made.rows.frame, name))]
-    if text and (len(left.names) != 1 or categorical_parts({"lhs": recipe.specs["lhs"]})):
+    categorical = any(kind == "categorical" for kind, _ in known_factors(recipe.specs["lhs"]).values())
+    if text and (len(left.names) != 1 or categorical):
         raise text_error(f"the response {text[0]!r}", column(made.rows.frame, text[0]))
     if len(left.names) != 1:
         raise DataError(

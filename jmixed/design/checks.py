@@ -31,7 +31,7 @@ def independent_columns(X: np.ndarray) -> np.ndarray:
     square = np.diagonal(gram)
     if (square > 1e-200).all() and (square < 1e200).all():
         try:
-            residual = np.diagonal(np.linalg.cholesky(gram / np.sqrt(np.outer(square, square))))
+            residual = np.diagonal(np.linalg.cholesky(gram / np.sqrt(square) / np.sqrt(square)[:, None]))
         except np.linalg.LinAlgError:
             residual = np.zeros(1)
         if (residual > SUSPICIOUS).all():
@@ -89,20 +89,20 @@ def require_positive(weights: np.ndarray, positions: np.ndarray) -> None:
 def require_identifiable(term: RandomTerm) -> None:
     """More than one level, and fewer coefficients than rows."""
     n, (levels, q) = len(term.codes), (len(term.levels), len(term.columns))
+    what = f"the random-effects term {term.label!r}" + (f" (component {term.vc!r})" if term.vc else "")
     if q == 0:
-        raise ModelError(f"the random-effects term {term.label!r} has no columns; use 1 for a random intercept")
+        raise ModelError(f"{what} has no columns; use 1 for a random intercept")
     if term.structure == "identity":
         return
     if levels < 2:
         raise ModelError(
-            f"the grouping factor {term.group!r} has one level, {term.levels[0]}; a variance between groups needs "
-            "at least two. Check the column, or leave this random effect out"
+            f"{what}: its grouping factor {term.group!r} has one level, {term.levels[0]}; a variance between groups "
+            "needs at least two. Check the column, or leave this random effect out"
         )
     if levels * q >= n:
         raise ModelError(
-            f"the random-effects term {term.label!r} has {levels * q} coefficients ({levels} levels x {q}) "
-            f"for {n} rows: a random effect with as many coefficients as rows cannot be told from the residual. "
-            "Use a coarser grouping factor or fewer columns"
+            f"{what} has {levels * q} coefficients ({levels} levels x {q}) for {n} rows: a random effect with as many "
+            "coefficients as rows cannot be told from the residual. Use a coarser grouping factor or fewer columns"
         )
 
 

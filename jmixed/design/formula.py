@@ -9,7 +9,7 @@ import ast
 import keyword
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from formulaic.errors import FormulaicError
 from formulaic.parser.algos.tokenize import tokenize
@@ -32,12 +32,15 @@ class RandomPart:
         The columns whose combinations are the levels: ("batch", "cask") for ``batch:cask``.
     independent : bool
         True for ``||``: every column has a variance of its own and no covariances.
+    spelled : str
+        The effects as they were written, at their position in the formula.
     """
 
     label: str
     effects: str
     factors: tuple[str, ...]
     independent: bool = False
+    spelled: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def parse(text: str) -> FormulaParts:
             random += _bar(text, body, inner)
         start, end = (sign or body[0]).start, body[-1].end
         fixed[start:end] = " " * (end - start)
-    return FormulaParts(text, _tidy(text, fixed, tokens[tildes[0]].end), _distinct(random), tuple(offsets))
+    return FormulaParts(text, _tidy(text, fixed, tokens[tildes[0]].end), tuple(random), tuple(offsets))
 
 
 def normalise(text: str) -> str:
@@ -310,7 +313,8 @@ def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]
     groups, rest = _nest(text, right)
     if rest:
         raise FormulaError(mark(_GROUPING, text, rest[0].start))
-    return [RandomPart(f"{effects} {line} {':'.join(names)}", effects, names, double) for names in groups]
+    spelled = " " * left[0].start + text[left[0].start : left[-1].end]
+    return [RandomPart(f"{effects} {line} {':'.join(names)}", effects, names, double, spelled) for names in groups]
 
 
 _GROUPING = (
@@ -385,13 +389,3 @@ def _tidy(text: str, characters: list[str], rhs: int) -> str:
     elif rest.lstrip().startswith("+") and not text[rhs:].lstrip().startswith("+"):
         characters[at] = " "
     return "".join(characters)
-
-
-def _distinct(parts: list[RandomPart]) -> tuple[RandomPart, ...]:
-    seen: dict[str, int] = {}
-    out = []
-    for part in parts:
-        seen[part.label] = count = seen.get(part.label, 0) + 1
-        label = part.label if count == 1 else f"{part.label} ({count})"
-        out.append(RandomPart(label, part.effects, part.factors, part.independent))
-    return tuple(out)

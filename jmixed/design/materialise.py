@@ -62,7 +62,11 @@ class Recipe:
 
 
 def read(
-    texts: Mapping[str, str], frame: pd.DataFrame, env: Mapping[str, Any], shown: str, others: Iterable[str]
+    texts: Mapping[str, str],
+    frame: pd.DataFrame,
+    env: Mapping[str, Any],
+    shown: Mapping[str, str],
+    others: Iterable[str],
 ) -> Recipe:
     """Read the formulas of a model.
 
@@ -74,8 +78,8 @@ def read(
         The data.
     env : mapping
         The names that the formulas may use beside the columns; a column wins.
-    shown : str
-        The main formula as the user wrote it, which messages show in place of the part "fixed".
+    shown : mapping
+        Part to the text that messages show in place of its formula, with everything at the same positions.
     others : iterable of str
         Columns that a ``.`` in a formula does not stand for: grouping factors, weights, offset.
 
@@ -94,7 +98,7 @@ def read(
     for part, text in texts.items():
         spelled, aliases = replace_keywords(text, words)
         recipe.aliases.update(aliases)
-        text = shown if part == "fixed" else text
+        text = shown.get(part, text)
         formulas = _formulas(part, spelled, text, available)
         for name, formula in formulas.items():
             recipe.specs[name] = ModelSpec(formula=formula)
@@ -116,7 +120,9 @@ def _formulas(part: str, spelled: str, text: str, available: list[str]) -> dict[
     except FormulaicError as error:
         raise syntax_error(error, text) from None
     except SyntaxError as error:
-        raise FormulaError(mark(f"the formula cannot be read ({error.msg})", text)) from None
+        code = (error.text or "").strip()
+        spot = text.find(code) + (error.offset or 1) - 1 if code and code in text else None
+        raise FormulaError(mark(f"the formula cannot be read ({error.msg})", text, spot)) from None
     if part != "fixed" and isinstance(formula, SimpleFormula):
         return {part: formula}
     sides = [getattr(formula, name, None) for name in ("lhs", "rhs")]
@@ -250,15 +256,19 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     action = "drop" if fresh else "ignore"
     try:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"), warnings.catch_warnings():
+            # formulaic counts a missing value among the unknown categories; missing rows are marked by themselves.
             warnings.simplefilter("ignore", DataMismatchWarning)
+            if not fresh:
+                _refuse_strangers(recipe, specs, frame)
             result = materializer.get_model_matrix(
                 ModelSpecs(**specs), drop_rows=dropped, na_action=action, output="numpy"
             )
+    except JmixedError:
+        raise
     except (FormulaicError, SyntaxError, TypeError, ValueError, KeyError, IndexError) as error:
         raise _explain(error, recipe, specs, frame) from error
     matrices = {part: _matrix(part, result[part], recipe, len(frame), dropped) for part in specs}
     if not fresh:
-        _refuse_unseen(materializer, specs, recipe)
         dropped = _nulls(materializer)
     rows = np.fromiter(sorted(dropped), np.int64, len(dropped))
     return Evaluation(matrices, {part: result[part].model_spec for part in specs}, rows)
@@ -305,28 +315,38 @@ def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], f
     return FormulaError(mark(f"the formula cannot be evaluated: {detail}", text, spot if spot >= 0 else None))
 
 
-def categorical_parts(specs: Mapping[str, ModelSpec]) -> dict[str, list]:
-    """Factor to its categories, for every categorical factor that evaluated specs know."""
+def known_factors(spec: ModelSpec) -> dict[FormulaFactor, tuple[str, dict]]:
+    """The factors of an evaluated formula, each with its kind ("categorical", "numerical") and its state."""
+    factors = {factor for term in spec.formula for factor in term.factors if factor.expr in spec.encoder_state}
     return {
-        expr: state["categories"]
-        for spec in specs.values()
-        for expr, (kind, state) in spec.encoder_state.items()
-        if kind.value == "categorical" and "categories" in state
+        factor: (spec.encoder_state[factor.expr][0].value, spec.encoder_state[factor.expr][1]) for factor in factors
     }
 
 
-def _refuse_unseen(materializer: PandasMaterializer, specs: Mapping[str, ModelSpec], recipe: Recipe) -> None:
-    """A category that the model has not seen is an error; formulaic would make it the baseline."""
-    for expr, categories in categorical_parts(specs).items():
-        if expr not in materializer.factor_cache:
+def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
+    """A category that the model has not seen is an error, as is text where numbers were.
+
+    formulaic would make such a row the baseline.
+    """
+    columns: Any = frame
+    layers = LayeredMapping(columns, recipe.env, TRANSFORMS)
+    known = {factor: (spec, *kind) for spec in specs.values() for factor, kind in known_factors(spec).items()}
+    for factor, (spec, kind, state) in known.items():
+        name = restore(factor.expr, recipe.aliases)
+        if kind == "numerical" and factor.expr in frame and holds_text(column(frame, factor.expr)):
+            raise text_error(f"the column {name!r}", column(frame, factor.expr).rename(name))
+        if kind != "categorical" or "categories" not in state:
             continue
-        values = pd.Series(materializer.factor_cache[expr].values.__wrapped__)
-        known = set(categories)
-        unseen = [value for value in values.dropna().unique().tolist() if value not in known]
+        lookup = factor.eval_method.value == "lookup"
+        found = (
+            layers[factor.expr] if lookup else stateful_eval(factor.expr, layers, {}, dict(spec.transform_state), spec)
+        )
+        values = pd.Series(getattr(found, "__wrapped__", found)).dropna().unique().tolist()
+        unseen = [value for value in values if value not in set(state["categories"])]
         if unseen:
             raise DataError(
-                f"new data has categories of {restore(expr, recipe.aliases)!r} that the model has not seen: "
-                f"{unseen[:5]}; the known ones are {list(categories)[:20]}. Leave these rows out or refit with them"
+                f"new data has categories of {name!r} that the model has not seen: {unseen[:5]}; the known ones are "
+                f"{list(state['categories'])[:20]}. Leave these rows out or refit with them"
             )
 
 

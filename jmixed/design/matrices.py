@@ -81,7 +81,7 @@ def from_formula(
     beside = {"groups": groups, "weights": weights, "offset": offset}
     others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
     others += [name for part in words.random for name in part.factors]
-    recipe = read(words.texts, table, env or {}, words.parts.text, others)
+    recipe = read(words.texts, table, env or {}, words.shown, others)
     rows = Rows(
         table,
         {name: per_row(value, table, name) for name, value in beside.items() if value is not None},
@@ -116,12 +116,14 @@ def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: An
         name = _group_name(groups, table)
         random = _standard(re_formula, vc_formula, name)
     components = _components(vc_formula)
-    effects = {part.effects: f"z{i}" for i, part in enumerate(random) if part.effects != "1"}
+    varying = {f"z{i}": part for i, part in enumerate(random) if part.effects != "1"}
+    effects = {part.effects: key for key, part in reversed(varying.items())}
     texts = {"fixed": parts.fixed} | {f"offset{i}": f"0 + I({text})" for i, text in enumerate(parts.offsets)}
-    texts |= {part: text for text, part in effects.items()}
+    texts |= {key: varying[key].spelled for key in effects.values()}
     texts |= {f"v{i}": text for i, (_, text) in enumerate(components)}
     named = tuple((vc_name, f"v{i}") for i, (vc_name, _) in enumerate(components))
-    return Words(parts, random, named, effects, texts, name)
+    shown = dict.fromkeys(["fixed", *effects.values()], parts.text) if parts.random else {"fixed": parts.text}
+    return Words(parts, random, named, effects, texts, shown, name)
 
 
 def _group_name(groups: Any, table: pd.DataFrame) -> str:
@@ -135,7 +137,7 @@ def _standard(re_formula: Any, vc_formula: Any, name: str) -> tuple[RandomPart, 
     if re_formula is None:
         return () if vc_formula else (RandomPart(f"1 | {name}", "1", (name,)),)
     text = _one_sided(re_formula, "re_formula")
-    return (RandomPart(f"{normalise(text)} | {name}", text, (name,)),)
+    return (RandomPart(f"{normalise(text)} | {name}", text, (name,), spelled=text),)
 
 
 def _components(vc_formula: Any) -> list[tuple[str, str]]:

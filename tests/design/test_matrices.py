@@ -73,6 +73,11 @@ def test_double_bars_make_one_term_per_column(table):
     ]
 
 
+def test_labels_of_terms_are_unique(table):
+    model = from_formula("y ~ (1|g) + (1 | g) + (x || g)", table)
+    assert [t.label for t in model.terms] == ["1 | g", "1 | g (2)", "1 | g (3)", "0 + x | g"]
+
+
 def test_nested_and_crossed_levels_are_labelled(table):
     model = from_formula("y ~ (1 | h/f)", table)
     assert [t.group for t in model.terms] == ["h", "h:f"]
@@ -272,14 +277,12 @@ def test_categories_that_do_not_occur_are_dropped(table):
 
 
 def test_subset_is_data_loc(table):
-    labels = table.index[[3, 4, 5, 10, 11, 12, 20, 21]]
+    some = [3, 4, 5, 10, 11, 12, 20, 21]
     mask = table["x"] > 0
     kept = np.flatnonzero(mask)
     for subset, positions in (
-        (mask, kept),
-        (mask.to_numpy(), kept),
-        (list(mask), kept),
-        (labels, [3, 4, 5, 10, 11, 12, 20, 21]),
+        *((mask, kept), (mask.to_numpy(), kept), (list(mask), kept)),
+        *((table.index[some], some), (list(table.index[some]), some)),
     ):
         model = from_formula("y ~ x", table, groups=table["g"].to_numpy(), weights=table["z"], subset=subset)
         same(model, from_formula("y ~ x", table.iloc[positions], groups="g", weights="z"))
@@ -317,12 +320,9 @@ def test_missing_values_that_transforms_make_are_dropped(table, words):
 
 
 def test_missing_values_inside_components_are_dropped(table):
-    for component in (
-        "0 + np.log(x)",
-        "0 + bs(np.log(x), df=3, degree=1)",
-        "0 + I(np.log(x) - np.mean(x))",
-        "f + np.log(x)",
-    ):
+    whole, ranks = "0 + np.log(x)", "f + np.log(x)"
+    groups = ("0 + bs(np.log(x), df=3, degree=1)", "0 + I(np.log(x) - np.mean(x))")
+    for component in (whole, ranks, *groups):
         model = from_formula("y ~ z", table, groups="h", vc_formula={"a": component}, missing="drop")
         np.testing.assert_array_equal(model.rows, np.flatnonzero(table["x"] > 0))
         assert np.isfinite(model.terms[0].Z).all()

@@ -40,7 +40,7 @@ def covariance(codes, Z):
 
 
 def group_by_group(formula, table, groups):
-    """Covariance of the rows and the names of the columns in each group, evaluated on the rows of one group at a time."""
+    """Covariance of the rows and the names of the columns in each group, evaluated on one group at a time."""
     rows, names = np.zeros((N, N)), []
     for label in sorted(set(table[groups])):
         own = np.flatnonzero(table[groups] == label)
@@ -60,14 +60,8 @@ def names_by_group(term, groups):
 
 
 INDICATORS = [
-    "0 + C(c)",
-    "0 + f",
-    "~0 + C(c)",
-    "0 + C(c):C(f)",
-    "0 + cat",
-    "0 + C(c):x",
-    "0 + np.log(z):f",
-    "0 + C(h):f:z",
+    *("0 + C(c)", "0 + f", "~0 + C(c)", "0 + C(c):C(f)", "0 + cat"),
+    *("0 + C(c):x", "0 + np.log(z):f", "0 + C(h):f:z"),
 ]
 SLOPES = ["0 + x", "1", "0 + np.log(z)", "0 + I(x**2)", "0 + center(x)", "0 + centred(x)", "0 + I(x - x.mean())"]
 MATRICES = [
@@ -78,7 +72,7 @@ MATRICES = [
 
 @pytest.mark.parametrize(
     ("formula", "groups"),
-    [(f, "g") for f in INDICATORS + SLOPES + MATRICES] + [(f, "one") for f in INDICATORS + MATRICES],
+    [*((f, "g") for f in INDICATORS + SLOPES + MATRICES), *((f, "one") for f in INDICATORS + MATRICES)],
 )
 def test_columns_are_those_of_each_group_by_itself(table, formula, groups):
     env = {"centred": centred}
@@ -88,11 +82,8 @@ def test_columns_are_those_of_each_group_by_itself(table, formula, groups):
     np.testing.assert_allclose(covariance(term.codes, term.Z), rows, atol=1e-12)
     assert [sorted(own) for own in names_by_group(term, len(names))] == [sorted(own) for own in names]
     assert term.vc == "a"
-    indicators = formula in INDICATORS
     assert term.structure == ("identity" if formula in MATRICES else "unstructured")
-    assert (
-        term.group == {True: "a" if groups == "one" else "g:a", False: "a" if formula in MATRICES else "g"}[indicators]
-    )
+    assert term.group == ("a" if groups == "one" or formula in MATRICES else "g" if formula in SLOPES else "g:a")
     assert len(term.inner) == len(term.levels) == len(term.parents)
 
 

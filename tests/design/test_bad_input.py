@@ -1,0 +1,185 @@
+"""Bad input: every mistake has an error of the library's own that names the offender and says what to do."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jmixed.design.matrices import from_formula
+from jmixed.errors import DataError, FormulaError, JmixedError, MissingDataError, ModelError
+
+
+@pytest.fixture(scope="module")
+def table():
+    rng = np.random.default_rng(5)
+    n = 60
+    data = pd.DataFrame(
+        {
+            "y": rng.standard_normal(n),
+            "x": rng.standard_normal(n),
+            "z": rng.random(n),
+            "g": np.repeat(np.arange(10), 6),
+            "f": np.tile(["u", "v", "w"], 20),
+            "one": 1.0,
+            "row": np.arange(n),
+        }
+    )
+    data["text"] = data["x"].astype(str)
+    data["hole"] = data["x"].where(data.index % 20 != 3)
+    data["huge"] = data["x"].where(data.index != 7, np.inf)
+    return data
+
+
+def says(table, words, error, *texts, formula="y ~ x + (1 | g)", data=None, **more):
+    before = table.copy(deep=True)
+    with pytest.raises(error) as caught:
+        from_formula(words or formula, table if data is None else data, **more)
+    for text in texts:
+        assert text in str(caught.value)
+    assert isinstance(caught.value, JmixedError)
+    pd.testing.assert_frame_equal(table, before)
+
+
+@pytest.mark.parametrize(
+    ("words", "column", "hint", "spot"),
+    [
+        ("y ~ xx + (1 | g)", "'xx'", "did you mean 'x'", 4),
+        ("y ~ np.log(zz) + (1 | g)", "'zz'", "did you mean 'z'", 11),
+        ("yy ~ x + (1 | g)", "'yy'", "did you mean 'y'", 0),
+        ("y ~ x + (xx | g)", "'xx'", "did you mean 'x'", 9),
+        ("y ~ x + (1 | gg)", "'gg'", "did you mean 'g'", 13),
+        ("y ~ x + (1 | g:ff)", "'ff'", "did you mean 'f'", 15),
+        ("y ~ Text + (1 | g)", "'Text'", "did you mean 'text'", 4),
+        ("y ~ quite_unlike + (1 | g)", "'quite_unlike'", "the columns are 'y', 'x'", 4),
+    ],
+)
+def test_unknown_columns_are_named_with_close_matches(table, words, column, hint, spot):
+    says(table, words, DataError, column, hint, "\n    " + " " * spot + "^")
+
+
+def test_unknown_columns_elsewhere(table):
+    says(table, "y ~ x", DataError, "groups=", "'G'", "did you mean 'g'", groups="G")
+    says(table, None, DataError, "weights=", "'zz'", weights="zz")
+    says(table, None, DataError, "offset=", "'zz'", offset="zz")
+    says(table, "y ~ x", DataError, "'zz'", groups="g", re_formula="zz")
+
+
+def test_unknown_functions(table):
+    says(table, "y ~ nothing(x) + (1 | g)", FormulaError, "'nothing'", "function", "    ^")
+    says(table, "y ~ np.nothing(x) + (1 | g)", FormulaError, "nothing", "    ^")
+    says(table, "y ~ x + (1 | nothing(g))", FormulaError, "nothing(g)")
+
+
+def test_groups(table):
+    says(table, "y ~ x", ModelError, "no random effects", "groups='group'", "ordinary least squares")
+    says(table, "y ~ x", ModelError, "re_formula is given but groups= is missing", re_formula="x")
+    says(table, "y ~ x", ModelError, "vc_formula is given but groups= is missing", vc_formula={"f": "0 + f"})
+    says(table, "y ~ x", DataError, "groups has 3 values but data has 60 rows", groups=[1, 2, 3])
+    says(table, "y ~ x", DataError, "shape (60, 2)", groups=np.zeros((60, 2)))
+    says(table, None, FormulaError, "'1 | g'", "groups is given too", groups="g")
+    says(table, None, FormulaError, "re_formula is given too", re_formula="1")
+    says(table, None, FormulaError, "vc_formula is given too", vc_formula={"a": "0 + x"})
+    mixed = np.array([pd.Timestamp("2020-01-01"), (1, 2)] * 30, dtype=object)
+    says(table, "y ~ x", DataError, "cannot be sorted (Timestamp, tuple)", groups=mixed)
+
+
+def test_missing_values(table):
+    said = ["3 of 60 rows", "hole (3)", "row positions 3, 23, 43", 'missing="drop"']
+    says(table, "y ~ hole + (1 | g)", MissingDataError, *said)
+    says(table, "y ~ hole + (1 | g)", MissingDataError, *said, missing="raise")
+    says(table, "y ~ x + (hole | g)", MissingDataError, *said)
+    says(table, "hole ~ x + (1 | g)", MissingDataError, *said)
+    says(table, "y ~ x + offset(hole) + (1 | g)", MissingDataError, *said)
+    says(table, None, MissingDataError, "3 of 60 rows", "weights=", weights="hole")
+    says(table, None, MissingDataError, "3 of 60 rows", "offset=", offset="hole")
+    says(table, "y ~ x", MissingDataError, "groups=", groups=table["f"].where(table.index != 9))
+    says(table, "y ~ x", MissingDataError, *said, groups="g", vc_formula={"a": "0 + hole"})
+    says(table, "y ~ np.log(x) + (1 | g)", MissingDataError, f"{(table['x'] < 0).sum()} of 60 rows", "np.log(x)")
+    says(table, "y ~ hole + (1 | g)", DataError, "no rows are left", subset=[3, 23], missing="drop")
+    says(table, None, DataError, "missing is 'ignore'", '"none", "drop" or "raise"', missing="ignore")
+    at = np.arange(60) % 20 == 3
+    says(table, "y ~ hole + (1 | g)", MissingDataError, "row positions 3, 23, 43", subset=at | (table["x"] > 0))
+
+
+def test_infinite_values(table):
+    for words in ("y ~ huge + (1 | g)", "y ~ (huge | g)", "huge ~ x + (1 | g)"):
+        says(table, words, DataError, "huge has 1 infinite values", "row positions 7")
+    says(table, None, DataError, "weights", "infinite", weights=np.where(table.index == 7, np.inf, 1))
+    says(table, None, DataError, "offset", "infinite", offset="huge")
+    says(table, "y ~ np.log(row) + (1 | g)", DataError, "np.log(row)", "infinite", "row positions 0")
+
+
+def test_responses(table):
+    says(table, "one ~ x + (1 | g)", DataError, "the response 'one'", "constant (1 in all 60 rows)")
+    says(table, "x ~ z + (1 | g)", DataError, "minus its offset", "constant", offset="x")
+    says(table, "text ~ x + (1 | g)", DataError, "the response 'text'", "holds text", "pd.to_numeric(data['text'])")
+    says(table, "f ~ x + (1 | g)", DataError, "the response 'f'", "holds text")
+    says(table, "np.log(text) ~ x + (1 | g)", DataError, "'text'", "holds text", "pd.to_numeric")
+    says(table, "y + x ~ z + (1 | g)", DataError, "one column of numbers", "('y', 'x')")
+    says(table.assign(y=table["f"].astype("category")), None, DataError, "the response 'y'", "holds text")
+
+
+@pytest.mark.parametrize(
+    "call", ["np.log(text)", "I(text**2)", "center(text)", "scale(text)", "poly(text, 2)", "bs(text, df=3)"]
+)
+def test_numbers_as_text(table, call):
+    for words in (f"y ~ {call} + (1 | g)", f"y ~ x + ({call} | g)"):
+        says(table, words, DataError, "'text'", "holds text", f"{table['text'][0]!r}", "pd.to_numeric(data['text'])")
+
+
+def test_weights_and_offsets_of_text(table):
+    says(table, None, DataError, "weights holds text", "pd.to_numeric", weights="text")
+    says(table, None, DataError, "offset holds text", "pd.to_numeric", offset="text")
+    says(table, "y ~ x + offset(text) + (1 | g)", DataError, "offset(text) holds text")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_weights_are_positive(table, value):
+    weights = np.where(table.index == 9, value, 1.0)
+    says(table, None, DataError, "weights must be positive", f"{value:g} at row position 9", weights=weights)
+
+
+def test_tables(table):
+    says(table, None, DataError, "no rows", data=table.iloc[:0])
+    says(table, None, DataError, "duplicate column names: ['x']", data=pd.concat([table, table[["x"]]], axis=1))
+    says(table, None, DataError, "builtins.list", "pandas DataFrame", data=[None])
+    says(table, None, DataError, "do not form a table", "'x': 1", data={"y": [1.0, 2.0], "x": [1.0], "g": [1, 2]})
+    says(table, None, DataError, "subset", "100", subset=[0, 100])
+    says(table, None, DataError, "subset", "2 instead of 60", subset=[True, False])
+    says(table, None, DataError, "subset selects none", subset=table["x"] > 100)
+
+
+def test_what_the_data_cannot_identify(table):
+    says(table, "y ~ x + f + z + (1 | g)", ModelError, "4 rows cannot determine 4 fixed effects", subset=[0, 1, 7, 8])
+    says(table, "y ~ x + (1 | row)", ModelError, "60 coefficients (60 levels x 1) for 60 rows", "as many coefficients")
+    says(table, "y ~ x + (x + z + f + C(row % 4) | g)", ModelError, "80 coefficients (10 levels x 8)")
+    says(table, "y ~ x + (1 | one)", ModelError, "'one' has one level")
+    says(table, "y ~ x", ModelError, "'Group' has one level", groups=np.zeros(60))
+    says(table, "y ~ x", ModelError, "component 'a'", "60 levels", groups="g", vc_formula={"a": "0 + C(row)"})
+    says(table, "y ~ x + (0 | g)", ModelError, "'0 | g' has no columns")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("y ~ x +* z + (1 | g)", "y ~ x +* z + (1 | g)\n          ^"),
+        ("y ~ a b + (1 | g)", "y ~ a b + (1 | g)\n        ^"),
+        ("y ~ 2*x + (1 | g)", "y ~ 2*x + (1 | g)\n        ^"),
+        ("y ~ 'a' + (1 | g)", "y ~ 'a' + (1 | g)\n        ^"),
+        ("(1 | g) + x ~ y", "(1 | g) + x ~ y\n       ^"),
+        ("y ~ I(x +) + (1 | g)", "y ~ I(x +) + (1 | g)\n             ^"),
+        ("y ~ x + (x + | g)", "y ~ x + (x + | g)\n               ^"),
+        ("y ~ x + (1 | g) +", "y ~ x + (1 | g) +\n                    ^"),
+    ],
+)
+def test_the_spot_in_a_formula_that_cannot_be_read(table, words, text):
+    says(table, words, FormulaError, text)
+
+
+def test_a_bare_constant_is_no_term(table):
+    says(table, "y ~ x + K + (1 | g)", FormulaError, "'K' is no column", "I(K * x)", env={"K": 2.0})
+
+
+@pytest.mark.parametrize("words", ["re_formula", "vc_formula"])
+def test_bars_stay_out_of_the_other_formulas(table, words):
+    value = "(1 | f)" if words == "re_formula" else {"a": "(1 | f)"}
+    says(table, "y ~ x", FormulaError, words, "bars belong to the main formula", groups="g", **{words: value})
