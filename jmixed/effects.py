@@ -244,28 +244,31 @@ class Groups:
     def _split(self, flat):
         return np.split(flat, np.cumsum(self.blocks.size)[:-1])
 
+    def _labelled(self):
+        """For each group which coefficients it has, and their names; groups with the same names share one Index."""
+        indexes = {}
+        for names in self._split(self.names):
+            key = tuple(names)
+            if key not in indexes:
+                there = np.array([name is not None for name in key], bool)
+                indexes[key] = there, pd.Index([name for name in key if name is not None])
+            yield indexes[key]
+
     def modes(self, b) -> dict:
         """Conditional modes: dict of label to Series."""
         flat = np.zeros(len(self.names), FLOAT)
         for places, term in zip(_places(self.terms, self.blocks), self.terms, strict=True):
             flat[places] = b[term.label]
-        pairs = zip(self.labels, self._split(flat), self._split(self.names), strict=True)
-        return {label: _without_absent(values, names) for label, values, names in pairs}
+        groups = zip(self.labels, self._split(flat), self._labelled(), strict=True)
+        return {label: pd.Series(values[there], index) for label, values, (there, index) in groups}
 
     def covariances(self, weights, fit) -> dict:
         """Conditional covariances given the parameters: dict of label to DataFrame."""
         found = block_covariances(self.terms, self.blocks, weights, fit.covariances, fit.sigma)
-        out = {}
-        for label, matrix, names in zip(self.labels, found, self._split(self.names), strict=True):
-            there = np.array([name is not None for name in names], bool)
-            own = pd.Index(names[there].tolist())
-            out[label] = pd.DataFrame(matrix[np.ix_(there, there)], own, own)
-        return out
-
-
-def _without_absent(values, names):
-    there = np.array([name is not None for name in names], bool)
-    return pd.Series(values[there], index=pd.Index(names[there].tolist()))
+        groups = zip(self.labels, found, self._labelled(), strict=True)
+        return {
+            label: pd.DataFrame(matrix[np.ix_(there, there)], index, index) for label, matrix, (there, index) in groups
+        }
 
 
 def _places(terms, blocks):

@@ -6,15 +6,41 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from jmixed import effects as random_effects
+from jmixed import effects as by_effect
 from jmixed import predict, summary, tables
 from jmixed.errors import ModelError
+from jmixed.estimation import conditional
+from jmixed.held import without_coefficients
 from jmixed.inference.variance_profile import profile_variance
 from jmixed.packing import Packing
 
 
 class Report:
     """Tables of a fit; `MixedLMResults` is built on it."""
+
+    @cached_property
+    def _groups(self) -> by_effect.Groups:
+        self._need_data("random effects by group")
+        return by_effect.groups(self._spec, self._names.random)
+
+    @cached_property
+    def _sizes(self) -> dict[str, by_effect.GroupSizes]:
+        return by_effect.group_sizes(self._spec)
+
+    @cached_property
+    def random_effects(self) -> dict:
+        """Conditional modes by top-level group: dict of group -> Series, groups sorted.
+
+        The index of a Series names the columns of ``cov_re``, then ``component[column]``. A model with several
+        grouping factors has no top level: see `ranef`.
+        """
+        return self._groups.modes(self._fit.b)
+
+    @cached_property
+    def random_effects_cov(self) -> dict:
+        """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame."""
+        self._need_data("random_effects_cov")
+        return self._groups.covariances(self._spec.weights, self._fit)
 
     def ranef(self, cond_var: bool = False):
         """Conditional modes of the random effects by grouping factor.
@@ -33,20 +59,21 @@ class Report:
         --------
         >>> import jmixed as jm
         >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> result.ranef()["Subject"].head(2).round(2)
-                 Intercept  Days
-        Subject
-        308           2.26  9.20
-        309         -40.40 -8.62
+        >>> result.ranef()["Subject"].loc["308"].round(2).to_dict()
+        {'Intercept': 2.26, 'Days': 9.2}
         """
-        modes = random_effects.modes(self._spec.terms, self._fit.b)
+        modes = by_effect.modes(self._spec.terms, self._fit.b)
         return (modes, self._level_covariances) if cond_var else modes
 
     @cached_property
     def _level_covariances(self) -> dict[str, np.ndarray]:
         self._need_data("conditional covariances")
         spec, fit = self._spec, self._fit
-        return random_effects.level_covariances(spec.terms, spec.weights, fit.covariances, fit.sigma)
+        if len(by_effect.by_factor(spec.terms)) == len(spec.terms):
+            found = conditional(self.model.design, fit)
+            return {term.group: found[term.label] for term in spec.terms}
+        # Terms that share a factor are taken together, with the covariances between them.
+        return by_effect.level_covariances(spec.terms, spec.weights, fit.covariances, fit.sigma)
 
     def var_corr(self) -> pd.DataFrame:
         """Variances and correlations of the random effects, in the layout of lme4's as.data.frame(VarCorr).
@@ -61,7 +88,7 @@ class Report:
         >>> import jmixed as jm
         >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.var_corr()["sdcor"].round(3).tolist()
-        [24.741, 5.922, 0.066, 25.592]
+        [24.74, 5.922, 0.066, 25.592]
         """
         return tables.var_corr(self._spec, self._fit)
 
@@ -224,7 +251,10 @@ class Report:
         high = np.linspace(estimate / self.scale, (estimate + dist_high) / self.scale, num_high + 1)[1:]
         values = np.concatenate([low, high])
         free = Packing.of(self._spec.terms).theta_from_root(self._free) != 0
-        return profile_variance(self.model.design, self.theta, term, column, values, free, self.reml, **fit_kwargs)
+        design = self.model.design
+        if self.freepat is not None and not np.all(self.freepat.fe_params):
+            design = without_coefficients(design, self._fit.beta, np.asarray(self.freepat.fe_params) != 0)
+        return profile_variance(design, self.theta, term, column, values, free, self.reml, **fit_kwargs)
 
     def _find_variance(self, re_ix, vtype) -> tuple[int, int]:
         if vtype not in ("re", "vc"):

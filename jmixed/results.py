@@ -84,7 +84,6 @@ class MixedLMResults(WaldInference, Report):
         self._spec, self._fit, self._labelled = model.spec, fit, bool(model.labelled)
         self._names = parameter_names(self._spec)
         self._penalty = 0.0 if penalty is None else float(penalty)
-        self._sizes = effects.group_sizes(self._spec)
         self._has_data = True
         self.use_sqrt = bool(getattr(model, "use_sqrt", True))
         self.nobs, self.k_fe = len(self._spec.y), len(fit.beta)
@@ -209,27 +208,7 @@ class MixedLMResults(WaldInference, Report):
         """One when a column of X is constant, else zero."""
         return int(any(term == "Intercept" or term == "const" for term in self._names.fixed))
 
-    # Random effects, fitted values and predictions.
-
-    @cached_property
-    def _groups(self) -> effects.Groups:
-        self._need_data("random effects by group")
-        return effects.groups(self._spec, self._names.random)
-
-    @cached_property
-    def random_effects(self) -> dict:
-        """Conditional modes by top-level group: dict of group -> Series, groups sorted.
-
-        The index of a Series names the columns of ``cov_re``, then ``component[column]``. A model with several
-        grouping factors has no top level: see `ranef`.
-        """
-        return self._groups.modes(self._fit.b)
-
-    @cached_property
-    def random_effects_cov(self) -> dict:
-        """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame."""
-        self._need_data("random_effects_cov")
-        return self._groups.covariances(self._spec.weights, self._fit)
+    # Fitted values and predictions.
 
     @property
     def fittedvalues(self):
@@ -318,6 +297,7 @@ class MixedLMResults(WaldInference, Report):
         """
         if not self._has_data:
             return
+        _ = self._sizes
         if effects.has_top_level(self._spec):
             _ = self.random_effects
         self._spec = effects.without_rows(self._spec)
