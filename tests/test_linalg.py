@@ -1,0 +1,65 @@
+"""Stacks of small matrices against numpy, on both sides of the unrolled order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmixed import linalg
+from jmixed.precision import double_precision
+
+ORDERS = (1, 2, linalg.UNROLLED, linalg.UNROLLED + 1)
+
+
+def draw(q, count=3):
+    r = np.random.default_rng(q)
+    half = r.normal(size=(count, q + 2, q))
+    return np.moveaxis(np.swapaxes(half, 1, 2) @ half, 0, -1), r.normal(size=(q, 4, count))
+
+
+def matrices(stack):
+    return np.moveaxis(np.asarray(stack), -1, 0)
+
+
+@pytest.mark.parametrize("q", ORDERS)
+def test_factor_solve_and_determinant(q):
+    a, b = draw(q)
+
+    @jax.jit
+    def compute(a, b):
+        factor = linalg.cholesky(a)
+        return linalg.forward_solve(factor, b), linalg.log_determinant(factor)
+
+    with double_precision():
+        solved, logdet = compute(a, b)
+    root = np.linalg.cholesky(matrices(a))
+    np.testing.assert_allclose(matrices(solved), np.linalg.solve(root, matrices(b)), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(logdet, np.linalg.slogdet(matrices(a))[1], rtol=1e-12)
+
+
+def test_a_right_side_without_batch_broadcasts():
+    a, b = draw(linalg.UNROLLED + 1)
+    with double_precision():
+        solved = linalg.forward_solve(linalg.cholesky(jnp.asarray(a)), jnp.asarray(b[:, :, :1]))
+    root = np.linalg.cholesky(matrices(a))
+    np.testing.assert_allclose(matrices(solved), np.linalg.solve(root, matrices(b[:, :, :1])), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("q", ORDERS)
+def test_products(q):
+    a, b = draw(q)
+    with double_precision():
+        np.testing.assert_allclose(matrices(linalg.matmul(a, b)), matrices(a) @ matrices(b), rtol=1e-12)
+        np.testing.assert_allclose(matrices(linalg.matmul(a[:, :, 0], b)), a[:, :, 0] @ matrices(b), rtol=1e-12)
+        np.testing.assert_allclose(
+            matrices(linalg.matmul(linalg.transpose(b), a[:, :, 1])),
+            matrices(b).swapaxes(1, 2) @ a[:, :, 1],
+            rtol=1e-12,
+        )
+
+
+@pytest.mark.parametrize("q", [2, linalg.UNROLLED + 1])
+def test_a_matrix_that_is_not_positive_definite_gives_nan(q):
+    with double_precision():
+        factor = linalg.cholesky(-jnp.eye(q)[:, :, None])
+        assert np.isnan(linalg.log_determinant(factor)).all()
