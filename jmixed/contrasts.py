@@ -104,8 +104,8 @@ def _linear(expression, p, text, names):
         match node:
             case ast.Constant(value=bool()):
                 raise refuse("a truth value is no number")
-            case ast.Constant(value=int() | float()):
-                return np.append(np.zeros(p), float(node.value))
+            case ast.Constant(value=int() | float() as value):
+                return np.append(np.zeros(p), float(value))
             case ast.Name(id=name) if re.fullmatch(r"_v\d+_", name):
                 return np.eye(p + 1)[int(name[2:-1])]
             case ast.Name(id=name):

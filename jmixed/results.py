@@ -1,53 +1,25 @@
-"""The result of a fit: statsmodels' names with statsmodels' meaning, and what lme4 and broom.mixed add."""
+"""The result of a fit: what `FittedModel` has, with tables, the summary, profiles of variances, and keeping it."""
 
 import copy
 import os
 import pickle
 from collections.abc import Collection
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
 
-from jmixed import effects, predict
-from jmixed.errors import DataError, Outcome
-from jmixed.names import parameter_names
+from jmixed import effects as by_effect
+from jmixed import predict, summary, tables
+from jmixed.design.frame import as_frame
+from jmixed.errors import DataError, ModelError
+from jmixed.fitted import FittedModel
+from jmixed.held import without_coefficients
+from jmixed.inference.variance_profile import profile_variance
 from jmixed.packing import Packing
-from jmixed.params import MixedLMParams
-from jmixed.precision import FLOAT
-from jmixed.report import Report
-from jmixed.wald import WaldInference
 
 
-@dataclass(frozen=True)
-class Optimizer:
-    """How the optimiser ended: the certificate of a fit.
-
-    Attributes
-    ----------
-    outcome : Outcome
-    message : str
-        What the outcome means and what to do next.
-    iterations, evaluations : int
-    gradient, hessian_eigenvalues : arrays (m,)
-        Of the objective in theta, at the estimate.
-    checked_beyond_zero : bool
-        Whether a better optimum was looked for beyond a zero column of a relative covariance factor.
-    """
-
-    outcome: Outcome
-    message: str
-    iterations: int
-    evaluations: int
-    gradient: np.ndarray
-    hessian_eigenvalues: np.ndarray
-    checked_beyond_zero: bool
-
-
-class MixedLMResults(WaldInference, Report):
+class MixedLMResults(FittedModel):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
@@ -76,218 +48,201 @@ class MixedLMResults(WaldInference, Report):
     (25.592, True, False)
     """
 
-    use_t = False
-
-    def __init__(self, model, fit, reml, free=None, hist=None, penalty=None):
-        self.model, self.reml, self.freepat, self.hist = model, bool(reml), free, hist
-        self.method = "REML" if self.reml else "ML"
-        self._spec, self._fit, self._labelled = model.spec, fit, bool(model.labelled)
-        self._names = parameter_names(self._spec)
-        self._penalty = 0.0 if penalty is None else float(penalty)
-        self._has_data = True
-        self.use_sqrt = bool(getattr(model, "use_sqrt", True))
-        self.nobs, self.k_fe = len(self._spec.y), len(fit.beta)
-        self.k_re, self.k_re2, self.k_vc = (
-            len(labels) for labels in (self._names.random, self._names.random_full, self._names.vcomp)
-        )
-        self.df_resid = self.nobs - self.k_fe
-        self.df_modelwc = self.k_fe + self.k_re2 + self.k_vc
-        self.converged = bool(fit.converged)
-
-    # Estimates.
-
-    @property
-    def scale(self) -> float:
-        """Residual variance, ``sigma ** 2``."""
-        return float(self._fit.sigma) ** 2
-
-    @property
-    def sigma(self) -> float:
-        """Residual standard deviation (at weight one)."""
-        return float(self._fit.sigma)
-
-    @property
-    def theta(self) -> np.ndarray:
-        """Relative covariance factors, column-major lower triangles in the order of the terms, array (m,)."""
-        return np.array(self._fit.theta)
-
-    @property
-    def vcov_theta(self) -> np.ndarray:
-        """Inverse observed information of theta, array (m, m); NaN where it does not exist."""
-        return np.array(self._fit.vcov_theta)
-
-    @property
-    def cov_re(self):
-        """Covariance of the random effects, on the scale of the data: DataFrame, or array (k_re, k_re)."""
-        return self._matrix(self._cov_re, self._names.random)
-
-    @property
-    def cov_re_unscaled(self):
-        """``cov_re / scale``."""
-        return self._matrix(self._cov_re / self.scale, self._names.random)
-
-    @cached_property
-    def _cov_re(self):
-        blocks = [self._fit.covariances[term.label] for term in self._spec.terms if term.vc is None]
-        return linalg.block_diag(*blocks) if blocks else np.zeros((0, 0))
-
-    @property
-    def vcomp(self) -> np.ndarray:
-        """Variance components on the scale of the data, array (k_vc,)."""
-        terms = [term for term in self._spec.terms if term.vc is not None]
-        return np.array([self._fit.covariances[term.label][0, 0] for term in terms], FLOAT)
-
-    @property
-    def params_object(self) -> MixedLMParams:
-        """The estimates as `MixedLMParams`, variances divided by ``scale``."""
-        return MixedLMParams.from_components(
-            self._fit.beta, cov_re=self._cov_re / self.scale, vcomp=self.vcomp / self.scale
-        )
-
-    # The fit as a whole.
-
-    @property
-    def objective(self) -> float:
-        """The REML criterion, or -2 log-likelihood, with all constants."""
-        return float(self._fit.objective)
-
-    @property
-    def llf(self) -> float:
-        """(Restricted) log-likelihood at the estimate, less penalties if there were any."""
-        return float(self._fit.log_likelihood) - self._penalty
-
-    @property
-    def _n_params(self) -> int:
-        fixed = self.k_fe if self.freepat is None else np.count_nonzero(self.freepat.fe_params)
-        return int(fixed + np.count_nonzero(self._free) + 1)
-
-    @property
-    def _free(self) -> np.ndarray:
-        """One for each variance parameter that was estimated, zero for one that was held, in the order of psi."""
-        packing = Packing.of(self._spec.terms)
-        if self.freepat is None:
-            return np.ones(packing.size)
-        return (packing.pack(self.freepat.cov_re, self.freepat.vcomp, "free") != 0).astype(FLOAT)
-
-    @property
-    def aic(self) -> float:
-        """Akaike's criterion; NaN under REML, as in statsmodels (`glance` has lme4's)."""
-        return np.nan if self.reml else -2 * self.llf + 2 * self._n_params
-
-    @property
-    def bic(self) -> float:
-        """Schwarz's criterion; NaN under REML, as in statsmodels (`glance` has lme4's)."""
-        return np.nan if self.reml else -2 * self.llf + np.log(self.nobs) * self._n_params
-
-    @property
-    def singular(self) -> bool:
-        """Whether some covariance of random effects has a variance of zero or a correlation of one."""
-        return any(self._fit.singular)
-
-    @property
-    def outcome(self) -> Outcome:
-        """How the fit ended."""
-        return Outcome(self._fit.outcome)
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The certificate of the fit."""
-        fit = self._fit
-        numbers = (fit.iterations, fit.evaluations, fit.gradient, fit.hessian_eigenvalues, fit.checked_beyond_zero)
-        return Optimizer(self.outcome, self.outcome.message, *numbers)
-
-    mle_retvals = optimizer
-
-    @property
-    def timings(self) -> dict:
-        """Seconds spent on each part of the fit."""
-        return dict(self._fit.timings)
-
-    @property
-    def k_constant(self) -> int:
-        """One when a column of X is constant, else zero."""
-        return int(any(term == "Intercept" or term == "const" for term in self._names.fixed))
-
-    # Fitted values and predictions.
-
-    @property
-    def fittedvalues(self):
-        """``X beta + offset + Z b``: Series, or array (nobs,)."""
-        return self._rows(self._fitted)
-
-    @property
-    def resid(self):
-        """Response less ``fittedvalues``."""
-        return self._rows(self._spec.y - self._fitted)
-
-    @cached_property
-    def _fitted(self):
-        self._need_data("fittedvalues and resid")
-        return predict.in_sample(self._spec, self._fit, range(len(self._spec.terms)))
-
-    def _rows(self, values):
-        return pd.Series(values, index=self._spec.index) if self._labelled else values.copy()
-
-    def predict(
-        self,
-        data=None,
-        transform: bool = True,
-        *,
-        random_effects: bool | str | Collection[str] = False,
-        new_levels: str = "raise",
-        exog=None,
-    ):
-        """Predict the response: the fixed part and the offset, and on demand the conditional modes.
-
-        Parameters
-        ----------
-        data : DataFrame or other columns, or array (k, k_fe), optional
-            New rows; by default the rows of the model. For a model made from arrays: columns of X.
-        transform : bool
-            False: `data` holds the columns of X already.
-        random_effects : bool, str or list of str
-            True adds the conditional modes of all terms, names of grouping factors those of these factors.
-        new_levels : str
-            "raise", or "population": a level that the model has not seen gets a random effect of zero.
-        exog : optional
-            The same as `data`, by statsmodels' name.
+    def var_corr(self) -> pd.DataFrame:
+        """Variances and correlations of the random effects, in the layout of lme4's as.data.frame(VarCorr).
 
         Returns
         -------
-        array (nobs,) for the model's rows, else a Series with the index of `data`; NaN for rows with missing values
-
-        Raises
-        ------
-        DataError
-            For a level that the model has not seen, a missing column, or columns of the wrong number.
+        DataFrame
+            Columns group, var1, var2, vcov, sdcor. A variance has var2 None; the last row is the residual.
 
         Examples
         --------
         >>> import jmixed as jm
-        >>> data = jm.datasets.load("sleepstudy")
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).fit()
-        >>> result.predict(data.head(2), random_effects=True).round(2).tolist()
-        [253.66, 273.33]
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.var_corr()["sdcor"].round(3).tolist()
+        [24.74, 5.922, 0.066, 25.592]
         """
-        if exog is not None and data is not None:
-            raise DataError("predict: exog is another name of data; give one of them")
-        data = exog if data is None else data
-        if new_levels not in ("raise", "population"):
-            raise DataError(f"predict: new_levels={new_levels!r}; use 'raise' or 'population'")
-        selected = predict.select_terms(self._spec.terms, random_effects)
-        if data is None:
-            self._need_data("predictions of the model's own rows")
-            return predict.in_sample(self._spec, self._fit, selected)
-        if self._spec.recipe is not None and transform:
-            return predict.from_data(self._spec, self._fit, data, selected, new_levels)
-        if selected:
-            raise DataError(
-                "predict: columns of X do not tell the groups of new rows, which random_effects needs; "
-                "fit the model from a formula, or predict its own rows with data=None"
-            )
-        return predict.from_columns(self._spec, self._fit, data)
+        return tables.var_corr(self._spec, self._fit)
 
-    # Keeping a result.
+    def confint(self, method: str = "wald", level: float = 0.95) -> pd.DataFrame:
+        """Confidence limits of the coefficients.
+
+        Parameters
+        ----------
+        method : str
+            "wald": normal limits from the standard errors. Standard deviations and correlations are listed with NaN,
+            because normal limits are no use for them.
+        level : float
+            Coverage.
+
+        Returns
+        -------
+        DataFrame
+            Columns lower and upper; index: coefficients, ``sd_COLUMN|GROUP``, ``cor_B.A|GROUP``, ``sigma``.
+        """
+        if method != "wald":
+            raise ModelError(f"confint: method={method!r}; the method available is 'wald'")
+        return tables.wald_intervals(self._spec, self._fit, _level(level))
+
+    def glance(self) -> pd.DataFrame:
+        """One row about the fit: nobs, sigma, logLik, AIC, BIC (lme4's, also under REML), criterion, df.residual."""
+        return tables.glance(self._fit, self.nobs, self._n_params, self.reml)
+
+    def tidy(
+        self, effects: str | Collection[str] = "fixed", conf_int: bool = False, conf_level: float = 0.95
+    ) -> pd.DataFrame:
+        """Estimates as rows, with the column names of broom.mixed.
+
+        Parameters
+        ----------
+        effects : str or list of str
+            "fixed" (coefficients), "ran_pars" (standard deviations and correlations), "ran_vals" (conditional modes).
+        conf_int : bool
+            Add conf.low and conf.high, normal limits; NaN for "ran_pars".
+        conf_level : float
+            Coverage.
+
+        Returns
+        -------
+        DataFrame
+        """
+        level = _level(conf_level) if conf_int else None
+        parts = []
+        for effect in [effects] if isinstance(effects, str) else effects:
+            if effect == "fixed":
+                parts.append(tables.tidy_fixed(self._spec, self._fit, level))
+            elif effect == "ran_pars":
+                parts.append(tables.tidy_ran_pars(self._spec, self._fit, level))
+            elif effect == "ran_vals":
+                modes, covariances = self.ranef(), self._level_covariances
+                parts.append(tables.tidy_ran_vals(modes, covariances, level))
+            else:
+                raise ModelError(f"tidy: effects={effect!r}; use 'fixed', 'ran_pars', 'ran_vals' or a list of these")
+        return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+
+    def augment(self, data=None) -> pd.DataFrame:
+        """The data with fitted values beside them.
+
+        Parameters
+        ----------
+        data : DataFrame, optional
+            New rows; levels that the model has not seen get a random effect of zero. By default the model's rows.
+
+        Returns
+        -------
+        DataFrame
+            A copy with the columns ``.fitted``, ``.fixed`` (without random effects) and, for the model's rows,
+            ``.resid``.
+        """
+        if data is not None:
+            frame = as_frame(data)
+            fitted = self.predict(frame, random_effects=True, new_levels="population")
+            return frame.assign(**{".fitted": fitted, ".fixed": self.predict(frame)})
+        self._need_data("augment")
+        spec = self._spec
+        frame = pd.DataFrame(index=spec.index) if spec.frame is None else spec.frame
+        fixed = predict.fixed_part(spec, self._fit.beta)
+        return frame.assign(**{".fitted": self._fitted, ".resid": spec.y - self._fitted, ".fixed": fixed})
+
+    def summary(self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05) -> summary.Summary:
+        """Tables of the fit for reading: text when printed, HTML in a notebook, LaTeX by ``as_latex()``.
+
+        Parameters
+        ----------
+        yname, title : str, optional
+            Names to print in place of the model's.
+        xname_fe, xname_re : list of str, optional
+            Names of the coefficients and of the variance parameters.
+        alpha : float
+            The intervals have level 1 - alpha.
+
+        Returns
+        -------
+        Summary
+        """
+        fixed = summary.replaced("xname_fe", self._names.fixed, xname_fe)
+        variance = summary.replaced("xname_re", self._names.variance, xname_re)
+        error = self._bse[: self.k_fe]
+        body = summary.parameter_table(
+            [*fixed, *variance], self._fit.beta, error, self._psi * self.scale, self._bse_re, alpha
+        )
+        right = [
+            ("Dependent Variable:", yname or self._spec.endog_name),
+            ("Method:", self.method),
+            ("Scale:", summary.short(self.scale)),
+            ("Log-Likelihood:", summary.short(self.llf)),
+            ("Converged:", "Yes" if self.converged else "No"),
+        ]
+        head = summary.header_table(summary.sizes(self.nobs, self._sizes), right)
+        return summary.Summary([head, body], title or summary.TITLE, summary.notes(self._spec, self._fit, self.outcome))
+
+    def profile_re(
+        self,
+        re_ix: int | str,
+        vtype: str,
+        num_low: int = 5,
+        dist_low: float = 1.0,
+        num_high: int = 5,
+        dist_high: float = 1.0,
+        **fit_kwargs,
+    ) -> np.ndarray:
+        """Log-likelihood with one variance held at values around its estimate, all else re-estimated.
+
+        Parameters
+        ----------
+        re_ix : int or str
+            Position of the random effect in ``cov_re`` ("re"), or name of the variance component ("vc").
+        vtype : str
+            "re" or "vc".
+        num_low, num_high : int
+            Numbers of values below and above the estimate.
+        dist_low, dist_high : float
+            Distance of the outermost values from the estimate, on the scale of the data.
+        **fit_kwargs
+            Options of the refits: method, maxiter, gtol.
+
+        Returns
+        -------
+        array (num_low + num_high + 1, 2)
+            The variance (held relative to the residual variance, which differs between the refits), and the
+            log-likelihood.
+
+        Raises
+        ------
+        ValueError
+            For another `vtype`, an unknown variance, or a `dist_low` that leads to variances of zero or less.
+        """
+        self._need_data("profile_re")
+        term, column = self._find_variance(re_ix, vtype)
+        covariance = self._fit.covariances[self._spec.terms[term].label]
+        estimate = covariance[column, column]
+        if not 0 <= dist_low < estimate:
+            raise ModelError(
+                f"profile_re: dist_low is {dist_low:g}, but the variance is {estimate:g}: "
+                "dist_low must not be negative, nor reach the variance"
+            )
+        low = np.linspace((estimate - dist_low) / self.scale, estimate / self.scale, num_low + 1)
+        high = np.linspace(estimate / self.scale, (estimate + dist_high) / self.scale, num_high + 1)[1:]
+        values = np.concatenate([low, high])
+        free = Packing.of(self._spec.terms).theta_from_root(self._free) != 0
+        design = self.model.design
+        if self.freepat is not None and not np.all(self.freepat.fe_params):
+            design = without_coefficients(design, self._fit.beta, np.asarray(self.freepat.fe_params) != 0)
+        return profile_variance(design, self.theta, term, column, values, free, self.reml, **fit_kwargs)
+
+    def _find_variance(self, re_ix, vtype) -> tuple[int, int]:
+        if vtype not in ("re", "vc"):
+            raise ModelError(f"vtype is {vtype!r}; it must be 're' or 'vc'")
+        if vtype == "vc":
+            names = [term.vc for term in self._spec.terms]
+            if re_ix is None or re_ix not in names:
+                raise ModelError(f"no variance component {re_ix!r}; the model has {list(self._names.vcomp)}")
+            return names.index(re_ix), 0
+        if not isinstance(re_ix, int | np.integer) or not 0 <= re_ix < self.k_re:
+            raise ModelError(f"re_ix is {re_ix!r}; it must be a position from 0 to {self.k_re - 1} in cov_re")
+        random = [(t, term) for t, term in enumerate(self._spec.terms) if term.vc is None]
+        return [(t, k) for t, term in random for k in range(len(term.columns))][re_ix]
 
     def remove_data(self) -> None:
         """Forget the rows of the data, to make the object small; predictions of new data go on working.
@@ -298,17 +253,13 @@ class MixedLMResults(WaldInference, Report):
         if not self._has_data:
             return
         _ = self._sizes
-        if effects.has_top_level(self._spec):
+        if by_effect.has_top_level(self._spec):
             _ = self.random_effects
-        self._spec = effects.without_rows(self._spec)
+        self._spec = by_effect.without_rows(self._spec)
         for name in ("_fitted", "_groups"):
             self.__dict__.pop(name, None)
         self.model = self.model.without_data(self._spec)
         self._has_data = False
-
-    def _need_data(self, what: str) -> None:
-        if not self._has_data:
-            raise DataError(f"{what}: the rows of the data were removed by remove_data(); use a result that has them")
 
     def save(self, fname, remove_data: bool = False) -> None:
         """Write the result to a file by pickle.
@@ -390,3 +341,9 @@ def load(fname) -> MixedLMResults:
     True
     """
     return MixedLMResults.load(fname)
+
+
+def _level(level: float) -> float:
+    if not 0 < level < 1:
+        raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
+    return float(level)

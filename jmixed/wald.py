@@ -7,7 +7,9 @@ import pandas as pd
 from scipy import linalg, stats
 
 from jmixed import contrasts
+from jmixed.design.terms import ModelData
 from jmixed.errors import ModelError
+from jmixed.estimation import Fit
 from jmixed.names import ParameterNames, fixed_terms
 from jmixed.precision import FLOAT
 
@@ -18,7 +20,8 @@ class WaldInference:
     Everything here is on the scale of ``params``: coefficients as they are, variances divided by ``scale``.
     """
 
-    _fit: object
+    _spec: ModelData
+    _fit: Fit
     _names: ParameterNames
     _labelled: bool
     df_resid: int
@@ -47,7 +50,7 @@ class WaldInference:
 
     @cached_property
     def _cov(self) -> np.ndarray:
-        return linalg.block_diag(self._fit.vcov_beta, self._fit.vcov_psi)
+        return np.asarray(linalg.block_diag(self._fit.vcov_beta, self._fit.vcov_psi))
 
     @cached_property
     def _bse(self) -> np.ndarray:

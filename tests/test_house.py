@@ -21,7 +21,7 @@ FLOORS = {
     5: ("inference",),
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
-        *("contrasts", "wald", "tables", "report"),
+        *("contrasts", "wald", "tables", "fitted"),
         *("results", "summary", "predict", "diagnostics"),
     ),
     7: ("model", "datasets", "plot", "interop", "__main__"),

@@ -463,6 +463,9 @@ class TestTables:
         new = sleep().augment(pd.DataFrame({"Days": [3, 3], "Subject": ["308", "nobody"]}))
         assert new[".fitted"].iloc[1] == pytest.approx(new[".fixed"].iloc[1])
         assert new[".fitted"].iloc[0] == pytest.approx(table.loc[3, ".fitted"])
+        polars = pytest.importorskip("polars")
+        other = sleep().augment(polars.DataFrame({"Days": [3, 3], "Subject": ["308", "nobody"]}))
+        np.testing.assert_array_equal(other[".fitted"], new[".fitted"])
 
     def test_certificate(self):
         optimizer = sleep().optimizer
