@@ -1,7 +1,7 @@
 """Linear mixed models on JAX: statsmodels' calls and lme4's formulas, one fast, certified and differentiable fit."""
 
 from jmixed import datasets
-from jmixed.cache import enable_compilation_cache
+from jmixed.compilation import enable_compilation_cache
 from jmixed.errors import (
     ConvergenceWarning,
     DataError,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from jmixed import datasets
-from jmixed.cache import enable_compilation_cache
+from jmixed.compilation import enable_compilation_cache
 from jmixed.errors import DataError, FormulaError, JmixedError
 from jmixed.model import mixedlm
 

@@ -9,7 +9,6 @@ import os
 import time
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +17,8 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from jmixed import optimize
-from jmixed.covariance import join, split
+from jmixed.compilation import program
+from jmixed.covariance import IDENTITY, join, split
 from jmixed.data import Design, Moments, bucket
 from jmixed.errors import ModelError, Outcome, PrecisionWarning
 from jmixed.information import (
@@ -31,8 +31,8 @@ from jmixed.information import (
 )
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, conditional_blocks, estimates
-from jmixed.likelihood.second_order import derivatives
 from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.second_order import derivatives
 from jmixed.precision import double_precision
 
 
@@ -307,17 +307,21 @@ class Fit:
         return self.outcome.ok
 
 
-_cross_products = jax.jit(cross_products)
-_conditional_program = jax.jit(conditional_blocks)
+_cross_products = program(cross_products)
+_conditional_program = program(conditional_blocks)
 
 
-@partial(jax.jit, static_argnames=("method",))
+@program(static_argnames=("method",))
 def _fit_program(held, theta0, free, max_iterations, gradient_tolerance, reml, method):
     structures = held.layout.terms
     start = _start(theta0, held)
     if free is not None:
         bases = tuple(jnp.linalg.inv(T) for T in held.T)
         factors = criterion.factors_of(theta0, held)
+        # The chart of an identity term has no basis: its phi belongs to preconditioned columns.
+        factors = [
+            f / T[0, 0] if s.kind == IDENTITY else f for s, f, T in zip(structures, factors, held.T, strict=True)
+        ]
         phi = join([s.psi(f) for s, f in zip(structures, factors, strict=True)], held.G.dtype)
         chart = optimize.Chart(bases, phi)
         solution = optimize.minimize(held, None, reml, max_iterations, ~free, chart)
@@ -418,12 +422,12 @@ def _collect(design, out, reml, timings):
     )
 
 
-@jax.jit
+@program
 def _derivatives_program(held, psi, roots, reml):
     return derivatives(psi, roots, held, reml)
 
 
-@partial(jax.jit, static_argnames=("order",))
+@program(static_argnames=("order",))
 def _at_beta_program(held, beta, psi, roots, reml, order):
     m = len(psi)
 
@@ -498,7 +502,7 @@ def gls(design: Design, psi):
     return result["beta"], float(result["sigma"]) ** 2 * n / max(n - p, 1), float(result["sigma"]) ** 2
 
 
-@jax.jit
+@program
 def _gls_program(held, roots):
     result = estimates(roots, held, False)
     return {"beta": result["beta"], "sigma": result["sigma"]}

@@ -278,11 +278,14 @@ def trust_region_step(values, slope, radius):
 
     upper = low + jnp.sqrt(jnp.sum(slope**2)) / radius + 1e-8 * scale
     _, _, shift = jax.lax.fori_loop(0, 40, refine, (low, upper, (low + upper) / 2))
-    base, _ = at(low)
-    short = jnp.sqrt(jnp.sum(base**2)) <= radius
+    base, damped = at(low)
+    # Only without any slope along the flattest directions may they be left out: otherwise the radius ends the step.
+    level = jnp.all(jnp.isfinite(damped) | (jnp.abs(slope) <= 1e-8 * scale * radius))
+    short = level & (jnp.sqrt(jnp.sum(base**2)) <= radius)
     convex = values[0] > 1e-12 * scale
     along = jnp.sqrt(jnp.maximum(radius**2 - jnp.sum(base**2), 0)) * jnp.where(slope[0] > 0, -1, 1)
-    hard = base + jnp.where(convex | (values[0] > CURVATURE * scale), 0, along) * (jnp.arange(len(values)) == 0)
+    lowest = (jnp.arange(len(values)) == 0) & ~convex & (values[0] <= CURVATURE * scale)
+    hard = base + jnp.where(lowest, along, 0)
     step = jnp.where(short, hard, at(shift)[0])
     predicted = -(slope @ step + jnp.sum(values * step**2) / 2)
     return step, predicted, jnp.sum(step**2) > 0.98 * radius**2
@@ -383,11 +386,13 @@ def minimize_lbfgs(moments: Moments, start, reml: bool, max_iterations, gradient
         updates, state = solver.update(gradient, state, phi, value=value, grad=gradient, value_fn=objective)
         return optax.apply_updates(phi, updates), state, jnp.linalg.norm(gradient), count + 1
 
-    phi, _, _, count = jax.lax.while_loop(
-        lambda c: (c[2] > gradient_tolerance) & (c[3] < max_iterations),
-        proceed,
-        (chart.phi, solver.init(chart.phi), jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32)),
-    )
+    # optax mixes integers of two widths, which strict promotion would refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        phi, _, _, count = jax.lax.while_loop(
+            lambda c: (c[2] > gradient_tolerance) & (c[3] < max_iterations),
+            proceed,
+            (chart.phi, solver.init(chart.phi), jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32)),
+        )
     ended = squares(chart_roots(Chart(chart.bases, phi), structures))
     solution = minimize(moments, ended, reml, max_iterations)
     return solution._replace(iterations=solution.iterations + count, evaluations=solution.evaluations + count)

@@ -8,7 +8,7 @@ import pytest
 
 import jmixed as jm
 from jmixed.__main__ import main
-from jmixed.cache import default_directory
+from jmixed.compilation import default_directory
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,16 @@
-"""JAX's persistent compilation cache: compiled programs kept on disk, so that the next process starts warm."""
+"""Less waiting for compilation: programs that compile quickly, and a cache that keeps them on disk."""
 
+import functools
 import os
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+
+QUICK = {"xla_cpu_use_fusion_emitters": False}
+"""XLA's older code generator for the CPU: half the time to compile a fit, and the program is no slower."""
 
 OFF = ("off", "0", "none", "false", "no")
 
@@ -49,6 +54,35 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     # JAX looks at the directory once, at its first compilation, unless it is told to look again.
     compilation_cache.reset_cache()
     return directory
+
+
+def program(function=None, *, static_argnames=()):
+    """`jax.jit` with the options of XLA under which a fit compiles soonest, where this XLA knows them."""
+    if function is None:
+        return functools.partial(program, static_argnames=static_argnames)
+
+    @functools.cache
+    def compiled():
+        return jax.jit(function, static_argnames=static_argnames, compiler_options=_known_options())
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return compiled()(*args, **kwargs)
+
+    call.compiled = compiled
+    return call
+
+
+@functools.cache
+def _known_options():
+    """`QUICK` on a CPU whose XLA accepts it, else nothing."""
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda x: x).lower(np.float32(0)).compile(compiler_options=QUICK)
+    except jax.errors.JaxRuntimeError:
+        return None
+    return QUICK
 
 
 def default_directory() -> Path:
