@@ -139,7 +139,7 @@ def _product(left, right, divide, refuse):
     return left * right[-1] if not np.any(right[:-1]) else right * left[-1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ContrastTest:
     """Tests of single linear combinations, one per row of R.
 
@@ -238,7 +238,7 @@ class WaldTest:
     __str__ = summary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WaldTable:
     """Joint tests of several hypotheses.
 

@@ -59,7 +59,7 @@ def top_level(spec) -> tuple[np.ndarray, pd.Index]:
     return spec.terms[0].codes.astype(np.int64), pd.Index(spec.terms[0].levels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blocks:
     """Sets of random coefficients that share no row with another set: their joint covariance is block diagonal.
 
@@ -224,7 +224,7 @@ def level_covariances(terms, weights, covariances, sigma: float) -> dict[str, np
     return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Groups:
     """The random coefficients of each top-level group, in statsmodels' order and with its names.
 

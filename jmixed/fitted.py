@@ -19,7 +19,7 @@ from jmixed.precision import FLOAT
 from jmixed.wald import WaldInference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Optimizer:
     """How the optimiser ended: the certificate of a fit.
 

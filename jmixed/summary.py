@@ -14,7 +14,7 @@ from jmixed.errors import DataError, Outcome
 TITLE = "Mixed Linear Model Regression Results"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Summary:
     """Tables and notes about a fit; prints as text, shows as HTML in a notebook.
 
