@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,15 +52,14 @@ class Distribution:
         >>> model.get_distribution([250.0, 10.0, 1.0], 900.0, None).rvs(rng=1).shape
         (180,)
         """
-        if not hasattr(rng, "normal"):
-            rng = np.random.default_rng(rng)
+        draws: Any = rng if hasattr(rng, "normal") else np.random.default_rng(rng)
         y = self._mean.copy()
         for term, covariance in zip(self._spec.terms, self._covariances, strict=True):
             if term.vc is None:
-                u = rng.normal(size=(len(term.levels), len(covariance))) @ psd_cholesky(covariance).T
+                u = draws.normal(size=(len(term.levels), len(covariance))) @ psd_cholesky(covariance).T
             else:
                 _, level, column = columns_by_level(term)
                 u = np.zeros((len(term.levels), len(term.columns)))
-                u[level, column] = np.sqrt(covariance[0, 0]) * rng.normal(size=len(level))
+                u[level, column] = np.sqrt(covariance[0, 0]) * draws.normal(size=len(level))
             y += np.einsum("ij,ij->i", term.Z, u[term.codes])
-        return y + np.sqrt(self._scale / self._spec.weights) * rng.normal(size=len(y))
+        return y + np.sqrt(self._scale / self._spec.weights) * draws.normal(size=len(y))

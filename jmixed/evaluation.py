@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jmixed import estimation, held
+from jmixed import estimation
 from jmixed.distribution import Distribution
 from jmixed.errors import DataError
+from jmixed.inference.given_coefficients import given_coefficients
 from jmixed.packing import Packing
 from jmixed.params import as_array, is_params
 
@@ -71,7 +72,10 @@ class Likelihood:
         float
         """
         beta, psi, _ = self._point(params, profile_fe)
-        return estimation.evaluate(self.design, psi, beta=beta, reml=self.reml)
+        return self._evaluate(psi, beta, 0)
+
+    def _evaluate(self, psi, beta, order) -> Any:
+        return estimation.evaluate(self.design, psi, beta=beta, reml=self.reml, order=order)
 
     def score(self, params, profile_fe=True) -> np.ndarray:
         """Gradient of `loglike` in the packed parameters; fixed effects first if they are not profiled out.
@@ -109,7 +113,7 @@ class Likelihood:
 
     def _parts(self, params, calc_fe, square_roots):
         beta, psi, root = self._point(params, not calc_fe)
-        _, gradient = estimation.evaluate(self.design, psi, beta=beta, reml=self.reml, order=1)
+        _, gradient = self._evaluate(psi, beta, 1)
         fe, variance = (gradient[: self.k_fe], gradient[self.k_fe :]) if calc_fe else (np.zeros(self.k_fe), gradient)
         variance = self._packing.root_gradient(root, variance) if square_roots else variance
         return fe, variance[: self.k_re2], variance[self.k_re2 :]
@@ -128,7 +132,7 @@ class Likelihood:
             The Hessian, and whether a covariance is singular.
         """
         beta, psi, root = self._point(params, profile_fe=False, direct=True)
-        _, _, hessian = estimation.evaluate(self.design, psi, beta=beta, reml=self.reml, order=2)
+        _, _, hessian = self._evaluate(psi, beta, 2)
         factors = self._packing.matrices(root, lower=True)
         lengths = [np.sqrt(np.sum(factor**2, axis=1)) for factor in factors]
         singular = any(np.any(np.diag(f) <= 1e-6 * size) for f, size in zip(factors, lengths, strict=True))
@@ -162,7 +166,8 @@ class Likelihood:
         """Residual variance at given fixed effects and relative (co)variances, with divisor n - p under REML."""
         beta = as_array(fe_params, "fe_params")
         psi = self._packing.pack(as_array(cov_re, "cov_re"), as_array(vcomp, "vcomp"), "get_scale")
-        return held.scale_at(self.design, psi, beta, self.reml)
+        rss = given_coefficients(self.design, psi, beta, self.reml).rss
+        return rss / (len(self.exog) - self.k_fe if self.reml else len(self.exog))
 
     def predict(self, params, exog=None) -> np.ndarray:
         """The fixed part of the prediction.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from jmixed import estimation
 from jmixed.data import Design
 from jmixed.errors import DataError, Outcome
+from jmixed.inference.given_coefficients import given_coefficients
+from jmixed.information import singular_terms
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams, is_params
 
@@ -133,11 +136,7 @@ def _exactly_held(fit, task):
     packing = task.packing
     start = packing.root_from_psi(packing.psi_from_root(task.root))
     root = np.where(task.free_root, packing.root_from_theta(fit.theta), start)
-    matrices = packing.matrices(packing.psi_from_root(root))
-    covariances = {
-        label: fit.sigma**2 * (matrix if len(matrix) == structure.q else matrix[0, 0] * np.eye(structure.q))
-        for label, structure, matrix in zip(task.design.labels, packing.structures, matrices, strict=True)
-    }
+    covariances = _covariances(task, packing.psi_from_root(root), fit.sigma**2)
     return replace(fit, theta=packing.theta_from_root(root), covariances=covariances)
 
 
@@ -156,22 +155,10 @@ def _with_information(fit, task, free):
     """
     root = task.packing.root_from_theta(fit.theta)
     psi = task.packing.psi_from_root(root)
-    _, gradient, hessian = estimation.evaluate(task.design, psi, reml=task.reml, order=2)
+    found: Any = estimation.evaluate(task.design, psi, reml=task.reml, order=2)
+    _, gradient, hessian = found
     information = -task.packing.root_hessian(root, gradient, hessian)
     return with_root_covariance(fit, task.packing, root, inverse_block(information, free))
-
-
-def scale_at(design: Design, psi: np.ndarray, beta: np.ndarray, reml: bool) -> float:
-    """sigma^2 = r'V^-1 r / nu at given coefficients and relative covariances.
-
-    The profile log-likelihood has -n/2 log(r'V^-1 r) as its only part with beta in it, so the ratio to the residuals of
-    generalised least squares follows from two values of it.
-    """
-    n, p = design.X.shape
-    best = estimation.evaluate(design, psi, reml=False)
-    here = estimation.evaluate(design, psi, beta=beta, reml=False)
-    scale = estimation.gls(design, psi)[2] * np.exp(2 * (best - here) / n)
-    return float(scale * n / (n - p) if reml else scale)
 
 
 def with_root_covariance(
@@ -196,40 +183,46 @@ def inverse_block(matrix: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return inverse
 
 
-def at_coefficients(
-    design: Design, packing: Packing, theta: np.ndarray, beta: np.ndarray, reml: bool
-) -> estimation.Fit:
-    """The fit in which theta and beta have given values: scale, conditional modes and likelihood follow.
+def at_coefficients(fit: estimation.Fit, task: Task, root: np.ndarray, beta: np.ndarray) -> estimation.Fit:
+    """A fit moved to other coefficients and covariances: scale, conditional modes and likelihood follow.
 
     Parameters
     ----------
-    design : Design
-    packing : Packing
-    theta : array (m,)
+    fit : Fit
+        Its certificate and its standard errors stay, for the caller to see to.
+    task : Task
+    root : array (m,)
+        Square roots of the relative covariances.
     beta : array (p,)
-    reml : bool
 
     Returns
     -------
     Fit
-        Its ``vcov_beta`` is sigma^2 (X'V^-1 X)^-1 at this theta and this sigma.
     """
+    packing, design = task.packing, task.design
     n, p = design.X.shape
-    nothing = np.zeros(packing.size, bool)
-    profiled = estimation.fit(design, reml=reml, theta0=theta, free=nothing)
-    known = without_coefficients(design, beta, np.zeros(p, bool))
-    fit = estimation.fit(known, reml=False, theta0=theta, free=nothing)
-    # Known coefficients leave n degrees of freedom; REML takes those of estimated ones away.
-    ratio = n / (n - p) if reml else 1.0
-    scale = fit.sigma**2 * ratio
-    psi = packing.psi_from_root(packing.root_from_theta(theta))
+    psi, nu = packing.psi_from_root(root), n - p if task.reml else n
+    given = given_coefficients(design, psi, beta, task.reml)
+    scale = given.rss / nu
+    theta = packing.theta_from_root(packing.root_from_psi(psi))
     return replace(
         fit,
+        theta=theta,
         beta=np.array(beta),
         sigma=np.sqrt(scale),
-        objective=-2 * estimation.evaluate(design, psi, beta=beta, reml=reml),
-        vcov_beta=profiled.vcov_beta * scale / profiled.sigma**2,
-        covariances={label: matrix * ratio for label, matrix in fit.covariances.items()},
-        scale_gradient=fit.scale_gradient * ratio,
-        scale_variance=2 * scale**2 / (n - p if reml else n),
+        objective=given.objective,
+        b=given.b,
+        covariances=_covariances(task, psi, scale),
+        scale_gradient=given.rss_gradient / nu,
+        scale_variance=2 * scale**2 / nu,
+        singular=singular_terms(design, theta),
     )
+
+
+def _covariances(task, psi, scale):
+    """Covariance of each term on the scale of the data, by its label."""
+    matrices = task.packing.matrices(psi)
+    return {
+        label: scale * (matrix if len(matrix) == structure.q else matrix[0, 0] * np.eye(structure.q))
+        for label, structure, matrix in zip(task.design.labels, task.packing.structures, matrices, strict=True)
+    }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 from jmixed.errors import DataError, ModelError
 from jmixed.packing import Packing, psd_cholesky
@@ -14,7 +14,7 @@ from jmixed.precision import FLOAT
 
 def refuse_tracer(value, name: str) -> None:
     """Raise DataError for a value that exists only while JAX traces a function."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise DataError(
             f"{name} is a value that JAX is tracing (jit, grad or vmap), but this works on numbers and returns "
             "numbers. Inside a transformation use jm.estimate, jm.profiled_deviance or jm.log_likelihood"
@@ -75,6 +75,10 @@ class MixedLMParams:
     >>> params.get_packed(use_sqrt=False, has_fe=True)
     array([1., 4., 1., 2.])
     """
+
+    fe_params: np.ndarray
+    cov_re: np.ndarray
+    vcomp: np.ndarray
 
     def __init__(self, k_fe: int, k_re: int, k_vc: int):
         self.k_fe, self.k_re, self.k_vc = k_fe, k_re, k_vc

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -102,22 +103,11 @@ def fit_lasso(fit: estimation.Fit, task: Task, alpha: np.ndarray, **options) -> 
         choice of the non-zero ones.
     """
     beta, settled = lasso(fit.beta, fit.vcov_beta, alpha, **options)
-    at = at_coefficients(task.design, task.packing, fit.theta, beta, task.reml)
+    at = at_coefficients(fit, task, task.packing.root_from_theta(fit.theta), beta)
     active = (beta != 0) | (alpha == 0)
-    vcov = inverse_block(np.linalg.inv(at.vcov_beta), active)
+    vcov = inverse_block(np.linalg.inv(fit.vcov_beta), active) * (at.sigma / fit.sigma) ** 2
     vcov[~active], vcov[:, ~active] = np.nan, np.nan
-    return replace(
-        fit,
-        beta=beta,
-        vcov_beta=vcov,
-        sigma=at.sigma,
-        objective=at.objective,
-        b=at.b,
-        covariances=at.covariances,
-        scale_gradient=at.scale_gradient,
-        scale_variance=at.scale_variance,
-        outcome=fit.outcome if settled else Outcome.MAX_ITERATIONS,
-    )
+    return replace(at, vcov_beta=vcov, outcome=fit.outcome if settled else Outcome.MAX_ITERATIONS)
 
 
 class HeldPenalty:
@@ -157,8 +147,8 @@ class Penalised:
     design: Design
     packing: Packing
     reml: bool
-    fe_pen: object = None
-    cov_pen: object = None
+    fe_pen: Any = None
+    cov_pen: Any = None
 
     def split(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """beta and the square roots."""
@@ -195,7 +185,8 @@ class Penalised:
         """Value, gradient and Hessian; the penalty's Hessian by differences of its gradient."""
         beta, root = self.split(x)
         p, psi = len(beta), self.packing.psi_from_root(root)
-        value, slope, curvature = estimation.evaluate(self.design, psi, beta=beta, reml=self.reml, order=2)
+        found: Any = estimation.evaluate(self.design, psi, beta=beta, reml=self.reml, order=2)
+        value, slope, curvature = found
         jacobian = np.eye(len(x))
         jacobian[p:, p:] = self.packing.jacobian(root)
         hessian = -jacobian.T @ curvature @ jacobian
@@ -254,10 +245,15 @@ def fit_penalised(
         options={"gtol": 1e-7, "maxiter": 200 if maxiter is None else maxiter},
     )
     x, _, gradient, hessian = at(found.x)
-    fit = _settle(objective, x, gradient, task.free_root)
-    fit = replace(fit, hessian_eigenvalues=np.linalg.eigvalsh(hessian))
-    counts = {"iterations": start.iterations + found.nit, "evaluations": start.evaluations + found.nfev}
-    return replace(fit, **counts), objective.penalty(x)
+    fit = replace(
+        _settle(start, task, objective, x),
+        outcome=Outcome.CONVERGED if np.max(np.abs(gradient), initial=0.0) < OPTIMUM else Outcome.MAX_ITERATIONS,
+        gradient=gradient,
+        hessian_eigenvalues=np.linalg.eigvalsh(hessian),
+        iterations=start.iterations + found.nit,
+        evaluations=start.evaluations + found.nfev,
+    )
+    return fit, objective.penalty(x)
 
 
 def _in_units(objective, x0, chosen):
@@ -278,20 +274,16 @@ def _in_units(objective, x0, chosen):
     return at, unit
 
 
-def _settle(objective, x, gradient, free):
+def _settle(start, task, objective, x):
     """The `Fit` at the optimum of a penalised likelihood."""
-    packing, (beta, root) = objective.packing, objective.split(x)
-    root = packing.root_from_psi(packing.psi_from_root(root))
-    fit = at_coefficients(objective.design, packing, packing.theta_from_root(root), beta, objective.reml)
+    beta, root = objective.split(x)
+    root = task.packing.root_from_psi(task.packing.psi_from_root(root))
+    fit = at_coefficients(start, task, root, beta)
     hessian = objective.derivatives(np.concatenate([beta, root]))[2]
     p, everything = len(beta), np.ones(len(beta), bool)
-    covariance = inverse_block(hessian, np.concatenate([everything, free]))
-    return replace(
-        with_root_covariance(fit, packing, root, covariance[p:, p:]),
-        vcov_beta=inverse_block(hessian[:p, :p], everything),
-        outcome=Outcome.CONVERGED if np.max(np.abs(gradient), initial=0.0) < OPTIMUM else Outcome.MAX_ITERATIONS,
-        gradient=gradient,
-    )
+    covariance = inverse_block(hessian, np.concatenate([everything, task.free_root]))
+    fit = with_root_covariance(fit, task.packing, root, covariance[p:, p:])
+    return replace(fit, vcov_beta=inverse_block(hessian[:p, :p], everything))
 
 
 def with_alpha(penalty, alpha):

@@ -171,8 +171,8 @@ def _blocks(term: RandomTerm, rows: list[np.ndarray]) -> tuple[list, list]:
     for g, own in enumerate(rows):
         levels, columns = (part[bounds[g] : bounds[g + 1]] for part in (level, column))
         mats.append(np.where(term.codes[own][:, None] == levels, term.Z[np.ix_(own, columns)], 0.0))
-        named = term.columns if term.inner is None else None
-        names.append([named[k] if named else term.inner[s][k] for s, k in zip(levels, columns, strict=True)])
+        inner = term.inner
+        names.append([inner[s][k] if inner else term.columns[k] for s, k in zip(levels, columns, strict=True)])
     return names, mats
 
 
@@ -180,6 +180,8 @@ class GroupedRows:
     """A model's rows by top-level group, under statsmodels' names; `MixedLM` is built on it."""
 
     spec: ModelData
+    endog: np.ndarray
+    exog: np.ndarray
 
     @cached_property
     def _top_level(self):
