@@ -124,7 +124,7 @@ class MixedLM(Fitting, GroupedRows):
     >>> x = rng.normal(size=100)
     >>> y = 1 + 2 * x + rng.normal(size=20)[groups] + rng.normal(size=100)
     >>> jm.MixedLM(y, np.column_stack([np.ones(100), x]), groups).fit().fe_params.round(1)
-    array([0.9, 2. ])
+    array([1. , 2.1])
     """
 
     def __init__(

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jmixed.errors import DataError, ModelError
-from jmixed.packing import Packing, psd_cholesky
+from jmixed.packing import psd_cholesky
 from jmixed.precision import FLOAT
 
 
@@ -195,22 +195,6 @@ class MixedLMParams:
 def is_params(value) -> bool:
     """Whether a value is a `MixedLMParams`, ours or statsmodels' own."""
     return hasattr(value, "get_packed") and hasattr(value, "cov_re") and hasattr(value, "vcomp")
-
-
-def theta_mask(free, terms) -> np.ndarray:
-    """Which entries of theta a pattern of zeros and ones leaves free.
-
-    Parameters
-    ----------
-    free : MixedLMParams
-    terms : sequence of RandomTerm
-
-    Returns
-    -------
-    bool array (m,)
-    """
-    packing = Packing.of(terms)
-    return packing.theta_from_root(packing.mask(free)).astype(bool)
 
 
 @dataclass

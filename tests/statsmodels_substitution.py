@@ -1,0 +1,14 @@
+"""A pytest plugin that puts jmixed's classes in the place of statsmodels' own, before its tests import them."""
+
+import statsmodels.api
+import statsmodels.formula.api
+from statsmodels.regression import mixed_linear_model
+
+import jmixed
+
+for place in (mixed_linear_model, statsmodels.api):
+    place.MixedLM = jmixed.MixedLM
+    place.VCSpec = jmixed.VCSpec
+mixed_linear_model.MixedLMParams = jmixed.MixedLMParams
+mixed_linear_model.MixedLMResults = jmixed.MixedLMResults
+statsmodels.formula.api.mixedlm = jmixed.MixedLM.from_formula
