@@ -13,12 +13,13 @@ import time
 import warnings
 from collections import Counter
 
+import jax
 import numpy as np
 import pandas as pd
 
 import jmixed as jm
 
-GROUPS = (1, 2, 3, 6, 8, 16, 28, 56, 112, 300)
+GROUPS = (1, 2, 3, 8, 30, 60, 300)
 KINDS = (
     "ordinary",
     "zero variance",
@@ -39,7 +40,7 @@ def random_design(rng):
     """One data set: (kind, formula, DataFrame)."""
     kind = str(rng.choice(KINDS))
     groups = int(rng.choice(GROUPS[:4] if kind == "tiny n" else GROUPS))
-    largest = int(rng.choice([4, 12, 60, 500])) if kind != "tiny n" else int(rng.choice([1, 2, 3]))
+    largest = int(rng.choice([4, 16, 500])) if kind != "tiny n" else int(rng.choice([1, 2, 3]))
     sizes = 1 + rng.integers(0, largest, groups) if rng.random() < 0.6 else np.full(groups, largest)
     g = np.repeat(np.arange(groups), sizes)
     n, q = len(g), int(rng.integers(1, 4))
@@ -76,7 +77,7 @@ def random_design(rng):
 
 def best_of_restarts(model, reml, restarts, rng):
     """The lowest deviance from random starts on all scales."""
-    from jmixed.estimation import fit
+    from jmixed.programs import fit
 
     values = []
     m = len(model.theta_names)
@@ -110,8 +111,12 @@ def run(designs, restarts, seed):
         entry = (number, kind, formula, len(data), result.outcome.name, float(excess))
         if result.converged and not excess <= 1e-5:
             lies.append(entry)
+            print("worse than another start:", entry, flush=True)
         if not result.converged:
             unconverged.append(entry)
+        if (number + 1) % 20 == 0:
+            # Every compiled program holds memory maps, of which a process may have 65,530.
+            jax.clear_caches()
         if (number + 1) % 100 == 0:
             print(f"{number + 1} designs, {time.perf_counter() - started:.0f} s, lies {len(lies)}", flush=True)
     report(outcomes, errors, lies, unconverged, foreign, iterations)
@@ -122,7 +127,8 @@ def report(outcomes, errors, lies, unconverged, foreign, iterations):
     print("\noutcomes of the fits")
     for name, count in outcomes.most_common():
         print(f"  {count:5d}  {name}")
-    print(f"iterations: median {np.median(iterations):.0f}, 90 % {np.quantile(iterations, 0.9):.0f}, most {max(iterations)}")
+    middle, most = np.median(iterations), np.quantile(iterations, 0.9)
+    print(f"iterations: median {middle:.0f}, 90 % {most:.0f}, most {max(iterations)}")
     print("refused with an error of jmixed's own")
     for name, count in errors.most_common():
         print(f"  {count:5d}  {name}")
@@ -144,4 +150,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     jm.enable_compilation_cache()
+    # Hundreds of shapes are compiled and each runs a few times: what is tested are the numbers, not the speed.
+    jax.config.update("jax_disable_most_optimizations", True)
     sys.exit(run(arguments.designs, arguments.restarts, arguments.seed))

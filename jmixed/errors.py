@@ -82,7 +82,7 @@ _MESSAGES = {
         "the likelihood was not finite at the start: look for infinite values or extreme scales in y, X, Z or weights"
     ),
     Outcome.PERFECT_FIT: (
-        "the fixed effects reproduce the response exactly, so the residual variance is zero and the likelihood "
-        "unbounded: remove fixed effects, or use more rows"
+        "the model reproduces the response exactly, so the residual variance is zero and the likelihood unbounded: "
+        "remove effects, or use more rows"
     ),
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jmixed import estimation
+from jmixed import programs
 from jmixed.distribution import Distribution
 from jmixed.errors import DataError
 from jmixed.inference.given_coefficients import given_coefficients
@@ -75,7 +75,7 @@ class Likelihood:
         return self._evaluate(psi, beta, 0)
 
     def _evaluate(self, psi, beta, order) -> Any:
-        return estimation.evaluate(self.design, psi, beta=beta, reml=self.reml, order=order)
+        return programs.evaluate(self.design, psi, beta=beta, reml=self.reml, order=order)
 
     def score(self, params, profile_fe=True) -> np.ndarray:
         """Gradient of `loglike` in the packed parameters; fixed effects first if they are not profiled out.
@@ -160,7 +160,7 @@ class Likelihood:
         """
         psi = self._packing.pack(as_array(cov_re, "cov_re"), as_array(vcomp, "vcomp"), "get_fe_params")
         singular = any(np.linalg.eigvalsh(matrix)[0] < tol for matrix in self._packing.matrices(psi))
-        return estimation.gls(self.design, psi)[0], bool(singular)
+        return programs.gls(self.design, psi)[0], bool(singular)
 
     def get_scale(self, fe_params, cov_re, vcomp) -> float:
         """Residual variance at given fixed effects and relative (co)variances, with divisor n - p under REML."""

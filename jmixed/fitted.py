@@ -11,11 +11,11 @@ from scipy import linalg
 
 from jmixed import effects, predict
 from jmixed.errors import DataError, Outcome
-from jmixed.estimation import conditional
 from jmixed.names import parameter_names
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams
 from jmixed.precision import FLOAT
+from jmixed.programs import conditional
 from jmixed.wald import WaldInference
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jmixed import estimation
+from jmixed import programs
 from jmixed.data import Design
 from jmixed.errors import DataError, Outcome
 from jmixed.inference.given_coefficients import given_coefficients
@@ -42,7 +42,7 @@ class Task:
     free_beta: np.ndarray
     free_root: np.ndarray
 
-    def restore(self, fit: estimation.Fit) -> estimation.Fit:
+    def restore(self, fit: programs.Fit) -> programs.Fit:
         """A fit of `design` with the held coefficients put back; their standard errors are zero."""
         beta, vcov, free = self.beta.copy(), np.zeros((len(self.beta),) * 2), self.free_beta
         beta[free] = fit.beta
@@ -113,21 +113,21 @@ def without_coefficients(design: Design, beta: np.ndarray, free: np.ndarray) -> 
     return replace(design, X=design.X[:, free], offset=design.offset + design.X[:, ~free] @ beta[~free])
 
 
-def fit(task: Task, method="newton", maxiter=None, gtol=None) -> estimation.Fit:
+def fit(task: Task, method="newton", maxiter=None, gtol=None) -> programs.Fit:
     """Estimate what is free.
 
     Parameters
     ----------
     task : Task
     method, maxiter, gtol
-        As in `estimation.fit`.
+        As in `programs.fit`.
     """
     start = None if task.root is None else task.packing.theta_from_root(task.root)
     options = {"reml": task.reml, "theta0": start, "method": method, "maxiter": maxiter, "gtol": gtol}
     if task.free_root.all():
-        return estimation.fit(task.design, **options)
+        return programs.fit(task.design, **options)
     free = task.packing.theta_from_root(task.free_root).astype(bool)
-    found = _exactly_held(estimation.fit(task.design, **options, free=free), task)
+    found = _exactly_held(programs.fit(task.design, **options, free=free), task)
     return _with_information(found, task, task.free_root)
 
 
@@ -140,11 +140,11 @@ def _exactly_held(fit, task):
     return replace(fit, theta=packing.theta_from_root(root), covariances=covariances)
 
 
-def at_start(task: Task) -> estimation.Fit:
+def at_start(task: Task) -> programs.Fit:
     """The estimates of everything else at the start values of the covariances. It never counts as converged."""
     root = task.packing.identity() if task.root is None else task.root
     nothing = np.zeros(task.packing.size, bool)
-    found = estimation.fit(task.design, reml=task.reml, theta0=task.packing.theta_from_root(root), free=nothing)
+    found = programs.fit(task.design, reml=task.reml, theta0=task.packing.theta_from_root(root), free=nothing)
     return replace(_with_information(found, task, task.free_root), outcome=Outcome.MAX_ITERATIONS)
 
 
@@ -155,15 +155,13 @@ def _with_information(fit, task, free):
     """
     root = task.packing.root_from_theta(fit.theta)
     psi = task.packing.psi_from_root(root)
-    found: Any = estimation.evaluate(task.design, psi, reml=task.reml, order=2)
+    found: Any = programs.evaluate(task.design, psi, reml=task.reml, order=2)
     _, gradient, hessian = found
     information = -task.packing.root_hessian(root, gradient, hessian)
     return with_root_covariance(fit, task.packing, root, inverse_block(information, free))
 
 
-def with_root_covariance(
-    fit: estimation.Fit, packing: Packing, root: np.ndarray, covariance: np.ndarray
-) -> estimation.Fit:
+def with_root_covariance(fit: programs.Fit, packing: Packing, root: np.ndarray, covariance: np.ndarray) -> programs.Fit:
     """A fit whose variance parameters have the given covariance (m, m) in the square roots."""
     jacobian = packing.jacobian(root)
     order = packing.theta_from_root(np.arange(packing.size, dtype=float)).astype(int)
@@ -183,7 +181,7 @@ def inverse_block(matrix: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return inverse
 
 
-def at_coefficients(fit: estimation.Fit, task: Task, root: np.ndarray, beta: np.ndarray) -> estimation.Fit:
+def at_coefficients(fit: programs.Fit, task: Task, root: np.ndarray, beta: np.ndarray) -> programs.Fit:
     """A fit moved to other coefficients and covariances: scale, conditional modes and likelihood follow.
 
     Parameters

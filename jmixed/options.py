@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from jmixed import estimation
+from jmixed import programs
 from jmixed.errors import ConvergenceWarning, ModelError, SingularWarning
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ IDLE = ("eps", "maxcor", "ftol", "tol", "maxls")
 
 
 def solver(method) -> str:
-    """The method of `estimation.fit` that a name, or the first of a list of names, means.
+    """The method of `programs.fit` that a name, or the first of a list of names, means.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def warn_of_options(names: Iterable[str], niter_sa: int = 0) -> None:
             warnings.warn(f"Argument{plural} {', '.join(found)} {text}: leave out", FutureWarning, stacklevel=3)
 
 
-def warn_of_outcome(fit: estimation.Fit, task: Task, terms: Sequence[RandomTerm]) -> None:
+def warn_of_outcome(fit: programs.Fit, task: Task, terms: Sequence[RandomTerm]) -> None:
     """Warn of a fit without a certified optimum, and of a singular one."""
     if not fit.converged:
         warnings.warn(f"{fit.outcome.name}: {fit.outcome.message}", ConvergenceWarning, stacklevel=3)
@@ -72,7 +72,7 @@ def warn_of_outcome(fit: estimation.Fit, task: Task, terms: Sequence[RandomTerm]
         )
 
 
-def history(fit: estimation.Fit, method: str) -> dict:
+def history(fit: programs.Fit, method: str) -> dict:
     """The record of an optimisation, with statsmodels' keys where they have a meaning."""
     return {
         "method": method,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from jmixed import estimation
+from jmixed import programs
 from jmixed.data import Design
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.held import Task, at_coefficients, inverse_block, with_root_covariance
@@ -84,7 +84,7 @@ def penalty_weights(alpha, k_fe: int) -> np.ndarray:
     return np.broadcast_to(weights, (k_fe,)).copy()
 
 
-def fit_lasso(fit: estimation.Fit, task: Task, alpha: np.ndarray, **options) -> estimation.Fit:
+def fit_lasso(fit: programs.Fit, task: Task, alpha: np.ndarray, **options) -> programs.Fit:
     """A fit with the lasso's coefficients at the relative covariances of an unpenalised fit.
 
     Parameters
@@ -185,7 +185,7 @@ class Penalised:
         """Value, gradient and Hessian; the penalty's Hessian by differences of its gradient."""
         beta, root = self.split(x)
         p, psi = len(beta), self.packing.psi_from_root(root)
-        found: Any = estimation.evaluate(self.design, psi, beta=beta, reml=self.reml, order=2)
+        found: Any = programs.evaluate(self.design, psi, beta=beta, reml=self.reml, order=2)
         value, slope, curvature = found
         jacobian = np.eye(len(x))
         jacobian[p:, p:] = self.packing.jacobian(root)
@@ -206,8 +206,8 @@ class Penalised:
 
 
 def fit_penalised(
-    start: estimation.Fit, task: Task, fe_pen, cov_pen, maxiter: int | None
-) -> tuple[estimation.Fit, float | None]:
+    start: programs.Fit, task: Task, fe_pen, cov_pen, maxiter: int | None
+) -> tuple[programs.Fit, float | None]:
     """Maximise the penalised likelihood over coefficients and covariances together.
 
     Parameters

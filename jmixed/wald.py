@@ -9,9 +9,9 @@ from scipy import linalg, stats
 from jmixed import contrasts
 from jmixed.design.terms import ModelData
 from jmixed.errors import ModelError
-from jmixed.estimation import Fit
 from jmixed.names import ParameterNames, fixed_terms
 from jmixed.precision import FLOAT
+from jmixed.programs import Fit
 
 
 class WaldInference:

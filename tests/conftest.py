@@ -4,15 +4,16 @@ import os
 
 import hypothesis
 import jax
+import pytest
 
 
 def pytest_configure(config):
     """Set JAX up before any test module is imported.
 
     Strict promotion makes every silent mix of precisions or ranks in the package an error. The cache makes a second run
-    of the suite start warm; a cache that the environment chose is left alone. The suite compiles hundreds of programs for
-    data of a few rows, so they are compiled without LLVM's optimisations, in a third of the time; the examples, run beside
-    the suite, are compiled as users have them.
+    of the suite start warm; a cache that the environment chose is left alone. The suite compiles hundreds of programs
+    for data of a few rows, so they are compiled without LLVM's optimisations, in a third of the time; the examples, run
+    beside the suite, are compiled as users have them.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -20,6 +21,13 @@ def pytest_configure(config):
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Every compiled program holds memory maps, of which a process may have 65,530: each module starts with none."""
+    yield
+    jax.clear_caches()
 
 
 # A first call compiles, so time per example says nothing; fixed seeds keep a red run reproducible.

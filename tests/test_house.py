@@ -17,10 +17,11 @@ FLOORS = {
     1: ("linalg", "covariance", "data"),
     2: ("design", "likelihood"),
     3: ("optimize", "information"),
-    4: ("estimation",),
+    4: ("estimation", "programs"),
     5: ("inference",),
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
+        *("evaluation", "fitting", "options", "restate"),
         *("contrasts", "wald", "tables", "fitted"),
         *("results", "summary", "predict", "diagnostics"),
     ),
@@ -29,7 +30,8 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 STRANGERS = {frozenset({"design", "likelihood"})}
-ARRAY_SIDE = {"linalg", "covariance", "data", "likelihood", "optimize", "information", "estimation", "inference"}
+ARRAY_SIDE = {"linalg", "covariance", "data", "likelihood", "optimize", "information"}
+ARRAY_SIDE |= {"estimation", "programs", "inference"}
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}
 

@@ -1,4 +1,4 @@
-"""Every reference fit of lme4's that the arguments or the bars can express, number by number, from the default start."""
+"""Every reference fit of lme4's, by the arguments and by bars, number by number, from the default start."""
 
 import re
 from contextlib import nullcontext
@@ -94,9 +94,7 @@ def test_conditional_modes(pair):
     modes = result.ranef()
     for block in reference["ranef"]:
         wanted = {_key(level["level"]): level["mode"] for level in block["levels"]}
-        found = [
-            frame for frame in modes.values() if _labels(frame) >= set(wanted) and len(frame) == block["n_levels"]
-        ]
+        found = [frame for frame in modes.values() if _labels(frame) >= set(wanted) and len(frame) == block["n_levels"]]
         assert found, (block["group"], {name: list(frame.index[:3]) for name, frame in modes.items()})
         distances = []
         for frame in found:

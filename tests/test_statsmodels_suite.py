@@ -44,9 +44,12 @@ DIFFERENCES = (
     "statsmodels subtracts within each group; the Hessians themselves agree to 2e-13",
     "Not equal to tolerance rtol=0.001",
 )
-EXPECTED_TO_FAIL = {
+# Rounding decides these, differently from machine to machine.
+MAY_FAIL = {
     "TestMixedLM::test_compare_numdiff[False-False-False]": DIFFERENCES,
     "TestMixedLM::test_compare_numdiff[False-True-False]": DIFFERENCES,
+}
+EXPECTED_TO_FAIL = {
     "test_summary_col": (
         "it pins statsmodels' standard errors of fixed effects, from a Hessian; ours are generalised least squares",
         "AssertionError",
@@ -91,7 +94,7 @@ def test_the_list_is_whole():
     assert len(PUBLIC) == len(set(PUBLIC)) == 78
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in EXPECTED_TO_FAIL])
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in EXPECTED_TO_FAIL | MAY_FAIL])
 def test_passes_with_our_classes(outcomes, name):
     if name not in outcomes:
         pytest.skip(f"statsmodels {statsmodels.__version__} has no such test")
@@ -105,3 +108,15 @@ def test_fails_for_its_known_reason_only(outcomes, name):
     reason, words = EXPECTED_TO_FAIL[name]
     assert outcomes[name] is not None, f"it passes now, although {reason}"
     assert words in outcomes[name], outcomes[name]
+
+
+@pytest.mark.parametrize("name", MAY_FAIL)
+def test_fails_by_rounding_if_at_all(outcomes, name):
+    if name not in outcomes:
+        pytest.skip(f"statsmodels {statsmodels.__version__} has no such test")
+    assert outcomes[name] is None or MAY_FAIL[name][1] in outcomes[name], outcomes[name]
+
+
+def test_at_least_72_of_78_pass(outcomes):
+    known = [name for name in PUBLIC if name in outcomes]
+    assert sum(outcomes[name] is not None for name in known) <= 6

@@ -176,7 +176,9 @@ def _group(codes, count):
     sizes = np.bincount(codes, minlength=count)
     largest = int(sizes.max())
     fitting = [c for c in CHUNKS if c >= largest]
-    chunk = fitting[0] if fitting else min(CHUNKS[4:], key=lambda c: c * int(np.sum(-(-sizes // c))))
+    # For larger groups by their mean size alone: the chunk that pads least flips between near ties, and data of nearly
+    # the same size would not share a program.
+    chunk = fitting[0] if fitting else (8 if len(codes) > 4 * count else 2)
     order = np.arange(len(codes)) if np.all(codes[1:] >= codes[:-1]) else np.argsort(codes, kind="stable")
     chunks = -(-sizes // chunk)
     first_chunk = np.cumsum(chunks) - chunks

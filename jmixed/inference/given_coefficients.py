@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed import estimation
+from jmixed import programs
 from jmixed.data import Design
 from jmixed.information import psi_map, roots_of_psi
 from jmixed.likelihood import criterion
@@ -51,7 +51,7 @@ def given_coefficients(design: Design, psi, beta, reml: bool) -> GivenCoefficien
     -------
     GivenCoefficients
     """
-    structures, held = design.layout.terms, estimation.design_moments(design)
+    structures, held = design.layout.terms, programs.design_moments(design)
     back = np.linalg.inv(psi_map(structures, held.T))
     roots = roots_of_psi(structures, psi, held.T)
     with double_precision():

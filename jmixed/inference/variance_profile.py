@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jmixed import covariance, estimation
+from jmixed import covariance, programs
 from jmixed.data import Design
 from jmixed.precision import FLOAT, double_precision
 
@@ -28,7 +28,7 @@ def profile_variance(
         Entries of theta that were estimated; others stay where they are.
     reml : bool
     **options
-        For `estimation.fit`.
+        For `programs.fit`.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def profile_variance(
     rows = []
     for value in values:
         start[place] = np.sqrt(value)
-        refit = estimation.fit(design, reml=reml, theta0=start.copy(), free=mask, **options)
+        refit = programs.fit(design, reml=reml, theta0=start.copy(), free=mask, **options)
         rows.append((value * refit.sigma**2, refit.log_likelihood))
     return np.array(rows, FLOAT)
 

@@ -128,8 +128,8 @@ def _directions(layout, stage, dtype):
             for k in range(layout.terms[t].size):
                 unit = np.zeros((width, width))
                 for slot in range(slots):
-                    at = slice(inner + slot * layout.factor_width(factor), inner + slot * layout.factor_width(factor) + q)
-                    unit[at, at] = layout.terms[t].direction(k)
+                    first = inner + slot * layout.factor_width(factor)
+                    unit[first : first + q, first : first + q] = layout.terms[t].direction(k)
                 own.append(starts[t] + k)
                 matrices.append(unit)
             inner += q
@@ -212,7 +212,5 @@ def _profile_fixed(G: Jet):
         jnp.einsum("ij,klij->kl", fixed.inverse, G.second[:, :, :p, :p]) - jnp.einsum("kij,lji->kl", inner, inner),
     )
     bend = jnp.einsum("ki,ij,lj->kl", pulled[:, :p], fixed.inverse, pulled[:, :p])
-    rss = Jet(
-        fixed.rss, pulled @ contrast, jnp.einsum("klij,i,j->kl", G.second, contrast, contrast) - 2 * bend
-    )
+    rss = Jet(fixed.rss, pulled @ contrast, jnp.einsum("klij,i,j->kl", G.second, contrast, contrast) - 2 * bend)
     return logdet, rss

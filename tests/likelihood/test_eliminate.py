@@ -89,9 +89,7 @@ def test_one_argument_at_a_time_and_in_reverse():
 
     def of(function):
         first = jax.grad(function, argnums=(0, 1, 2))(root @ root.T, C, B)
-        second = jax.hessian(function)(root @ root.T, C, B)
-        twice_back = jax.jacrev(jax.grad(function, argnums=2), argnums=1)(root @ root.T, C, B)
-        return first, second, twice_back
+        return first, jax.jacrev(jax.grad(function, argnums=2), argnums=1)(root @ root.T, C, B)
 
     with double_precision():
         actual, expected = layouts.quick_jit(lambda: (of(ours), of(theirs)))()
@@ -101,8 +99,7 @@ def test_one_argument_at_a_time_and_in_reverse():
         np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-11)
     symmetric = [c + np.swapaxes(c, 0, 1) for c in (first[1], plain_first[1])]
     np.testing.assert_allclose(*symmetric, rtol=1e-10, atol=1e-11)
-    np.testing.assert_allclose(actual[1], expected[1], rtol=1e-9, atol=1e-10)
-    crossed = [c + np.swapaxes(c, 3, 4) for c in (actual[2], expected[2])]
+    crossed = [c + np.swapaxes(c, 3, 4) for c in (actual[1], expected[1])]
     np.testing.assert_allclose(*crossed, rtol=1e-9, atol=1e-10)
 
 

@@ -1,0 +1,335 @@
+"""Compiled programs behind the data-frame side: numpy in, numpy out, in double precision.
+
+A program is compiled once for all data sets of one shape class, and for REML and ML alike.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmixed import optimize
+from jmixed.compilation import program
+from jmixed.covariance import IDENTITY, join, split
+from jmixed.data import Design, Moments, bucket
+from jmixed.errors import ModelError, Outcome
+from jmixed.estimation import level_count, outcome_of, start_at
+from jmixed.information import (
+    inverse_information,
+    psi_map,
+    roots_of_psi,
+    row_major,
+    singular_terms,
+    theta_hessian,
+)
+from jmixed.likelihood import criterion
+from jmixed.likelihood.estimates import by_level, conditional_blocks, estimates
+from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.second_order import derivatives
+from jmixed.precision import double_precision
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit with its certificate, in numpy arrays on the original scale of the data.
+
+    Attributes
+    ----------
+    theta : array (m,)
+    beta : array (p,)
+    sigma, objective, log_likelihood : float
+    vcov_beta : array (p, p)
+        sigma^2 (X'V^-1 X)^-1.
+    b : dict of arrays (levels, q)
+        Conditional modes by term.
+    covariances : dict of arrays (q, q)
+        Covariance of the random effects by term, in squared units of the response.
+    vcov_psi, vcov_theta : arrays (m, m)
+        Inverse observed information of the profile log-likelihood in psi (relative covariances, lower triangles row
+        by row) and in theta; nan where it is not positive definite.
+    scale_gradient : array (m,)
+        Derivative of the profiled sigma^2 in psi.
+    scale_variance : float
+        Variance of sigma^2 at fixed psi, 2 sigma^4 / nu.
+    outcome : Outcome
+    singular : tuple of bool
+        By term.
+    iterations, evaluations : int
+    gradient, hessian_eigenvalues : arrays (m,)
+        Of the deviance, in the optimiser's last chart.
+    checked_beyond_zero : bool
+        The curvature beyond every vanished direction was computed, and none leads down.
+    timings : dict
+        Seconds spent on cross-products and on the optimum.
+    """
+
+    theta: np.ndarray
+    beta: np.ndarray
+    sigma: float
+    objective: float
+    vcov_beta: np.ndarray
+    b: dict[str, np.ndarray]
+    covariances: dict[str, np.ndarray]
+    vcov_psi: np.ndarray
+    vcov_theta: np.ndarray
+    scale_gradient: np.ndarray
+    scale_variance: float
+    outcome: Outcome
+    singular: tuple[bool, ...]
+    iterations: int
+    evaluations: int
+    gradient: np.ndarray
+    hessian_eigenvalues: np.ndarray
+    checked_beyond_zero: bool
+    timings: dict[str, float]
+
+    @property
+    def log_likelihood(self) -> float:
+        """Maximised (restricted) log-likelihood."""
+        return -self.objective / 2
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimum carries its certificate."""
+        return self.outcome.ok
+
+
+_cross_products = program(cross_products)
+_conditional_program = program(conditional_blocks)
+
+
+@program(static_argnames=("method",))
+def _fit_program(held, theta0, free, max_iterations, gradient_tolerance, reml, method):
+    structures = held.layout.terms
+    start = start_at(theta0, held)
+    if free is not None:
+        bases = tuple(jnp.linalg.inv(T) for T in held.T)
+        factors = criterion.factors_of(theta0, held)
+        # The chart of an identity term has no basis: its phi belongs to preconditioned columns.
+        factors = [
+            f / T[0, 0] if s.kind == IDENTITY else f for s, f, T in zip(structures, factors, held.T, strict=True)
+        ]
+        phi = join([s.psi(f) for s, f in zip(structures, factors, strict=True)], held.G.dtype)
+        chart = optimize.Chart(bases, phi)
+        solution = optimize.minimize(held, None, reml, max_iterations, ~free, chart)
+    elif method == "lbfgs" and structures:
+        solution = optimize.minimize_lbfgs(held, start, reml, max_iterations, gradient_tolerance)
+    else:
+        solution = optimize.minimize(held, start, reml, max_iterations)
+    result = estimates(solution.roots, held, reml)
+    result["modes"] = by_level(result["modes"], held)
+    roots = [T @ root for T, root in zip(held.T, solution.roots, strict=True)]
+    return result, solution, roots, held.T, outcome_of(solution, result["sigma"], held)
+
+
+def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, gtol=None, free=None) -> Fit:
+    """Fit a design in double precision.
+
+    Parameters
+    ----------
+    design : Design
+        Of numpy arrays.
+    reml : bool
+    theta0 : array (m,), optional
+        Start; the identity for held entries when `free` is given.
+    method : str
+        ``"newton"`` or ``"lbfgs"``.
+    maxiter : int, optional
+    gtol : float, optional
+        Gradient norm at which L-BFGS hands over to the Newton steps that certify the optimum.
+    free : bool array (m,), optional
+        Entries of theta to estimate; the others stay at `theta0`.
+    """
+    structures = design.layout.terms
+    if free is not None:
+        free = row_major(structures, np.asarray(free, bool))
+        theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
+    theta0 = None if theta0 is None else np.asarray(theta0, design.y.dtype)
+    _check_memory(design)
+    started = time.perf_counter()
+    with double_precision():
+        held = _cross_products(design.rows(bucket(design.y.shape[0])))
+        jax.block_until_ready(held.G)
+        crossed = time.perf_counter()
+        limit = np.int32(optimize.MAX_ITERATIONS if maxiter is None else maxiter)
+        tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
+        out = jax.device_get(_fit_program(held, theta0, free, limit, tolerance, reml=bool(reml), method=method))
+    timings = {"cross_products": crossed - started, "optimise": time.perf_counter() - crossed}
+    return _collect(design, out, reml, timings)
+
+
+def _check_memory(design):
+    """Refuse a fit whose tables would not fit into memory, before any of them is made."""
+    if not hasattr(os, "sysconf"):
+        return
+    needed = design.layout.fit_bytes(design.X.shape[1])
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * physical:
+        width = max(design.layout.stage_width(s) for s in range(len(design.layout.stages)))
+        raise ModelError(
+            f"this fit would need about {needed / 1e9:.0f} GB, and the machine has {physical / 1e9:.0f}: its crossed "
+            f"factors leave a dense block of {width} columns. Drop the crossed factor with the fewer rows per level, "
+            "or merge its levels"
+        )
+
+
+def _collect(design, out, reml, timings):
+    """Bring the program's arrays to the original scale of Z and into a `Fit`."""
+    result, solution, roots, T, outcome = out
+    structures, labels = design.layout.terms, design.labels
+    sigma, nu = float(result["sigma"]), design.y.shape[0] - (design.X.shape[1] if reml else 0)
+    at = solution.derivatives
+    back = np.linalg.inv(psi_map(structures, T))
+    gradient, hessian = back.T @ at.gradient, back.T @ at.hessian @ back
+    theta = np.asarray(result["theta"])
+    covariances = {label: sigma**2 * (root @ root.T) for label, root in zip(labels, roots, strict=True)}
+    return Fit(
+        theta=theta,
+        beta=result["beta"],
+        sigma=sigma,
+        objective=float(result["objective"]),
+        vcov_beta=result["vcov_beta"],
+        b={
+            label: modes[: level_count(design, t)]
+            for t, (label, modes) in enumerate(zip(labels, result["modes"], strict=True))
+        },
+        covariances=covariances,
+        vcov_psi=inverse_information(hessian),
+        vcov_theta=inverse_information(theta_hessian(structures, theta, gradient, hessian)),
+        scale_gradient=back.T @ at.scale_gradient,
+        scale_variance=2 * sigma**4 / nu,
+        outcome=Outcome(int(outcome)),
+        singular=singular_terms(design, theta),
+        iterations=int(solution.iterations),
+        evaluations=int(solution.evaluations),
+        gradient=solution.gradient,
+        hessian_eigenvalues=solution.eigenvalues,
+        checked_beyond_zero=bool(Outcome(int(outcome)).ok),
+        timings=timings,
+    )
+
+
+@program
+def _derivatives_program(held, psi, roots, reml):
+    return derivatives(psi, roots, held, reml)
+
+
+@program(static_argnames=("order",))
+def _at_beta_program(held, beta, psi, roots, reml, order):
+    m = len(psi)
+
+    def value(params):
+        beta, psi = params[: params.shape[0] - m], params[params.shape[0] - m :]
+        covariances = criterion.covariances_of(psi, held.layout.terms)
+        reduced = criterion.reduce(covariances, roots, held)
+        fixed = criterion.profile_fixed(reduced.G)
+        contrast = jnp.append(-held.R @ (beta - held.beta0), jnp.ones((), held.G.dtype))
+        logdet = reduced.logdet - held.log_weights
+        logdet_fixed = fixed.logdet + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(held.R))))
+        logdet = logdet + jnp.where(reml, logdet_fixed, 0)
+        return criterion.deviance(logdet, contrast @ reduced.G @ contrast, criterion.degrees(held, reml))
+
+    params = jnp.concatenate([beta, psi])
+    return value(params), jax.grad(value)(params), jax.hessian(value)(params) if order == 2 else None
+
+
+def evaluate(design: Design, psi, beta=None, reml=True, order=0):
+    """Profile log-likelihood at relative covariances psi (sigma profiled out), with exact derivatives.
+
+    Parameters
+    ----------
+    design : Design
+    psi : array (m,)
+        Relative covariances Sigma / sigma^2: lower triangles row by row.
+    beta : array (p,), optional
+        Fixed effects; by default profiled out by generalised least squares.
+    reml : bool
+    order : int
+        0: the value; 1: (value, gradient); 2: (value, gradient, Hessian), in psi or, with `beta`, in (beta, psi).
+        A psi outside the cone of positive semidefinite matrices has the value -inf and nan derivatives.
+    """
+    structures = design.layout.terms
+    held = design_moments(design)
+    transform = psi_map(structures, held.T)
+    back = np.linalg.inv(transform)
+    psi = np.asarray(psi, design.y.dtype)
+    roots = roots_of_psi(structures, psi, held.T)
+    size = len(psi) + (0 if beta is None else len(beta))
+    if roots is None:
+        return (-np.inf, np.full(size, np.nan), np.full((size, size), np.nan))[: order + 1] if order else -np.inf
+    with double_precision():
+        if beta is None:
+            at = jax.device_get(_derivatives_program(held, back @ psi, roots, reml=bool(reml)))
+            value, gradient, hessian = at.value, at.gradient, at.hessian
+        else:
+            beta = np.asarray(beta, design.y.dtype)
+            out = _at_beta_program(held, beta, back @ psi, roots, reml=bool(reml), order=order)
+            value, gradient, hessian = jax.device_get(out)
+            full = np.eye(size)
+            full[len(beta) :, len(beta) :] = back
+            back = full
+    if order == 0:
+        return -float(value) / 2
+    gradient = -back.T @ gradient / 2
+    return (-float(value) / 2, gradient) if order == 1 else (-float(value) / 2, gradient, -back.T @ hessian @ back / 2)
+
+
+def gls(design: Design, psi):
+    """Generalised least squares at relative covariances psi.
+
+    Returns
+    -------
+    (beta (p,), sigma^2 with divisor n - p, sigma^2 with divisor n)
+    """
+    held = design_moments(design)
+    roots = roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
+    with double_precision():
+        result = jax.device_get(_gls_program(held, roots))
+    n, p = design.X.shape
+    return result["beta"], float(result["sigma"]) ** 2 * n / max(n - p, 1), float(result["sigma"]) ** 2
+
+
+@program
+def _gls_program(held, roots):
+    result = estimates(roots, held, False)
+    return {"beta": result["beta"], "sigma": result["sigma"]}
+
+
+def design_moments(design: Design) -> Moments:
+    """The cross-products of a design, as numpy arrays in double precision."""
+    with double_precision():
+        return jax.device_get(_cross_products(design.rows(bucket(design.y.shape[0]))))
+
+
+def conditional(design: Design, fit: Fit) -> dict[str, np.ndarray]:
+    """Conditional covariances of the random effects given theta, beta and sigma: (levels, q, q) by term.
+
+    These are lme4's ``condVar``: sigma^2 Lambda (Lambda'Z'WZ Lambda + I)^-1 Lambda', one diagonal block per level.
+    """
+    layout, held = design.layout, design_moments(design)
+    factors = []
+    for structure, piece in zip(layout.terms, split(layout.terms, fit.theta), strict=True):
+        full = np.eye(structure.q) * piece[0]
+        if structure.kind == "unstructured":
+            full = np.zeros((structure.q,) * 2)
+            full[structure.theta_indices()] = piece
+        factors.append(full)
+    with double_precision():
+        roots = tuple(np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True))
+        blocks = jax.device_get(_conditional_program(held, roots))
+    out = {}
+    for f, members in enumerate(layout.factors):
+        stage, width = layout.stage_of(f), layout.factor_width(f)
+        position = held.index.position[f][: design.counts[f]]
+        start = layout.offset_in_stage(f) + held.index.slot[f][position] * width
+        offset = 0
+        for t in members:
+            q, T = layout.terms[t].q, held.T[t]
+            at = start[:, None] + offset + np.arange(q)[None]
+            own = blocks[stage][at[:, :, None], at[:, None, :], held.index.block[f][position][:, None, None]]
+            out[design.labels[t]] = fit.sigma**2 * (T @ own @ T.T)
+            offset += q
+    return {label: out[label] for label in design.labels}
