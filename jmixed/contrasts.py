@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from jmixed.errors import FormulaError
 from jmixed.precision import FLOAT
@@ -170,8 +170,9 @@ class ContrastTest:
 
     def conf_int(self, alpha: float = 0.05) -> np.ndarray:
         """Confidence limits of the effects, array (k, 2), at level 1 - alpha."""
-        reference = stats.t(self.df_denom) if self.distribution == "t" else stats.norm
-        half = reference.ppf(1 - alpha / 2) * self.sd
+        upper = 1 - alpha / 2
+        quantile = special.stdtrit(self.df_denom, upper) if self.distribution == "t" else special.ndtri(upper)
+        half = quantile * self.sd
         return np.column_stack([self.effect - half, self.effect + half])
 
     def summary_frame(self, xname=None, alpha: float = 0.05) -> pd.DataFrame:
@@ -320,9 +321,9 @@ def contrast_test(R, q, estimate, cov, df: float, use_t: bool = False, names=Non
     difference = effect - q
     with np.errstate(divide="ignore", invalid="ignore"):
         tvalue = np.where(sd > 0, difference / sd, np.nan)
-    reference = stats.t(df) if use_t else stats.norm
+    tail = special.stdtr(df, -np.abs(tvalue)) if use_t else special.ndtr(-np.abs(tvalue))
     labels = tuple(names) if names is not None else tuple(f"c{k}" for k in range(len(R)))
-    return ContrastTest(effect, sd, tvalue, 2 * reference.sf(np.abs(tvalue)), df, "t" if use_t else "norm", labels)
+    return ContrastTest(effect, sd, tvalue, 2 * tail, df, "t" if use_t else "norm", labels)
 
 
 def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: int | None = None) -> WaldTest:
@@ -369,5 +370,5 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
     statistic = float(difference @ np.linalg.pinv(correlation, hermitian=True) @ difference)
     if use_f:
         statistic /= count
-        return WaldTest(statistic, float(stats.f.sf(statistic, count, df)), "F", count, df)
-    return WaldTest(statistic, float(stats.chi2.sf(statistic, count)), "chi2", count, count)
+        return WaldTest(statistic, float(special.fdtrc(count, df, statistic)), "F", count, df)
+    return WaldTest(statistic, float(special.chdtrc(count, statistic)), "chi2", count, count)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from jmixed import programs
 from jmixed.data import Design
@@ -236,6 +235,8 @@ def fit_penalised(
         x0 = np.where(np.concatenate([np.zeros(len(start.beta), bool), task.free_root]), inside, x0)
     chosen = np.concatenate([np.ones(len(start.beta), bool), task.free_root])
     at, unit = _in_units(objective, x0, chosen)
+    from scipy.optimize import minimize  # half of the package's import time, and few fits are penalised
+
     found = minimize(
         lambda z: at(z)[1],
         np.zeros(len(unit)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from jmixed.errors import DataError, Outcome
 
@@ -112,11 +112,11 @@ def parameter_table(names: Sequence[str], estimates, errors, variances, variance
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(errors > 0, estimates / errors, np.nan)
-    half = stats.norm.ppf(1 - alpha / 2) * errors
+    half = ndtri(1 - alpha / 2) * errors
     rows = [
         [number(b), number(s), _fixed(t), _fixed(p), number(low), number(high)]
         for b, s, t, p, low, high in zip(
-            estimates, errors, z, 2 * stats.norm.sf(np.abs(z)), estimates - half, estimates + half, strict=True
+            estimates, errors, z, 2 * ndtr(-np.abs(z)), estimates - half, estimates + half, strict=True
         )
     ]
     rows += [[number(v), number(s), "", "", "", ""] for v, s in zip(variances, variance_errors, strict=True)]

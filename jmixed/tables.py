@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri
 
 from jmixed.precision import FLOAT
 
@@ -99,7 +99,7 @@ def wald_intervals(spec, fit, level: float) -> pd.DataFrame:
     DataFrame
         Columns lower and upper; index: coefficients, then the names of `Component`.
     """
-    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(np.diag(fit.vcov_beta))
+    half = ndtri((1 + level) / 2) * np.sqrt(np.diag(fit.vcov_beta))
     limits = np.column_stack([fit.beta - half, fit.beta + half])
     others = [part.name for part in all_components(spec, fit)]
     values = np.vstack([limits, np.full((len(others), 2), np.nan)])
@@ -173,5 +173,5 @@ def tidy_ran_vals(modes, covariances, level: float | None) -> pd.DataFrame:
 def _with_limits(table, level):
     if level is None:
         return table
-    half = stats.norm.ppf((1 + level) / 2) * table["std.error"]
+    half = ndtri((1 + level) / 2) * table["std.error"]
     return table.assign(**{"conf.low": table["estimate"] - half, "conf.high": table["estimate"] + half})

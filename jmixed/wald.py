@@ -4,7 +4,8 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from scipy import linalg, stats
+from scipy import linalg
+from scipy.special import ndtr, ndtri
 
 from jmixed import contrasts
 from jmixed.design.terms import ModelData
@@ -106,7 +107,7 @@ class WaldInference:
     def pvalues(self):
         """Two-sided normal p-values of ``tvalues``; for variance parameters they mean little."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self._vector(2 * stats.norm.sf(np.abs(self._estimate / self._bse)), self._names.all)
+            return self._vector(2 * ndtr(-np.abs(self._estimate / self._bse)), self._names.all)
 
     @property
     def normalized_cov_params(self) -> np.ndarray:
@@ -127,7 +128,7 @@ class WaldInference:
         -------
         DataFrame with columns 0 and 1, or array (k, 2)
         """
-        half = stats.norm.ppf(1 - alpha / 2) * self._bse
+        half = ndtri(1 - alpha / 2) * self._bse
         limits = np.column_stack([self._estimate - half, self._estimate + half])
         table = pd.DataFrame(limits, index=list(self._names.all)) if self._labelled else limits
         if cols is None:
