@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pandas as pd
 
@@ -44,14 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data = read_table(options.data)
             result = mixedlm(data=data, **_arguments(options)).fit(reml=not options.ml)
         except JmixedError as error:
-            print(f"jmixed: error: {_one_line(error)}", file=sys.stderr)
+            print(f"jmixed: error: {_one_line(error)}".replace('missing="drop"', "--missing drop"), file=sys.stderr)
             return 2
     print(result.summary())
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like all others."""
+
+    def error(self, message) -> NoReturn:
+        self.exit(2, f"jmixed: error: {message}; see {self.prog} --help\n")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m jmixed",
         description="Fit a linear mixed model and print its summary.",
         epilog=EPILOG,
@@ -114,7 +122,11 @@ def read_table(source: str) -> pd.DataFrame:
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pd.read_parquet(path)
-        return pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",")
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        # pandas would rename the second of two columns; the names are read as they stand, for the model to refuse.
+        header = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
+        table = pd.read_csv(path, sep=separator)
+        return table.set_axis(list(header), axis=1) if header[header != ""].duplicated().any() else table
     except ImportError as error:
         raise DataError(f"--data {source!r}: Parquet files need pyarrow: pip install pyarrow") from error
     except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -126,8 +138,12 @@ def _print_warning(message, category, filename, lineno, file=None, line=None):
 
 
 def _one_line(message) -> str:
-    """A message without its line breaks, and without a line that points at a spot above it."""
-    return " ".join(" ".join(line.split()) for line in str(message).splitlines() if line.strip(" ^"))
+    """A message without its line breaks: the formula that it shows follows a colon, the mark under it is left out."""
+    text, _, shown = str(message).partition("\n\n")
+    lines = [
+        " ".join(" ".join(line.split()) for line in part.splitlines() if line.strip(" ^")) for part in (text, shown)
+    ]
+    return ": ".join(line for line in lines if line)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jax.core import Tracer
 
+from jmixed.design.frame import refuse_tracer
 from jmixed.errors import DataError, ModelError
 from jmixed.packing import psd_cholesky
 from jmixed.precision import FLOAT
-
-
-def refuse_tracer(value, name: str) -> None:
-    """Raise DataError for a value that exists only while JAX traces a function."""
-    if isinstance(value, Tracer):
-        raise DataError(
-            f"{name} is a value that JAX is tracing (jit, grad or vmap), but this works on numbers and returns "
-            "numbers. Inside a transformation use jm.estimate, jm.profiled_deviance or jm.log_likelihood"
-        )
 
 
 def as_array(value, name: str) -> np.ndarray:

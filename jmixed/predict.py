@@ -153,9 +153,11 @@ def _refuse_unknown(terms, codes, labels, missing):
     for term, code, columns in zip(terms, codes, labels, strict=True):
         unknown = np.flatnonzero((code < 0) & ~missing)
         if len(unknown):
+            known = term.levels[:1].tolist()[0]
             raise DataError(
                 f"predict: {_unknown_labels(term, columns, unknown)} not among the levels of {term.group!r} that the "
-                "model was fitted to; use new_levels='population' to predict such rows with a random effect of zero"
+                f"model was fitted to (such as {known!r}); use new_levels='population' to predict such rows with a "
+                "random effect of zero"
             )
 
 
@@ -163,6 +165,9 @@ def _unknown_labels(term, columns, unknown):
     """The first few unknown labels, or their number when the factor is not made of plain columns."""
     if len(columns) != len(term.rebuild.factor.sources):
         return f"{len(unknown)} rows have a level"
-    labels = list(dict.fromkeys(":".join(str(column.iloc[row]) for column in columns) for row in unknown))
+    # A label on its own keeps its type: the text '7' is no level where the number 7 is.
+    whole = columns[0].tolist() if len(columns) == 1 else None
+    found = (":".join(str(column.iloc[row]) for column in columns) if whole is None else whole[row] for row in unknown)
+    labels = list(dict.fromkeys(found))
     more = f" and {len(labels) - 5} more are" if len(labels) > 5 else " is" if len(labels) == 1 else " are"
     return ", ".join(repr(label) for label in labels[:5]) + more

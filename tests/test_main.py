@@ -53,13 +53,16 @@ def test_weights_offset_and_missing(capsys, tmp_path):
     assert out == f"{expected.summary()}\n"
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
-    assert "missing" in err
+    assert "Use --missing drop" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["Reaction ~ Dais + (1 | Subject)", "--data", "sleepstudy"], "Dais"),
+        (
+            ["Reaction ~ Dais + (1 | Subject)", "--data", "sleepstudy"],
+            "mean 'Days'?: Reaction ~ Dais + (1 | Subject)\n",
+        ),
         (["Reaction ~ Days + (1 | Subject", "--data", "sleepstudy"], "parenthesis is not closed"),
         (["Reaction ~ Days", "--data", "sleepstudy"], "groups"),
         (["Reaction ~ Days", "--data", "nowhere.csv"], "no such file"),
@@ -106,7 +109,18 @@ def test_usage_errors_have_status_2(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["Reaction ~ Days"])
     assert stop.value.code == 2
-    assert "--data" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("jmixed: error: ")
+    assert "--data" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_two_columns_of_one_name_are_refused(capsys, tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("y,y,g\n1,2,a\n2,3,a\n3,4,b\n4,1,b\n")
+    status, out, err = run(capsys, "y ~ 1 + (1 | g)", "--data", str(path))
+    assert (status, out) == (2, "")
+    assert "duplicate column names: ['y']" in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the cache directory is found in another way there")

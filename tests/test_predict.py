@@ -95,6 +95,14 @@ class TestLevels:
         values = result.predict(new, random_effects=True, new_levels="population")
         assert values.iloc[1] == pytest.approx(result.fe_params.iloc[0] + result.ranef()["batch"].loc["A", "Intercept"])
 
+    def test_labels_keep_their_type_in_messages(self):
+        data = jm.datasets.load("sleepstudy").assign(Subject=lambda rows: rows["Subject"].astype(int))
+        result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).fit()
+        with pytest.raises(jm.DataError, match=r"'308' is not among the levels of 'Subject'.*\(such as 308\)"):
+            result.predict({"Days": [1], "Subject": ["308"]}, random_effects=True)
+        with pytest.raises(jm.DataError, match="predict: 7 is not among"):
+            result.predict({"Days": [1], "Subject": [7]}, random_effects=True)
+
     def test_one_factor_alone(self):
         data = jm.datasets.load("penicillin")
         result = jm.mixedlm("diameter ~ 1 + (1 | plate) + (1 | sample)", data).fit()

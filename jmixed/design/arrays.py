@@ -9,7 +9,7 @@ import pandas as pd
 
 from jmixed.design import checks
 from jmixed.design.factors import Factor, compress, factor
-from jmixed.design.frame import any_of, missing_error, numbers, one_dimensional, require_finite
+from jmixed.design.frame import any_of, missing_error, numbers, one_dimensional, refuse_tracer, require_finite
 from jmixed.design.materialise import Matrix
 from jmixed.design.terms import ModelData, RandomTerm
 from jmixed.errors import DataError
@@ -92,6 +92,7 @@ def from_arrays(
 
 def _matrix(value: Any, what: str) -> Matrix:
     """Any array as columns of floats with names."""
+    refuse_tracer(value, what)
     if isinstance(value, pd.DataFrame):
         columns = [numbers(value.iloc[:, j], f"{what} column {name!r}") for j, name in enumerate(value.columns)]
         values = np.column_stack(columns) if columns else np.empty((len(value), 0))

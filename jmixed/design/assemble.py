@@ -347,7 +347,8 @@ def _response(recipe: Recipe, made: _Evaluated) -> tuple[str, np.ndarray]:
         raise text_error(f"the response {text[0]!r}", column(made.rows.frame, text[0]))
     if len(left.names) != 1:
         raise DataError(
-            f"the response must be one column of numbers; the formula gives {len(left.names)}: {left.names}"
+            f"the response must be one column of numbers; the formula gives {len(left.names)}: {left.names[:4]}"
+            f"{' and more' if len(left.names) > 4 else ''}"
         )
     return left.names[0], left.values[:, 0]
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from jax.core import Tracer
 
 from jmixed.design.formula import bare_name
 from jmixed.errors import DataError, MissingDataError
@@ -48,11 +49,22 @@ def as_frame(data: Any) -> pd.DataFrame:
             f"data has duplicate column names: {twice}; rename them so that every name stands for one column"
         )
     if not len(frame):
-        raise DataError("data has no rows; a model needs more rows than it has coefficients")
+        raise DataError("data has no rows; check how they were read or selected")
     return frame
 
 
+def refuse_tracer(value: Any, name: str) -> None:
+    """Raise DataError for a value that exists only while JAX traces a function."""
+    if isinstance(value, Tracer):
+        raise DataError(
+            f"{name} is a value that JAX is tracing (jit, grad or vmap), but this works on numbers and returns "
+            "numbers. Inside a transformation use jm.estimate, jm.profiled_deviance or jm.log_likelihood"
+        )
+
+
 def _from_columns(columns: dict[str, Any]) -> pd.DataFrame:
+    for name, values in columns.items():
+        refuse_tracer(values, f"the column {name!r}")
     try:
         return pd.DataFrame(columns)
     except ValueError as error:
@@ -118,8 +130,10 @@ def _shorten(names: Sequence[str]) -> str:
 
 def subset_positions(frame: pd.DataFrame, subset: Any) -> np.ndarray:
     """Positions of the rows that ``data.loc[subset]`` has."""
+    refuse_tracer(subset, "subset")
     positions = pd.Series(np.arange(len(frame)), index=frame.index)
-    wanted = subset if isinstance(subset, (pd.Series, slice)) or callable(subset) else np.asarray(subset)
+    subset = subset(frame) if callable(subset) else subset
+    wanted = subset if isinstance(subset, (pd.Series, slice)) else np.asarray(subset)
     try:
         chosen = np.atleast_1d(np.asarray(positions.loc[wanted]))
     except (KeyError, IndexError, pd.errors.IndexingError) as error:
@@ -147,6 +161,7 @@ def per_row(value: Any, frame: pd.DataFrame, what: str) -> pd.Series:
 
 def one_dimensional(value: Any, what: str) -> np.ndarray:
     """One value for each row; a list of tuples is a list of labels."""
+    refuse_tracer(value, what)
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], tuple):
         array = np.empty(len(value), object)
         array[:] = value
@@ -193,6 +208,8 @@ def prepare(series: pd.Series) -> Any:
     """A column as formulaic understands it: used categories only, text as text, numbers wide enough for transforms."""
     dtype = series.dtype
     if isinstance(dtype, np.dtype):
+        if dtype.kind == "O" and pd.api.types.infer_dtype(series, skipna=True) == "decimal":
+            return series.to_numpy(FLOAT, na_value=np.nan)
         if dtype.kind in "iuf" and dtype.itemsize < 8:
             return series.to_numpy(FLOAT if dtype.kind == "f" else np.int64)
         return series.infer_objects().array if dtype.kind == "O" else series.array

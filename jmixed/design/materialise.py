@@ -254,6 +254,7 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     materializer = PandasMaterializer(frame, context=recipe.env)
     dropped: set[int] = set()
     action = "drop" if fresh else "ignore"
+    _refuse_dates(recipe, specs, frame)
     try:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"), warnings.catch_warnings():
             # formulaic counts a missing value among the unknown categories; missing rows are marked by themselves.
@@ -274,12 +275,25 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     return Evaluation(matrices, {part: result[part].model_spec for part in specs}, rows)
 
 
+def _refuse_dates(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
+    """A date is no number; formulaic would count its microseconds, or fail without naming the column."""
+    for name in (f.expr for spec in specs.values() for term in spec.formula for f in term.factors if f.expr in frame):
+        if column(frame, name).dtype.kind in "Mm":
+            named = restore(name, recipe.aliases)
+            raise DataError(
+                f"the column {named!r} holds dates or times ({column(frame, name).dtype}) where numbers are needed; "
+                f"convert it first, for example to days: (data[{named!r}] - data[{named!r}].min()) / pd.Timedelta('1D')"
+            )
+
+
 def _matrix(part: str, found: Any, recipe: Recipe, n: int, dropped: set[int]) -> Matrix:
     names = tuple(restore(name, recipe.aliases) for name in found.model_spec.column_names)
     values = np.asarray(found)
     if not names:
         values = np.empty((n - len(dropped), 0))
     try:
+        if np.iscomplexobj(values):
+            raise TypeError("imaginary parts")
         values = np.ascontiguousarray(values, dtype=FLOAT)
     except (TypeError, ValueError):
         raise DataError(

@@ -122,7 +122,8 @@ def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: An
     texts |= {key: varying[key].spelled for key in effects.values()}
     texts |= {f"v{i}": text for i, (_, text) in enumerate(components)}
     named = tuple((vc_name, f"v{i}") for i, (vc_name, _) in enumerate(components))
-    shown = dict.fromkeys(["fixed", *effects.values()], parts.text) if parts.random else {"fixed": parts.text}
+    shown = dict.fromkeys(["fixed", *(f"offset{i}" for i in range(len(parts.offsets)))], parts.text)
+    shown |= dict.fromkeys(effects.values(), parts.text) if parts.random else {}
     return Words(parts, random, named, effects, texts, shown, name)
 
 

@@ -1,10 +1,11 @@
 """Bad input: every mistake has an error of the library's own that names the offender and says what to do."""
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-from jmixed.design.matrices import from_formula
+from jmixed.design.matrices import from_arrays, from_formula
 from jmixed.errors import DataError, FormulaError, JmixedError, MissingDataError, ModelError
 
 
@@ -61,6 +62,8 @@ def test_unknown_columns_elsewhere(table):
     says(table, None, DataError, "weights=", "'zz'", weights="zz")
     says(table, None, DataError, "offset=", "'zz'", offset="zz")
     says(table, "y ~ x", DataError, "'zz'", groups="g", re_formula="zz")
+    words = "y ~ x + offset(zz) + (1 | g)"
+    says(table, words, DataError, "'zz'", words + "\n    " + " " * words.index("zz") + "^")
 
 
 def test_unknown_functions(table):
@@ -173,6 +176,36 @@ def test_what_the_data_cannot_identify(table):
 )
 def test_the_spot_in_a_formula_that_cannot_be_read(table, words, text):
     says(table, words, FormulaError, text)
+
+
+@pytest.mark.parametrize("words", ["y ~ when + (1 | g)", "when ~ x + (1 | g)", "y ~ x + (when | g)"])
+@pytest.mark.parametrize("days", [pd.Timestamp("2020-01-01"), pd.Timedelta(0)])
+def test_dates_are_no_numbers(table, words, days):
+    data = table.assign(when=days + pd.to_timedelta(table["row"], "D"))
+    says(table, words, DataError, "the column 'when' holds dates or times", "pd.Timedelta('1D')", data=data)
+
+
+def test_imaginary_parts_are_not_lost(table):
+    data = table.assign(y=table["y"] + 1j)
+    says(table, None, DataError, "('y',) do not hold numbers (dtype complex128)", data=data)
+
+
+def test_a_response_of_many_columns_is_not_listed_whole(table):
+    says(table, "C(row) ~ x + (1 | g)", DataError, "the formula gives 60", "and more")
+
+
+def test_values_that_jax_traces(table):
+    numbers = np.arange(1.0, 61.0)
+    for make in (
+        lambda v: from_formula("y ~ x + (1 | g)", {"y": v, "x": numbers, "g": table["g"]}),
+        lambda v: from_formula("y ~ x", table, groups=v),
+        lambda v: from_formula("y ~ x + (1 | g)", table, weights=v),
+        lambda v: from_formula("y ~ x + (1 | g)", table, subset=v > 3),
+        lambda v: from_arrays(v, numbers, table["g"]),
+        lambda v: from_arrays(numbers, numbers, v),
+    ):
+        with pytest.raises(DataError, match=r"JAX is tracing.*jm\.estimate"):
+            jax.jit(make)(numbers)
 
 
 def test_a_bare_constant_is_no_term(table):

@@ -1,5 +1,7 @@
 """From words and tables to arrays: both grammars, every kind of table and column, rows by subset and missing values."""
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -288,8 +290,17 @@ def test_subset_is_data_loc(table):
         same(model, from_formula("y ~ x", table.iloc[positions], groups="g", weights="z"))
         np.testing.assert_array_equal(model.rows, positions)
         assert model.index.equals(table.index[positions])
+    by_rule = from_formula("y ~ x", table, groups="g", subset=lambda rows: rows["x"] > 0)
+    same(by_rule, from_formula("y ~ x", table[mask], groups="g"))
     shuffled = mask.sample(frac=1, random_state=0)
     same(from_formula("y ~ x", table, groups="g", subset=shuffled), from_formula("y ~ x", table[mask], groups="g"))
+
+
+def test_decimals_are_numbers(table):
+    exact = [Decimal(value) for value in table["y"]]
+    data = table.assign(y=exact, x=[Decimal(value) for value in table["x"]], z=[None, *map(Decimal, table["z"][1:])])
+    words = {"groups": "g", "weights": "z", "missing": "drop"}
+    same(from_formula("y ~ x", data, **words), from_formula("y ~ x", table.iloc[1:], **words))
 
 
 def test_missing_values_are_dropped_jointly(table):
