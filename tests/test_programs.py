@@ -1,0 +1,208 @@
+"""The host side's fit: fields against dense formulas, values at given parameters, and what is compiled when."""
+
+from contextlib import contextmanager
+from functools import cache
+
+import jax
+import layouts
+import numpy as np
+import pytest
+
+from jmixed import programs
+
+LAYOUTS = ("slope", "identity", "nested three", "nested and crossed", "crossed")
+
+
+@cache
+def fitted(name, reml=True, seed=1):
+    return programs.fit(layouts.case(name, seed).design, reml=reml)
+
+
+# ---- the fields of a fit -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_estimates_are_those_of_dense_matrices(name, reml):
+    case, fit = layouts.case(name, seed=1), fitted(name, reml)
+    assert fit.converged
+    sigmas = [f @ f.T for f in layouts.factors(case, fit.theta)]
+    d = layouts.generalised(case, sigmas, reml)
+    scale = d.rss / d.nu
+    np.testing.assert_allclose(fit.objective, layouts.deviance(case, fit.theta, reml), rtol=1e-10)
+    np.testing.assert_allclose(fit.log_likelihood, -fit.objective / 2)
+    np.testing.assert_allclose(fit.beta, d.beta, rtol=1e-8)
+    np.testing.assert_allclose(fit.sigma, np.sqrt(scale), rtol=1e-9)
+    np.testing.assert_allclose(fit.vcov_beta, scale * np.linalg.inv(d.A), rtol=1e-7)
+    for label, modes in layouts.modes(case, fit.theta).items():
+        np.testing.assert_allclose(fit.b[label], modes, atol=1e-9)
+    for t, sigma in zip(case.terms, sigmas, strict=True):
+        np.testing.assert_allclose(fit.covariances[t.label], scale * sigma, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(fit.scale_variance, 2 * scale**2 / d.nu, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_theta_is_rectified(name):
+    case, fit = layouts.case(name, seed=1), fitted(name)
+    for factor in layouts.factors(case, fit.theta):
+        assert np.all(np.diag(factor) >= 0)
+        for j in np.flatnonzero(np.diag(factor) == 0):
+            assert not factor[:, j].any()
+
+
+@pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_information(name, reml):
+    case, fit = layouts.case(name, seed=1), fitted(name, reml)
+    psi = layouts.psi_of(case, fit.theta)
+    hessian = layouts.psi_derivatives(case, psi, reml)[1]
+    assert_inverse(fit.vcov_psi, hessian)
+    d = layouts.generalised(case, layouts.covariances(case, psi), reml)
+    step = 1e-5
+    scales = [
+        [layouts.generalised(case, layouts.covariances(case, psi + k * step * unit), reml).rss / d.nu for k in (-1, 1)]
+        for unit in np.eye(len(psi))
+    ]
+    differences = (np.array(scales) @ [-1, 1]) / (2 * step)
+    np.testing.assert_allclose(fit.scale_gradient, differences, rtol=1e-5, atol=1e-7)
+    slopes = [
+        [layouts.deviance_gradient(case, fit.theta + k * step * unit, reml)["theta"] for k in (-1, 1)]
+        for unit in np.eye(len(psi))
+    ]
+    assert_inverse(fit.vcov_theta, np.einsum("k,ikj->ij", [-1, 1], np.array(slopes)) / (2 * step), 1e-4)
+
+
+def assert_inverse(covariance, hessian, tolerance=1e-6):
+    """The covariance is 2 H^-1, or nan where H is not positive definite."""
+    values = np.linalg.eigvalsh(hessian)
+    if values[0] <= 1e-9 * values[-1]:
+        assert np.isnan(covariance).all()
+        return
+    np.testing.assert_allclose(covariance @ hessian / 2, np.eye(len(hessian)), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_conditional_covariances(name):
+    case, fit = layouts.case(name, seed=1), fitted(name)
+    expected = layouts.conditional_covariances(case, fit.theta, fit.sigma)
+    found = programs.conditional(case.design, fit)
+    assert list(found) == [t.label for t in case.terms]
+    for label, covariance in expected.items():
+        np.testing.assert_allclose(found[label], covariance, rtol=1e-8, atol=1e-10)
+
+
+# ---- at given parameters -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
+@pytest.mark.parametrize("at_beta", [False, True], ids=["profiled", "at beta"])
+@pytest.mark.parametrize("name", ["slope", "identity", "nested and crossed"])
+def test_evaluate(name, at_beta, reml):
+    case = layouts.case(name, seed=2)
+    psi = layouts.psi_of(case, layouts.draw_theta(case))
+    beta = np.array([0.7, 1.5, 0.15]) if at_beta else None
+    value = -layouts.deviance_at(case, layouts.covariances(case, psi), reml, beta) / 2
+    gradient, hessian = (-part / 2 for part in layouts.psi_derivatives(case, psi, reml, beta))
+    found = [programs.evaluate(case.design, psi, beta, reml, order) for order in (0, 1, 2)]
+    assert isinstance(found[0], float)
+    np.testing.assert_allclose([found[0], found[1][0], found[2][0]], value, rtol=1e-10)
+    for slope in (found[1][1], found[2][1]):
+        np.testing.assert_allclose(slope, gradient, rtol=0, atol=1e-9 * np.abs(gradient).max())
+    np.testing.assert_allclose(found[2][2], hessian, rtol=0, atol=1e-9 * np.abs(hessian).max())
+
+
+def test_evaluate_on_and_beyond_the_border():
+    case = layouts.case("slope", seed=2)
+    for psi in (np.zeros(3), np.array([1.0, 0.5, 0.25])):
+        value = -layouts.deviance_at(case, layouts.covariances(case, psi), True) / 2
+        np.testing.assert_allclose(programs.evaluate(case.design, psi), value, rtol=1e-10)
+    for psi in (np.array([-0.1, 0, 1]), np.array([1.0, 2.0, 1.0])):
+        assert programs.evaluate(case.design, psi) == -np.inf
+        value, gradient, hessian = programs.evaluate(case.design, psi, order=2)
+        assert value == -np.inf
+        assert np.isnan(gradient).all()
+        assert np.isnan(hessian).all()
+
+
+@pytest.mark.parametrize("name", ["slope", "nested and crossed"])
+def test_gls(name):
+    case = layouts.case(name, seed=2)
+    psi = layouts.psi_of(case, layouts.draw_theta(case))
+    d = layouts.generalised(case, layouts.covariances(case, psi), True)
+    beta, reml, ml = programs.gls(case.design, psi)
+    np.testing.assert_allclose(beta, d.beta, rtol=1e-9)
+    np.testing.assert_allclose([reml, ml], [d.rss / d.nu, d.rss / layouts.ROWS], rtol=1e-10)
+
+
+# ---- what is compiled when -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_traces():
+    """Counts how often JAX traces a function to be compiled."""
+    events = []
+
+    def listen(event, duration, **kwargs):
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            events.append(kwargs.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def slopes_by_group(sizes, seed=0):
+    """A random slope for groups of the given sizes."""
+    r = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(len(sizes)), sizes)
+    n, one = len(codes), np.ones(len(codes))
+    x = r.normal(size=n)
+    y = 1 + x + r.normal(size=len(sizes))[codes] + 0.5 * r.normal(size=len(sizes))[codes] * x + r.normal(size=n)
+    term = layouts.term("x | g", codes, one, x, intercept=0)
+    return layouts.Case(y, np.column_stack([one, x]), one, 0 * one, (term,)).design
+
+
+def crossed(levels, seed=0):
+    """Two crossed intercepts, every pair of levels observed twice."""
+    r = np.random.default_rng(seed)
+    g, h = (np.tile(codes.ravel(), 2) for codes in np.indices(levels))
+    one = np.ones(len(g))
+    y = r.normal(size=levels[0])[g] + r.normal(size=levels[1])[h] + r.normal(size=len(g))
+    terms = (layouts.term("1 | g", g, one, intercept=0), layouts.term("1 | h", h, one, intercept=0))
+    return layouts.Case(y, np.column_stack([one, r.normal(size=len(g))]), one, 0 * one, terms).design
+
+
+def test_the_counter_counts():
+    with counted_traces() as traces:
+        jax.jit(lambda x: x + 1)(np.ones(3, np.float32))
+    assert traces
+
+
+def test_a_second_fit_traces_nothing():
+    programs.fit(slopes_by_group([10] * 18, seed=0))
+    with counted_traces() as traces:
+        second = programs.fit(slopes_by_group([10] * 18, seed=1))
+        other_criterion = programs.fit(slopes_by_group([10] * 18, seed=1), reml=False)
+    assert second.converged
+    assert second.objective != other_criterion.objective
+    assert traces == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (slopes_by_group([10] * 18), slopes_by_group([10] * 19)),
+        (slopes_by_group([10] * 18), slopes_by_group([9, 10, 8] * 6)),
+        # Groups too large for one chunk each, and unequal.
+        (slopes_by_group([25, 31, 18] * 7), slopes_by_group([24, 33, 17] * 7, seed=1)),
+        (crossed((12, 6)), crossed((13, 6), seed=1)),
+    ],
+    ids=["one group more", "unequal sizes", "large unequal groups", "crossed"],
+)
+def test_data_of_similar_size_share_a_program(first, second):
+    programs.fit(first)
+    with counted_traces() as traces:
+        assert programs.fit(second).converged
+    assert traces == []
