@@ -144,7 +144,7 @@ def report(outcomes, errors, lies, unconverged, foreign, iterations):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Does any fit claim an optimum that it has not reached?")
     parser.add_argument("--designs", type=int, default=2000)
     parser.add_argument("--restarts", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)

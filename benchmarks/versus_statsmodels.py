@@ -16,6 +16,7 @@ import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,8 @@ def measure(library, case, chem97, repeats, budget):
         warnings.simplefilter("ignore")
         while len(seconds) <= 1 or (len(seconds) <= repeats and sum(seconds[1:]) < budget):
             start = time.perf_counter()
-            result = mixedlm(data=data, **CASES[case]).fit()
+            words: dict[str, Any] = CASES[case]
+            result = mixedlm(data=data, **words).fit()
             seconds.append(time.perf_counter() - start)
     return {
         "first": seconds[0],

@@ -3,13 +3,15 @@
 import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-QUICK = {"xla_cpu_use_fusion_emitters": False}
+QUICK: Any = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator for the CPU: half the time to compile a fit, and the program is no slower."""
 
 OFF = ("off", "0", "none", "false", "no")
@@ -56,7 +58,7 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     return directory
 
 
-def program(function=None, *, static_argnames=()):
+def program(function: Callable | None = None, *, static_argnames=()) -> Any:
     """`jax.jit` with the options of XLA under which a fit compiles soonest, where this XLA knows them."""
     if function is None:
         return functools.partial(program, static_argnames=static_argnames)
@@ -69,7 +71,6 @@ def program(function=None, *, static_argnames=()):
     def call(*args, **kwargs):
         return compiled()(*args, **kwargs)
 
-    call.compiled = compiled
     return call
 
 

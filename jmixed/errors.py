@@ -55,6 +55,7 @@ class Outcome(enum.IntEnum):
     MAX_ITERATIONS = 3
     NOT_FINITE = 4
     PERFECT_FIT = 5
+    ROUNDED = 6
 
     @property
     def ok(self) -> bool:
@@ -81,8 +82,13 @@ _MESSAGES = {
     Outcome.NOT_FINITE: (
         "the likelihood was not finite at the start: look for infinite values or extreme scales in y, X, Z or weights"
     ),
+    Outcome.ROUNDED: (
+        "the residual variance is so small against the variance between groups that rounding blurs the deviance by "
+        "more than its tolerance: the estimates are near the optimum, their last digits are not certain. Take the "
+        "groups' means out of the response, or more of its variation into the fixed effects"
+    ),
     Outcome.PERFECT_FIT: (
-        "the model reproduces the response exactly, so the residual variance is zero and the likelihood unbounded: "
-        "remove effects, or use more rows"
+        "the model reproduces the response to the precision of the arithmetic: the residual variance is zero and the "
+        "likelihood unbounded. Remove effects, use more rows, or rescale a response of extreme size"
     ),
 }

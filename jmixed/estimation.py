@@ -16,6 +16,9 @@ from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 
+BLUR = 2e10
+"""Residual sum of squares without random effects over sigma^2: beyond, rounding moves the deviance by over 5e-6."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -212,12 +215,16 @@ def outcome_of(solution, sigma, held):
     perfect = sigma**2 * held.nobs <= 1e-27 * held.total
     for root in solution.roots:
         perfect |= jnp.max(jnp.abs(root)) > 1e6
-    return jnp.where(perfect, Outcome.PERFECT_FIT.value, solution.outcome).astype(jnp.int32)
+    # r^2 is a difference of sums of squares: what rounding leaves of it moves the deviance by nu times as much.
+    blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
+    ok = (solution.outcome == Outcome.CONVERGED.value) | (solution.outcome == Outcome.PRECISION_LIMIT.value)
+    outcome = jnp.where(ok & (blur > BLUR), Outcome.ROUNDED.value, solution.outcome)
+    return jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome).astype(jnp.int32)
 
 
 def _say_once_if_narrowed(design):
     wide = any(getattr(a, "dtype", None) == np.dtype("f8") for a in (design.y, design.X))
-    if wide and not jax.config.jax_enable_x64:
+    if wide and jax.dtypes.canonicalize_dtype(np.dtype("f8")).itemsize == 4:
         warnings.warn(
             "this design holds 64-bit floats, but JAX works in 32 bits here: the likelihood keeps about 4 digits. "
             "Set JAX_ENABLE_X64=1, or call under jax.enable_x64(True)",

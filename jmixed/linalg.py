@@ -4,6 +4,11 @@ Matrix axes come first and batch axes last, ``(q, q, ...)``: a stack of small ma
 contiguous vectors, and unrolled scalar code over them runs many times faster than a batched library call.
 """
 
+import functools
+import operator
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
@@ -11,12 +16,17 @@ UNROLLED = 4
 """Largest order that is factored by unrolled scalar code; larger matrices go to LAPACK."""
 
 
-def cholesky(a):
+def add_up(terms) -> jax.Array:
+    """The sum of at least one array, without a zero to start from."""
+    return functools.reduce(operator.add, terms)
+
+
+def cholesky(a) -> Any:
     """Lower Cholesky factor of ``a`` (q, q, ...) as a nested list of entries or, for large q, an array (q, q, ...)."""
     q = a.shape[0]
     if q > UNROLLED:
         return jnp.moveaxis(jnp.linalg.cholesky(jnp.moveaxis(a, (0, 1), (-2, -1))), (-2, -1), (0, 1))
-    factor = [[None] * q for _ in range(q)]
+    factor: list[list[Any]] = [[None] * q for _ in range(q)]
     for j in range(q):
         pivot = a[j, j] - sum(factor[j][k] ** 2 for k in range(j))
         factor[j][j] = jnp.sqrt(pivot)
@@ -42,16 +52,16 @@ def log_determinant(factor):
     """Log-determinant of ``L L'`` over the batch axes."""
     if not isinstance(factor, list):
         return 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=0, axis2=1)), axis=-1)
-    return 2 * sum(jnp.log(factor[j][j]) for j in range(len(factor)))
+    return 2 * add_up(jnp.log(factor[j][j]) for j in range(len(factor)))
 
 
-def matmul(a, b):
+def matmul(a, b) -> jax.Array:
     """``a @ b`` for stacks (p, q, ...) and (q, r, ...); a matrix without batch axes broadcasts over the other's."""
     a = a.reshape(a.shape + (1,) * (b.ndim - a.ndim))
     b = b.reshape(b.shape + (1,) * (a.ndim - b.ndim))
     if a.shape[1] > UNROLLED:
         return jnp.einsum("ij...,jk...->ik...", a, b)
-    return sum(a[:, j, None] * b[None, j] for j in range(a.shape[1]))
+    return add_up(a[:, j, None] * b[None, j] for j in range(a.shape[1]))
 
 
 def transpose(a):

@@ -393,6 +393,6 @@ def minimize_lbfgs(moments: Moments, start, reml: bool, max_iterations, gradient
             proceed,
             (chart.phi, solver.init(chart.phi), jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32)),
         )
-    ended = squares(chart_roots(Chart(chart.bases, phi), structures))
+    ended = squares(chart_roots(Chart(chart.bases, jnp.asarray(phi)), structures))
     solution = minimize(moments, ended, reml, max_iterations)
     return solution._replace(iterations=solution.iterations + count, evaluations=solution.evaluations + count)

@@ -15,7 +15,7 @@ from jmixed import optimize
 from jmixed.compilation import program
 from jmixed.covariance import IDENTITY, join, split
 from jmixed.data import Design, Moments, bucket
-from jmixed.errors import ModelError, Outcome
+from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.estimation import level_count, outcome_of, start_at
 from jmixed.information import (
     inverse_information,
@@ -148,7 +148,12 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         free = row_major(structures, np.asarray(free, bool))
         theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
     theta0 = None if theta0 is None else np.asarray(theta0, design.y.dtype)
+    _check_scales(design)
     _check_memory(design)
+    if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, (int, np.integer)) or maxiter < 0):
+        raise ModelError(f"maxiter is {maxiter!r}; it must be a whole number, zero or more")
+    if gtol is not None and not gtol > 0:
+        raise ModelError(f"gtol is {gtol!r}; it must be a positive number")
     started = time.perf_counter()
     with double_precision():
         held = _cross_products(design.rows(bucket(design.y.shape[0])))
@@ -159,6 +164,14 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         out = jax.device_get(_fit_program(held, theta0, free, limit, tolerance, reml=bool(reml), method=method))
     timings = {"cross_products": crossed - started, "optimise": time.perf_counter() - crossed}
     return _collect(design, out, reml, timings)
+
+
+def _check_scales(design):
+    """Refuse columns whose squares would overflow or vanish."""
+    for name, values in {"the response": design.y, **{f"the columns of '{k}'": z for k, z in design.Z.items()}}.items():
+        size = np.max(np.abs(values), initial=0.0)
+        if size > 0 and not 1e-50 < size < 1e50:
+            raise DataError(f"the largest value of {name} is {size:.3g}; rescale it to between 1e-50 and 1e50 in size")
 
 
 def _check_memory(design):

@@ -145,6 +145,9 @@ class MixedLMResults(FittedModel):
         fixed = predict.fixed_part(spec, self._fit.beta)
         return frame.assign(**{".fitted": self._fitted, ".resid": spec.y - self._fitted, ".fixed": fixed})
 
+    def _repr_html_(self) -> str:
+        return self.summary().as_html()
+
     def summary(self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05) -> summary.Summary:
         """Tables of the fit for reading: text when printed, HTML in a notebook, LaTeX by ``as_latex()``.
 

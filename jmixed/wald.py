@@ -1,6 +1,7 @@
 """Parameters with their covariance, and the tests that rest on it: the part of a result that statsmodels defines."""
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,10 +29,10 @@ class WaldInference:
     df_resid: int
     use_t: bool
 
-    def _vector(self, values, names):
+    def _vector(self, values, names) -> Any:
         return pd.Series(values, index=list(names)) if self._labelled else np.array(values, FLOAT)
 
-    def _matrix(self, values, names):
+    def _matrix(self, values, names) -> Any:
         names = list(names)
         return pd.DataFrame(values, index=names, columns=names) if self._labelled else np.array(values, FLOAT)
 

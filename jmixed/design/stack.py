@@ -77,7 +77,7 @@ def _merge(codes):
 
 def _nesting(codes, counts):
     """within[f][g]: the level of g that holds each level of f, or None when some level of f meets several."""
-    within = [[None] * len(codes) for _ in codes]
+    within: list[list[np.ndarray | None]] = [[None] * len(codes) for _ in codes]
     for f, inner in enumerate(codes):
         for g, outer in enumerate(codes):
             if f != g and counts[f] >= counts[g]:

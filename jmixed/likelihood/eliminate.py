@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jmixed.linalg import cholesky, forward_solve, log_determinant, matmul, transpose
+from jmixed.linalg import add_up, cholesky, forward_solve, log_determinant, matmul, transpose
 
 
 class Elimination(NamedTuple):
@@ -118,7 +118,7 @@ def _tangents(primals, tangents, summed):
         )  # fmt: skip
     if not parts:
         return out, jax.tree.map(jnp.zeros_like, out)
-    return out, jax.tree.map(lambda *terms: sum(terms), *parts)
+    return out, jax.tree.map(lambda *terms: add_up(terms), *parts)
 
 
 @jax.custom_jvp

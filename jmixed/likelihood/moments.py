@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jmixed.data import Moments, Rows
+from jmixed.linalg import add_up
 
 
 def moments(rows: Rows) -> Moments:
@@ -55,18 +56,21 @@ def _precondition_fixed(rows):
 
 
 def _precondition_term(structure, Z, weights, nobs):
-    """T such that Z T has columns of unit root mean square (weighted), centred where the term has an intercept."""
-    Z, weights = stop_gradient(Z), stop_gradient(weights)
-    q, one = structure.q, structure.intercept
-    T = jnp.eye(q, dtype=Z.dtype)
-    if one is not None and structure.kind == "unstructured":
-        column = Z[:, one]
-        share = (weights * column) @ Z / jnp.sum(weights * column**2)
-        T = T.at[one].set(jnp.where(jnp.arange(q) == one, 1, -share))
-    square = weights @ (Z @ T) ** 2 / nobs
+    """T such that Z T has columns of unit root mean square (weighted); of an unstructured term also uncorrelated ones.
+
+    Any invertible T is an exact reparameterisation of an unstructured covariance. With an intercept among the columns
+    this centres the others. A column that the ones before it explain keeps its direction.
+    """
+    scaled = jnp.sqrt(stop_gradient(weights))[:, None] * stop_gradient(Z)
+    size = jnp.sqrt(jnp.sum(scaled**2, axis=0))
+    size = jnp.where(size > 0, size, 1)
+    unit, root = jnp.eye(structure.q, dtype=Z.dtype), jnp.sqrt(nobs)
     if structure.kind == "identity":
-        square = jnp.broadcast_to(jnp.mean(square), (q,))
-    return T / jnp.sqrt(jnp.where(square > 0, square, 1))[None]
+        return unit * root / jnp.sqrt(jnp.mean(size**2))
+    triangle = jnp.linalg.qr(scaled / size[None], mode="r")
+    triangle = triangle * jnp.where(jnp.diagonal(triangle) < 0, -1, 1)[:, None]
+    triangle = jnp.where((jnp.diagonal(triangle) < 1e-8)[None], unit, triangle)
+    return jax.scipy.linalg.solve_triangular(triangle, unit) * root / size[:, None]
 
 
 def _stack_stages(rows, Z, fixed):
@@ -119,17 +123,16 @@ def _within_stage(layout, index, s, own, pairs):
     return C
 
 
-def _between(layout, index, s, t, pairs):
+def _between(layout, index, s, t, pairs) -> jax.Array:
     """Z'WZ between the blocks of stage s and the blocks of stage t that hold them, (Q_s, Q_t, blocks of s)."""
     if layout.is_chain(s) and layout.is_chain(t):
         return pairs[layout.stages[s][0][0], layout.stages[t][0][0]][0]
-    values = None
+    shape = (layout.stage_width(s), layout.stage_width(t), layout.blocks[s])
+    values = jnp.zeros(shape, next(iter(pairs.values()))[0].dtype)
     for f, _ in layout.stages[s]:
         for g, _ in layout.stages[t]:
             product, first, second = pairs[f, g]
             first = jnp.arange(layout.levels[f], dtype=jnp.int32) if first is None else first
-            if values is None:
-                values = jnp.zeros((layout.stage_width(s), layout.stage_width(t), layout.blocks[s]), product.dtype)
             values = _scatter(values, layout, index, (f, first), (g, second), product)
     return values
 
@@ -170,7 +173,7 @@ def crossproduct(grouping, left, right):
     rows = jnp.where(real, grouping.rows, 0)
     a, b = left.T[:, rows] * real.astype(left.dtype)[None], right.T[:, rows]
     # Unrolled over the few rows of a chunk: each step is elementwise over the long last axis, which vectorises.
-    total = sum(a[:, None, k] * b[None, :, k] for k in range(rows.shape[0]))
+    total = add_up(a[:, None, k] * b[None, :, k] for k in range(rows.shape[0]))
     if grouping.segments is None:
         return total
     summed = jax.ops.segment_sum(
