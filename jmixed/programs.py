@@ -170,7 +170,7 @@ def _check_scales(design):
     """Refuse columns whose squares would overflow or vanish."""
     for name, values in {"the response": design.y, **{f"the columns of '{k}'": z for k, z in design.Z.items()}}.items():
         size = np.max(np.abs(values), initial=0.0)
-        if size > 0 and not 1e-50 < size < 1e50:
+        if 0 < size < np.inf and not 1e-50 < size < 1e50:
             raise DataError(f"the largest value of {name} is {size:.3g}; rescale it to between 1e-50 and 1e50 in size")
 
 

@@ -63,8 +63,8 @@ def _precondition_term(structure, Z, weights, nobs):
     """
     scaled = jnp.sqrt(stop_gradient(weights))[:, None] * stop_gradient(Z)
     size = jnp.sqrt(jnp.sum(scaled**2, axis=0))
-    size = jnp.where(size > 0, size, 1)
     unit, root = jnp.eye(structure.q, dtype=Z.dtype), jnp.sqrt(nobs)
+    size = jnp.where(size > 0, size, root)
     if structure.kind == "identity":
         return unit * root / jnp.sqrt(jnp.mean(size**2))
     triangle = jnp.linalg.qr(scaled / size[None], mode="r")

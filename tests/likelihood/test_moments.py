@@ -39,16 +39,24 @@ def test_totals_leave_padding_out(size):
     np.testing.assert_allclose(held.total, np.sum(case.weights * (case.y - case.offset) ** 2))
 
 
-def test_random_columns_have_unit_size_and_are_centred_on_their_intercept():
+def test_random_columns_have_unit_size_and_are_uncorrelated_within_their_term():
     case = layouts.case("crossed")
     shifted = replace(case.terms[0], Z=case.terms[0].Z * [1, 1e3] + [0, 2000])
     case = replace(case, terms=(shifted, replace(case.terms[1], intercept=None), case.terms[2]))
     held = held_of(case)
-    Z = [t.Z @ T for t, T in zip(case.terms, held.T, strict=True)]
-    for columns in Z:
-        np.testing.assert_allclose(case.weights @ columns**2 / layouts.ROWS, np.ones(columns.shape[1]), rtol=1e-9)
-    np.testing.assert_allclose(case.weights @ (Z[0][:, 0] * Z[0][:, 1]), 0, atol=1e-8)
-    np.testing.assert_array_equal(held.T[1], np.diag(np.diag(held.T[1])))
+    for term, T in zip(case.terms, held.T, strict=True):
+        columns = term.Z @ T
+        product = columns.T @ (case.weights[:, None] * columns) / layouts.ROWS
+        np.testing.assert_allclose(product, np.eye(T.shape[0]), atol=1e-9)
+        assert np.all(np.diag(T) > 0)
+        np.testing.assert_array_equal(T, np.triu(T))
+
+
+def test_a_column_that_others_explain_keeps_its_direction():
+    case = layouts.case("slope")
+    double = replace(case.terms[0], Z=case.terms[0].Z[:, [0, 0]])
+    held = held_of(replace(case, terms=(double,)))
+    np.testing.assert_allclose(held.T[0], held.T[0][0, 0] * np.eye(2), rtol=1e-12)
 
 
 def test_an_identity_term_keeps_its_shape_and_a_column_of_zeros_its_scale():
