@@ -113,7 +113,8 @@ def minimize(moments: Moments, start, reml: bool, max_iterations, held=None, cha
     ----------
     moments : Moments
     start : sequence of arrays (q, q), or None
-        Relative covariances to start from, in preconditioned columns; None finds a start from a grid and EM steps.
+        Relative covariances to start from, in preconditioned columns. None, or entries of nan, find a start from a
+        grid and EM steps: the two cases of nan and of numbers share a program.
     reml : bool
     max_iterations : int or scalar array
     held : bool array (m,), optional
@@ -124,9 +125,10 @@ def minimize(moments: Moments, start, reml: bool, max_iterations, held=None, cha
     structures, dtype = moments.layout.terms, moments.G.dtype
     if not structures:
         return _nothing_to_optimise(moments, reml)
-    em_steps = EM_STEPS if chart is None and start is None else 0
+    em_steps = 0
     if chart is None:
-        chart = chart_at(_best_of_grid(moments, reml) if start is None else start, structures, dtype)
+        start, em_steps = _start(moments, start, reml)
+        chart = chart_at(start, structures, dtype)
 
     def in_chart(chart, at):
         gradient, hessian = _pull_back(chart, structures, at)
@@ -323,6 +325,16 @@ def _pull_back(chart: Chart, structures, at: Derivatives):
     return at.gradient @ jacobian, jacobian.T @ at.hessian @ jacobian + block_diagonal(bends)
 
 
+def _start(moments: Moments, start, reml):
+    """The start and the number of EM steps from it: none from a given start."""
+    grid = _best_of_grid(moments, reml)
+    if start is None:
+        return grid, EM_STEPS
+    given = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in start]))
+    chosen = [jnp.where(given, own, found) for own, found in zip(start, grid, strict=True)]
+    return chosen, jnp.where(given, 0, EM_STEPS).astype(jnp.int32)
+
+
 def _best_of_grid(moments: Moments, reml: bool):
     """The best multiple of the identity: no derivative leads away from zero, so the search must not begin there."""
     dtype = moments.G.dtype
@@ -371,7 +383,7 @@ def minimize_lbfgs(moments: Moments, start, reml: bool, max_iterations, gradient
     import optax
 
     structures, dtype = moments.layout.terms, moments.G.dtype
-    chart = chart_at(_best_of_grid(moments, reml) if start is None else start, structures, dtype)
+    chart = chart_at(_start(moments, start, reml)[0], structures, dtype)
 
     def objective(phi):
         roots = chart_roots(Chart(chart.bases, phi), structures)

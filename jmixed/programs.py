@@ -6,6 +6,7 @@ A program is compiled once for all data sets of one shape class, and for REML an
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,10 @@ class Fit:
         return self.outcome.ok
 
 
+FEW_LEVELS = 8
+"""With a factor of so few levels the deviance can have several minima, and a fit tries other starts as well."""
+OTHER_STARTS = 8
+
 _cross_products = program(cross_products)
 _conditional_program = program(conditional_blocks)
 
@@ -147,7 +152,8 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     if free is not None:
         free = row_major(structures, np.asarray(free, bool))
         theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
-    theta0 = None if theta0 is None else np.asarray(theta0, design.y.dtype)
+    alone = theta0 is None
+    theta0 = np.full(sum(s.size for s in structures), np.nan) if alone else np.asarray(theta0, design.y.dtype)
     _check_scales(design)
     _check_memory(design)
     if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, (int, np.integer)) or maxiter < 0):
@@ -161,9 +167,35 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         crossed = time.perf_counter()
         limit = np.int32(optimize.MAX_ITERATIONS if maxiter is None else maxiter)
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
-        out = jax.device_get(_fit_program(held, theta0, free, limit, tolerance, reml=bool(reml), method=method))
+        solve = partial(_fit_program, held, reml=bool(reml), method=method)
+        out = jax.device_get(solve(theta0, free, limit, tolerance))
+        if alone and len(theta0) > 1 and min(design.counts) <= FEW_LEVELS:
+            others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, out)]
+            out = _best_of_starts(out, jax.device_get(others))
     timings = {"cross_products": crossed - started, "optimise": time.perf_counter() - crossed}
     return _collect(design, out, reml, timings)
+
+
+def _other_starts(structures, out):
+    """Random starts around one, in preconditioned columns, the same in every run."""
+    rng, T = np.random.default_rng(0), out[3]
+    for _ in range(OTHER_STARTS):
+        theta = []
+        for structure, basis in zip(structures, T, strict=True):
+            root = 10 ** rng.uniform(-1, 1.5) * rng.normal(size=(structure.q, structure.q))
+            theta.append(structure.theta(np.linalg.qr((basis @ root).T, mode="r").T))
+        yield np.concatenate(theta)
+
+
+def _best_of_starts(out, others):
+    """The certified optimum with the lowest deviance; the first, unless another is lower by more than rounding."""
+    best = out
+    for other in others:
+        lower = other[0]["objective"] < best[0]["objective"] - 1e-8 or not Outcome(int(best[4])).ok
+        if Outcome(int(other[4])).ok and lower:
+            best = other
+    evaluations = sum(int(one[1].evaluations) for one in (out, *others))
+    return (best[0], best[1]._replace(evaluations=evaluations), *best[2:])
 
 
 def _check_scales(design):

@@ -6,8 +6,10 @@ from functools import cache
 import jax
 import layouts
 import numpy as np
+import pandas as pd
 import pytest
 
+import jmixed as jm
 from jmixed import programs
 
 LAYOUTS = ("slope", "identity", "nested three", "nested and crossed", "crossed")
@@ -206,3 +208,20 @@ def test_data_of_similar_size_share_a_program(first, second):
     with counted_traces() as traces:
         assert programs.fit(second).converged
     assert traces == []
+
+
+def test_few_groups_may_have_several_minima_and_the_lowest_is_taken():
+    """Two groups and three correlated columns: the first start ends in a minimum that is not the lowest."""
+    rng = np.random.default_rng(266)
+    lowest = []
+    for _ in range(6):
+        g = np.repeat([0, 1], [14, 3])
+        Z = np.column_stack([np.ones(17), rng.normal(size=(17, 2))])
+        y = 1 + 0.5 * Z[:, 1] + Z[:, 2] * np.array([0.5, -2.0])[g] + rng.normal(size=17)
+        data = pd.DataFrame({"y": y, "x": Z[:, 1], "z": Z[:, 2], "g": g})
+        design = jm.mixedlm("y ~ x + (x + z | g)", data).design
+        found = programs.fit(design, reml=False)
+        starts = rng.normal(size=(6, 6)) * 10 ** rng.uniform(-2, 2, size=(6, 1))
+        others = [programs.fit(design, reml=False, theta0=start) for start in starts]
+        lowest.append(found.objective - min(other.objective for other in others if other.converged))
+    assert max(lowest) < 1e-6
