@@ -183,7 +183,7 @@ def _other_starts(structures, out):
         theta = []
         for structure, basis in zip(structures, T, strict=True):
             root = 10 ** rng.uniform(-1, 1.5) * rng.normal(size=(structure.q, structure.q))
-            theta.append(structure.theta(np.linalg.qr((basis @ root).T, mode="r").T))
+            theta.append(structure.theta(np.transpose(np.linalg.qr((basis @ root).T, mode="r"))))
         yield np.concatenate(theta)
 
 

@@ -16,7 +16,7 @@ FLOORS = {
     0: ("errors", "precision", "compilation"),
     1: ("linalg", "covariance", "data"),
     2: ("design", "likelihood"),
-    3: ("optimize", "information"),
+    3: ("optimize", "trust_region", "information"),
     4: ("estimation", "programs"),
     5: ("inference",),
     6: (
@@ -30,7 +30,7 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 STRANGERS = {frozenset({"design", "likelihood"})}
-ARRAY_SIDE = {"linalg", "covariance", "data", "likelihood", "optimize", "information"}
+ARRAY_SIDE = {"linalg", "covariance", "data", "likelihood", "optimize", "trust_region", "information"}
 ARRAY_SIDE |= {"estimation", "programs", "inference"}
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}
