@@ -73,15 +73,23 @@ def inverse_information(hessian):
     return 2 * (vectors / values @ vectors.T) / np.outer(scale, scale)
 
 
-def singular_terms(design, theta):
-    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's)."""
-    flags = []
-    structures = design.layout.terms
-    for label, structure, piece in zip(design.labels, structures, split(structures, theta), strict=True):
+def factors_of_theta(structures, theta):
+    """``lambda`` (q, q) of every term from theta, in numpy."""
+    factors = []
+    for structure, piece in zip(structures, split(structures, theta), strict=True):
         factor = np.eye(structure.q) * piece[0]
         if structure.kind == "unstructured":
             factor = np.zeros((structure.q,) * 2)
             factor[structure.theta_indices()] = piece
+        factors.append(factor)
+    return factors
+
+
+def singular_terms(design, theta):
+    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's)."""
+    flags = []
+    structures = design.layout.terms
+    for label, factor in zip(design.labels, factors_of_theta(structures, theta), strict=True):
         length = np.sqrt(np.sum(factor**2, axis=1))
         size = np.sqrt(np.mean(design.Z[label] ** 2, axis=0))
         flags.append(bool(np.any(np.diag(factor) <= 1e-4 * length) or np.any(length * size <= 1e-4)))

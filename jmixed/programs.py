@@ -14,11 +14,12 @@ import numpy as np
 
 from jmixed import optimize
 from jmixed.compilation import program
-from jmixed.covariance import IDENTITY, join, split
+from jmixed.covariance import IDENTITY, join
 from jmixed.data import Design, Moments, bucket
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.estimation import level_count, outcome_of, start_at
 from jmixed.information import (
+    factors_of_theta,
     inverse_information,
     psi_map,
     roots_of_psi,
@@ -355,13 +356,7 @@ def conditional(design: Design, fit: Fit) -> dict[str, np.ndarray]:
     These are lme4's ``condVar``: sigma^2 Lambda (Lambda'Z'WZ Lambda + I)^-1 Lambda', one diagonal block per level.
     """
     layout, held = design.layout, design_moments(design)
-    factors = []
-    for structure, piece in zip(layout.terms, split(layout.terms, fit.theta), strict=True):
-        full = np.eye(structure.q) * piece[0]
-        if structure.kind == "unstructured":
-            full = np.zeros((structure.q,) * 2)
-            full[structure.theta_indices()] = piece
-        factors.append(full)
+    factors = factors_of_theta(layout.terms, fit.theta)
     with double_precision():
         roots = tuple(np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True))
         blocks = jax.device_get(_conditional_program(held, roots))
