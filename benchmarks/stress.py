@@ -76,13 +76,18 @@ def random_design(rng):
 
 
 def best_of_restarts(model, reml, restarts, rng):
-    """The lowest deviance from random starts on all scales."""
+    """The lowest deviance from random starts on all scales, relative to the size of the random columns."""
     from jmixed.programs import fit
 
+    structures, Z = model.design.layout.terms, model.design.Z
+    sizes = []
+    for label, structure in zip(model.design.labels, structures, strict=True):
+        rows, _ = structure.theta_indices()
+        sizes.append(np.sqrt(np.mean(Z[label] ** 2, axis=0))[rows])
+    scale = np.concatenate(sizes)
     values = []
-    m = len(model.theta_names)
     for _ in range(restarts):
-        start = rng.normal(size=m) * 10 ** rng.uniform(-3, 3)
+        start = rng.normal(size=len(scale)) * 10 ** rng.uniform(-3, 3) / np.where(scale > 0, scale, 1)
         values.append(fit(model.design, reml=reml, theta0=start).objective)
     return np.nanmin(values)
 
