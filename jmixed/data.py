@@ -27,6 +27,10 @@ def bucket(size: int) -> int:
     return doubling if size <= 64 else -(-size // (doubling // 8)) * (doubling // 8)
 
 
+DENSE, SPARSE = "dense", "sparse"
+"""How the couplings of leaves with a crossed core are kept: all of them, or those that occur."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Everything about a model's arrays that is known when a program is compiled. Holds no names.
@@ -46,6 +50,9 @@ class Layout:
         Number of levels of each factor, rounded up likewise.
     nested : tuple of tuple of bool
         ``nested[f][g]``: every level of factor f lies inside one level of factor g.
+    crossed : str
+        Empty when every block lies in one block of each later stage. Otherwise there are two stages, leaves and one
+        block of all that they are crossed with, and this tells how their couplings are kept: `DENSE` or `SPARSE`.
     """
 
     terms: tuple[Structure, ...]
@@ -54,6 +61,7 @@ class Layout:
     blocks: tuple[int, ...]
     levels: tuple[int, ...]
     nested: tuple[tuple[bool, ...], ...]
+    crossed: str = ""
 
     def factor_width(self, factor: int) -> int:
         """Number of columns of one level of a factor."""
@@ -148,6 +156,29 @@ class Coupling:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Links:
+    """The couplings of leaves with columns of a crossed core that occur (`SPARSE` layouts).
+
+    Attributes
+    ----------
+    source : int array (entries,)
+        Where an entry stands among the cross-products of the pairs of levels, one factor of the core after another.
+        Padding: beyond the last.
+    leaf, column : int arrays (entries,)
+        The leaf, ascending, and the column of the core. The last entry is padding.
+    left, right : int arrays (chunks, chunk)
+        All pairs of entries of one leaf, each once, in the order of the left one's column; padding: the last entry.
+    """
+
+    source: Array
+    leaf: Array
+    column: Array
+    left: Array
+    right: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Index:
     """Integer arrays that place rows and levels in the blocks of elimination.
 
@@ -167,6 +198,8 @@ class Index:
         The internal position of each level: levels of a nest stand in the order of the blocks that hold them.
     counts : array (factors,)
         True number of levels of each factor.
+    links : Links or None
+        Couplings of a `SPARSE` layout.
     """
 
     groupings: tuple[Grouping, ...]
@@ -177,6 +210,7 @@ class Index:
     within: tuple[tuple[Array | None, ...], ...]
     position: tuple[Array, ...]
     counts: Array
+    links: Links | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -315,7 +349,9 @@ class Moments:
     C : tuple of arrays (Q, Q, blocks)
         ``Z~'WZ~`` of each stage's blocks.
     B : tuple of arrays (Q, border, blocks)
-        ``Z~'W[Z~ of later stages, X~, y~]``.
+        ``Z~'W[Z~ of later stages, X~, y~]``; in a crossed layout ``Z~'W[X~, y~]``.
+    A : array (q, Q, leaves) or (q, entries), or None
+        ``Z~'WZ~`` between the leaves and the core of a crossed layout, `DENSE` or `SPARSE`.
     G : array (p + 1, p + 1)
         ``[X~ y~]'W[X~ y~]``.
     R : array (p, p)
@@ -336,6 +372,7 @@ class Moments:
 
     C: tuple[Array, ...]
     B: tuple[Array, ...]
+    A: Array | None
     G: Array
     R: Array
     beta0: Array

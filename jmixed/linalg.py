@@ -6,6 +6,7 @@ contiguous vectors, and unrolled scalar code over them runs many times faster th
 
 import functools
 import operator
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -55,8 +56,41 @@ def log_determinant(factor):
     return 2 * add_up(jnp.log(factor[j][j]) for j in range(len(factor)))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BlockDiagonal:
+    """A block-diagonal matrix in which each of a few blocks (w, w) stands several times in a row."""
+
+    blocks: tuple[jax.Array, ...]
+    repeats: tuple[int, ...] = field(metadata={"static": True})
+
+    @property
+    def T(self) -> "BlockDiagonal":
+        return BlockDiagonal(tuple(b.T for b in self.blocks), self.repeats)
+
+    def inverse(self) -> "BlockDiagonal":
+        return BlockDiagonal(tuple(jnp.linalg.inv(b) for b in self.blocks), self.repeats)
+
+    def times(self, b):
+        """The product with ``b`` (Q, ...)."""
+        pieces, start = [], 0
+        for block, repeats in zip(self.blocks, self.repeats, strict=True):
+            width = block.shape[0]
+            part = b[start : start + repeats * width].reshape(repeats, width, -1)
+            product = block[0, 0] * part if width == 1 else jnp.einsum("ij,ljx->lix", block, part)
+            pieces.append(product.reshape(repeats * width, *b.shape[1:]))
+            start += repeats * width
+        return jnp.concatenate(pieces)
+
+    def congruence(self, b):
+        """``M b M'`` for a matrix ``b`` (Q, Q, ...)."""
+        return transpose(self.times(transpose(self.times(b))))
+
+
 def matmul(a, b) -> jax.Array:
     """``a @ b`` for stacks (p, q, ...) and (q, r, ...); a matrix without batch axes broadcasts over the other's."""
+    if isinstance(a, BlockDiagonal):
+        return a.times(b)
     a = a.reshape(a.shape + (1,) * (b.ndim - a.ndim))
     b = b.reshape(b.shape + (1,) * (a.ndim - b.ndim))
     if a.shape[1] > UNROLLED:

@@ -31,6 +31,7 @@ from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, conditional_blocks, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.second_order import derivatives
+from jmixed.likelihood.stages import covariances_of
 from jmixed.precision import double_precision
 
 
@@ -269,7 +270,7 @@ def _at_beta_program(held, beta, psi, roots, reml, order):
 
     def value(params):
         beta, psi = params[: params.shape[0] - m], params[params.shape[0] - m :]
-        covariances = criterion.covariances_of(psi, held.layout.terms)
+        covariances = covariances_of(psi, held.layout.terms)
         reduced = criterion.reduce(covariances, roots, held)
         fixed = criterion.profile_fixed(reduced.G)
         contrast = jnp.append(-held.R @ (beta - held.beta0), jnp.ones((), held.G.dtype))

@@ -3,16 +3,24 @@
 This is the border between the two sides: pandas and names come in, a `Design` of plain arrays goes out.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from jmixed.covariance import Structure
-from jmixed.data import Coupling, Design, Grouping, Index, Layout, bucket
+from jmixed.data import DENSE, SPARSE, Coupling, Design, Grouping, Index, Layout, Links, bucket
 
 BEYOND = np.iinfo(np.int32).max
 """An index beyond every array: padding."""
+
+PAIRS = 2**20
+"""Pairs of entries that are summed at a time."""
+
+DENSITY = 75
+"""Products of a dense array that take the time of one sparse pair of entries."""
 
 CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Rows per chunk; few values, so that few programs are compiled."""
@@ -35,8 +43,9 @@ def stack(data) -> Design:
     codes = [data.terms[members[0]].codes for members in factors]
     counts = [len(data.terms[members[0]].levels) for members in factors]
     within = _nesting(codes, counts)
-    chain, core = _order(counts, within)
-    block, slot, slots, component = _place_core(codes, counts, chain, core)
+    widths = [sum(structures[t].q for t in members) for members in factors]
+    chain, core, component, crossed = _order(codes, counts, widths, within)
+    block, slot, slots = _place_core(codes, counts, core, component, crossed)
     position = _sort_chain(codes, counts, chain, component)
     layout = Layout(
         terms=structures,
@@ -45,9 +54,12 @@ def stack(data) -> Design:
         blocks=tuple(bucket(counts[f]) for f in chain) + ((bucket(int(component.max()) + 1),) if core else ()),
         levels=tuple(bucket(count) for count in counts),
         nested=tuple(tuple(w is not None for w in row) for row in within),
+        crossed=DENSE if crossed else "",
     )
     codes = [position[f][codes[f]] for f in range(len(codes))]
     index = _index(layout, codes, counts, (block, slot, component), position)
+    if crossed and (links := _links(layout, index)) is not None:
+        layout, index = replace(layout, crossed=SPARSE), replace(index, links=links)
     return Design(
         y=data.y,
         X=data.X,
@@ -88,48 +100,68 @@ def _nesting(codes, counts):
     return within
 
 
-def _order(counts, within):
-    """Factors eliminated one after another, each block diagonal, and the core of those that are not.
+def _order(codes, counts, widths, within):
+    """Factors eliminated one after another, each block diagonal; the core of those that are not; is it one block?
 
     The factor with most levels goes first. The next may follow as a stage of its own when every level eliminated before
-    touches one of its levels only, because then nothing couples its levels.
+    touches one of its levels only, because then nothing couples its levels. What remains falls into components that do
+    not touch. When eliminating them apart, after all of the chain, takes no less work than one leaf factor and one
+    block of all the rest, the latter is chosen.
     """
     remaining = sorted(range(len(counts)), key=lambda f: -counts[f])
     chain = []
     while remaining and all(within[e][remaining[0]] is not None for e in chain):
         chain.append(remaining.pop(0))
-    return chain, remaining
+    if not remaining:
+        return chain, [], np.zeros(0, np.int32), False
+    component = _components(codes, counts, chain, remaining)
+    leaf, *rest = sorted(range(len(counts)), key=lambda f: -counts[f] * widths[f])
+    together = sum(counts[f] * widths[f] for f in rest) ** 3
+    width = sum(widths[f] * int(_slots(codes[f], counts[f], component).max() + 1) for f in remaining)
+    apart = bucket(int(component.max()) + 1) * width**3 + sum(counts[f] * widths[f] * width**2 for f in chain[1:])
+    if together <= apart:
+        return [leaf], rest, np.zeros_like(component), True
+    return chain, remaining, component, False
 
 
-def _place_core(codes, counts, chain, core):
-    """The connected component (block) and the slot in it of every level of the core, and the component of each row."""
-    if not core:
-        return {}, {}, (), np.zeros(0, np.int32)
+def _components(codes, counts, chain, core):
+    """The connected component that each row belongs to, when the levels of core and chain factors are the nodes."""
     offsets = np.cumsum([0, *(counts[f] for f in (*core, *chain))])
     nodes = [codes[f] + start for f, start in zip((*core, *chain), offsets, strict=False)]
     edges = [
         coo_array((np.ones(len(nodes[0]), bool), (nodes[0], other)), shape=(offsets[-1],) * 2) for other in nodes[1:]
     ]
-    if edges:
-        _, label = connected_components(sum(edges[1:], edges[0]), directed=False)
-    else:
-        label = np.arange(offsets[-1])
-    component = np.unique(label[nodes[0]], return_inverse=True)[1].astype(np.int32)
+    _, label = connected_components(sum(edges[1:], edges[0]), directed=False)
+    return np.unique(label[nodes[0]], return_inverse=True)[1].astype(np.int32)
+
+
+def _slots(codes, count, component):
+    """The place of every level of a factor among those of its component."""
+    block = np.zeros(count, np.int32)
+    block[codes] = component
+    order = np.argsort(block, kind="stable")
+    starts = np.searchsorted(block[order], np.arange(component.max() + 1))
+    slot = np.zeros(count, np.int32)
+    slot[order] = np.arange(count) - starts[block[order]]
+    return slot
+
+
+def _place_core(codes, counts, core, component, crossed):
+    """The block and the slot in it of every level of the core, and the number of slots of each factor."""
     block, slot, slots = {}, {}, []
     for f in core:
         block[f] = np.zeros(counts[f], np.int32)
         block[f][codes[f]] = component
-        order = np.argsort(block[f], kind="stable")
-        starts = np.searchsorted(block[f][order], np.arange(component.max() + 1))
-        slot[f] = np.zeros(counts[f], np.int32)
-        slot[f][order] = np.arange(counts[f]) - starts[block[f][order]]
-        slots.append(_slot_bucket(int(slot[f].max()) + 1))
-    return block, slot, tuple(slots), component
+        slot[f] = _slots(codes[f], counts[f], component)
+        size = int(slot[f].max()) + 1
+        slots.append(_slot_bucket(size, 64 if crossed else 16))
+    return block, slot, tuple(slots)
 
 
-def _slot_bucket(size):
+def _slot_bucket(size, steps):
     """As `bucket`, but finer: the cost of a core grows with the cube of its slots."""
-    return size if size <= 4 else bucket(size * 16) // 16
+    step = max((1 << max(size - 1, 0).bit_length()) // steps, 1)
+    return -(-size // step) * step
 
 
 def _sort_chain(codes, counts, chain, component):
@@ -207,6 +239,52 @@ def _couplings(layout, codes, counts, within):
                 second=_pad(keys % counts[g], size, BEYOND),
                 factors=(f, g),
             )
+
+
+def _links(layout, index):
+    """The entries that couple leaves and core, and all pairs of them in one leaf; None where dense is faster."""
+    leaf = layout.stages[0][0][0]
+    held = {c.factors[1]: (c.first, c.second) for c in index.couplings if c.factors[0] == leaf}
+    leaves, columns, base = [], [], 0
+    for g, _ in layout.stages[1]:
+        within = index.within[leaf][g]
+        first, second = held[g] if within is None else (np.arange(len(within), dtype=np.int32), within)
+        first = np.where(second == BEYOND, BEYOND, first)
+        width = layout.factor_width(g)
+        slot = index.slot[g][np.where(second == BEYOND, 0, second)]
+        own = layout.offset_in_stage(g) + slot[None] * width + np.arange(width, dtype=np.int32)[:, None]
+        leaves.append(np.broadcast_to(first, own.shape).ravel())
+        columns.append(own.ravel())
+    leaves, columns = np.concatenate(leaves), np.concatenate(columns)
+    source = np.flatnonzero(leaves != BEYOND)
+    total = layout.stage_width(1)
+    source = source[np.argsort(leaves[source].astype(np.int64) * total + columns[source], kind="stable")]
+    sizes = np.bincount(leaves[source], minlength=layout.blocks[0])
+    pairs = int(np.sum(sizes * (sizes + 1) // 2))
+    if layout.blocks[0] * total**2 <= DENSITY * pairs:
+        return None
+    entries = bucket(len(source) + 1)
+    left, right = _entry_pairs(columns[source], np.cumsum(sizes)[leaves[source]], pairs, entries - 1)
+    return Links(
+        source=_pad(source, entries, BEYOND),
+        leaf=_pad(leaves[source], entries, layout.blocks[0] - 1),
+        column=_pad(columns[source], entries, total - 1),
+        left=left,
+        right=right,
+    )
+
+
+def _entry_pairs(columns, ends, pairs, padding):
+    """Each entry with itself and those after it in its leaf, in the order of the first one's column: (chunks, chunk)."""
+    order = np.argsort(columns, kind="stable").astype(np.int32)
+    partners = ends[order] - order
+    chunk = min(bucket(pairs), PAIRS)
+    shape = (bucket(-(-pairs // chunk)), chunk)
+    left, right = np.full(shape, padding, np.int32), np.full(shape, padding, np.int32)
+    left.ravel()[:pairs] = np.repeat(order, partners)
+    first = (np.cumsum(partners) - partners - order).astype(np.int64)
+    right.ravel()[:pairs] = np.arange(pairs) - np.repeat(first, partners)
+    return left, right
 
 
 def _parents(layout, codes, counts, component):

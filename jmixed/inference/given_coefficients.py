@@ -11,6 +11,7 @@ from jmixed.data import Design
 from jmixed.information import psi_map, roots_of_psi
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, conditional_modes
+from jmixed.likelihood.stages import covariances_of
 from jmixed.precision import double_precision
 
 
@@ -68,11 +69,11 @@ def _program(held, psi, roots, beta, reml):
     contrast = jnp.append(-preconditioned, jnp.ones((), held.G.dtype))
 
     def rss(psi):
-        reduced = criterion.reduce(criterion.covariances_of(psi, held.layout.terms), roots, held)
+        reduced = criterion.reduce(covariances_of(psi, held.layout.terms), roots, held)
         return contrast @ reduced.G @ contrast
 
     value, gradient = jax.value_and_grad(rss)(psi)
-    result = criterion.profile(criterion.covariances_of(psi, held.layout.terms), roots, held)
+    result = criterion.profile(covariances_of(psi, held.layout.terms), roots, held)
     logdet = result.logdet - held.log_weights + jnp.where(reml, result.logdet_fixed, 0)
     objective = criterion.deviance(logdet, value, criterion.degrees(held, reml))
     modes = by_level(conditional_modes(result._replace(beta=preconditioned), held), held)

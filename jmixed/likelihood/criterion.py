@@ -11,9 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmixed.covariance import block_diagonal, join, split
+from jmixed.covariance import join, split
 from jmixed.data import Moments
+from jmixed.likelihood.crossed import reduce_crossed
 from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
+from jmixed.likelihood.stages import stage_matrix
 
 
 class Reduced(NamedTuple):
@@ -34,6 +36,8 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     moments : Moments
     """
     layout = moments.layout
+    if layout.crossed:
+        return Reduced(*reduce_crossed(covariances, roots, moments))
     C, B, G = list(moments.C), list(moments.B), moments.G
     logdet, results = jnp.zeros((), G.dtype), []
     last = len(layout.stages) - 1
@@ -53,14 +57,6 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
         rest = result.K[start:, start:]
         G = G - (rest if layout.is_summed(s) else jnp.sum(rest, axis=-1))
     return Reduced(G, logdet, tuple(results))
-
-
-def stage_matrix(layout, stage, matrices):
-    """Block-diagonal matrix of a stage's block from the terms' matrices."""
-    blocks = []
-    for factor, slots in layout.stages[stage]:
-        blocks += [block_diagonal([matrices[t] for t in layout.factors[factor]])] * slots
-    return block_diagonal(blocks)
 
 
 def sum_by_parent(values, parent, blocks):
@@ -118,11 +114,6 @@ def factors_of(theta, moments: Moments):
     """``lambda`` of every term from theta (original columns)."""
     structures = moments.layout.terms
     return [s.factor(piece) for s, piece in zip(structures, split(structures, theta), strict=True)]
-
-
-def covariances_of(psi, structures):
-    """``Sigma`` of every term from psi."""
-    return [s.covariance(piece) for s, piece in zip(structures, split(structures, psi), strict=True)]
 
 
 def psi_of(covariances, structures, dtype):

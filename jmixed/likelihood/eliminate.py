@@ -49,7 +49,7 @@ def eliminate(sigma, root, C, B, summed):
     ----------
     sigma : array (Q, Q)
         Relative covariance Sigma; derivatives flow through it.
-    root : array (Q, Q)
+    root : array (Q, Q) or BlockDiagonal
         Any square root of ``sigma``, used for its value only.
     C, B : arrays (Q, Q, blocks), (Q, r, blocks)
     summed : bool
@@ -61,11 +61,11 @@ def eliminate(sigma, root, C, B, summed):
 def _eliminate(sigma, root, C, B, summed):
     Q = C.shape[0]
     identity = jnp.eye(Q, dtype=C.dtype)[:, :, None]
-    inner = matmul(matmul(root.T, C), root)
+    inner = matmul(root.T, transpose(matmul(root.T, C)))
     factor = cholesky(inner + identity)
-    half = forward_solve(factor, jnp.broadcast_to(root.T[:, :, None], inner.shape))
+    half = forward_solve(factor, jnp.broadcast_to(transpose(matmul(root, identity)), inner.shape))
     P = matmul(transpose(half), half)
-    W = matmul(half, B)
+    W = forward_solve(factor, matmul(root.T, B))
     U = matmul(transpose(half), W)
     T = identity - matmul(P, C)
     S = matmul(C, T)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jmixed.covariance import join, rectify
 from jmixed.likelihood import criterion
+from jmixed.likelihood.couplings import couplings
 
 
 def estimates(roots, held, reml):
@@ -29,6 +30,12 @@ def estimates(roots, held, reml):
 def conditional_modes(result, held):
     """Conditional modes of every stage's blocks, in preconditioned columns: later stages first, then back."""
     fixed = jnp.append(-result.beta, jnp.ones((), held.G.dtype))
+    if held.layout.crossed:
+        leaves, core = result.stages
+        later = jnp.einsum("arg,r->ag", core.U, fixed)
+        reached = couplings(held).apply(later)[:, 0]
+        own = jnp.einsum("irg,r->ig", leaves.U, fixed)
+        return [own - jnp.einsum("ijg,jg->ig", leaves.P, reached), later]
     modes = []
     for s in reversed(range(len(held.layout.stages))):
         pieces = [-later[:, parent] for later, parent in zip(modes, held.index.parents[s], strict=True)]
@@ -64,6 +71,10 @@ def conditional_blocks(held, roots):
     """Conditional covariances P + U J U' of every stage's blocks, J the joint one of the blocks that hold them."""
     result = criterion.profile(criterion.squares(roots), roots, held)
     layout, own, joint = held.layout, [], []
+    if layout.crossed:
+        leaves, core = result.stages
+        pulled = couplings(held).pull(core.P[:, :, 0])
+        return [leaves.P + jnp.einsum("ijg,jlg,lmg->img", leaves.P, pulled, leaves.P), core.P]
     for s in reversed(range(len(layout.stages))):
         stage = result.stages[s]
         P, above = stage.P, [parent for parent in held.index.parents[s]]

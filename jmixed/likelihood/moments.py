@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jmixed.data import Moments, Rows
+from jmixed.data import SPARSE, Moments, Rows
 from jmixed.linalg import add_up
 
 
@@ -22,11 +22,12 @@ def moments(rows: Rows) -> Moments:
         _precondition_term(structure, Z, weights, rows.nobs) for structure, Z in zip(layout.terms, rows.Z, strict=True)
     )
     Z = [jnp.concatenate([rows.Z[t] @ T[t] for t in terms], axis=1) for terms in layout.factors]
-    C, B = _stack_stages(rows, Z, fixed)
+    C, B, A = _stack_stages(rows, Z, fixed)
     positive = weights > 0
     return Moments(
         C=C,
         B=B,
+        A=A,
         G=fixed.T @ (weights[:, None] * fixed),
         R=R,
         beta0=beta0,
@@ -74,7 +75,7 @@ def _precondition_term(structure, Z, weights, nobs):
 
 
 def _stack_stages(rows, Z, fixed):
-    """C and B of every stage, from cross-products within levels and within pairs of levels."""
+    """C and B of every stage and the couplings A, from cross-products within levels and within pairs of levels."""
     layout, index = rows.layout, rows.index
     own, pairs = {}, {}
     for f, left in enumerate(Z):
@@ -93,13 +94,24 @@ def _stack_stages(rows, Z, fixed):
         pairs[f, g] = (product, coupling.first, coupling.second)
     stages = range(len(layout.stages))
     C = tuple(_within_stage(layout, index, s, own, pairs) for s in stages)
+    if layout.crossed:
+        B = tuple(_border(layout, index, s, own) for s in stages)
+        return C, B, _links(layout, index, pairs) if layout.crossed == SPARSE else _between(layout, index, 0, 1, pairs)
     B = tuple(
         jnp.concatenate(
             [_between(layout, index, s, t, pairs) for t in stages[s + 1 :]] + [_border(layout, index, s, own)], 1
         )
         for s in stages
     )
-    return C, B
+    return C, B, None
+
+
+def _links(layout, index, pairs):
+    """Z'WZ between leaves and core where it is not zero, (q, entries)."""
+    leaf = layout.stages[0][0][0]
+    products = [pairs[leaf, g][0] for g, _ in layout.stages[1]]
+    flat = jnp.concatenate([product.reshape(product.shape[0], -1) for product in products], axis=1)
+    return flat.at[:, index.links.source].get(mode="fill", fill_value=0)
 
 
 def _within_stage(layout, index, s, own, pairs):

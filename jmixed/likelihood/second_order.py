@@ -22,8 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.data import Moments
-from jmixed.likelihood.criterion import covariances_of, degrees, deviance, stage_matrix, sum_by_parent
+from jmixed.likelihood.criterion import degrees, deviance, sum_by_parent
+from jmixed.likelihood.crossed import crossed_jets
 from jmixed.likelihood.eliminate import eliminate, profile_fixed
+from jmixed.likelihood.jets import Jet, add_to, constant, directions, subtract
+from jmixed.likelihood.stages import covariances_of, stage_matrix
 
 
 class Derivatives(NamedTuple):
@@ -33,14 +36,6 @@ class Derivatives(NamedTuple):
     gradient: jax.Array
     hessian: jax.Array
     scale_gradient: jax.Array
-
-
-class Jet(NamedTuple):
-    """A quantity with its first (a, ...) and second (a, a, ...) derivatives in some of psi's directions."""
-
-    value: jax.Array
-    first: jax.Array
-    second: jax.Array
 
 
 def derivatives(psi, roots, moments: Moments, reml: bool) -> Derivatives:
@@ -54,7 +49,7 @@ def derivatives(psi, roots, moments: Moments, reml: bool) -> Derivatives:
     moments : Moments
     reml : bool
     """
-    logdet, G = _eliminate_all(psi, roots, moments)
+    logdet, G = (crossed_jets if moments.layout.crossed else _eliminate_all)(psi, roots, moments)
     fixed, rss = _profile_fixed(G)
     fixed = fixed._replace(value=fixed.value + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R)))))
     logdet = jax.tree.map(lambda a, b: a + jnp.where(reml, b, 0), logdet, fixed)
@@ -73,8 +68,8 @@ def _eliminate_all(psi, roots, moments):
     """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]."""
     layout, m, dtype = moments.layout, len(psi), psi.dtype
     covariances = covariances_of(psi, layout.terms)
-    C = [_constant(c) for c in moments.C]
-    B = [_constant(b) for b in moments.B]
+    C = [constant(c) for c in moments.C]
+    B = [constant(b) for b in moments.B]
     G = moments.G
     G_jet = Jet(G, jnp.zeros((m, *G.shape), dtype), jnp.zeros((m, m, *G.shape), dtype))
     zero = jnp.zeros((), dtype)
@@ -82,19 +77,19 @@ def _eliminate_all(psi, roots, moments):
     active, last = np.zeros(0, int), len(layout.stages) - 1
     for s in range(last + 1):
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
-        own, directions = _directions(layout, s, dtype)
+        own, M = directions(layout, s, dtype)
         summed = layout.is_summed(s)
-        stage_logdet, K = _eliminate_stage(sigma, root, directions, C[s], B[s], summed)
+        stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed)
         active = np.concatenate([active, own])
-        logdet = _add(logdet, stage_logdet, active)
+        logdet = add_to(logdet, stage_logdet, active)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
             explained = jax.tree.map(partial(_explained, layout, (s, t), start, parent), K)
-            C[t] = _subtract(C[t], jax.tree.map(lambda e, width=width: e[..., :width, :], explained))
-            B[t] = _subtract(B[t], jax.tree.map(lambda e, width=width: e[..., width:, :], explained))
+            C[t] = subtract(C[t], jax.tree.map(lambda e, width=width: e[..., :width, :], explained))
+            B[t] = subtract(B[t], jax.tree.map(lambda e, width=width: e[..., width:, :], explained))
             start += width
-        G_jet = _add(G_jet, jax.tree.map(partial(_left_for_fixed, summed, start), K), active)
+        G_jet = add_to(G_jet, jax.tree.map(partial(_left_for_fixed, summed, start), K), active)
     return logdet, G_jet
 
 
@@ -112,58 +107,13 @@ def _left_for_fixed(summed, start, K):
     return -K[..., start:, start:] if summed else -jnp.sum(K[..., start:, start:, :], -1)
 
 
-def _constant(value):
-    return Jet(value, jnp.zeros((0, *value.shape), value.dtype), jnp.zeros((0, 0, *value.shape), value.dtype))
-
-
-def _directions(layout, stage, dtype):
-    """The positions in psi that a stage's Sigma depends on, and its derivatives (k, Q, Q) in them: constants."""
-    starts = np.cumsum([0, *(s.size for s in layout.terms)])
-    own, matrices, offset = [], [], 0
-    width = layout.stage_width(stage)
-    for factor, slots in layout.stages[stage]:
-        inner = offset
-        for t in layout.factors[factor]:
-            q = layout.terms[t].q
-            for k in range(layout.terms[t].size):
-                unit = np.zeros((width, width))
-                for slot in range(slots):
-                    first = inner + slot * layout.factor_width(factor)
-                    unit[first : first + q, first : first + q] = layout.terms[t].direction(k)
-                own.append(starts[t] + k)
-                matrices.append(unit)
-            inner += q
-        offset += slots * layout.factor_width(factor)
-    return np.array(own, int), jnp.asarray(np.stack(matrices), dtype)
-
-
-def _add(total: Jet, part: Jet, active) -> Jet:
-    """Add a jet in the active directions to one in all directions."""
-    return Jet(
-        total.value + part.value,
-        total.first.at[active].add(part.first),
-        total.second.at[active[:, None], active[None]].add(part.second),
-    )
-
-
-def _subtract(old: Jet, part: Jet) -> Jet:
-    """Subtract a jet; the old one may lack the newest directions."""
-    missing = part.first.shape[0] - old.first.shape[0]
-    pad = [(0, missing)] + [(0, 0)] * old.value.ndim
-    return Jet(
-        old.value - part.value,
-        jnp.pad(old.first, pad) - part.first,
-        jnp.pad(old.second, [(0, missing), *pad]) - part.second,
-    )
-
-
-def _eliminate_stage(sigma, root, directions, C: Jet, B: Jet, summed):
+def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
     """Jets of logdet (summed over blocks) and of K, in the earlier directions and then the stage's own."""
     out = eliminate(sigma, root, C.value, B.value, summed)
     P, T, S, U, E = out.P, out.T, out.S, out.U, out.E
     g = "" if summed else "g"
-    ME = jnp.einsum("kij,jag->kiag", directions, E)
-    MS = jnp.einsum("kij,jlg->kilg", directions, S)
+    ME = jnp.einsum("kij,jag->kiag", M, E)
+    MS = jnp.einsum("kij,jlg->kilg", M, S)
     SME = jnp.einsum("ijg,kjag->kiag", S, ME)
     K_1 = [jnp.einsum(f"iag,kibg->kab{g}", E, ME)]
     L_1 = [jnp.einsum("kiig->k", MS)]
@@ -186,7 +136,7 @@ def _eliminate_stage(sigma, root, directions, C: Jet, B: Jet, summed):
         K_eo = jnp.einsum(f"kiag,libg->klab{g}", TF, ME)
         K_eo = K_eo + jnp.swapaxes(K_eo, 2, 3)
         TCT = jnp.einsum("jig,kjlg,lmg->kim", T, C.first, T)
-        L_eo = jnp.einsum("kij,lij->kl", TCT, directions)
+        L_eo = jnp.einsum("kij,lij->kl", TCT, M)
         K_2 = _blocks(K_ee, K_eo, K_2)
         L_2 = _blocks(L_ee, L_eo, L_2)
     logdet = Jet(jnp.sum(out.logdet), jnp.concatenate(L_1), L_2)
