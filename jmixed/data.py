@@ -168,6 +168,8 @@ class Links:
         The leaf, ascending, and the column of the core. The last entry is padding.
     left, right : int arrays (chunks, chunk)
         All pairs of entries of one leaf, each once, in the order of the left one's column; padding: the last entry.
+    target : int array (chunks, chunk)
+        Where the pair's product goes in the core: its row times the core's width, plus its column.
     """
 
     source: Array
@@ -175,6 +177,7 @@ class Links:
     column: Array
     left: Array
     right: Array
+    target: Array
 
 
 @jax.tree_util.register_dataclass

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jmixed.covariance import IDENTITY, block_diagonal, join, split
-from jmixed.data import Moments
+from jmixed.data import SPARSE, Moments
 from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
+from jmixed.likelihood.moment_start import moment_variances
 from jmixed.likelihood.second_order import Derivatives, derivatives
 from jmixed.trust_region import CURVATURE, trust_region_step
 
@@ -278,12 +279,15 @@ def _pull_back(chart: Chart, structures, at: Derivatives):
 
 def _start(moments: Moments, start, reml):
     """The start and the number of EM steps from it: none from a given start."""
-    grid = _best_of_grid(moments, reml)
+    if moments.layout.crossed == SPARSE:
+        found, em_steps = moment_variances(moments), 0
+    else:
+        found, em_steps = _best_of_grid(moments, reml), EM_STEPS
     if start is None:
-        return grid, EM_STEPS
+        return found, em_steps
     given = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in start]))
-    chosen = [jnp.where(given, own, found) for own, found in zip(start, grid, strict=True)]
-    return chosen, jnp.where(given, 0, EM_STEPS).astype(jnp.int32)
+    chosen = [jnp.where(given, own, other) for own, other in zip(start, found, strict=True)]
+    return chosen, jnp.where(given, 0, em_steps).astype(jnp.int32)
 
 
 def _best_of_grid(moments: Moments, reml: bool):

@@ -245,7 +245,7 @@ def _links(layout, index):
     """The entries that couple leaves and core, and all pairs of them in one leaf; None where dense is faster."""
     leaf = layout.stages[0][0][0]
     held = {c.factors[1]: (c.first, c.second) for c in index.couplings if c.factors[0] == leaf}
-    leaves, columns, base = [], [], 0
+    leaves, columns = [], []
     for g, _ in layout.stages[1]:
         within = index.within[leaf][g]
         first, second = held[g] if within is None else (np.arange(len(within), dtype=np.int32), within)
@@ -265,21 +265,24 @@ def _links(layout, index):
         return None
     entries = bucket(len(source) + 1)
     left, right = _entry_pairs(columns[source], np.cumsum(sizes)[leaves[source]], pairs, entries - 1)
+    column = _pad(columns[source], entries, total - 1)
+    target = column.astype(np.min_scalar_type(-(total**2)))
     return Links(
         source=_pad(source, entries, BEYOND),
         leaf=_pad(leaves[source], entries, layout.blocks[0] - 1),
-        column=_pad(columns[source], entries, total - 1),
+        column=column,
         left=left,
         right=right,
+        target=target[left] * total + target[right],
     )
 
 
 def _entry_pairs(columns, ends, pairs, padding):
-    """Each entry with itself and those after it in its leaf, in the order of the first one's column: (chunks, chunk)."""
+    """Each entry with itself and those after it in its leaf, by the first one's column: (chunks, chunk) twice."""
     order = np.argsort(columns, kind="stable").astype(np.int32)
     partners = ends[order] - order
-    chunk = min(bucket(pairs), PAIRS)
-    shape = (bucket(-(-pairs // chunk)), chunk)
+    chunks = bucket(-(-pairs // PAIRS))
+    shape = (chunks, bucket(-(-pairs // chunks)))
     left, right = np.full(shape, padding, np.int32), np.full(shape, padding, np.int32)
     left.ravel()[:pairs] = np.repeat(order, partners)
     first = (np.cumsum(partners) - partners - order).astype(np.int64)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmixed.data import SPARSE, Moments
+from jmixed.data import Moments
 from jmixed.linalg import add_up
 
 
@@ -48,6 +48,7 @@ class Sparse(NamedTuple):
     column: jax.Array
     left: jax.Array
     right: jax.Array
+    target: jax.Array
     leaves: int
     columns: int
 
@@ -60,12 +61,12 @@ class Sparse(NamedTuple):
         WA = jnp.stack([add_up(W[i, j][self.leaf] * self.A[j] for j in range(q)) for i in range(q)])
 
         def add(total, pair):
-            left, right = pair
+            left, right, target = pair
             value = add_up(self.A[i][left] * WA[i][right] for i in range(q))
-            return total.at[self.column[left] * Q + self.column[right]].add(value, mode="promise_in_bounds"), None
+            return total.at[target].add(value, mode="promise_in_bounds"), None
 
         # Each pair once: what is summed is A'WA with the two parts of an off-diagonal entry in either place.
-        total, _ = jax.lax.scan(add, jnp.zeros(Q * Q, self.A.dtype), (self.left, self.right))
+        total, _ = jax.lax.scan(add, jnp.zeros(Q * Q, self.A.dtype), (self.left, self.right, self.target))
         half = total.reshape(Q, Q)
         return half + half.T - jnp.diag(jnp.diagonal(half))
 
@@ -84,16 +85,15 @@ class Sparse(NamedTuple):
 
     def pull(self, P):
         """As `Dense.pull`."""
-        q, Q = self.A.shape[0], self.columns
-        flat = P.reshape(-1)
+        q, flat = self.A.shape[0], P.reshape(-1)
 
         def add(total, pair):
-            left, right = pair
-            between = flat[self.column[left] * Q + self.column[right]] * jnp.where(left == right, 0.5, 1).astype(P.dtype)
+            left, right, target = pair
+            between = flat[target] * jnp.where(left == right, 0.5, 1).astype(P.dtype)
             rows, columns = self.A[:, left] * between, self.A[:, right]
             return total.at[self.leaf[left]].add((rows[:, None] * columns[None]).reshape(q * q, -1).T), None
 
-        total, _ = jax.lax.scan(add, jnp.zeros((self.leaves, q * q), P.dtype), (self.left, self.right))
+        total, _ = jax.lax.scan(add, jnp.zeros((self.leaves, q * q), P.dtype), (self.left, self.right, self.target))
         half = total.T.reshape(q, q, self.leaves)
         return half + jnp.swapaxes(half, 0, 1)
 
@@ -102,11 +102,11 @@ class Sparse(NamedTuple):
         return jax.ops.segment_sum(self.A.T**2, self.column, num_segments=self.columns).T
 
 
-def couplings(moments: Moments):
+def couplings(moments: Moments) -> Dense | Sparse:
     """The couplings of a crossed layout."""
-    if moments.layout.crossed != SPARSE:
-        return Dense(moments.A)
-    links, layout = moments.index.links, moments.layout
-    return Sparse(
-        moments.A, links.leaf, links.column, links.left, links.right, layout.blocks[0], layout.stage_width(1)
-    )
+    A, links, layout = moments.A, moments.index.links, moments.layout
+    assert A is not None
+    if links is None:
+        return Dense(A)
+    pairs = links.left, links.right, links.target
+    return Sparse(A, links.leaf, links.column, *pairs, layout.blocks[0], layout.stage_width(1))

@@ -12,15 +12,17 @@ P, T, S, U, E without index those of the core, H = A P_core A' of a leaf, and
 
 (the leaf's E and S after the core is gone, and the core's change). Then
 
-    first     logdet: sum <S^, M>       K: sum E^'M E^           and for the core    <S, D>     E'D E
-    second    logdet: -sum <(S - 2 T'H T) M S, N> - <P C'_M P, C'_N>        K: V_M'P V_N - sum E^'M S N E^, and its transpose
-              logdet: <T'C'T, D>                                            K: (T'V)'D E and its transpose
-              logdet: -<S D S, F>                                           K: -(E'D S F E) - its transpose
+    first     logdet: sum <S^, M>                  K: sum E^'M E^              for the core <S, D> and E'D E
+    second    logdet: -sum <(S - 2 T'H T) M S, N> - <P C'_M P, C'_N>
+                                                   K: V_M'P V_N - sum E^'M S N E^, and its transpose
+              logdet: <T'C'T, D>                   K: (T'V)'D E and its transpose
+              logdet: -<S D S, F>                  K: -(E'D S F E) - its transpose
 
 so that one inverse of the core's size and one product of that size for each direction M give the exact Hessian. A
 direction of the core has the same small block at every level: its traces are sums over small blocks.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,9 +32,9 @@ import numpy as np
 from jmixed.data import Moments
 from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.eliminate import eliminate
-from jmixed.likelihood.jets import Jet, directions
-from jmixed.likelihood.stages import covariances_of, stage_blocks, stage_matrix, term_columns
-from jmixed.linalg import log_determinant
+from jmixed.likelihood.jets import Jet, directions, term_directions
+from jmixed.likelihood.stages import covariances_of, places, stage_blocks, stage_matrix
+from jmixed.linalg import inverse_and_log_determinant
 
 
 def reduce_crossed(covariances, roots, moments: Moments):
@@ -48,10 +50,7 @@ def reduce_crossed(covariances, roots, moments: Moments):
 
 
 class Core(NamedTuple):
-    """The core's pieces: ``P, S`` (Q, Q), ``U, E`` (Q, r), ``C`` (Q, Q); and in the leaves' directions M
-
-    ``traces`` (k, k): <P C'_M P, C'_N>; ``pulled``: for each term of the core the blocks (k, levels, q, q) of T'C'T.
-    """
+    """The core's pieces: ``C, P, S`` (Q, Q) and ``U, E`` (Q, r)."""
 
     logdet: jax.Array
     K: jax.Array
@@ -60,122 +59,131 @@ class Core(NamedTuple):
     S: jax.Array
     U: jax.Array
     E: jax.Array
-    traces: jax.Array
-    pulled: list[jax.Array]
 
 
-def crossed_jets(psi, roots, moments: Moments):
-    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]."""
+def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
+    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~].
+
+    Where `exact` is false the second derivatives of log|V W| are zero and cost nothing.
+    """
     layout, links, dtype = moments.layout, couplings(moments), psi.dtype
     covariances = covariances_of(psi, layout.terms)
     positions, M = directions(layout, 0, dtype)
-    out = eliminate(
+    leaves = eliminate(
         stage_matrix(layout, 0, covariances), stage_matrix(layout, 0, roots), moments.C[0], moments.B[0], True
     )
-    P, T, S = out.P, out.T, out.S
+    P, T, S = leaves.P, leaves.T, leaves.S
     TM = jnp.einsum("ijg,kjl->kilg", T, M)
-    tables = links.gram(jnp.concatenate([P[None], jnp.einsum("kilg,jlg->kijg", TM, T)]))
-    C, C_1 = moments.C[1][:, :, 0] - tables[0], -tables[1:]
-    B = moments.B[1][:, :, 0] - links.border(out.U[None])[0]
-    core = _eliminate_core(stage_blocks(layout, 1, roots), C, C_1, B, list(term_columns(layout, 1)))
+    root = stage_blocks(layout, 1, roots)
+    C = moments.C[1][:, :, 0] - links.gram(P[None])[0]
+    core, V, safe = _eliminate_core(root, C, moments.B[1][:, :, 0] - links.border(leaves.U[None])[0])
 
     E = jnp.einsum("jig,jrg->irg", T, moments.B[0] - links.apply(core.U))
-    ME, MS = jnp.einsum("kij,jrg->kirg", M, E), jnp.einsum("kij,jlg->kilg", M, S)
+    ME = jnp.einsum("kij,jrg->kirg", M, E)
     THT = jnp.einsum("jig,jlg,lmg->img", T, links.pull(core.P), T)
-    V = -links.border(jnp.einsum("kijg,jrg->kirg", TM, E))
-    leaf_2 = jnp.einsum("kirg,ijg,ljsg->klrs", ME, S, ME) - jnp.einsum("kar,ab,lbs->klrs", V, core.P, V)
-    logdet_leaf = (
-        jnp.einsum("kij,ijg->k", M, S - THT),
-        -jnp.einsum("kij,jhg,lhig->kl", M, S - 2 * THT, MS) - core.traces,
-    )
-    G_leaf = -jnp.einsum("irg,kisg->krs", E, ME), leaf_2 + jnp.swapaxes(leaf_2, 2, 3)
-    own, logdet_core, G_core, mixed = _core_directions(layout, core, V, dtype)
-    logdet = out.logdet + core.logdet, logdet_leaf, logdet_core, mixed[0]
-    G = moments.G - out.K - core.K, G_leaf, G_core, mixed[1]
+    F = -links.border(jnp.einsum("kijg,jrg->kirg", TM, E))
+    bend = jnp.einsum("kirg,ijg,ljsg->klrs", ME, S, ME) - jnp.einsum("kar,ab,lbs->klrs", F, core.P, F)
+    own, core_first, core_G, mixed_G = _core_directions(layout, core, F, dtype)
+    G_first = jnp.concatenate([-jnp.einsum("irg,kisg->krs", E, ME), core_G[0]])
+    logdet_first = jnp.concatenate([jnp.einsum("kij,ijg->k", M, S - THT), core_first])
+
+    def curvature():
+        change = -links.gram(jnp.einsum("kilg,jlg->kijg", TM, T))
+        branches = partial(_by_division, layout), partial(_by_products, layout)
+        traces, pulled = jax.lax.cond(safe, *branches, root, V, core.P, C, change)
+        MS = jnp.einsum("kij,jlg->kilg", M, S)
+        of_leaves = -jnp.einsum("kij,jhg,lhig->kl", M, S - 2 * THT, MS) - traces
+        return _symmetric(of_leaves, pulled, _core_curvature(layout, core.S, dtype))
+
+    def none():
+        return jnp.zeros((len(psi), len(psi)), dtype)
+
+    second = curvature() if exact is True else jax.lax.cond(exact, curvature, none)
+    G_second = _symmetric(bend + jnp.swapaxes(bend, 2, 3), mixed_G, core_G[1])
     order = np.argsort(np.concatenate([positions, own]))
-    return _join(*logdet, order), _join(*G, order)
+    both = order[:, None], order[None]
+    logdet = Jet(leaves.logdet + core.logdet, logdet_first[order], second[both])
+    return logdet, Jet(moments.G - leaves.K - core.K, G_first[order], G_second[both])
 
 
-def _join(value, leaf, core, mixed, order) -> Jet:
-    """One jet from the derivatives in the leaves' directions, in the core's, and in one of each."""
-    first = jnp.concatenate([leaf[0], core[0]])
-    upper = jnp.concatenate([leaf[1], mixed], axis=1)
-    second = jnp.concatenate([upper, jnp.concatenate([jnp.swapaxes(mixed, 0, 1), core[1]], axis=1)])
-    return Jet(value, first[order], second[order[:, None], order[None]])
+def _symmetric(leaf, mixed, core):
+    """One table of second derivatives from those of the leaves, of the core, and of one of each."""
+    upper = jnp.concatenate([leaf, mixed], axis=1)
+    return jnp.concatenate([upper, jnp.concatenate([jnp.swapaxes(mixed, 0, 1), core], axis=1)])
 
 
-def _eliminate_core(root, C, C_1, B, columns) -> Core:
-    """Eliminate one large block with few inverses and products of its size."""
+def _eliminate_core(root, C, B):
+    """Eliminate one large block: its pieces, V = (I + Lambda'C Lambda)^-1, and whether Lambda may be divided by."""
     eye = jnp.eye(C.shape[0], dtype=C.dtype)
-    factor = jnp.linalg.cholesky(eye + root.T.congruence(C))
-    V = jax.scipy.linalg.cho_solve((factor, True), eye)
+    V, logdet = inverse_and_log_determinant(eye + root.T.congruence(C))
     P = root.congruence(V)
     U = P @ B
     # Dividing by the root is cheap and loses digits near a singular one; then two more products each are due.
-    well = [jnp.min(jnp.linalg.svd(block, compute_uv=False)) for block in root.blocks]
-    safe = jnp.min(jnp.stack(well)) > jnp.finfo(C.dtype).eps ** 0.125
-    S, traces, pulled = jax.lax.cond(safe, _by_division, _by_products, root, V, P, C, C_1, columns)
-    logdet = log_determinant(factor)
-    return Core(logdet, B.T @ U, C, P, S, U, B - C @ U, traces, pulled)
+    smallest = [jnp.min(jnp.linalg.svd(block, compute_uv=False)) for block in root.blocks]
+    safe = jnp.min(jnp.stack(smallest)) > jnp.finfo(C.dtype).eps ** 0.125
+    S = jax.lax.cond(safe, lambda: root.inverse().T.congruence(eye - V), lambda: C - C @ P @ C)
+    return Core(logdet, B.T @ U, C, P, (S + S.T) / 2, U, B - C @ U), V, safe
 
 
-def _by_division(root, V, P, C, C_1, columns):
-    """S = Lambda^-T (I - V) Lambda^-1, and T'C'T from V Lambda'C'Lambda V likewise."""
+def _by_division(layout, root, V, P, C, change):
+    """<P C'_M P, C'_N>, and the mixed derivatives <T'C'T, D> from V Lambda'C'Lambda V, as T = Lambda V Lambda^-1."""
     inverse = root.inverse()
-    X = [V @ root.T.congruence(c) for c in C_1]
-    eye = jnp.eye(V.shape[0], dtype=V.dtype)
-    traces = jnp.stack([jnp.stack([jnp.sum(a * b.T) for b in X]) for a in X])
-    left, right = [inverse.T.times(x) for x in X], inverse.T.times(V)
-    pulled = [
-        jnp.stack([jnp.einsum("lia,lja->lij", x[at], right[at]) for x in left]) for _, at in columns
-    ]
-    return inverse.T.congruence(eye - V), traces, pulled
+    X = [V @ root.T.congruence(c) for c in change]
+    return _traces(X), _pulled(layout, [inverse.T.times(x) for x in X], inverse.T.times(V))
 
 
-def _by_products(root, V, P, C, C_1, columns):
-    """S = C (I - P C), and T'C'T from T = I - P C."""
+def _by_products(layout, root, V, P, C, change):
+    """The same from T = I - P C."""
     T = jnp.eye(V.shape[0], dtype=V.dtype) - P @ C
-    X = [P @ c for c in C_1]
-    traces = jnp.stack([jnp.stack([jnp.sum(a * b.T) for b in X]) for a in X])
-    right = [c @ T for c in C_1]
-    pulled = [
-        jnp.stack([jnp.einsum("ali,alj->lij", T[:, at], x[:, at]) for x in right]) for _, at in columns
-    ]
-    S = C @ T
-    return (S + S.T) / 2, traces, pulled
+    return _traces([P @ c for c in change]), _pulled(layout, [T.T @ c for c in change], T.T)
 
 
-def _core_directions(layout, core: Core, V, dtype):
-    """Derivatives in the core's directions, and in one of them and one of the leaves'.
+def _traces(X):
+    return jnp.stack([jnp.stack([jnp.sum(a * b.T) for b in X]) for a in X])
 
-    Returns the positions in psi, (first, second) of logdet and of G, and their mixed derivatives.
-    """
+
+def _pulled(layout, left, right):
+    """Sums over levels of <D, left right'> for the directions D of the core, a row for each of `left`."""
+    columns = []
+    for term in places(layout, 1):
+        N = term_directions(layout, term.term, right.dtype)
+        blocks = [_by_level(term.rows(x), term.rows(right)) for x in left]
+        columns.append(jnp.stack([jnp.einsum("kij,lij->k", N, block) for block in blocks]))
+    return jnp.concatenate(columns, axis=1)
+
+
+def _by_level(a, b):
+    """a b' of every level, (levels, q, q), from rows (levels, q, Q)."""
+    return jnp.sum(a[:, :, None] * b[:, None], axis=-1)
+
+
+def _core_directions(layout, core: Core, F, dtype):
+    """The core's positions in psi; the first derivatives of logdet in them; (first, second) of G; G's mixed ones."""
     starts = np.cumsum([0, *(s.size for s in layout.terms)])
-    own, terms, S, E = [], [], core.S, core.E
-    NE, logdet_1, logdet_mixed = [], [], []
-    for (t, at), pulled in zip(term_columns(layout, 1), core.pulled, strict=True):
-        structure = layout.terms[t]
-        N = jnp.asarray(np.stack([structure.direction(k) for k in range(structure.size)]), dtype)
-        own.append(starts[t] + np.arange(structure.size))
-        terms.append((at, N))
-        moved = jnp.einsum("kij,ljr->klir", N, E[at])
-        NE.append(jnp.zeros((len(N), *E.shape), dtype).at[:, at].set(moved))
-        logdet_1.append(jnp.einsum("kij,lij->k", N, S[at[:, :, None], at[:, None]]))
-        logdet_mixed.append(jnp.einsum("kij,mlij->mk", N, pulled))
+    own, NE, first = [], [], []
+    for term in places(layout, 1):
+        N, at = term_directions(layout, term.term, dtype), term.columns()
+        own.append(starts[term.term] + np.arange(len(N)))
+        moved = jnp.einsum("kij,ljr->klir", N, term.rows(core.E))
+        NE.append(jnp.zeros((len(N), *core.E.shape), dtype).at[:, at].set(moved))
+        first.append(jnp.einsum("kij,lij->k", N, core.S[at[:, :, None], at[:, None]]))
     NE = jnp.concatenate(NE)
-    bend = jnp.einsum("kar,ab,lbs->klrs", NE, S, NE)
-    TV = V - jnp.einsum("ab,kbr->kar", core.C, jnp.einsum("ab,kbr->kar", core.P, V))
-    cross = -jnp.einsum("kar,las->klrs", TV, NE)
-    second = jnp.concatenate([jnp.concatenate([_trace(S, a, b) for b in terms], axis=1) for a in terms])
-    logdet = jnp.concatenate(logdet_1), second
-    G = -jnp.einsum("ar,kas->krs", E, NE), bend + jnp.swapaxes(bend, 2, 3)
-    mixed = jnp.concatenate(logdet_mixed, axis=1), cross + jnp.swapaxes(cross, 2, 3)
-    return np.concatenate(own), logdet, G, mixed
+    bend = jnp.einsum("kar,ab,lbs->klrs", NE, core.S, NE)
+    TF = F - jnp.einsum("ab,kbr->kar", core.C, jnp.einsum("ab,kbr->kar", core.P, F))
+    cross = -jnp.einsum("kar,las->klrs", TF, NE)
+    G = -jnp.einsum("ar,kas->krs", core.E, NE), bend + jnp.swapaxes(bend, 2, 3)
+    return np.concatenate(own), jnp.concatenate(first), G, cross + jnp.swapaxes(cross, 2, 3)
+
+
+def _core_curvature(layout, S, dtype):
+    """Second derivatives of the core's logdet in its own directions."""
+    terms = [(term, term_directions(layout, term.term, dtype)) for term in places(layout, 1)]
+    return jnp.concatenate([jnp.concatenate([_trace(S, a, b) for b in terms], axis=1) for a in terms])
 
 
 def _trace(S, left, right):
     """-<S N S, N'> for the directions of two terms, each with the same block at every level."""
     (rows, N), (columns, M) = left, right
-    own = S[rows[:, :, None, None], columns[None, None]]
+    own = jnp.moveaxis(columns.rows(jnp.moveaxis(rows.rows(S), 2, 0)), (0, 1), (2, 3))
     outer = jnp.einsum("limj,lpmr->ijpr", own, own)
     return -jnp.einsum("ijpr,kpi,hjr->kh", outer, N, M)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jmixed.linalg import add_up, cholesky, forward_solve, log_determinant, matmul, transpose
+from jmixed.linalg import add_up, back_solve, cholesky, congruence, forward_solve, log_determinant, matmul, transpose
 
 
 class Elimination(NamedTuple):
@@ -61,12 +61,12 @@ def eliminate(sigma, root, C, B, summed):
 def _eliminate(sigma, root, C, B, summed):
     Q = C.shape[0]
     identity = jnp.eye(Q, dtype=C.dtype)[:, :, None]
-    inner = matmul(root.T, transpose(matmul(root.T, C)))
+    inner = congruence(root.T, C)
     factor = cholesky(inner + identity)
     half = forward_solve(factor, jnp.broadcast_to(transpose(matmul(root, identity)), inner.shape))
     P = matmul(transpose(half), half)
     W = forward_solve(factor, matmul(root.T, B))
-    U = matmul(transpose(half), W)
+    U = matmul(root, back_solve(factor, W))
     T = identity - matmul(P, C)
     S = matmul(C, T)
     E = B - matmul(C, U)

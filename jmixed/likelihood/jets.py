@@ -20,6 +20,12 @@ def constant(value):
     return Jet(value, jnp.zeros((0, *value.shape), value.dtype), jnp.zeros((0, 0, *value.shape), value.dtype))
 
 
+def term_directions(layout, term, dtype):
+    """The derivatives (k, q, q) of a term's Sigma in its entries of psi: constants."""
+    structure = layout.terms[term]
+    return jnp.asarray(np.stack([structure.direction(k) for k in range(structure.size)]), dtype)
+
+
 def directions(layout, stage, dtype):
     """The positions in psi that a stage's Sigma depends on, and its derivatives (k, Q, Q) in them: constants."""
     starts = np.cumsum([0, *(s.size for s in layout.terms)])

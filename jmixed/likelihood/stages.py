@@ -1,6 +1,8 @@
 """The relative covariance of a stage's block, put together from the terms'."""
 
-import jax.numpy as jnp
+from typing import NamedTuple
+
+import numpy as np
 
 from jmixed.covariance import block_diagonal, split
 from jmixed.linalg import BlockDiagonal
@@ -25,11 +27,32 @@ def stage_matrix(layout, stage, matrices):
     return block_diagonal([block for block, repeats in repeated for _ in range(repeats)])
 
 
-def term_columns(layout, stage):
-    """For every term of a stage the columns (slots, q) of its block, in the order of the stage's factors: constants."""
+class Place(NamedTuple):
+    """Where a term's columns stand in a block: in each of `slots` runs of `width`, the q columns from `inner` on."""
+
+    term: int
+    start: int
+    slots: int
+    width: int
+    inner: int
+    q: int
+
+    def rows(self, x):
+        """The term's rows of ``x`` (Q, ...), as (slots, q, ...)."""
+        run = x[self.start : self.start + self.slots * self.width]
+        return run.reshape(self.slots, self.width, *x.shape[1:])[:, self.inner : self.inner + self.q]
+
+    def columns(self):
+        """Their numbers, (slots, q)."""
+        return self.start + self.inner + self.width * np.arange(self.slots)[:, None] + np.arange(self.q)
+
+
+def places(layout, stage) -> list[Place]:
+    """Where the terms of a stage stand in its block."""
+    out = []
     for factor, slots in layout.stages[stage]:
-        width, start = layout.factor_width(factor), layout.offset_in_stage(factor)
+        width, inner = layout.factor_width(factor), 0
         for t in layout.factors[factor]:
-            q = layout.terms[t].q
-            yield t, start + width * jnp.arange(slots)[:, None] + jnp.arange(q)[None]
-            start += q
+            out.append(Place(t, layout.offset_in_stage(factor), slots, width, inner, layout.terms[t].q))
+            inner += layout.terms[t].q
+    return out
