@@ -166,18 +166,19 @@ class Links:
         Padding: beyond the last.
     leaf, column : int arrays (entries,)
         The leaf, ascending, and the column of the core. The last entry is padding.
-    left, right : int arrays (chunks, chunk)
-        All pairs of entries of one leaf, each once, in the order of the left one's column; padding: the last entry.
-    target : int array (chunks, chunk)
-        Where the pair's product goes in the core: its row times the core's width, plus its column.
+    first : int array (entries,)
+        Number of the entry's first pair, with itself, less the entry's own number: pair k of the entry e joins it with
+        entry k - first[e]. Numbers may wrap around; their differences do not.
+    left : int array (chunks, chunk)
+        The left entry of every pair: each entry with itself and with those after it in its leaf, in the order of the
+        left one's column, so that what is read and written is near what came before. Padding: the last entry.
     """
 
     source: Array
     leaf: Array
     column: Array
+    first: Array
     left: Array
-    right: Array
-    target: Array
 
 
 @jax.tree_util.register_dataclass

@@ -16,8 +16,8 @@ from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 
-BLUR = 2e10
-"""Residual sum of squares without random effects over sigma^2: beyond, rounding moves the deviance by over 5e-6."""
+BLUR = 3e9
+"""Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
 
 
 @jax.tree_util.register_dataclass
