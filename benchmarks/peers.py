@@ -61,7 +61,7 @@ def fit_gpboost(data, formula):
     slopes = [(name, k) for k, (names, _) in enumerate(bars) for name in names]
     model = gpboost.GPModel(
         group_data=groups,
-        group_rand_coef_data=np.column_stack([data[name] for name, _ in slopes]) if slopes else None,
+        group_rand_coef_data=np.column_stack([data[name].to_numpy() for name, _ in slopes]) if slopes else None,
         ind_effect_group_rand_coef=[k + 1 for _, k in slopes] or None,
         likelihood="gaussian",
     )
@@ -91,7 +91,7 @@ def _parts(formula):
 
 
 def _numeric(column):
-    return pd.to_numeric(column) if column.dtype.kind not in "if" else column
+    return pd.to_numeric(column).to_numpy(float)
 
 
 def measure(system, case, path, repeats, budget):
