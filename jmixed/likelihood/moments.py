@@ -18,12 +18,14 @@ def moments(rows: Rows) -> Moments:
     The response goes its own way until the small arrays are put together: a batch of responses shares all the rest.
     """
     layout, weights = rows.layout, rows.weights
+    positive = weights > 0
+    nobs = jnp.sum(positive.astype(weights.dtype))
     R, basis = _precondition_fixed(rows)
     X, y = rows.X @ basis, rows.y - rows.offset
     beta0 = basis @ stop_gradient(X.T @ (weights * y))
     residual = y - rows.X @ beta0
     T = tuple(
-        _precondition_term(structure, Z, weights, rows.nobs) for structure, Z in zip(layout.terms, rows.Z, strict=True)
+        _precondition_term(structure, Z, weights, nobs) for structure, Z in zip(layout.terms, rows.Z, strict=True)
     )
     Z = [jnp.concatenate([rows.Z[t] @ T[t] for t in terms], axis=1) for terms in layout.factors]
     C, B, A = _stack_stages(rows, Z, X, residual)
@@ -31,7 +33,6 @@ def moments(rows: Rows) -> Moments:
     across = (weighted.T @ residual)[:, None]
     G = jnp.concatenate([X.T @ weighted, across], axis=1)
     corner = jnp.sum(weights * residual**2)[None, None]
-    positive = weights > 0
     return Moments(
         C=C,
         B=B,
@@ -41,7 +42,7 @@ def moments(rows: Rows) -> Moments:
         beta0=beta0,
         T=T,
         log_weights=jnp.sum(jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)), 0)),
-        nobs=rows.nobs,
+        nobs=nobs,
         total=jnp.sum(weights * y * y),
         index=rows.index,
         layout=layout,
