@@ -85,14 +85,14 @@ def _eliminate_all(psi, roots, moments):
     for s in range(last + 1):
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
         own, M = directions(layout, s, dtype)
-        summed = layout.is_summed(s)
-        stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed)
+        summed = layout.is_summed(s) and moments.repeats is None
+        stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed, moments.repeats)
         active = np.concatenate([active, own])
         logdet = add_to(logdet, stage_logdet, active)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
-            explained = jax.tree.map(partial(_explained, layout, (s, t), start, parent), K)
+            explained = jax.tree.map(partial(_explained, layout, t, start, parent, summed), K)
             C[t] = subtract(C[t], jax.tree.map(lambda e, width=width: e[..., :width, :], explained))
             B[t] = subtract(B[t], jax.tree.map(lambda e, width=width: e[..., width:, :], explained))
             start += width
@@ -100,11 +100,10 @@ def _eliminate_all(psi, roots, moments):
     return logdet, G_jet
 
 
-def _explained(layout, stages, start, parent, K):
-    """What the blocks of stage s explain of stage t's blocks and of all that comes after them."""
-    s, t = stages
+def _explained(layout, t, start, parent, summed, K):
+    """What the blocks of a stage explain of stage t's blocks and of all that comes after them."""
     stop = start + layout.stage_width(t)
-    if layout.is_summed(s):
+    if summed:
         return K[..., start:stop, start:, None]
     return sum_by_parent(K[..., start:stop, start:, :], parent, layout.blocks[t])
 
@@ -114,8 +113,9 @@ def _left_for_fixed(summed, start, K):
     return -K[..., start:, start:] if summed else -jnp.sum(K[..., start:, start:, :], -1)
 
 
-def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
-    """Jets of logdet (summed over blocks) and of K, in the earlier directions and then the stage's own."""
+def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed, repeats):
+    """Jets of logdet (summed over blocks, of an only stage `repeats` times) and of K, in the earlier directions and
+    then the stage's own."""
     out = eliminate(sigma, root, C.value, B.value, summed)
     P, T, S, U, E = out.P, out.T, out.S, out.U, out.E
     g = "" if summed else "g"
@@ -123,10 +123,11 @@ def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
     MS = jnp.einsum("kij,jlg->kilg", M, S)
     SME = jnp.einsum("ijg,kjag->kiag", S, ME)
     K_1 = [jnp.einsum(f"iag,kibg->kab{g}", E, ME)]
-    L_1 = [jnp.einsum("kiig->k", MS)]
+    counted = MS if repeats is None else MS * repeats
+    L_1 = [jnp.einsum("kiig->k", counted)]
     K_oo = -jnp.einsum(f"kiag,libg->klab{g}", ME, SME)
     K_2 = K_oo + jnp.swapaxes(K_oo, 2, 3)
-    L_2 = -jnp.einsum("kijg,ljig->kl", MS, MS)
+    L_2 = -jnp.einsum("kijg,ljig->kl", counted, MS)
     if C.first.shape[0]:
         F = B.first - jnp.einsum("kijg,jag->kiag", C.first, U)
         PF = jnp.einsum("ijg,kjag->kiag", P, F)
@@ -146,7 +147,7 @@ def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
         L_eo = jnp.einsum("kij,lij->kl", TCT, M)
         K_2 = _blocks(K_ee, K_eo, K_2)
         L_2 = _blocks(L_ee, L_eo, L_2)
-    logdet = Jet(jnp.sum(out.logdet), jnp.concatenate(L_1), L_2)
+    logdet = Jet(jnp.sum(out.logdet if repeats is None else repeats * out.logdet), jnp.concatenate(L_1), L_2)
     return logdet, Jet(out.K, jnp.concatenate(K_1), K_2)
 
 
