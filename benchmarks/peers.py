@@ -23,6 +23,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from cases import CASES
 
@@ -54,14 +55,13 @@ def fit_mixedlm(data, formula):
 def fit_gpboost(data, formula):
     """Maximum likelihood; random slopes are always independent of the intercepts, and crossed factors stochastic."""
     import gpboost
-    import numpy as np
 
     fixed, bars = _parts(formula)
     groups = np.column_stack([data[group].astype(str) for _, group in bars])
     slopes = [(name, k) for k, (names, _) in enumerate(bars) for name in names]
     model = gpboost.GPModel(
         group_data=groups,
-        group_rand_coef_data=np.column_stack([data[name].to_numpy() for name, _ in slopes]) if slopes else None,
+        group_rand_coef_data=np.column_stack([np.asarray(data[name]) for name, _ in slopes]) if slopes else None,
         ind_effect_group_rand_coef=[k + 1 for _, k in slopes] or None,
         likelihood="gaussian",
     )
@@ -91,7 +91,7 @@ def _parts(formula):
 
 
 def _numeric(column):
-    return pd.to_numeric(column).to_numpy(float)
+    return np.asarray(pd.to_numeric(column), float)
 
 
 def measure(system, case, path, repeats, budget):

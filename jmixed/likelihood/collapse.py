@@ -114,5 +114,3 @@ def collapse(held: Moments, classes: Classes) -> Moments:
         repeats=jnp.repeat(jnp.asarray(classes.size).astype(dtype) / r, r),
         layout=replace(held.layout, blocks=(count * r,)),
     )
-
-

@@ -27,6 +27,7 @@ from jmixed.likelihood.crossed import crossed_jets
 from jmixed.likelihood.eliminate import eliminate, profile_fixed
 from jmixed.likelihood.jets import Jet, add_to, constant, directions, subtract
 from jmixed.likelihood.stages import covariances_of, stage_matrix
+from jmixed.linalg import UNROLLED, sum_in_blocks
 
 
 class Derivatives(NamedTuple):
@@ -86,7 +87,10 @@ def _eliminate_all(psi, roots, moments):
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
         own, M = directions(layout, s, dtype)
         summed = layout.is_summed(s) and moments.repeats is None
-        stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed, moments.repeats)
+        if summed and not len(active) and sigma.shape[0] <= UNROLLED:
+            stage_logdet, K = _eliminate_first(sigma, root, M, C[s].value, B[s].value)
+        else:
+            stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed, moments.repeats)
         active = np.concatenate([active, own])
         logdet = add_to(logdet, stage_logdet, active)
         start = 0
@@ -111,6 +115,30 @@ def _explained(layout, t, start, parent, summed, K):
 def _left_for_fixed(summed, start, K):
     """Minus what the blocks of a stage explain of [X y]'W[X y]."""
     return -K[..., start:, start:] if summed else -jnp.sum(K[..., start:, start:, :], -1)
+
+
+def _eliminate_first(sigma, root, M, C, B):
+    """As `_eliminate_stage` for many small blocks before any other: the directions wait until blocks are summed."""
+    q, r = B.shape[:2]
+    rows, columns = np.tril_indices(q)
+    place = np.zeros((q, q), int)
+    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
+
+    def sums(blocks):
+        C, B = blocks
+        out = eliminate(sigma, root, C, B, True)
+        S, E = out.S[rows, columns], out.E.reshape(q * r, -1)
+        SE = (S[:, None] * E[None]).reshape(-1, E.shape[1])
+        return out.logdet, out.K, jnp.sum(S, -1), S @ S.T, E @ E.T, SE @ E.T
+
+    logdet, K, S, SS, EE, SEE = sum_in_blocks(sums, (C, B))
+    S, SS = S[place], SS[place][:, :, place]
+    EE, SEE = EE.reshape(q, r, q, r), SEE.reshape(-1, q, r, q, r)[place]
+    bend = -jnp.einsum("kij,lhm,ihjamb->klab", M, M, SEE)
+    return (
+        Jet(logdet, jnp.einsum("kij,ij->k", M, S), -jnp.einsum("kij,lhm,jhmi->kl", M, M, SS)),
+        Jet(K, jnp.einsum("kij,iajb->kab", M, EE), bend + jnp.swapaxes(bend, 2, 3)),
+    )
 
 
 def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed, repeats):
