@@ -17,9 +17,10 @@ from jmixed.fitted import FittedModel
 from jmixed.held import without_coefficients
 from jmixed.inference.variance_profile import profile_variance
 from jmixed.packing import Packing
+from jmixed.testing import SmallSampleTests
 
 
-class MixedLMResults(FittedModel):
+class MixedLMResults(SmallSampleTests, FittedModel):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
