@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +63,7 @@ class SmallSampleTests:
     reml: bool
     k_fe: int
     df_resid: int
+    scale: float
     _spec: ModelData
     _fit: Fit
     _free: np.ndarray
@@ -75,10 +77,10 @@ class SmallSampleTests:
     @cached_property
     def _curvature(self) -> Curvature:
         self._need_data("degrees of freedom and standard errors of variance parameters")
-        design, free = self.model.design, None if self.freepat is None else self._free != 0
+        design, free = self.model.design, None if np.all(self._free) else self._free != 0
         if not self._free_beta.all():
             design = without_coefficients(design, self._fit.beta, self._free_beta)
-        return curvature(design, self._fit.theta, self._fit.sigma, self.reml, None if free is None or free.all() else free)
+        return curvature(design, self._fit.theta, self._fit.sigma, self.reml, free)
 
     @cached_property
     def _kenward_roger(self) -> kenward_roger.KenwardRoger:
@@ -88,6 +90,12 @@ class SmallSampleTests:
                 "ddf='satterthwaite'"
             )
         return kenward_roger.kenward_roger(self._curvature)
+
+    @property
+    def vcov_kenward_roger(self) -> pd.DataFrame:
+        """Kenward and Roger's adjusted covariance of the coefficients, (k_fe, k_fe): pbkrtest's ``vcovAdj``."""
+        names = list(self._spec.exog_names)
+        return pd.DataFrame(self._denominator("kenward-roger").covariance, index=names, columns=names)
 
     def _denominator(self, ddf: str) -> Denominator:
         """Degrees of freedom of the given kind, for contrasts of all coefficients."""
@@ -163,6 +171,13 @@ class SmallSampleTests:
         table = _joint_table if any(len(one.R) > 1 for one in tests) else _single_table
         return table(tests, self._fit.beta, by)
 
+    def _tests_of_coefficients(self, ddf: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Standard errors of the coefficients and their degrees of freedom, None for normal tests."""
+        by = self._denominator(ddf)
+        variances = np.diag(by.covariance)
+        errors = np.sqrt(np.where(variances >= 0, variances, np.nan))
+        return errors, None if ddf == "none" else by.single(np.eye(self.k_fe))
+
     def anova(self, ddf: str = "satterthwaite", type: int | str = 3) -> pd.DataFrame:
         """F tests of the terms of the fixed part, as lmerTest's anova.
 
@@ -197,13 +212,12 @@ class SmallSampleTests:
         if not isinstance(type, int | str) or type not in TYPES:
             raise ModelError(f"anova: type is {type!r}; it must be 3 (marginal), 2 or 1 (sequential)")
         by = self._denominator(ddf)
-        rows = {}
-        for name, L in self._term_contrasts(TYPES[type]).items():
-            joint = by.joint(L, L @ self._fit.beta)
-            mean = joint.F * self._fit.sigma**2
-            rows[name] = (joint.num_df * mean, mean, joint.num_df, joint.den_df, joint.F, _p_of_F(joint))
-        columns = ["sum_sq", "mean_sq", "num_df", "den_df", "F", "p"]
-        return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        contrasts = self._term_contrasts(TYPES[type])
+        table = _table_of_F(contrasts, [by.joint(L, L @ self._fit.beta) for L in contrasts.values()])
+        mean = table["F"] * self.scale
+        table.insert(0, "sum_sq", mean * table["num_df"])
+        table.insert(1, "mean_sq", mean)
+        return table.reindex(columns=["sum_sq", "mean_sq", "num_df", "den_df", "F", "p"])
 
     def _term_contrasts(self, kind: int) -> dict[str, np.ndarray]:
         """Contrasts of every term but the intercept, by its name."""
@@ -268,11 +282,8 @@ def read_hypotheses(L, names: Sequence[str]) -> list[Hypothesis]:
     """
     if L is None:
         return [Hypothesis(name, row[None], np.zeros(1)) for name, row in zip(names, np.eye(len(names)), strict=True)]
-    if isinstance(L, Mapping):
-        if L and all(np.ndim(value) == 0 and not isinstance(value, str) for value in L.values()):
-            label = ", ".join(f"{left} = {right:g}" for left, right in L.items())
-            return [Hypothesis(label, *hypotheses(L, names))]
-        return [one._replace(label=str(name)) for name, value in L.items() for one in [_one(value, names)]]
+    if isinstance(L, Mapping) and not all(isinstance(right, Real) for right in L.values()):
+        return [_one(value, names)._replace(label=str(name)) for name, value in L.items()]
     if isinstance(L, list | tuple) and len(L) and all(isinstance(part, str) for part in L):
         return [_one(text, names) for text in L]
     return [_one(L, names)]
@@ -280,21 +291,24 @@ def read_hypotheses(L, names: Sequence[str]) -> list[Hypothesis]:
 
 def _one(L, names) -> Hypothesis:
     """One test, of one or several equations."""
-    if isinstance(L, str) or (isinstance(L, Mapping | list) and len(L) and isinstance(next(iter(L)), str)):
+    if isinstance(L, str | Mapping):
         R, q = hypotheses(L, names)
         return Hypothesis(L if isinstance(L, str) else _described(R, q, names), R, q)
-    matrix, q = L if isinstance(L, tuple) and len(L) == 2 and np.ndim(L[0]) > 0 else (L, 0.0)
+    matrix, right = L if isinstance(L, tuple) and len(L) == 2 and np.ndim(L[0]) > 0 else (L, 0.0)
     try:
-        R = np.atleast_2d(np.asarray(matrix, FLOAT))
+        R, q = np.atleast_2d(np.asarray(matrix, FLOAT)), np.asarray(right, FLOAT)
     except (TypeError, ValueError) as error:
         raise DataError(f"test: the contrasts are no array of numbers ({error})") from error
     if R.ndim != 2 or R.shape[1] != len(names) or not len(R):
         raise DataError(
-            f"test: contrasts need {len(names)} columns, one for each of {list(names)}; their shape is {np.shape(matrix)}"
+            f"test: contrasts need {len(names)} columns, one for each of {list(names)}; they have the shape "
+            f"{np.shape(matrix)}"
         )
+    if q.size not in (1, len(R)):
+        raise DataError(f"test: the right-hand side has {q.size} values for {len(R)} contrasts")
     if not np.all(np.isfinite(R)) or not np.all(np.any(R != 0, axis=1)):
         raise DataError("test: a contrast must have finite weights that are not all zero")
-    R, q = hypotheses((R, np.asarray(q, FLOAT)), names)
+    q = np.broadcast_to(q.reshape(-1), len(R))
     return Hypothesis(_described(R, q, names), R, q)
 
 
@@ -320,8 +334,17 @@ def _single_table(tests, beta, by) -> pd.DataFrame:
 
 def _joint_table(tests, beta, by) -> pd.DataFrame:
     found = [by.joint(one.R, one.R @ beta - one.q) for one in tests]
-    rows = [(joint.F, joint.num_df, joint.den_df, _p_of_F(joint)) for joint in found]
-    return pd.DataFrame(rows, index=[one.label for one in tests], columns=["F", "num_df", "den_df", "p"])
+    return _table_of_F([one.label for one in tests], found)
+
+
+def _table_of_F(labels, tests: Sequence[JointTest]) -> pd.DataFrame:
+    columns = {
+        "F": np.array([joint.F for joint in tests], FLOAT),
+        "num_df": np.array([joint.num_df for joint in tests], int),
+        "den_df": np.array([joint.den_df for joint in tests], FLOAT),
+        "p": np.array([_p_of_F(joint) for joint in tests], FLOAT),
+    }
+    return pd.DataFrame(columns, index=list(labels))
 
 
 def _wald(covariance, df, L, difference) -> JointTest:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from formulaic import ModelSpec, SimpleFormula
@@ -81,15 +82,17 @@ def _repeat(blocks: list[np.ndarray]) -> np.ndarray:
 
 def _factor_columns(model: ModelData, rhs: ModelSpec) -> dict[str, np.ndarray]:
     """The columns (n, c) of each factor: its numbers, or an indicator of each category."""
-    assert model.recipe is not None and model.frame is not None
+    assert model.recipe is not None
+    assert model.frame is not None
     factors = list(known_factors(rhs))
-    state = {"transform_state": rhs.transform_state, "encoder_state": rhs.encoder_state}
-    specs = {
-        f"factor{k}": ModelSpec(formula=SimpleFormula([Term([factor])]), ensure_full_rank=False, **state)
-        for k, factor in enumerate(factors)
-    }
+    if not factors:
+        return {}
+    state: dict[str, Any] = {"transform_state": rhs.transform_state, "encoder_state": rhs.encoder_state}
+    formulas: list[Any] = [SimpleFormula([Term([factor])]) for factor in factors]
+    specs = {f"factor{k}": ModelSpec(one, ensure_full_rank=False, **state) for k, one in enumerate(formulas)}
     texts = dict.fromkeys(specs, model.recipe.texts["rhs"])
-    recipe = Recipe(specs, dict.fromkeys(specs, model.recipe.needs["rhs"]), model.recipe.aliases, model.recipe.env, texts)
+    needs = dict.fromkeys(specs, model.recipe.needs["rhs"])
+    recipe = Recipe(specs, needs, model.recipe.aliases, model.recipe.env, texts)
     working = working_frame(model.frame, recipe.columns(specs), recipe.aliases)
     found = evaluate(recipe, specs, working, fresh=False).matrices
     return {factor.expr: found[f"factor{k}"].values for k, factor in enumerate(factors)}
@@ -109,8 +112,4 @@ def _columns(term: tuple[str, ...], columns: dict, categories: set[str], n: int)
 def _containing(k: int, terms: list[tuple[str, ...]], categories: set[str]) -> tuple[int, ...]:
     """The terms with the same numbers as term k, all of its categories, and more of them."""
     own = set(terms[k])
-    return tuple(
-        j
-        for j, other in enumerate(terms)
-        if own < set(other) and set(other) - own <= categories
-    )
+    return tuple(j for j, other in enumerate(terms) if own < set(other) and set(other) - own <= categories)

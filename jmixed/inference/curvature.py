@@ -10,6 +10,7 @@ from the blocks of the groups alone, at the cost of one Newton step and for ever
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,8 +36,8 @@ class Curvature:
 
     Attributes
     ----------
-    R : array (p, p)
-        ``beta~ = R (beta - beta0)``: a contrast L of beta is ``L R^-1`` of beta~.
+    to_beta : array (p, p)
+        R^-1: beta is this times beta~, so that a contrast L of beta is the contrast ``L R^-1`` of beta~.
     inverse : array (p, p)
         A^-1 = (X~'V^-1X~)^-1.
     first, second : arrays (m, p, p), (m, m, p, p)
@@ -62,7 +63,7 @@ class Curvature:
     reml : bool
     """
 
-    R: np.ndarray
+    to_beta: np.ndarray
     inverse: np.ndarray
     first: np.ndarray
     second: np.ndarray
@@ -79,10 +80,6 @@ class Curvature:
     nu: int
     nobs: int
     reml: bool
-
-    def preconditioned(self, L) -> np.ndarray:
-        """Contrasts (k, p) of beta as contrasts of beta~."""
-        return linalg.solve_triangular(self.R, np.asarray(L).T, trans=1).T
 
     @property
     def joint_covariance(self) -> np.ndarray:
@@ -133,7 +130,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None) -> Cur
         directions = every = np.linalg.inv(to_psi)[:, np.asarray(free, bool)]
         bend = np.zeros((every.shape[1],) * 2)
     return Curvature(
-        R=held.R,
+        to_beta=np.linalg.inv(held.R),
         inverse=inverse,
         first=A.first,
         second=A.second,
@@ -182,6 +179,7 @@ def tangents(structures, roots, gradient):
     bend : array (a, a)
         <gradient, second derivatives of psi>.
     """
+    # An empty block makes the tables of a model without terms, and adds nothing to others.
     slopes, bends = [np.zeros((0, 0))], [np.zeros((0, 0))]
     for structure, root, own in zip(structures, roots, split(structures, gradient), strict=True):
         if structure.kind == IDENTITY:
@@ -191,17 +189,19 @@ def tangents(structures, roots, gradient):
             continue
         factor, order, rank = pivoted(root)
         entries = [(row, column) for column in range(rank) for row in order[column:]]
-        rows, columns = np.array(entries, int).reshape(-1, 2).T
+        pairs = np.array(entries, int).reshape(-1, 2)
+        rows, columns = pairs[:, 0], pairs[:, 1]
         slopes.append(psi_slopes(structure, factor, rows, columns))
         G = np.zeros((structure.q,) * 2)
         G[structure.psi_indices()] = own
         bends.append((G + G.T)[rows[:, None], rows] * (columns[:, None] == columns))
-    return linalg.block_diag(*slopes[1:]) if len(slopes) > 1 else slopes[0], linalg.block_diag(*bends)
+    return np.asarray(linalg.block_diag(*slopes)), np.asarray(linalg.block_diag(*bends))
 
 
 def pivoted(root):
     """A square root (q, q) that is lower triangular in the order of pivoting, that order, and the rank."""
-    triangle, order = linalg.qr(root.T, mode="r", pivoting=True)
+    pieces: Any = linalg.qr(root.T, mode="r", pivoting=True)
+    triangle, order = pieces
     factor = np.zeros(root.shape)
     factor[order] = triangle.T
     length = np.linalg.norm(factor, axis=1)[order]

@@ -19,10 +19,9 @@ and nothing else changes.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
 
 from jmixed.inference.curvature import Curvature
-from jmixed.inference.satterthwaite import JointTest, principal_contrasts
+from jmixed.inference.satterthwaite import UNTESTED, JointTest, principal_contrasts
 
 FLAT = 1e-12
 """Directions whose information is below this fraction of the largest, on the scale of correlations, are left out."""
@@ -72,10 +71,9 @@ def kenward_roger(curvature: Curvature) -> KenwardRoger:
     U = np.einsum("mn,mnab->ab", weights[1:, 1:], Q - np.einsum("mab,nbc->mnac", P, phi_P))
     adjusted = phi + phi @ (U + U.T) @ phi
     moved = np.concatenate([-phi[None], phi_P @ phi])
-    back = linalg.solve_triangular(curvature.R, np.eye(len(phi)))
-    scale = curvature.sigma**2
-    # In units of sigma^2 throughout: phi, adjusted and moved are proportional to it, W has no units.
-    return KenwardRoger(*(scale * (back @ part @ back.T) for part in (phi, adjusted, moved)), weights)
+    # In units of sigma^2 so far: covariances are proportional to it, W has no units.
+    back = curvature.sigma * curvature.to_beta
+    return KenwardRoger(back @ phi @ back.T, back @ adjusted @ back.T, back @ moved @ back.T, weights)
 
 
 def _inverse(information):
@@ -117,6 +115,8 @@ def joint_test(pieces: KenwardRoger, L, difference) -> JointTest:
     JointTest
     """
     _, vectors = principal_contrasts(L, pieces.covariance)
+    if not vectors.shape[1]:
+        return UNTESTED
     L, difference = vectors.T @ L, vectors.T @ difference
     scale, denominator = _scale_and_denominator(pieces, L)
     wald = difference @ np.linalg.solve(L @ pieces.adjusted @ L.T, difference) / len(L)
@@ -126,6 +126,8 @@ def joint_test(pieces: KenwardRoger, L, difference) -> JointTest:
 def _scale_and_denominator(pieces, L):
     """lambda and m of Kenward and Roger's equations (8) to (10), for r independent contrasts."""
     r = len(L)
+    if not np.all(np.diag(L @ pieces.covariance @ L.T) > 0):
+        return float("nan"), float("nan")
     inner = np.linalg.solve(L @ pieces.covariance @ L.T, L @ pieces.moved @ L.T)
     single = np.einsum("iaa->i", inner)
     A1 = single @ pieces.weights @ single

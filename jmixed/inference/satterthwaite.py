@@ -32,6 +32,10 @@ class JointTest:
     den_df: float
 
 
+UNTESTED = JointTest(float("nan"), 0, float("nan"))
+"""The test of contrasts without a variance, such as those of coefficients that were held."""
+
+
 def degrees_of_freedom(curvature: Curvature, L) -> np.ndarray:
     """Degrees of freedom of each contrast.
 
@@ -46,7 +50,7 @@ def degrees_of_freedom(curvature: Curvature, L) -> np.ndarray:
     array (k,)
         nan where the information of the variance parameters is not positive definite.
     """
-    contrasts = curvature.preconditioned(L)
+    contrasts = L @ curvature.to_beta
     pulled = contrasts @ curvature.inverse
     variance = np.sum(contrasts * pulled, axis=1)
     slopes = -np.einsum("ki,mij,kj->km", pulled, curvature.first, pulled) @ curvature.directions
@@ -77,14 +81,22 @@ def joint_test(curvature: Curvature, L, difference, covariance) -> JointTest:
     JointTest
     """
     variances, vectors = principal_contrasts(L, covariance)
+    if not len(variances):
+        return UNTESTED
     squares = (vectors.T @ difference) ** 2 / variances
     each = degrees_of_freedom(curvature, vectors.T @ L)
     return JointTest(float(np.mean(squares)), len(squares), _denominator(each))
 
 
 def principal_contrasts(L, covariance):
-    """Variances (r,) and weights (k, r) of the uncorrelated combinations of k contrasts; redundant ones are left out."""
-    values, vectors = np.linalg.eigh(L @ covariance @ L.T)
+    """Variances (r,) and weights (k, r) of the uncorrelated combinations of k contrasts.
+
+    Redundant ones are left out; there are none if a contrast has no variance that is known.
+    """
+    spread = L @ covariance @ L.T
+    if not np.all(np.isfinite(spread)):
+        return np.zeros(0), np.zeros((len(L), 0))
+    values, vectors = np.linalg.eigh(spread)
     kept = values > np.sqrt(np.finfo(values.dtype).eps) * values[-1]
     return values[kept], vectors[:, kept]
 

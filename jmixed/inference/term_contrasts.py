@@ -39,7 +39,7 @@ def term_contrasts(X, values, term, basis, contained_in, kind: int) -> list[np.n
     length = np.linalg.norm(values, axis=0)
     length = np.where(length > 0, length, 1)
     width = np.where((size := np.linalg.norm(X, axis=0)) > 0, size, 1)
-    triangle = np.linalg.qr(np.hstack([values / length, X / width]), mode="r")
+    triangle = np.asarray(np.linalg.qr(np.hstack([values / length, X / width]), mode="r"))
     full, model = triangle[:, : len(term)], triangle[:, len(term) :]
     chosen, owner, unit = full[:, basis], np.asarray(term)[basis], length[basis]
     # gamma of the basis from beta, in columns of the model as they are.
@@ -57,7 +57,7 @@ def term_contrasts(X, values, term, basis, contained_in, kind: int) -> list[np.n
 
 def _rows(columns, own):
     """Rows of the unit triangular factor of the columns (m, p) that belong to the term's own."""
-    triangle = np.linalg.qr(columns, mode="r")[own]
+    triangle = np.asarray(np.linalg.qr(columns, mode="r"))[own]
     return triangle / triangle[np.arange(len(triangle)), np.flatnonzero(own)][:, None]
 
 
