@@ -1,7 +1,7 @@
 """Tests of coefficients and of terms with degrees of freedom for small samples: a part of a result."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from numbers import Real
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from jmixed.errors import DataError, ModelError
 from jmixed.held import without_coefficients
 from jmixed.inference import kenward_roger, satterthwaite
 from jmixed.inference.curvature import Curvature, curvature
-from jmixed.inference.satterthwaite import JointTest, principal_contrasts
+from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, principal_contrasts
 from jmixed.inference.term_contrasts import term_contrasts
 from jmixed.inference.variance_parameters import standard_deviations, theta_and_sigma
 from jmixed.precision import FLOAT
@@ -113,8 +113,10 @@ class SmallSampleTests:
                 lambda L: satterthwaite.degrees_of_freedom(bent, L[:, free]),
                 lambda L, difference: satterthwaite.joint_test(bent, L[:, free], difference, own),
             )
-        pieces, adjusted = self._kenward_roger, np.zeros_like(covariance)
-        adjusted[np.ix_(free, free)] = pieces.adjusted
+        # A coefficient that a penalty has set to zero has no standard error, one that was held has zero.
+        own, adjusted = np.ix_(free, free), np.where(np.isnan(covariance), np.nan, 0)
+        adjusted[own] += self._kenward_roger.adjusted
+        pieces = replace(self._kenward_roger, adjusted=adjusted[own])
         return Denominator(
             adjusted,
             lambda L: kenward_roger.degrees_of_freedom(pieces, L[:, free]),
@@ -325,7 +327,7 @@ def _described(R, q, names) -> str:
 def _single_table(tests, beta, by) -> pd.DataFrame:
     R, q = np.vstack([one.R for one in tests]), np.concatenate([one.q for one in tests])
     estimate, df = R @ beta, by.single(R)
-    se = np.sqrt(np.einsum("ki,ij,kj->k", R, by.covariance, R))
+    se = np.sqrt(np.diag(contrast_covariance(R, by.covariance)))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(se > 0, (estimate - q) / se, np.nan)
     columns = {"estimate": estimate, "se": se, "df": df, "t": t, "p": p_of_t(t, df)}
@@ -350,6 +352,8 @@ def _table_of_F(labels, tests: Sequence[JointTest]) -> pd.DataFrame:
 def _wald(covariance, df, L, difference) -> JointTest:
     """Wald's F with given denominator degrees of freedom."""
     variances, vectors = principal_contrasts(L, covariance)
+    if not len(variances):
+        return UNTESTED
     return JointTest(float(np.mean((vectors.T @ difference) ** 2 / variances)), len(variances), df)
 
 

@@ -184,6 +184,28 @@ def test_a_coding_with_fewer_columns_is_tested_as_it_is():
     assert list(table.num_df) == [found.k_fe - 1]
 
 
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger"])
+def test_degrees_of_freedom_have_no_units(ddf):
+    """A calendar year as predictor and random slope, and one in millionths."""
+    data = jm.datasets.load("sleepstudy").assign(year=lambda d: d.Days + 2000.0, tiny=lambda d: d.Days * 1e-6)
+    wanted = sleep().test(ddf=ddf).loc["Days"]
+    for name, scale in {"year": 1, "tiny": 1e6}.items():
+        row = jm.mixedlm(f"Reaction ~ {name} + ({name} | Subject)", data).fit().test(ddf=ddf).loc[name]
+        np.testing.assert_allclose(row[["estimate", "se"]] / scale, wanted[["estimate", "se"]], rtol=1e-6)
+        np.testing.assert_allclose(row[["df", "t", "p"]], wanted[["df", "t", "p"]], rtol=1e-6)
+
+
+def test_a_coefficient_that_a_penalty_removed_is_not_tested():
+    model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy"))
+    result = model.fit_regularized(alpha=[0, 1e4])
+    for ddf in ("satterthwaite", "kenward-roger", "none"):
+        table = result.test(ddf=ddf)
+        assert table.estimate["Days"] == 0
+        assert np.isnan(table.p["Days"])
+        assert table.se["Intercept"] > 0
+        assert np.isnan(result.anova(ddf).F["Days"])
+
+
 def test_held_parameters_are_known():
     """A held coefficient is not tested; a held correlation carries no uncertainty, and is no direction of V."""
     data = jm.datasets.load("sleepstudy")

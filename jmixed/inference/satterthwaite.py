@@ -88,12 +88,20 @@ def joint_test(curvature: Curvature, L, difference, covariance) -> JointTest:
     return JointTest(float(np.mean(squares)), len(squares), _denominator(each))
 
 
+def contrast_covariance(L, covariance):
+    """L C L' (k, k); a coefficient without a variance (nan) matters only to the contrasts that contain it."""
+    unknown = np.isnan(np.diag(covariance))
+    touched = np.any(L[:, unknown] != 0, axis=1)
+    spread = L[:, ~unknown] @ covariance[np.ix_(~unknown, ~unknown)] @ L[:, ~unknown].T
+    return np.where(touched[:, None] | touched, np.nan, spread)
+
+
 def principal_contrasts(L, covariance):
     """Variances (r,) and weights (k, r) of the uncorrelated combinations of k contrasts.
 
     Redundant ones are left out; there are none if a contrast has no variance that is known.
     """
-    spread = L @ covariance @ L.T
+    spread = contrast_covariance(L, covariance)
     if not np.all(np.isfinite(spread)):
         return np.zeros(0), np.zeros((len(L), 0))
     values, vectors = np.linalg.eigh(spread)
