@@ -1,4 +1,4 @@
-"""The result of a fit: what `FittedModel` has, with tables, the summary, profiles of variances, and keeping it."""
+"""The result of a fit: what its bases have, with tables, the summary, profiles of variances, and keeping it."""
 
 import copy
 import os
@@ -13,13 +13,13 @@ from jmixed import effects as by_effect
 from jmixed import predict, summary, tables
 from jmixed.design.frame import as_frame
 from jmixed.errors import DataError, ModelError
-from jmixed.fitted import FittedModel
 from jmixed.held import without_coefficients
 from jmixed.inference.variance_profile import profile_variance
 from jmixed.packing import Packing
+from jmixed.resampling import Resampling
 
 
-class MixedLMResults(FittedModel):
+class MixedLMResults(Resampling):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
