@@ -23,13 +23,13 @@ def generator(key: Any) -> np.random.Generator:
     DataError
         For anything else.
     """
-    if isinstance(key, int | np.integer) and not isinstance(key, bool) and 0 <= key < 2**64:
-        words = np.array([int(key) >> 32, int(key) & 0xFFFFFFFF], np.uint32)
-    elif hasattr(key, "dtype") and getattr(key, "size", 0):
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    words = np.zeros(0, np.uint32)
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if 0 <= key < 2**64:
+            words = np.array([int(key) >> 32, int(key) & 0xFFFFFFFF], np.uint32)
+    elif (dtype := getattr(key, "dtype", None)) is not None:
+        typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
         words = np.asarray(jax.random.key_data(key) if typed else key)
-    else:
-        words = np.zeros(0, np.uint32)
     if words.ndim != 1 or words.dtype != np.uint32 or not len(words):
         raise DataError(f"key is {key!r}; give a seed, a whole number of zero or more, or one key of jax.random.key")
     return np.random.default_rng(words)

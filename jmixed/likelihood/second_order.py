@@ -52,8 +52,7 @@ def derivatives(psi, roots, moments: Moments, reml: bool, exact: jax.Array | boo
         Where false, the Hessian is the average information (Gilmour, Thompson and Cullis 1995), the mean of observed
         and expected information: positive semidefinite, and much cheaper for crossed factors.
     """
-    crossed = moments.layout.crossed
-    logdet, G = crossed_jets(psi, roots, moments, exact) if crossed else _eliminate_all(psi, roots, moments)
+    logdet, G = reduced_jets(psi, roots, moments, exact)
     fixed, rss = _profile_fixed(G)
     fixed = fixed._replace(value=fixed.value + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R)))))
     logdet = jax.tree.map(lambda a, b: a + jnp.where(reml, b, 0), logdet, fixed)
@@ -71,8 +70,13 @@ def derivatives(psi, roots, moments: Moments, reml: bool, exact: jax.Array | boo
     )
 
 
+def reduced_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True) -> tuple[Jet, Jet]:
+    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]; arguments as of `derivatives`."""
+    crossed = moments.layout.crossed
+    return crossed_jets(psi, roots, moments, exact) if crossed else _eliminate_all(psi, roots, moments)
+
+
 def _eliminate_all(psi, roots, moments):
-    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]."""
     layout, m, dtype = moments.layout, len(psi), psi.dtype
     covariances = covariances_of(psi, layout.terms)
     C = [constant(c) for c in moments.C]
