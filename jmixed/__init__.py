@@ -1,6 +1,8 @@
 """Linear mixed models on JAX: statsmodels' calls and lme4's formulas, one fast, certified and differentiable fit."""
 
 from jmixed import datasets
+from jmixed.comparison import compare
+from jmixed.comparison import variance_test as test_variance
 from jmixed.compilation import enable_compilation_cache
 from jmixed.errors import (
     ConvergenceWarning,
@@ -38,6 +40,7 @@ __all__ = [
     "SingularWarning",
     "VCSpec",
     "__version__",
+    "compare",
     "datasets",
     "enable_compilation_cache",
     "estimate",
@@ -46,4 +49,5 @@ __all__ = [
     "mixedlm",
     "moments",
     "profiled_deviance",
+    "test_variance",
 ]

@@ -1,5 +1,6 @@
 """New responses for a fitted model: simulation and refits; `MixedLMResults` is built on it."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,17 @@ class Resampling(FittedModel):
         """
         self._need_data("refit")
         self._refuse_penalised("refit")
-        held = {} if self.freepat is None else {"free": self.freepat, "start_params": self.params_object}
-        return self.model.with_response(y).fit(reml=self.reml, **held)
+        return self.model.with_response(y).fit(reml=self.reml, **self._pattern)
+
+    @property
+    def _pattern(self) -> dict:
+        """Arguments of a fit that holds what this one held."""
+        return {} if self.freepat is None else {"free": self.freepat, "start_params": self.params_object}
+
+    def _by_ml(self, what: str) -> Any:
+        """This result, or the ML fit of the same model."""
+        self._refuse_penalised(what)
+        return copy.copy(self.model).fit(reml=False, **self._pattern) if self.reml else self
 
     def _refuse_penalised(self, what: str) -> None:
         if self._penalty:

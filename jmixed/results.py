@@ -11,6 +11,7 @@ import pandas as pd
 
 from jmixed import effects as by_effect
 from jmixed import predict, summary, tables
+from jmixed.comparison import Comparisons
 from jmixed.design.frame import as_frame
 from jmixed.errors import DataError, ModelError
 from jmixed.held import without_coefficients
@@ -19,7 +20,7 @@ from jmixed.intervals import Intervals, coverage
 from jmixed.packing import Packing
 
 
-class MixedLMResults(Intervals):
+class MixedLMResults(Intervals, Comparisons):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as

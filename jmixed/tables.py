@@ -29,11 +29,11 @@ class Component(NamedTuple):
 
 
 class Noted(pd.DataFrame):
-    """A table that prints a remark below itself, kept in ``attrs["note"]``; what is cut from it is an ordinary one."""
+    """A table that prints a remark below itself, kept in ``attrs["note"]``."""
 
     @property
     def _constructor(self):
-        return pd.DataFrame
+        return Noted
 
     def __repr__(self) -> str:
         return "\n".join([super().__repr__(), *filter(None, [self.attrs.get("note")])])
