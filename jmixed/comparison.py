@@ -291,13 +291,14 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
             raise ModelError("test_variance: the fixed effects differ; compare such models with jm.compare")
         tested, r = _difference(spec.terms, r_reduced._spec.terms)
         reduced = r_reduced.objective
-    statistic = reduced - r_full.objective
-    if statistic < -1e-6 * max(1, abs(reduced)):
+    statistic, noise = reduced - r_full.objective, 1e-8 * max(1, abs(reduced))
+    if statistic < -100 * noise:
         raise ModelError(
             f"test_variance: the reduced model fits better, by {-statistic:.3g}: is the first fit the larger model, "
             "and at its optimum?"
         )
-    statistic, df, weights = max(statistic, 0.0), (r - 1, r), (0.5, 0.5)
+    # A variance estimated at zero leaves a ratio of zero up to rounding, where the p-value jumps.
+    statistic, df, weights = statistic if statistic > noise else 0.0, (r - 1, r), (0.5, 0.5)
     p = mixture_tail(statistic, df, weights)
     return VarianceTest(statistic, p, df, weights, chi_square_tail(statistic, r), tested, method)
 

@@ -22,6 +22,27 @@ def add_up(terms) -> jax.Array:
     return functools.reduce(operator.add, terms)
 
 
+BLOCK = 1024
+"""Small matrices of a long stack that are worked on at a time, so that what is made of them stays in cache."""
+
+
+def sum_in_blocks(function, arrays) -> Any:
+    """``function(arrays)``, sums over the last axis of all arrays: a block of that axis at a time where it is long.
+
+    A function of many steps would otherwise write each step's long arrays to memory and read them again.
+    """
+    length = jax.tree.leaves(arrays)[0].shape[-1]
+    if length < 4 * BLOCK or length % BLOCK:
+        return function(arrays)
+
+    def add_block(k, total):
+        own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, k * BLOCK, BLOCK, -1), arrays)
+        return jax.tree.map(operator.add, total, function(own))
+
+    first = jax.tree.map(lambda a: a[..., :BLOCK], arrays)
+    return jax.lax.fori_loop(1, length // BLOCK, add_block, function(first))
+
+
 def cholesky(a) -> Any:
     """Lower Cholesky factor of ``a`` (q, q, ...) as a nested list of entries or, for large q, an array (q, q, ...)."""
     q = a.shape[0]

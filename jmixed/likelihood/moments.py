@@ -13,27 +13,36 @@ from jmixed.linalg import add_up
 
 
 def moments(rows: Rows) -> Moments:
-    """Precondition the columns and form the cross-products of every stage of the elimination."""
+    """Precondition the columns and form the cross-products of every stage of the elimination.
+
+    The response goes its own way until the small arrays are put together: a batch of responses shares all the rest.
+    """
     layout, weights = rows.layout, rows.weights
-    R, beta0, basis = _precondition_fixed(rows)
-    y = rows.y - rows.offset
-    fixed = jnp.concatenate([rows.X @ basis, (y - rows.X @ beta0)[:, None]], axis=1)
+    positive = weights > 0
+    nobs = jnp.sum(positive.astype(weights.dtype))
+    R, basis = _precondition_fixed(rows)
+    X, y = rows.X @ basis, rows.y - rows.offset
+    beta0 = basis @ stop_gradient(X.T @ (weights * y))
+    residual = y - rows.X @ beta0
     T = tuple(
-        _precondition_term(structure, Z, weights, rows.nobs) for structure, Z in zip(layout.terms, rows.Z, strict=True)
+        _precondition_term(structure, Z, weights, nobs) for structure, Z in zip(layout.terms, rows.Z, strict=True)
     )
     Z = [jnp.concatenate([rows.Z[t] @ T[t] for t in terms], axis=1) for terms in layout.factors]
-    C, B, A = _stack_stages(rows, Z, fixed)
-    positive = weights > 0
+    C, B, A = _stack_stages(rows, Z, X, residual)
+    weighted = weights[:, None] * X
+    across = (weighted.T @ residual)[:, None]
+    G = jnp.concatenate([X.T @ weighted, across], axis=1)
+    corner = jnp.sum(weights * residual**2)[None, None]
     return Moments(
         C=C,
         B=B,
         A=A,
-        G=fixed.T @ (weights[:, None] * fixed),
+        G=jnp.concatenate([G, jnp.concatenate([across.T, corner], axis=1)]),
         R=R,
         beta0=beta0,
         T=T,
         log_weights=jnp.sum(jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)), 0)),
-        nobs=rows.nobs,
+        nobs=nobs,
         total=jnp.sum(weights * y * y),
         index=rows.index,
         layout=layout,
@@ -41,19 +50,15 @@ def moments(rows: Rows) -> Moments:
 
 
 def _precondition_fixed(rows):
-    """R with W^(1/2) X = QR, the least-squares coefficients, and R^-1."""
+    """R with W^(1/2) X = QR, and R^-1."""
     p = rows.X.shape[1]
-    scaled = jnp.sqrt(stop_gradient(rows.weights))[:, None] * stop_gradient(
-        jnp.concatenate([rows.X, (rows.y - rows.offset)[:, None]], axis=1)
-    )
+    scaled = jnp.sqrt(stop_gradient(rows.weights))[:, None] * stop_gradient(rows.X)
     # A column is brought to unit length before the factorisation: predictors in odd units must not underflow it.
-    length = jnp.sqrt(jnp.sum(scaled[:, :p] ** 2, axis=0))
+    length = jnp.sqrt(jnp.sum(scaled**2, axis=0))
     length = jnp.where(length > 0, length, 1)
-    factor = jnp.linalg.qr(scaled / jnp.append(length, 1)[None], mode="r")
-    triangle = factor[:p, :p]
+    triangle = jnp.linalg.qr(scaled / length[None], mode="r")[:p]
     inverse = jax.scipy.linalg.solve_triangular(triangle, jnp.eye(p, dtype=triangle.dtype))
-    basis = inverse / length[:, None]
-    return triangle * length[None], basis @ factor[:p, p], basis
+    return triangle * length[None], inverse / length[:, None]
 
 
 def _precondition_term(structure, Z, weights, nobs):
@@ -74,20 +79,22 @@ def _precondition_term(structure, Z, weights, nobs):
     return jax.scipy.linalg.solve_triangular(triangle, unit) * root / size[:, None]
 
 
-def _stack_stages(rows, Z, fixed):
+def _stack_stages(rows, Z, X, y):
     """C and B of every stage and the couplings A, from cross-products within levels and within pairs of levels."""
     layout, index = rows.layout, rows.index
     own, pairs = {}, {}
     for f, left in enumerate(Z):
         containing = [g for g in range(len(Z)) if g != f and layout.nested[f][g] and layout.precedes(f, g)]
-        right = jnp.concatenate([left, *(Z[g] for g in containing), fixed], axis=1)
-        product = crossproduct(index.groupings[f], rows.weights[:, None] * left, right)
+        right = jnp.concatenate([left, *(Z[g] for g in containing), X], axis=1)
+        weighted = rows.weights[:, None] * left
+        product = crossproduct(index.groupings[f], weighted, right)
+        response = crossproduct(index.groupings[f], weighted, y[:, None])
         widths = [layout.factor_width(g) for g in (f, *containing)]
         ends = [sum(widths[: k + 1]) for k in range(len(widths))]
         own[f, f] = product[:, : ends[0]]
         for k, g in enumerate(containing):
             pairs[f, g] = (product[:, ends[k] : ends[k + 1]], None, index.within[f][g])
-        own[f, None] = product[:, ends[-1] :]
+        own[f, None] = jnp.concatenate([product[:, ends[-1] :], response], axis=1)
     for coupling in index.couplings:
         f, g = coupling.factors
         product = crossproduct(coupling.grouping, rows.weights[:, None] * Z[f], Z[g])
