@@ -2,6 +2,8 @@
 
 from jmixed import datasets
 from jmixed.batches import estimate_many
+from jmixed.comparison import compare
+from jmixed.comparison import variance_test as test_variance
 from jmixed.compilation import enable_compilation_cache
 from jmixed.errors import (
     ConvergenceWarning,
@@ -39,6 +41,7 @@ __all__ = [
     "SingularWarning",
     "VCSpec",
     "__version__",
+    "compare",
     "datasets",
     "enable_compilation_cache",
     "estimate",
@@ -48,4 +51,5 @@ __all__ = [
     "mixedlm",
     "moments",
     "profiled_deviance",
+    "test_variance",
 ]

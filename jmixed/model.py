@@ -12,12 +12,12 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from jmixed.design import matrices
+from jmixed.design import checks, matrices
 from jmixed.design.stack import stack
-from jmixed.errors import ModelError, RankWarning
+from jmixed.errors import DataError, ModelError, RankWarning
 from jmixed.fitting import Fitting
 from jmixed.packing import Packing
-from jmixed.params import refuse_tracer
+from jmixed.params import as_array, refuse_tracer
 from jmixed.restate import names_of_caller, restated
 from jmixed.views import GroupedRows, ModelFrame, theta_names
 
@@ -219,7 +219,7 @@ class MixedLM(Fitting, GroupedRows):
 
     def _set_up(self, spec, use_sqrt, labelled):
         self.spec, self.use_sqrt, self.labelled, self.reml = spec, bool(use_sqrt), labelled, True
-        self._words = None
+        self._words = self._response = None
         self.endog, self.exog, self.formula = spec.y, spec.X, spec.formula
         self.weights, self.offset = spec.weights, spec.offset
         self.endog_names, self.exog_names = spec.endog_name, list(spec.exog_names)
@@ -289,7 +289,43 @@ class MixedLM(Fitting, GroupedRows):
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env
         words = self._words | changes
         text = self.formula if formula is None else restated(formula, self.formula)
-        return type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)
+        made = type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)
+        kept = self._response is not None and made.endog_names == self.endog_names
+        return made.with_response(self._response) if kept else made
+
+    def with_response(self, y) -> MixedLM:
+        """The same model of another response.
+
+        Parameters
+        ----------
+        y : array-like (nobs,)
+            As the model has it: transformed, if the formula transforms it; rows in the model's order.
+
+        Returns
+        -------
+        MixedLM
+
+        Raises
+        ------
+        DataError
+            For a response of another length, with values that are not finite, or constant.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy"))
+        >>> model.with_response(model.endog / 1000).fit().fe_params.round(4).to_dict()
+        {'Intercept': 0.2514, 'Days': 0.0105}
+        """
+        y = _response(y, self.spec)
+        frame = self.spec.frame
+        if frame is not None and self.endog_names in frame:
+            frame = frame.assign(**{self.endog_names: y})
+        model = copy.copy(self)
+        model.spec, model.endog = replace(self.spec, y=y, frame=frame), y
+        model.data, model._response = replace(self.data, frame=frame), y
+        model.__dict__["design"] = self.design.replace(y=y)
+        return model
 
     def without_data(self, spec) -> MixedLM:
         """A copy that holds `spec`, a `ModelData` without rows, in place of its own."""
@@ -300,3 +336,18 @@ class MixedLM(Fitting, GroupedRows):
         model.weights, model.offset = spec.weights, spec.offset
         model.data, model._words = replace(self.data, frame=None, row_labels=spec.index), None
         return model
+
+
+def _response(y, spec) -> np.ndarray:
+    """A response for the rows of a model, checked."""
+    values = as_array(y, "the response")
+    if values.shape != spec.y.shape:
+        raise DataError(
+            f"the response has shape {values.shape}, but the model has {len(spec.y)} rows: give one number for each, "
+            "in the order of model.endog"
+        )
+    if not np.all(np.isfinite(values)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        raise DataError(f"the response has {len(bad)} values that are not finite, the first in row {bad[0]}")
+    checks.require_variation(values, spec.offset, spec.endog_name)
+    return values

@@ -1,4 +1,4 @@
-"""The result of a fit: what `FittedModel` has, with tables, the summary, profiles of variances, and keeping it."""
+"""The result of a fit: what its bases have, with tables, the summary, profiles of variances, and keeping it."""
 
 import copy
 import os
@@ -11,16 +11,17 @@ import pandas as pd
 
 from jmixed import effects as by_effect
 from jmixed import predict, summary, tables
+from jmixed.comparison import Comparisons
 from jmixed.design.frame import as_frame
 from jmixed.errors import DataError, ModelError
-from jmixed.fitted import FittedModel
 from jmixed.held import without_coefficients
 from jmixed.inference.variance_profile import profile_variance
+from jmixed.intervals import Intervals, coverage
 from jmixed.packing import Packing
 from jmixed.testing import DDF, SmallSampleTests
 
 
-class MixedLMResults(SmallSampleTests, FittedModel):
+class MixedLMResults(Intervals, Comparisons, SmallSampleTests):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
@@ -66,26 +67,6 @@ class MixedLMResults(SmallSampleTests, FittedModel):
         """
         return tables.var_corr(self._spec, self._fit)
 
-    def confint(self, method: str = "wald", level: float = 0.95) -> pd.DataFrame:
-        """Confidence limits of the coefficients.
-
-        Parameters
-        ----------
-        method : str
-            "wald": normal limits from the standard errors. Standard deviations and correlations are listed with NaN,
-            because normal limits are no use for them.
-        level : float
-            Coverage.
-
-        Returns
-        -------
-        DataFrame
-            Columns lower and upper; index: coefficients, ``sd_COLUMN|GROUP``, ``cor_B.A|GROUP``, ``sigma``.
-        """
-        if method != "wald":
-            raise ModelError(f"confint: method={method!r}; the method available is 'wald'")
-        return tables.wald_intervals(self._spec, self._fit, _level(level))
-
     def glance(self) -> pd.DataFrame:
         """One row about the fit: nobs, sigma, logLik, AIC, BIC (lme4's, also under REML), criterion, df.residual."""
         return tables.glance(self._fit, self.nobs, self._n_params, self.reml)
@@ -108,7 +89,7 @@ class MixedLMResults(SmallSampleTests, FittedModel):
         -------
         DataFrame
         """
-        level = _level(conf_level) if conf_int else None
+        level = coverage(conf_level) if conf_int else None
         parts = []
         for effect in [effects] if isinstance(effects, str) else effects:
             if effect == "fixed":
@@ -350,9 +331,3 @@ def load(fname) -> MixedLMResults:
     True
     """
     return MixedLMResults.load(fname)
-
-
-def _level(level: float) -> float:
-    if not 0 < level < 1:
-        raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
-    return float(level)

@@ -28,6 +28,31 @@ class Component(NamedTuple):
         return f"{kind}_{term}|{self.group}"
 
 
+class Noted(pd.DataFrame):
+    """A table that prints a remark below itself, kept in ``attrs["note"]``."""
+
+    @property
+    def _constructor(self):
+        return Noted
+
+    def __repr__(self) -> str:
+        return "\n".join([super().__repr__(), *filter(None, [self.attrs.get("note")])])
+
+    def _repr_html_(self):
+        return (
+            f"{super()._repr_html_()}<p>{self.attrs['note']}</p>" if self.attrs.get("note") else super()._repr_html_()
+        )
+
+
+def noted(table: pd.DataFrame, note: str) -> pd.DataFrame:
+    """The table with a remark, or as it is when there is none to make."""
+    if not note:
+        return table
+    table = Noted(table)
+    table.attrs["note"] = note
+    return table
+
+
 def components(term, cov) -> Iterator[Component]:
     """The lower triangle of a term's covariance matrix, column by column, as variances and correlations.
 

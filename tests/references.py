@@ -47,3 +47,9 @@ def _data(name: str) -> pd.DataFrame:
     # Python reads a decimal to the nearest float; the default parser of some pandas versions misses by one bit.
     numbers = {column: frame[column].map(float) for column in frame if column not in text}
     return frame.assign(**numbers)
+
+
+@functools.cache
+def beside(name: str) -> dict:
+    """A table of reference values by case: "profile_ci" or "ranova"."""
+    return json.loads((ROOT / f"{name}.json").read_text(encoding="utf-8"))

@@ -83,7 +83,6 @@ def derivatives_of(logdet: Jet, G: Jet, moments: Moments, reml: bool, exact: jax
 
 
 def _eliminate_all(psi, roots, moments):
-    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]."""
     layout, m, dtype = moments.layout, len(psi), psi.dtype
     covariances = covariances_of(psi, layout.terms)
     C = [constant(c) for c in moments.C]
