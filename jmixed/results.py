@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from jmixed import effects as by_effect
-from jmixed import predict, summary, tables
-from jmixed.design.frame import as_frame
+from jmixed import summary, tables
+from jmixed.diagnostics import Diagnostics
 from jmixed.errors import DataError, ModelError
 from jmixed.fitted import FittedModel
 from jmixed.held import without_coefficients
@@ -19,7 +19,7 @@ from jmixed.inference.variance_profile import profile_variance
 from jmixed.packing import Packing
 
 
-class MixedLMResults(FittedModel):
+class MixedLMResults(Diagnostics, FittedModel):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
@@ -83,7 +83,7 @@ class MixedLMResults(FittedModel):
         """
         if method != "wald":
             raise ModelError(f"confint: method={method!r}; the method available is 'wald'")
-        return tables.wald_intervals(self._spec, self._fit, _level(level))
+        return tables.wald_intervals(self._spec, self._fit, tables.level_of(level))
 
     def glance(self) -> pd.DataFrame:
         """One row about the fit: nobs, sigma, logLik, AIC, BIC (lme4's, also under REML), criterion, df.residual."""
@@ -107,7 +107,7 @@ class MixedLMResults(FittedModel):
         -------
         DataFrame
         """
-        level = _level(conf_level) if conf_int else None
+        level = tables.level_of(conf_level) if conf_int else None
         parts = []
         for effect in [effects] if isinstance(effects, str) else effects:
             if effect == "fixed":
@@ -120,30 +120,6 @@ class MixedLMResults(FittedModel):
             else:
                 raise ModelError(f"tidy: effects={effect!r}; use 'fixed', 'ran_pars', 'ran_vals' or a list of these")
         return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
-
-    def augment(self, data=None) -> pd.DataFrame:
-        """The data with fitted values beside them.
-
-        Parameters
-        ----------
-        data : DataFrame, optional
-            New rows; levels that the model has not seen get a random effect of zero. By default the model's rows.
-
-        Returns
-        -------
-        DataFrame
-            A copy with the columns ``.fitted``, ``.fixed`` (without random effects) and, for the model's rows,
-            ``.resid``.
-        """
-        if data is not None:
-            frame = as_frame(data)
-            fitted = self.predict(frame, random_effects=True, new_levels="population")
-            return frame.assign(**{".fitted": fitted, ".fixed": self.predict(frame)})
-        self._need_data("augment")
-        spec = self._spec
-        frame = pd.DataFrame(index=spec.index) if spec.frame is None else spec.frame
-        fixed = predict.fixed_part(spec, self._fit.beta)
-        return frame.assign(**{".fitted": self._fitted, ".resid": spec.y - self._fitted, ".fixed": fixed})
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()
@@ -344,9 +320,3 @@ def load(fname) -> MixedLMResults:
     True
     """
     return MixedLMResults.load(fname)
-
-
-def _level(level: float) -> float:
-    if not 0 < level < 1:
-        raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
-    return float(level)
