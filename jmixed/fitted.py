@@ -16,7 +16,6 @@ from jmixed.names import parameter_names
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams
 from jmixed.precision import FLOAT
-from jmixed.programs import conditional
 from jmixed.tables import level_of
 from jmixed.wald import WaldInference
 
@@ -240,12 +239,8 @@ class FittedModel(WaldInference):
     @cached_property
     def _level_covariances(self) -> dict[str, np.ndarray]:
         self._need_data("conditional covariances")
-        spec, fit = self._spec, self._fit
-        if len(effects.by_factor(spec.terms)) == len(spec.terms):
-            found = conditional(self.model.design, fit)
-            return {term.group: found[term.label] for term in spec.terms}
-        # Terms that share a factor are taken together, with the covariances between them.
-        return effects.level_covariances(spec.terms, spec.weights, fit.covariances, fit.sigma)
+        factors = effects.by_factor(self._spec.terms)
+        return {group: self._joint.level_blocks(members) for group, members in factors.items()}
 
     @property
     def fittedvalues(self):
@@ -325,7 +320,7 @@ class FittedModel(WaldInference):
         >>> result.predict(data.head(2), random_effects=True).round(2).tolist()
         [253.66, 273.33]
         >>> result.predict(data.head(2), random_effects=True, interval="confidence").round(2).loc[0].tolist()
-        [253.66, 12.63, 228.91, 278.42]
+        [253.66, 12.25, 229.64, 277.68]
         """
         if exog is not None and data is not None:
             raise DataError("predict: exog is another name of data; give one of them")

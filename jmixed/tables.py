@@ -180,6 +180,6 @@ def _with_limits(table, level):
 
 def level_of(level: float) -> float:
     """A coverage, refused when it is none."""
-    if not (np.ndim(level) == 0 and 0 < level < 1):
+    if isinstance(level, str) or not 0 < level < 1:
         raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
     return float(level)

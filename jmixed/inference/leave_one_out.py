@@ -15,11 +15,11 @@ from jmixed.compilation import program
 from jmixed.data import Design, bucket
 from jmixed.estimation import outcome_of, start_at
 from jmixed.likelihood.estimates import estimates
-from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.moments import moments, preconditioners
 from jmixed.precision import double_precision
 from jmixed.programs import Fit
 
-CHUNK = 32
+CHUNK = 8
 """Refits that run side by side."""
 NUMBERS = 2**25
 """Row entries that they may hold together."""
@@ -78,23 +78,26 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     with double_precision():
         out = _program(rows, padded, chosen, fit.theta, limit, bool(reml), side_by_side=side_by_side)
         *numbers, outcome, sound = (part[:count] for part in jax.device_get(out))
-    numbers = (np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for part in numbers)
-    return LeftOut(*numbers, outcome)
+    theta, beta, sigma, vcov_beta = (
+        np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for part in numbers
+    )
+    return LeftOut(theta, beta, sigma, vcov_beta, outcome)
 
 
 @program(static_argnames=("side_by_side",))
 def _program(rows, clusters, chosen, theta, limit, reml, side_by_side):
+    columns = preconditioners(rows)
+
     def without(cluster):
         out = clusters == cluster
-        weights = jnp.where(out, 0, rows.weights)
         nobs = rows.nobs - jnp.sum(out.astype(rows.nobs.dtype))
-        held = cross_products(replace(rows, weights=weights, nobs=nobs))
-        # A column of R that the ones before it explain: the rest of the data does not tell its coefficient.
-        pivots = jnp.abs(jnp.diagonal(held.R)) > 1e-7 * jnp.sqrt(jnp.sum(held.R**2, axis=0))
+        held = moments(replace(rows, weights=jnp.where(out, 0, rows.weights), nobs=nobs), columns)
+        # All data together have the identity here: an eigenvalue of zero is a coefficient that the rest does not tell.
+        told = jnp.linalg.eigvalsh(held.G[:-1, :-1]) > 1e-10
         solution = optimize.minimize(held, start_at(theta, held), reml, limit)
         result = estimates(solution.roots, held, reml)
-        finite = jnp.isfinite(result["objective"]) & jnp.all(jnp.isfinite(result["beta"]))
         numbers = (result[name] for name in ("theta", "beta", "sigma", "vcov_beta"))
-        return *numbers, outcome_of(solution, result["sigma"], held), jnp.all(pivots) & finite
+        sound = jnp.all(told) & jnp.isfinite(result["objective"])
+        return *numbers, outcome_of(solution, result["sigma"], held), sound
 
     return jax.lax.map(without, chosen, batch_size=side_by_side)

@@ -4,6 +4,8 @@ Columns are preconditioned first. The preconditioners are constants to the deriv
 on them, so that derivatives through the preconditioned columns alone are exact.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
@@ -12,15 +14,35 @@ from jmixed.data import SPARSE, Moments, Rows
 from jmixed.linalg import add_up
 
 
-def moments(rows: Rows) -> Moments:
-    """Precondition the columns and form the cross-products of every stage of the elimination."""
-    layout, weights = rows.layout, rows.weights
+class Preconditioners(NamedTuple):
+    """R and R^-1 of the fixed effects, their least-squares coefficients, and T of every term: see `Moments`."""
+
+    R: jax.Array
+    basis: jax.Array
+    beta0: jax.Array
+    T: tuple[jax.Array, ...]
+
+
+def preconditioners(rows: Rows) -> Preconditioners:
+    """Those that make the columns of X orthonormal and those of a term of unit size."""
     R, beta0, basis = _precondition_fixed(rows)
+    terms = zip(rows.layout.terms, rows.Z, strict=True)
+    return Preconditioners(R, basis, beta0, tuple(_precondition_term(s, Z, rows.weights, rows.nobs) for s, Z in terms))
+
+
+def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
+    """Precondition the columns and form the cross-products of every stage of the elimination.
+
+    Parameters
+    ----------
+    rows : Rows
+    given : Preconditioners, optional
+        Those of other weights on the same columns: exact all the same, and cheaper than new ones.
+    """
+    layout, weights = rows.layout, rows.weights
+    R, basis, beta0, T = preconditioners(rows) if given is None else given
     y = rows.y - rows.offset
     fixed = jnp.concatenate([rows.X @ basis, (y - rows.X @ beta0)[:, None]], axis=1)
-    T = tuple(
-        _precondition_term(structure, Z, weights, rows.nobs) for structure, Z in zip(layout.terms, rows.Z, strict=True)
-    )
     Z = [jnp.concatenate([rows.Z[t] @ T[t] for t in terms], axis=1) for terms in layout.factors]
     C, B, A = _stack_stages(rows, Z, fixed)
     positive = weights > 0
