@@ -57,7 +57,7 @@ class Profile:
         DataFrame
             Columns lower and upper; index as the estimates.
         """
-        level = coverage(level)
+        level = tables.level_of(level)
         if level not in self._known:
             found = profiles.profile(self._fit, self._parameters, [cut(level)])
             self._known[level] = np.array([[trace.lower[0], trace.upper[0]] for trace in found])
@@ -109,7 +109,7 @@ class Intervals(Resampling):
         >>> result.confint("profile", which="sd_Days|Subject").round(3).values.tolist()
         [[3.801, 8.753]]
         """
-        level, places = coverage(level), self._places(which)
+        level, places = tables.level_of(level), self._places(which)
         if method == "wald":
             return tables.wald_intervals(self._spec, self._fit, level).iloc[places]
         if method == "profile":
@@ -152,7 +152,7 @@ class Intervals(Resampling):
         """
         if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
             raise ModelError(f"profile: steps is {steps!r}; it must be a whole number, zero or more")
-        return self._profiled(self._places(which), coverage(level), int(steps))
+        return self._profiled(self._places(which), tables.level_of(level), int(steps))
 
     def _profiled(self, places: list[int], level: float, steps: int) -> Profile:
         self._need_data("profile")
@@ -182,13 +182,6 @@ class Intervals(Resampling):
         if unknown or not wanted:
             raise ModelError(f"no parameter {unknown or wanted}; the parameters are {names}")
         return [place for name in wanted for place, own in enumerate(names) if own == name]
-
-
-def coverage(level: float) -> float:
-    """A level, checked."""
-    if isinstance(level, bool) or not isinstance(level, int | float | np.number) or not 0 < level < 1:
-        raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
-    return float(level)
 
 
 def cut(level: float) -> float:

@@ -19,7 +19,6 @@ from jmixed.data import Design, Moments, bucket
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.estimation import level_count, outcome_of, start_at
 from jmixed.information import (
-    factors_of_theta,
     inverse_information,
     psi_map,
     roots_of_psi,
@@ -28,7 +27,7 @@ from jmixed.information import (
     theta_hessian,
 )
 from jmixed.likelihood import criterion
-from jmixed.likelihood.estimates import by_level, conditional_blocks, estimates
+from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.second_order import derivatives
 from jmixed.likelihood.stages import covariances_of
@@ -105,7 +104,6 @@ FEW_LEVELS = 8
 OTHER_STARTS = 8
 
 _cross_products = program(cross_products)
-_conditional_program = program(conditional_blocks)
 
 
 @program(static_argnames=("method",))
@@ -349,28 +347,3 @@ def design_moments(design: Design) -> Moments:
     """The cross-products of a design, as numpy arrays in double precision."""
     with double_precision():
         return jax.device_get(_cross_products(design.rows(bucket(design.y.shape[0]))))
-
-
-def conditional(design: Design, fit: Fit) -> dict[str, np.ndarray]:
-    """Conditional covariances of the random effects given theta, beta and sigma: (levels, q, q) by term.
-
-    These are lme4's ``condVar``: sigma^2 Lambda (Lambda'Z'WZ Lambda + I)^-1 Lambda', one diagonal block per level.
-    """
-    layout, held = design.layout, design_moments(design)
-    factors = factors_of_theta(layout.terms, fit.theta)
-    with double_precision():
-        roots = tuple(np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True))
-        blocks = jax.device_get(_conditional_program(held, roots))
-    out = {}
-    for f, members in enumerate(layout.factors):
-        stage, width = layout.stage_of(f), layout.factor_width(f)
-        position = held.index.position[f][: design.counts[f]]
-        start = layout.offset_in_stage(f) + held.index.slot[f][position] * width
-        offset = 0
-        for t in members:
-            q, T = layout.terms[t].q, held.T[t]
-            at = start[:, None] + offset + np.arange(q)[None]
-            own = blocks[stage][at[:, :, None], at[:, None, :], held.index.block[f][position][:, None, None]]
-            out[design.labels[t]] = fit.sigma**2 * (T @ own @ T.T)
-            offset += q
-    return {label: out[label] for label in design.labels}

@@ -459,7 +459,9 @@ class TestTables:
         table = sleep().augment()
         np.testing.assert_allclose(table[".fitted"] + table[".resid"], data["Reaction"])
         np.testing.assert_allclose(table[".fixed"], 251.405105 + 10.467286 * data["Days"], rtol=1e-7)
-        assert table.columns.tolist() == [*data.columns, ".fitted", ".resid", ".fixed"]
+        broom = [".fitted", ".resid", ".hat", ".cooksd", ".fixed", ".mu", ".offset", ".sqrtXwt", ".sqrtrwt"]
+        broom += [".weights", ".wtres"]
+        assert table.columns.tolist() == [*data.columns, *broom, ".std.resid", ".fixed.resid"]
         new = sleep().augment(pd.DataFrame({"Days": [3, 3], "Subject": ["308", "nobody"]}))
         assert new[".fitted"].iloc[1] == pytest.approx(new[".fixed"].iloc[1])
         assert new[".fitted"].iloc[0] == pytest.approx(table.loc[3, ".fitted"])
