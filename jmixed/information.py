@@ -91,7 +91,8 @@ def singular_terms(design, theta):
     structures = design.layout.terms
     for label, factor in zip(design.labels, factors_of_theta(structures, theta), strict=True):
         length = np.sqrt(np.sum(factor**2, axis=1))
-        size = np.sqrt(np.mean(design.Z[label] ** 2, axis=0))
+        Z = design.Z[label]
+        size = np.sqrt(np.einsum("ij,ij->j", Z, Z) / len(Z))
         flags.append(bool(np.any(np.diag(factor) <= 1e-4 * length) or np.any(length * size <= 1e-4)))
     return tuple(flags)
 
