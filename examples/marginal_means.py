@@ -1,10 +1,15 @@
 """Estimated marginal means and their differences through marginaleffects, where the plain means of the data mislead."""
 
+from typing import Any
+
+import marginaleffects
 import numpy as np
 import pandas as pd
-from marginaleffects.predictions import predictions
 
 import jmixed as jm
+
+# Its type hints know fewer arguments than it takes.
+predictions: Any = marginaleffects.predictions
 
 TRUTH = {"lecture": 0.0, "seminar": 4.0, "workshop": 6.0}
 

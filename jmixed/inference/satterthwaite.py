@@ -93,7 +93,7 @@ def contrast_covariance(L, covariance):
     unknown = np.isnan(np.diag(covariance))
     touched = np.any(L[:, unknown] != 0, axis=1)
     spread = L[:, ~unknown] @ covariance[np.ix_(~unknown, ~unknown)] @ L[:, ~unknown].T
-    return np.where(touched[:, None] | touched, np.nan, spread)
+    return np.where(np.logical_or.outer(touched, touched), np.nan, spread)
 
 
 def principal_contrasts(L, covariance):

@@ -133,14 +133,14 @@ def _eliminate_first(sigma, root, M, C, B):
     place = np.zeros((q, q), int)
     place[rows, columns] = place[columns, rows] = np.arange(len(rows))
 
-    def sums(blocks):
-        C, B = blocks
+    def sums(blocks, covariance):
+        (sigma, root), (C, B) = covariance, blocks
         out = eliminate(sigma, root, C, B, True)
         S, E = out.S[rows, columns], out.E.reshape(q * r, -1)
         SE = (S[:, None] * E[None]).reshape(-1, E.shape[1])
         return out.logdet, out.K, jnp.sum(S, -1), S @ S.T, E @ E.T, SE @ E.T
 
-    logdet, K, S, SS, EE, SEE = sum_in_blocks(sums, (C, B))
+    logdet, K, S, SS, EE, SEE = sum_in_blocks(sums, (C, B), (sigma, root))
     S, SS = S[place], SS[place][:, :, place]
     EE, SEE = EE.reshape(q, r, q, r), SEE.reshape(-1, q, r, q, r)[place]
     bend = -jnp.einsum("kij,lhm,ihjamb->klab", M, M, SEE)
