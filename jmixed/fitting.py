@@ -7,10 +7,11 @@ import numpy as np
 from jmixed import held, options, regularized
 from jmixed.errors import DataError, ModelError
 from jmixed.evaluation import Likelihood
+from jmixed.mass_univariate import ManyFitting
 from jmixed.results import MixedLMResults
 
 
-class Fitting(Likelihood):
+class Fitting(Likelihood, ManyFitting):
     """The ways to estimate a model."""
 
     k_re: int

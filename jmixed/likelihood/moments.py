@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jmixed.data import SPARSE, Moments, Rows
-from jmixed.linalg import add_up
+from jmixed.linalg import add_up, qr_triangle, triangular_inverse
 
 
 def moments(rows: Rows) -> Moments:
@@ -51,14 +51,12 @@ def moments(rows: Rows) -> Moments:
 
 def _precondition_fixed(rows):
     """R with W^(1/2) X = QR, and R^-1."""
-    p = rows.X.shape[1]
     scaled = jnp.sqrt(stop_gradient(rows.weights))[:, None] * stop_gradient(rows.X)
     # A column is brought to unit length before the factorisation: predictors in odd units must not underflow it.
     length = jnp.sqrt(jnp.sum(scaled**2, axis=0))
     length = jnp.where(length > 0, length, 1)
-    triangle = jnp.linalg.qr(scaled / length[None], mode="r")[:p]
-    inverse = jax.scipy.linalg.solve_triangular(triangle, jnp.eye(p, dtype=triangle.dtype))
-    return triangle * length[None], inverse / length[:, None]
+    triangle = qr_triangle(scaled / length[None])
+    return triangle * length[None], triangular_inverse(triangle) / length[:, None]
 
 
 def _precondition_term(structure, Z, weights, nobs):
@@ -73,10 +71,10 @@ def _precondition_term(structure, Z, weights, nobs):
     size = jnp.where(size > 0, size, root)
     if structure.kind == "identity":
         return unit * root / jnp.sqrt(jnp.mean(size**2))
-    triangle = jnp.linalg.qr(scaled / size[None], mode="r")
+    triangle = qr_triangle(scaled / size[None])
     triangle = triangle * jnp.where(jnp.diagonal(triangle) < 0, -1, 1)[:, None]
     triangle = jnp.where((jnp.diagonal(triangle) < 1e-8)[None], unit, triangle)
-    return jax.scipy.linalg.solve_triangular(triangle, unit) * root / size[:, None]
+    return triangular_inverse(triangle) * root / size[:, None]
 
 
 def _stack_stages(rows, Z, X, y):
