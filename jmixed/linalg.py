@@ -165,7 +165,7 @@ JACOBI = 6
 
 @jax.custom_batching.custom_vmap
 def eigh(a):
-    """Ascending eigenvalues and the eigenvectors of a symmetric matrix (q, q), as `jnp.linalg.eigh`; safe in a batch."""
+    """Ascending eigenvalues and the eigenvectors of a symmetric matrix (q, q), as `jnp.linalg.eigh` gives them."""
     if a.shape[0] == 1:
         return a[0], jnp.ones_like(a)
     return tuple(jnp.linalg.eigh(a))
