@@ -110,7 +110,7 @@ class Layout:
         return total
 
     def _crossed_bytes(self, fixed: int) -> int:
-        """Matrices of the core's size, ten and two more for each direction of the leaves; couplings, if all are kept."""
+        """Matrices of the core's size, ten and two more for each direction of the leaves, and what else grows."""
         (leaf, core), leaves = (self.stage_width(s) for s in (0, 1)), self.blocks[0]
         active = sum(self.terms[t].size for f, _ in self.stages[0] for t in self.factors[f])
         couplings = leaf * core * leaves * (3 + active) if self.crossed == DENSE else 0

@@ -1,29 +1,49 @@
-"""A bar for long work, when it is asked for."""
+"""A progress bar for what takes long, without a package for it."""
 
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 
-def track(items: Sequence, shown: bool, what: str) -> Iterator:
-    """Go through items and show how many are done: by tqdm where it is installed, else as a line on stderr.
+def progress_bar(total: int, title: str, shown: bool) -> Callable[[int], None] | None:
+    """A function to call with the number of items that are done since the last call.
 
     Parameters
     ----------
-    items : sequence
+    total : int
+        Items in all.
+    title : str
+        What is going on.
     shown : bool
-        False: show nothing.
-    what : str
-        What is being done.
+        Otherwise there is none.
+
+    Examples
+    --------
+    >>> from jmixed.progress import progress_bar
+    >>> progress_bar(10, "fits", shown=False) is None
+    True
     """
     if not shown:
-        yield from items
-        return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        for done, item in enumerate(items):
-            print(f"\r{what}: {done} of {len(items)}", end="", file=sys.stderr, flush=True)
-            yield item
-        print(f"\r{what}: {len(items)} of {len(items)}", file=sys.stderr, flush=True)
-    else:
-        yield from tqdm(items, desc=what)
+        return None
+    started, done = time.perf_counter(), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        passed = time.perf_counter() - started
+        filled = "#" * (30 * done // total)
+        left = passed * (total - done) / max(done, 1)
+        end = "\n" if done >= total else ""
+        sys.stderr.write(f"\r{title} [{filled:<30}] {done}/{total}, {left:.0f} s left {end}")
+        sys.stderr.flush()
+
+    return advance
+
+
+def track(items: Sequence, shown: bool, what: str) -> Iterator:
+    """Go through items, with a bar of how many are done where it is to be shown."""
+    advance = progress_bar(len(items), what, shown)
+    for item in items:
+        yield item
+        if advance is not None:
+            advance(1)
