@@ -3,17 +3,17 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
 from jmixed import programs, tables
 from jmixed.errors import ConvergenceWarning, ModelError
 from jmixed.inference import profiles
-from jmixed.inference.profiles import COEFFICIENT, CORRELATION, SD, SIGMA, Parameter
-from jmixed.resampling import Resampling
+from jmixed.inference.profiles import Parameter
+from jmixed.parameters import coverage, cut, parameter_values
+from jmixed.resampling import Resampling, check_kind
 
 BY_ML = "The profile is that of the ML deviance; the fit was by REML."
 """Said where a profile belongs to a fit by REML."""
@@ -71,12 +71,16 @@ class Profile:
 class Intervals(Resampling):
     """Intervals of the parameters of a fit."""
 
-    @cached_property
-    def _parameters(self) -> list[tuple[str, Parameter]]:
-        return named_parameters(self._spec)
-
     def confint(
-        self, method: str = "wald", level: float = 0.95, *, which: str | Sequence[str] | None = None
+        self,
+        method: str = "wald",
+        level: float = 0.95,
+        *,
+        which: str | Sequence[str] | None = None,
+        n: int = 1000,
+        key: Any = 0,
+        kind: str = "percentile",
+        progress: bool = False,
     ) -> pd.DataFrame:
         """Confidence limits of coefficients, standard deviations, correlations and sigma.
 
@@ -85,11 +89,16 @@ class Intervals(Resampling):
         method : str
             "wald": normal limits from the standard errors; standard deviations and correlations have NaN, because
             normal limits are no use for them. "profile": where the profile of the ML deviance (also after REML, as in
-            lme4) reaches the quantile of chi-square, see `profile`.
+            lme4) reaches the quantile of chi-square, see `profile`. "bootstrap": from refits to simulated responses,
+            see `bootstrap`.
         level : float
             Coverage.
         which : str or list of str, optional
             Names of the parameters wanted.
+        n, key, progress
+            Of the bootstrap.
+        kind : str
+            Of the bootstrap interval: "percentile" or "basic".
 
         Returns
         -------
@@ -114,7 +123,10 @@ class Intervals(Resampling):
             return tables.wald_intervals(self._spec, self._fit, level).iloc[places]
         if method == "profile":
             return self._profiled(places, level, steps=0).confint(level)
-        raise ModelError(f"confint: method={method!r}; use 'wald' or 'profile'")
+        if method == "bootstrap":
+            check_kind(kind)
+            return self.bootstrap(n, key, progress=progress).confint(level, kind).iloc[places]
+        raise ModelError(f"confint: method={method!r}; use 'wald', 'profile' or 'bootstrap'")
 
     def profile(self, which: str | Sequence[str] | None = None, level: float = 0.99, steps: int = 8) -> Profile:
         """Profile the ML deviance: hold one parameter at a time, estimate all others (Bates et al. 2015, section 5.1).
@@ -171,77 +183,6 @@ class Intervals(Resampling):
         held = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
         values = parameter_values(self._spec, trace.beta, trace.covariances, trace.sigma)
         return pd.concat([held, pd.DataFrame(values, columns=[name for name, _ in self._parameters])], axis=1)
-
-    def _places(self, which) -> list[int]:
-        """Positions of the parameters asked for."""
-        names = [name for name, _ in self._parameters]
-        if which is None:
-            return list(range(len(names)))
-        wanted = [which] if isinstance(which, str) else list(which)
-        unknown = [name for name in wanted if name not in names]
-        if unknown or not wanted:
-            raise ModelError(f"no parameter {unknown or wanted}; the parameters are {names}")
-        return [place for name in wanted for place, own in enumerate(names) if own == name]
-
-
-def coverage(level: float) -> float:
-    """A level, checked."""
-    if isinstance(level, bool) or not isinstance(level, int | float | np.number) or not 0 < level < 1:
-        raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
-    return float(level)
-
-
-def cut(level: float) -> float:
-    """The normal quantile of a two-sided interval."""
-    return float(ndtri((1 + level) / 2))
-
-
-def named_parameters(spec) -> list[tuple[str, Parameter]]:
-    """All parameters of a model with their names: coefficients, standard deviations and correlations, sigma."""
-    found = [(name, Parameter(COEFFICIENT, first=j)) for j, name in enumerate(spec.exog_names)]
-    for t, term in enumerate(spec.terms):
-        names = [part.name for part in tables.components(term, np.eye(len(term.columns)))]
-        places = [(0, None)] if term.structure == "identity" else pairs(len(term.columns))
-        for name, (first, second) in zip(names, places, strict=True):
-            found.append(
-                (name, Parameter(SD, t, first) if second is None else Parameter(CORRELATION, t, first, second))
-            )
-    return [*found, ("sigma", Parameter(SIGMA))]
-
-
-def pairs(q: int) -> list[tuple[int, int | None]]:
-    """Places of a term's standard deviations (second is None) and correlations, in the order of its components."""
-    return [(j, i if i > j else None) for j in range(q) for i in range(j, q)]
-
-
-def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma: np.ndarray) -> np.ndarray:
-    """The parameters in the order of `named_parameters`, for k sets of estimates.
-
-    Parameters
-    ----------
-    spec : ModelData
-    beta : array (k, p)
-    covariances : sequence of arrays (k, q, q)
-        Relative to sigma^2, by term.
-    sigma : array (k,)
-
-    Returns
-    -------
-    array (k, parameters)
-        A correlation with a standard deviation of zero is NaN.
-    """
-    columns = [*beta.T]
-    for term, covariance in zip(spec.terms, covariances, strict=True):
-        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-        for first, second in [(0, None)] if term.structure == "identity" else pairs(sd.shape[1]):
-            if second is None:
-                columns.append(sigma * sd[:, first])
-            else:
-                product = sd[:, first] * sd[:, second]
-                columns.append(
-                    np.divide(covariance[:, second, first], product, where=product > 0, out=product * np.nan)
-                )
-    return np.column_stack([*columns, sigma])
 
 
 def ml_estimate(design, fit: programs.Fit | None) -> profiles.Estimate:

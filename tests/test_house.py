@@ -22,7 +22,7 @@ FLOORS = {
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
         *("evaluation", "fitting", "options", "restate"),
-        *("contrasts", "wald", "tables", "fitted", "resampling", "comparison", "intervals", "progress"),
+        *("contrasts", "wald", "tables", "fitted", "resampling", "comparison", "intervals", "parameters", "progress"),
         *("results", "summary", "predict", "diagnostics"),
     ),
     7: ("model", "datasets", "plot", "interop", "__main__"),
