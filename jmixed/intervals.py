@@ -13,6 +13,7 @@ from jmixed.errors import ConvergenceWarning, ModelError
 from jmixed.inference import profiles
 from jmixed.inference.profiles import Parameter
 from jmixed.parameters import coverage, cut, parameter_values
+from jmixed.progress import bar
 from jmixed.resampling import Resampling, check_kind
 
 BY_ML = "The profile is that of the ML deviance; the fit was by REML."
@@ -95,8 +96,10 @@ class Intervals(Resampling):
             Coverage.
         which : str or list of str, optional
             Names of the parameters wanted.
-        n, key, progress
+        n, key
             Of the bootstrap.
+        progress : bool
+            Of the profile and the bootstrap: show a bar.
         kind : str
             Of the bootstrap interval: "percentile" or "basic".
 
@@ -122,13 +125,20 @@ class Intervals(Resampling):
         if method == "wald":
             return tables.wald_intervals(self._spec, self._fit, level).iloc[places]
         if method == "profile":
-            return self._profiled(places, level, steps=0).confint(level)
+            return self._profiled(places, level, 0, progress).confint(level)
         if method == "bootstrap":
             check_kind(kind)
             return self.bootstrap(n, key, progress=progress).confint(level, kind).iloc[places]
         raise ModelError(f"confint: method={method!r}; use 'wald', 'profile' or 'bootstrap'")
 
-    def profile(self, which: str | Sequence[str] | None = None, level: float = 0.99, steps: int = 8) -> Profile:
+    def profile(
+        self,
+        which: str | Sequence[str] | None = None,
+        level: float = 0.99,
+        steps: int = 8,
+        *,
+        progress: bool = False,
+    ) -> Profile:
         """Profile the ML deviance: hold one parameter at a time, estimate all others (Bates et al. 2015, section 5.1).
 
         Fits by REML are profiled by maximum likelihood as well, as in lme4. Each constrained optimum is found by Newton
@@ -142,6 +152,8 @@ class Intervals(Resampling):
             The trace goes on until it has passed the limits of this coverage, or the end of the parameter's range.
         steps : int
             Points on the way to each limit.
+        progress : bool
+            Show a bar: by tqdm where it is installed.
 
         Returns
         -------
@@ -164,15 +176,16 @@ class Intervals(Resampling):
         """
         if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
             raise ModelError(f"profile: steps is {steps!r}; it must be a whole number, zero or more")
-        return self._profiled(self._places(which), coverage(level), int(steps))
+        return self._profiled(self._places(which), coverage(level), int(steps), progress)
 
-    def _profiled(self, places: list[int], level: float, steps: int) -> Profile:
+    def _profiled(self, places: list[int], level: float, steps: int, progress: bool) -> Profile:
         self._need_data("profile")
         self._refuse_held("profile")
         names = [self._parameters[place][0] for place in places]
         wanted = [self._parameters[place][1] for place in places]
         estimate = ml_estimate(self.model.design, None if self.reml else self._fit)
-        traces = profiles.profile(estimate, wanted, [cut(level)], steps)
+        with bar(2 * len(wanted), progress, "profile") as advance:
+            traces = profiles.profile(estimate, wanted, [cut(level)], steps, advance)
         warn_of_traces(traces, names)
         table = pd.concat([self._trace_table(*pair) for pair in zip(names, traces, strict=True)], ignore_index=True)
         at = [float(trace.value[np.argmin(np.abs(trace.zeta))]) for trace in traces]

@@ -11,6 +11,7 @@ import pytest
 
 import jmixed as jm
 import jmixed.resampling
+from jmixed.batches import fit_responses
 from jmixed.information import factors_of_theta
 from jmixed.parameters import relative_covariances
 
@@ -204,6 +205,16 @@ class TestBootstrap:
             factors = factors_of_theta(model.design.layout.terms, row)
             for own, factor in zip(found, factors, strict=True):
                 np.testing.assert_allclose(own[k], factor @ factor.T)
+
+    def test_refits_that_failed_are_counted(self, monkeypatch):
+        def failing(*args, **kwargs):
+            found = fit_responses(*args, **kwargs)
+            found.outcome[:2] = jm.Outcome.MAX_ITERATIONS.value
+            return found
+
+        monkeypatch.setattr(jmixed.resampling, "fit_responses", failing)
+        with pytest.warns(jm.ConvergenceWarning, match=r"2 of 20 refits .*'MAX_ITERATIONS': 2"):
+            assert fitted().bootstrap(20).converged.sum() == 18
 
     def test_progress(self, capsys):
         fitted().bootstrap(20, progress=True)
