@@ -1,5 +1,8 @@
 """Linear mixed models on JAX: statsmodels' calls and lme4's formulas, one fast, certified and differentiable fit."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from jmixed import datasets
 from jmixed.batches import estimate_many
 from jmixed.comparison import compare
@@ -22,7 +25,18 @@ from jmixed.model import MixedLM, mixedlm
 from jmixed.params import MixedLMParams, VCSpec
 from jmixed.results import MixedLMResults, load
 
+if TYPE_CHECKING:
+    from jmixed import interop, plot
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`jmixed.plot` and `jmixed.interop` are imported when they are first used."""
+    if name in ("interop", "plot"):
+        return importlib.import_module(f"jmixed.{name}")
+    raise AttributeError(f"module 'jmixed' has no attribute {name!r}")
+
 
 __all__ = [
     "ConvergenceWarning",
@@ -46,10 +60,12 @@ __all__ = [
     "enable_compilation_cache",
     "estimate",
     "estimate_many",
+    "interop",
     "load",
     "log_likelihood",
     "mixedlm",
     "moments",
+    "plot",
     "profiled_deviance",
     "test_variance",
 ]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from dataclasses import replace as _replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +27,9 @@ def bucket(size: int) -> int:
     doubling = 1 << max(int(size) - 1, 0).bit_length()
     return doubling if size <= 64 else -(-size // (doubling // 8)) * (doubling // 8)
 
+
+ALIGNMENT = 64
+"""Bytes to which the memory of large arrays is aligned."""
 
 DENSE, SPARSE = "dense", "sparse"
 """How the couplings of leaves with a crossed core are kept: all of them, or those that occur."""
@@ -299,13 +303,21 @@ class Design:
     def rows(self, size: int | None = None) -> "Rows":
         """The arrays without names; with a size, padded to it by rows of weight zero (numpy arrays only)."""
         columns = (self.y, self.X, tuple(self.Z[label] for label in self.labels), self.weights, self.offset)
-        nobs = self.y.shape[0]
         if size is not None:
-            columns = jax.tree.map(
-                lambda a: np.concatenate([a, np.zeros((size - nobs, *a.shape[1:]), a.dtype)]), columns
-            )
+            columns = jax.tree.map(partial(_padded, size), columns)
         y, X, Z, weights, offset = columns
         return Rows(y, X, Z, weights, offset, self.index, self.layout)
+
+
+def _padded(size, array):
+    """A copy with rows of zeros up to a size, aligned as JAX wants it in order to take it without another copy."""
+    shape = (size, *array.shape[1:])
+    buffer = np.empty(int(np.prod(shape)) * array.itemsize + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    padded = buffer[start : start + buffer.size - ALIGNMENT].view(array.dtype).reshape(shape)
+    padded[: len(array)] = array
+    padded[len(array) :] = 0
+    return padded
 
 
 def _check_shape(name, value, old):

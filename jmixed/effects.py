@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from jmixed.errors import ModelError
 from jmixed.precision import FLOAT
@@ -110,17 +108,6 @@ def blocks_of_rows(terms, rows, count: int) -> Blocks:
     return Blocks(count, rows, tuple(block), tuple(position), size)
 
 
-def connected_blocks(terms) -> Blocks:
-    """The finest blocks: connected components of the levels that occur together in a row."""
-    starts = np.cumsum([0, *(len(term.levels) for term in terms)])
-    nodes = [term.codes + start for term, start in zip(terms, starts, strict=False)]
-    first = np.concatenate([nodes[0], *nodes[:-1]])
-    second = np.concatenate([nodes[0], *nodes[1:]])
-    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(starts[-1], starts[-1]))
-    count, labels = connected_components(graph, directed=False)
-    return blocks_of_rows(terms, labels[nodes[0]].astype(np.int64), count)
-
-
 def block_covariances(terms, blocks: Blocks, weights, covariances, sigma: float) -> list[np.ndarray]:
     """Conditional covariance of the random coefficients of each block, given the parameters.
 
@@ -196,31 +183,6 @@ def modes(terms, b) -> dict[str, pd.DataFrame]:
         own = [terms[k] for k in members]
         index = pd.Index(own[0].levels, name=group)
         out[group] = pd.DataFrame(np.hstack([b[term.label] for term in own]), index, factor_columns(own))
-    return out
-
-
-def level_covariances(terms, weights, covariances, sigma: float) -> dict[str, np.ndarray]:
-    """Conditional covariances of each level's coefficients, by factor: arrays (levels, q, q).
-
-    Terms that share a factor are taken together.
-
-    Parameters
-    ----------
-    terms : sequence of RandomTerm
-    weights : array (n,)
-    covariances : dict of arrays (q, q), by the term's label
-    sigma : float
-    """
-    blocks = connected_blocks(terms)
-    joint = block_covariances(terms, blocks, weights, covariances, sigma)
-    out = {}
-    for group, members in by_factor(terms).items():
-        levels = len(terms[members[0]].levels)
-        places = np.concatenate(
-            [blocks.position[k][:, None] + np.arange(len(terms[k].columns)) for k in members], axis=1
-        )
-        owner = blocks.block[members[0]]
-        out[group] = np.stack([joint[owner[i]][np.ix_(places[i], places[i])] for i in range(levels)])
     return out
 
 

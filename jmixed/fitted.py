@@ -1,7 +1,7 @@
 """A fit in people's terms: estimates with their labels, random effects, fitted values and predictions."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,13 @@ from scipy import linalg
 
 from jmixed import effects, predict
 from jmixed.errors import DataError, Outcome
+from jmixed.inference.joint_covariance import JointCovariance, joint_covariance
 from jmixed.names import parameter_names
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams
 from jmixed.precision import FLOAT
-from jmixed.programs import conditional
+from jmixed.tables import level_of
+from jmixed.timing import together
 from jmixed.wald import WaldInference
 
 
@@ -178,8 +180,11 @@ class FittedModel(WaldInference):
 
     @property
     def timings(self) -> dict:
-        """Seconds spent on each part of the fit."""
-        return dict(self._fit.timings)
+        """Seconds by step: of stating the model (parse, materialise, stack), and of this fit (the others).
+
+        ``compile`` is waiting for programs that this process has not run yet, even if the cache on disk has them.
+        """
+        return together(self.model._timings, self._fit.timings)
 
     @property
     def k_constant(self) -> int:
@@ -238,12 +243,8 @@ class FittedModel(WaldInference):
     @cached_property
     def _level_covariances(self) -> dict[str, np.ndarray]:
         self._need_data("conditional covariances")
-        spec, fit = self._spec, self._fit
-        if len(effects.by_factor(spec.terms)) == len(spec.terms):
-            found = conditional(self.model.design, fit)
-            return {term.group: found[term.label] for term in spec.terms}
-        # Terms that share a factor are taken together, with the covariances between them.
-        return effects.level_covariances(spec.terms, spec.weights, fit.covariances, fit.sigma)
+        factors = effects.by_factor(self._spec.terms)
+        return {group: self._joint.level_blocks(members) for group, members in factors.items()}
 
     @property
     def fittedvalues(self):
@@ -258,7 +259,14 @@ class FittedModel(WaldInference):
     @cached_property
     def _fitted(self):
         self._need_data("fittedvalues and resid")
-        return predict.in_sample(self._spec, self._fit, range(len(self._spec.terms)))
+        every = range(len(self._spec.terms))
+        return predict.mean(self._spec, self._fit, predict.in_sample(self._spec, every))
+
+    @cached_property
+    def _joint(self) -> JointCovariance:
+        self._need_data("the joint covariance of fixed and random effects")
+        codes = [term.codes for term in self._spec.terms]
+        return joint_covariance(self.model.design, codes, self._fit)
 
     def _rows(self, values):
         return pd.Series(values, index=self._spec.index) if self._labelled else values.copy()
@@ -270,9 +278,16 @@ class FittedModel(WaldInference):
         *,
         random_effects: bool | str | Collection[str] = False,
         new_levels: str = "raise",
+        interval: str | None = None,
+        level: float = 0.95,
         exog=None,
     ):
         """Predict the response: the fixed part and the offset, and on demand the conditional modes.
+
+        Intervals come from the joint covariance of the fixed and the random effects at the estimated variances
+        (Henderson 1975), with normal quantiles. A prediction interval is that of a new observation of weight one (for
+        the model's own rows: of the row's weight); random effects that the prediction leaves out, of new levels or not
+        asked for, add their variance to it.
 
         Parameters
         ----------
@@ -284,12 +299,17 @@ class FittedModel(WaldInference):
             True adds the conditional modes of all terms, names of grouping factors those of these factors.
         new_levels : str
             "raise", or "population": a level that the model has not seen gets a random effect of zero.
+        interval : str, optional
+            "confidence": of the predicted mean. "prediction": of a new observation.
+        level : float
+            Coverage of the interval.
         exog : optional
             The same as `data`, by statsmodels' name.
 
         Returns
         -------
-        array (nobs,) for the model's rows, else a Series with the index of `data`; NaN for rows with missing values
+        array (nobs,) for the model's rows, else a Series with the index of `data`; NaN for rows with missing values.
+        With an interval a DataFrame with the columns fit, se, lower and upper.
 
         Raises
         ------
@@ -303,24 +323,37 @@ class FittedModel(WaldInference):
         >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).fit()
         >>> result.predict(data.head(2), random_effects=True).round(2).tolist()
         [253.66, 273.33]
+        >>> result.predict(data.head(2), random_effects=True, interval="confidence").round(2).loc[0].tolist()
+        [253.66, 12.25, 229.64, 277.68]
         """
         if exog is not None and data is not None:
             raise DataError("predict: exog is another name of data; give one of them")
         data = exog if data is None else data
         if new_levels not in ("raise", "population"):
             raise DataError(f"predict: new_levels={new_levels!r}; use 'raise' or 'population'")
+        if interval not in (None, "confidence", "prediction"):
+            raise DataError(f"predict: interval={interval!r}; use 'confidence', 'prediction' or None")
         selected = predict.select_terms(self._spec.terms, random_effects)
+        rows = self._rows_to_predict(data, transform, selected, new_levels, interval)
+        if interval is not None:
+            return predict.with_interval(self._spec, self._fit, self._joint, rows, interval, level_of(level))
+        values = predict.mean(self._spec, self._fit, rows)
+        return values if rows.index is None else pd.Series(values, index=rows.index)
+
+    def _rows_to_predict(self, data, transform, selected, new_levels, interval):
         if data is None:
             self._need_data("predictions of the model's own rows")
-            return predict.in_sample(self._spec, self._fit, selected)
+            rows = predict.in_sample(self._spec, selected)
+            return replace(rows, index=self._spec.index) if interval is not None and self._labelled else rows
         if self._spec.recipe is not None and transform:
-            return predict.from_data(self._spec, self._fit, data, selected, new_levels)
-        if selected:
+            return predict.from_data(self._spec, data, selected, new_levels, every=interval == "prediction")
+        if selected or interval == "prediction":
             raise DataError(
-                "predict: columns of X do not tell the groups of new rows, which random_effects needs; "
-                "fit the model from a formula, or predict its own rows with data=None"
+                "predict: columns of X do not tell the groups of new rows and the columns of their random effects, "
+                f"which {'random_effects' if selected else 'a prediction interval'} needs; fit the model from a "
+                "formula, or predict its own rows with data=None"
             )
-        return predict.from_columns(self._spec, self._fit, data)
+        return predict.from_columns(self._spec, data)
 
     def _need_data(self, what: str) -> None:
         if not self._has_data:

@@ -12,7 +12,7 @@ from jmixed import programs, tables
 from jmixed.errors import ConvergenceWarning, ModelError
 from jmixed.inference import profiles
 from jmixed.inference.profiles import Parameter
-from jmixed.parameters import coverage, cut, parameter_values
+from jmixed.parameters import cut, parameter_values
 from jmixed.progress import bar
 from jmixed.resampling import Resampling, check_kind
 
@@ -58,7 +58,7 @@ class Profile:
         DataFrame
             Columns lower and upper; index as the estimates.
         """
-        level = coverage(level)
+        level = tables.level_of(level)
         if level not in self._known:
             found = profiles.profile(self._fit, self._parameters, [cut(level)])
             self._known[level] = np.array([[trace.lower[0], trace.upper[0]] for trace in found])
@@ -121,7 +121,7 @@ class Intervals(Resampling):
         >>> result.confint("profile", which="sd_Days|Subject").round(3).values.tolist()
         [[3.801, 8.753]]
         """
-        level, places = coverage(level), self._places(which)
+        level, places = tables.level_of(level), self._places(which)
         if method == "wald":
             return tables.wald_intervals(self._spec, self._fit, level).iloc[places]
         if method == "profile":
@@ -176,7 +176,7 @@ class Intervals(Resampling):
         """
         if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
             raise ModelError(f"profile: steps is {steps!r}; it must be a whole number, zero or more")
-        return self._profiled(self._places(which), coverage(level), int(steps), progress)
+        return self._profiled(self._places(which), tables.level_of(level), int(steps), progress)
 
     def _profiled(self, places: list[int], level: float, steps: int, progress: bool) -> Profile:
         self._need_data("profile")

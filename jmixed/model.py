@@ -19,6 +19,7 @@ from jmixed.fitting import Fitting
 from jmixed.packing import Packing
 from jmixed.params import as_array, refuse_tracer
 from jmixed.restate import names_of_caller, restated
+from jmixed.timing import Timings
 from jmixed.views import GroupedRows, ModelFrame, theta_names
 
 
@@ -156,8 +157,10 @@ class MixedLM(Fitting, GroupedRows):
             "offset": offset,
         }.items():
             refuse_tracer(part, name)
-        spec = matrices.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset)
-        self._set_up(spec, use_sqrt, any(isinstance(part, pd.DataFrame | pd.Series) for part in (endog, exog)))
+        timings = Timings()
+        with timings.step("materialise"):
+            spec = matrices.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset)
+        self._set_up(spec, timings, use_sqrt, any(isinstance(part, pd.DataFrame | pd.Series) for part in (endog, exog)))
 
     @classmethod
     def from_formula(
@@ -194,6 +197,7 @@ class MixedLM(Fitting, GroupedRows):
         MixedLM
         """
         env = names_of_caller(eval_env, sys._getframe(1))
+        timings = Timings()
         spec = matrices.from_formula(
             formula,
             data,
@@ -206,9 +210,10 @@ class MixedLM(Fitting, GroupedRows):
             offset=offset,
             env=env,
             drop_cols=drop_cols,
+            timings=timings,
         )
         model = cls.__new__(cls)
-        model._set_up(spec, use_sqrt, labelled=True)
+        model._set_up(spec, timings, use_sqrt, labelled=True)
         model._words = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing, "drop_cols": drop_cols}
         beside = {"groups": groups, "weights": weights, "offset": offset}
         model._words |= {
@@ -217,7 +222,8 @@ class MixedLM(Fitting, GroupedRows):
         }
         return model
 
-    def _set_up(self, spec, use_sqrt, labelled):
+    def _set_up(self, spec, timings, use_sqrt, labelled):
+        self._timings = timings
         self.spec, self.use_sqrt, self.labelled, self.reml = spec, bool(use_sqrt), labelled, True
         self._words = self._response = None
         self.endog, self.exog, self.formula = spec.y, spec.X, spec.formula
@@ -251,7 +257,8 @@ class MixedLM(Fitting, GroupedRows):
     @cached_property
     def design(self):
         """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations."""
-        return stack(self.spec)
+        with self._timings.step("stack"):
+            return stack(self.spec)
 
     def _get_init_kwds(self) -> dict:
         words = {"groups": self.groups, "exog_re": self.exog_re, "exog_vc": self.exog_vc if self.k_vc else None}

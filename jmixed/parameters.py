@@ -6,15 +6,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from jmixed import tables
-from jmixed.errors import ModelError
 from jmixed.inference.profiles import COEFFICIENT, CORRELATION, SD, SIGMA, Parameter
-
-
-def coverage(level: float) -> float:
-    """A level, checked."""
-    if isinstance(level, bool) or not isinstance(level, int | float | np.number) or not 0 < level < 1:
-        raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
-    return float(level)
 
 
 def cut(level: float) -> float:

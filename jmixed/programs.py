@@ -4,7 +4,6 @@ A program is compiled once for all data sets of one shape class, and for REML an
 """
 
 import os
-import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +18,6 @@ from jmixed.data import Design, Moments, bucket
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.estimation import level_count, outcome_of, start_at
 from jmixed.information import (
-    factors_of_theta,
     inverse_information,
     psi_map,
     roots_of_psi,
@@ -28,11 +26,12 @@ from jmixed.information import (
     theta_hessian,
 )
 from jmixed.likelihood import criterion
-from jmixed.likelihood.estimates import by_level, conditional_blocks, estimates
+from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.second_order import derivatives
 from jmixed.likelihood.stages import covariances_of
 from jmixed.precision import double_precision
+from jmixed.timing import Timings
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Fit:
     checked_beyond_zero : bool
         The curvature beyond every vanished direction was computed, and none leads down.
     timings : dict
-        Seconds spent on cross-products and on the optimum.
+        Seconds spent by step: cross-products, compiling, the optimum, this object.
     """
 
     theta: np.ndarray
@@ -105,7 +104,6 @@ FEW_LEVELS = 8
 OTHER_STARTS = 8
 
 _cross_products = program(cross_products)
-_conditional_program = program(conditional_blocks)
 
 
 @program(static_argnames=("method",))
@@ -162,11 +160,11 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         raise ModelError(f"maxiter is {maxiter!r}; it must be a whole number, zero or more")
     if gtol is not None and not gtol > 0:
         raise ModelError(f"gtol is {gtol!r}; it must be a positive number")
-    started = time.perf_counter()
-    with double_precision():
+    timings = Timings()
+    with double_precision(), timings.step("cross_products"):
         held = _cross_products(design.rows(bucket(design.y.shape[0])))
         jax.block_until_ready(held.G)
-        crossed = time.perf_counter()
+    with double_precision(), timings.step("optimise"):
         limit = np.int32(optimize.MAX_ITERATIONS if maxiter is None else maxiter)
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
         solve = partial(_fit_program, held, reml=bool(reml), method=method)
@@ -174,8 +172,8 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         if alone and len(theta0) > 1 and min(design.counts) <= FEW_LEVELS:
             others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, out)]
             out = _best_of_starts(out, jax.device_get(others))
-    timings = {"cross_products": crossed - started, "optimise": time.perf_counter() - crossed}
-    return _collect(design, out, reml, timings)
+    with timings.step("results"):
+        return _collect(design, out, reml, timings)
 
 
 def _other_starts(structures, out):
@@ -349,28 +347,3 @@ def design_moments(design: Design) -> Moments:
     """The cross-products of a design, as numpy arrays in double precision."""
     with double_precision():
         return jax.device_get(_cross_products(design.rows(bucket(design.y.shape[0]))))
-
-
-def conditional(design: Design, fit: Fit) -> dict[str, np.ndarray]:
-    """Conditional covariances of the random effects given theta, beta and sigma: (levels, q, q) by term.
-
-    These are lme4's ``condVar``: sigma^2 Lambda (Lambda'Z'WZ Lambda + I)^-1 Lambda', one diagonal block per level.
-    """
-    layout, held = design.layout, design_moments(design)
-    factors = factors_of_theta(layout.terms, fit.theta)
-    with double_precision():
-        roots = tuple(np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True))
-        blocks = jax.device_get(_conditional_program(held, roots))
-    out = {}
-    for f, members in enumerate(layout.factors):
-        stage, width = layout.stage_of(f), layout.factor_width(f)
-        position = held.index.position[f][: design.counts[f]]
-        start = layout.offset_in_stage(f) + held.index.slot[f][position] * width
-        offset = 0
-        for t in members:
-            q, T = layout.terms[t].q, held.T[t]
-            at = start[:, None] + offset + np.arange(q)[None]
-            own = blocks[stage][at[:, :, None], at[:, None, :], held.index.block[f][position][:, None, None]]
-            out[design.labels[t]] = fit.sigma**2 * (T @ own @ T.T)
-            offset += q
-    return {label: out[label] for label in design.labels}

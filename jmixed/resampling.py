@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jmixed import tables
 from jmixed.batches import fit_responses
 from jmixed.covariance import Structure
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome
@@ -16,7 +17,7 @@ from jmixed.fitted import FittedModel
 from jmixed.inference.profiles import Parameter
 from jmixed.inference.simulation import draw_responses, generator
 from jmixed.information import factors_of_theta
-from jmixed.parameters import coverage, named_parameters, parameter_values, relative_covariances
+from jmixed.parameters import named_parameters, parameter_values, relative_covariances
 from jmixed.progress import bar
 
 DRAWN = 2**28
@@ -68,7 +69,7 @@ class Bootstrap:
             For a level outside (0, 1), or another kind.
         """
         check_kind(kind)
-        tail = (1 - coverage(level)) / 2
+        tail = (1 - tables.level_of(level)) / 2
         quantiles = self.replicates[self.converged].quantile([tail, 1 - tail])
         low, high = quantiles.to_numpy()
         if kind == "basic":

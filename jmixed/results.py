@@ -10,17 +10,18 @@ import numpy as np
 import pandas as pd
 
 from jmixed import effects as by_effect
-from jmixed import predict, summary, tables
+from jmixed import summary, tables
 from jmixed.comparison import Comparisons
-from jmixed.design.frame import as_frame
+from jmixed.diagnostics import Diagnostics
 from jmixed.errors import DataError, ModelError
 from jmixed.held import without_coefficients
 from jmixed.inference.variance_profile import profile_variance
-from jmixed.intervals import Intervals, coverage
+from jmixed.intervals import Intervals
 from jmixed.packing import Packing
+from jmixed.testing import DDF, SmallSampleTests
 
 
-class MixedLMResults(Intervals, Comparisons):
+class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
@@ -88,7 +89,7 @@ class MixedLMResults(Intervals, Comparisons):
         -------
         DataFrame
         """
-        level = coverage(conf_level) if conf_int else None
+        level = tables.level_of(conf_level) if conf_int else None
         parts = []
         for effect in [effects] if isinstance(effects, str) else effects:
             if effect == "fixed":
@@ -102,34 +103,12 @@ class MixedLMResults(Intervals, Comparisons):
                 raise ModelError(f"tidy: effects={effect!r}; use 'fixed', 'ran_pars', 'ran_vals' or a list of these")
         return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
 
-    def augment(self, data=None) -> pd.DataFrame:
-        """The data with fitted values beside them.
-
-        Parameters
-        ----------
-        data : DataFrame, optional
-            New rows; levels that the model has not seen get a random effect of zero. By default the model's rows.
-
-        Returns
-        -------
-        DataFrame
-            A copy with the columns ``.fitted``, ``.fixed`` (without random effects) and, for the model's rows,
-            ``.resid``.
-        """
-        if data is not None:
-            frame = as_frame(data)
-            fitted = self.predict(frame, random_effects=True, new_levels="population")
-            return frame.assign(**{".fitted": fitted, ".fixed": self.predict(frame)})
-        self._need_data("augment")
-        spec = self._spec
-        frame = pd.DataFrame(index=spec.index) if spec.frame is None else spec.frame
-        fixed = predict.fixed_part(spec, self._fit.beta)
-        return frame.assign(**{".fitted": self._fitted, ".resid": spec.y - self._fitted, ".fixed": fixed})
-
     def _repr_html_(self) -> str:
         return self.summary().as_html()
 
-    def summary(self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05) -> summary.Summary:
+    def summary(
+        self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05, ddf: str = "none"
+    ) -> summary.Summary:
         """Tables of the fit for reading: text when printed, HTML in a notebook, LaTeX by ``as_latex()``.
 
         Parameters
@@ -140,6 +119,8 @@ class MixedLMResults(Intervals, Comparisons):
             Names of the coefficients and of the variance parameters.
         alpha : float
             The intervals have level 1 - alpha.
+        ddf : str
+            "none": z tests. "satterthwaite", "kenward-roger" or "residual": t tests, as in `test`.
 
         Returns
         -------
@@ -147,9 +128,9 @@ class MixedLMResults(Intervals, Comparisons):
         """
         fixed = summary.replaced("xname_fe", self._names.fixed, xname_fe)
         variance = summary.replaced("xname_re", self._names.variance, xname_re)
-        error = self._bse[: self.k_fe]
+        error, df = self._tests_of_coefficients(ddf)
         body = summary.parameter_table(
-            [*fixed, *variance], self._fit.beta, error, self._psi * self.scale, self._bse_re, alpha
+            [*fixed, *variance], self._fit.beta, error, self._psi * self.scale, self._bse_re, alpha, df
         )
         right = [
             ("Dependent Variable:", yname or self._spec.endog_name),
@@ -159,7 +140,8 @@ class MixedLMResults(Intervals, Comparisons):
             ("Converged:", "Yes" if self.converged else "No"),
         ]
         head = summary.header_table(summary.sizes(self.nobs, self._sizes), right)
-        return summary.Summary([head, body], title or summary.TITLE, summary.notes(self._spec, self._fit, self.outcome))
+        notes = summary.notes(self._spec, self._fit, self.outcome, DDF[ddf])
+        return summary.Summary([head, body], title or summary.TITLE, notes)
 
     def profile_re(
         self,

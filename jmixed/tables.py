@@ -1,12 +1,14 @@
 """Tables over a fit, in the layouts that lme4 and broom.mixed made familiar."""
 
 from collections.abc import Iterator
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
+from jmixed.errors import ModelError
 from jmixed.precision import FLOAT
 
 
@@ -200,3 +202,10 @@ def _with_limits(table, level):
         return table
     half = ndtri((1 + level) / 2) * table["std.error"]
     return table.assign(**{"conf.low": table["estimate"] - half, "conf.high": table["estimate"] + half})
+
+
+def level_of(level: float) -> float:
+    """A coverage, refused when it is none."""
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level < 1:
+        raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
+    return float(level)

@@ -13,7 +13,7 @@ PACKAGE = HOME / "jmixed"
 
 # A room is a module or a package directly under jmixed. It imports from lower floors, or from its own without a circle.
 FLOORS = {
-    0: ("errors", "precision", "compilation"),
+    0: ("errors", "precision", "compilation", "timing"),
     1: ("linalg", "covariance", "data"),
     2: ("design", "likelihood"),
     3: ("optimize", "trust_region", "information"),
@@ -22,7 +22,18 @@ FLOORS = {
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
         *("evaluation", "fitting", "options", "restate"),
-        *("contrasts", "wald", "tables", "fitted", "resampling", "comparison", "intervals", "parameters", "progress"),
+        *(
+            "contrasts",
+            "wald",
+            "tables",
+            "fitted",
+            "testing",
+            "resampling",
+            "comparison",
+            "intervals",
+            "parameters",
+            "progress",
+        ),
         *("results", "summary", "predict", "diagnostics"),
     ),
     7: ("model", "datasets", "plot", "interop", "__main__"),

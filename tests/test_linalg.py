@@ -70,11 +70,11 @@ def test_sums_in_blocks_are_sums(length):
     a = np.random.default_rng(0).normal(size=(2, length))
 
     def sums(scale, arrays):
-        def weighted(arrays):
+        def weighted(arrays, scale):
             a, b = arrays
             return jnp.sum(scale * a * b), a @ b.T
 
-        return linalg.sum_in_blocks(weighted, arrays)
+        return linalg.sum_in_blocks(weighted, arrays, scale)
 
     with double_precision():
         total, gram = jax.jit(sums)(2.0, (a, a[::-1]))

@@ -163,3 +163,95 @@ class TestArrays:
     def test_an_offset_cannot_be_guessed(self):
         with pytest.raises(jm.DataError, match="offset"):
             self.model(offset=np.ones(180)).predict(np.ones((3, 2)))
+
+
+class TestIntervals:
+    @pytest.mark.parametrize("name", ["sleepstudy_slope_reml", "machines_nested_reml", "penicillin_reml"])
+    def test_standard_errors_of_the_fixed_part(self, name):
+        result, expected = reference(name)
+        table = result.predict(pd.DataFrame(expected["newdata"]), interval="confidence")
+        assert table.columns.tolist() == ["fit", "se", "lower", "upper"]
+        np.testing.assert_allclose(table["se"], expected["se_fixed"], rtol=1e-6)
+        np.testing.assert_allclose(table["upper"] - table["lower"], 2 * 1.959963984540054 * table["se"])
+
+    def test_a_prediction_adds_what_is_not_known(self):
+        """The residual variance; and z Sigma z' for a level that is new or is not asked for."""
+        result = sleep()
+        new = pd.DataFrame({"Days": [2.0, 2.0], "Subject": ["308", "nobody"]})
+        options = {"random_effects": True, "new_levels": "population"}
+        mean = result.predict(new, interval="confidence", **options)
+        single = result.predict(new, interval="prediction", **options)
+        z = np.array([1.0, 2.0])
+        between = z @ result.cov_re.to_numpy() @ z
+        added = single["se"] ** 2 - mean["se"] ** 2
+        np.testing.assert_allclose(added, [result.scale, result.scale + between], rtol=1e-9)
+        np.testing.assert_array_equal(single["fit"], mean["fit"])
+        alone = result.predict(new[["Days"]], interval="prediction")
+        np.testing.assert_allclose(alone.iloc[0], single.iloc[1], rtol=1e-9)
+
+    def test_intervals_cover(self):
+        """Over simulated data sets, at the level that was asked for: random effects, means and new responses vary."""
+        rng = np.random.default_rng(1)
+        groups, size, replicates = 40, 6, 60
+        g = np.repeat(np.arange(groups), size)
+        x = rng.normal(size=len(g))
+        hits = []
+        for _ in range(replicates):
+            b = rng.normal(size=(groups, 2)) * [1.0, 0.5]
+            mean = 1 + x + b[g, 0] + b[g, 1] * x
+            data = pd.DataFrame({"y": mean + rng.normal(size=len(g)), "x": x, "g": g})
+            result = jm.mixedlm("y ~ x + (x | g)", data).fit()
+            own = result.predict(random_effects=True, interval="confidence", level=0.8)
+            unknown = {"x": x, "g": g + groups}
+            options = {"random_effects": True, "new_levels": "population", "level": 0.8}
+            other = result.predict(unknown, interval="prediction", **options)
+            b = rng.normal(size=(groups, 2)) * [1.0, 0.5]
+            new = 1 + x + b[g, 0] + b[g, 1] * x + rng.normal(size=len(g))
+            inside = [(t["lower"] < v) & (v < t["upper"]) for t, v in ((own, mean), (other.set_index(own.index), new))]
+            hits.append([part.mean() for part in inside])
+        error = np.std(hits, axis=0) / np.sqrt(replicates)
+        # The variances are taken as known, which costs about a percentage point here.
+        assert np.all(np.abs(np.mean(hits, axis=0) - 0.8) < 3 * error + 0.012)
+
+    def test_the_models_own_rows_have_their_weights(self):
+        data = case("sleepstudy_weights_ml")[1]
+        result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data, weights="w").fit(reml=False)
+        mean, single = (result.predict(interval=kind) for kind in ("confidence", "prediction"))
+        assert mean.index.equals(data.index)
+        Z = np.column_stack([np.ones(len(data)), data["Days"]])
+        left = np.einsum("ij,jk,ik->i", Z, result.cov_re, Z) + result.scale / data["w"]
+        np.testing.assert_allclose(single["se"] ** 2 - mean["se"] ** 2, left, rtol=1e-8)
+
+    def test_a_subset_of_the_factors(self):
+        result, _ = reference("penicillin_reml")
+        row = {"plate": ["a"], "sample": ["A"]}
+        some = result.predict(row, random_effects=["plate"], interval="prediction").iloc[0]
+        table = result.vcov(full=True)
+        pair = ["Intercept", "Intercept|plate[a]"]
+        variances = result.var_corr().set_index("group")["vcov"]
+        expected = table.loc[pair, pair].to_numpy().sum() + variances["sample"] + variances["Residual"]
+        assert some["se"] ** 2 == pytest.approx(expected, rel=1e-9)
+
+    def test_missing_values_give_nan(self):
+        new = pd.DataFrame({"Days": [1.0, np.nan], "Subject": ["308", "308"]})
+        table = sleep().predict(new, random_effects=True, interval="prediction")
+        assert table.isna().all(axis=1).tolist() == [False, True]
+
+    def test_columns_of_X(self):
+        X = np.array([[1.0, 2.0]])
+        by_columns = sleep().predict(X, transform=False, interval="confidence")
+        by_formula = sleep().predict({"Days": [2.0]}, interval="confidence")
+        np.testing.assert_allclose(by_columns, by_formula)
+        with pytest.raises(jm.DataError, match="prediction interval"):
+            sleep().predict(X, transform=False, interval="prediction")
+
+    def test_bad_input(self):
+        with pytest.raises(jm.DataError, match="interval='both'; use 'confidence', 'prediction' or None"):
+            sleep().predict(interval="both")
+        for level in (0, 1, 95, "high"):
+            with pytest.raises(jm.ModelError, match="between 0 and 1"):
+                sleep().predict(interval="confidence", level=level)
+        with pytest.raises(jm.DataError, match="'school' is not a grouping factor"):
+            sleep().predict(interval="confidence", random_effects=["school"])
+        with pytest.raises(jm.DataError, match="'nobody' is not among the levels of 'Subject'"):
+            sleep().predict({"Days": [1.0], "Subject": ["nobody"]}, random_effects=True, interval="prediction")

@@ -83,16 +83,6 @@ def assert_inverse(covariance, hessian, tolerance=1e-6):
     np.testing.assert_allclose(covariance @ hessian / 2, np.eye(len(hessian)), atol=tolerance)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_conditional_covariances(name):
-    case, fit = layouts.case(name, seed=1), fitted(name)
-    expected = layouts.conditional_covariances(case, fit.theta, fit.sigma)
-    found = programs.conditional(case.design, fit)
-    assert list(found) == [t.label for t in case.terms]
-    for label, covariance in expected.items():
-        np.testing.assert_allclose(found[label], covariance, rtol=1e-8, atol=1e-10)
-
-
 # ---- at given parameters -------------------------------------------------------------------------------------------
 
 

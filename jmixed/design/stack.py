@@ -22,6 +22,9 @@ PAIRS = 2**20
 DENSITY = 75
 """Default of `stack`'s `density`, measured on a CPU."""
 
+MANY = 2**14
+"""Rows from which on a counting sort pays."""
+
 CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Rows per chunk; few values, so that few programs are compiled."""
 
@@ -213,18 +216,32 @@ def _group(codes, count):
     # For larger groups by their mean size alone: the chunk that pads least flips between near ties, and data of nearly
     # the same size would not share a program.
     chunk = fitting[0] if fitting else (8 if len(codes) > 4 * count else 2)
-    order = np.arange(len(codes)) if np.all(codes[1:] >= codes[:-1]) else np.argsort(codes, kind="stable")
     chunks = -(-sizes // chunk)
-    first_chunk = np.cumsum(chunks) - chunks
-    group = codes[order]
-    place = np.arange(len(codes)) - (np.cumsum(sizes) - sizes)[group]
     one_each = fitting and bool(np.all(chunks == 1))
     size = bucket(count)
     total = size if one_each else bucket(int(chunks.sum()))
+    # Where every chunk begins and its group ends, among rows in the order of their groups.
+    ends = np.cumsum(sizes, dtype=np.int32)
+    first = np.cumsum(chunks) - chunks
+    begin = np.repeat(ends - sizes.astype(np.int32) - (first * chunk).astype(np.int32), chunks)
+    begin += np.arange(len(begin), dtype=np.int32) * np.int32(chunk)
+    place = begin + np.arange(chunk, dtype=np.int32)[:, None]
+    real = place < np.repeat(ends, chunks)
+    if not np.all(codes[1:] >= codes[:-1]):
+        place = _order_by(codes, count)[np.where(real, place, 0)]
     rows = np.full((chunk, total), BEYOND, np.int32)
-    rows[place % chunk, first_chunk[group] + place // chunk] = order
+    rows[:, : len(begin)] = np.where(real, place, BEYOND)
     segments = None if one_each else _pad(np.repeat(np.arange(count), chunks), total, size - 1)
     return Grouping(rows=rows, segments=segments, size=size)
+
+
+def _order_by(codes, count):
+    """The rows in the order of their groups, those of a group in their own order."""
+    if len(codes) < MANY:
+        return np.argsort(codes, kind="stable").astype(np.int32)
+    # To bring the entries of a sparse matrix in the order of its rows is a counting sort, in one pass.
+    rows = np.arange(len(codes), dtype=np.int32)
+    return coo_array((np.ones(len(codes), bool), (codes, rows)), shape=(count, len(codes))).tocsr().indices
 
 
 def _couplings(layout, codes, counts, within):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jmixed.data import Array, Moments
 from jmixed.likelihood.jets import Jet
-from jmixed.likelihood.second_order import reduced_jets
+from jmixed.likelihood.second_order import jets
 
 
 class Border(NamedTuple):
@@ -54,7 +54,7 @@ def constrained_deviance(psi, roots, t, w, border: Border, moments: Moments) -> 
     border : Border
     moments : Moments
     """
-    logdet, G = reduced_jets(psi, roots, moments)
+    logdet, G = jets(psi, roots, moments)
     squares, coefficients = _squares(G, border)
     weights = jnp.stack([jnp.ones_like(w), w])
     slope = jnp.stack([jnp.zeros_like(w), jnp.ones_like(w)])

@@ -19,11 +19,15 @@ from jmixed.likelihood.stages import stage_matrix
 
 
 class Reduced(NamedTuple):
-    """The problem without the random effects: ``G = [X~ y~]'V^-1[X~ y~]``, log|V W|, and every stage's pieces."""
+    """The problem without the random effects: ``G = [X~ y~]'V^-1[X~ y~]``, log|V W|, and every stage's pieces.
+
+    ``borders`` are the stages' B as they were when their turn came; of a crossed layout there are none.
+    """
 
     G: jax.Array
     logdet: jax.Array
     stages: tuple[Elimination, ...]
+    borders: tuple[jax.Array, ...] = ()
 
 
 def reduce(covariances, roots, moments: Moments) -> Reduced:
@@ -55,7 +59,7 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
             start += width
         rest = result.K[start:, start:]
         G = G - (rest if summed else jnp.sum(rest, axis=-1))
-    return Reduced(G, logdet, tuple(results))
+    return Reduced(G, logdet, tuple(results), tuple(B))
 
 
 def sum_by_parent(values, parent, blocks):
@@ -77,6 +81,7 @@ class Profile(NamedTuple):
     beta: jax.Array
     inverse: jax.Array
     stages: tuple[Elimination, ...]
+    borders: tuple[jax.Array, ...]
 
 
 def profile(covariances, roots, moments: Moments) -> Profile:
@@ -84,7 +89,9 @@ def profile(covariances, roots, moments: Moments) -> Profile:
     reduced = reduce(covariances, roots, moments)
     fixed = profile_fixed(reduced.G)
     logdet_R = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R))))
-    return Profile(reduced.logdet, fixed.logdet + 2 * logdet_R, fixed.rss, fixed.beta, fixed.inverse, reduced.stages)
+    logdet_fixed = fixed.logdet + 2 * logdet_R
+    found = fixed.rss, fixed.beta, fixed.inverse, reduced.stages, reduced.borders
+    return Profile(reduced.logdet, logdet_fixed, *found)
 
 
 def degrees(moments: Moments, reml: bool):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jmixed.covariance import join, rectify
 from jmixed.likelihood import criterion
 from jmixed.likelihood.couplings import couplings
+from jmixed.linalg import matmul
 
 
 def estimates(roots, held, reml):
@@ -41,7 +42,9 @@ def conditional_modes(result, held):
         pieces = [-later[:, parent] for later, parent in zip(modes, held.index.parents[s], strict=True)]
         blocks = held.layout.blocks[s]
         border = jnp.concatenate([*pieces, jnp.broadcast_to(fixed[:, None], (len(fixed), blocks))])
-        modes.insert(0, jnp.sum(result.stages[s].U * border[None], axis=1))
+        # U border = P (B border): the many columns are summed up before anything else is done with them.
+        own = jnp.sum(result.borders[s] * border[None], axis=1, keepdims=True)
+        modes.insert(0, matmul(result.stages[s].P, own)[:, 0])
     return modes
 
 
@@ -65,27 +68,3 @@ def by_level(blocks, held):
             terms[t] = own[:, offset : offset + q] @ held.T[t].T
             offset += q
     return [terms[t] for t in range(len(layout.terms))]
-
-
-def conditional_blocks(held, roots):
-    """Conditional covariances P + U J U' of every stage's blocks, J the joint one of the blocks that hold them."""
-    result = criterion.profile(criterion.squares(roots), roots, held)
-    layout, own, joint = held.layout, [], []
-    if layout.crossed:
-        leaves, core = result.stages
-        pulled = couplings(held).pull(core.P[:, :, 0])
-        return [leaves.P + jnp.einsum("ijg,jlg,lmg->img", leaves.P, pulled, leaves.P), core.P]
-    for s in reversed(range(len(layout.stages))):
-        stage = result.stages[s]
-        P, above = stage.P, [parent for parent in held.index.parents[s]]
-        if above:
-            nearest = joint[0][:, :, above[0]]
-            U = stage.U[:, : nearest.shape[0]]
-            cross = -jnp.einsum("iag,abg->ibg", U, nearest)
-            P = P - jnp.einsum("iag,jag->ijg", cross, U)
-            top = jnp.concatenate([P, cross], axis=1)
-            joint.insert(0, jnp.concatenate([top, jnp.concatenate([jnp.swapaxes(cross, 0, 1), nearest], axis=1)]))
-        else:
-            joint.insert(0, P)
-        own.insert(0, P)
-    return own

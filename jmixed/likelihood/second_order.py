@@ -53,7 +53,18 @@ def derivatives(psi, roots, moments: Moments, reml: bool, exact: jax.Array | boo
         Where false, the Hessian is the average information (Gilmour, Thompson and Cullis 1995), the mean of observed
         and expected information: positive semidefinite, and much cheaper for crossed factors.
     """
-    logdet, G = reduced_jets(psi, roots, moments, exact)
+    return derivatives_of(*jets(psi, roots, moments, exact), moments, reml, exact)
+
+
+def jets(psi, roots, moments: Moments, exact: jax.Array | bool = True) -> tuple[Jet, Jet]:
+    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]; arguments as of `derivatives`."""
+    if moments.layout.crossed:
+        return crossed_jets(psi, roots, moments, exact)
+    return _eliminate_all(psi, roots, moments)
+
+
+def derivatives_of(logdet: Jet, G: Jet, moments: Moments, reml: bool, exact: jax.Array | bool = True) -> Derivatives:
+    """Derivatives of the profiled deviance from the jets of log|V W| and of G; arguments as of `derivatives`."""
     fixed, rss = _profile_fixed(G)
     fixed = fixed._replace(value=fixed.value + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R)))))
     logdet = jax.tree.map(lambda a, b: a + jnp.where(reml, b, 0), logdet, fixed)
@@ -69,12 +80,6 @@ def derivatives(psi, roots, moments: Moments, reml: bool, exact: jax.Array | boo
         (hessian + hessian.T) / 2,
         slope / nu,
     )
-
-
-def reduced_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True) -> tuple[Jet, Jet]:
-    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]; arguments as of `derivatives`."""
-    crossed = moments.layout.crossed
-    return crossed_jets(psi, roots, moments, exact) if crossed else _eliminate_all(psi, roots, moments)
 
 
 def _eliminate_all(psi, roots, moments):
@@ -128,14 +133,14 @@ def _eliminate_first(sigma, root, M, C, B):
     place = np.zeros((q, q), int)
     place[rows, columns] = place[columns, rows] = np.arange(len(rows))
 
-    def sums(blocks):
-        C, B = blocks
+    def sums(blocks, covariance):
+        (sigma, root), (C, B) = covariance, blocks
         out = eliminate(sigma, root, C, B, True)
         S, E = out.S[rows, columns], out.E.reshape(q * r, -1)
         SE = (S[:, None] * E[None]).reshape(-1, E.shape[1])
         return out.logdet, out.K, jnp.sum(S, -1), S @ S.T, E @ E.T, SE @ E.T
 
-    logdet, K, S, SS, EE, SEE = sum_in_blocks(sums, (C, B))
+    logdet, K, S, SS, EE, SEE = sum_in_blocks(sums, (C, B), (sigma, root))
     S, SS = S[place], SS[place][:, :, place]
     EE, SEE = EE.reshape(q, r, q, r), SEE.reshape(-1, q, r, q, r)[place]
     bend = -jnp.einsum("kij,lhm,ihjamb->klab", M, M, SEE)

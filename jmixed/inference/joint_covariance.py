@@ -1,0 +1,244 @@
+"""The joint covariance of the fixed effects and the random effects, and what it says about linear combinations.
+
+With relative covariances known, Henderson's equations give (Henderson 1975, Biometrics 31; Robinson 1991, Stat. Sci. 6)
+
+    Var [beta^ - beta; b^ - b] = sigma^2 [M, -M K'; -K M, P + K M K'],    P = (D^-1 + Z'WZ)^-1,   K = P Z'W X,
+
+with D the prior covariance relative to sigma^2 and sigma^2 M the covariance of beta^. A row with columns x and z has
+the variance sigma^2 (h M h' + z P z') with h = x - z K. P is never formed: the factor with most coefficients is
+eliminated first, its levels being independent of each other given the others, and the rest falls into the components of
+the levels that occur together. Only forms that hold at a singular D are used.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from jmixed.data import Design
+from jmixed.precision import FLOAT
+from jmixed.programs import Fit
+
+ENTRIES = 2**24
+"""Entries of a dense table that are made at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class JointCovariance:
+    """Covariance of the estimates of beta and of the predictions of b, N coefficients in all, given the parameters.
+
+    Attributes
+    ----------
+    sigma : float
+    M : array (p, p)
+        Covariance of the fixed effects over sigma^2.
+    places : tuple of int arrays (levels, q), one per term
+        Where a term's coefficients stand in the vector of all: those of the first factor come first.
+    first : sparse array (N1, N1)
+        Conditional covariance of the first factor's coefficients given all others, over sigma^2.
+    coupling : sparse array (N1, N2)
+        Z'WZ between the first factor's coefficients and the others.
+    rest : sparse array (N2, N2)
+        Conditional covariance of the others, over sigma^2.
+    priors : tuple of arrays (q, q), one per term
+        Covariances of the random effects over sigma^2.
+    """
+
+    sigma: float
+    M: np.ndarray
+    places: tuple[np.ndarray, ...]
+    first: Any
+    coupling: Any
+    rest: Any
+    priors: tuple[np.ndarray, ...]
+    cross: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Number of random coefficients."""
+        return self.first.shape[0] + self.rest.shape[0]
+
+    @cached_property
+    def K(self) -> np.ndarray:
+        """P Z'WX, array (N, p)."""
+        return self.times(self.cross)
+
+    def times(self, B) -> np.ndarray:
+        """P B for B (N, r)."""
+        split = self.first.shape[0]
+        own = self.first @ B[:split]
+        others = self.rest @ (B[split:] - self.coupling.T @ own)
+        return np.vstack([own - self.first @ (self.coupling @ others), others])
+
+    def rows(self, codes, columns) -> Any:
+        """Rows of Z in the order of the coefficients, sparse (k, N).
+
+        Parameters
+        ----------
+        codes : sequence of int arrays (k,), one per term
+            The level of each row; -1 leaves the term out.
+        columns : sequence of arrays (k, q), one per term
+        """
+        return _rows(self.places, codes, columns, self.size)
+
+    def variances(self, X, Z) -> np.ndarray:
+        """Variances of x (beta^ - beta) + z (b^ - b), array (k,), in squared units of the response.
+
+        Parameters
+        ----------
+        X : array (k, p)
+        Z : sparse array (k, N)
+            As made by `rows`.
+        """
+        h = X - Z @ self.K
+        return self.sigma**2 * (np.einsum("ij,jk,ik->i", h, self.M, h) + self.conditional_variances(Z))
+
+    def conditional_variances(self, Z) -> np.ndarray:
+        """z P z' for the rows of Z, array (k,), over sigma^2."""
+        split = self.first.shape[0]
+        own = Z[:, :split] @ self.first
+        total = np.asarray(own.multiply(Z[:, :split]).sum(axis=1)).ravel()
+        others = (Z[:, split:] - own @ self.coupling).tocsr()
+        step = max(1, ENTRIES // max(others.shape[1], 1))
+        for start in range(0, others.shape[0], step):
+            part = others[start : start + step]
+            total[start : start + step] += np.asarray((part @ self.rest).multiply(part).sum(axis=1)).ravel()
+        return total
+
+    def prior_variances(self, codes, columns) -> np.ndarray:
+        """Variance of z b over the terms whose level is unknown (code -1), array (k,), in squared response units."""
+        parts = [
+            np.where(code < 0, np.einsum("ij,jk,ik->i", Z, prior, Z), 0.0)
+            for prior, code, Z in zip(self.priors, codes, columns, strict=True)
+        ]
+        return self.sigma**2 * np.sum(parts, axis=0)
+
+    def level_blocks(self, members) -> np.ndarray:
+        """Conditional covariances of each level's coefficients for terms that share a factor: (levels, q, q)."""
+        places = np.concatenate([self.places[t] for t in members], axis=1)
+        levels, q = places.shape
+        unit = sparse.csr_array(
+            (np.ones(levels * q), (np.arange(levels * q), places.ravel())), shape=(levels * q, self.size)
+        )
+        split = self.first.shape[0]
+        own = unit[:, :split] @ self.first
+        others = (unit[:, split:] - own @ self.coupling).tocsr()
+        blocks = np.empty((levels, q, q), FLOAT)
+        for i in range(q):
+            reached = others[i::q] @ self.rest
+            for j in range(q):
+                direct = own[i::q].multiply(unit[j::q, :split]).sum(axis=1)
+                blocks[:, i, j] = np.asarray(direct).ravel() + np.asarray(reached.multiply(others[j::q]).sum(1)).ravel()
+        return self.sigma**2 * blocks
+
+    def dense(self) -> np.ndarray:
+        """The whole matrix (p + N, p + N): beta first, then the coefficients term by term, level by level."""
+        P = self.times(np.eye(self.size))
+        order = np.concatenate([np.zeros(0, np.int64), *(place.ravel() for place in self.places)])
+        K, P = self.K[order], P[np.ix_(order, order)]
+        cross = -self.M @ K.T
+        return self.sigma**2 * np.block([[self.M, cross], [cross.T, (P + P.T) / 2 - K @ cross]])
+
+
+def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
+    """The joint covariance at a fit.
+
+    Parameters
+    ----------
+    design : Design
+    codes : sequence of int arrays (n,), one per term
+        The level of each row.
+    fit : Fit
+
+    Returns
+    -------
+    JointCovariance
+    """
+    structures, counts = design.layout.terms, dict(enumerate(design.counts))
+    factors = sorted(range(len(counts)), key=lambda f: (-counts[f] * design.layout.factor_width(f), f))
+    places, size, split = [np.empty((0, 0), np.int64)] * len(structures), 0, 0
+    for f in factors:
+        width, inner = design.layout.factor_width(f), 0
+        for t in design.layout.factors[f]:
+            q = structures[t].q
+            places[t] = size + width * np.arange(counts[f])[:, None] + inner + np.arange(q)
+            inner += q
+        size += width * counts[f]
+        split = split or size
+    columns = [design.Z[label] for label in design.labels]
+    Z = _rows(places, codes, columns, size)
+    weighted = Z.multiply(design.weights[:, None]).tocsr()
+    products = (Z.T @ weighted).tocsr()
+    priors = tuple(fit.covariances[label] / fit.sigma**2 for label in design.labels)
+    prior = _prior(places, priors, size)
+    first = _conditional(prior[:split, :split], products[:split, :split])
+    coupling = products[:split, split:]
+    left = products[split:, split:] - coupling.T @ (first @ coupling)
+    rest = _conditional(prior[split:, split:], left)
+    M = fit.vcov_beta / fit.sigma**2
+    return JointCovariance(fit.sigma, M, tuple(places), first, coupling, rest, priors, weighted.T @ design.X)
+
+
+def _rows(places, codes, columns, size):
+    count = len(codes[0]) if len(codes) else 0
+    index = [place[np.maximum(code, 0)] for place, code in zip(places, codes, strict=True)]
+    values = [np.where((code >= 0)[:, None], Z, 0.0) for code, Z in zip(codes, columns, strict=True)]
+    index, values = np.concatenate(index, axis=1), np.concatenate(values, axis=1)
+    pointers = np.arange(count + 1) * index.shape[1]
+    return sparse.csr_array((values.ravel(), index.ravel(), pointers), shape=(count, size))
+
+
+def _prior(places, priors, size):
+    """The prior covariance of all coefficients, block diagonal."""
+    rows, columns, values = [], [], []
+    for place, prior in zip(places, priors, strict=True):
+        q = place.shape[1]
+        rows.append(np.repeat(place, q, axis=1).ravel())
+        columns.append(np.tile(place, (1, q)).ravel())
+        values.append(np.tile(prior.ravel(), len(place)))
+    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    return sparse.csr_array(entries, shape=(size, size))
+
+
+def _conditional(prior, products):
+    """(I + D C)^-1 D for sparse D and C, component by component; components of one size together."""
+    size = prior.shape[0]
+    if not size:
+        return sparse.csr_array((0, 0), dtype=FLOAT)
+    prior, products = prior.tocoo(), products.tocoo()
+    joined = sparse.coo_array(
+        (
+            np.ones(prior.nnz + products.nnz, np.int8),
+            (np.concatenate([prior.row, products.row]), np.concatenate([prior.col, products.col])),
+        ),
+        shape=prior.shape,
+    )
+    count, component = connected_components(joined.tocsr(), directed=False)
+    width = np.bincount(component, minlength=count)
+    order = np.argsort(component, kind="stable")
+    position = np.empty(size, np.int64)
+    position[order] = np.arange(size) - np.repeat(np.cumsum(width) - width, width)
+    # Every component is a dense square in one long vector.
+    base = np.cumsum(width**2) - width**2
+
+    def squares(matrix):
+        place = base[component[matrix.row]] + position[matrix.row] * width[component[matrix.row]] + position[matrix.col]
+        return np.bincount(place, matrix.data, minlength=int(np.sum(width**2)))
+
+    D, C = squares(prior), squares(products)
+    rows, columns, values = [], [], []
+    start = np.cumsum(width) - width
+    for k in np.unique(width):
+        own = np.flatnonzero(width == k)
+        index = base[own, None] + np.arange(k * k)
+        relative, cross = D[index].reshape(-1, k, k), C[index].reshape(-1, k, k)
+        solved = np.linalg.solve(np.eye(k) + relative @ cross, relative)
+        members = order[start[own, None] + np.arange(k)]
+        rows.append(np.repeat(members, k, axis=1).ravel())
+        columns.append(np.tile(members, (1, k)).ravel())
+        values.append(((solved + solved.transpose(0, 2, 1)) / 2).ravel())
+    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    return sparse.csr_array(entries, shape=(size, size))

@@ -1,0 +1,103 @@
+"""Refits without one cluster of rows at a time, all in one compiled program.
+
+A cluster is left out by giving its rows weight zero, which takes them out of every cross-product; the number of rows in
+nu is counted anew. Every refit starts from the estimate of the whole data.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmixed import optimize
+from jmixed.compilation import program
+from jmixed.data import Design, bucket
+from jmixed.estimation import outcome_of, start_at
+from jmixed.likelihood.estimates import estimates
+from jmixed.likelihood.moments import moments, preconditioners
+from jmixed.precision import double_precision
+from jmixed.programs import Fit
+
+CHUNK = 8
+"""Refits that run side by side."""
+NUMBERS = 2**25
+"""Row entries that they may hold together."""
+ONE_STEP = 2
+"""Evaluations of one Newton step: the estimate of the whole data, and the point that the step leads to."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Estimates without each of m clusters; NaN where the rest does not determine them.
+
+    Attributes
+    ----------
+    theta : array (m, t)
+    beta : array (m, p)
+    sigma : array (m,)
+    vcov_beta : array (m, p, p)
+    outcome : int array (m,)
+        How each refit ended.
+    """
+
+    theta: np.ndarray
+    beta: np.ndarray
+    sigma: np.ndarray
+    vcov_beta: np.ndarray
+    outcome: np.ndarray
+
+
+def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool = False) -> LeftOut:
+    """Refit without each cluster.
+
+    Parameters
+    ----------
+    design : Design
+    fit : Fit
+        Of the whole data.
+    clusters : int array (n,)
+        Cluster of each row, 0..m-1.
+    reml : bool
+    one_step : bool
+        Take one Newton step with exact derivatives from the estimate of the whole data, no more.
+
+    Returns
+    -------
+    LeftOut
+    """
+    count, nobs = int(clusters.max()) + 1, len(clusters)
+    rows = design.rows(bucket(nobs))
+    padded = np.full(len(rows.y), -1, np.int32)
+    padded[:nobs] = clusters
+    chosen = np.full(bucket(count), count - 1, np.int32)
+    chosen[:count] = np.arange(count)
+    width = rows.X.shape[1] + sum(Z.shape[1] for Z in rows.Z)
+    side_by_side = max(1, min(CHUNK, len(chosen), NUMBERS // (len(rows.y) * width)))
+    limit = np.int32(ONE_STEP if one_step else optimize.MAX_ITERATIONS)
+    with double_precision():
+        out = _program(rows, padded, chosen, fit.theta, limit, bool(reml), side_by_side=side_by_side)
+        *numbers, outcome, sound = (part[:count] for part in jax.device_get(out))
+    theta, beta, sigma, vcov_beta = (
+        np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for part in numbers
+    )
+    return LeftOut(theta, beta, sigma, vcov_beta, outcome)
+
+
+@program(static_argnames=("side_by_side",))
+def _program(rows, clusters, chosen, theta, limit, reml, side_by_side):
+    columns = preconditioners(rows)
+
+    def without(cluster):
+        out = clusters == cluster
+        nobs = rows.nobs - jnp.sum(out.astype(rows.nobs.dtype))
+        held = moments(replace(rows, weights=jnp.where(out, 0, rows.weights), nobs=nobs), columns)
+        # All data together have the identity here: an eigenvalue of zero is a coefficient that the rest does not tell.
+        told = jnp.linalg.eigvalsh(held.G[:-1, :-1]) > 1e-10
+        solution = optimize.minimize(held, start_at(theta, held), reml, limit)
+        result = estimates(solution.roots, held, reml)
+        numbers = (result[name] for name in ("theta", "beta", "sigma", "vcov_beta"))
+        sound = jnp.all(told) & jnp.isfinite(result["objective"])
+        return *numbers, outcome_of(solution, result["sigma"], held), sound
+
+    return jax.lax.map(without, chosen, batch_size=side_by_side)

@@ -1,0 +1,53 @@
+"""Leverages, and the residuals and distances that rest on them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jmixed.design.terms import ModelData
+from jmixed.inference.joint_covariance import JointCovariance
+
+
+@dataclass(frozen=True)
+class RowDiagnostics:
+    """One number for each row of the data.
+
+    Attributes
+    ----------
+    hat : array (n,)
+        Leverage: the derivative of the fitted value in the response, given the variance parameters; their sum is the
+        effective number of coefficients.
+    standardised : array (n,)
+        Conditional residual over its standard deviation given the variance parameters, sigma sqrt((1 - hat) / w).
+    cooks_distance : array (n,)
+        hat / (1 - hat) times the squared standardised residual over the number of fixed effects, as in lme4.
+    """
+
+    hat: np.ndarray
+    standardised: np.ndarray
+    cooks_distance: np.ndarray
+
+
+def row_diagnostics(data: ModelData, joint: JointCovariance, residuals) -> RowDiagnostics:
+    """Diagnostics of the model's rows.
+
+    The leverage of a row is w times the variance of its fitted value over sigma^2 (Demidenko and Stukel 2005, Stat.
+    Med. 24, 893-909): the hat matrix of the least-squares problem augmented by the random effects' penalty.
+
+    Parameters
+    ----------
+    data : ModelData
+    joint : JointCovariance
+    residuals : array (n,)
+        Conditional residuals.
+
+    Returns
+    -------
+    RowDiagnostics
+        NaN where a leverage of one leaves no residual.
+    """
+    Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms])
+    hat = data.weights * joint.variances(data.X, Z) / joint.sigma**2
+    left = np.where(1 - hat > 1e-10, 1 - hat, np.nan)
+    standardised = residuals * np.sqrt(data.weights / left) / joint.sigma
+    return RowDiagnostics(hat, standardised, standardised**2 * hat / left / data.X.shape[1])

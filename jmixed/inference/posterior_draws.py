@@ -1,0 +1,44 @@
+"""Draws of fixed and random effects around their estimates, at the estimated variances."""
+
+import numpy as np
+
+from jmixed.design.terms import ModelData
+from jmixed.inference.joint_covariance import JointCovariance
+from jmixed.programs import Fit
+
+
+def posterior_draws(data: ModelData, joint: JointCovariance, fit: Fit, draws: int, rng) -> tuple[np.ndarray, list]:
+    """Draws from the normal distribution with the joint covariance of (beta^, b^) around the estimates.
+
+    With a flat prior for beta this is the posterior given the variances. Nothing of the size of the joint covariance is
+    made: random effects b* and residuals are drawn, and the errors of the estimates of 0 and b* from Z b* + e* have
+    the distribution wanted (Papandreou and Yuille 2010, sampling by perturbation).
+
+    Parameters
+    ----------
+    data : ModelData
+    joint : JointCovariance
+    fit : Fit
+    draws : int
+    rng : numpy Generator
+
+    Returns
+    -------
+    beta : array (draws, p)
+    b : list of arrays (draws, levels, q), one per term
+    """
+    B = np.empty((joint.size, draws))
+    for place, prior in zip(joint.places, joint.priors, strict=True):
+        values, vectors = np.linalg.eigh(prior)
+        root = joint.sigma * vectors * np.sqrt(np.maximum(values, 0))
+        B[place] = np.einsum("ij,ljd->lid", root, rng.normal(size=(*place.shape, draws)))
+    weights = data.weights[:, None]
+    Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms])
+    Y = Z @ B + joint.sigma / np.sqrt(weights) * rng.normal(size=(len(data.y), draws))
+    solved = weights * (Y - Z @ joint.times(Z.T @ (weights * Y)))
+    beta = joint.M @ (data.X.T @ solved)
+    B -= joint.times(Z.T @ (weights * (Y - data.X @ beta)))
+    modes = [
+        fit.b[term.label] + np.moveaxis(B[place], -1, 0) for term, place in zip(data.terms, joint.places, strict=True)
+    ]
+    return fit.beta - beta.T, modes

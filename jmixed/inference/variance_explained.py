@@ -1,0 +1,108 @@
+"""How much of the variance the model explains: R2, intraclass correlations, principal components."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import block_diag
+
+from jmixed.design.terms import ModelData
+from jmixed.programs import Fit
+
+
+@dataclass(frozen=True)
+class VarianceExplained:
+    """Shares of the variance of a response.
+
+    Attributes
+    ----------
+    marginal : float
+        Share of the fixed effects.
+    conditional : float
+        Share of fixed and random effects together.
+    fixed, random, residual : float
+        The variances they are made of, in squared units of the response.
+    """
+
+    marginal: float
+    conditional: float
+    fixed: float
+    random: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class IntraclassCorrelation:
+    """Share of the random effects in the variance.
+
+    Attributes
+    ----------
+    adjusted : float
+        Of the variance that the fixed effects leave.
+    unadjusted : float
+        Of all variance, that of the fixed effects included.
+    by_group : dict of str to float
+        The adjusted share of each grouping factor; they sum to `adjusted`.
+    """
+
+    adjusted: float
+    unadjusted: float
+    by_group: dict[str, float]
+
+
+def variance_explained(data: ModelData, fit: Fit) -> VarianceExplained:
+    """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
+
+    The variance of the fixed effects is the sample variance of X beta (divisor n - 1), that of the random effects the
+    mean over the rows of z Sigma z', summed over the terms.
+    """
+    fixed = float(np.var(data.X @ fit.beta, ddof=1))
+    random, residual = float(sum(_of_terms(data, fit).values())), float(fit.sigma**2)
+    total = fixed + random + residual
+    return VarianceExplained(fixed / total, (fixed + random) / total, fixed, random, residual)
+
+
+def intraclass_correlation(data: ModelData, fit: Fit) -> IntraclassCorrelation:
+    """Intraclass correlations, of all random effects and of each grouping factor (Nakagawa et al. 2017)."""
+    shares = variance_explained(data, fit)
+    left = shares.random + shares.residual
+    by_group: dict[str, float] = {}
+    of_terms = _of_terms(data, fit)
+    for term in data.terms:
+        by_group[term.group] = by_group.get(term.group, 0.0) + float(of_terms[term.label]) / left
+    return IntraclassCorrelation(shares.random / left, shares.conditional - shares.marginal, by_group)
+
+
+def _of_terms(data, fit):
+    """Mean over the rows of the variance that each term gives."""
+    n = len(data.y)
+    return {term.label: np.sum(term.Z.T @ term.Z / n * fit.covariances[term.label]) for term in data.terms}
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """Principal components of a covariance of random effects.
+
+    Attributes
+    ----------
+    sd : array (q,)
+        Standard deviations relative to sigma, largest first.
+    loadings : array (q, q)
+        One component a column.
+    """
+
+    sd: np.ndarray
+    loadings: np.ndarray
+
+
+def principal_components(covariances, sigma: float) -> PrincipalComponents:
+    """Components of the random effects of one grouping factor (Bates, Kliegl, Vasishth and Baayen 2015, rePCA).
+
+    Parameters
+    ----------
+    covariances : sequence of arrays (q, q)
+        One for each of the factor's terms, which are independent of each other.
+    sigma : float
+    """
+    values, vectors = np.linalg.eigh(np.asarray(block_diag(*(c / sigma**2 for c in covariances))))
+    signs = np.where(vectors[np.argmax(np.abs(vectors), axis=0), np.arange(len(values))] < 0, -1.0, 1.0)
+    return PrincipalComponents(np.sqrt(np.maximum(values, 0))[::-1], (vectors * signs)[:, ::-1])

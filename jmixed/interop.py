@@ -1,0 +1,210 @@
+"""Results for other packages: marginaleffects and ArviZ, which are imported only when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.design.matrices import new_rows
+from jmixed.errors import DataError, ModelError
+from jmixed.inference.posterior_draws import posterior_draws
+
+if TYPE_CHECKING:
+    from jmixed.results import MixedLMResults
+
+
+def to_marginaleffects(result: MixedLMResults) -> Any:
+    """A model for the functions of marginaleffects: predictions of the fixed part, their averages and contrasts.
+
+    There ``vcov=True`` means the covariance by generalised least squares, ``vcov="CR0"``, ``"CR1"`` and ``"CR2"`` that
+    of `robust_cov`. Text columns become categories, and predictions include the offset. Intervals and p-values are
+    normal: ``result.test`` has degrees of freedom. (Comparisons of categories by marginaleffects 0.6 need Polars below
+    version 2; contrasts by its ``hypothesis`` argument do not.) Predictions are linear in the coefficients: with
+    ``eps_vcov=1.0`` the finite differences behind the standard errors of slopes are exact.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+        Of a model stated by a formula, with its data.
+
+    Returns
+    -------
+    ModelAbstract
+        Of marginaleffects.
+
+    Raises
+    ------
+    DataError
+        When the model was made of arrays, or its rows were removed.
+    ModuleNotFoundError
+        When marginaleffects is not installed; it says how to.
+
+    Examples
+    --------
+    Estimated marginal means of the three machines:
+
+    >>> import jmixed as jm
+    >>> result = jm.mixedlm("score ~ Machine + (Machine | Worker)", jm.datasets.load("machines")).fit()
+    >>> from marginaleffects import predictions
+    >>> means = predictions(jm.interop.to_marginaleffects(result), by="Machine")
+    >>> means["estimate"].round(3).to_list(), means["std_error"].round(3).to_list()
+    ([52.356, 60.322, 66.272], [1.681, 3.529, 1.806])
+    """
+    classes = _module("marginaleffects.classes")
+    spec = result.model.spec
+    if spec.recipe is None or spec.frame is None:
+        raise DataError(
+            "to_marginaleffects: this result has no data frame with the columns of a formula; "
+            "state the model by a formula and keep its rows"
+        )
+
+    class JmixedModel(classes.ModelAbstract):
+        # Rows less coefficients are no degrees of freedom of a mixed model: marginaleffects is to use the normal.
+        df_resid = float("inf")
+
+        def validation(self):
+            # The base class asks floats whether they are in [0, 1], integers, which Polars 2 refuses.
+            self.validate_coef()
+            self.validate_response_name()
+            self.validate_formula()
+            self.validate_modeldata()
+            self.vault.variables_type = {name: _type(spec.frame[name]) for name in (response, *predictors)}
+
+        def get_exog(self, newdata):
+            """Columns of X and, last, the offset."""
+            rows = new_rows(spec, newdata)
+            return np.column_stack([rows.X, rows.offset])
+
+        def get_predict(self, params, newdata):
+            polars = _module("polars")
+            values = newdata[:, :-1] @ params + newdata[:, -1]
+            rows = np.arange(len(values), dtype=np.int32)
+            return polars.DataFrame({"rowid": rows, "estimate": values})
+
+        def get_vcov(self, vcov=True):
+            if vcov is None or vcov is False:
+                return None
+            return np.array(result.vcov() if vcov is True else result.robust_cov(vcov))
+
+    predictors = spec.recipe.columns(["rhs", *(part for part in spec.recipe.specs if part.startswith("offset"))])
+    response = next(iter(spec.recipe.columns(["lhs"])), spec.endog_name)
+    frame = _categories(spec.frame, predictors)
+    # Whatever holds a missing value is no part of the model, and rows must not be dropped for it.
+    frame = frame.loc[:, frame.notna().all()].reset_index(drop=True)
+    data = _module("marginaleffects.utils").ingest(frame).drop("index")
+    vault = classes.ModelVault(
+        coef=np.array(result.fe_params),
+        coefnames=np.array(spec.exog_names),
+        # Only the names of the variables are read from it: the columns of X come from the model's own formula.
+        formula=" ~ ".join([_quoted(response), " + ".join(map(_quoted, predictors)) or "1"]),
+        modeldata=data,
+        package="jmixed",
+        variable_names=[response, *(name for name in predictors if name != response)],
+        pandas_categorical_orders={
+            name: list(column.cat.categories) for name, column in frame.items() if column.dtype == "category"
+        },
+    )
+    return JmixedModel(result, vault)
+
+
+def _type(column):
+    """What marginaleffects calls the type of a column."""
+    if pd.api.types.is_bool_dtype(column):
+        return "boolean"
+    if not pd.api.types.is_numeric_dtype(column):
+        return "character"
+    if column.isin([0, 1]).all():
+        return "binary"
+    return "integer" if pd.api.types.is_integer_dtype(column) else "numeric"
+
+
+def _quoted(name):
+    return name if name.isidentifier() else f"`{name}`"
+
+
+def _categories(frame, names):
+    """The frame with its predictors that hold text as categories, in the order in which the model sorted them."""
+    made = {}
+    for name in names:
+        column = frame[name]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            made[name] = column.cat.remove_unused_categories()
+        elif not pd.api.types.is_numeric_dtype(column):
+            made[name] = pd.Categorical(column)
+    return frame.assign(**made)
+
+
+def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
+    """Draws of the fixed and random effects for ArviZ's plots and comparisons.
+
+    The draws have the joint covariance of fixed and random effects at the estimated variances (Henderson 1975): an
+    empirical-Bayes posterior with a flat prior for the coefficients. It is narrower than a full posterior, because the
+    variances are taken as known.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+    draws : int
+    key : int
+        The same key gives the same draws.
+
+    Returns
+    -------
+    InferenceData (ArviZ 0) or DataTree (ArviZ 1)
+        posterior: ``beta`` and a variable for each random-effects term, by its label, one chain; posterior_predictive
+        and log_likelihood: each row given the draws; observed_data; constant_data: ``sigma``.
+
+    Raises
+    ------
+    ModelError
+        For a number of draws that is none.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+    >>> jm.interop.to_arviz(result, draws=50).posterior["Days | Subject"].shape
+    (1, 50, 18, 2)
+    """
+    arviz = _module("arviz")
+    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
+        raise ModelError(f"to_arviz: draws is {draws!r}; it must be a whole number, one or more")
+    result._need_data("to_arviz")
+    spec, rng = result._spec, np.random.default_rng(key)
+    beta, modes = posterior_draws(spec, result._joint, result._fit, int(draws), rng)
+    mean = beta @ spec.X.T + spec.offset
+    for term, b in zip(spec.terms, modes, strict=True):
+        mean += np.einsum("nq,dnq->dn", term.Z, b[:, term.codes])
+    sd = result.sigma / np.sqrt(spec.weights)
+    y, noise = spec.endog_name, rng.normal(size=mean.shape)
+    density = -0.5 * ((spec.y - mean) / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi)
+    labels = [term.label for term in spec.terms]
+    groups = {
+        "posterior": {"beta": beta[None]} | {label: b[None] for label, b in zip(labels, modes, strict=True)},
+        "posterior_predictive": {y: (mean + sd * noise)[None]},
+        "log_likelihood": {y: density[None]},
+        "observed_data": {y: spec.y},
+        "constant_data": {"sigma": np.array([result.sigma])},
+    }
+    coords = {"coefficient": list(spec.exog_names), "row": np.arange(len(spec.y))}
+    dims = {"beta": ["coefficient"], y: ["row"], "sigma": ["residual"]}
+    for term in spec.terms:
+        own = [f"level of {term.label}", f"column of {term.label}"]
+        dims[term.label], coords = own, coords | dict(zip(own, (list(term.levels), list(term.columns)), strict=True))
+    if hasattr(arviz, "InferenceData"):
+        return arviz.from_dict(**groups, coords=coords, dims=dims)
+    return arviz.from_dict(groups, coords=coords, dims=dims)
+
+
+def _module(name: str) -> Any:
+    """An optional package, or an error that tells how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.split(".")[0]
+        raise ModuleNotFoundError(
+            f"this needs {package}, an optional package: pip install 'jmixed[interop]'"
+        ) from error

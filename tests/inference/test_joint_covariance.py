@@ -1,0 +1,95 @@
+"""The joint covariance of fixed and random effects against dense matrices, for every layout."""
+
+import functools
+from types import SimpleNamespace
+
+import layouts
+import numpy as np
+import pytest
+
+from jmixed.inference.joint_covariance import joint_covariance
+
+LAYOUTS = ("slope", "independent", "identity", "nested three", "nested and crossed", "crossed")
+
+
+@functools.cache
+def fitted(name):
+    """A case at given parameters, some of them singular; nothing needs an optimum."""
+    case = layouts.case(name, seed=1)
+    theta, sigma = layouts.draw_theta(case), 1.3
+    if name == "slope":
+        theta[-1] = 0
+    sigmas = [f @ f.T for f in layouts.factors(case, theta)]
+    vcov = sigma**2 * np.linalg.inv(layouts.generalised(case, sigmas, True).A)
+    covariances = {t.label: sigma**2 * s for t, s in zip(case.terms, sigmas, strict=True)}
+    fit = SimpleNamespace(theta=theta, sigma=sigma, vcov_beta=vcov, covariances=covariances)
+    return case, fit, joint_covariance(case.design, [term.codes for term in case.terms], fit)
+
+
+def dense_columns(terms, codes, columns):
+    """Z of all coefficients, term by term and level by level."""
+    blocks = []
+    for term, code, Z in zip(terms, codes, columns, strict=True):
+        known = (code[:, None] == term.levels) * 1.0
+        blocks.append(np.einsum("nl,nq->nlq", known, Z).reshape(len(Z), -1))
+    return np.hstack(blocks)
+
+
+def dense_joint(case, fit):
+    """[M, -M X'V^-1 Z D; ., D - D Z'V^-1 Z D + D Z'V^-1 X M X'V^-1 Z D], which holds at a singular D."""
+    Z = dense_columns(case.terms, [t.codes for t in case.terms], [t.Z for t in case.terms])
+    priors = [np.kron(np.eye(len(t.levels)), fit.covariances[t.label]) for t in case.terms]
+    D, start = np.zeros((Z.shape[1],) * 2), 0
+    for prior in priors:
+        D[start : start + len(prior), start : start + len(prior)] = prior
+        start += len(prior)
+    inverse = np.linalg.inv(Z @ D @ Z.T + fit.sigma**2 * np.diag(1 / case.weights))
+    M = np.linalg.inv(case.X.T @ inverse @ case.X)
+    ZD = Z @ D
+    cross = -M @ case.X.T @ inverse @ ZD
+    own = D - ZD.T @ inverse @ ZD + cross.T @ np.linalg.solve(M, cross)
+    return np.block([[M, cross], [cross.T, own]])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+class TestAgainstDenseMatrices:
+    def test_the_whole_matrix(self, name):
+        case, fit, joint = fitted(name)
+        expected = dense_joint(case, fit)
+        np.testing.assert_allclose(joint.dense(), expected, rtol=1e-8, atol=1e-9 * np.max(np.abs(expected)))
+
+    def test_conditional_covariances_by_level(self, name):
+        case, fit, joint = fitted(name)
+        expected = layouts.conditional_covariances(case, fit.theta, fit.sigma)
+        for t, term in enumerate(case.terms):
+            np.testing.assert_allclose(joint.level_blocks([t]), expected[term.label], rtol=1e-8, atol=1e-10)
+
+    def test_variances_of_rows_that_never_occurred(self, name):
+        """Levels drawn apart for each term, some unknown: pairs of levels that share no row included."""
+        case, fit, joint = fitted(name)
+        rng = np.random.default_rng(0)
+        codes = [rng.integers(-1, len(term.levels), 40).astype(np.int32) for term in case.terms]
+        columns = [rng.normal(size=(40, term.Z.shape[1])) for term in case.terms]
+        X = rng.normal(size=(40, case.X.shape[1]))
+        rows = np.hstack([X, dense_columns(case.terms, codes, columns)])
+        expected = np.einsum("ij,jk,ik->i", rows, dense_joint(case, fit), rows)
+        np.testing.assert_allclose(joint.variances(X, joint.rows(codes, columns)), expected, rtol=1e-8)
+        left_out = sum(
+            np.where(code < 0, np.einsum("ij,jk,ik->i", Z, fit.covariances[term.label], Z), 0)
+            for term, code, Z in zip(case.terms, codes, columns, strict=True)
+        )
+        np.testing.assert_allclose(joint.prior_variances(codes, columns), left_out, rtol=1e-10, atol=1e-12)
+
+
+def test_terms_of_one_factor_are_taken_together():
+    """Two independent terms of one factor are correlated given the data."""
+    case, fit, joint = fitted("independent")
+    p, levels = case.X.shape[1], len(case.terms[0].levels)
+    whole = dense_joint(case, fit)
+    K = -np.linalg.solve(whole[:p, :p], whole[:p, p:])
+    conditional = whole[p:, p:] - K.T @ whole[:p, :p] @ K
+    blocks = joint.level_blocks([0, 1])
+    for level in range(levels):
+        own = [level, levels + level]
+        np.testing.assert_allclose(blocks[level], conditional[np.ix_(own, own)], rtol=1e-7, atol=1e-9 * fit.sigma**2)
+    assert np.all(np.abs(blocks[:, 0, 1]) > 0)

@@ -1,0 +1,58 @@
+"""Estimates without one cluster against fits to the other rows alone."""
+
+import functools
+
+import layouts
+import numpy as np
+import pytest
+
+from jmixed import programs
+from jmixed.errors import Outcome
+from jmixed.inference.leave_one_out import leave_one_out
+
+
+@functools.cache
+def fitted(name, reml):
+    case = layouts.case(name, seed=1)
+    return case, programs.fit(case.design, reml=reml)
+
+
+@pytest.mark.parametrize(("name", "reml", "checked"), [("slope", True, 7), ("nested and crossed", False, 1)])
+def test_estimates_are_those_of_the_other_rows(name, reml, checked):
+    """Weights, an offset, groups of one row, and the number of rows in nu are all in it."""
+    case, fit = fitted(name, reml)
+    clusters = case.terms[0].codes
+    found = leave_one_out(case.design, fit, clusters, reml)
+    for cluster in range(checked):
+        rest = case.take(np.flatnonzero(clusters != cluster))
+        terms = [layouts.term(t.label, t.codes, t.Z, structure=t.structure) for t in rest.terms]
+        alone = programs.fit(layouts.Case(rest.y, rest.X, rest.weights, rest.offset, tuple(terms)).design, reml=reml)
+        assert Outcome(int(found.outcome[cluster])).ok
+        assert alone.converged
+        np.testing.assert_allclose(found.beta[cluster], alone.beta, atol=1e-6 * np.sqrt(np.diag(alone.vcov_beta)).min())
+        np.testing.assert_allclose(found.sigma[cluster], alone.sigma, rtol=1e-6)
+        np.testing.assert_allclose(found.vcov_beta[cluster], alone.vcov_beta, rtol=1e-5)
+        np.testing.assert_allclose(found.theta[cluster], alone.theta, atol=1e-5 * max(1, np.abs(alone.theta).max()))
+
+
+def test_one_step_is_a_newton_step():
+    """Its error is of second order: small where a cluster moves the estimate little, and far below the move itself."""
+    case, fit = fitted("slope", True)
+    clusters = case.terms[0].codes
+    exact = leave_one_out(case.design, fit, clusters, True)
+    step = leave_one_out(case.design, fit, clusters, True, one_step=True)
+    moved, left = (np.linalg.norm(a - b, axis=1) for a, b in ((exact.beta, fit.beta), (exact.beta, step.beta)))
+    assert np.all(left < 0.5 * moved)
+    least = np.argmin(np.linalg.norm(exact.theta - fit.theta, axis=1))
+    assert np.linalg.norm(step.theta[least] - exact.theta[least]) < 0.2 * np.linalg.norm(exact.theta[least] - fit.theta)
+
+
+def test_a_coefficient_that_the_rest_does_not_tell_is_nan():
+    case = layouts.case("slope", seed=1)
+    clusters = case.terms[0].codes
+    only = (clusters == 3) * 1.0
+    case = layouts.Case(case.y, np.column_stack([case.X, only]), case.weights, case.offset, case.terms)
+    found = leave_one_out(case.design, programs.fit(case.design), clusters, True)
+    assert np.isnan(found.beta[3]).all()
+    assert np.isnan(found.sigma[3])
+    assert np.isfinite(np.delete(found.beta, 3, axis=0)).all()

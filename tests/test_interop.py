@@ -1,0 +1,132 @@
+"""Adapters: estimated marginal means by marginaleffects against emmeans, draws for ArviZ against the covariance."""
+
+import functools
+import json
+import sys
+import warnings
+from contextlib import nullcontext
+
+import numpy as np
+import pandas as pd
+import pytest
+from references import ROOT, case
+
+import jmixed as jm
+
+EMMEANS = json.loads((ROOT / "emmeans.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def sleep():
+    return jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+
+
+@functools.cache
+def adapted(name):
+    fit, data = case(name)
+    with pytest.warns(jm.SingularWarning) if fit["flags"]["singular"] else nullcontext():
+        result = jm.mixedlm(fit["lme4_formula_py"], data).fit()
+    return jm.interop.to_marginaleffects(result), EMMEANS[name]
+
+
+@pytest.mark.parametrize("name", EMMEANS)
+class TestMarginalMeans:
+    """Every combination of the factors once and covariates at their mean, as emmeans has them."""
+
+    def test_means(self, name):
+        from marginaleffects import predictions
+
+        model, expected = adapted(name)
+        means = predictions(model, newdata="balanced", by=expected["spec"])
+        assert means[expected["spec"]].to_list() == [row["level"] for row in expected["means"]]
+        errors = np.array([row["se"] for row in expected["means"]])
+        distances = means["estimate"].to_numpy() - [row["mean"] for row in expected["means"]]
+        assert np.all(np.abs(distances) < 1e-6 * errors)
+        np.testing.assert_allclose(means["std_error"], errors, rtol=1e-6)
+
+    def test_differences(self, name):
+        from marginaleffects import predictions
+
+        model, expected = adapted(name)
+        grid = {"newdata": "balanced", "by": expected["spec"]}
+        found = predictions(model, hypothesis="difference ~ pairwise", **grid)
+        # marginaleffects names a difference (B) - (A), emmeans A - B.
+        found = dict(zip(found["term"], zip(found["estimate"], found["std_error"], strict=True), strict=True))
+        for row in expected["pairs"]:
+            first, second = row["contrast"].split(" - ")
+            estimate, error = found[f"({second}) - ({first})"]
+            assert estimate == pytest.approx(-row["estimate"], abs=1e-6 * row["se"])
+            assert error == pytest.approx(row["se"], rel=1e-6)
+
+
+class TestMarginaleffects:
+    def test_slopes_with_normal_limits_and_robust_covariance(self):
+        from marginaleffects import avg_slopes
+
+        slope = avg_slopes(jm.interop.to_marginaleffects(sleep()), vcov="CR1", eps_vcov=1.0)
+        error = np.sqrt(sleep().robust_cov("CR1").loc["Days", "Days"])
+        assert slope["estimate"].item() == pytest.approx(sleep().fe_params["Days"], rel=1e-6)
+        assert slope["std_error"].item() == pytest.approx(error, rel=1e-5)
+        half = (slope["conf_high"] - slope["conf_low"]).item() / 2
+        assert half == pytest.approx(1.959963984540054 * error, rel=1e-5)
+
+    def test_offset_missing_values_and_unused_categories(self):
+        from marginaleffects import predictions
+
+        data = jm.datasets.load("machines").assign(base=lambda d: np.arange(len(d)) / 10, notes=None)
+        data["Machine"] = pd.Categorical(data["Machine"], categories=["C", "B", "unused", "A"])
+        data.loc[3, "score"] = np.nan
+        result = jm.mixedlm("score ~ Machine + (1 | Worker)", data, offset="base", missing="drop").fit()
+        found = predictions(jm.interop.to_marginaleffects(result))
+        np.testing.assert_allclose(found["estimate"], result.predict(), rtol=1e-10)
+
+    def test_a_model_of_arrays_is_refused(self):
+        data = jm.datasets.load("sleepstudy")
+        X = np.column_stack([np.ones(len(data)), data["Days"]])
+        result = jm.MixedLM(data["Reaction"].to_numpy(), X, data["Subject"].to_numpy()).fit()
+        with pytest.raises(jm.DataError, match="formula"):
+            jm.interop.to_marginaleffects(result)
+
+
+class TestArviz:
+    @staticmethod
+    def draws(result, **options):
+        with warnings.catch_warnings():
+            # ArviZ announces its next version when it is imported.
+            warnings.simplefilter("ignore", FutureWarning)
+            return jm.interop.to_arviz(result, **options)
+
+    def test_draws_have_the_joint_covariance(self):
+        result = jm.mixedlm("strength ~ 1 + (1 | batch/cask)", jm.datasets.load("pastes")).fit()
+        number = 20000
+        posterior = self.draws(result, draws=number, key=3).posterior
+        names = ["beta", "1 | batch", "1 | batch:cask"]
+        draws = np.concatenate([np.asarray(posterior[name]).reshape(number, -1) for name in names], axis=1)
+        expected = result.vcov(full=True).to_numpy()
+        sd = np.sqrt(np.diag(expected))
+        centre = np.concatenate([result.fe_params, *(table.to_numpy().ravel() for table in result.ranef().values())])
+        assert np.all(np.abs(draws.mean(axis=0) - centre) < 5 * sd / np.sqrt(number))
+        # The standard error of a correlation from so many draws is at most 0.007.
+        np.testing.assert_allclose(np.cov(draws.T) / np.outer(sd, sd), expected / np.outer(sd, sd), atol=0.04)
+
+    def test_groups_and_coordinates(self):
+        found = self.draws(sleep(), draws=200)
+        assert found.posterior["beta"].coords["coefficient"].values.tolist() == ["Intercept", "Days"]
+        assert found.posterior["Days | Subject"].shape == (1, 200, 18, 2)
+        np.testing.assert_array_equal(found.observed_data["Reaction"], sleep().model.endog)
+        replicated = found.posterior_predictive["Reaction"].values[0]
+        assert replicated.std(axis=0).mean() == pytest.approx(sleep().sigma, rel=0.2)
+        density = found.log_likelihood["Reaction"].values[0]
+        mean = np.log(1 / (sleep().sigma * np.sqrt(2 * np.pi))) - np.mean(sleep().resid ** 2) / (2 * sleep().scale)
+        assert density.mean() == pytest.approx(mean, abs=0.25)
+        assert self.draws(sleep(), draws=2).posterior.equals(self.draws(sleep(), draws=2).posterior)
+
+    def test_bad_input(self):
+        with pytest.raises(jm.ModelError, match="draws is 0"):
+            self.draws(sleep(), draws=0)
+
+
+def test_a_missing_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "arviz", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'jmixed\[interop\]'"):
+        jm.interop.to_arviz(sleep())
