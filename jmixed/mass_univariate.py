@@ -13,7 +13,7 @@ from jmixed import batches
 from jmixed.design.frame import as_frame, refuse_tracer
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome
 from jmixed.information import factors_of_theta, singular_flags
-from jmixed.progress import progress_bar
+from jmixed.progress import bar
 from jmixed.tables import Component, components
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | 
     """Fit every response; see `ManyFitting.fit_many`."""
     refuse_tracer(Y, "Y", "jm.estimate_many")
     names, values = _responses(spec, Y)
-    bar = progress_bar(len(names), "fit_many", progress)
-    found = batches.fit_responses(design, values, reml, memory=memory or batches.MEMORY, progress=bar)
+    with bar(len(names), progress, "fit_many") as advance:
+        found = batches.fit_responses(design, values, reml, memory=memory or batches.MEMORY, progress=advance)
     _warn(found, names)
     fixed = list(spec.exog_names)
 

@@ -1,49 +1,43 @@
-"""A progress bar for what takes long, without a package for it."""
+"""A bar for long work, when it is asked for."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
-def progress_bar(total: int, title: str, shown: bool) -> Callable[[int], None] | None:
-    """A function to call with the number of items that are done since the last call.
+@contextmanager
+def bar(total: int, shown: bool, what: str) -> Iterator[Callable[[int], object]]:
+    """Show how much is done: by tqdm where it is installed, else as a line on stderr.
 
     Parameters
     ----------
     total : int
-        Items in all.
-    title : str
-        What is going on.
+        Number of pieces of work.
     shown : bool
-        Otherwise there is none.
+        False: show nothing.
+    what : str
+        What is being done.
 
-    Examples
-    --------
-    >>> from jmixed.progress import progress_bar
-    >>> progress_bar(10, "fits", shown=False) is None
-    True
+    Yields
+    ------
+    callable
+        To be called with the number of pieces that have just been done.
     """
     if not shown:
-        return None
-    started, done = time.perf_counter(), 0
+        yield lambda count: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        done = 0
 
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        passed = time.perf_counter() - started
-        filled = "#" * (30 * done // total)
-        left = passed * (total - done) / max(done, 1)
-        end = "\n" if done >= total else ""
-        sys.stderr.write(f"\r{title} [{filled:<30}] {done}/{total}, {left:.0f} s left {end}")
-        sys.stderr.flush()
+        def advance(count):
+            nonlocal done
+            done += count
+            print(f"\r{what}: {done} of {total}", end="", file=sys.stderr, flush=True)
 
-    return advance
-
-
-def track(items: Sequence, shown: bool, what: str) -> Iterator:
-    """Go through items, with a bar of how many are done where it is to be shown."""
-    advance = progress_bar(len(items), what, shown)
-    for item in items:
-        yield item
-        if advance is not None:
-            advance(1)
+        yield advance
+        print(file=sys.stderr)
+    else:
+        with tqdm(total=total, desc=what) as shown_bar:
+            yield shown_bar.update

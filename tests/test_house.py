@@ -22,7 +22,7 @@ FLOORS = {
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
         *("evaluation", "fitting", "mass_univariate", "options", "restate"),
-        *("contrasts", "wald", "tables", "fitted", "testing", "resampling", "comparison", "intervals"),
+        *("contrasts", "wald", "tables", "fitted", "testing", "resampling", "comparison", "intervals", "parameters"),
         *("results", "summary", "predict", "diagnostics"),
     ),
     7: ("model", "datasets", "plot", "interop", "__main__"),
