@@ -1,5 +1,7 @@
 """Estimated marginal means and their differences through marginaleffects, where the plain means of the data mislead."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from marginaleffects.predictions import predictions
@@ -27,9 +29,10 @@ def main():
     model = jm.interop.to_marginaleffects(result)
 
     # A balanced grid: every course with every level once, as R's emmeans has it.
-    means = predictions(model, newdata="balanced", by="course")
-    differences = predictions(model, newdata="balanced", by="course", hypothesis="difference ~ pairwise")
-    robust = predictions(model, newdata="balanced", by="course", vcov="CR2")
+    grid: dict[str, Any] = {"newdata": "balanced", "by": "course"}
+    means = predictions(model, **grid)
+    differences = predictions(model, **grid, hypothesis="difference ~ pairwise")
+    robust = predictions(model, **(grid | {"vcov": "CR2"}))
 
     raw = data.groupby("course")["score"].mean()
     table = pd.DataFrame({"plain mean": raw, "marginal mean": means["estimate"].to_list()})
