@@ -32,7 +32,8 @@ def main():
     grid: dict[str, Any] = {"newdata": "balanced", "by": "course"}
     means = predictions(model, **grid)
     differences = predictions(model, **grid, hypothesis="difference ~ pairwise")
-    robust = predictions(model, **(grid | {"vcov": "CR2"}))
+    grid["vcov"] = "CR2"
+    robust = predictions(model, **grid)
 
     raw = data.groupby("course")["score"].mean()
     table = pd.DataFrame({"plain mean": raw, "marginal mean": means["estimate"].to_list()})

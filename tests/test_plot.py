@@ -1,6 +1,7 @@
 """Pictures: the data they show, the axes they draw on, and that nothing is cut with few groups and with many."""
 
 import functools
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -133,6 +134,13 @@ class TestData:
         table = jm.plot.profile_data(PROFILE)
         assert table["value"].tolist() == [22, 26, 30]
         assert jm.plot.profile_data(PROFILE, "Days")["zeta"].tolist() == [0]
+
+    def test_replicates_and_profiles_come_in_objects_too(self):
+        kept = np.arange(500) < 400
+        found = jm.plot.bootstrap_data(SimpleNamespace(replicates=REPLICATES, converged=kept))
+        pd.testing.assert_frame_equal(found, jm.plot.bootstrap_data(REPLICATES[kept]))
+        found = jm.plot.profile_data(SimpleNamespace(table=PROFILE), "Days")
+        pd.testing.assert_frame_equal(found, jm.plot.profile_data(PROFILE, "Days"))
 
     def test_density(self):
         table = jm.plot.bootstrap_data(REPLICATES)

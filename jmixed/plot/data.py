@@ -94,7 +94,9 @@ def bootstrap_data(replicates, parameter: str | None = None) -> pd.DataFrame:
 
 
 def replicates_of(replicates, parameter):
-    table = getattr(replicates, "replicates", replicates)
+    table = replicates
+    if hasattr(replicates, "replicates"):
+        table = replicates.replicates[np.asarray(replicates.converged, bool)]
     return table[known(parameter, list(table.columns), "parameter")].dropna()
 
 

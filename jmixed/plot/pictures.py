@@ -168,6 +168,7 @@ def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=
     Parameters
     ----------
     replicates : Bootstrap, or DataFrame with a column for each parameter
+        Of a `Bootstrap` those that converged are shown.
     parameter : str, optional
         By default the first.
     level : float
