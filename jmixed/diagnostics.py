@@ -165,7 +165,9 @@ class Diagnostics(FittedModel):
             raise ModelError("influence: a fit with held or penalised parameters cannot be repeated without a group")
         group, codes, levels = self._clusters("influence", group)
         if len(levels) < 2:
-            raise ModelError(f"influence: {group!r} has one level, and without it no data are left")
+            raise ModelError(
+                f"influence: {group!r} has one level, and without it no data are left; name another factor, group=..."
+            )
         found = leave_one_out(self.model.design, self._fit, codes, self.reml, one_step=method == "onestep")
         index, fixed = pd.Index(levels, name=group), list(self._names.fixed)
         moved = self._fit.beta - found.beta

@@ -181,10 +181,10 @@ def from_data(spec, data, selected: Collection[int], new_levels: str, every: boo
             missing = np.logical_or.reduce([missing, *(column.isna() for column in labels)])
             if new_levels == "raise":
                 _refuse_unknown(term, codes[k], labels, missing)
-        if every and term.rebuild.local is not None and np.any((codes[k] < 0) & ~missing):
+        if every and term.rebuild.local is not None and np.any((found.codes[place] < 0) & ~missing):
             raise DataError(
                 f"predict: the columns of the variance component {term.vc!r} are made within each group, so that rows "
-                "of unknown groups have no prediction interval; use interval='confidence', or random_effects=True"
+                "of unknown groups have no prediction interval; use interval='confidence', or give the groups"
             )
     return Rows(found.X, found.offset, tuple(codes), tuple(Z), np.ones(len(frame)), found.index, missing)
 

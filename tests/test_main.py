@@ -153,8 +153,8 @@ def test_importing_adds_nothing_heavy():
     code = (
         "import sys, formulaic, jax, pandas\n"
         "before = {name.split('.')[0] for name in sys.modules}\n"
-        "import jmixed\n"
-        "heavy = {'statsmodels', 'matplotlib', 'narwhals', 'optax', 'pyarrow', 'polars'}\n"
+        "import jmixed, jmixed.plot, jmixed.interop\n"
+        "heavy = {'statsmodels', 'matplotlib', 'narwhals', 'optax', 'pyarrow', 'polars', 'arviz', 'marginaleffects'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules} - before))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

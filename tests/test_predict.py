@@ -232,6 +232,15 @@ class TestIntervals:
         expected = table.loc[pair, pair].to_numpy().sum() + variances["sample"] + variances["Residual"]
         assert some["se"] ** 2 == pytest.approx(expected, rel=1e-9)
 
+    def test_columns_that_are_made_within_each_group(self):
+        data = jm.datasets.load("sleepstudy")
+        words = {"groups": "Subject", "re_formula": "1", "vc_formula": {"own": "0 + center(Days)"}}
+        result = jm.mixedlm("Reaction ~ Days", data, **words).fit()
+        own = result.predict(interval="prediction")
+        np.testing.assert_allclose(result.predict(data, interval="prediction"), own, rtol=1e-10)
+        with pytest.raises(jm.DataError, match="'own' are made within each group"):
+            result.predict({"Days": [1.0]}, interval="prediction")
+
     def test_missing_values_give_nan(self):
         new = pd.DataFrame({"Days": [1.0, np.nan], "Subject": ["308", "308"]})
         table = sleep().predict(new, random_effects=True, interval="prediction")

@@ -1,0 +1,22 @@
+"""Pictures of a fit: each takes `ax=`, returns it, and has a function ending in `_data` that gives what it shows.
+
+matplotlib is an extra, ``pip install 'jmixed[plot]'``, imported when the first picture is drawn.
+"""
+
+from jmixed.plot.data import bootstrap_data, caterpillar_data, fitted_data, profile_data, qq_data, residuals_data
+from jmixed.plot.pictures import bootstrap, caterpillar, fitted, profile, qq, residuals
+
+__all__ = [
+    "bootstrap",
+    "bootstrap_data",
+    "caterpillar",
+    "caterpillar_data",
+    "fitted",
+    "fitted_data",
+    "profile",
+    "profile_data",
+    "qq",
+    "qq_data",
+    "residuals",
+    "residuals_data",
+]

@@ -1,0 +1,261 @@
+"""Drawing: every function takes axes or makes them, and returns them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from jmixed import tables
+from jmixed.plot.data import (
+    bootstrap_data,
+    caterpillar_data,
+    effect,
+    fitted_data,
+    profile_data,
+    qq_data,
+    replicates_of,
+    residuals_data,
+)
+
+if TYPE_CHECKING:
+    from jmixed.results import MixedLMResults
+
+NAMED = 60
+"""So many levels can be named along an axis; beyond, only their number is told."""
+LEGEND = 10
+"""So many groups have a line each in the legend."""
+BINS = 15
+"""Points of the running mean through residuals."""
+INK, ACCENT, PALE = "#1f4e79", "#c8501e", "#9aa5b1"
+
+
+def caterpillar(result: MixedLMResults, group=None, column=None, level: float = 0.95, ax=None) -> Any:
+    """Conditional modes with their intervals, smallest first.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+    group, column : str, optional
+        Grouping factor and column of the random effects, by default the first.
+    level : float
+        Coverage of the intervals, normal, given the parameters.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+    >>> jm.plot.caterpillar_data(result, column="Days").round(1).iloc[0].to_dict()
+    {'Subject': '335', 'estimate': -10.8, 'lower': -15.3, 'upper': -6.2}
+    """
+    group, column = effect(result, group, column)
+    table = caterpillar_data(result, group, column, level)
+    count = len(table)
+    named = count <= NAMED
+    ax = _axes(ax, (6, max(2.5, min(0.22 * count, 10) + 1) if named else 6))
+    place = np.arange(count)
+    ax.hlines(place, table["lower"], table["upper"], color=PALE, linewidth=2 if named else max(0.4, 150 / count))
+    ax.plot(table["estimate"], place, "o", color=INK, markersize=4 if named else max(1, 300 / count))
+    ax.axvline(0, color=ACCENT, linewidth=0.8, linestyle="--")
+    # A little air above and below, whatever the number of levels.
+    ax.set_ylim(-0.02 * count - 0.6, 1.02 * count - 0.4)
+    if named:
+        ax.set_yticks(place, [str(name) for name in table[group]], fontsize=9 if count <= 30 else 7)
+        ax.set_ylabel(group)
+    else:
+        ax.set_yticks([])
+        ax.set_ylabel(f"{count:,} levels of {group}, in order")
+    ax.set_xlabel(f"{column} by {group}, {100 * level:g}% intervals")
+    return ax
+
+
+def residuals(result: MixedLMResults, ax=None) -> Any:
+    """Standardised conditional residuals against fitted values, with a running mean.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    table = residuals_data(result)
+    ax = _axes(ax, (6, 4.5))
+    _points(ax, table["fitted"], table["residual"])
+    ax.axhline(0, color=PALE, linewidth=1)
+    # Means of slices with equal numbers of rows: a curve in them is a curve that the model lacks.
+    order = np.argsort(table["fitted"].to_numpy(), kind="stable")
+    slices = np.array_split(order, min(BINS, max(1, len(order) // 8)))
+    means = np.array([table.iloc[part].mean().to_numpy() for part in slices])
+    ax.plot(means[:, 0], means[:, 1], color=ACCENT, linewidth=1.5, label="running mean")
+    ax.set_xlabel("fitted value")
+    ax.set_ylabel("standardised residual")
+    ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def qq(result: MixedLMResults, group=None, column=None, ax=None) -> Any:
+    """Quantiles of residuals, or of the random effects of a group, against the normal distribution's.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+    group : str, optional
+        A grouping factor; by default the standardised residuals are shown.
+    column : str, optional
+        Column of the random effects, by default the first.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    table = qq_data(result, group, column)
+    ax = _axes(ax, (5, 5))
+    ends = np.array([table["normal"].min(), table["normal"].max()])
+    ax.plot(ends, ends, color=ACCENT, linewidth=1)
+    _points(ax, table["normal"], table["sample"])
+    what = "residuals" if group is None else "{1} by {0}".format(*effect(result, group, column))
+    ax.set_xlabel("normal quantile")
+    ax.set_ylabel(f"standardised {what}")
+    return ax
+
+
+def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None) -> Any:
+    """Profile of one parameter: the signed root of the increase in deviance; straight where Wald's limits are right.
+
+    Parameters
+    ----------
+    profile : Profile, or DataFrame with the columns parameter, value, zeta
+        As ``result.profile()`` gives it.
+    parameter : str, optional
+        By default the first.
+    level : float
+        The limits at this coverage are marked.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    table = profile_data(profile, parameter)
+    ax = _axes(ax, (5.5, 4))
+    cut = ndtri((1 + tables.level_of(level)) / 2)
+    value, zeta = table["value"].to_numpy(), table["zeta"].to_numpy()
+    ax.plot(value, zeta, "-o", color=INK, markersize=3.5)
+    ax.axhline(0, color=PALE, linewidth=1)
+    for height in (-cut, cut):
+        ax.axhline(height, color=ACCENT, linewidth=0.8, linestyle="--")
+        if zeta[0] <= height <= zeta[-1]:
+            ax.axvline(np.interp(height, zeta, value), color=ACCENT, linewidth=0.8, linestyle=":")
+    ax.set_xlabel(table["parameter"].iloc[0])
+    ax.set_ylabel("zeta")
+    ax.set_title(f"dashed: {100 * level:g}% limits", fontsize=9, loc="right", color=ACCENT)
+    return ax
+
+
+def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=None) -> Any:
+    """Density of the bootstrap replicates of one parameter, with its percentile interval.
+
+    Parameters
+    ----------
+    replicates : Bootstrap, or DataFrame with a column for each parameter
+        Of a `Bootstrap` those that converged are shown.
+    parameter : str, optional
+        By default the first.
+    level : float
+        Coverage of the shaded interval.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    values = replicates_of(replicates, parameter)
+    table = bootstrap_data(replicates, parameter)
+    ax = _axes(ax, (5.5, 4))
+    x, density = table["value"].to_numpy(), table["density"].to_numpy()
+    tail = (1 - tables.level_of(level)) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    inside = (x >= low) & (x <= high)
+    ax.plot(x, density, color=INK)
+    ax.fill_between(x, density, where=inside.tolist(), color=PALE, alpha=0.4, label=f"{100 * level:g}% of replicates")
+    if len(values) <= 2000:
+        ax.plot(values, np.full(len(values), -0.02 * density.max()), "|", color=INK, alpha=0.3, markersize=6)
+    middle = float(np.median(values))
+    ax.plot([middle, middle], [0, np.interp(middle, x, density)], color=ACCENT, linewidth=1, label="median")
+    # The curve may be tall at one side: the legend stands above it.
+    ax.set_ylim(top=1.3 * density.max())
+    ax.set_xlabel(str(values.name))
+    ax.set_ylabel("density")
+    ax.legend(frameon=False, fontsize=9, loc="upper center", ncols=2)
+    return ax
+
+
+def fitted(result: MixedLMResults, x: str | None = None, group=None, levels=None, ax=None) -> Any:
+    """The data against one predictor, with a fitted line for each group and, dashed, the line of the fixed effects.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+        Of a model stated by a formula.
+    x : str, optional
+        A numeric predictor, by default the first.
+    group : str, optional
+        Grouping factor, by default the first.
+    levels : list, optional
+        Levels to show, by default all.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    lines = fitted_data(result, x, group, levels)
+    factor, across = lines.columns[:2]
+    spec, values = result._spec, result.model.data.frame[across].to_numpy()
+    term = next(term for term in spec.terms if term.group == factor)
+    own, shown = term.levels.to_numpy()[term.codes], lines[factor].dropna().unique()
+    few = len(shown) <= LEGEND
+    ax = _axes(ax, (7, 5))
+    for k, level in enumerate(shown):
+        # Many lines are one colour, so faint that their crowd is seen and not the last ones drawn.
+        crowd: dict[str, Any] = {"color": INK, "alpha": float(np.clip(15 / len(shown), 0.15, 0.8)), "linewidth": 0.8}
+        style = {"color": f"C{k}", "label": str(level), "linewidth": 1.5} if few else crowd
+        rows, line = own == level, lines[lines[factor] == level]
+        dots = {"color": f"C{k}" if few else PALE, "markersize": 4 if few else 2.5}
+        ax.plot(values[rows], spec.y[rows], "o", markeredgewidth=0, alpha=0.6, zorder=1, **dots)
+        ax.plot(line[across], line["fitted"], zorder=2, **style)
+    whole = lines[lines[factor].isna()]
+    ax.plot(whole[across], whole["fitted"], color="black", linewidth=2, linestyle="--", label="fixed effects")
+    ax.set_xlabel(across)
+    ax.set_ylabel(spec.endog_name)
+    # Beside the picture: inside it would cover data.
+    title = factor if few else f"{len(shown):,} levels of {factor}"
+    ax.legend(title=title, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return ax
+
+
+def _axes(ax, size):
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("pictures need matplotlib, an extra: pip install 'jmixed[plot]'") from error
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def _points(ax, x, y):
+    """A cloud that neither vanishes with few points nor clots with many."""
+    count = len(x)
+    ax.plot(x, y, "o", color=INK, markersize=4 if count <= 500 else 2, alpha=float(np.clip(600 / count, 0.1, 0.7)),
+            markeredgewidth=0)  # fmt: skip

@@ -1,0 +1,172 @@
+"""Pictures: the data they show, the axes they draw on, and that nothing is cut with few groups and with many."""
+
+import functools
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from scipy import stats
+
+import jmixed as jm
+
+matplotlib.use("Agg")
+
+
+@functools.cache
+def sleep():
+    return jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+
+
+@functools.cache
+def schools(count):
+    rng = np.random.default_rng(4)
+    k = np.repeat(np.arange(count), 8)
+    b = rng.normal(size=(count, 2)) * [3, 0.5]
+    x = rng.uniform(0, 10, len(k))
+    y = 20 + 2 * x + b[k, 0] + b[k, 1] * x + rng.normal(size=len(k))
+    names = [f"a school with a long name, {one:03d}" for one in k]
+    return jm.mixedlm("score ~ x + (x | school)", pd.DataFrame({"score": y, "x": x, "school": names})).fit()
+
+
+REPLICATES = pd.DataFrame({"Intercept": np.random.default_rng(1).normal(250, 7, 500), "sigma": 25.0})
+PROFILE = pd.DataFrame({"parameter": ["sigma"] * 3 + ["Days"], "value": [30.0, 22, 26, 10], "zeta": [2.5, -2.5, 0, 0]})
+PICTURES = {
+    "caterpillar": lambda result, **options: jm.plot.caterpillar(result, **options),
+    "residuals": lambda result, **options: jm.plot.residuals(result, **options),
+    "qq": lambda result, **options: jm.plot.qq(result, **options),
+    "qq of random effects": lambda result, **options: jm.plot.qq(result, "school", "x", **options),
+    "fitted": lambda result, **options: jm.plot.fitted(result, **options),
+    "profile": lambda result, **options: jm.plot.profile(PROFILE, **options),
+    "bootstrap": lambda result, **options: jm.plot.bootstrap(REPLICATES, **options),
+}
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("count", [3, 300])
+@pytest.mark.parametrize("name", PICTURES)
+def test_nothing_is_cut_and_labels_do_not_overlap(name, count):
+    ax = PICTURES[name](schools(count))
+    figure = ax.figure
+    figure.canvas.draw()
+    whole, drawn = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert drawn.x0 >= whole.x0 - 1
+    assert drawn.y0 >= whole.y0 - 1
+    assert drawn.x1 <= whole.x1 + 1
+    assert drawn.y1 <= whole.y1 + 1
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+    ticks = [label.get_window_extent() for label in ax.get_yticklabels() if label.get_text()]
+    boxes = sorted(ticks, key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes[:-1], boxes[1:], strict=True))
+    # At least half of the width belongs to the picture, however long the names are.
+    assert ax.get_position().width > 0.4
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_axes_that_are_given_are_drawn_on_and_returned(name):
+    _, ax = plt.subplots()
+    assert PICTURES[name](schools(3), ax=ax) is ax
+    assert ax.has_data()
+    assert plt.get_fignums() == [ax.figure.number]
+
+
+class TestData:
+    def test_caterpillar(self):
+        table = jm.plot.caterpillar_data(sleep(), "Subject", "Days", level=0.9)
+        modes, covariances = sleep().ranef(cond_var=True)
+        assert table["estimate"].is_monotonic_increasing
+        own = table.set_index("Subject").loc[modes["Subject"].index]
+        np.testing.assert_array_equal(own["estimate"], modes["Subject"]["Days"])
+        half = stats.norm.ppf(0.95) * np.sqrt(covariances["Subject"][:, 1, 1])
+        np.testing.assert_allclose(own["upper"] - own["estimate"], half)
+        np.testing.assert_allclose(own["estimate"] - own["lower"], half)
+
+    def test_residuals(self):
+        table, augmented = jm.plot.residuals_data(sleep()), sleep().augment()
+        np.testing.assert_array_equal(table["fitted"], augmented[".fitted"])
+        np.testing.assert_array_equal(table["residual"], augmented[".std.resid"])
+
+    def test_quantiles(self):
+        table = jm.plot.qq_data(sleep())
+        np.testing.assert_array_equal(table["sample"], np.sort(sleep().augment()[".std.resid"]))
+        np.testing.assert_allclose(table["normal"], stats.norm.ppf((np.arange(180) + 0.5) / 180))
+
+    def test_standardised_modes_have_unit_variance_under_the_model(self):
+        """The covariance of b^ is Cov(b^, y) V^-1 Cov(y, b^): D Z' (V^-1 - V^-1 X M X' V^-1) Z D."""
+        result = sleep()
+        term, X = result.model.spec.terms[0], result.model.exog
+        D = np.kron(np.eye(18), result.cov_re)
+        known = (term.codes[:, None] == np.arange(18)) * 1.0
+        Z = np.einsum("nl,nq->nlq", known, term.Z).reshape(len(X), -1)
+        inverse = np.linalg.inv(Z @ D @ Z.T + result.scale * np.eye(len(X)))
+        M = np.linalg.inv(X.T @ inverse @ X)
+        variance = np.diag(D @ Z.T @ (inverse - inverse @ X @ M @ X.T @ inverse) @ Z @ D)[1::2]
+        expected = np.sort(result.ranef()["Subject"]["Days"] / np.sqrt(variance))
+        np.testing.assert_allclose(jm.plot.qq_data(result, "Subject", "Days")["sample"], expected, rtol=1e-8)
+
+    def test_fitted_lines(self):
+        table = jm.plot.fitted_data(sleep(), levels=["308", "335"])
+        assert table["Subject"].drop_duplicates().tolist() == ["308", "335", None]
+        row = table[table["Subject"] == "335"].iloc[7]
+        new = pd.DataFrame({"Days": [row["Days"]], "Subject": ["335"]})
+        assert row["fitted"] == pytest.approx(sleep().predict(new, random_effects=True).iloc[0])
+        last = table[table["Subject"].isna()]
+        np.testing.assert_allclose(last["fitted"], 251.405105 + 10.467286 * last["Days"], rtol=1e-7)
+
+    def test_other_predictors_are_held(self):
+        data = jm.datasets.load("oxboys").assign(wave=lambda d: np.arange(len(d)) % 7.0)
+        result = jm.mixedlm("height ~ age + wave + (1 | Subject)", data).fit()
+        table = jm.plot.fitted_data(result, x="age", levels=["1"])
+        own = data[data["Subject"] == "1"]
+        new = pd.DataFrame({"age": table["age"].iloc[:1], "wave": own["wave"].mean(), "Subject": "1"})
+        assert table["age"].iloc[0] == own["age"].min()
+        assert table["fitted"].iloc[0] == pytest.approx(result.predict(new, random_effects=True).iloc[0])
+
+    def test_profile(self):
+        table = jm.plot.profile_data(PROFILE)
+        assert table["value"].tolist() == [22, 26, 30]
+        assert jm.plot.profile_data(PROFILE, "Days")["zeta"].tolist() == [0]
+
+    def test_replicates_and_profiles_come_in_objects_too(self):
+        kept = np.arange(500) < 400
+        found = jm.plot.bootstrap_data(SimpleNamespace(replicates=REPLICATES, converged=kept))
+        pd.testing.assert_frame_equal(found, jm.plot.bootstrap_data(REPLICATES[kept]))
+        found = jm.plot.profile_data(SimpleNamespace(table=PROFILE), "Days")
+        pd.testing.assert_frame_equal(found, jm.plot.profile_data(PROFILE, "Days"))
+
+    def test_density(self):
+        table = jm.plot.bootstrap_data(REPLICATES)
+        x, density = table["value"].to_numpy(), table["density"].to_numpy()
+        assert np.trapezoid(density, x) == pytest.approx(1, abs=0.02)
+        np.testing.assert_allclose(density, stats.gaussian_kde(REPLICATES["Intercept"])(x))
+
+
+def test_bad_input():
+    with pytest.raises(jm.ModelError, match=r"'school' is not a grouping factor.*'Subject'"):
+        jm.plot.caterpillar(sleep(), "school")
+    with pytest.raises(jm.ModelError, match=r"'age' is not a column of 'Subject'.*'Intercept', 'Days'"):
+        jm.plot.qq(sleep(), "Subject", "age")
+    with pytest.raises(jm.ModelError, match=r"'999' is not a level"):
+        jm.plot.fitted(sleep(), levels=["999"])
+    with pytest.raises(jm.ModelError, match="between 0 and 1"):
+        jm.plot.caterpillar(sleep(), level=95)
+    with pytest.raises(jm.ModelError, match="'b' is not a parameter"):
+        jm.plot.bootstrap(REPLICATES, "b")
+    with pytest.raises(jm.DataError, match="all replicates of 'sigma' are 25"):
+        jm.plot.bootstrap(REPLICATES, "sigma")
+    empty = jm.mixedlm("Yield ~ 1 + (1 | Batch)", jm.datasets.load("dyestuff"))
+    with pytest.raises(jm.DataError, match="numeric predictor"):
+        jm.plot.fitted(empty.fit())
+    with pytest.warns(jm.SingularWarning):
+        singular = jm.mixedlm("Yield ~ 1 + (1 | Batch)", jm.datasets.load("dyestuff2")).fit()
+    with pytest.raises(jm.DataError, match="variance of Intercept by Batch is zero"):
+        jm.plot.qq(singular, "Batch")
+    assert jm.plot.caterpillar(singular).has_data()
