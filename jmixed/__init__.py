@@ -1,6 +1,7 @@
 """Linear mixed models on JAX: statsmodels' calls and lme4's formulas, one fast, certified and differentiable fit."""
 
 from jmixed import datasets
+from jmixed.batches import estimate_many
 from jmixed.compilation import enable_compilation_cache
 from jmixed.errors import (
     ConvergenceWarning,
@@ -41,6 +42,7 @@ __all__ = [
     "datasets",
     "enable_compilation_cache",
     "estimate",
+    "estimate_many",
     "load",
     "log_likelihood",
     "mixedlm",

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jmixed.covariance import IDENTITY, block_diagonal, join, split
-from jmixed.data import SPARSE, Moments
+from jmixed.data import Moments
 from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
 from jmixed.likelihood.moment_start import moment_variances
@@ -279,7 +279,7 @@ def _pull_back(chart: Chart, structures, at: Derivatives):
 
 def _start(moments: Moments, start, reml):
     """The start and the number of EM steps from it: none from a given start."""
-    if moments.layout.crossed == SPARSE:
+    if moments.layout.crossed:
         found, em_steps = moment_variances(moments), 0
     else:
         found, em_steps = _best_of_grid(moments, reml), EM_STEPS

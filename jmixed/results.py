@@ -17,9 +17,10 @@ from jmixed.fitted import FittedModel
 from jmixed.held import without_coefficients
 from jmixed.inference.variance_profile import profile_variance
 from jmixed.packing import Packing
+from jmixed.testing import DDF, SmallSampleTests
 
 
-class MixedLMResults(FittedModel):
+class MixedLMResults(SmallSampleTests, FittedModel):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
@@ -148,7 +149,9 @@ class MixedLMResults(FittedModel):
     def _repr_html_(self) -> str:
         return self.summary().as_html()
 
-    def summary(self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05) -> summary.Summary:
+    def summary(
+        self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05, ddf: str = "none"
+    ) -> summary.Summary:
         """Tables of the fit for reading: text when printed, HTML in a notebook, LaTeX by ``as_latex()``.
 
         Parameters
@@ -159,6 +162,8 @@ class MixedLMResults(FittedModel):
             Names of the coefficients and of the variance parameters.
         alpha : float
             The intervals have level 1 - alpha.
+        ddf : str
+            "none": z tests. "satterthwaite", "kenward-roger" or "residual": t tests, as in `test`.
 
         Returns
         -------
@@ -166,9 +171,9 @@ class MixedLMResults(FittedModel):
         """
         fixed = summary.replaced("xname_fe", self._names.fixed, xname_fe)
         variance = summary.replaced("xname_re", self._names.variance, xname_re)
-        error = self._bse[: self.k_fe]
+        error, df = self._tests_of_coefficients(ddf)
         body = summary.parameter_table(
-            [*fixed, *variance], self._fit.beta, error, self._psi * self.scale, self._bse_re, alpha
+            [*fixed, *variance], self._fit.beta, error, self._psi * self.scale, self._bse_re, alpha, df
         )
         right = [
             ("Dependent Variable:", yname or self._spec.endog_name),
@@ -178,7 +183,8 @@ class MixedLMResults(FittedModel):
             ("Converged:", "Yes" if self.converged else "No"),
         ]
         head = summary.header_table(summary.sizes(self.nobs, self._sizes), right)
-        return summary.Summary([head, body], title or summary.TITLE, summary.notes(self._spec, self._fit, self.outcome))
+        notes = summary.notes(self._spec, self._fit, self.outcome, DDF[ddf])
+        return summary.Summary([head, body], title or summary.TITLE, notes)
 
     def profile_re(
         self,

@@ -25,6 +25,16 @@ def data(name: str) -> pd.DataFrame:
     return _data(name).copy()
 
 
+def small_sample(name: str) -> dict | None:
+    """Tests of lmerTest and pbkrtest for one reference fit; None for the two that are too large for them."""
+    return _small_sample().get(name)
+
+
+@functools.cache
+def _small_sample() -> dict:
+    return json.loads((ROOT / "small_sample.json").read_text(encoding="utf-8"))
+
+
 @functools.cache
 def _fit(name: str) -> dict:
     return json.loads((ROOT / "fits" / f"{name}.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ PAIRS = 2**20
 """Pairs of entries that are summed at a time."""
 
 DENSITY = 75
-"""Products of a dense array that take the time of one sparse pair of entries."""
+"""Default of `stack`'s `density`, measured on a CPU."""
 
 MANY = 2**14
 """Rows from which on a counting sort pays."""
@@ -29,13 +29,15 @@ CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Rows per chunk; few values, so that few programs are compiled."""
 
 
-def stack(data) -> Design:
+def stack(data, density=DENSITY) -> Design:
     """Compile a `ModelData` into the arrays of the likelihood.
 
     Parameters
     ----------
     data : ModelData
         Rows, columns and random-effects terms with their level codes.
+    density : float
+        Products of a dense array that take the time of one sparse pair of entries: decides how couplings are kept.
 
     Returns
     -------
@@ -61,7 +63,7 @@ def stack(data) -> Design:
     )
     codes = [position[f][codes[f]] for f in range(len(codes))]
     index = _index(layout, codes, counts, (block, slot, component), position)
-    if crossed and (links := _links(layout, index)) is not None:
+    if crossed and (links := _links(layout, index, density)) is not None:
         layout, index = replace(layout, crossed=SPARSE), replace(index, links=links)
     return Design(
         y=data.y,
@@ -258,7 +260,7 @@ def _couplings(layout, codes, counts, within):
             )
 
 
-def _links(layout, index):
+def _links(layout, index, density):
     """The entries that couple leaves and core, and all pairs of them in one leaf; None where dense is faster."""
     leaf = layout.stages[0][0][0]
     held = {c.factors[1]: (c.first, c.second) for c in index.couplings if c.factors[0] == leaf}
@@ -278,33 +280,30 @@ def _links(layout, index):
     source = source[np.argsort(leaves[source].astype(np.int64) * total + columns[source], kind="stable")]
     sizes = np.bincount(leaves[source], minlength=layout.blocks[0])
     pairs = int(np.sum(sizes * (sizes + 1) // 2))
-    if layout.blocks[0] * total**2 <= DENSITY * pairs:
+    if layout.blocks[0] * total**2 <= density * pairs:
         return None
     entries = bucket(len(source) + 1)
-    left, right = _entry_pairs(columns[source], np.cumsum(sizes)[leaves[source]], pairs, entries - 1)
-    column = _pad(columns[source], entries, total - 1)
-    target = column.astype(np.min_scalar_type(-(total**2)))
+    first, left = _entry_pairs(columns[source], np.cumsum(sizes)[leaves[source]], pairs, entries)
     return Links(
         source=_pad(source, entries, BEYOND),
         leaf=_pad(leaves[source], entries, layout.blocks[0] - 1),
-        column=column,
+        column=_pad(columns[source], entries, total - 1),
+        first=first,
         left=left,
-        right=right,
-        target=target[left] * total + target[right],
     )
 
 
-def _entry_pairs(columns, ends, pairs, padding):
-    """Each entry with itself and those after it in its leaf, by the first one's column: (chunks, chunk) twice."""
+def _entry_pairs(columns, ends, pairs, entries):
+    """Each entry with itself and those after it in its leaf, by the first one's column: see `Links`."""
     order = np.argsort(columns, kind="stable").astype(np.int32)
     partners = ends[order] - order
     chunks = bucket(-(-pairs // PAIRS))
-    shape = (chunks, bucket(-(-pairs // chunks)))
-    left, right = np.full(shape, padding, np.int32), np.full(shape, padding, np.int32)
-    left.ravel()[:pairs] = np.repeat(order, partners)
-    first = (np.cumsum(partners) - partners - order).astype(np.int64)
-    right.ravel()[:pairs] = np.arange(pairs) - np.repeat(first, partners)
-    return left, right
+    left = np.full((chunks, bucket(-(-pairs // chunks))), entries - 1, np.int32)
+    np.copyto(left.ravel()[:pairs], np.repeat(order, partners))
+    first = np.zeros(entries, np.int64)
+    first[order] = np.cumsum(partners) - partners - order
+    first[-1] = pairs - (entries - 1)
+    return first.astype(np.int32), left
 
 
 def _parents(layout, codes, counts, component):

@@ -46,20 +46,19 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     logdet, results = jnp.zeros((), G.dtype), []
     last = len(layout.stages) - 1
     for s in range(len(layout.stages)):
-        result = eliminate(
-            stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], layout.is_summed(s)
-        )
+        summed = layout.is_summed(s) and moments.repeats is None
+        result = eliminate(stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], summed)
         results.append(result)
-        logdet = logdet + jnp.sum(result.logdet)
+        logdet = logdet + jnp.sum(result.logdet if moments.repeats is None else moments.repeats * result.logdet)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
             own = result.K[start : start + width, start:]
-            explained = own[..., None] if layout.is_summed(s) else sum_by_parent(own, parent, layout.blocks[t])
+            explained = own[..., None] if summed else sum_by_parent(own, parent, layout.blocks[t])
             C[t], B[t] = C[t] - explained[:, :width], B[t] - explained[:, width:]
             start += width
         rest = result.K[start:, start:]
-        G = G - (rest if layout.is_summed(s) else jnp.sum(rest, axis=-1))
+        G = G - (rest if summed else jnp.sum(rest, axis=-1))
     return Reduced(G, logdet, tuple(results), tuple(B))
 
 

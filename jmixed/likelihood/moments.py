@@ -24,9 +24,10 @@ def moments(rows: Rows) -> Moments:
     The response goes its own way until the small arrays are put together: a batch of responses shares all the rest.
     """
     layout, weights = rows.layout, rows.weights
+    nobs = jnp.sum((weights > 0).astype(weights.dtype))
     R, basis = _precondition_fixed(rows)
     T = tuple(
-        _precondition_term(structure, Z, weights, rows.nobs) for structure, Z in zip(layout.terms, rows.Z, strict=True)
+        _precondition_term(structure, Z, weights, nobs) for structure, Z in zip(layout.terms, rows.Z, strict=True)
     )
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": weights}
     across = sum_in_blocks(lambda a, _: a["X"].T @ (a["weights"] * a["y"]), stop_gradient(arrays), axis=0, blocks=MANY)
@@ -42,7 +43,7 @@ def moments(rows: Rows) -> Moments:
         beta0=preconditioners["beta0"],
         T=T,
         log_weights=log_weights,
-        nobs=rows.nobs,
+        nobs=nobs,
         total=total,
         index=rows.index,
         layout=layout,

@@ -53,8 +53,18 @@ def derivatives(psi, roots, moments: Moments, reml: bool, exact: jax.Array | boo
         Where false, the Hessian is the average information (Gilmour, Thompson and Cullis 1995), the mean of observed
         and expected information: positive semidefinite, and much cheaper for crossed factors.
     """
-    crossed = moments.layout.crossed
-    logdet, G = crossed_jets(psi, roots, moments, exact) if crossed else _eliminate_all(psi, roots, moments)
+    return derivatives_of(*jets(psi, roots, moments, exact), moments, reml, exact)
+
+
+def jets(psi, roots, moments: Moments, exact: jax.Array | bool = True) -> tuple[Jet, Jet]:
+    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]; arguments as of `derivatives`."""
+    if moments.layout.crossed:
+        return crossed_jets(psi, roots, moments, exact)
+    return _eliminate_all(psi, roots, moments)
+
+
+def derivatives_of(logdet: Jet, G: Jet, moments: Moments, reml: bool, exact: jax.Array | bool = True) -> Derivatives:
+    """Derivatives of the profiled deviance from the jets of log|V W| and of G; arguments as of `derivatives`."""
     fixed, rss = _profile_fixed(G)
     fixed = fixed._replace(value=fixed.value + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R)))))
     logdet = jax.tree.map(lambda a, b: a + jnp.where(reml, b, 0), logdet, fixed)
@@ -86,17 +96,17 @@ def _eliminate_all(psi, roots, moments):
     for s in range(last + 1):
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
         own, M = directions(layout, s, dtype)
-        summed = layout.is_summed(s)
+        summed = layout.is_summed(s) and moments.repeats is None
         if summed and not len(active) and sigma.shape[0] <= UNROLLED:
             stage_logdet, K = _eliminate_first(sigma, root, M, C[s].value, B[s].value)
         else:
-            stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed)
+            stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed, moments.repeats)
         active = np.concatenate([active, own])
         logdet = add_to(logdet, stage_logdet, active)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
-            explained = jax.tree.map(partial(_explained, layout, (s, t), start, parent), K)
+            explained = jax.tree.map(partial(_explained, layout, t, start, parent, summed), K)
             C[t] = subtract(C[t], jax.tree.map(lambda e, width=width: e[..., :width, :], explained))
             B[t] = subtract(B[t], jax.tree.map(lambda e, width=width: e[..., width:, :], explained))
             start += width
@@ -104,11 +114,10 @@ def _eliminate_all(psi, roots, moments):
     return logdet, G_jet
 
 
-def _explained(layout, stages, start, parent, K):
-    """What the blocks of stage s explain of stage t's blocks and of all that comes after them."""
-    s, t = stages
+def _explained(layout, t, start, parent, summed, K):
+    """What the blocks of a stage explain of stage t's blocks and of all that comes after them."""
     stop = start + layout.stage_width(t)
-    if layout.is_summed(s):
+    if summed:
         return K[..., start:stop, start:, None]
     return sum_by_parent(K[..., start:stop, start:, :], parent, layout.blocks[t])
 
@@ -142,8 +151,9 @@ def _eliminate_first(sigma, root, M, C, B):
     )
 
 
-def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
-    """Jets of logdet (summed over blocks) and of K, in the earlier directions and then the stage's own."""
+def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed, repeats):
+    """Jets of logdet (summed over blocks, of an only stage `repeats` times) and of K, in the earlier directions and
+    then the stage's own."""
     out = eliminate(sigma, root, C.value, B.value, summed)
     P, T, S, U, E = out.P, out.T, out.S, out.U, out.E
     g = "" if summed else "g"
@@ -151,10 +161,11 @@ def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
     MS = jnp.einsum("kij,jlg->kilg", M, S)
     SME = jnp.einsum("ijg,kjag->kiag", S, ME)
     K_1 = [jnp.einsum(f"iag,kibg->kab{g}", E, ME)]
-    L_1 = [jnp.einsum("kiig->k", MS)]
+    counted = MS if repeats is None else MS * repeats
+    L_1 = [jnp.einsum("kiig->k", counted)]
     K_oo = -jnp.einsum(f"kiag,libg->klab{g}", ME, SME)
     K_2 = K_oo + jnp.swapaxes(K_oo, 2, 3)
-    L_2 = -jnp.einsum("kijg,ljig->kl", MS, MS)
+    L_2 = -jnp.einsum("kijg,ljig->kl", counted, MS)
     if C.first.shape[0]:
         F = B.first - jnp.einsum("kijg,jag->kiag", C.first, U)
         PF = jnp.einsum("ijg,kjag->kiag", P, F)
@@ -174,7 +185,7 @@ def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
         L_eo = jnp.einsum("kij,lij->kl", TCT, M)
         K_2 = _blocks(K_ee, K_eo, K_2)
         L_2 = _blocks(L_ee, L_eo, L_2)
-    logdet = Jet(jnp.sum(out.logdet), jnp.concatenate(L_1), L_2)
+    logdet = Jet(jnp.sum(out.logdet if repeats is None else repeats * out.logdet), jnp.concatenate(L_1), L_2)
     return logdet, Jet(out.K, jnp.concatenate(K_1), K_2)
 
 
