@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from jmixed import executables
+
 QUICK: Any = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator for the CPU: half the time to compile a fit, and the program is no slower."""
 
@@ -23,6 +25,8 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     """Keep compiled programs on disk and reuse them in later processes.
 
     This sets options of JAX itself, so every JAX program of the process uses the cache; nothing else in jmixed does.
+    jmixed's own programs are kept whole there, and a later process does not even trace them. As with pickle, use a
+    directory that only people you trust can write to.
 
     Parameters
     ----------
@@ -57,6 +61,7 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # JAX looks at the directory once, at its first compilation, unless it is told to look again.
     compilation_cache.reset_cache()
+    _kept[:] = [directory]
     return directory
 
 
@@ -73,9 +78,14 @@ def program(function: Callable | None = None, *, static_argnames=()) -> Any:
     def call(*args, **kwargs):
         started = time.perf_counter()
         jitted: Any = compiled()
-        known = jitted._cache_size()
-        out = jitted(*args, **kwargs)
-        if jitted._cache_size() > known:
+        known = jitted._cache_size() + executables.count()
+        if _kept:
+            static = {key: kwargs.pop(key) for key in static_argnames if key in kwargs}
+            name = f"{function.__module__}.{function.__qualname__}"
+            out = executables.call_from(_kept[-1], jitted, name, _known_options(), static, args, kwargs)
+        else:
+            out = jitted(*args, **kwargs)
+        if jitted._cache_size() + executables.count() > known:
             _clock.seconds = seconds_compiling() + time.perf_counter() - started
         return out
 
@@ -83,6 +93,8 @@ def program(function: Callable | None = None, *, static_argnames=()) -> Any:
 
 
 _clock = threading.local()
+_kept: list[Path] = []
+"""The directory in which whole programs are kept, if any."""
 
 
 def seconds_compiling() -> float:

@@ -1,0 +1,135 @@
+"""Whole programs on disk: a later process neither traces nor lowers nor compiles them again.
+
+JAX's own cache saves compiling alone; tracing and lowering a fit take as long again. The files belong to one version of
+everything that goes into a program, and to one kind of processor.
+"""
+
+import functools
+import hashlib
+import os
+import pickle
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
+from jaxlib.version import __version__ as jaxlib_version
+
+Kind = tuple[tuple[int, ...], str, bool]
+
+
+def call_from(directory: Path, jitted: Any, name: str, options: Any, static: dict, args: tuple, kwargs: dict):
+    """Call a program by its executable: the one in memory, else on disk, else a new one.
+
+    Parameters
+    ----------
+    directory : Path
+    jitted : function made by `jax.jit`
+    name : str
+        What tells this program from others.
+    options : dict or None
+        Options of XLA it is compiled with.
+    static, args, kwargs
+        Arguments by keyword that are part of the program; all others.
+
+    Returns
+    -------
+    The program's results
+    """
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    if jax.device_count() > 1 or not all(isinstance(leaf, ARRAYS) and _is_concrete(leaf) for leaf in leaves):
+        return jitted(*args, **kwargs, **static)
+    key = (name, tree, tuple(static.items()), tuple(map(_kind, leaves)), np.dtype(jax.dtypes.canonicalize_dtype(float)))
+    if (held := _memory.get((directory, key))) is None:
+        text = repr((_versions(), options, *key))
+        path = directory / f"jmixed-{hashlib.sha256(text.encode()).hexdigest()}.program"
+        held = _read(path, tree)
+        if held is None:
+            held = _compile_afresh(jitted.lower(*args, **kwargs, **static))
+            _write(path, held, tree)
+        _memory[directory, key] = held
+    return held(*args, **kwargs)
+
+
+def _compile_afresh(lowered):
+    """Compile past JAX's own cache: an executable that was read from there cannot be written whole again."""
+    directory = jax.config.values["jax_compilation_cache_dir"]
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+        return lowered.compile()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        compilation_cache.reset_cache()
+
+
+def count() -> int:
+    """How many executables this process holds."""
+    return len(_memory)
+
+
+ARRAYS = (np.ndarray, np.generic, jax.Array, bool, int, float)
+_memory: dict[Any, Any] = {}
+
+
+def _is_concrete(leaf) -> bool:
+    return not isinstance(leaf, Tracer)
+
+
+def _kind(leaf) -> Kind:
+    """Shape, type and weakness of type: what a program depends on."""
+    weak = isinstance(leaf, (bool, int, float)) and not isinstance(leaf, np.generic)
+    return np.shape(leaf), str(getattr(leaf, "dtype", type(leaf))), weak or getattr(leaf, "weak_type", False)
+
+
+def _read(path: Path, tree):
+    """The executable in a file; None where there is none, or none that can be used."""
+    try:
+        content, example = pickle.loads(path.read_bytes())
+        _find_lapack()
+        return serialize_executable.deserialize_and_load(content, tree, jax.tree.structure(example))
+    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, ImportError):
+        return None
+    except (pickle.UnpicklingError, jax.errors.JaxRuntimeError):
+        return None
+
+
+@functools.cache
+def _find_lapack() -> None:
+    """Have JAX look up LAPACK's routines, which it does when it lowers the first call of one, and not when one runs."""
+    jax.jit(jax.lax.linalg.cholesky).lower(np.eye(1))
+
+
+def _write(path: Path, compiled, tree) -> None:
+    """Keep an executable. One that cannot be kept is no error: it works all the same."""
+    content, own, results = serialize_executable.serialize(compiled)
+    if own != tree:
+        return
+    example = jax.tree.unflatten(results, range(results.num_leaves))
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(pickle.dumps((content, example)))
+        os.replace(file.name, path)
+    except OSError:
+        return
+
+
+@functools.cache
+def _versions() -> str:
+    """Everything besides the call itself that a program depends on."""
+    package = Path(__file__).parent
+    files = [(str(p.relative_to(package)), p.stat().st_size, p.stat().st_mtime_ns) for p in package.rglob("*.py")]
+    processor = Path("/proc/cpuinfo")
+    flags = (
+        {line for line in processor.read_text().splitlines() if line[:5] in ("flags", "model", "Featu")}
+        if (processor.exists())
+        else {platform.processor()}
+    )
+    machine = platform.platform(), platform.machine(), jax.default_backend(), os.cpu_count(), sorted(flags)
+    return repr((jax.__version__, jaxlib_version, sys.version, machine, sorted(files)))
