@@ -13,8 +13,8 @@ from jmixed.inference.variance_parameters import standard_deviations, theta_and_
 
 LAYOUTS = [name for name in NAMES if name != "no random effects"]
 CONTRASTS = np.array([[1.0, 0, 0], [0, 1, 0], [0, 1, -2], [0.5, 0.5, 3]])
-# Seed and size of a theta at which the observed information is positive definite, where it is not the first tried; a term
-# of five columns has none among many.
+# Seed and size of a theta at which the observed information is positive definite, where it is not the first tried; a
+# term of five columns has none among many.
 WELL = {"three": (44, 0.2), "crossed": (47, 0.2)}
 DEFINITE = ("intercept", "slope", "independent", "identity", "nested", "nested three", "nested and crossed", *WELL)
 
