@@ -12,9 +12,10 @@ from jax.lax import stop_gradient
 
 from jmixed import optimize
 from jmixed.compilation import program
-from jmixed.data import Design, bucket
+from jmixed.data import Design
 from jmixed.errors import DataError, Outcome
 from jmixed.estimation import Estimate, estimate_at, outcome_of, say_once_if_narrowed
+from jmixed.layout import bucket
 from jmixed.likelihood.collapse import Classes, classes_of, collapse
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import moments as cross_products

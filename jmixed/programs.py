@@ -13,7 +13,7 @@ import numpy as np
 from jmixed import optimize
 from jmixed.compilation import program
 from jmixed.covariance import IDENTITY, join
-from jmixed.data import Design, Moments, bucket
+from jmixed.data import Design, Moments
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.estimation import level_count, outcome_of, start_at
 from jmixed.information import (
@@ -24,6 +24,7 @@ from jmixed.information import (
     singular_terms,
     theta_hessian,
 )
+from jmixed.layout import bucket
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products

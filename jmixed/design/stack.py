@@ -11,7 +11,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from jmixed.covariance import Structure
-from jmixed.data import DENSE, SPARSE, Coupling, Design, Grouping, Index, Layout, Links, bucket, require_memory
+from jmixed.data import Coupling, Design, Grouping, Index, Links
+from jmixed.layout import DENSE, SPARSE, Layout, bucket, require_memory
 
 BEYOND = np.iinfo(np.int32).max
 """An index beyond every array: padding."""

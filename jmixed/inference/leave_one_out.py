@@ -12,8 +12,9 @@ import numpy as np
 
 from jmixed import optimize
 from jmixed.compilation import program
-from jmixed.data import Design, bucket
+from jmixed.data import Design
 from jmixed.estimation import outcome_of, start_at
+from jmixed.layout import bucket
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import moments, preconditioners
 from jmixed.precision import double_precision

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from jmixed.covariance import IDENTITY
-from jmixed.data import Moments, bucket
+from jmixed.data import Moments
 from jmixed.inference.constrained_fits import Held, Point, solve_all
 from jmixed.information import factors_of_theta
+from jmixed.layout import bucket
 from jmixed.likelihood.constrained import Border
 from jmixed.precision import FLOAT, double_precision
 

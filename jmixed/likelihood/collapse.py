@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.data import Moments, Rows, bucket
+from jmixed.data import Moments, Rows
+from jmixed.layout import bucket
 from jmixed.linalg import semidefinite_root
 
 DIGITS = 11

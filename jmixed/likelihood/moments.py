@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jmixed.data import SPARSE, Moments, Rows
+from jmixed.data import Moments, Rows
+from jmixed.layout import SPARSE
 from jmixed.linalg import BLOCK, add_up, is_long, qr_triangle, sum_in_blocks, triangular_inverse
 
 MANY = 64

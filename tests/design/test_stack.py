@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import jmixed as jm
-from jmixed.data import bucket
 from jmixed.design.stack import BEYOND, stack
 from jmixed.errors import DataError
+from jmixed.layout import bucket
 
 
 @pytest.mark.parametrize(
