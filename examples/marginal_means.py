@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import marginaleffects
 import numpy as np
 import pandas as pd
-from marginaleffects.predictions import predictions
 
 import jmixed as jm
+
+# Its type hints know fewer arguments than it takes.
+predictions: Any = marginaleffects.predictions
 
 TRUTH = {"lecture": 0.0, "seminar": 4.0, "workshop": 6.0}
 
@@ -29,11 +32,9 @@ def main():
     model = jm.interop.to_marginaleffects(result)
 
     # A balanced grid: every course with every level once, as R's emmeans has it.
-    grid: dict[str, Any] = {"newdata": "balanced", "by": "course"}
-    means = predictions(model, **grid)
-    differences = predictions(model, **grid, hypothesis="difference ~ pairwise")
-    grid["vcov"] = "CR2"
-    robust = predictions(model, **grid)
+    means = predictions(model, newdata="balanced", by="course")
+    differences = predictions(model, newdata="balanced", by="course", hypothesis="difference ~ pairwise")
+    robust = predictions(model, newdata="balanced", by="course", vcov="CR2")
 
     raw = data.groupby("course")["score"].mean()
     table = pd.DataFrame({"plain mean": raw, "marginal mean": means["estimate"].to_list()})

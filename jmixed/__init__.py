@@ -4,6 +4,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 from jmixed import datasets
+from jmixed.batches import estimate_many
+from jmixed.comparison import compare
+from jmixed.comparison import variance_test as test_variance
 from jmixed.compilation import enable_compilation_cache
 from jmixed.errors import (
     ConvergenceWarning,
@@ -52,9 +55,11 @@ __all__ = [
     "SingularWarning",
     "VCSpec",
     "__version__",
+    "compare",
     "datasets",
     "enable_compilation_cache",
     "estimate",
+    "estimate_many",
     "interop",
     "load",
     "log_likelihood",
@@ -62,4 +67,5 @@ __all__ = [
     "moments",
     "plot",
     "profiled_deviance",
+    "test_variance",
 ]

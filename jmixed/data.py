@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from dataclasses import replace as _replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +27,9 @@ def bucket(size: int) -> int:
     doubling = 1 << max(int(size) - 1, 0).bit_length()
     return doubling if size <= 64 else -(-size // (doubling // 8)) * (doubling // 8)
 
+
+ALIGNMENT = 64
+"""Bytes to which the memory of large arrays is aligned."""
 
 DENSE, SPARSE = "dense", "sparse"
 """How the couplings of leaves with a crossed core are kept: all of them, or those that occur."""
@@ -166,18 +170,19 @@ class Links:
         Padding: beyond the last.
     leaf, column : int arrays (entries,)
         The leaf, ascending, and the column of the core. The last entry is padding.
-    left, right : int arrays (chunks, chunk)
-        All pairs of entries of one leaf, each once, in the order of the left one's column; padding: the last entry.
-    target : int array (chunks, chunk)
-        Where the pair's product goes in the core: its row times the core's width, plus its column.
+    first : int array (entries,)
+        Number of the entry's first pair, with itself, less the entry's own number: pair k of the entry e joins it with
+        entry k - first[e]. Numbers may wrap around; their differences do not.
+    left : int array (chunks, chunk)
+        The left entry of every pair: each entry with itself and with those after it in its leaf, in the order of the
+        left one's column, so that what is read and written is near what came before. Padding: the last entry.
     """
 
     source: Array
     leaf: Array
     column: Array
+    first: Array
     left: Array
-    right: Array
-    target: Array
 
 
 @jax.tree_util.register_dataclass
@@ -230,7 +235,7 @@ class Design:
     Z : dict of arrays (nobs, q)
         Columns of each random-effects term, by the term's label.
     weights : array (nobs,)
-        Prior weights w: the residual variance is sigma^2 / w.
+        Prior weights w: the residual variance is sigma^2 / w. A row of weight zero counts as left out.
     offset : array (nobs,)
         Known part of the linear predictor.
     index : Index
@@ -298,13 +303,21 @@ class Design:
     def rows(self, size: int | None = None) -> "Rows":
         """The arrays without names; with a size, padded to it by rows of weight zero (numpy arrays only)."""
         columns = (self.y, self.X, tuple(self.Z[label] for label in self.labels), self.weights, self.offset)
-        nobs = self.y.shape[0]
         if size is not None:
-            columns = jax.tree.map(
-                lambda a: np.concatenate([a, np.zeros((size - nobs, *a.shape[1:]), a.dtype)]), columns
-            )
+            columns = jax.tree.map(partial(_padded, size), columns)
         y, X, Z, weights, offset = columns
-        return Rows(y, X, Z, weights, offset, np.asarray(nobs, y.dtype), self.index, self.layout)
+        return Rows(y, X, Z, weights, offset, self.index, self.layout)
+
+
+def _padded(size, array):
+    """A copy with rows of zeros up to a size, aligned as JAX wants it in order to take it without another copy."""
+    shape = (size, *array.shape[1:])
+    buffer = np.empty(int(np.prod(shape)) * array.itemsize + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    padded = buffer[start : start + buffer.size - ALIGNMENT].view(array.dtype).reshape(shape)
+    padded[: len(array)] = array
+    padded[len(array) :] = 0
+    return padded
 
 
 def _check_shape(name, value, old):
@@ -323,11 +336,9 @@ class Rows:
     Attributes
     ----------
     y, weights, offset : arrays (rows,)
-        Padding rows have weight zero.
+        A row of weight zero is not there: padding, or a missing response.
     X : array (rows, p)
     Z : tuple of arrays (rows, q), one per term
-    nobs : scalar
-        True number of rows.
     """
 
     y: Array
@@ -335,7 +346,6 @@ class Rows:
     Z: tuple[Array, ...]
     weights: Array
     offset: Array
-    nobs: Array
     index: Index
     layout: Layout = static()
 
@@ -366,11 +376,13 @@ class Moments:
     log_weights : scalar
         Sum of the log weights.
     nobs : scalar
-        Number of rows.
+        Number of rows of positive weight.
     total : scalar
         Weighted sum of squares of y - offset, the yardstick for a perfect fit.
     index : Index
         Where rows and levels belong.
+    repeats : array (blocks,), or None
+        How often the log-determinant of each block of the only stage counts; None: once (see `likelihood.collapse`).
     """
 
     C: tuple[Array, ...]
@@ -385,3 +397,4 @@ class Moments:
     total: Array
     index: Index
     layout: Layout = static()
+    repeats: Array | None = None

@@ -56,6 +56,7 @@ class Outcome(enum.IntEnum):
     NOT_FINITE = 4
     PERFECT_FIT = 5
     ROUNDED = 6
+    RANK_DEFICIENT = 7
 
     @property
     def ok(self) -> bool:
@@ -81,6 +82,10 @@ _MESSAGES = {
     Outcome.MAX_ITERATIONS: "stopped at maxiter before the optimum: raise maxiter, or start from start_params",
     Outcome.NOT_FINITE: (
         "the likelihood was not finite at the start: look for infinite values or extreme scales in y, X, Z or weights"
+    ),
+    Outcome.RANK_DEFICIENT: (
+        "the fixed effects are collinear in the rows at hand, so that their coefficients are not determined: leave "
+        "out columns of X that others explain. Rows of weight zero, or without a response, do not count"
     ),
     Outcome.ROUNDED: (
         "the residual variance is so small against the variance between groups that rounding blurs the deviance by "

@@ -16,8 +16,12 @@ from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 
-BLUR = 2e10
-"""Residual sum of squares without random effects over sigma^2: beyond, rounding moves the deviance by over 5e-6."""
+BLUR = 3e9
+"""Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
+
+
+REDUNDANT = 1e-7
+"""Part of a fixed-effects column, relative to its length, below which the columns before it explain all of it."""
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +79,7 @@ def moments(design: Design) -> Moments:
     ...     float(jm.moments(design).nobs)
     180.0
     """
-    _say_once_if_narrowed(design)
+    say_once_if_narrowed(design)
     return cross_products(jax.tree.map(jnp.asarray, design.rows()))
 
 
@@ -161,13 +165,31 @@ def estimate(design: Design, reml: bool = True, theta0=None) -> Estimate:
     10.4673
     """
     held = moments(design)
-    solution = optimize.minimize(stop_gradient(held), start_at(theta0, held), reml, optimize.MAX_ITERATIONS)
+    constant = stop_gradient(held)
+    solution = optimize.minimize(constant, start_at(theta0, constant), reml, optimize.MAX_ITERATIONS)
+    return estimate_at(solution, held, design, reml)
+
+
+def estimate_at(solution: optimize.Solution, held: Moments, design: Design, reml) -> Estimate:
+    """The estimate at an optimum, as a differentiable function of the cross-products.
+
+    Parameters
+    ----------
+    solution : Solution
+        Of these cross-products; nothing is differentiated through it.
+    held : Moments
+    design : Design
+        What the cross-products are of.
+    reml : bool
+    """
     solution = stop_gradient(solution)
-    result = estimates(_implicit_roots(solution, held, reml), held, reml)
+    phi = _optimum(solution.chart.phi, solution.chart.bases, solution.hessian, held, reml)
+    roots = optimize.chart_roots(optimize.Chart(solution.chart.bases, phi), held.layout.terms)
+    result = estimates(roots, held, reml)
     b = by_level(result.pop("modes"), held)
     return Estimate(
         b={label: b[t][: level_count(design, t)] for t, label in enumerate(design.labels)},
-        outcome=outcome_of(solution, result["sigma"], held),
+        outcome=outcome_of(solution, stop_gradient(result["sigma"]), stop_gradient(held)),
         log_likelihood=-result["objective"] / 2,
         **{name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")},
     )
@@ -184,28 +206,32 @@ def start_at(theta0, held):
     return criterion.squares(criterion.precondition(criterion.factors_of(jnp.asarray(theta0), held), held))
 
 
-def _implicit_roots(solution, held, reml):
-    """The optimum as a function of the data: one Newton step in the chart, whose derivative is that of the optimum.
+@jax.custom_jvp
+def _optimum(phi, bases, hessian, held, reml):
+    """The optimum phi of its chart, as a function of the cross-products.
 
-    With d(phi, data) stationary at phi, phi - H^+ grad d has the derivative -H^+ d2d/dphi ddata, as the implicit
-    function theorem demands; H^+ is held constant, and its null directions are left alone.
+    With d(phi, data) stationary at phi, the implicit function theorem gives d phi = -H^+ d2d/dphi ddata. The null
+    directions of the Hessian are left alone: the solution of minimum norm.
     """
+    return phi
+
+
+@_optimum.defjvp
+def _optimum_tangent(primals, tangents):
+    phi, bases, hessian, held, reml = primals
     structures = held.layout.terms
     if not structures:
-        return ()
+        return phi, jnp.zeros_like(phi)
 
-    def value(phi):
-        roots = optimize.chart_roots(optimize.Chart(solution.chart.bases, phi), structures)
+    def value(phi, held):
+        roots = optimize.chart_roots(optimize.Chart(bases, phi), structures)
         return criterion.deviance_at(criterion.squares(roots), roots, held, reml)
 
-    phi = solution.chart.phi
-    gradient = jax.grad(value)(phi)
-    values, vectors = jnp.linalg.eigh(solution.hessian)
+    _, change = jax.jvp(lambda held: jax.grad(value)(phi, held), (held,), (tangents[3],))
+    values, vectors = jnp.linalg.eigh(hessian)
     sound = values > 1e-10 * jnp.maximum(values[-1], 1)
     inverse = jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)
-    # Only the derivative is wanted: a step at a point that is no optimum (maxiter reached) must not move it.
-    step = vectors @ (inverse * (vectors.T @ (gradient - stop_gradient(gradient))))
-    return optimize.chart_roots(optimize.Chart(solution.chart.bases, phi - step), structures)
+    return phi, -vectors @ (inverse * (vectors.T @ change))
 
 
 def outcome_of(solution, sigma, held):
@@ -221,10 +247,13 @@ def outcome_of(solution, sigma, held):
     blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
     ok = (solution.outcome == Outcome.CONVERGED.value) | (solution.outcome == Outcome.PRECISION_LIMIT.value)
     outcome = jnp.where(ok & (blur > BLUR), Outcome.ROUNDED.value, solution.outcome)
-    return jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome).astype(jnp.int32)
+    outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
+    # A column's length in R is its own; its diagonal entry is what the columns before it do not explain.
+    redundant = jnp.abs(jnp.diagonal(held.R)) <= REDUNDANT * jnp.sqrt(jnp.sum(held.R**2, axis=0))
+    return jnp.where(jnp.any(redundant), Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
 
 
-def _say_once_if_narrowed(design):
+def say_once_if_narrowed(design):
     wide = any(getattr(a, "dtype", None) == np.dtype("f8") for a in (design.y, design.X))
     if wide and jax.dtypes.canonicalize_dtype(np.dtype("f8")).itemsize == 4:
         warnings.warn(

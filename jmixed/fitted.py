@@ -17,6 +17,7 @@ from jmixed.packing import Packing
 from jmixed.params import MixedLMParams
 from jmixed.precision import FLOAT
 from jmixed.tables import level_of
+from jmixed.timing import together
 from jmixed.wald import WaldInference
 
 
@@ -179,8 +180,11 @@ class FittedModel(WaldInference):
 
     @property
     def timings(self) -> dict:
-        """Seconds spent on each part of the fit."""
-        return dict(self._fit.timings)
+        """Seconds by step: of stating the model (parse, materialise, stack), and of this fit (the others).
+
+        ``compile`` is waiting for programs that this process has not run yet, even if the cache on disk has them.
+        """
+        return together(self.model._timings, self._fit.timings)
 
     @property
     def k_constant(self) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from jmixed import held, options, regularized
 from jmixed.errors import DataError, ModelError
 from jmixed.evaluation import Likelihood
 from jmixed.results import MixedLMResults
+from jmixed.timing import Timings
 
 
 class Fitting(Likelihood):
@@ -87,7 +90,13 @@ class Fitting(Likelihood):
         else:
             fit, penalty = held.at_start(task), None
         hist = [options.history(fit, options.solver(method))] if full_output else None
-        return MixedLMResults(self, task.restore(fit), task.reml, free=task.pattern(), hist=hist, penalty=penalty)
+        return self._results(task, fit, hist=hist, penalty=penalty)
+
+    def _results(self, task, fit, **record) -> MixedLMResults:
+        timings = Timings(fit.timings)
+        with timings.step("results"):
+            whole = replace(task.restore(fit), timings=timings)
+            return MixedLMResults(self, whole, task.reml, free=task.pattern(), **record)
 
     def fit_regularized(
         self, method="l1", alpha=0, ceps=1e-4, ptol=1e-6, maxit=200, start_params=None, reml=True, free=None, **kwargs
@@ -134,7 +143,7 @@ class Fitting(Likelihood):
         fit = held.fit(task, maxiter=kwargs.get("maxiter"), gtol=kwargs.get("gtol"))
         options.warn_of_outcome(fit, task, self.spec.terms)
         fit = regularized.fit_lasso(fit, task, weights[task.free_beta], ceps=ceps, ptol=ptol, maxit=maxit)
-        return MixedLMResults(self, task.restore(fit), task.reml, free=task.pattern())
+        return self._results(task, fit)
 
     def _task(self, reml, start_params, free) -> held.Task:
         """What is to be estimated, and from where."""

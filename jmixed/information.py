@@ -74,26 +74,36 @@ def inverse_information(hessian):
 
 
 def factors_of_theta(structures, theta):
-    """``lambda`` (q, q) of every term from theta, in numpy."""
+    """``lambda`` (..., q, q) of every term from theta (..., m), in numpy."""
     factors = []
-    for structure, piece in zip(structures, split(structures, theta), strict=True):
-        factor = np.eye(structure.q) * piece[0]
+    ends = np.cumsum([s.size for s in structures])
+    for structure, end in zip(structures, ends, strict=True):
+        piece = theta[..., end - structure.size : end]
         if structure.kind == "unstructured":
-            factor = np.zeros((structure.q,) * 2)
-            factor[structure.theta_indices()] = piece
+            factor = np.zeros((*piece.shape[:-1], structure.q, structure.q))
+            factor[..., *structure.theta_indices()] = piece
+        else:
+            factor = np.eye(structure.q) * piece[..., None]
         factors.append(factor)
     return factors
 
 
-def singular_terms(design, theta):
-    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's)."""
+def singular_flags(design, theta):
+    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's): (..., terms)."""
     flags = []
     structures = design.layout.terms
     for label, factor in zip(design.labels, factors_of_theta(structures, theta), strict=True):
-        length = np.sqrt(np.sum(factor**2, axis=1))
-        size = np.sqrt(np.mean(design.Z[label] ** 2, axis=0))
-        flags.append(bool(np.any(np.diag(factor) <= 1e-4 * length) or np.any(length * size <= 1e-4)))
-    return tuple(flags)
+        length = np.sqrt(np.sum(factor**2, axis=-1))
+        Z = design.Z[label]
+        size = np.sqrt(np.einsum("ij,ij->j", Z, Z) / len(Z))
+        vanished = np.diagonal(factor, axis1=-2, axis2=-1) <= 1e-4 * length
+        flags.append(np.any(vanished | (length * size <= 1e-4), axis=-1))
+    return np.stack(flags, axis=-1) if flags else np.zeros((*np.shape(theta)[:-1], 0), bool)
+
+
+def singular_terms(design, theta):
+    """The same for one theta (m,), as a tuple of bool."""
+    return tuple(bool(flag) for flag in singular_flags(design, theta))
 
 
 def roots_of_psi(structures, psi, T):

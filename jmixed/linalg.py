@@ -22,6 +22,43 @@ def add_up(terms) -> jax.Array:
     return functools.reduce(operator.add, terms)
 
 
+BLOCK = 1024
+"""Small matrices of a long stack that are worked on at a time, so that what is made of them stays in cache."""
+
+
+def is_long(length: int, blocks: int = 4) -> bool:
+    """Whether a stack of this length is worked on in blocks; the buckets of such sizes are multiples of a block."""
+    return length >= blocks * BLOCK and length % BLOCK == 0
+
+
+def sum_in_blocks(function, arrays, constants=(), axis=-1, blocks=4) -> Any:
+    """``function(arrays, constants)``, sums over an axis of all arrays: a block of it at a time from so many blocks on.
+
+    A function of many steps would otherwise write each step's long arrays to memory and read them again. Derivatives
+    are those of the function itself, because the reverse of a loop over blocks would touch all of each array each time.
+    """
+    length = jax.tree.leaves(arrays)[0].shape[axis]
+    if not is_long(length, blocks):
+        return function(arrays, constants)
+
+    @jax.custom_jvp
+    def total(arrays, constants):
+        def block(k):
+            own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, k * BLOCK, BLOCK, axis), arrays)
+            return function(own, constants)
+
+        def add_block(k, sums):
+            return jax.tree.map(operator.add, sums, block(k))
+
+        return jax.lax.fori_loop(1, length // BLOCK, add_block, block(0))
+
+    @total.defjvp
+    def tangents(primals, tangents):
+        return total(*primals), jax.jvp(function, primals, tangents)[1]
+
+    return total(arrays, constants)
+
+
 def cholesky(a) -> Any:
     """Lower Cholesky factor of ``a`` (q, q, ...) as a nested list of entries or, for large q, an array (q, q, ...)."""
     q = a.shape[0]

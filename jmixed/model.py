@@ -12,13 +12,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from jmixed.design import matrices
+from jmixed.design import checks, matrices
 from jmixed.design.stack import stack
-from jmixed.errors import ModelError, RankWarning
+from jmixed.errors import DataError, ModelError, RankWarning
 from jmixed.fitting import Fitting
 from jmixed.packing import Packing
-from jmixed.params import refuse_tracer
+from jmixed.params import as_array, refuse_tracer
 from jmixed.restate import names_of_caller, restated
+from jmixed.timing import Timings
 from jmixed.views import GroupedRows, ModelFrame, theta_names
 
 
@@ -156,8 +157,10 @@ class MixedLM(Fitting, GroupedRows):
             "offset": offset,
         }.items():
             refuse_tracer(part, name)
-        spec = matrices.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset)
-        self._set_up(spec, use_sqrt, any(isinstance(part, pd.DataFrame | pd.Series) for part in (endog, exog)))
+        timings = Timings()
+        with timings.step("materialise"):
+            spec = matrices.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset)
+        self._set_up(spec, timings, use_sqrt, any(isinstance(part, pd.DataFrame | pd.Series) for part in (endog, exog)))
 
     @classmethod
     def from_formula(
@@ -194,6 +197,7 @@ class MixedLM(Fitting, GroupedRows):
         MixedLM
         """
         env = names_of_caller(eval_env, sys._getframe(1))
+        timings = Timings()
         spec = matrices.from_formula(
             formula,
             data,
@@ -206,9 +210,10 @@ class MixedLM(Fitting, GroupedRows):
             offset=offset,
             env=env,
             drop_cols=drop_cols,
+            timings=timings,
         )
         model = cls.__new__(cls)
-        model._set_up(spec, use_sqrt, labelled=True)
+        model._set_up(spec, timings, use_sqrt, labelled=True)
         model._words = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing, "drop_cols": drop_cols}
         beside = {"groups": groups, "weights": weights, "offset": offset}
         model._words |= {
@@ -217,9 +222,10 @@ class MixedLM(Fitting, GroupedRows):
         }
         return model
 
-    def _set_up(self, spec, use_sqrt, labelled):
+    def _set_up(self, spec, timings, use_sqrt, labelled):
+        self._timings = timings
         self.spec, self.use_sqrt, self.labelled, self.reml = spec, bool(use_sqrt), labelled, True
-        self._words = None
+        self._words = self._response = None
         self.endog, self.exog, self.formula = spec.y, spec.X, spec.formula
         self.weights, self.offset = spec.weights, spec.offset
         self.endog_names, self.exog_names = spec.endog_name, list(spec.exog_names)
@@ -251,7 +257,8 @@ class MixedLM(Fitting, GroupedRows):
     @cached_property
     def design(self):
         """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations."""
-        return stack(self.spec)
+        with self._timings.step("stack"):
+            return stack(self.spec)
 
     def _get_init_kwds(self) -> dict:
         words = {"groups": self.groups, "exog_re": self.exog_re, "exog_vc": self.exog_vc if self.k_vc else None}
@@ -289,7 +296,43 @@ class MixedLM(Fitting, GroupedRows):
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env
         words = self._words | changes
         text = self.formula if formula is None else restated(formula, self.formula)
-        return type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)
+        made = type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)
+        kept = self._response is not None and made.endog_names == self.endog_names
+        return made.with_response(self._response) if kept else made
+
+    def with_response(self, y) -> MixedLM:
+        """The same model of another response.
+
+        Parameters
+        ----------
+        y : array-like (nobs,)
+            As the model has it: transformed, if the formula transforms it; rows in the model's order.
+
+        Returns
+        -------
+        MixedLM
+
+        Raises
+        ------
+        DataError
+            For a response of another length, with values that are not finite, or constant.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy"))
+        >>> model.with_response(model.endog / 1000).fit().fe_params.round(4).to_dict()
+        {'Intercept': 0.2514, 'Days': 0.0105}
+        """
+        y = _response(y, self.spec)
+        frame = self.spec.frame
+        if frame is not None and self.endog_names in frame:
+            frame = frame.assign(**{self.endog_names: y})
+        model = copy.copy(self)
+        model.spec, model.endog = replace(self.spec, y=y, frame=frame), y
+        model.data, model._response = replace(self.data, frame=frame), y
+        model.__dict__["design"] = self.design.replace(y=y)
+        return model
 
     def without_data(self, spec) -> MixedLM:
         """A copy that holds `spec`, a `ModelData` without rows, in place of its own."""
@@ -300,3 +343,18 @@ class MixedLM(Fitting, GroupedRows):
         model.weights, model.offset = spec.weights, spec.offset
         model.data, model._words = replace(self.data, frame=None, row_labels=spec.index), None
         return model
+
+
+def _response(y, spec) -> np.ndarray:
+    """A response for the rows of a model, checked."""
+    values = as_array(y, "the response")
+    if values.shape != spec.y.shape:
+        raise DataError(
+            f"the response has shape {values.shape}, but the model has {len(spec.y)} rows: give one number for each, "
+            "in the order of model.endog"
+        )
+    if not np.all(np.isfinite(values)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        raise DataError(f"the response has {len(bad)} values that are not finite, the first in row {bad[0]}")
+    checks.require_variation(values, spec.offset, spec.endog_name)
+    return values

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jmixed.covariance import IDENTITY, block_diagonal, join, split
-from jmixed.data import SPARSE, Moments
+from jmixed.data import Moments
 from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
 from jmixed.likelihood.moment_start import moment_variances
@@ -253,33 +253,38 @@ def _is_optimum(values, slope):
 
 
 def _pull_back(chart: Chart, structures, at: Derivatives):
-    """Gradient and Hessian in phi from those in psi.
+    """Gradient and Hessian in phi from those in psi."""
+    jacobian, bend = chart_map(chart, structures, at.gradient)
+    return at.gradient @ jacobian, jacobian.T @ at.hessian @ jacobian + bend
+
+
+def chart_map(chart: Chart, structures, gradient):
+    """The derivative of psi in phi, and the second derivatives in phi of its product with a gradient in psi.
 
     With R = A L, psi's entry (i, j) has the derivative A_ir R_jc + A_jr R_ic in L_rc; the second derivatives join
     entries of one column of L, and their product with the gradient G in Sigma is 2 (A'GA)_rr'.
     """
     jacobians, bends = [], []
     roots = chart_roots(chart, structures)
-    gradients = split(structures, at.gradient)
+    gradients = split(structures, gradient)
     phis = split(structures, chart.phi)
-    for structure, A, R, gradient, phi in zip(structures, chart.bases, roots, gradients, phis, strict=True):
+    for structure, A, R, own, phi in zip(structures, chart.bases, roots, gradients, phis, strict=True):
         if structure.kind == IDENTITY:
             jacobians.append(2 * phi[:, None])
-            bends.append(2 * gradient[:, None])
+            bends.append(2 * own[:, None])
             continue
         rows, columns = structure.psi_indices()
         i, j = rows[:, None], columns[:, None]
         jacobians.append(A[i, rows[None]] * R[j, columns[None]] + A[j, rows[None]] * R[i, columns[None]])
-        slope = A.T @ structure.gradient_matrix(gradient) @ A
+        slope = A.T @ structure.gradient_matrix(own) @ A
         same = (columns[:, None] == columns[None]).astype(phi.dtype)
         bends.append(2 * slope[rows[:, None], rows[None]] * same)
-    jacobian = block_diagonal(jacobians)
-    return at.gradient @ jacobian, jacobian.T @ at.hessian @ jacobian + block_diagonal(bends)
+    return block_diagonal(jacobians), block_diagonal(bends)
 
 
 def _start(moments: Moments, start, reml):
     """The start and the number of EM steps from it: none from a given start."""
-    if moments.layout.crossed == SPARSE:
+    if moments.layout.crossed:
         found, em_steps = moment_variances(moments), 0
     else:
         found, em_steps = _best_of_grid(moments, reml), EM_STEPS

@@ -4,7 +4,6 @@ A program is compiled once for all data sets of one shape class, and for REML an
 """
 
 import os
-import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +31,7 @@ from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.second_order import derivatives
 from jmixed.likelihood.stages import covariances_of
 from jmixed.precision import double_precision
+from jmixed.timing import Timings
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Fit:
     checked_beyond_zero : bool
         The curvature beyond every vanished direction was computed, and none leads down.
     timings : dict
-        Seconds spent on cross-products and on the optimum.
+        Seconds spent by step: cross-products, compiling, the optimum, this object.
     """
 
     theta: np.ndarray
@@ -160,11 +160,11 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         raise ModelError(f"maxiter is {maxiter!r}; it must be a whole number, zero or more")
     if gtol is not None and not gtol > 0:
         raise ModelError(f"gtol is {gtol!r}; it must be a positive number")
-    started = time.perf_counter()
-    with double_precision():
+    timings = Timings()
+    with double_precision(), timings.step("cross_products"):
         held = _cross_products(design.rows(bucket(design.y.shape[0])))
         jax.block_until_ready(held.G)
-        crossed = time.perf_counter()
+    with double_precision(), timings.step("optimise"):
         limit = np.int32(optimize.MAX_ITERATIONS if maxiter is None else maxiter)
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
         solve = partial(_fit_program, held, reml=bool(reml), method=method)
@@ -172,8 +172,8 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         if alone and len(theta0) > 1 and min(design.counts) <= FEW_LEVELS:
             others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, out)]
             out = _best_of_starts(out, jax.device_get(others))
-    timings = {"cross_products": crossed - started, "optimise": time.perf_counter() - crossed}
-    return _collect(design, out, reml, timings)
+    with timings.step("results"):
+        return _collect(design, out, reml, timings)
 
 
 def _other_starts(structures, out):

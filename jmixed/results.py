@@ -1,4 +1,4 @@
-"""The result of a fit: what `FittedModel` has, with tables, the summary, profiles of variances, and keeping it."""
+"""The result of a fit: what its bases have, with tables, the summary, profiles of variances, and keeping it."""
 
 import copy
 import os
@@ -11,15 +11,17 @@ import pandas as pd
 
 from jmixed import effects as by_effect
 from jmixed import summary, tables
+from jmixed.comparison import Comparisons
 from jmixed.diagnostics import Diagnostics
 from jmixed.errors import DataError, ModelError
-from jmixed.fitted import FittedModel
 from jmixed.held import without_coefficients
 from jmixed.inference.variance_profile import profile_variance
+from jmixed.intervals import Intervals
 from jmixed.packing import Packing
+from jmixed.testing import DDF, SmallSampleTests
 
 
-class MixedLMResults(Diagnostics, FittedModel):
+class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
@@ -65,26 +67,6 @@ class MixedLMResults(Diagnostics, FittedModel):
         """
         return tables.var_corr(self._spec, self._fit)
 
-    def confint(self, method: str = "wald", level: float = 0.95) -> pd.DataFrame:
-        """Confidence limits of the coefficients.
-
-        Parameters
-        ----------
-        method : str
-            "wald": normal limits from the standard errors. Standard deviations and correlations are listed with NaN,
-            because normal limits are no use for them.
-        level : float
-            Coverage.
-
-        Returns
-        -------
-        DataFrame
-            Columns lower and upper; index: coefficients, ``sd_COLUMN|GROUP``, ``cor_B.A|GROUP``, ``sigma``.
-        """
-        if method != "wald":
-            raise ModelError(f"confint: method={method!r}; the method available is 'wald'")
-        return tables.wald_intervals(self._spec, self._fit, tables.level_of(level))
-
     def glance(self) -> pd.DataFrame:
         """One row about the fit: nobs, sigma, logLik, AIC, BIC (lme4's, also under REML), criterion, df.residual."""
         return tables.glance(self._fit, self.nobs, self._n_params, self.reml)
@@ -124,7 +106,9 @@ class MixedLMResults(Diagnostics, FittedModel):
     def _repr_html_(self) -> str:
         return self.summary().as_html()
 
-    def summary(self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05) -> summary.Summary:
+    def summary(
+        self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05, ddf: str = "none"
+    ) -> summary.Summary:
         """Tables of the fit for reading: text when printed, HTML in a notebook, LaTeX by ``as_latex()``.
 
         Parameters
@@ -135,6 +119,8 @@ class MixedLMResults(Diagnostics, FittedModel):
             Names of the coefficients and of the variance parameters.
         alpha : float
             The intervals have level 1 - alpha.
+        ddf : str
+            "none": z tests. "satterthwaite", "kenward-roger" or "residual": t tests, as in `test`.
 
         Returns
         -------
@@ -142,9 +128,9 @@ class MixedLMResults(Diagnostics, FittedModel):
         """
         fixed = summary.replaced("xname_fe", self._names.fixed, xname_fe)
         variance = summary.replaced("xname_re", self._names.variance, xname_re)
-        error = self._bse[: self.k_fe]
+        error, df = self._tests_of_coefficients(ddf)
         body = summary.parameter_table(
-            [*fixed, *variance], self._fit.beta, error, self._psi * self.scale, self._bse_re, alpha
+            [*fixed, *variance], self._fit.beta, error, self._psi * self.scale, self._bse_re, alpha, df
         )
         right = [
             ("Dependent Variable:", yname or self._spec.endog_name),
@@ -154,7 +140,8 @@ class MixedLMResults(Diagnostics, FittedModel):
             ("Converged:", "Yes" if self.converged else "No"),
         ]
         head = summary.header_table(summary.sizes(self.nobs, self._sizes), right)
-        return summary.Summary([head, body], title or summary.TITLE, summary.notes(self._spec, self._fit, self.outcome))
+        notes = summary.notes(self._spec, self._fit, self.outcome, DDF[ddf])
+        return summary.Summary([head, body], title or summary.TITLE, notes)
 
     def profile_re(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from jmixed.errors import DataError, Outcome
 
@@ -97,8 +97,10 @@ def number(value: float) -> str:
     return f"{value:.3e}"
 
 
-def parameter_table(names: Sequence[str], estimates, errors, variances, variance_errors, alpha: float) -> pd.DataFrame:
-    """The table of parameters as text: coefficients with z tests, variance parameters without.
+def parameter_table(
+    names: Sequence[str], estimates, errors, variances, variance_errors, alpha: float, df=None
+) -> pd.DataFrame:
+    """The table of parameters as text: coefficients with z or t tests, variance parameters without.
 
     Parameters
     ----------
@@ -109,19 +111,31 @@ def parameter_table(names: Sequence[str], estimates, errors, variances, variance
         On the scale of the data (squared), not divided by the residual variance.
     alpha : float
         The intervals have level 1 - alpha.
+    df : array (p,), optional
+        Degrees of freedom, for t tests with a column of them.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(errors > 0, estimates / errors, np.nan)
-    half = ndtri(1 - alpha / 2) * errors
-    rows = [
-        [number(b), number(s), _fixed(t), _fixed(p), number(low), number(high)]
-        for b, s, t, p, low, high in zip(
-            estimates, errors, z, 2 * ndtr(-np.abs(z)), estimates - half, estimates + half, strict=True
-        )
-    ]
-    rows += [[number(v), number(s), "", "", "", ""] for v, s in zip(variances, variance_errors, strict=True)]
-    columns = ["Coef.", "Std.Err.", "z", "P>|z|", f"[{alpha / 2:g}", f"{1 - alpha / 2:g}]"]
-    return pd.DataFrame(rows, index=list(names), columns=columns, dtype=object)
+        t = np.where(errors > 0, estimates / errors, np.nan)
+    normal = df is None
+    half = (ndtri(1 - alpha / 2) if normal else stdtrit(df, 1 - alpha / 2)) * errors
+    p = 2 * (ndtr(-np.abs(t)) if normal else stdtr(df, -np.abs(t)))
+    columns = {
+        "Coef.": map(number, estimates),
+        "Std.Err.": map(number, errors),
+        **({} if normal else {"df": map(_degrees, df)}),
+        "z" if normal else "t": map(_fixed, t),
+        "P>|z|" if normal else "P>|t|": map(_fixed, p),
+        f"[{alpha / 2:g}": map(number, estimates - half),
+        f"{1 - alpha / 2:g}]": map(number, estimates + half),
+    }
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    empty = [""] * (len(columns) - 2)
+    rows += [[number(v), number(s), *empty] for v, s in zip(variances, variance_errors, strict=True)]
+    return pd.DataFrame(rows, index=list(names), columns=list(columns), dtype=object)
+
+
+def _degrees(value):
+    return "" if np.isnan(value) else f"{value:.1f}"
 
 
 def _fixed(value):
@@ -180,7 +194,7 @@ def header_table(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, str
     return pd.DataFrame(rows, columns=range(4), dtype=object)
 
 
-def notes(spec, fit, outcome: Outcome) -> list[str]:
+def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
     """What a reader of the table must know: how the tests are made, and anything that is unusual about the fit.
 
     Parameters
@@ -188,8 +202,10 @@ def notes(spec, fit, outcome: Outcome) -> list[str]:
     spec : ModelData
     fit : Fit
     outcome : Outcome
+    tests : str
+        How the tests are made.
     """
-    lines = ["z tests and their intervals use the normal approximation."]
+    lines = [tests]
     singular = [term.label for term, flag in zip(spec.terms, fit.singular, strict=True) if flag]
     if singular:
         lines.append(

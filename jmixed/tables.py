@@ -1,6 +1,7 @@
 """Tables over a fit, in the layouts that lme4 and broom.mixed made familiar."""
 
 from collections.abc import Iterator
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,31 @@ class Component(NamedTuple):
             return "sigma"
         kind, term = ("sd", self.first) if self.second is None else ("cor", f"{self.second}.{self.first}")
         return f"{kind}_{term}|{self.group}"
+
+
+class Noted(pd.DataFrame):
+    """A table that prints a remark below itself, kept in ``attrs["note"]``."""
+
+    @property
+    def _constructor(self):
+        return Noted
+
+    def __repr__(self) -> str:
+        return "\n".join([super().__repr__(), *filter(None, [self.attrs.get("note")])])
+
+    def _repr_html_(self):
+        return (
+            f"{super()._repr_html_()}<p>{self.attrs['note']}</p>" if self.attrs.get("note") else super()._repr_html_()
+        )
+
+
+def noted(table: pd.DataFrame, note: str) -> pd.DataFrame:
+    """The table with a remark, or as it is when there is none to make."""
+    if not note:
+        return table
+    table = Noted(table)
+    table.attrs["note"] = note
+    return table
 
 
 def components(term, cov) -> Iterator[Component]:
@@ -180,6 +206,6 @@ def _with_limits(table, level):
 
 def level_of(level: float) -> float:
     """A coverage, refused when it is none."""
-    if isinstance(level, str) or not 0 < level < 1:
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level < 1:
         raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
     return float(level)

@@ -53,10 +53,11 @@ class Case:
     weights: np.ndarray
     offset: np.ndarray
     terms: tuple[Term, ...]
+    sparse: bool = False
 
     @property
     def design(self) -> Design:
-        return stack(self)
+        return stack(self, density=0) if self.sparse else stack(self)
 
     @property
     def size(self):
@@ -65,7 +66,7 @@ class Case:
     def take(self, rows):
         """The case with other rows: a permutation, or with repetitions."""
         terms = tuple(replace(t, codes=t.codes[rows], Z=t.Z[rows]) for t in self.terms)
-        return Case(self.y[rows], self.X[rows], self.weights[rows], self.offset[rows], terms)
+        return Case(self.y[rows], self.X[rows], self.weights[rows], self.offset[rows], terms, self.sparse)
 
 
 def term(label, codes, *columns, **kwargs):
@@ -111,7 +112,7 @@ def _several_factors(a, one, x):
 
 NAMES = (
     *("intercept", "slope", "three", "five", "independent", "identity"),
-    *("nested", "nested three", "nested and crossed", "crossed", "no random effects"),
+    *("nested", "nested three", "nested and crossed", "crossed", "sparse", "no random effects"),
 )
 
 
@@ -126,6 +127,8 @@ def case(name, seed=0, weighted=True) -> Case:
         Of everything that is drawn: the layout's shapes are the same for every seed.
     weighted : bool
         With weights and an offset.
+
+    In "sparse" the couplings of the crossed factors are kept as a list of those that occur.
     """
     r = np.random.default_rng(seed)
     one, x = np.ones(ROWS), r.normal(size=ROWS)
@@ -133,6 +136,7 @@ def case(name, seed=0, weighted=True) -> Case:
     h, k = np.arange(ROWS) % 5, (np.arange(ROWS) // 3) % 3
     top = np.where(g == 0, 0, 1 + g // 3)
     codes = {"g": g, "h": h, "k": k, "top": top, "gh": 5 * g + h, "topk": 3 * top + k}
+    sparse = name == "sparse"
     layouts = {**_one_factor(r, codes, one, x), **_several_factors(codes, one, x), "no random effects": []}
     X = np.column_stack([one, x, r.normal(size=ROWS) + 20])
     offset = r.normal(size=ROWS) * weighted
@@ -141,7 +145,7 @@ def case(name, seed=0, weighted=True) -> Case:
     for codes, size in ((g, 1.0), (top, 0.7), (h, 0.5), (k, 0.8)):
         y += size * r.normal(size=codes.max() + 1)[codes]
     y += 0.7 * r.normal(size=7)[g] * x
-    return Case(y, X, weights, offset, tuple(layouts[name]))
+    return Case(y, X, weights, offset, tuple(layouts["crossed" if sparse else name]), sparse)
 
 
 def draw_theta(case, seed=0):

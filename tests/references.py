@@ -25,6 +25,16 @@ def data(name: str) -> pd.DataFrame:
     return _data(name).copy()
 
 
+def small_sample(name: str) -> dict | None:
+    """Tests of lmerTest and pbkrtest for one reference fit; None for the two that are too large for them."""
+    return _small_sample().get(name)
+
+
+@functools.cache
+def _small_sample() -> dict:
+    return json.loads((ROOT / "small_sample.json").read_text(encoding="utf-8"))
+
+
 @functools.cache
 def _fit(name: str) -> dict:
     return json.loads((ROOT / "fits" / f"{name}.json").read_text(encoding="utf-8"))
@@ -37,3 +47,9 @@ def _data(name: str) -> pd.DataFrame:
     # Python reads a decimal to the nearest float; the default parser of some pandas versions misses by one bit.
     numbers = {column: frame[column].map(float) for column in frame if column not in text}
     return frame.assign(**numbers)
+
+
+@functools.cache
+def beside(name: str) -> dict:
+    """A table of reference values by case: "profile_ci" or "ranova"."""
+    return json.loads((ROOT / f"{name}.json").read_text(encoding="utf-8"))

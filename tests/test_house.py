@@ -13,16 +13,16 @@ PACKAGE = HOME / "jmixed"
 
 # A room is a module or a package directly under jmixed. It imports from lower floors, or from its own without a circle.
 FLOORS = {
-    0: ("errors", "precision", "compilation"),
+    0: ("errors", "precision", "compilation", "timing"),
     1: ("linalg", "covariance", "data"),
     2: ("design", "likelihood"),
     3: ("optimize", "trust_region", "information"),
-    4: ("estimation", "programs"),
+    4: ("estimation", "programs", "batches"),
     5: ("inference",),
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
         *("evaluation", "fitting", "options", "restate"),
-        *("contrasts", "wald", "tables", "fitted"),
+        *("contrasts", "wald", "tables", "fitted", "testing", "resampling", "comparison", "intervals", "progress"),
         *("results", "summary", "predict", "diagnostics"),
     ),
     7: ("model", "datasets", "plot", "interop", "__main__"),
@@ -31,7 +31,7 @@ FLOORS = {
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 STRANGERS = {frozenset({"design", "likelihood"})}
 ARRAY_SIDE = {"linalg", "covariance", "data", "likelihood", "optimize", "trust_region", "information"}
-ARRAY_SIDE |= {"estimation", "programs", "inference"}
+ARRAY_SIDE |= {"estimation", "programs", "batches", "inference"}
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}
 

@@ -63,3 +63,23 @@ def test_a_matrix_that_is_not_positive_definite_gives_nan(q):
     with double_precision():
         factor = linalg.cholesky(-jnp.eye(q)[:, :, None])
         assert np.isnan(linalg.log_determinant(factor)).all()
+
+
+@pytest.mark.parametrize("length", [3 * linalg.BLOCK, 5 * linalg.BLOCK, 5 * linalg.BLOCK + 1])
+def test_sums_in_blocks_are_sums(length):
+    a = np.random.default_rng(0).normal(size=(2, length))
+
+    def sums(scale, arrays):
+        def weighted(arrays, scale):
+            a, b = arrays
+            return jnp.sum(scale * a * b), a @ b.T
+
+        return linalg.sum_in_blocks(weighted, arrays, scale)
+
+    with double_precision():
+        total, gram = jax.jit(sums)(2.0, (a, a[::-1]))
+        slope = jax.jit(jax.grad(lambda scale, a: sums(scale, (a, a[::-1]))[0], argnums=(0, 1)))(2.0, a)
+    np.testing.assert_allclose(total, 2 * np.sum(a * a[::-1]), rtol=1e-11)
+    np.testing.assert_allclose(gram, a @ a[::-1].T, rtol=1e-11)
+    np.testing.assert_allclose(slope[0], np.sum(a * a[::-1]), rtol=1e-11)
+    np.testing.assert_allclose(slope[1], 4 * a[::-1], rtol=1e-12)

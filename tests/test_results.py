@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import pickle
+import time
 import warnings
 
 import numpy as np
@@ -478,7 +479,19 @@ class TestTables:
         assert sleep().outcome is jm.Outcome.CONVERGED
         assert sleep().theta == pytest.approx([0.96673, 0.01517, 0.23091], abs=1e-4)
         assert sleep().vcov_theta.shape == (3, 3)
-        assert all(seconds >= 0 for seconds in sleep().timings.values())
+
+    def test_timings_name_every_step_and_make_up_the_whole(self):
+        data = jm.datasets.load("sleepstudy")
+        started = time.perf_counter()
+        result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).fit()
+        whole = time.perf_counter() - started
+        steps = ["parse", "materialise", "stack", "cross_products", "compile", "optimise", "results"]
+        assert list(result.timings) == steps
+        assert all(seconds > 0 for step, seconds in result.timings.items() if step != "compile")
+        assert 0.5 * whole < sum(result.timings.values()) <= whole
+        again = result.model.fit()
+        assert again.timings["compile"] == 0
+        assert again.timings["parse"] == result.timings["parse"]
 
 
 class TestProfileOfAVariance:

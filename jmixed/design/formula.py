@@ -6,6 +6,7 @@ same spot in the text that the user wrote.
 """
 
 import ast
+import functools
 import keyword
 import re
 from collections.abc import Iterator
@@ -100,6 +101,11 @@ def parse(text: str) -> FormulaParts:
         raise FormulaError(
             f"formula is {text!r} of type {type(text).__name__}; it must be text such as 'y ~ x + (1 | group)'"
         )
+    return _parse(text)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(text: str) -> FormulaParts:
     tokens = list(scan(text))
     tildes = [i for i, t in enumerate(tokens) if t.kind == "~"]
     if not tildes or not tildes[0] or len(tildes) > 1:

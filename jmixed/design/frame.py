@@ -226,7 +226,7 @@ def prepare(series: pd.Series) -> Any:
 
 def missing_rows(columns: Mapping[str, pd.Series | np.ndarray]) -> dict[str, np.ndarray]:
     """The columns that have missing values, with a mask of the rows."""
-    masks = {name: np.asarray(pd.isna(values)) for name, values in columns.items()}
+    masks = {name: np.asarray(pd.isna(getattr(values, "array", values))) for name, values in columns.items()}
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import functools
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -94,12 +95,13 @@ def read(
     """
     words = {word for text in texts.values() for word in re.findall(r"[^\W\d]\w*", text)}
     recipe = Recipe({}, {}, {}, _used(env, words - set(frame.columns)), {})
-    available = [name for name in frame.columns if name not in set(others)]
+    others = set(others)
+    available = tuple(name for name in frame.columns if name not in others)
     for part, text in texts.items():
         spelled, aliases = replace_keywords(text, words)
         recipe.aliases.update(aliases)
         text = shown.get(part, text)
-        formulas = _formulas(part, spelled, text, available)
+        formulas = _formulas(part, spelled, text, available if "." in spelled else ())
         for name, formula in formulas.items():
             recipe.specs[name] = ModelSpec(formula=formula)
             recipe.needs[name] = _needs(formula, frame, recipe, text)
@@ -113,10 +115,11 @@ def _used(env: Mapping[str, Any], words: set[str]) -> dict[str, Any]:
     return {word: value for word, value in found.items() if word not in TRANSFORMS or callable(value)}
 
 
-def _formulas(part: str, spelled: str, text: str, available: list[str]) -> dict[str, SimpleFormula]:
+@functools.lru_cache(maxsize=256)
+def _formulas(part: str, spelled: str, text: str, available: tuple[str, ...]) -> dict[str, SimpleFormula]:
     """formulaic's reading of one text."""
     try:
-        formula = Formula.from_spec(spelled, context={"__formulaic_variables_available__": available})
+        formula = Formula.from_spec(spelled, context={"__formulaic_variables_available__": list(available)})
     except FormulaicError as error:
         raise syntax_error(error, text) from None
     except SyntaxError as error:

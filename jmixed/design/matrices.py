@@ -14,6 +14,7 @@ from jmixed.design.materialise import read
 from jmixed.design.newdata import new_rows
 from jmixed.design.terms import ModelData, NewRows, RandomTerm
 from jmixed.errors import DataError, FormulaError, ModelError
+from jmixed.timing import Timings
 
 __all__ = ["ModelData", "NewRows", "RandomTerm", "from_arrays", "from_formula", "new_rows"]
 
@@ -31,6 +32,7 @@ def from_formula(
     offset: Any = None,
     env: Mapping[str, Any] | None = None,
     drop_cols: Sequence[str] | None = None,
+    timings: Timings | None = None,
 ) -> ModelData:
     """Build the arrays of a model from words and a table.
 
@@ -56,6 +58,8 @@ def from_formula(
         Functions and constants that formulas may use.
     drop_cols : sequence of str, optional
         Fixed-effects columns to leave out.
+    timings : Timings, optional
+        Where to note the time that is spent.
 
     Returns
     -------
@@ -76,21 +80,21 @@ def from_formula(
     """
     if missing not in ("none", "drop", "raise"):
         raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
-    table = as_frame(data)
-    words = _words(parse(formula), table, groups, re_formula, vc_formula)
+    timings = Timings() if timings is None else timings
     beside = {"groups": groups, "weights": weights, "offset": offset}
-    others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
-    others += [name for part in words.random for name in part.factors]
-    recipe = read(words.texts, table, env or {}, words.shown, others)
-    rows = Rows(
-        table,
-        {name: per_row(value, table, name) for name, value in beside.items() if value is not None},
-        np.arange(len(table)),
-    )
-    if subset is not None:
-        rows = rows.take(subset_positions(table, subset))
-    rows = leave_out_missing(rows, words, recipe, missing)
-    return assemble(words, recipe, rows, missing, tuple(drop_cols or ()))
+    with timings.step("parse"):
+        table = as_frame(data)
+        words = _words(parse(formula), table, groups, re_formula, vc_formula)
+        others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
+        others += [name for part in words.random for name in part.factors]
+        recipe = read(words.texts, table, env or {}, words.shown, others)
+    with timings.step("materialise"):
+        given = {name: per_row(value, table, name) for name, value in beside.items() if value is not None}
+        rows = Rows(table, given, np.arange(len(table)))
+        if subset is not None:
+            rows = rows.take(subset_positions(table, subset))
+        rows = leave_out_missing(rows, words, recipe, missing)
+        return assemble(words, recipe, rows, missing, tuple(drop_cols or ()))
 
 
 def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: Any, vc_formula: Any) -> Words:

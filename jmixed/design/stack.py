@@ -20,19 +20,24 @@ PAIRS = 2**20
 """Pairs of entries that are summed at a time."""
 
 DENSITY = 75
-"""Products of a dense array that take the time of one sparse pair of entries."""
+"""Default of `stack`'s `density`, measured on a CPU."""
+
+MANY = 2**14
+"""Rows from which on a counting sort pays."""
 
 CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Rows per chunk; few values, so that few programs are compiled."""
 
 
-def stack(data) -> Design:
+def stack(data, density=DENSITY) -> Design:
     """Compile a `ModelData` into the arrays of the likelihood.
 
     Parameters
     ----------
     data : ModelData
         Rows, columns and random-effects terms with their level codes.
+    density : float
+        Products of a dense array that take the time of one sparse pair of entries: decides how couplings are kept.
 
     Returns
     -------
@@ -58,7 +63,7 @@ def stack(data) -> Design:
     )
     codes = [position[f][codes[f]] for f in range(len(codes))]
     index = _index(layout, codes, counts, (block, slot, component), position)
-    if crossed and (links := _links(layout, index)) is not None:
+    if crossed and (links := _links(layout, index, density)) is not None:
         layout, index = replace(layout, crossed=SPARSE), replace(index, links=links)
     return Design(
         y=data.y,
@@ -211,18 +216,32 @@ def _group(codes, count):
     # For larger groups by their mean size alone: the chunk that pads least flips between near ties, and data of nearly
     # the same size would not share a program.
     chunk = fitting[0] if fitting else (8 if len(codes) > 4 * count else 2)
-    order = np.arange(len(codes)) if np.all(codes[1:] >= codes[:-1]) else np.argsort(codes, kind="stable")
     chunks = -(-sizes // chunk)
-    first_chunk = np.cumsum(chunks) - chunks
-    group = codes[order]
-    place = np.arange(len(codes)) - (np.cumsum(sizes) - sizes)[group]
     one_each = fitting and bool(np.all(chunks == 1))
     size = bucket(count)
     total = size if one_each else bucket(int(chunks.sum()))
+    # Where every chunk begins and its group ends, among rows in the order of their groups.
+    ends = np.cumsum(sizes, dtype=np.int32)
+    first = np.cumsum(chunks) - chunks
+    begin = np.repeat(ends - sizes.astype(np.int32) - (first * chunk).astype(np.int32), chunks)
+    begin += np.arange(len(begin), dtype=np.int32) * np.int32(chunk)
+    place = begin + np.arange(chunk, dtype=np.int32)[:, None]
+    real = place < np.repeat(ends, chunks)
+    if not np.all(codes[1:] >= codes[:-1]):
+        place = _order_by(codes, count)[np.where(real, place, 0)]
     rows = np.full((chunk, total), BEYOND, np.int32)
-    rows[place % chunk, first_chunk[group] + place // chunk] = order
+    rows[:, : len(begin)] = np.where(real, place, BEYOND)
     segments = None if one_each else _pad(np.repeat(np.arange(count), chunks), total, size - 1)
     return Grouping(rows=rows, segments=segments, size=size)
+
+
+def _order_by(codes, count):
+    """The rows in the order of their groups, those of a group in their own order."""
+    if len(codes) < MANY:
+        return np.argsort(codes, kind="stable").astype(np.int32)
+    # To bring the entries of a sparse matrix in the order of its rows is a counting sort, in one pass.
+    rows = np.arange(len(codes), dtype=np.int32)
+    return coo_array((np.ones(len(codes), bool), (codes, rows)), shape=(count, len(codes))).tocsr().indices
 
 
 def _couplings(layout, codes, counts, within):
@@ -241,7 +260,7 @@ def _couplings(layout, codes, counts, within):
             )
 
 
-def _links(layout, index):
+def _links(layout, index, density):
     """The entries that couple leaves and core, and all pairs of them in one leaf; None where dense is faster."""
     leaf = layout.stages[0][0][0]
     held = {c.factors[1]: (c.first, c.second) for c in index.couplings if c.factors[0] == leaf}
@@ -261,33 +280,30 @@ def _links(layout, index):
     source = source[np.argsort(leaves[source].astype(np.int64) * total + columns[source], kind="stable")]
     sizes = np.bincount(leaves[source], minlength=layout.blocks[0])
     pairs = int(np.sum(sizes * (sizes + 1) // 2))
-    if layout.blocks[0] * total**2 <= DENSITY * pairs:
+    if layout.blocks[0] * total**2 <= density * pairs:
         return None
     entries = bucket(len(source) + 1)
-    left, right = _entry_pairs(columns[source], np.cumsum(sizes)[leaves[source]], pairs, entries - 1)
-    column = _pad(columns[source], entries, total - 1)
-    target = column.astype(np.min_scalar_type(-(total**2)))
+    first, left = _entry_pairs(columns[source], np.cumsum(sizes)[leaves[source]], pairs, entries)
     return Links(
         source=_pad(source, entries, BEYOND),
         leaf=_pad(leaves[source], entries, layout.blocks[0] - 1),
-        column=column,
+        column=_pad(columns[source], entries, total - 1),
+        first=first,
         left=left,
-        right=right,
-        target=target[left] * total + target[right],
     )
 
 
-def _entry_pairs(columns, ends, pairs, padding):
-    """Each entry with itself and those after it in its leaf, by the first one's column: (chunks, chunk) twice."""
+def _entry_pairs(columns, ends, pairs, entries):
+    """Each entry with itself and those after it in its leaf, by the first one's column: see `Links`."""
     order = np.argsort(columns, kind="stable").astype(np.int32)
     partners = ends[order] - order
     chunks = bucket(-(-pairs // PAIRS))
-    shape = (chunks, bucket(-(-pairs // chunks)))
-    left, right = np.full(shape, padding, np.int32), np.full(shape, padding, np.int32)
-    left.ravel()[:pairs] = np.repeat(order, partners)
-    first = (np.cumsum(partners) - partners - order).astype(np.int64)
-    right.ravel()[:pairs] = np.arange(pairs) - np.repeat(first, partners)
-    return left, right
+    left = np.full((chunks, bucket(-(-pairs // chunks))), entries - 1, np.int32)
+    np.copyto(left.ravel()[:pairs], np.repeat(order, partners))
+    first = np.zeros(entries, np.int64)
+    first[order] = np.cumsum(partners) - partners - order
+    first[-1] = pairs - (entries - 1)
+    return first.astype(np.int32), left
 
 
 def _parents(layout, codes, counts, component):

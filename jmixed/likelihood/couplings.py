@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jmixed.data import Moments
 from jmixed.linalg import add_up
@@ -46,11 +47,33 @@ class Sparse(NamedTuple):
     A: jax.Array
     leaf: jax.Array
     column: jax.Array
+    first: jax.Array
     left: jax.Array
-    right: jax.Array
-    target: jax.Array
     leaves: int
     columns: int
+
+    def _over_pairs(self, add, total):
+        """Fold ``add(total, left, right)`` over chunks of pairs."""
+        pairs = self.left.shape[1]
+
+        def proceed(total, chunk):
+            number, left = chunk
+            right = number * pairs + jnp.arange(pairs, dtype=jnp.int32) - self.first[left]
+            # Padded pairs would run beyond the last entry, whose value is zero.
+            right = jnp.minimum(right, self.leaf.shape[0] - 1)
+            return add(total, left, right), None
+
+        numbers = jnp.arange(self.left.shape[0], dtype=jnp.int32)
+        return jax.lax.scan(proceed, total, (numbers, self.left))[0]
+
+    def _place(self, left, right):
+        """Where pairs stand in a core that is written as one run, or as a matrix if 32 bits cannot count its places."""
+        row, column = self.column[left], self.column[right]
+        return (row, column) if self._is_wide else row * self.columns + column
+
+    @property
+    def _is_wide(self):
+        return self.columns**2 > np.iinfo(np.int32).max
 
     def gram(self, W):
         """As `Dense.gram`."""
@@ -60,20 +83,19 @@ class Sparse(NamedTuple):
         q, Q = self.A.shape[0], self.columns
         WA = jnp.stack([add_up(W[i, j][self.leaf] * self.A[j] for j in range(q)) for i in range(q)])
 
-        def add(total, pair):
-            left, right, target = pair
+        def add(total, left, right):
             value = add_up(self.A[i][left] * WA[i][right] for i in range(q))
-            return total.at[target].add(value, mode="promise_in_bounds"), None
+            return total.at[self._place(left, right)].add(value, mode="promise_in_bounds")
 
         # Each pair once: what is summed is A'WA with the two parts of an off-diagonal entry in either place.
-        total, _ = jax.lax.scan(add, jnp.zeros(Q * Q, self.A.dtype), (self.left, self.right, self.target))
+        total = self._over_pairs(add, jnp.zeros((Q, Q) if self._is_wide else Q * Q, self.A.dtype))
         half = total.reshape(Q, Q)
         return half + half.T - jnp.diag(jnp.diagonal(half))
 
     def border(self, V):
         """As `Dense.border`."""
         k, q, r = V.shape[:3]
-        values = add_up(self.A[i] * V[:, i][..., self.leaf] for i in range(q))
+        values = add_up(self.A[i][None, None] * V[:, i][..., self.leaf] for i in range(q))
         summed = jax.ops.segment_sum(values.reshape(k * r, -1).T, self.column, num_segments=self.columns)
         return jnp.moveaxis(summed.reshape(self.columns, k, r), 0, 1)
 
@@ -85,15 +107,14 @@ class Sparse(NamedTuple):
 
     def pull(self, P):
         """As `Dense.pull`."""
-        q, flat = self.A.shape[0], P.reshape(-1)
+        q, P = self.A.shape[0], P if self._is_wide else P.reshape(-1)
 
-        def add(total, pair):
-            left, right, target = pair
-            between = flat[target] * jnp.where(left == right, 0.5, 1).astype(P.dtype)
-            rows, columns = self.A[:, left] * between, self.A[:, right]
-            return total.at[self.leaf[left]].add((rows[:, None] * columns[None]).reshape(q * q, -1).T), None
+        def add(total, left, right):
+            between = P[self._place(left, right)] * jnp.where(left == right, 0.5, 1).astype(P.dtype)
+            rows, columns = self.A[:, left] * between[None], self.A[:, right]
+            return total.at[self.leaf[left]].add((rows[:, None] * columns[None]).reshape(q * q, -1).T)
 
-        total, _ = jax.lax.scan(add, jnp.zeros((self.leaves, q * q), P.dtype), (self.left, self.right, self.target))
+        total = self._over_pairs(add, jnp.zeros((self.leaves, q * q), P.dtype))
         half = total.T.reshape(q, q, self.leaves)
         return half + jnp.swapaxes(half, 0, 1)
 
@@ -108,5 +129,4 @@ def couplings(moments: Moments) -> Dense | Sparse:
     assert A is not None
     if links is None:
         return Dense(A)
-    pairs = links.left, links.right, links.target
-    return Sparse(A, links.leaf, links.column, *pairs, layout.blocks[0], layout.stage_width(1))
+    return Sparse(A, links.leaf, links.column, links.first, links.left, layout.blocks[0], layout.stage_width(1))

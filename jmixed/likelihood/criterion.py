@@ -19,11 +19,15 @@ from jmixed.likelihood.stages import stage_matrix
 
 
 class Reduced(NamedTuple):
-    """The problem without the random effects: ``G = [X~ y~]'V^-1[X~ y~]``, log|V W|, and every stage's pieces."""
+    """The problem without the random effects: ``G = [X~ y~]'V^-1[X~ y~]``, log|V W|, and every stage's pieces.
+
+    ``borders`` are the stages' B as they were when their turn came; of a crossed layout there are none.
+    """
 
     G: jax.Array
     logdet: jax.Array
     stages: tuple[Elimination, ...]
+    borders: tuple[jax.Array, ...] = ()
 
 
 def reduce(covariances, roots, moments: Moments) -> Reduced:
@@ -42,21 +46,20 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     logdet, results = jnp.zeros((), G.dtype), []
     last = len(layout.stages) - 1
     for s in range(len(layout.stages)):
-        result = eliminate(
-            stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], layout.is_summed(s)
-        )
+        summed = layout.is_summed(s) and moments.repeats is None
+        result = eliminate(stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], summed)
         results.append(result)
-        logdet = logdet + jnp.sum(result.logdet)
+        logdet = logdet + jnp.sum(result.logdet if moments.repeats is None else moments.repeats * result.logdet)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
             own = result.K[start : start + width, start:]
-            explained = own[..., None] if layout.is_summed(s) else sum_by_parent(own, parent, layout.blocks[t])
+            explained = own[..., None] if summed else sum_by_parent(own, parent, layout.blocks[t])
             C[t], B[t] = C[t] - explained[:, :width], B[t] - explained[:, width:]
             start += width
         rest = result.K[start:, start:]
-        G = G - (rest if layout.is_summed(s) else jnp.sum(rest, axis=-1))
-    return Reduced(G, logdet, tuple(results))
+        G = G - (rest if summed else jnp.sum(rest, axis=-1))
+    return Reduced(G, logdet, tuple(results), tuple(B))
 
 
 def sum_by_parent(values, parent, blocks):
@@ -78,6 +81,7 @@ class Profile(NamedTuple):
     beta: jax.Array
     inverse: jax.Array
     stages: tuple[Elimination, ...]
+    borders: tuple[jax.Array, ...]
 
 
 def profile(covariances, roots, moments: Moments) -> Profile:
@@ -85,7 +89,9 @@ def profile(covariances, roots, moments: Moments) -> Profile:
     reduced = reduce(covariances, roots, moments)
     fixed = profile_fixed(reduced.G)
     logdet_R = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R))))
-    return Profile(reduced.logdet, fixed.logdet + 2 * logdet_R, fixed.rss, fixed.beta, fixed.inverse, reduced.stages)
+    logdet_fixed = fixed.logdet + 2 * logdet_R
+    found = fixed.rss, fixed.beta, fixed.inverse, reduced.stages, reduced.borders
+    return Profile(reduced.logdet, logdet_fixed, *found)
 
 
 def degrees(moments: Moments, reml: bool):

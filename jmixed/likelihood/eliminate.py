@@ -23,7 +23,18 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jmixed.linalg import add_up, back_solve, cholesky, congruence, forward_solve, log_determinant, matmul, transpose
+from jmixed.linalg import (
+    SWEPT,
+    add_up,
+    back_solve,
+    cholesky,
+    congruence,
+    forward_solve,
+    inverse_and_log_determinant,
+    log_determinant,
+    matmul,
+    transpose,
+)
 
 
 class Elimination(NamedTuple):
@@ -61,16 +72,23 @@ def eliminate(sigma, root, C, B, summed):
 def _eliminate(sigma, root, C, B, summed):
     Q = C.shape[0]
     identity = jnp.eye(Q, dtype=C.dtype)[:, :, None]
-    inner = congruence(root.T, C)
-    factor = cholesky(inner + identity)
-    half = forward_solve(factor, jnp.broadcast_to(transpose(matmul(root, identity)), inner.shape))
-    P = matmul(transpose(half), half)
-    W = forward_solve(factor, matmul(root.T, B))
-    U = matmul(root, back_solve(factor, W))
+    inner = congruence(root.T, C) + identity
+    if Q > SWEPT and C.shape[2] == 1:
+        inverse, logdet = inverse_and_log_determinant(inner[:, :, 0])
+        P = congruence(root, inverse[:, :, None])
+        U, logdet = matmul(P, B), logdet[None]
+        K = _gram(B, U, summed)
+    else:
+        factor = cholesky(inner)
+        half = forward_solve(factor, jnp.broadcast_to(transpose(matmul(root, identity)), inner.shape))
+        P = matmul(transpose(half), half)
+        W = forward_solve(factor, matmul(root.T, B))
+        U, logdet = matmul(root, back_solve(factor, W)), log_determinant(factor)
+        K = _gram(W, W, summed)
     T = identity - matmul(P, C)
     S = matmul(C, T)
     E = B - matmul(C, U)
-    return Elimination(_total(log_determinant(factor), summed), _gram(W, W, summed), P, T, (S + transpose(S)) / 2, U, E)
+    return Elimination(_total(logdet, summed), K, P, T, (S + transpose(S)) / 2, U, E)
 
 
 def _gram(a, b, summed):

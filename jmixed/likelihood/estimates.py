@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jmixed.covariance import join, rectify
 from jmixed.likelihood import criterion
 from jmixed.likelihood.couplings import couplings
+from jmixed.linalg import matmul
 
 
 def estimates(roots, held, reml):
@@ -41,7 +42,9 @@ def conditional_modes(result, held):
         pieces = [-later[:, parent] for later, parent in zip(modes, held.index.parents[s], strict=True)]
         blocks = held.layout.blocks[s]
         border = jnp.concatenate([*pieces, jnp.broadcast_to(fixed[:, None], (len(fixed), blocks))])
-        modes.insert(0, jnp.sum(result.stages[s].U * border[None], axis=1))
+        # U border = P (B border): the many columns are summed up before anything else is done with them.
+        own = jnp.sum(result.borders[s] * border[None], axis=1, keepdims=True)
+        modes.insert(0, matmul(result.stages[s].P, own)[:, 0])
     return modes
 
 

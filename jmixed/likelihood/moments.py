@@ -4,14 +4,18 @@ Columns are preconditioned first. The preconditioners are constants to the deriv
 on them, so that derivatives through the preconditioned columns alone are exact.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jmixed.data import SPARSE, Moments, Rows
-from jmixed.linalg import add_up
+from jmixed.linalg import BLOCK, add_up, is_long, sum_in_blocks
+
+MANY = 64
+"""Blocks of rows from which on loops over them, which take longer to compile, save more than that."""
 
 
 class Preconditioners(NamedTuple):
@@ -25,57 +29,101 @@ class Preconditioners(NamedTuple):
 
 def preconditioners(rows: Rows) -> Preconditioners:
     """Those that make the columns of X orthonormal and those of a term of unit size."""
-    R, beta0, basis = _precondition_fixed(rows)
-    terms = zip(rows.layout.terms, rows.Z, strict=True)
-    return Preconditioners(R, basis, beta0, tuple(_precondition_term(s, Z, rows.weights, rows.nobs) for s, Z in terms))
+    R, basis = _precondition_fixed(rows)
+    nobs, terms = _count(rows.weights), zip(rows.layout.terms, rows.Z, strict=True)
+    T = tuple(_precondition_term(structure, Z, rows.weights, nobs) for structure, Z in terms)
+    arrays = stop_gradient({"X": rows.X, "y": rows.y - rows.offset, "weights": rows.weights})
+    across = sum_in_blocks(lambda a, _: a["X"].T @ (a["weights"] * a["y"]), arrays, axis=0, blocks=MANY)
+    return Preconditioners(R, basis, basis @ (basis.T @ across), T)
 
 
 def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
     """Precondition the columns and form the cross-products of every stage of the elimination.
 
+    The response goes its own way until the small arrays are put together: a batch of responses shares all the rest.
+
     Parameters
     ----------
     rows : Rows
+        A row of weight zero does not count.
     given : Preconditioners, optional
         Those of other weights on the same columns: exact all the same, and cheaper than new ones.
     """
-    layout, weights = rows.layout, rows.weights
-    R, basis, beta0, T = preconditioners(rows) if given is None else given
-    y = rows.y - rows.offset
-    fixed = jnp.concatenate([rows.X @ basis, (y - rows.X @ beta0)[:, None]], axis=1)
-    Z = [jnp.concatenate([rows.Z[t] @ T[t] for t in terms], axis=1) for terms in layout.factors]
-    C, B, A = _stack_stages(rows, Z, fixed)
-    positive = weights > 0
+    preconditioned = preconditioners(rows) if given is None else given
+    arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}
+    C, B, A = _stack_stages(rows, arrays, preconditioned)
+    G, log_weights, total = sum_in_blocks(_totals, arrays, preconditioned, axis=0, blocks=MANY)
     return Moments(
         C=C,
         B=B,
         A=A,
-        G=fixed.T @ (weights[:, None] * fixed),
-        R=R,
-        beta0=beta0,
-        T=T,
-        log_weights=jnp.sum(jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)), 0)),
-        nobs=rows.nobs,
-        total=jnp.sum(weights * y * y),
+        G=G,
+        R=preconditioned.R,
+        beta0=preconditioned.beta0,
+        T=preconditioned.T,
+        log_weights=log_weights,
+        nobs=_count(rows.weights),
+        total=total,
         index=rows.index,
-        layout=layout,
+        layout=rows.layout,
     )
+
+
+def _count(weights):
+    """The number of rows: those of positive weight."""
+    return jnp.sum((weights > 0).astype(weights.dtype))
+
+
+def _totals(arrays, preconditioners):
+    """G, the sum of the log weights, and the weighted sum of squares of y."""
+    weights, y = arrays["weights"], arrays["y"]
+    X, residual = _fixed(arrays, preconditioners)
+    weighted = weights[:, None] * X
+    across = weighted.T @ residual
+    G = jnp.concatenate([X.T @ weighted, across], axis=1)
+    corner = residual.T @ (weights[:, None] * residual)
+    G = jnp.concatenate([G, jnp.concatenate([across.T, corner], axis=1)])
+    positive = weights > 0
+    logs = jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)), 0)
+    return G, jnp.sum(logs), jnp.sum(weights * y * y)
+
+
+def _fixed(arrays, preconditioners):
+    """Preconditioned columns of the fixed effects, and the response less what they explain, (..., p) and (..., 1)."""
+    X = arrays["X"]
+    return X @ preconditioners.basis, (arrays["y"] - X @ preconditioners.beta0)[..., None]
 
 
 def _precondition_fixed(rows):
-    """R with W^(1/2) X = QR, the least-squares coefficients, and R^-1."""
-    p = rows.X.shape[1]
-    scaled = jnp.sqrt(stop_gradient(rows.weights))[:, None] * stop_gradient(
-        jnp.concatenate([rows.X, (rows.y - rows.offset)[:, None]], axis=1)
-    )
-    # A column is brought to unit length before the factorisation: predictors in odd units must not underflow it.
-    length = jnp.sqrt(jnp.sum(scaled[:, :p] ** 2, axis=0))
-    length = jnp.where(length > 0, length, 1)
-    factor = jnp.linalg.qr(scaled / jnp.append(length, 1)[None], mode="r")
-    triangle = factor[:p, :p]
-    inverse = jax.scipy.linalg.solve_triangular(triangle, jnp.eye(p, dtype=triangle.dtype))
-    basis = inverse / length[:, None]
-    return triangle * length[None], basis @ factor[:p, p], basis
+    """R with W^(1/2) X = QR, and R^-1."""
+    length, triangle = _triangle(rows.X, rows.weights)
+    inverse = jax.scipy.linalg.solve_triangular(triangle, jnp.eye(len(length), dtype=triangle.dtype))
+    return triangle * length[None], inverse / length[:, None]
+
+
+def _triangle(columns, weights, zero: Any = 1):
+    """Lengths of the columns of W^(1/2) A, and the triangle of its QR factorisation once each has unit length.
+
+    A column of zeros counts as of length `zero`. A column is brought to unit length before the factorisation:
+    predictors in odd units must not underflow it. A preconditioner need be good, not exact: of many rows the triangle
+    comes from the cross-products, which are read once, unless these show that digits would be lost.
+    """
+    columns, weights = stop_gradient(columns), stop_gradient(weights)
+
+    def by_rotations(length):
+        scaled = jnp.sqrt(weights)[:, None] * columns
+        return jnp.linalg.qr(scaled / length[None], mode="r")[: columns.shape[1]]
+
+    if not is_long(columns.shape[0], MANY):
+        length = jnp.sqrt(jnp.sum((jnp.sqrt(weights)[:, None] * columns) ** 2, axis=0))
+        length = jnp.where(length > 0, length, zero)
+        return length, by_rotations(length)
+    products = sum_in_blocks(lambda a, _: a[0].T @ (a[1][:, None] * a[0]), (columns, weights), axis=0, blocks=MANY)
+    length = jnp.sqrt(jnp.diagonal(products))
+    length = jnp.where(length > 0, length, zero)
+    factor = jnp.linalg.cholesky(products / (length[:, None] * length[None])).T
+    sound = jnp.min(jnp.diagonal(factor), initial=1) > jnp.finfo(factor.dtype).eps ** 0.25
+    return length, jax.lax.cond(sound, lambda _: factor, by_rotations, length)
 
 
 def _precondition_term(structure, Z, weights, nobs):
@@ -84,36 +132,33 @@ def _precondition_term(structure, Z, weights, nobs):
     Any invertible T is an exact reparameterisation of an unstructured covariance. With an intercept among the columns
     this centres the others. A column that the ones before it explain keeps its direction.
     """
-    scaled = jnp.sqrt(stop_gradient(weights))[:, None] * stop_gradient(Z)
-    size = jnp.sqrt(jnp.sum(scaled**2, axis=0))
     unit, root = jnp.eye(structure.q, dtype=Z.dtype), jnp.sqrt(nobs)
-    size = jnp.where(size > 0, size, root)
+    size, triangle = _triangle(Z, weights, zero=root)
     if structure.kind == "identity":
         return unit * root / jnp.sqrt(jnp.mean(size**2))
-    triangle = jnp.linalg.qr(scaled / size[None], mode="r")
     triangle = triangle * jnp.where(jnp.diagonal(triangle) < 0, -1, 1)[:, None]
     triangle = jnp.where((jnp.diagonal(triangle) < 1e-8)[None], unit, triangle)
     return jax.scipy.linalg.solve_triangular(triangle, unit) * root / size[:, None]
 
 
-def _stack_stages(rows, Z, fixed):
+def _stack_stages(rows, arrays, preconditioners):
     """C and B of every stage and the couplings A, from cross-products within levels and within pairs of levels."""
     layout, index = rows.layout, rows.index
     own, pairs = {}, {}
-    for f, left in enumerate(Z):
-        containing = [g for g in range(len(Z)) if g != f and layout.nested[f][g] and layout.precedes(f, g)]
-        right = jnp.concatenate([left, *(Z[g] for g in containing), fixed], axis=1)
-        product = crossproduct(index.groupings[f], rows.weights[:, None] * left, right)
+    for f in range(len(layout.factors)):
+        containing = [g for g in range(len(layout.factors)) if g != f and layout.nested[f][g] and layout.precedes(f, g)]
+        columns = partial(_columns, layout, f, tuple(containing))
+        product, response = crossproduct(index.groupings[f], columns, arrays, preconditioners)
         widths = [layout.factor_width(g) for g in (f, *containing)]
         ends = [sum(widths[: k + 1]) for k in range(len(widths))]
         own[f, f] = product[:, : ends[0]]
         for k, g in enumerate(containing):
             pairs[f, g] = (product[:, ends[k] : ends[k + 1]], None, index.within[f][g])
-        own[f, None] = product[:, ends[-1] :]
+        own[f, None] = jnp.concatenate([product[:, ends[-1] :], response], axis=1)
     for coupling in index.couplings:
-        f, g = coupling.factors
-        product = crossproduct(coupling.grouping, rows.weights[:, None] * Z[f], Z[g])
-        pairs[f, g] = (product, coupling.first, coupling.second)
+        columns = partial(_coupled, layout, coupling.factors)
+        (product,) = crossproduct(coupling.grouping, columns, arrays, preconditioners)
+        pairs[coupling.factors] = (product, coupling.first, coupling.second)
     stages = range(len(layout.stages))
     C = tuple(_within_stage(layout, index, s, own, pairs) for s in stages)
     if layout.crossed:
@@ -126,6 +171,26 @@ def _stack_stages(rows, Z, fixed):
         for s in stages
     )
     return C, B, None
+
+
+def _random(layout, factor, arrays, preconditioners):
+    """Preconditioned columns of a factor's terms, (..., q)."""
+    columns = [arrays["Z"][t] @ preconditioners.T[t] for t in layout.factors[factor]]
+    return jnp.concatenate(columns, axis=-1)
+
+
+def _columns(layout, factor, containing, arrays, preconditioners):
+    """What is multiplied within levels of a factor: its weighted columns; all that comes later, and the response."""
+    left = _random(layout, factor, arrays, preconditioners)
+    X, residual = _fixed(arrays, preconditioners)
+    right = [left, *(_random(layout, g, arrays, preconditioners) for g in containing), X]
+    return arrays["weights"][..., None] * left, (jnp.concatenate(right, axis=-1), residual)
+
+
+def _coupled(layout, factors, arrays, preconditioners):
+    """What is multiplied within pairs of levels of two factors."""
+    left, right = (_random(layout, f, arrays, preconditioners) for f in factors)
+    return arrays["weights"][..., None] * left, (right,)
 
 
 def _links(layout, index, pairs):
@@ -201,15 +266,56 @@ def _positions(layout, index, factor, levels):
     return layout.offset_in_stage(factor) + slot[None] * width + jnp.arange(width, dtype=jnp.int32)[:, None]
 
 
-def crossproduct(grouping, left, right):
-    """``left' right`` within each group: (a, b, groups) from row arrays (rows, a) and (rows, b)."""
-    real = grouping.rows < left.shape[0]
-    rows = jnp.where(real, grouping.rows, 0)
-    a, b = left.T[:, rows] * real.astype(left.dtype)[None], right.T[:, rows]
-    # Unrolled over the few rows of a chunk: each step is elementwise over the long last axis, which vectorises.
-    total = add_up(a[:, None, k] * b[None, :, k] for k in range(rows.shape[0]))
+def crossproduct(grouping, columns, arrays, constants):
+    """``left' right`` within each group, (a, b, groups), for every right.
+
+    Parameters
+    ----------
+    grouping : Grouping
+    columns : callable
+        ``columns(arrays, constants)`` gives left (..., a) and a tuple of rights (..., b) from row arrays (..., k).
+    arrays : tree of arrays (rows, k) or (rows,)
+    constants : tree of arrays
+    """
+    size = jax.tree.leaves(arrays)[0].shape[0]
+
+    def of_chunks(index, arrays, constants):
+        real = index < size
+        picked = jax.tree.map(lambda a: jnp.asarray(a)[jnp.where(real, index, 0)], arrays)
+        left, rights = columns(picked, constants)
+        left, *rights = (jnp.moveaxis(a, -1, 0) for a in (left * real.astype(left.dtype)[..., None], *rights))
+        # Unrolled over the few rows of a chunk: each step is elementwise over the long last axis, which vectorises.
+        return tuple(add_up(left[:, None, k] * right[None, :, k] for k in range(index.shape[0])) for right in rights)
+
+    function = _in_blocks(of_chunks) if is_long(size, MANY) and is_long(grouping.rows.shape[1]) else of_chunks
+    totals = function(grouping.rows, arrays, constants)
     if grouping.segments is None:
-        return total
+        return totals
+    return tuple(_sum_segments(total, grouping) for total in totals)
+
+
+def _in_blocks(function):
+    """The function, with the last axis of its first argument and of its results taken a block at a time.
+
+    Derivatives are those of the function itself, as in `sum_in_blocks`.
+    """
+
+    @jax.custom_jvp
+    def in_blocks(index, arrays, constants):
+        blocks = jnp.moveaxis(index.reshape(index.shape[0], -1, BLOCK), 1, 0)
+        out = jax.lax.map(lambda block: function(block, arrays, constants), blocks)
+        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], -1), out)
+
+    @in_blocks.defjvp
+    def tangents(primals, tangents):
+        index, *rest = primals
+        return in_blocks(*primals), jax.jvp(partial(function, index), tuple(rest), tuple(tangents[1:]))[1]
+
+    return in_blocks
+
+
+def _sum_segments(total, grouping):
+    """Sums of (a, b, chunks) over the chunks of each group."""
     summed = jax.ops.segment_sum(
         jnp.moveaxis(total, -1, 0), grouping.segments, num_segments=grouping.size, indices_are_sorted=True
     )

@@ -27,6 +27,7 @@ from jmixed.likelihood.crossed import crossed_jets
 from jmixed.likelihood.eliminate import eliminate, profile_fixed
 from jmixed.likelihood.jets import Jet, add_to, constant, directions, subtract
 from jmixed.likelihood.stages import covariances_of, stage_matrix
+from jmixed.linalg import UNROLLED, sum_in_blocks
 
 
 class Derivatives(NamedTuple):
@@ -52,8 +53,18 @@ def derivatives(psi, roots, moments: Moments, reml: bool, exact: jax.Array | boo
         Where false, the Hessian is the average information (Gilmour, Thompson and Cullis 1995), the mean of observed
         and expected information: positive semidefinite, and much cheaper for crossed factors.
     """
-    crossed = moments.layout.crossed
-    logdet, G = crossed_jets(psi, roots, moments, exact) if crossed else _eliminate_all(psi, roots, moments)
+    return derivatives_of(*jets(psi, roots, moments, exact), moments, reml, exact)
+
+
+def jets(psi, roots, moments: Moments, exact: jax.Array | bool = True) -> tuple[Jet, Jet]:
+    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]; arguments as of `derivatives`."""
+    if moments.layout.crossed:
+        return crossed_jets(psi, roots, moments, exact)
+    return _eliminate_all(psi, roots, moments)
+
+
+def derivatives_of(logdet: Jet, G: Jet, moments: Moments, reml: bool, exact: jax.Array | bool = True) -> Derivatives:
+    """Derivatives of the profiled deviance from the jets of log|V W| and of G; arguments as of `derivatives`."""
     fixed, rss = _profile_fixed(G)
     fixed = fixed._replace(value=fixed.value + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R)))))
     logdet = jax.tree.map(lambda a, b: a + jnp.where(reml, b, 0), logdet, fixed)
@@ -72,7 +83,6 @@ def derivatives(psi, roots, moments: Moments, reml: bool, exact: jax.Array | boo
 
 
 def _eliminate_all(psi, roots, moments):
-    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]."""
     layout, m, dtype = moments.layout, len(psi), psi.dtype
     covariances = covariances_of(psi, layout.terms)
     C = [constant(c) for c in moments.C]
@@ -85,14 +95,17 @@ def _eliminate_all(psi, roots, moments):
     for s in range(last + 1):
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
         own, M = directions(layout, s, dtype)
-        summed = layout.is_summed(s)
-        stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed)
+        summed = layout.is_summed(s) and moments.repeats is None
+        if summed and not len(active) and sigma.shape[0] <= UNROLLED:
+            stage_logdet, K = _eliminate_first(sigma, root, M, C[s].value, B[s].value)
+        else:
+            stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed, moments.repeats)
         active = np.concatenate([active, own])
         logdet = add_to(logdet, stage_logdet, active)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
-            explained = jax.tree.map(partial(_explained, layout, (s, t), start, parent), K)
+            explained = jax.tree.map(partial(_explained, layout, t, start, parent, summed), K)
             C[t] = subtract(C[t], jax.tree.map(lambda e, width=width: e[..., :width, :], explained))
             B[t] = subtract(B[t], jax.tree.map(lambda e, width=width: e[..., width:, :], explained))
             start += width
@@ -100,11 +113,10 @@ def _eliminate_all(psi, roots, moments):
     return logdet, G_jet
 
 
-def _explained(layout, stages, start, parent, K):
-    """What the blocks of stage s explain of stage t's blocks and of all that comes after them."""
-    s, t = stages
+def _explained(layout, t, start, parent, summed, K):
+    """What the blocks of a stage explain of stage t's blocks and of all that comes after them."""
     stop = start + layout.stage_width(t)
-    if layout.is_summed(s):
+    if summed:
         return K[..., start:stop, start:, None]
     return sum_by_parent(K[..., start:stop, start:, :], parent, layout.blocks[t])
 
@@ -114,8 +126,33 @@ def _left_for_fixed(summed, start, K):
     return -K[..., start:, start:] if summed else -jnp.sum(K[..., start:, start:, :], -1)
 
 
-def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
-    """Jets of logdet (summed over blocks) and of K, in the earlier directions and then the stage's own."""
+def _eliminate_first(sigma, root, M, C, B):
+    """As `_eliminate_stage` for many small blocks before any other: the directions wait until blocks are summed."""
+    q, r = B.shape[:2]
+    rows, columns = np.tril_indices(q)
+    place = np.zeros((q, q), int)
+    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
+
+    def sums(blocks, covariance):
+        (sigma, root), (C, B) = covariance, blocks
+        out = eliminate(sigma, root, C, B, True)
+        S, E = out.S[rows, columns], out.E.reshape(q * r, -1)
+        SE = (S[:, None] * E[None]).reshape(-1, E.shape[1])
+        return out.logdet, out.K, jnp.sum(S, -1), S @ S.T, E @ E.T, SE @ E.T
+
+    logdet, K, S, SS, EE, SEE = sum_in_blocks(sums, (C, B), (sigma, root))
+    S, SS = S[place], SS[place][:, :, place]
+    EE, SEE = EE.reshape(q, r, q, r), SEE.reshape(-1, q, r, q, r)[place]
+    bend = -jnp.einsum("kij,lhm,ihjamb->klab", M, M, SEE)
+    return (
+        Jet(logdet, jnp.einsum("kij,ij->k", M, S), -jnp.einsum("kij,lhm,jhmi->kl", M, M, SS)),
+        Jet(K, jnp.einsum("kij,iajb->kab", M, EE), bend + jnp.swapaxes(bend, 2, 3)),
+    )
+
+
+def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed, repeats):
+    """Jets of logdet (summed over blocks, of an only stage `repeats` times) and of K, in the earlier directions and
+    then the stage's own."""
     out = eliminate(sigma, root, C.value, B.value, summed)
     P, T, S, U, E = out.P, out.T, out.S, out.U, out.E
     g = "" if summed else "g"
@@ -123,10 +160,11 @@ def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
     MS = jnp.einsum("kij,jlg->kilg", M, S)
     SME = jnp.einsum("ijg,kjag->kiag", S, ME)
     K_1 = [jnp.einsum(f"iag,kibg->kab{g}", E, ME)]
-    L_1 = [jnp.einsum("kiig->k", MS)]
+    counted = MS if repeats is None else MS * repeats
+    L_1 = [jnp.einsum("kiig->k", counted)]
     K_oo = -jnp.einsum(f"kiag,libg->klab{g}", ME, SME)
     K_2 = K_oo + jnp.swapaxes(K_oo, 2, 3)
-    L_2 = -jnp.einsum("kijg,ljig->kl", MS, MS)
+    L_2 = -jnp.einsum("kijg,ljig->kl", counted, MS)
     if C.first.shape[0]:
         F = B.first - jnp.einsum("kijg,jag->kiag", C.first, U)
         PF = jnp.einsum("ijg,kjag->kiag", P, F)
@@ -146,7 +184,7 @@ def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed):
         L_eo = jnp.einsum("kij,lij->kl", TCT, M)
         K_2 = _blocks(K_ee, K_eo, K_2)
         L_2 = _blocks(L_ee, L_eo, L_2)
-    logdet = Jet(jnp.sum(out.logdet), jnp.concatenate(L_1), L_2)
+    logdet = Jet(jnp.sum(out.logdet if repeats is None else repeats * out.logdet), jnp.concatenate(L_1), L_2)
     return logdet, Jet(out.K, jnp.concatenate(K_1), K_2)
 
 

@@ -159,7 +159,7 @@ def test_single_precision_is_said_once_and_works():
 # ---- properties ----------------------------------------------------------------------------------------------------
 
 seeds = st.integers(0, 10_000)
-some_layout = st.sampled_from(["slope", "nested three", "nested and crossed", "crossed"])
+some_layout = st.sampled_from(["slope", "nested three", "nested and crossed", "crossed", "sparse"])
 
 
 @given(name=some_layout, seed=seeds)

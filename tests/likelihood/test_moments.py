@@ -3,12 +3,16 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import layouts
 import numpy as np
 import pytest
 
+import jmixed as jm
 from jmixed.data import Grouping
+from jmixed.likelihood.criterion import deviance_of_theta
 from jmixed.likelihood.moments import crossproduct, moments
+from jmixed.linalg import BLOCK
 from jmixed.precision import double_precision
 
 
@@ -92,6 +96,51 @@ def test_runs_of_chunks_are_summed():
     left, right = r.normal(size=(7, 2)), r.normal(size=(7, 3))
     rows, segments = np.array([[0, 3, 5, 9], [2, 9, 6, 9]], np.int32), np.array([0, 0, 2, 2], np.int32)
     with double_precision():
-        total = crossproduct(Grouping(rows, segments, 3), left, right)
+        grouping = Grouping(rows, segments, 3)
+        (total,) = crossproduct(grouping, lambda arrays, _: (arrays[0], (arrays[1],)), (left, right), ())
     expected = np.stack([left[i].T @ right[i] for i in ([0, 2, 3], [], [5, 6])], axis=-1)
     np.testing.assert_allclose(total, expected, atol=1e-14)
+
+
+def many_rows(collinear):
+    """A slope model whose rows and groups are both worked on in blocks once `MANY` is small."""
+    r, groups = np.random.default_rng(3), np.repeat(np.arange(4 * BLOCK), 3)
+    n = len(groups)
+    x = 2000 + r.normal(size=n)
+    X = np.column_stack([np.ones(n), x, x + collinear * r.normal(size=n)])
+    shuffled = r.permutation(n)
+    return jm.MixedLM(r.normal(size=n), X[shuffled], groups[shuffled], exog_re=X[shuffled, :2]).design.rows()
+
+
+@pytest.mark.parametrize("collinear", [1, 1e-2])
+def test_many_rows_in_blocks_give_what_they_give_at_once(monkeypatch, collinear):
+    rows = many_rows(collinear)
+    found = []
+    for many in (10**6, 4):
+        monkeypatch.setattr("jmixed.likelihood.moments.MANY", many)
+        with double_precision():
+            found.append(jax.device_get(jax.jit(lambda rows: moments(rows))(rows)))
+    plain, blocked = found
+    np.testing.assert_allclose(np.abs(blocked.R), np.abs(plain.R), rtol=1e-6)
+    signs = np.append(np.sign(np.diag(plain.R) * np.diag(blocked.R)), 1)
+    size = np.sqrt(np.diag(plain.G))
+    np.testing.assert_allclose(blocked.G, plain.G * np.outer(signs, signs), atol=1e-7 * np.outer(size, size).max())
+    np.testing.assert_allclose(blocked.C[0], plain.C[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(blocked.B[0], plain.B[0] * signs[:, None], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(blocked.total, plain.total, rtol=1e-12)
+    with double_precision():
+        values = [jax.jit(lambda held: deviance_of_theta(np.array([1.0, 1e-4, 1e-4]), held, True))(h) for h in found]
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-11)
+
+
+def test_derivatives_of_many_rows_are_those_of_the_sums(monkeypatch):
+    rows = many_rows(1)
+
+    def slope(rows):
+        return jax.jit(jax.grad(lambda y: jnp.sum(jnp.cos(moments(replace(rows, y=y)).B[0]))))(rows.y)
+
+    with double_precision():
+        plain = slope(rows)
+        monkeypatch.setattr("jmixed.likelihood.moments.MANY", 4)
+        blocked = slope(rows)
+    np.testing.assert_allclose(blocked, plain, rtol=1e-5, atol=1e-6)

@@ -27,7 +27,8 @@ def unscaled(name, theta):
 @pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
 @pytest.mark.parametrize("singular", [False, True], ids=["inside", "singular"])
 @pytest.mark.parametrize(
-    "name", ["slope", "five", "independent", "identity", "nested", "nested three", "nested and crossed", "crossed"]
+    "name",
+    ["slope", "five", "independent", "identity", "nested", "nested three", "nested and crossed", "crossed", "sparse"],
 )
 def test_gradient_and_hessian_are_those_of_the_dense_density(name, singular, reml):
     theta = layouts.draw_theta(layouts.case(name))

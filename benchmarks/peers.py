@@ -1,0 +1,204 @@
+"""jmixed beside every other package that fits the same models, one process for each fit of each package.
+
+Prints one table for each case: seconds of the first and of repeated calls (DataFrame and formula to result), of a whole
+process with imports and reading the data, peak memory, and the REML criterion reached. A package that is not installed
+is named and skipped; so is one that does not finish. Look at the criterion first: a faster worse optimum is no answer.
+
+    pip install ".[bench]"
+    python benchmarks/peers.py [--cases chem97 insteval] [--systems jmixed glmm lme4] [--repeats 5] [--limit 900]
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from cases import CASES
+
+SYSTEMS = ("jmixed", "glmm", "mixedlm", "gpboost", "statsmodels", "lme4")
+SINGLE_FACTOR = ("sleepstudy", "chem97", "slopes 100k")
+"""Cases that statsmodels can be given: it has no crossed factors to speak of."""
+
+
+def fit_jmixed(data, formula):
+    import jmixed as jm
+
+    result = jm.mixedlm(formula, data).fit()
+    return result.objective
+
+
+def fit_glmm(data, formula):
+    import glmm
+
+    fit = glmm.fit(data, formula, satterthwaite=False)
+    return -2 * fit.loglik
+
+
+def fit_mixedlm(data, formula):
+    import mixedlm
+
+    return mixedlm.REMLcrit(mixedlm.lmer(formula, data))
+
+
+def fit_gpboost(data, formula):
+    """Maximum likelihood; random slopes are always independent of the intercepts, and crossed factors stochastic."""
+    import gpboost
+
+    fixed, bars = _parts(formula)
+    groups = np.column_stack([data[group].astype(str) for _, group in bars])
+    slopes = [(name, k) for k, (names, _) in enumerate(bars) for name in names]
+    model = gpboost.GPModel(
+        group_data=groups,
+        group_rand_coef_data=np.column_stack([np.asarray(data[name]) for name, _ in slopes]) if slopes else None,
+        ind_effect_group_rand_coef=[k + 1 for _, k in slopes] or None,
+        likelihood="gaussian",
+    )
+    X = np.column_stack([np.ones(len(data)), *(_numeric(data[name]) for name in fixed)])
+    response = formula.split("~")[0].strip()
+    model.fit(y=data[response].to_numpy(float), X=X)
+    return 2 * float(model.get_current_neg_log_likelihood() or 0)
+
+
+def fit_statsmodels(data, formula):
+    from statsmodels.formula.api import mixedlm
+
+    _, ((slopes, group),) = _parts(formula)
+    fixed = formula.split("+ (")[0]
+    return -2 * mixedlm(fixed, data, groups=group, re_formula="~" + "+".join(slopes or ["1"])).fit().llf
+
+
+def _parts(formula):
+    """Names of the fixed effects, and for every bar term the names of its slopes and its group."""
+    fixed, *bars = formula.split("~")[1].split("(")
+    names = [name.strip() for name in fixed.split("+") if name.strip() not in ("", "1")]
+    terms = []
+    for bar in bars:
+        effects, group = bar.split(")")[0].split("|")
+        terms.append(([e.strip() for e in effects.split("+") if e.strip() != "1"], group.strip()))
+    return names, terms
+
+
+def _numeric(column):
+    return np.asarray(pd.to_numeric(column), float)
+
+
+def measure(system, case, path, repeats, budget):
+    """Seconds of the first and the repeated calls, and the criterion; no repeat begins after `budget` seconds."""
+    warnings.simplefilter("ignore")
+    data, formula = pd.read_parquet(path), CASES[case][1]
+    fit = globals()[f"fit_{system}"]
+    seconds, objective = [], float("nan")
+    while not seconds or (len(seconds) <= repeats and sum(seconds) < budget):
+        start = time.perf_counter()
+        objective = float(fit(data, formula))
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"first": seconds[0], "repeated": seconds[1:], "objective": objective, "memory": peak}
+
+
+LME4 = """
+suppressMessages(library(lme4)); a <- commandArgs(TRUE)
+d <- read.csv(a[1]); for (g in strsplit(a[3], ",")[[1]]) d[[g]] <- factor(d[[g]])
+s <- c(); for (k in 0:as.integer(a[4])) {
+  t <- proc.time()[["elapsed"]]
+  m <- suppressWarnings(suppressMessages(lmer(as.formula(a[2]), d, control = lmerControl(calc.derivs = FALSE))))
+  s <- c(s, proc.time()[["elapsed"]] - t); if (sum(s) > as.numeric(a[5])) break
+}
+status <- readLines("/proc/self/status")
+peak <- as.numeric(gsub("[^0-9]", "", grep("VmHWM", status, value = TRUE))) / 1024
+cat(sprintf('{"first": %g, "repeated": [%s], "objective": %.9f, "memory": %g}\\n', s[1],
+            paste(s[-1], collapse = ","), REMLcrit(m), peak))
+"""
+
+
+def command_of(system, case, path, arguments):
+    if system != "lme4":
+        options = [str(arguments.repeats), str(arguments.budget)]
+        return [sys.executable, __file__, "--one", system, case, str(path), *options]
+    groups = ",".join(group for _, group in _parts(CASES[case][1])[1])
+    rows = path.with_suffix(".csv")
+    if not rows.exists():
+        pd.read_parquet(path).to_csv(rows, index=False)
+    return ["Rscript", "-e", LME4, str(rows), CASES[case][1], groups, str(arguments.repeats), str(arguments.budget)]
+
+
+def measure_apart(system, case, path, arguments):
+    """One system on one case in a fresh process: a dict, or the reason why there is none."""
+    command = command_of(system, case, path, arguments)
+    # A first call is to be a cold one, also for those who keep compiled programs.
+    environment = {**os.environ, "JMIXED_CACHE": "off"}
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=arguments.limit)
+    except subprocess.TimeoutExpired:
+        return f"not finished after {arguments.limit:.0f} s"
+    if done.returncode:
+        return "failed: " + (done.stderr.strip().splitlines() or ["no message"])[-1][:90]
+    row = json.loads(done.stdout.splitlines()[-1])
+    # What is left when the repeated calls are taken off: start, imports, reading, the first fit.
+    row["process"] = time.perf_counter() - start - sum(row["repeated"])
+    return row
+
+
+def missing(system):
+    """Why a system cannot be run here, or None."""
+    if system == "lme4":
+        return None if shutil.which("Rscript") else "Rscript is not installed"
+    return None if importlib.util.find_spec(system) else 'not installed (pip install ".[bench]")'
+
+
+def report(case, systems, folder, arguments):
+    data = CASES[case][0]()
+    path = Path(folder) / f"{case.replace(' ', '_')}.parquet"
+    data.to_parquet(path, index=False)
+    print(f"\n{case}: {CASES[case][1]}, {len(data):,} rows", flush=True)
+    print(f"{'':12}{'first s':>10}{'repeated s':>12}{'process s':>11}{'MiB':>7}{'REML criterion':>20}")
+    for system in systems:
+        reason = missing(system)
+        if system == "statsmodels" and case not in SINGLE_FACTOR:
+            continue
+        row = reason or measure_apart(system, case, path, arguments)
+        if isinstance(row, str):
+            print(f"{system:12}{row}", flush=True)
+            continue
+        again = f"{statistics.median(row['repeated']):12.4f}" if row["repeated"] else f"{'-':>12}"
+        note = " (-2 ML, independent slopes)" if system == "gpboost" else ""
+        line = f"{system:12}{row['first']:10.3f}{again}{row['process']:11.2f}{row['memory']:7.0f}"
+        print(f"{line}{row['objective']:20.6f}{note}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--repeats", type=int, default=5, help="repeated calls at most")
+    parser.add_argument("--budget", type=float, default=30.0, help="seconds after which no repeat begins")
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds of a process at most")
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        system, case, path, repeats, budget = arguments.one
+        print(json.dumps(measure(system, case, path, int(repeats), float(budget))))
+        return
+    print(
+        f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}, {time.strftime('%Y-%m-%d')}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for case in arguments.cases:
+            report(case, arguments.systems, folder, arguments)
+
+
+if __name__ == "__main__":
+    main()

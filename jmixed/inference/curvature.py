@@ -1,0 +1,215 @@
+"""How a fit bends with its variance parameters: what standard errors, Satterthwaite and Kenward-Roger all need.
+
+Everything is in the preconditioned columns of the likelihood, X~ = X R^-1 and Z~ = Z T, where numbers have digits to
+spare. With V = W^-1 + sum psi_k G_k, relative to sigma^2, linear in psi, the elimination hands over exactly
+
+    A = X~'V^-1X~       -dA/dpsi_i = X~'V^-1 G_i V^-1X~       d^2A/dpsi_i dpsi_j / 2 = sym X~'V^-1 G_i V^-1 G_j V^-1X~
+    tr V^-1 G_i         tr V^-1 G_i V^-1 G_j                  (derivatives of log|V|)
+
+from the blocks of the groups alone, at the cost of one Newton step and for every layout of random effects.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import linalg
+
+from jmixed import programs
+from jmixed.compilation import program
+from jmixed.covariance import IDENTITY, split
+from jmixed.data import Design
+from jmixed.information import factors_of_theta, inverse_information, psi_map
+from jmixed.likelihood import criterion
+from jmixed.likelihood.eliminate import profile_fixed
+from jmixed.likelihood.second_order import derivatives_of, jets
+from jmixed.precision import double_precision
+
+ZERO = 1e-4
+"""A pivot of a relative covariance below this fraction of its row, or of sigma, is zero: the measure of `singular`."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Derivatives at a fit, in preconditioned columns: m entries of psi, p fixed effects.
+
+    Attributes
+    ----------
+    to_beta : array (p, p)
+        R^-1: beta is this times beta~, so that a contrast L of beta is the contrast ``L R^-1`` of beta~.
+    inverse : array (p, p)
+        A^-1 = (X~'V^-1X~)^-1.
+    first, second : arrays (m, p, p), (m, m, p, p)
+        Derivatives of A in psi.
+    traces, products : arrays (m,), (m, m)
+        tr V^-1 G_i and tr V^-1 G_i V^-1 G_j.
+    directions : array (m, a)
+        Derivatives of psi along what was estimated: covariances of the fit's own rank, free parameters.
+    hessian : array (a, a)
+        Of the profiled deviance along them.
+    free : array (m, f)
+        Directions of all free entries of psi, whatever the rank.
+    scale_gradient : array (m,)
+        Derivative of the profiled sigma^2 in psi.
+    to_psi : array (m, m)
+        Takes psi of preconditioned columns to psi of the original ones.
+    roots, T : tuples of arrays (q, q)
+        A square root of each term's relative covariance in preconditioned columns, and the preconditioner.
+    sigma : float
+    nu : int
+        Divisor of sigma^2: n, or n - p under REML.
+    nobs : int
+    reml : bool
+    """
+
+    to_beta: np.ndarray
+    inverse: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    traces: np.ndarray
+    products: np.ndarray
+    directions: np.ndarray
+    hessian: np.ndarray
+    free: np.ndarray
+    scale_gradient: np.ndarray
+    to_psi: np.ndarray
+    roots: tuple[np.ndarray, ...]
+    T: tuple[np.ndarray, ...]
+    sigma: float
+    nu: int
+    nobs: int
+    reml: bool
+
+    @property
+    def joint_covariance(self) -> np.ndarray:
+        """Covariance (a + 1, a + 1) of the estimated directions and sigma^2, the inverse observed information.
+
+        nan where the information is not positive definite.
+        """
+        own = inverse_information(self.hessian)
+        slope = self.directions.T @ self.scale_gradient
+        across = own @ slope
+        corner = slope @ across + 2 * self.sigma**4 / self.nu
+        return np.block([[own, across[:, None]], [across[None], np.full((1, 1), corner)]])
+
+
+def curvature(design: Design, theta, sigma: float, reml: bool, free=None) -> Curvature:
+    """Exact derivatives at a fit.
+
+    At a singular fit the rank of each term's covariance is held: directions that lead away from zero have no slope in
+    the relative covariance factor, so they carry no uncertainty.
+
+    Parameters
+    ----------
+    design : Design
+        Without the columns of held coefficients.
+    theta : array (m,)
+        The estimate, in the original columns.
+    sigma : float
+    reml : bool
+    free : bool array (m,), optional
+        Entries of psi that were estimated, where others were held.
+
+    Returns
+    -------
+    Curvature
+    """
+    structures = design.layout.terms
+    held = programs.design_moments(design)
+    factors = factors_of_theta(structures, np.asarray(theta))
+    roots = tuple(np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True))
+    with double_precision():
+        at, inverse, logdet, A = jax.device_get(_program(held, roots, bool(reml)))
+    to_psi = psi_map(structures, held.T)
+    m, (n, p) = len(at.gradient), design.X.shape
+    if free is None:
+        directions, bend = tangents(structures, roots, at.gradient)
+        every = np.eye(m)
+    else:
+        directions = every = np.linalg.inv(to_psi)[:, np.asarray(free, bool)]
+        bend = np.zeros((every.shape[1],) * 2)
+    return Curvature(
+        to_beta=np.linalg.inv(held.R),
+        inverse=inverse,
+        first=A.first,
+        second=A.second,
+        traces=logdet.first,
+        products=-logdet.second,
+        directions=directions,
+        hessian=directions.T @ at.hessian @ directions + bend,
+        free=every,
+        scale_gradient=at.scale_gradient,
+        to_psi=to_psi,
+        roots=roots,
+        T=held.T,
+        sigma=float(sigma),
+        nu=n - p if reml else n,
+        nobs=n,
+        reml=bool(reml),
+    )
+
+
+@program
+def _program(held, roots, reml):
+    psi = criterion.psi_of(criterion.squares(roots), held.layout.terms, held.G.dtype)
+    logdet, G = jets(psi, roots, held)
+    p = held.R.shape[0]
+    A = jax.tree.map(lambda table: table[..., :p, :p], G)
+    return derivatives_of(logdet, G, held, reml), profile_fixed(G.value).inverse, logdet, A
+
+
+def tangents(structures, roots, gradient):
+    """Directions in psi that keep the rank of every covariance, and the bend of psi along them.
+
+    A covariance of rank r is F F' with r columns, triangular once its rows are in the order of pivoting: the entries of
+    F are coordinates of the covariances of that rank.
+
+    Parameters
+    ----------
+    structures : sequence of Structure
+    roots : sequence of arrays (q, q)
+        Any square roots of the covariances.
+    gradient : array (m,)
+        Of the deviance in psi.
+
+    Returns
+    -------
+    directions : array (m, a)
+    bend : array (a, a)
+        <gradient, second derivatives of psi>.
+    """
+    # An empty block makes the tables of a model without terms, and adds nothing to others.
+    slopes, bends = [np.zeros((0, 0))], [np.zeros((0, 0))]
+    for structure, root, own in zip(structures, roots, split(structures, gradient), strict=True):
+        if structure.kind == IDENTITY:
+            size = abs(root[0, 0])
+            slopes.append(np.array([[2 * size]])[:, : int(size > ZERO)])
+            bends.append(2 * own[:, None][: int(size > ZERO)])
+            continue
+        factor, order, rank = pivoted(root)
+        entries = [(row, column) for column in range(rank) for row in order[column:]]
+        pairs = np.array(entries, int).reshape(-1, 2)
+        rows, columns = pairs[:, 0], pairs[:, 1]
+        slopes.append(psi_slopes(structure, factor, rows, columns))
+        G = np.zeros((structure.q,) * 2)
+        G[structure.psi_indices()] = own
+        bends.append((G + G.T)[rows[:, None], rows] * (columns[:, None] == columns))
+    return np.asarray(linalg.block_diag(*slopes)), np.asarray(linalg.block_diag(*bends))
+
+
+def pivoted(root):
+    """A square root (q, q) that is lower triangular in the order of pivoting, that order, and the rank."""
+    pieces: Any = linalg.qr(root.T, mode="r", pivoting=True)
+    triangle, order = pieces
+    factor = np.zeros(root.shape)
+    factor[order] = triangle.T
+    length = np.linalg.norm(factor, axis=1)[order]
+    positive = (np.abs(np.diag(triangle)) > ZERO * length) & (length > ZERO)
+    return factor, order, int(np.argmin(np.append(positive, False)))
+
+
+def psi_slopes(structure, factor, rows, columns):
+    """Derivatives (size, entries) of psi of F F' in the entries of F (q, q) at the given rows and columns."""
+    half = np.eye(structure.q)[rows][:, :, None] * factor[:, columns].T[:, None]
+    return (half + half.transpose(0, 2, 1))[:, *structure.psi_indices()].T

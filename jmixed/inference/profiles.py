@@ -1,0 +1,350 @@
+"""Profiles of the ML deviance: how it grows when one parameter is held away from its estimate (Bates et al. 2015, 5.1).
+
+The signed root zeta(u) = sign(u - u^) sqrt(D(u) - D^) of each parameter is followed outwards from the estimate, all
+parameters and both directions in one batch. The derivative of D in u is exact (envelope theorem): it predicts where
+zeta reaches a level, and each constrained fit starts from the last one by the tangent.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jmixed.covariance import IDENTITY
+from jmixed.data import Moments, bucket
+from jmixed.inference.constrained_fits import Held, Point, solve_all
+from jmixed.information import factors_of_theta
+from jmixed.likelihood.constrained import Border
+from jmixed.precision import FLOAT, double_precision
+
+SD, CORRELATION, SIGMA, COEFFICIENT = "sd", "cor", "sigma", "beta"
+TOLERANCE = 1e-8
+"""Of zeta where it shall reach a level."""
+MEMORY = 2**28
+"""Bytes of derivative tables that a batch may take."""
+MAX_CALLS = 40
+SPACING = 0.05
+"""Of zeta between the points of a trace."""
+
+
+class Parameter(NamedTuple):
+    """What is profiled: a coefficient by its position, or a column (or two) of a term."""
+
+    kind: str
+    term: int = 0
+    first: int = 0
+    second: int = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A maximum likelihood fit with its cross-products.
+
+    Attributes
+    ----------
+    moments : Moments
+        numpy arrays.
+    theta, beta : arrays (m,), (p,)
+    sigma, objective : float
+    sizes : sequence of arrays (q,)
+        Root mean square of the columns of each term's Z.
+    """
+
+    moments: Moments
+    theta: np.ndarray
+    beta: np.ndarray
+    sigma: float
+    objective: float
+    sizes: list[np.ndarray]
+
+    @property
+    def structures(self):
+        """Covariance structures of the terms."""
+        return self.moments.layout.terms
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The profile of one parameter, from the lowest to the highest value.
+
+    Attributes
+    ----------
+    value : array (k,)
+        Of the parameter held.
+    zeta : array (k,)
+        Signed root of the increase of the ML deviance.
+    slope : array (k,)
+        Derivative of zeta in the value; infinite at the ends of a correlation's range.
+    beta : array (k, p)
+    sigma : array (k,)
+    covariances : tuple of arrays (k, q, q)
+        Relative to sigma^2, by term.
+    lower, upper : arrays (levels,)
+        Where zeta is at minus and plus each of the cuts asked for.
+    converged : bool
+        Every constrained fit ended at an optimum.
+    improved : bool
+        One of them is better than the fit itself, which then is not the global optimum.
+    """
+
+    value: np.ndarray
+    zeta: np.ndarray
+    slope: np.ndarray
+    beta: np.ndarray
+    sigma: np.ndarray
+    covariances: tuple[np.ndarray, ...]
+    lower: np.ndarray
+    upper: np.ndarray
+    converged: bool
+    improved: bool
+
+
+def profile(estimate: Estimate, parameters: list[Parameter], cuts, steps: int = 0) -> list[Trace]:
+    """Profile parameters until zeta has passed the cuts.
+
+    Parameters
+    ----------
+    estimate : Estimate
+    parameters : list of Parameter
+    cuts : array (levels,)
+        Positive values of zeta, for instance 1.96.
+    steps : int
+        Points between the estimate and the largest cut in each direction, beside those that the cuts need.
+
+    Returns
+    -------
+    list of Trace
+    """
+    cuts = np.asarray(cuts, FLOAT)
+    lanes = [_Lane(estimate, parameter, side) for parameter in parameters for side in (-1, 1)]
+    batch = _Batch(estimate, lanes)
+    batch.solve([(lane.start, lane.free) for lane in lanes])
+    for target in np.linspace(0, cuts.max(), steps + 1)[1:]:
+        batch.solve([lane.proposal(target) for lane in lanes])
+    found = np.empty((len(cuts), len(lanes)))
+    for k in np.argsort(cuts):
+        for _ in range(MAX_CALLS):
+            proposals = [lane.proposal(cuts[k]) for lane in lanes]
+            if all(proposal is None for proposal in proposals):
+                break
+            batch.solve(proposals)
+        found[k] = [lane.crossing(cuts[k]) for lane in lanes]
+    return [_collect(estimate, lanes[2 * k : 2 * k + 2], found[:, 2 * k : 2 * k + 2]) for k in range(len(parameters))]
+
+
+class _Batch:
+    """All lanes of a profile, solved in one compiled call."""
+
+    def __init__(self, estimate: Estimate, lanes: list):
+        self.lanes, self.moments = lanes, estimate.moments
+        size = bucket(len(lanes))
+        table = max(estimate.moments.layout.fit_bytes(len(estimate.beta) + 1), 1)
+        room = max(1, min(size, MEMORY // table))
+        self.batch = size if room >= size else 1 << (room.bit_length() - 1)
+        self.fill = -(-size // self.batch) * self.batch - len(lanes)
+        self.held = self._stack([lane.held for lane in lanes])
+
+    def _stack(self, trees):
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *trees, *trees[:1] * self.fill)
+
+    def solve(self, proposals) -> None:
+        """Constrained fits at (u, start) of each lane; None repeats the last point, and is not recorded."""
+        if all(proposal is None for proposal in proposals):
+            return
+        places = [lane.last if p is None else p for lane, p in zip(self.lanes, proposals, strict=True)]
+        u, start = self._stack([(np.asarray(u, FLOAT), free) for u, free in places])
+        with double_precision():
+            points = jax.device_get(solve_all(self.held, u, start, self.moments, batch=self.batch))
+        for k, (lane, proposal) in enumerate(zip(self.lanes, proposals, strict=True)):
+            if proposal is not None:
+                lane.record(proposal[0], jax.tree.map(lambda leaf, k=k: leaf[k], points))
+
+
+class _Lane:
+    """One parameter in one direction: the points so far, outwards from the estimate."""
+
+    def __init__(self, estimate: Estimate, parameter: Parameter, side: int):
+        self.kind, self.side, self.objective = parameter.kind, side, estimate.objective
+        self.held, self.start, self.free = _chart(estimate, parameter)
+        self.shift = _shift(estimate, parameter)
+        self.step = _first_step(estimate, parameter)
+        self.bound = {SD: 0.0 if side < 0 else np.inf, CORRELATION: side * np.pi / 2}.get(self.kind, side * np.inf)
+        # D has a rounding error of its own; zeta cannot be closer than half of that over zeta.
+        self.tolerance = max(TOLERANCE, 1e-13 * abs(estimate.objective))
+        self.points: list[tuple[float, float, float, Point]] = []
+
+    @property
+    def last(self):
+        """Value and coordinates of the outermost point."""
+        u, _, _, point = self.points[-1]
+        return u, point.free
+
+    def record(self, u: float, point: Point) -> None:
+        """Keep a solved point, with |zeta| and its derivative outwards."""
+        rise = float(point.value) - self.objective
+        zeta = np.sqrt(max(rise, 0.0)) if self.points else 0.0
+        slope = self.side * float(point.slope) / (2 * zeta) if zeta > 0 else np.sqrt(max(float(point.curvature), 0) / 2)
+        self.points.append((float(u), zeta, slope, point))
+        self.points.sort(key=lambda row: self.side * row[0])
+
+    def proposal(self, target):
+        """Where to look for ``|zeta| = target`` next, with a start; None when it is found or out of reach."""
+        inner, outer = self._bracket(target)
+        near = [row for row in (inner, outer) if row is not None]
+        if inner[0] == self.bound or any(abs(row[1] - target) <= self.tolerance for row in near):
+            return None
+        best = min(near, key=lambda row: abs(row[1] - target))
+        u = best[0] + self.side * (target - best[1]) / best[2] if best[2] > 0 else np.nan
+        if outer is None:
+            u = self._outwards(u, inner)
+        elif not min(inner[0], outer[0]) < u < max(inner[0], outer[0]):
+            u = (inner[0] + outer[0]) / 2
+            if u in (inner[0], outer[0]):
+                return None
+        nearest = min(near, key=lambda row: abs(row[0] - u))
+        return u, nearest[3].free + nearest[3].tangent * (u - nearest[0])
+
+    def _outwards(self, u: float, inner) -> float:
+        """A step beyond the outermost point: not too far, and not over the end of the parameter's range."""
+        origin = self.points[0][0]
+        reach = 4 * abs(inner[0] - origin) if inner[0] != origin else 50 * self.step
+        move = abs(u - inner[0]) if np.isfinite(u) else np.inf
+        u = inner[0] + self.side * min(move, reach if np.isfinite(move) else self.step)
+        return self.bound if self.side * (u - self.bound) > 0 else u
+
+    def _bracket(self, target):
+        """The outermost point before zeta first exceeds the target, and the one after it."""
+        for k, row in enumerate(self.points):
+            if row[1] >= target and k:
+                return self.points[k - 1], row
+        return self.points[-1], None
+
+    def crossing(self, target) -> float:
+        """The parameter's value where ``|zeta| = target``; the end of its range if zeta does not get there."""
+        inner, outer = self._bracket(target)
+        best = min((row for row in (inner, outer) if row is not None), key=lambda row: abs(row[1] - target))
+        if outer is None and inner[0] != self.bound and abs(best[1] - target) > self.tolerance:
+            return np.nan
+        return self.value(best[0])
+
+    def value(self, u: float) -> float:
+        """The parameter at the chart's u."""
+        return {SIGMA: np.exp, CORRELATION: np.sin}.get(self.kind, lambda u: u + self.shift)(u)
+
+    def rate(self, u: float) -> float:
+        """Derivative of the value in u."""
+        return {SIGMA: np.exp, CORRELATION: np.cos}.get(self.kind, lambda u: 1.0)(u)
+
+
+def _shift(estimate: Estimate, parameter: Parameter) -> float:
+    """What u lacks of the parameter: coefficients are counted from their least-squares estimates."""
+    return float(estimate.moments.beta0[parameter.first]) if parameter.kind == COEFFICIENT else 0.0
+
+
+def _first_step(estimate: Estimate, parameter: Parameter) -> float:
+    """A step in u that is taken when derivatives at the estimate tell nothing."""
+    if parameter.kind == SD:
+        return 0.1 * estimate.sigma / float(estimate.sizes[parameter.term][parameter.first])
+    if parameter.kind == COEFFICIENT:
+        a = np.linalg.solve(estimate.moments.R.T, np.eye(len(estimate.beta))[parameter.first])
+        return estimate.sigma * float(np.sqrt(a @ a))
+    return 0.1
+
+
+def _chart(estimate: Estimate, parameter: Parameter) -> tuple[Held, float, np.ndarray]:
+    """The chart in which a parameter is a coordinate, its value u at the estimate, and the other coordinates there."""
+    bases, x = _bases(estimate, parameter)
+    start = sum(s.size for s in estimate.structures[: parameter.term])
+    u, keep, direct, first, second = 0.0, np.ones(len(x)), np.zeros(len(x)), np.zeros(len(x)), np.zeros(len(x))
+    active = np.ones(len(x) + 1, bool)
+    if parameter.kind == SD:
+        identity = estimate.structures[parameter.term].kind == IDENTITY
+        unit = 1 / estimate.moments.T[parameter.term][0, 0]
+        direct[start] = unit if identity else estimate.sizes[parameter.term][parameter.first]
+        u, keep[start], active[start] = abs(x[start]) * estimate.sigma / direct[start], 0, False
+    elif parameter.kind == CORRELATION:
+        row = slice(start + 1, start + 3)
+        u, x[start + 2] = np.arctan2(*x[row]), np.hypot(*x[row])
+        first[start + 1] = second[start + 2] = 1
+        keep[row], active[start + 1] = 0, False
+    elif parameter.kind == SIGMA:
+        u, active[-1] = np.log(estimate.sigma), False
+    else:
+        u = estimate.beta[parameter.first] - _shift(estimate, parameter)
+    border = _border(estimate.moments.R, parameter.first if parameter.kind == COEFFICIENT else None)
+    sigma = np.asarray(parameter.kind == SIGMA, FLOAT)
+    held = Held(bases, keep, direct, first, second, sigma, border, active)
+    return held, float(u), np.append(x, np.log(estimate.sigma))
+
+
+def _bases(estimate: Estimate, parameter: Parameter) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Bases with the parameter's columns first in their term, in units of the columns, and the estimate in them."""
+    bases, pieces = [], []
+    factors = factors_of_theta(estimate.structures, estimate.theta)
+    terms = zip(estimate.structures, estimate.moments.T, factors, estimate.sizes, strict=True)
+    for t, (structure, T, factor, size) in enumerate(terms):
+        if structure.kind == IDENTITY:
+            bases.append(np.eye(structure.q))
+            pieces.append(factor[:1, 0] / T[0, 0])
+            continue
+        leading = {SD: [parameter.first], CORRELATION: [parameter.first, parameter.second]}.get(parameter.kind, [])
+        leading = leading if t == parameter.term else []
+        order = leading + [k for k in range(structure.q) if k not in leading]
+        bases.append(np.linalg.inv(T)[:, order] / size[order])
+        pieces.append(_lower(size[order, None] * factor[order])[np.tril_indices(structure.q)])
+    return tuple(bases), np.concatenate(pieces)
+
+
+def _lower(root: np.ndarray) -> np.ndarray:
+    """A lower-triangular factor with non-negative diagonal of root root'."""
+    lower = np.transpose(np.linalg.qr(root.T, mode="r"))
+    return lower * np.where(np.diag(lower) < 0, -1, 1)
+
+
+def _border(R: np.ndarray, coefficient: int | None) -> Border:
+    """The constraint that holds one coefficient, counted from its least-squares estimate; or none."""
+    p = len(R)
+    if coefficient is None:
+        return Border(np.eye(p), np.zeros(p), np.zeros(p))
+    a = np.linalg.solve(R.T, np.eye(p)[coefficient])
+    basis = np.linalg.qr(np.column_stack([a, np.eye(p)]))[0][:, :p]
+    free, padding = basis.copy(), np.zeros(p)
+    free[:, 0], padding[0] = 0, 1
+    return Border(free, padding, a / (a @ a))
+
+
+def _spread(points):
+    """The points without those that the search for a level has put next to another."""
+    kept = points[:1]
+    for row in points[1:]:
+        if row is points[-1] and row[1] - kept[-1][1] <= SPACING and len(kept) > 1:
+            kept[-1] = row
+        elif row is points[-1] or row[1] - kept[-1][1] > SPACING:
+            kept.append(row)
+    return kept
+
+
+def _collect(estimate: Estimate, pair: list[_Lane], found: np.ndarray) -> Trace:
+    """The points of both directions in one trace."""
+    down, up = pair
+    rows = [(-1, row) for row in reversed(_spread(down.points))] + [(1, row) for row in _spread(up.points)[1:]]
+    points = [row[3] for _, row in rows]
+    u = np.array([row[0] for _, row in rows])
+    with np.errstate(divide="ignore"):
+        slope = np.array([row[2] for _, row in rows]) / np.array([up.rate(value) for value in u])
+    R = estimate.moments.R
+    beta = np.array([estimate.moments.beta0 + np.linalg.solve(R, point.beta) for point in points])
+    roots = [np.stack([T @ point.roots[t] for point in points]) for t, T in enumerate(estimate.moments.T)]
+    return Trace(
+        value=np.array([up.value(value) for value in u]),
+        zeta=np.array([side * row[1] for side, row in rows]),
+        slope=slope,
+        beta=beta,
+        sigma=np.exp([float(point.t) for point in points]),
+        covariances=tuple(root @ np.swapaxes(root, 1, 2) for root in roots),
+        lower=found[:, 0],
+        upper=found[:, 1],
+        converged=all(bool(point.converged) for point in points),
+        improved=min(float(point.value) for point in points) < estimate.objective - 1e-6,
+    )

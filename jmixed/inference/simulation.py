@@ -1,0 +1,70 @@
+"""New responses from a mixed model with given parameters."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmixed.errors import DataError
+
+
+def generator(key: Any) -> np.random.Generator:
+    """The stream of random numbers that belongs to a key.
+
+    Parameters
+    ----------
+    key : JAX random key, or int
+        A whole number gives the stream of ``jax.random.key(number)``.
+
+    Raises
+    ------
+    DataError
+        For anything else.
+    """
+    words = np.zeros(0, np.uint32)
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if 0 <= key < 2**64:
+            words = np.array([int(key) >> 32, int(key) & 0xFFFFFFFF], np.uint32)
+    elif (dtype := getattr(key, "dtype", None)) is not None:
+        typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        words = np.asarray(jax.random.key_data(key) if typed else key)
+    if words.ndim != 1 or words.dtype != np.uint32 or not len(words):
+        raise DataError(f"key is {key!r}; give a seed, a whole number of zero or more, or one key of jax.random.key")
+    return np.random.default_rng(words)
+
+
+def draw_responses(
+    mean: np.ndarray, terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], sd: np.ndarray, n: int, rng
+) -> np.ndarray:
+    """Draw responses with new random effects and new residuals.
+
+    Replicates are drawn one after the other, so that calls with the same generator that ask for a few at a time give
+    what one call gives.
+
+    Parameters
+    ----------
+    mean : array (nobs,)
+        Fixed part with the offset.
+    terms : sequence of (codes (nobs,), Z (nobs, q), factor (q, q))
+        Level of each row, columns, and a square root of the covariance of a level's effects.
+    sd : array (nobs,)
+        Residual standard deviation of each row.
+    n : int
+        Number of responses.
+    rng : numpy Generator
+
+    Returns
+    -------
+    array (n, nobs)
+    """
+    shapes = [(int(codes.max()) + 1, len(factor)) for codes, _, factor in terms]
+    ends = np.cumsum([levels * q for levels, q in shapes] + [len(mean)])
+    draws = np.split(rng.standard_normal((n, ends[-1])), ends[:-1], axis=1)
+    y = mean + sd * draws[-1]
+    for (codes, Z, factor), (levels, q), own in zip(terms, shapes, draws[:-1], strict=True):
+        effects = own.reshape(n, levels, q) @ factor.T
+        for k in range(q):
+            y += effects[:, codes, k] * Z[:, k]
+    return y

@@ -1,0 +1,132 @@
+"""Standard errors of the variance parameters on the scales that people read, by the delta method.
+
+The observed information of the relative covariances and sigma^2 is exact, and so are the derivatives of what follows
+from them. The distributions are skewed: for intervals take a profile or a bootstrap.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jmixed.covariance import IDENTITY
+from jmixed.inference.curvature import ZERO, Curvature, pivoted, psi_slopes
+from jmixed.information import factors_of_theta
+
+
+@dataclass(frozen=True)
+class VarianceParameters:
+    """Estimates of variance parameters with their covariance.
+
+    Attributes
+    ----------
+    values : array (k,)
+    covariance : array (k, k)
+        nan for what has no standard error: a standard deviation of zero, a correlation of one, a fit whose information
+        is not positive definite.
+    """
+
+    values: np.ndarray
+    covariance: np.ndarray
+
+    @property
+    def standard_errors(self) -> np.ndarray:
+        """Square roots of the variances, array (k,)."""
+        return np.sqrt(np.diag(self.covariance))
+
+
+def standard_deviations(curvature: Curvature, structures, theta) -> VarianceParameters:
+    """Standard deviations and correlations of the random effects, then sigma.
+
+    Parameters
+    ----------
+    curvature : Curvature
+    structures : sequence of Structure
+    theta : array (m,)
+        The estimate.
+
+    Returns
+    -------
+    VarianceParameters
+        Term after term the lower triangle column by column: a standard deviation, then the correlations of its column
+        with the later ones. An identity term has one standard deviation.
+    """
+    sigma, values, slopes, start = curvature.sigma, [], [], 0
+    factors = factors_of_theta(structures, np.asarray(theta))
+    for structure, factor, T in zip(structures, factors, curvature.T, strict=True):
+        # Z T has columns of unit root mean square without correlations.
+        own, slope = _of_term(structure, factor @ factor.T, sigma, np.linalg.norm(np.linalg.inv(T), axis=0))
+        values += own
+        wide = np.zeros((len(own), len(theta) + 1))
+        wide[:, start : start + structure.size], wide[:, -1] = slope[:, :-1], slope[:, -1]
+        slopes.append(wide)
+        start += structure.size
+    last = np.append(np.zeros(len(theta)), 1 / (2 * sigma))
+    return _delta(curvature, np.array([*values, sigma]), np.vstack([*slopes, last]))
+
+
+def _of_term(structure, relative, sigma, size_of_Z):
+    """Values of one term, and their derivatives (k, size + 1) in its psi and sigma^2; nan where there are none."""
+    rows, columns = (np.zeros(1, int),) * 2 if structure.kind == IDENTITY else structure.psi_indices()
+    place = {pair: k for k, pair in enumerate(zip(rows.tolist(), columns.tolist(), strict=True))}
+    variances = np.diag(relative)
+    sd = np.sqrt(variances)
+    positive = sd * size_of_Z > ZERO
+    values, slopes = [], []
+    for j in range(1 if structure.kind == IDENTITY else structure.q):
+        slope = np.zeros(len(place) + 1)
+        slope[place[j, j]], slope[-1] = sigma / (2 * sd[j]) if positive[j] else np.nan, sd[j] / (2 * sigma)
+        values.append(sigma * sd[j])
+        slopes.append(slope)
+        for i in range(j + 1, structure.q if structure.kind != IDENTITY else 0):
+            slope, size = np.zeros(len(place) + 1), sd[i] * sd[j]
+            r = relative[i, j] / size if size > 0 else np.nan
+            defined = positive[i] and positive[j] and 1 - r**2 > ZERO**2
+            with np.errstate(divide="ignore", invalid="ignore"):
+                slope[[place[i, j], place[i, i], place[j, j]]] = (
+                    [1 / size, -r / (2 * variances[i]), -r / (2 * variances[j])] if defined else np.nan
+                )
+            values.append(r)
+            slopes.append(slope)
+    return values, np.array(slopes)
+
+
+def theta_and_sigma(curvature: Curvature, structures, theta) -> VarianceParameters:
+    """theta and sigma with their covariance: twice the inverse Hessian of the deviance in them.
+
+    Parameters
+    ----------
+    curvature : Curvature
+    structures : sequence of Structure
+    theta : array (m,)
+        The estimate.
+
+    Returns
+    -------
+    VarianceParameters
+        At a singular fit the terms that are singular have nan.
+    """
+    theta = np.asarray(theta)
+    m, start = len(theta), 0
+    slopes = np.zeros((m + 1, m + 1))
+    slopes[-1, -1] = 1 / (2 * curvature.sigma)
+    factors = factors_of_theta(structures, theta)
+    for structure, factor, root in zip(structures, factors, curvature.roots, strict=True):
+        own = slice(start, start + structure.size)
+        if structure.kind == IDENTITY:
+            jacobian = np.array([[2 * theta[start]]])
+        else:
+            jacobian = psi_slopes(structure, factor, *structure.theta_indices())
+        slopes[own, own] = np.linalg.inv(jacobian) if pivoted(root)[2] == structure.q else np.nan
+        start += structure.size
+    return _delta(curvature, np.append(theta, curvature.sigma), slopes)
+
+
+def _delta(curvature, values, slopes):
+    """Covariance of functions with the given derivatives (k, m + 1) in psi of the original columns and sigma^2."""
+    undefined = np.any(np.isnan(slopes), axis=1)
+    moves = curvature.to_psi @ curvature.directions
+    slopes = np.where(undefined[:, None], 0, slopes)
+    reduced = np.column_stack([slopes[:, :-1] @ moves, slopes[:, -1]])
+    covariance = reduced @ curvature.joint_covariance @ reduced.T
+    covariance[undefined] = covariance[:, undefined] = np.nan
+    return VarianceParameters(values, covariance)

@@ -1,0 +1,265 @@
+"""Confidence intervals of all parameters: Wald, profile and bootstrap; `MixedLMResults` is built on it."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from jmixed import programs, tables
+from jmixed.errors import ConvergenceWarning, ModelError
+from jmixed.inference import profiles
+from jmixed.inference.profiles import COEFFICIENT, CORRELATION, SD, SIGMA, Parameter
+from jmixed.resampling import Resampling
+
+BY_ML = "The profile is that of the ML deviance; the fit was by REML."
+"""Said where a profile belongs to a fit by REML."""
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Profiles of the parameters of a fit.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row for each constrained fit: `parameter` (which was held), `value`, `zeta` (signed root of the increase of
+        the ML deviance), `slope` (derivative of zeta in the value), then all parameters as estimated there, by name.
+    estimates : Series
+        Maximum likelihood estimates of what was profiled.
+    reml : bool
+        Whether the fit that was profiled was by REML; the profile is that of the ML deviance in any case.
+    """
+
+    table: pd.DataFrame
+    estimates: pd.Series
+    reml: bool
+    _fit: profiles.Estimate = field(repr=False)
+    _parameters: list[Parameter] = field(repr=False)
+    _known: dict[float, np.ndarray] = field(repr=False)
+
+    def confint(self, level: float = 0.95) -> pd.DataFrame:
+        """Where zeta reaches the normal quantiles, to 1e-8 of zeta.
+
+        A limit is the end of the parameter's range (0 for a standard deviation, -1 or 1 for a correlation) when the
+        profile does not reach the cut, and NaN when it could not be found.
+
+        Parameters
+        ----------
+        level : float
+            Coverage.
+
+        Returns
+        -------
+        DataFrame
+            Columns lower and upper; index as the estimates.
+        """
+        level = tables.level_of(level)
+        if level not in self._known:
+            found = profiles.profile(self._fit, self._parameters, [cut(level)])
+            self._known[level] = np.array([[trace.lower[0], trace.upper[0]] for trace in found])
+        table = pd.DataFrame(self._known[level], index=self.estimates.index, columns=["lower", "upper"])
+        return tables.noted(table, BY_ML if self.reml else "")
+
+    def __repr__(self) -> str:
+        return f"<Profile: {len(self.table)} constrained fits of {len(self.estimates)} parameters>"
+
+
+class Intervals(Resampling):
+    """Intervals of the parameters of a fit."""
+
+    @cached_property
+    def _parameters(self) -> list[tuple[str, Parameter]]:
+        return named_parameters(self._spec)
+
+    def confint(
+        self, method: str = "wald", level: float = 0.95, *, which: str | Sequence[str] | None = None
+    ) -> pd.DataFrame:
+        """Confidence limits of coefficients, standard deviations, correlations and sigma.
+
+        Parameters
+        ----------
+        method : str
+            "wald": normal limits from the standard errors; standard deviations and correlations have NaN, because
+            normal limits are no use for them. "profile": where the profile of the ML deviance (also after REML, as in
+            lme4) reaches the quantile of chi-square, see `profile`.
+        level : float
+            Coverage.
+        which : str or list of str, optional
+            Names of the parameters wanted.
+
+        Returns
+        -------
+        DataFrame
+            Columns lower and upper; index: coefficients, ``sd_COLUMN|GROUP``, ``cor_A.B|GROUP`` (A the later column, as
+            in lme4), ``sigma``.
+
+        Raises
+        ------
+        ModelError
+            For an unknown method or parameter, or a level outside (0, 1).
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.confint("profile", which="sd_Days|Subject").round(3).values.tolist()
+        [[3.801, 8.753]]
+        """
+        level, places = tables.level_of(level), self._places(which)
+        if method == "wald":
+            return tables.wald_intervals(self._spec, self._fit, level).iloc[places]
+        if method == "profile":
+            return self._profiled(places, level, steps=0).confint(level)
+        raise ModelError(f"confint: method={method!r}; use 'wald' or 'profile'")
+
+    def profile(self, which: str | Sequence[str] | None = None, level: float = 0.99, steps: int = 8) -> Profile:
+        """Profile the ML deviance: hold one parameter at a time, estimate all others (Bates et al. 2015, section 5.1).
+
+        Fits by REML are profiled by maximum likelihood as well, as in lme4. Each constrained optimum is found by Newton
+        steps with exact derivatives from the last one; all parameters are traced in one batch.
+
+        Parameters
+        ----------
+        which : str or list of str, optional
+            Names of parameters as in `confint`; by default all.
+        level : float
+            The trace goes on until it has passed the limits of this coverage, or the end of the parameter's range.
+        steps : int
+            Points on the way to each limit.
+
+        Returns
+        -------
+        Profile
+
+        Raises
+        ------
+        ModelError
+            For an unknown parameter, a level outside (0, 1), or a fit with held or penalised parameters.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> profile = result.profile("sigma")
+        >>> profile.confint(0.95).round(3)
+                lower   upper
+        sigma  22.898  28.858
+        The profile is that of the ML deviance; the fit was by REML.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
+            raise ModelError(f"profile: steps is {steps!r}; it must be a whole number, zero or more")
+        return self._profiled(self._places(which), tables.level_of(level), int(steps))
+
+    def _profiled(self, places: list[int], level: float, steps: int) -> Profile:
+        self._need_data("profile")
+        self._refuse_held("profile")
+        names = [self._parameters[place][0] for place in places]
+        wanted = [self._parameters[place][1] for place in places]
+        estimate = ml_estimate(self.model.design, None if self.reml else self._fit)
+        traces = profiles.profile(estimate, wanted, [cut(level)], steps)
+        warn_of_traces(traces, names)
+        table = pd.concat([self._trace_table(*pair) for pair in zip(names, traces, strict=True)], ignore_index=True)
+        at = [float(trace.value[np.argmin(np.abs(trace.zeta))]) for trace in traces]
+        known = {level: np.array([[trace.lower[0], trace.upper[0]] for trace in traces])}
+        return Profile(table, pd.Series(at, index=names), self.reml, estimate, wanted, known)
+
+    def _trace_table(self, name: str, trace: profiles.Trace) -> pd.DataFrame:
+        held = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
+        values = parameter_values(self._spec, trace.beta, trace.covariances, trace.sigma)
+        return pd.concat([held, pd.DataFrame(values, columns=[name for name, _ in self._parameters])], axis=1)
+
+    def _places(self, which) -> list[int]:
+        """Positions of the parameters asked for."""
+        names = [name for name, _ in self._parameters]
+        if which is None:
+            return list(range(len(names)))
+        wanted = [which] if isinstance(which, str) else list(which)
+        unknown = [name for name in wanted if name not in names]
+        if unknown or not wanted:
+            raise ModelError(f"no parameter {unknown or wanted}; the parameters are {names}")
+        return [place for name in wanted for place, own in enumerate(names) if own == name]
+
+
+def cut(level: float) -> float:
+    """The normal quantile of a two-sided interval."""
+    return float(ndtri((1 + level) / 2))
+
+
+def named_parameters(spec) -> list[tuple[str, Parameter]]:
+    """All parameters of a model with their names: coefficients, standard deviations and correlations, sigma."""
+    found = [(name, Parameter(COEFFICIENT, first=j)) for j, name in enumerate(spec.exog_names)]
+    for t, term in enumerate(spec.terms):
+        names = [part.name for part in tables.components(term, np.eye(len(term.columns)))]
+        places = [(0, None)] if term.structure == "identity" else pairs(len(term.columns))
+        for name, (first, second) in zip(names, places, strict=True):
+            found.append(
+                (name, Parameter(SD, t, first) if second is None else Parameter(CORRELATION, t, first, second))
+            )
+    return [*found, ("sigma", Parameter(SIGMA))]
+
+
+def pairs(q: int) -> list[tuple[int, int | None]]:
+    """Places of a term's standard deviations (second is None) and correlations, in the order of its components."""
+    return [(j, i if i > j else None) for j in range(q) for i in range(j, q)]
+
+
+def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma: np.ndarray) -> np.ndarray:
+    """The parameters in the order of `named_parameters`, for k sets of estimates.
+
+    Parameters
+    ----------
+    spec : ModelData
+    beta : array (k, p)
+    covariances : sequence of arrays (k, q, q)
+        Relative to sigma^2, by term.
+    sigma : array (k,)
+
+    Returns
+    -------
+    array (k, parameters)
+        A correlation with a standard deviation of zero is NaN.
+    """
+    columns = [*beta.T]
+    for term, covariance in zip(spec.terms, covariances, strict=True):
+        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+        for first, second in [(0, None)] if term.structure == "identity" else pairs(sd.shape[1]):
+            if second is None:
+                columns.append(sigma * sd[:, first])
+            else:
+                product = sd[:, first] * sd[:, second]
+                columns.append(
+                    np.divide(covariance[:, second, first], product, where=product > 0, out=product * np.nan)
+                )
+    return np.column_stack([*columns, sigma])
+
+
+def ml_estimate(design, fit: programs.Fit | None) -> profiles.Estimate:
+    """The maximum likelihood fit of a design, made unless it is given."""
+    fit = programs.fit(design, reml=False) if fit is None else fit
+    if not fit.outcome.ok:
+        raise ModelError(f"profile: the ML fit has no certified optimum ({fit.outcome.name}: {fit.outcome.message})")
+    sizes = [np.sqrt(np.mean(design.Z[label] ** 2, axis=0)) for label in design.labels]
+    moments = programs.design_moments(design)
+    return profiles.Estimate(moments, fit.theta, fit.beta, fit.sigma, fit.objective, sizes)
+
+
+def warn_of_traces(traces: Sequence[profiles.Trace], names: Sequence[str]) -> None:
+    """Warn of constrained fits that ended early, and of an optimum better than the fit's."""
+    if any(trace.improved for trace in traces):
+        warnings.warn(
+            "profile: a better optimum than the ML fit's was found, so that the limits are not certain; fit again with "
+            "start_params taken from the rows of the profile's table whose zeta is zero away from the estimate",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    failed = [name for name, trace in zip(names, traces, strict=True) if not trace.converged]
+    if failed:
+        warnings.warn(
+            f"profile: a constrained fit of {', '.join(failed)} ended without an optimum; its limits are not certain",
+            ConvergenceWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,188 @@
+"""Profiles: limits against R's re-optimised deviance, derivatives against differences, points against the density."""
+
+import dataclasses
+import functools
+import warnings
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from references import beside, case
+from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import multivariate_normal, norm
+
+import jmixed as jm
+from jmixed import programs
+from jmixed.held import without_coefficients
+from jmixed.inference import constrained_fits, profiles
+from jmixed.intervals import ml_estimate, named_parameters, warn_of_traces
+from jmixed.precision import double_precision
+
+LIMITS = beside("profile_ci")
+# One factor, a correlation that its profile does not confine, a nest, crossed factors, weights of one: a program each.
+CASES = ("sleepstudy_slope_reml", "orthodont_slope_ml", "pastes_reml", "penicillin_ml", "airquality_na_reml")
+
+
+@functools.cache
+def fitted(name):
+    reference, data = case(name)
+    model = jm.mixedlm(reference["lme4_formula_py"], data, missing="drop", weights=reference["weights"])
+    return reference, model.fit(reml=reference["method"] == "REML")
+
+
+def plain(name, reference):
+    """A parameter's name without what differs between R and Python: coefficients by formulaic, the order in a nest."""
+    names = {row["name_r"]: row["name_formulaic"] for row in reference["fixef"]}
+    kind, _, group = names.get(name, name.replace("(Intercept)", "Intercept")).partition("|")
+    return kind, ":".join(sorted(group.split(":")))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_limits_against_r(name):
+    """To 1e-6 of the width of the interval; a thousandth of it would do for any use."""
+    reference, result = fitted(name)
+    table = result.confint("profile")
+    ours = {plain(label, reference): row for label, row in zip(table.index, table.to_numpy(), strict=True)}
+    assert len(ours) == len(LIMITS[name])
+    for row in LIMITS[name]:
+        limits = np.array([row["lower"], row["upper"]])
+        assert np.max(np.abs(ours[plain(row["param"], reference)] - limits)) < 1e-6 * (limits[1] - limits[0])
+
+
+DENSITY = jax.jit(jm.log_likelihood)
+
+
+def density(result, row):
+    """-2 log-likelihood at a row of the table, from the parameters on the scale of the data."""
+    spec = result.model.spec
+    beta = row[list(spec.exog_names)].to_numpy(float)
+    theta, sigma = [], row["sigma"]
+    for term in spec.terms:
+        sd = np.array([row[f"sd_{column}|{term.group}"] for column in term.columns])
+        correlation = np.eye(len(sd))
+        for i in range(len(sd)):
+            for j in range(i):
+                rho = row[f"cor_{term.columns[i]}.{term.columns[j]}|{term.group}"]
+                correlation[i, j] = correlation[j, i] = rho
+        factor = np.linalg.cholesky(correlation * np.outer(sd, sd)) / sigma
+        theta.append(factor.T[np.triu_indices(len(sd))])
+    with double_precision():
+        return -2 * float(DENSITY(beta, np.concatenate(theta), sigma, programs.design_moments(result.model.design)))
+
+
+def test_zeta_is_the_root_of_the_rise_of_the_deviance():
+    """Every point of the trace, put into the likelihood, is as much above the minimum as zeta says."""
+    _, result = fitted("sleepstudy_slope_reml")
+    profile = result.profile(level=0.9, steps=3)
+    best = jm.mixedlm("Reaction ~ Days + (Days | Subject)", case("sleepstudy_slope_reml")[1]).fit(reml=False).objective
+    assert set(profile.table["parameter"]) == set(profile.estimates.index)
+    for _, row in profile.table.iterrows():
+        assert density(result, row) - best == pytest.approx(row["zeta"] ** 2, abs=1e-7)
+        assert row[row["parameter"]] == pytest.approx(row["value"], rel=1e-9)
+
+
+def test_slope_is_the_derivative_of_zeta():
+    """Where a level is reached, against the difference of levels close by."""
+    _, result = fitted("sleepstudy_slope_reml")
+    step = 1e-4
+    levels = [0.9 - step, 0.9, 0.9 + step]
+    traces = {level: result.profile(level=level, steps=0) for level in levels}
+    cuts = [cut(level) for level in levels]
+    for name, rows in traces[0.9].table.groupby("parameter"):
+        row = rows.iloc[np.argmin(np.abs(rows["zeta"] - cuts[1]))]
+        assert row["zeta"] == pytest.approx(cuts[1], abs=1e-6)
+        ends = [traces[level].confint(level).loc[name, "upper"] for level in levels]
+        assert row["slope"] == pytest.approx((cuts[2] - cuts[0]) / (ends[2] - ends[0]), rel=1e-4)
+
+
+def cut(level):
+    return norm.ppf((1 + level) / 2)
+
+
+DERIVATIVES = jax.jit(constrained_fits._derivatives)
+
+
+@pytest.mark.parametrize("kind", [profiles.SD, profiles.CORRELATION, profiles.SIGMA, profiles.COEFFICIENT])
+def test_derivatives_in_the_chart(kind):
+    """Gradient and Hessian of the constrained deviance against differences of value and gradient."""
+    _, result = fitted("sleepstudy_slope_reml")
+    estimate = ml_estimate(result.model.design, None)
+    parameter = next(p for _, p in named_parameters(result.model.spec) if p.kind == kind)
+    held, u, free = profiles._chart(estimate, parameter)
+    z = np.append(free, u) + np.linspace(0.03, -0.05, len(free) + 1)
+    with double_precision():
+        _, gradient, hessian, _ = DERIVATIVES(held, estimate.moments, z)
+        for k, step in enumerate(1e-5 * np.eye(len(z))):
+            above, below = DERIVATIVES(held, estimate.moments, z + step), DERIVATIVES(held, estimate.moments, z - step)
+            assert gradient[k] == pytest.approx((above[0] - below[0]) / 2e-5, abs=1e-6 * np.max(np.abs(gradient)))
+            slopes = (above[1] - below[1]) / 2e-5
+            np.testing.assert_allclose(hessian[k], slopes, atol=1e-7 * np.max(np.abs(hessian)))
+
+
+def test_what_a_slope_is_counted_from_does_not_matter():
+    """A raw calendar year as slope: what does not depend on the origin is the same, at a correlation of -0.99998."""
+    rng = np.random.default_rng(1)
+    g, year = np.repeat(np.arange(40), 8), rng.integers(1990, 2020, 320)
+    b = rng.normal(size=(40, 2)) * [3, 0.3]
+    y = 10 + 0.2 * (year - 2005) + b[g, 0] + b[g, 1] * (year - 2005) + rng.normal(size=320)
+    data = [pd.DataFrame({"y": y, "year": year - origin, "g": g}) for origin in (0.0, 2005.0)]
+    tables = [jm.mixedlm("y ~ year + (year | g)", frame).fit().confint("profile") for frame in data]
+    same = ["year", "sd_year|g", "sigma"]
+    np.testing.assert_allclose(tables[0].loc[same], tables[1].loc[same], rtol=1e-6)
+    assert tables[0].loc["cor_year.Intercept|g", "upper"] < -0.9999
+
+
+def test_singular_fit():
+    """The estimate is at the end of the range: no lower limit, the upper one by brute force over the likelihood."""
+    reference, data = case("dyestuff2_ml")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.SingularWarning)
+        result = jm.mixedlm(reference["lme4_formula_py"], data).fit(reml=False)
+    limits = result.confint("profile")
+    assert limits.loc["sd_Intercept|Batch", "lower"] == 0
+
+    residual, same = data.Yield - data.Yield.mean(), np.equal.outer(*[data.Batch.to_numpy()] * 2)
+
+    def rise(sd):
+        """Over sigma by golden section; in balanced data the mean stays where it is."""
+
+        def value(log_sigma):
+            V = np.exp(2 * log_sigma) * np.eye(len(data)) + sd**2 * same
+            return -2 * multivariate_normal.logpdf(residual, cov=V)
+
+        return minimize_scalar(value, bracket=(1.0, 1.5), tol=1e-12).fun - result.objective - cut(0.95) ** 2
+
+    assert limits.loc["sd_Intercept|Batch", "upper"] == pytest.approx(brentq(rise, 0.5, 6, xtol=1e-7), abs=1e-5)
+
+
+def test_an_optimum_that_was_missed_is_noticed():
+    """A fit that ended above the minimum: the profile goes below it."""
+    _, result = fitted("sleepstudy_slope_reml")
+    estimate = ml_estimate(result.model.design, None)
+    missed = dataclasses.replace(estimate, objective=estimate.objective + 0.5)
+    traces = [profiles.profile(own, [profiles.Parameter(profiles.SIGMA)], [1.0]) for own in (estimate, missed)]
+    assert [trace[0].improved for trace in traces] == [False, True]
+    with pytest.warns(jm.ConvergenceWarning, match="better optimum"):
+        warn_of_traces(traces[1], ["sigma"])
+
+
+def test_batches_change_nothing(monkeypatch):
+    _, result = fitted("pastes_reml")
+    together = result.confint("profile")
+    monkeypatch.setattr(profiles, "MEMORY", 4 * result.model.design.layout.fit_bytes(2))
+    np.testing.assert_allclose(result.confint("profile"), together, rtol=1e-7)
+
+
+def test_coefficients_are_profiled_without_a_design_matrix_of_their_own():
+    """Holding a coefficient is a fit without its column and with its part in the offset."""
+    _, result = fitted("airquality_na_reml")
+    row = result.profile("Temp", level=0.5, steps=1).table.iloc[0]
+    design = result.model.design
+    place = result.model.exog_names.index("Temp")
+    beta, free = np.zeros(4), np.arange(4) != place
+    beta[place] = row["value"]
+    refit = programs.fit(without_coefficients(design, beta, free), reml=False)
+    best = programs.fit(design, reml=False)
+    assert refit.objective - best.objective == pytest.approx(row["zeta"] ** 2, abs=1e-7)
+    assert refit.sigma == pytest.approx(row["sigma"], rel=1e-5)

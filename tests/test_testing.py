@@ -1,0 +1,275 @@
+"""Tests of coefficients and terms as people call them; the numbers against R are in test_references."""
+
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import jmixed as jm
+
+
+@functools.cache
+def sleep(reml=True):
+    return jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit(reml=reml)
+
+
+@functools.cache
+def unbalanced():
+    """Two factors with an empty cell, a covariate that varies between groups: the rows that R was given."""
+    r = np.random.default_rng(5)
+    n = 150
+    A, B = r.choice(list("abc"), n, p=[0.5, 0.3, 0.2]), r.choice(list("uvw"), n, p=[0.2, 0.3, 0.5])
+    data = pd.DataFrame({"A": A, "B": B, "x": r.normal(size=n) + 3, "g": r.choice(list("0123456789"), n)})
+    level = data.g.astype(int)
+    data["y"] = r.normal(size=n) + r.normal(size=10)[level] + 0.3 * data.x * (data.A == "b") + 0.5 * (data.B == "v")
+    data["y"] += 0.2 * r.normal(size=10)[level] * data.x
+    return data[~((data.A == "c") & (data.B == "u"))]
+
+
+def test_every_coefficient_by_default():
+    result = sleep()
+    table = result.test()
+    assert list(table.columns) == ["estimate", "se", "df", "t", "p"]
+    assert list(table.index) == ["Intercept", "Days"]
+    np.testing.assert_allclose(table.se, result.bse_fe)
+    np.testing.assert_allclose(table.p, 2 * stats.t.sf(np.abs(table.t), table.df))
+
+
+@pytest.mark.parametrize(
+    ("L", "label"),
+    [
+        ("Days = 10", "Days = 10"),
+        ({"Days": 10}, "Days = 10"),
+        (([0, 1], 10), "Days = 10"),
+        ((np.array([[0.0, 1.0]]), [10.0]), "Days = 10"),
+        (["Days = 10"], "Days = 10"),
+        ({"slope": "Days = 10"}, "slope"),
+        ({"slope": ([0, 1], 10)}, "slope"),
+    ],
+)
+def test_one_equation_in_any_words(L, label):
+    table = sleep().test(L)
+    row = sleep().test().loc["Days"]
+    assert list(table.index) == [label]
+    assert table.t.iloc[0] == pytest.approx((row.estimate - 10) / row.se)
+    assert table.df.iloc[0] == pytest.approx(row.df)
+
+
+@pytest.mark.parametrize("L", ["Intercept = 250, Days = 10", {"Intercept": 250, "Days": 10}, (np.eye(2), [250, 10])])
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "residual", "none"])
+def test_joint_tests(L, ddf):
+    result = sleep()
+    table = result.test(L, ddf=ddf)
+    assert list(table.columns) == ["F", "num_df", "den_df", "p"]
+    assert list(table.index) == ["Intercept = 250, Days = 10"]
+    # Balanced data: both small-sample methods have 17 denominators for one contrast, and Wald's F but for its scale.
+    wald = result.wald_test("Intercept = 250, Days = 10").statistic / 2
+    row = table.iloc[0]
+    scale = {"kenward-roger": 16 / 17}.get(ddf, 1)
+    denominator = {"satterthwaite": 17, "kenward-roger": 16, "residual": 178, "none": np.inf}[ddf]
+    assert (row.F, row.num_df, row.den_df) == pytest.approx((scale * wald, 2, denominator), rel=1e-4)
+    p = stats.chi2.sf(2 * row.F, 2) if ddf == "none" else stats.f.sf(row.F, 2, row.den_df)
+    assert row.p == pytest.approx(p)
+
+
+def test_several_tests_of_different_sizes_are_F_tests():
+    table = sleep().test({"both": np.eye(2), "slope": [0, 1]})
+    assert list(table.num_df) == [2, 1]
+    assert table.F["slope"] == pytest.approx(sleep().test().t["Days"] ** 2)
+    table = sleep().test(["Days", "Intercept - Days = 3"])
+    assert list(table.index) == ["Days", "Intercept - Days = 3"]
+    assert "t" in table
+    assert sleep().test([1, -0.5]).index[0] == "Intercept -0.5*Days = 0"
+
+
+def test_redundant_equations_count_once():
+    table = sleep().test(np.array([[0.0, 1.0], [0.0, 2.0]]))
+    assert table.num_df.iloc[0] == 1
+    assert table.F.iloc[0] == pytest.approx(sleep().test().t["Days"] ** 2)
+
+
+def test_normal_and_residual_tests():
+    normal, residual = sleep().test(ddf="none"), sleep().test(ddf="residual")
+    assert np.all(np.isinf(normal.df))
+    np.testing.assert_allclose(normal.p, sleep().pvalues[:2], rtol=1e-12)
+    assert np.all(residual.df == 178)
+
+
+def test_what_cannot_be_tested_is_said():
+    with pytest.raises(jm.DataError, match=r"2 columns.*\(3,\)"):
+        sleep().test([1, 0, 0])
+    with pytest.raises(jm.DataError, match="2 columns"):
+        sleep().test(np.eye(3))
+    with pytest.raises(jm.DataError, match="not all zero"):
+        sleep().test([0, 0])
+    with pytest.raises(jm.DataError, match="no array of numbers"):
+        sleep().test([[1, 0], [1]])
+    with pytest.raises(jm.FormulaError, match="'Dayz' is not a coefficient"):
+        sleep().test("Dayz = 0")
+    with pytest.raises(jm.ModelError, match="'kenward'; it must be one of 'satterthwaite'"):
+        sleep().test(ddf="kenward")
+    with pytest.raises(jm.ModelError, match=r"this is an ML fit: refit with fit\(reml=True\)"):
+        sleep(reml=False).test(ddf="kenward-roger")
+    with pytest.raises(jm.ModelError, match=r"type is 4; it must be 3 \(marginal\), 2 or 1"):
+        sleep().anova(type=4)
+    with pytest.raises(jm.ModelError, match="'sd' or 'theta'"):
+        sleep().vcov_variance("psi")
+
+
+# lmerTest 3.1.3 on the same rows: F and den_df of each term, types I, II and III; pbkrtest 0.5.2, type III.
+UNBALANCED = {
+    (1, "satterthwaite"): (
+        [10.2544631799, 3.4047971001, 1.5359564824, 0.9267856640, 0.6165133474],
+        [121.8728682, 121.2279273, 119.7003932, 120.9778028, 114.9928162],
+    ),
+    (2, "satterthwaite"): (
+        [1.1865887513, 3.5239941883, 1.4222989995, 0.9214072555, 0.6165133474],
+        [111.0853482, 121.2871907, 119.4202991, 120.9272997, 119.7933060],
+    ),
+    (3, "satterthwaite"): (
+        [1.4616119045, 4.1797555822, 1.4069116024, 0.9214072555, 0.6165133474],
+        [117.3167049, 121.6188389, 121.7062751, 120.9272997, 119.7933060],
+    ),
+    (3, "kenward-roger"): (
+        [1.1641639985, 3.9823755019, 1.1957312183, 0.8719967642, 0.4526520148],
+        [56.055608458, 121.050212804, 7.945657973, 120.657185807, 62.561141960],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "y ~ A*B + x*A + (1 + x | g)",
+        "y ~ C(A, contr.sum)*C(B, contr.helmert) + C(A, contr.sum)*x + (1 + x | g)",
+    ],
+)
+def test_anova_does_not_depend_on_the_coding(formula):
+    with pytest.warns(jm.RankWarning), pytest.warns(jm.SingularWarning):
+        result = jm.mixedlm(formula, unbalanced()).fit()
+    for (kind, ddf), (F, den_df) in UNBALANCED.items():
+        table = result.anova(ddf, type=kind)
+        assert list(table.num_df) == [2, 2, 1, 3, 2]
+        # lmer stops where its objective is flat to nine digits.
+        np.testing.assert_allclose(table.F, F, rtol=2e-6)
+        np.testing.assert_allclose(table.den_df, den_df, rtol=2e-6)
+        np.testing.assert_allclose(table.p, stats.f.sf(table.F, table.num_df, table.den_df))
+        np.testing.assert_allclose(table.mean_sq, table.F * result.scale)
+        np.testing.assert_allclose(table.sum_sq, table.mean_sq * table.num_df)
+
+
+def test_anova_accepts_roman_types_and_names_terms():
+    table = sleep().anova(type="III")
+    assert list(table.index) == ["Days"]
+    assert table.F["Days"] == pytest.approx(sleep().test().t["Days"] ** 2)
+    pd.testing.assert_frame_equal(table, sleep().anova(type=1))
+
+
+def test_a_model_of_arrays_has_a_term_for_each_column():
+    data = jm.datasets.load("sleepstudy")
+    exog = np.column_stack([np.ones(len(data)), data.Days, np.tile([0.0, 1.0], 90)])
+    result = jm.MixedLM(data.Reaction.to_numpy(), exog, data.Subject.to_numpy()).fit()
+    table = result.anova()
+    assert len(table) == 2
+    np.testing.assert_allclose(table.F, result.test().t.iloc[1:] ** 2)
+
+
+def test_a_coding_with_fewer_columns_is_tested_as_it_is():
+    data = jm.datasets.load("sleepstudy")
+    result = jm.mixedlm("Reaction ~ C(Days, contr.poly) + (1 | Subject)", data, drop_cols=["C(Days, contr.poly)^9"])
+    found = result.fit()
+    table = found.anova()
+    assert list(table.num_df) == [found.k_fe - 1]
+
+
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger"])
+def test_degrees_of_freedom_have_no_units(ddf):
+    """A calendar year as predictor and random slope, and one in millionths."""
+    data = jm.datasets.load("sleepstudy").assign(year=lambda d: d.Days + 2000.0, tiny=lambda d: d.Days * 1e-6)
+    wanted = sleep().test(ddf=ddf).loc["Days"]
+    for name, scale in {"year": 1, "tiny": 1e6}.items():
+        row = jm.mixedlm(f"Reaction ~ {name} + ({name} | Subject)", data).fit().test(ddf=ddf).loc[name]
+        np.testing.assert_allclose(row[["estimate", "se"]] / scale, wanted[["estimate", "se"]], rtol=1e-6)
+        np.testing.assert_allclose(row[["df", "t", "p"]], wanted[["df", "t", "p"]], rtol=1e-6)
+
+
+def test_a_coefficient_that_a_penalty_removed_is_not_tested():
+    model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy"))
+    result = model.fit_regularized(alpha=[0, 1e4])
+    for ddf in ("satterthwaite", "kenward-roger", "none"):
+        table = result.test(ddf=ddf)
+        assert table.estimate["Days"] == 0
+        assert np.isnan(table.p["Days"])
+        assert table.se["Intercept"] > 0
+        assert np.isnan(result.anova(ddf).F["Days"])
+
+
+def test_held_parameters_are_known():
+    """A held coefficient is not tested; a held correlation carries no uncertainty, and is no direction of V."""
+    data = jm.datasets.load("sleepstudy")
+    model = jm.mixedlm("Reaction ~ Days", data, groups="Subject", re_formula="~Days")
+    free = jm.MixedLMParams.from_components(fe_params=np.ones(2), cov_re=np.eye(2))
+    held = model.fit(free=free)
+    separate = jm.mixedlm("Reaction ~ Days + (Days || Subject)", data).fit()
+    for ddf in ("satterthwaite", "kenward-roger"):
+        np.testing.assert_allclose(held.test(ddf=ddf), separate.test(ddf=ddf), rtol=1e-6)
+    free = jm.MixedLMParams.from_components(fe_params=np.array([0, 1]), cov_re=np.ones((2, 2)))
+    start = jm.MixedLMParams.from_components(fe_params=np.array([250.0, 0]), cov_re=np.eye(2))
+    held = model.fit(free=free, start_params=start)
+    shifted = jm.mixedlm("I(Reaction - 250) ~ 0 + Days + (Days | Subject)", data).fit()
+    for ddf in ("satterthwaite", "kenward-roger"):
+        table = held.test(ddf=ddf)
+        np.testing.assert_allclose(table.loc["Days"], shifted.test(ddf=ddf).loc["Days"], rtol=1e-6)
+        assert table.se["Intercept"] == 0
+        assert np.isnan(table.t["Intercept"])
+
+
+def test_without_rows_only_what_needs_none():
+    result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+    result.remove_data()
+    assert len(result.test(ddf="none")) == 2
+    with pytest.raises(jm.DataError, match="removed by remove_data"):
+        result.test()
+    with pytest.raises(jm.DataError, match="removed by remove_data"):
+        result.anova()
+
+
+def test_uncertainty_of_variance_parameters_is_labelled():
+    table = sleep().vcov_variance()
+    assert list(table.index) == ["sd_Intercept|Subject", "cor_Days.Intercept|Subject", "sd_Days|Subject", "sigma"]
+    assert list(table.index) == list(sleep().confint().index[2:])
+    theta = sleep().vcov_variance("theta")
+    assert list(theta.index) == [*sleep().model.theta_names, "sigma"]
+    np.testing.assert_allclose(theta.iloc[:3, :3], sleep().vcov_theta, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "residual"])
+def test_summary_with_degrees_of_freedom(ddf):
+    result = sleep()
+    summary, tests = result.summary(ddf=ddf), result.test(ddf=ddf)
+    table = summary.tables[1]
+    assert list(table.columns) == ["Coef.", "Std.Err.", "df", "t", "P>|t|", "[0.025", "0.975]"]
+    half = stats.t.ppf(0.975, tests.df["Days"]) * tests.se["Days"]
+    estimate = tests.estimate["Days"]
+    assert table.loc["Days"].tolist() == [
+        f"{estimate:.3f}",
+        f"{tests.se['Days']:.3f}",
+        f"{tests.df['Days']:.1f}",
+        f"{tests.t['Days']:.3f}",
+        f"{tests.p['Days']:.3f}",
+        f"{estimate - half:.3f}",
+        f"{estimate + half:.3f}",
+    ]
+    words = {"satterthwaite": "Satterthwaite", "kenward-roger": "Kenward", "residual": "n - p"}
+    assert words[ddf] in summary.notes[0]
+    assert "P>|t|" in summary.as_text()
+    assert "df" in summary.as_latex()
+
+
+def test_summary_stays_normal_by_default():
+    assert "normal approximation" in sleep().summary().notes[0]
+    assert "z" in sleep().summary().tables[1]
+    with pytest.raises(jm.ModelError, match="ddf is 'z'"):
+        sleep().summary(ddf="z")
