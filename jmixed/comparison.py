@@ -12,7 +12,7 @@ from jmixed.design.terms import RandomTerm
 from jmixed.errors import ConvergenceWarning, DataError, ModelError
 from jmixed.inference.likelihood_ratio import chi_square_tail, linear_model_deviance, mixture_tail
 from jmixed.names import fixed_terms
-from jmixed.progress import track
+from jmixed.progress import bar
 from jmixed.resampling import Resampling
 
 
@@ -166,12 +166,15 @@ class Comparisons(Resampling):
         self._refuse_held("drop1")
         own, n_variances = self._by_ml("drop1"), self._n_params - self.k_fe
         rows = {"<none>": (self._n_params, own.objective)}
-        for name, text, columns in track(droppable_terms(self._spec), progress, "drop1"):
-            design = self._without(text, columns)
-            fit = programs.fit(design, reml=False)
-            if not fit.converged:
-                warnings.warn(f"drop1 without {name}: {fit.outcome.message}", ConvergenceWarning, stacklevel=2)
-            rows[name] = (design.X.shape[1] + n_variances, fit.objective)
+        terms = droppable_terms(self._spec)
+        with bar(len(terms), progress, "drop1") as advance:
+            for name, text, columns in terms:
+                design = self._without(text, columns)
+                fit = programs.fit(design, reml=False)
+                if not fit.converged:
+                    warnings.warn(f"drop1 without {name}: {fit.outcome.message}", ConvergenceWarning, stacklevel=2)
+                rows[name] = (design.X.shape[1] + n_variances, fit.objective)
+                advance(1)
         npar, deviance = (np.array(column) for column in zip(*rows.values(), strict=True))
         table = pd.DataFrame({"npar": npar, "AIC": deviance + 2 * npar, "logLik": -deviance / 2}, index=list(rows))
         table["Chisq"] = np.append(np.nan, np.maximum(deviance[1:] - deviance[0], 0))

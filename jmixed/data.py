@@ -1,5 +1,6 @@
 """The pytrees that the likelihood takes: row arrays with their layout, and the cross-products made from them."""
 
+import os
 from dataclasses import dataclass, field
 from dataclasses import replace as _replace
 from functools import partial
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from jmixed.covariance import Structure
-from jmixed.errors import DataError
+from jmixed.errors import DataError, ModelError
 
 Array = Any
 
@@ -97,6 +98,8 @@ class Layout:
 
     def fit_bytes(self, fixed: int) -> int:
         """About the memory that a fit takes with so many fixed effects: the largest tables of derivatives."""
+        if self.crossed:
+            return self._crossed_bytes(fixed)
         total, active, widths = 0, 0, [self.stage_width(s) for s in range(len(self.stages))]
         for s, (width, blocks) in enumerate(zip(widths, self.blocks, strict=True)):
             border = sum(widths[s + 1 :]) + fixed + 1
@@ -106,6 +109,14 @@ class Layout:
             total += 8 * (blocks * width * (3 * border * (1 + active) + width * tables) + explained)
         return total
 
+    def _crossed_bytes(self, fixed: int) -> int:
+        """Matrices of the core's size, ten and two more for each direction of the leaves, and what else grows."""
+        (leaf, core), leaves = (self.stage_width(s) for s in (0, 1)), self.blocks[0]
+        active = sum(self.terms[t].size for f, _ in self.stages[0] for t in self.factors[f])
+        couplings = leaf * core * leaves * (3 + active) if self.crossed == DENSE else 0
+        tables = leaves * leaf * (leaf + fixed + 1) * (1 + active) ** 2
+        return 8 * (core**2 * (10 + 2 * active) + couplings + tables)
+
     def is_summed(self, stage: int) -> bool:
         """Whether what the stage explains goes to one block of each later stage: its sum over blocks is one product."""
         return all(count == 1 for count in self.blocks[stage + 1 :])
@@ -113,6 +124,27 @@ class Layout:
     def is_chain(self, stage: int) -> bool:
         """Whether a block of the stage is one level of one factor."""
         return len(self.stages[stage]) == 1 and self.stages[stage][0][1] == 1
+
+
+def require_memory(needed: int, width: int) -> None:
+    """Refuse a fit that would not fit into memory, before any of it is taken.
+
+    Parameters
+    ----------
+    needed : int
+        Bytes.
+    width : int
+        Columns of the largest block that the factors leave.
+    """
+    if not hasattr(os, "sysconf"):
+        return
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * physical:
+        raise ModelError(
+            f"this fit would need about {needed / 1e9:.0f} GB, and the machine has {physical / 1e9:.0f}: its crossed "
+            f"factors leave a dense block of {width} columns. Drop the crossed factor with the fewer rows per level, "
+            "or merge its levels"
+        )
 
 
 @jax.tree_util.register_dataclass

@@ -15,6 +15,7 @@ from jmixed.errors import Outcome, PrecisionWarning
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
+from jmixed.linalg import eigh
 
 BLUR = 3e9
 """Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
@@ -183,7 +184,7 @@ def estimate_at(solution: optimize.Solution, held: Moments, design: Design, reml
     reml : bool
     """
     solution = stop_gradient(solution)
-    phi = _optimum(solution.chart.phi, solution.chart.bases, solution.hessian, held, reml)
+    phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian), held, reml)
     roots = optimize.chart_roots(optimize.Chart(solution.chart.bases, phi), held.layout.terms)
     result = estimates(roots, held, reml)
     b = by_level(result.pop("modes"), held)
@@ -206,8 +207,17 @@ def start_at(theta0, held):
     return criterion.squares(criterion.precondition(criterion.factors_of(jnp.asarray(theta0), held), held))
 
 
+def _inverse(hessian):
+    """The pseudo-inverse of the Hessian of an optimum."""
+    if not hessian.shape[0]:
+        return hessian
+    values, vectors = eigh(hessian)
+    sound = values > 1e-10 * jnp.maximum(values[-1], 1)
+    return (vectors * jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)[None]) @ vectors.T
+
+
 @jax.custom_jvp
-def _optimum(phi, bases, hessian, held, reml):
+def _optimum(phi, bases, inverse, held, reml):
     """The optimum phi of its chart, as a function of the cross-products.
 
     With d(phi, data) stationary at phi, the implicit function theorem gives d phi = -H^+ d2d/dphi ddata. The null
@@ -218,7 +228,7 @@ def _optimum(phi, bases, hessian, held, reml):
 
 @_optimum.defjvp
 def _optimum_tangent(primals, tangents):
-    phi, bases, hessian, held, reml = primals
+    phi, bases, inverse, held, reml = primals
     structures = held.layout.terms
     if not structures:
         return phi, jnp.zeros_like(phi)
@@ -228,10 +238,7 @@ def _optimum_tangent(primals, tangents):
         return criterion.deviance_at(criterion.squares(roots), roots, held, reml)
 
     _, change = jax.jvp(lambda held: jax.grad(value)(phi, held), (held,), (tangents[3],))
-    values, vectors = jnp.linalg.eigh(hessian)
-    sound = values > 1e-10 * jnp.maximum(values[-1], 1)
-    inverse = jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)
-    return phi, -vectors @ (inverse * (vectors.T @ change))
+    return phi, -inverse @ change
 
 
 def outcome_of(solution, sigma, held):

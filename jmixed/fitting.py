@@ -9,11 +9,12 @@ import numpy as np
 from jmixed import held, options, regularized
 from jmixed.errors import DataError, ModelError
 from jmixed.evaluation import Likelihood
+from jmixed.mass_univariate import ManyFitting
 from jmixed.results import MixedLMResults
 from jmixed.timing import Timings
 
 
-class Fitting(Likelihood):
+class Fitting(Likelihood, ManyFitting):
     """The ways to estimate a model."""
 
     k_re: int

@@ -3,17 +3,18 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
 from jmixed import programs, tables
 from jmixed.errors import ConvergenceWarning, ModelError
 from jmixed.inference import profiles
-from jmixed.inference.profiles import COEFFICIENT, CORRELATION, SD, SIGMA, Parameter
-from jmixed.resampling import Resampling
+from jmixed.inference.profiles import Parameter
+from jmixed.parameters import cut, parameter_values
+from jmixed.progress import bar
+from jmixed.resampling import Resampling, check_kind
 
 BY_ML = "The profile is that of the ML deviance; the fit was by REML."
 """Said where a profile belongs to a fit by REML."""
@@ -71,12 +72,16 @@ class Profile:
 class Intervals(Resampling):
     """Intervals of the parameters of a fit."""
 
-    @cached_property
-    def _parameters(self) -> list[tuple[str, Parameter]]:
-        return named_parameters(self._spec)
-
     def confint(
-        self, method: str = "wald", level: float = 0.95, *, which: str | Sequence[str] | None = None
+        self,
+        method: str = "wald",
+        level: float = 0.95,
+        *,
+        which: str | Sequence[str] | None = None,
+        n: int = 1000,
+        key: Any = 0,
+        kind: str = "percentile",
+        progress: bool = False,
     ) -> pd.DataFrame:
         """Confidence limits of coefficients, standard deviations, correlations and sigma.
 
@@ -85,11 +90,18 @@ class Intervals(Resampling):
         method : str
             "wald": normal limits from the standard errors; standard deviations and correlations have NaN, because
             normal limits are no use for them. "profile": where the profile of the ML deviance (also after REML, as in
-            lme4) reaches the quantile of chi-square, see `profile`.
+            lme4) reaches the quantile of chi-square, see `profile`. "bootstrap": from refits to simulated responses,
+            see `bootstrap`.
         level : float
             Coverage.
         which : str or list of str, optional
             Names of the parameters wanted.
+        n, key
+            Of the bootstrap.
+        progress : bool
+            Of the profile and the bootstrap: show a bar.
+        kind : str
+            Of the bootstrap interval: "percentile" or "basic".
 
         Returns
         -------
@@ -113,10 +125,20 @@ class Intervals(Resampling):
         if method == "wald":
             return tables.wald_intervals(self._spec, self._fit, level).iloc[places]
         if method == "profile":
-            return self._profiled(places, level, steps=0).confint(level)
-        raise ModelError(f"confint: method={method!r}; use 'wald' or 'profile'")
+            return self._profiled(places, level, 0, progress).confint(level)
+        if method == "bootstrap":
+            check_kind(kind)
+            return self.bootstrap(n, key, progress=progress).confint(level, kind).iloc[places]
+        raise ModelError(f"confint: method={method!r}; use 'wald', 'profile' or 'bootstrap'")
 
-    def profile(self, which: str | Sequence[str] | None = None, level: float = 0.99, steps: int = 8) -> Profile:
+    def profile(
+        self,
+        which: str | Sequence[str] | None = None,
+        level: float = 0.99,
+        steps: int = 8,
+        *,
+        progress: bool = False,
+    ) -> Profile:
         """Profile the ML deviance: hold one parameter at a time, estimate all others (Bates et al. 2015, section 5.1).
 
         Fits by REML are profiled by maximum likelihood as well, as in lme4. Each constrained optimum is found by Newton
@@ -130,6 +152,8 @@ class Intervals(Resampling):
             The trace goes on until it has passed the limits of this coverage, or the end of the parameter's range.
         steps : int
             Points on the way to each limit.
+        progress : bool
+            Show a bar: by tqdm where it is installed.
 
         Returns
         -------
@@ -152,15 +176,16 @@ class Intervals(Resampling):
         """
         if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
             raise ModelError(f"profile: steps is {steps!r}; it must be a whole number, zero or more")
-        return self._profiled(self._places(which), tables.level_of(level), int(steps))
+        return self._profiled(self._places(which), tables.level_of(level), int(steps), progress)
 
-    def _profiled(self, places: list[int], level: float, steps: int) -> Profile:
+    def _profiled(self, places: list[int], level: float, steps: int, progress: bool) -> Profile:
         self._need_data("profile")
         self._refuse_held("profile")
         names = [self._parameters[place][0] for place in places]
         wanted = [self._parameters[place][1] for place in places]
         estimate = ml_estimate(self.model.design, None if self.reml else self._fit)
-        traces = profiles.profile(estimate, wanted, [cut(level)], steps)
+        with bar(2 * len(wanted), progress, "profile") as advance:
+            traces = profiles.profile(estimate, wanted, [cut(level)], steps, advance)
         warn_of_traces(traces, names)
         table = pd.concat([self._trace_table(*pair) for pair in zip(names, traces, strict=True)], ignore_index=True)
         at = [float(trace.value[np.argmin(np.abs(trace.zeta))]) for trace in traces]
@@ -171,70 +196,6 @@ class Intervals(Resampling):
         held = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
         values = parameter_values(self._spec, trace.beta, trace.covariances, trace.sigma)
         return pd.concat([held, pd.DataFrame(values, columns=[name for name, _ in self._parameters])], axis=1)
-
-    def _places(self, which) -> list[int]:
-        """Positions of the parameters asked for."""
-        names = [name for name, _ in self._parameters]
-        if which is None:
-            return list(range(len(names)))
-        wanted = [which] if isinstance(which, str) else list(which)
-        unknown = [name for name in wanted if name not in names]
-        if unknown or not wanted:
-            raise ModelError(f"no parameter {unknown or wanted}; the parameters are {names}")
-        return [place for name in wanted for place, own in enumerate(names) if own == name]
-
-
-def cut(level: float) -> float:
-    """The normal quantile of a two-sided interval."""
-    return float(ndtri((1 + level) / 2))
-
-
-def named_parameters(spec) -> list[tuple[str, Parameter]]:
-    """All parameters of a model with their names: coefficients, standard deviations and correlations, sigma."""
-    found = [(name, Parameter(COEFFICIENT, first=j)) for j, name in enumerate(spec.exog_names)]
-    for t, term in enumerate(spec.terms):
-        names = [part.name for part in tables.components(term, np.eye(len(term.columns)))]
-        places = [(0, None)] if term.structure == "identity" else pairs(len(term.columns))
-        for name, (first, second) in zip(names, places, strict=True):
-            found.append(
-                (name, Parameter(SD, t, first) if second is None else Parameter(CORRELATION, t, first, second))
-            )
-    return [*found, ("sigma", Parameter(SIGMA))]
-
-
-def pairs(q: int) -> list[tuple[int, int | None]]:
-    """Places of a term's standard deviations (second is None) and correlations, in the order of its components."""
-    return [(j, i if i > j else None) for j in range(q) for i in range(j, q)]
-
-
-def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma: np.ndarray) -> np.ndarray:
-    """The parameters in the order of `named_parameters`, for k sets of estimates.
-
-    Parameters
-    ----------
-    spec : ModelData
-    beta : array (k, p)
-    covariances : sequence of arrays (k, q, q)
-        Relative to sigma^2, by term.
-    sigma : array (k,)
-
-    Returns
-    -------
-    array (k, parameters)
-        A correlation with a standard deviation of zero is NaN.
-    """
-    columns = [*beta.T]
-    for term, covariance in zip(spec.terms, covariances, strict=True):
-        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-        for first, second in [(0, None)] if term.structure == "identity" else pairs(sd.shape[1]):
-            if second is None:
-                columns.append(sigma * sd[:, first])
-            else:
-                product = sd[:, first] * sd[:, second]
-                columns.append(
-                    np.divide(covariance[:, second, first], product, where=product > 0, out=product * np.nan)
-                )
-    return np.column_stack([*columns, sigma])
 
 
 def ml_estimate(design, fit: programs.Fit | None) -> profiles.Estimate:

@@ -20,6 +20,7 @@ from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
 from jmixed.likelihood.moment_start import moment_variances
 from jmixed.likelihood.second_order import Derivatives, derivatives
+from jmixed.linalg import eigh
 from jmixed.trust_region import CURVATURE, trust_region_step
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
@@ -98,7 +99,7 @@ def chart_at(covariances, structures, dtype) -> Chart:
             bases.append(jnp.eye(q, dtype=dtype))
             phis.append(jnp.sqrt(jnp.maximum(covariance[:1, 0], 0)))
             continue
-        values, vectors = jnp.linalg.eigh(covariance)
+        values, vectors = eigh(covariance)
         # An eigenvalue at the rounding level of the largest is a zero of Sigma.
         values = jnp.where(values > 1e-15 * values[-1], values, 0)
         bases.append(vectors[:, ::-1])
@@ -195,7 +196,7 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
     radius = jnp.where(~accepted | (ratio < 0.25), length / 4, grown)
     fresh = jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum(chart.phi**2)))
     radius = jnp.where(jnp.isinf(state.predicted), fresh, radius)
-    values, vectors = jnp.linalg.eigh(hessian)
+    values, vectors = eigh(hessian)
     move, predicted, boundary = trust_region_step(values, vectors.T @ gradient, radius)
     # An EM update is the next trial itself: the derivatives at hand belong to the point before it.
     trial = Chart(chart.bases, chart.phi + jnp.where(expecting, 0, vectors @ move))
@@ -310,7 +311,7 @@ def _best_of_grid(moments: Moments, reml: bool):
 
 
 def _finish(state: State, structures) -> Solution:
-    values = jnp.linalg.eigvalsh(state.hessian)
+    values, _ = eigh(state.hessian)
     flat = values[0] * jnp.maximum(jnp.sum(state.chart.phi**2), 1) < FLATNESS
     outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome)
     ok = (outcome == Outcome.CONVERGED.value) | (outcome == Outcome.PRECISION_LIMIT.value)

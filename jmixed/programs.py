@@ -3,7 +3,6 @@
 A program is compiled once for all data sets of one shape class, and for REML and ML alike.
 """
 
-import os
 from dataclasses import dataclass
 from functools import partial
 
@@ -155,7 +154,6 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     alone = theta0 is None
     theta0 = np.full(sum(s.size for s in structures), np.nan) if alone else np.asarray(theta0, design.y.dtype)
     _check_scales(design)
-    _check_memory(design)
     if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, (int, np.integer)) or maxiter < 0):
         raise ModelError(f"maxiter is {maxiter!r}; it must be a whole number, zero or more")
     if gtol is not None and not gtol > 0:
@@ -204,21 +202,6 @@ def _check_scales(design):
         size = np.max(np.abs(values), initial=0.0)
         if 0 < size < np.inf and not 1e-50 < size < 1e50:
             raise DataError(f"the largest value of {name} is {size:.3g}; rescale it to between 1e-50 and 1e50 in size")
-
-
-def _check_memory(design):
-    """Refuse a fit whose tables would not fit into memory, before any of them is made."""
-    if not hasattr(os, "sysconf"):
-        return
-    needed = design.layout.fit_bytes(design.X.shape[1])
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > 0.8 * physical:
-        width = max(design.layout.stage_width(s) for s in range(len(design.layout.stages)))
-        raise ModelError(
-            f"this fit would need about {needed / 1e9:.0f} GB, and the machine has {physical / 1e9:.0f}: its crossed "
-            f"factors leave a dense block of {width} columns. Drop the crossed factor with the fewer rows per level, "
-            "or merge its levels"
-        )
 
 
 def _collect(design, out, reml, timings):

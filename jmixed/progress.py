@@ -1,29 +1,43 @@
 """A bar for long work, when it is asked for."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
-def track(items: Sequence, shown: bool, what: str) -> Iterator:
-    """Go through items and show how many are done: by tqdm where it is installed, else as a line on stderr.
+@contextmanager
+def bar(total: int, shown: bool, what: str) -> Iterator[Callable[[int], object]]:
+    """Show how much is done: by tqdm where it is installed, else as a line on stderr.
 
     Parameters
     ----------
-    items : sequence
+    total : int
+        Number of pieces of work.
     shown : bool
         False: show nothing.
     what : str
         What is being done.
+
+    Yields
+    ------
+    callable
+        To be called with the number of pieces that have just been done.
     """
     if not shown:
-        yield from items
+        yield lambda count: None
         return
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        for done, item in enumerate(items):
-            print(f"\r{what}: {done} of {len(items)}", end="", file=sys.stderr, flush=True)
-            yield item
-        print(f"\r{what}: {len(items)} of {len(items)}", file=sys.stderr, flush=True)
+        done = 0
+
+        def advance(count):
+            nonlocal done
+            done += count
+            print(f"\r{what}: {done} of {total}", end="", file=sys.stderr, flush=True)
+
+        yield advance
+        print(file=sys.stderr)
     else:
-        yield from tqdm(items, desc=what)
+        with tqdm(total=total, desc=what) as shown_bar:
+            yield shown_bar.update

@@ -1,15 +1,100 @@
-"""New responses for a fitted model: simulation and refits; `MixedLMResults` is built on it."""
+"""New responses for a fitted model: simulation, refits, the bootstrap; `MixedLMResults` is built on it."""
 
 import copy
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from jmixed import tables
+from jmixed.batches import fit_responses
 from jmixed.covariance import Structure
-from jmixed.errors import DataError, ModelError
+from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome
 from jmixed.fitted import FittedModel
+from jmixed.inference.profiles import Parameter
 from jmixed.inference.simulation import draw_responses, generator
 from jmixed.information import factors_of_theta
+from jmixed.parameters import named_parameters, parameter_values, relative_covariances
+from jmixed.progress import bar
+
+DRAWN = 2**28
+"""Bytes of simulated responses that are held at a time."""
+
+KINDS = ("percentile", "basic")
+
+
+@dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """Replicates of the parameters of a fit.
+
+    Attributes
+    ----------
+    estimates : Series
+        Of the fit itself; coefficients, ``sd_COLUMN|GROUP``, ``cor_A.B|GROUP``, ``sigma``.
+    replicates : DataFrame (n, parameters)
+        A correlation with a standard deviation of zero is NaN.
+    outcome : int array (n,)
+        How each refit ended: values of `jmixed.Outcome`.
+    converged : bool array (n,)
+        Which refits carry the certificate of an optimum; intervals use these.
+    """
+
+    estimates: pd.Series
+    replicates: pd.DataFrame
+    outcome: np.ndarray
+    converged: np.ndarray
+
+    def confint(self, level: float = 0.95, kind: str = "percentile") -> pd.DataFrame:
+        """Bootstrap intervals (Davison and Hinkley 1997, section 5.2).
+
+        Parameters
+        ----------
+        level : float
+            Coverage.
+        kind : str
+            "percentile": quantiles of the replicates. "basic": twice the estimate less the opposite quantile; it may
+            leave a parameter's range.
+
+        Returns
+        -------
+        DataFrame
+            Columns lower and upper; index as the estimates. Replicates without a value are left out, one by one.
+
+        Raises
+        ------
+        ModelError
+            For a level outside (0, 1), or another kind.
+        """
+        check_kind(kind)
+        tail = (1 - tables.level_of(level)) / 2
+        quantiles = self.replicates[self.converged].quantile([tail, 1 - tail])
+        low, high = quantiles.to_numpy()
+        if kind == "basic":
+            low, high = 2 * self.estimates.to_numpy() - high, 2 * self.estimates.to_numpy() - low
+        return pd.DataFrame({"lower": low, "upper": high}, index=self.estimates.index)
+
+    @property
+    def bse(self) -> pd.Series:
+        """Standard deviations of the replicates."""
+        values = self.replicates[self.converged]
+        return pd.Series(values.std(), index=values.columns)
+
+    @property
+    def bias(self) -> pd.Series:
+        """Mean of the replicates less the estimates."""
+        return self.replicates[self.converged].mean() - self.estimates
+
+    def __repr__(self) -> str:
+        return f"<Bootstrap: {len(self.replicates)} replicates, {int(self.converged.sum())} converged>"
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a kind of bootstrap interval that there is none of."""
+    if kind not in KINDS:
+        raise ModelError(f"confint: kind={kind!r}; use 'percentile' or 'basic'")
 
 
 class Resampling(FittedModel):
@@ -93,6 +178,87 @@ class Resampling(FittedModel):
         """This result, or the ML fit of the same model."""
         self._refuse_penalised(what)
         return copy.copy(self.model).fit(reml=False, **self._pattern) if self.reml else self
+
+    def bootstrap(self, n: int = 1000, key: Any = 0, *, progress: bool = False) -> Bootstrap:
+        """Parametric bootstrap: refit to `n` responses simulated from this fit, many at a time in a compiled call.
+
+        Parameters
+        ----------
+        n : int
+            Number of replicates.
+        key : JAX random key, or int
+            The same key gives the same replicates.
+        progress : bool
+            Show a bar: by tqdm where it is installed.
+
+        Returns
+        -------
+        Bootstrap
+            Replicates of all parameters, with `confint`.
+
+        Raises
+        ------
+        DataError
+            For an `n` or a `key` that is none, or after `remove_data`.
+        ModelError
+            Redundant columns of the fixed effects had to be left out, or some parameters were held or penalised.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> replicates = result.bootstrap(200, key=1)
+        >>> replicates.replicates.shape
+        (200, 6)
+        >>> list(replicates.confint(0.9).columns)
+        ['lower', 'upper']
+        """
+        n, rng = count(n, "bootstrap"), generator(key)
+        self._need_data("bootstrap")
+        self._refuse_held("bootstrap")
+        if self._spec.dropped:
+            raise ModelError(
+                f"bootstrap: the fixed effects are rank deficient ({', '.join(self._spec.dropped)} left out as "
+                "redundant); state the model without the redundant terms"
+            )
+        pieces, room = [], max(1, DRAWN // (8 * self.nobs))
+        with bar(n, progress, "bootstrap") as advance:
+            for start in range(0, n, room):
+                Y = self._draw(min(room, n - start), rng)
+                pieces.append(fit_responses(self.model.design, Y, self.reml, progress=advance))
+        values = np.concatenate([self._values(fit.theta, fit.beta, fit.sigma) for fit in pieces])
+        names = [name for name, _ in self._parameters]
+        own = self._values(self._fit.theta[None], self._fit.beta[None], np.array([self._fit.sigma]))[0]
+        outcome = np.concatenate([fit.outcome for fit in pieces])
+        converged = np.concatenate([fit.converged for fit in pieces])
+        if not converged.all():
+            found = pd.Series(outcome[~converged]).map(lambda value: Outcome(value).name).value_counts().to_dict()
+            warnings.warn(
+                f"bootstrap: {np.sum(~converged)} of {n} refits ended without a certified optimum ({found}); intervals "
+                "leave them out",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return Bootstrap(pd.Series(own, index=names), pd.DataFrame(values, columns=names), outcome, converged)
+
+    def _values(self, theta: np.ndarray, beta: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        """The parameters of k fits as intervals list them, from theta (k, m), beta (k, p) and sigma (k,)."""
+        return parameter_values(self._spec, beta, relative_covariances(self._spec, theta), sigma)
+
+    @cached_property
+    def _parameters(self) -> list[tuple[str, Parameter]]:
+        return named_parameters(self._spec)
+
+    def _places(self, which) -> list[int]:
+        """Positions of the parameters asked for."""
+        names = [name for name, _ in self._parameters]
+        if which is None:
+            return list(range(len(names)))
+        wanted = [which] if isinstance(which, str) else list(which)
+        unknown = [name for name in wanted if name not in names]
+        if unknown or not wanted:
+            raise ModelError(f"no parameter {unknown or wanted}; the parameters are {names}")
+        return [place for name in wanted for place, own in enumerate(names) if own == name]
 
     def _refuse_penalised(self, what: str) -> None:
         if self._penalty:

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import special
 
 from jmixed.contrasts import hypotheses
-from jmixed.design.complete import complete_terms
+from jmixed.design.complete import CompleteTerms, complete_terms
 from jmixed.design.terms import ModelData
 from jmixed.errors import DataError, ModelError
 from jmixed.held import without_coefficients
@@ -221,18 +221,24 @@ class SmallSampleTests:
         table.insert(1, "mean_sq", mean)
         return table.reindex(columns=["sum_sq", "mean_sq", "num_df", "den_df", "F", "p"])
 
-    def _term_contrasts(self, kind: int) -> dict[str, np.ndarray]:
-        """Contrasts of every term but the intercept, by its name."""
+    @cached_property
+    def _terms(self) -> tuple[CompleteTerms, np.ndarray, list[bool]]:
+        """The terms and X by their common triangular factor, all that contrasts need; which terms are constant."""
         self._need_data("anova")
         complete = complete_terms(self._spec)
-        intercept = [np.ptp(complete.values[:, complete.term == t]) == 0 for t in range(len(complete.names))]
+        k = complete.values.shape[1]
+        triangle = np.asarray(np.linalg.qr(np.hstack([complete.values, self._spec.X]), mode="r"))
+        constant = [np.ptp(complete.values[:, complete.term == t]) == 0 for t in range(len(complete.names))]
+        return replace(complete, values=triangle[:, :k]), triangle[:, k:], constant
+
+    def _term_contrasts(self, kind: int) -> dict[str, np.ndarray]:
+        """Contrasts of every term but the intercept, by its name."""
+        complete, X, constant = self._terms
         # With a single term all types are one.
-        kind = 1 if len(intercept) - sum(intercept) <= 1 else kind
-        found = term_contrasts(
-            self._spec.X, complete.values, complete.term, complete.basis, complete.contained_in, kind
-        )
-        named = zip(complete.names, found, intercept, strict=True)
-        return {name: L for name, L, constant in named if len(L) and not constant}
+        kind = 1 if constant.count(False) <= 1 else kind
+        found = term_contrasts(X, complete.values, complete.term, complete.basis, complete.contained_in, kind)
+        named = zip(complete.names, found, constant, strict=True)
+        return {name: L for name, L, only in named if len(L) and not only}
 
     def vcov_variance(self, scale: str = "sd") -> pd.DataFrame:
         """Covariance of the variance parameters, from the exact observed information.

@@ -13,7 +13,7 @@ PACKAGE = HOME / "jmixed"
 
 # A room is a module or a package directly under jmixed. It imports from lower floors, or from its own without a circle.
 FLOORS = {
-    0: ("errors", "precision", "compilation", "timing"),
+    0: ("errors", "precision", "compilation", "timing", "progress"),
     1: ("linalg", "covariance", "data"),
     2: ("design", "likelihood"),
     3: ("optimize", "trust_region", "information"),
@@ -21,8 +21,8 @@ FLOORS = {
     5: ("inference",),
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
-        *("evaluation", "fitting", "options", "restate"),
-        *("contrasts", "wald", "tables", "fitted", "testing", "resampling", "comparison", "intervals", "progress"),
+        *("evaluation", "fitting", "mass_univariate", "options", "restate"),
+        *("contrasts", "wald", "tables", "fitted", "testing", "resampling", "comparison", "intervals", "parameters"),
         *("results", "summary", "predict", "diagnostics"),
     ),
     7: ("model", "datasets", "plot", "interop", "__main__"),

@@ -64,6 +64,12 @@ class TestConfint:
         known = [[row["lower"], row["upper"]] for row in beside("profile_ci")["pastes_reml"]]
         np.testing.assert_allclose(result.confint("profile").iloc[[0, 2, 1, 3]], known, atol=1e-6)
 
+    def test_progress(self, capsys):
+        fitted().confint("profile", progress=True)
+        assert "12" in capsys.readouterr().err
+        fitted().profile()
+        assert capsys.readouterr().err == ""
+
     @pytest.mark.parametrize("level", [0, 1, 95, -0.5, np.nan, "0.95", True])
     def test_bad_levels(self, level):
         for call in (fitted().confint, fitted().profile):

@@ -2,6 +2,7 @@
 
 import functools
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -9,6 +10,10 @@ import pandas as pd
 import pytest
 
 import jmixed as jm
+import jmixed.resampling
+from jmixed.batches import fit_responses
+from jmixed.information import factors_of_theta
+from jmixed.parameters import relative_covariances
 
 SLEEP = jm.datasets.load("sleepstudy")
 
@@ -126,3 +131,114 @@ class TestRefit:
         for call in (lambda: result.simulate(1), lambda: result.refit(SLEEP.Reaction)):
             with pytest.raises(jm.DataError, match="remove_data"):
                 call()
+
+
+class TestBootstrap:
+    @pytest.mark.parametrize("reml", [True, False])
+    def test_replicates_are_refits_of_simulated_responses(self, reml):
+        result = fitted(reml=reml)
+        boot = result.bootstrap(20, key=11)
+        assert boot.replicates.columns.tolist() == result.confint().index.tolist()
+        for y, (_, row) in list(zip(result.simulate(20, key=11), boot.replicates.iterrows(), strict=True))[::7]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", jm.SingularWarning)
+                refit = result.refit(y)
+            table = refit.var_corr().set_index(["var1", "var2"])["sdcor"]
+            expected = [*refit.fe_params, table.iloc[0], table.iloc[2], table.iloc[1], refit.sigma]
+            np.testing.assert_allclose(row, expected, rtol=1e-6, atol=1e-6)
+        own = result.var_corr()["sdcor"].iloc[[0, 2, 1, 3]]
+        np.testing.assert_allclose(boot.estimates, [*result.fe_params, *own], rtol=1e-9)
+
+    def test_keys_and_chunks(self, monkeypatch):
+        result = fitted()
+        first = result.bootstrap(20, key=3).replicates
+        pd.testing.assert_frame_equal(first, result.bootstrap(20, jax.random.key(3)).replicates)
+        assert not np.any(first == result.bootstrap(20, key=4).replicates)
+        monkeypatch.setattr(jmixed.resampling, "DRAWN", 8 * 180 * 7)
+        pd.testing.assert_frame_equal(first, result.bootstrap(20, key=3).replicates, rtol=1e-7)
+
+    def test_intervals(self):
+        boot = fitted().bootstrap(20, key=5)
+        table, basic = boot.confint(0.8), boot.confint(0.8, "basic")
+        for name, column in boot.replicates.items():
+            low, high = np.quantile(column, [0.1, 0.9])
+            np.testing.assert_allclose(table.loc[name], [low, high])
+            np.testing.assert_allclose(
+                basic.loc[name], [2 * boot.estimates[name] - high, 2 * boot.estimates[name] - low]
+            )
+        direct = fitted().confint("bootstrap", 0.8, n=20, key=5, which=["sigma", "Days"])
+        pd.testing.assert_frame_equal(direct, table.loc[["sigma", "Days"]])
+        np.testing.assert_allclose(fitted().confint("bootstrap", 0.8, n=20, key=5, kind="basic"), basic)
+        np.testing.assert_allclose(boot.bse["Days"], np.std(boot.replicates["Days"], ddof=1))
+        np.testing.assert_allclose(boot.bias["Days"], np.mean(boot.replicates["Days"]) - boot.estimates["Days"])
+
+    def test_replicates_without_an_optimum_or_a_value_are_left_out(self):
+        boot = fitted().bootstrap(20, key=5)
+        values, converged = boot.replicates.copy(), np.ones(20, bool)
+        values.iloc[0], values.iloc[1, 3], converged[0] = 1e6, np.nan, False
+        found = jmixed.resampling.Bootstrap(boot.estimates, values, boot.outcome, converged).confint()
+        for name, column in boot.replicates.items():
+            kept = column.iloc[2:] if name.startswith("cor") else column.iloc[1:]
+            np.testing.assert_allclose(found.loc[name], np.quantile(kept, [0.025, 0.975]))
+
+    def test_agrees_with_the_profile(self):
+        """100 groups of 6: the two ways give the same limits, within the noise of 2,000 replicates."""
+        rng = np.random.default_rng(2)
+        g, x = np.repeat(np.arange(100), 6), rng.normal(size=600)
+        y = 1 + x + rng.normal(size=100)[g] + rng.normal(size=600)
+        result = jm.mixedlm("y ~ x + (1 | g)", pd.DataFrame({"y": y, "x": x, "g": g})).fit(reml=False)
+        profile, boot = result.confint("profile").to_numpy(), result.bootstrap(2000, key=1)
+        width = np.diff(profile)
+        # An ML estimate of a variance is too small on average: percentiles carry that bias twice, basic limits do not.
+        assert np.max(np.abs(boot.confint(kind="basic") - profile) / width) < 0.06
+        assert np.max(np.abs(boot.confint() - profile)[:2] / width[:2]) < 0.06
+        assert np.max(np.abs(np.diff(boot.confint()) / width - 1)) < 0.06
+
+    def test_covariances_of_every_structure(self):
+        casks = " + ".join(f"I((cask == {cask!r}) * 1.0)" for cask in "abc")
+        words = {"groups": "batch", "re_formula": "1 + x", "vc_formula": {"cask": f"0 + {casks}"}}
+        data = jm.datasets.load("pastes").assign(x=np.linspace(0, 1, 60) ** 2)
+        model = jm.mixedlm("strength ~ 1", data, **words)
+        theta = np.random.default_rng(0).normal(size=(5, 4))
+        found = relative_covariances(model.spec, theta)
+        for k, row in enumerate(theta):
+            factors = factors_of_theta(model.design.layout.terms, row)
+            for own, factor in zip(found, factors, strict=True):
+                np.testing.assert_allclose(own[k], factor @ factor.T)
+
+    def test_refits_that_failed_are_counted(self, monkeypatch):
+        def failing(*args, **kwargs):
+            found = fit_responses(*args, **kwargs)
+            found.outcome[:2] = jm.Outcome.MAX_ITERATIONS.value
+            return found
+
+        monkeypatch.setattr(jmixed.resampling, "fit_responses", failing)
+        with pytest.warns(jm.ConvergenceWarning, match=r"2 of 20 refits .*'MAX_ITERATIONS': 2"):
+            assert fitted().bootstrap(20).converged.sum() == 18
+
+    def test_progress(self, capsys):
+        fitted().bootstrap(20, progress=True)
+        assert "20" in capsys.readouterr().err
+        fitted().bootstrap(20)
+        assert capsys.readouterr().err == ""
+
+    def test_refusals(self):
+        result = fitted()
+        for bad in (0, 2.5, True):
+            with pytest.raises(jm.DataError, match="bootstrap: n is"):
+                result.bootstrap(bad)
+        with pytest.raises(jm.DataError, match="key is"):
+            result.bootstrap(2, key="a")
+        for call in (lambda: result.bootstrap(20).confint(kind="bca"), lambda: result.confint("bootstrap", kind="bca")):
+            with pytest.raises(jm.ModelError, match="kind='bca'; use 'percentile' or 'basic'"):
+                call()
+        with pytest.raises(jm.ModelError, match="level is"):
+            result.bootstrap(20).confint(1.5)
+        with pytest.warns(jm.RankWarning):
+            model = jm.mixedlm("Reaction ~ Days + I(2 * Days) + (1 | Subject)", SLEEP)
+        with pytest.raises(jm.ModelError, match=r"rank deficient \(I\(2 \* Days\) left out"):
+            model.fit().bootstrap(5)
+        model = jm.mixedlm("Reaction ~ Days", SLEEP, groups="Subject", re_formula="~Days")
+        held = model.fit(free=jm.MixedLMParams.from_components(np.ones(2), cov_re=np.eye(2)))
+        with pytest.raises(jm.ModelError, match="held"):
+            held.bootstrap(5)

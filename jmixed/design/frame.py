@@ -53,12 +53,14 @@ def as_frame(data: Any) -> pd.DataFrame:
     return frame
 
 
-def refuse_tracer(value: Any, name: str) -> None:
-    """Raise DataError for a value that exists only while JAX traces a function."""
+def refuse_tracer(
+    value: Any, name: str, instead: str = "jm.estimate, jm.profiled_deviance or jm.log_likelihood"
+) -> None:
+    """Raise DataError for a value that exists only while JAX traces a function; name the functions to use instead."""
     if isinstance(value, Tracer):
         raise DataError(
             f"{name} is a value that JAX is tracing (jit, grad or vmap), but this works on numbers and returns "
-            "numbers. Inside a transformation use jm.estimate, jm.profiled_deviance or jm.log_likelihood"
+            f"numbers. Inside a transformation use {instead}"
         )
 
 

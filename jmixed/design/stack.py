@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from jmixed.covariance import Structure
-from jmixed.data import DENSE, SPARSE, Coupling, Design, Grouping, Index, Layout, Links, bucket
+from jmixed.data import DENSE, SPARSE, Coupling, Design, Grouping, Index, Layout, Links, bucket, require_memory
 
 BEYOND = np.iinfo(np.int32).max
 """An index beyond every array: padding."""
@@ -61,10 +61,14 @@ def stack(data, density=DENSITY) -> Design:
         nested=tuple(tuple(w is not None for w in row) for row in within),
         crossed=DENSE if crossed else "",
     )
+    width, fixed = max(layout.stage_width(s) for s in range(len(layout.stages))) if core else 0, data.X.shape[1]
+    # What the core takes is known before the couplings are: refuse it before they are listed.
+    require_memory(replace(layout, crossed=SPARSE if crossed else "").fit_bytes(fixed), width)
     codes = [position[f][codes[f]] for f in range(len(codes))]
     index = _index(layout, codes, counts, (block, slot, component), position)
     if crossed and (links := _links(layout, index, density)) is not None:
         layout, index = replace(layout, crossed=SPARSE), replace(index, links=links)
+    require_memory(layout.fit_bytes(fixed), width)
     return Design(
         y=data.y,
         X=data.X,
@@ -282,6 +286,8 @@ def _links(layout, index, density):
     pairs = int(np.sum(sizes * (sizes + 1) // 2))
     if layout.blocks[0] * total**2 <= density * pairs:
         return None
+    # Twice four bytes a pair: on the host and on the device.
+    require_memory(replace(layout, crossed=SPARSE).fit_bytes(0) + 8 * pairs, total)
     entries = bucket(len(source) + 1)
     first, left = _entry_pairs(columns[source], np.cumsum(sizes)[leaves[source]], pairs, entries)
     return Links(

@@ -61,14 +61,14 @@ def kenward_roger(curvature: Curvature) -> KenwardRoger:
     """
     phi, move = curvature.inverse, curvature.free
     P = np.einsum("im,iab->mab", move, curvature.first)
-    Q = np.einsum("im,jn,ijab->mnab", move, move, curvature.second) / 2
+    Q = np.einsum("im,jn,ijab->mnab", move, move, curvature.second, optimize=True) / 2
     traces, products = move.T @ curvature.traces, move.T @ curvature.products @ move
     phi_P = phi @ P
     projected = products - 2 * np.einsum("ab,mnba->mn", phi, Q) + np.einsum("mab,nba->mn", phi_P, phi_P)
     with_V = traces + np.einsum("maa->m", phi_P)
     corner = np.full((1, 1), float(curvature.nobs - len(phi)))
     weights = 2 * _inverse(np.block([[corner, with_V[None]], [with_V[:, None], projected]]))
-    U = np.einsum("mn,mnab->ab", weights[1:, 1:], Q - np.einsum("mab,nbc->mnac", P, phi_P))
+    U = np.einsum("mn,mnab->ab", weights[1:, 1:], Q - np.einsum("mab,nbc->mnac", P, phi_P, optimize=True))
     adjusted = phi + phi @ (U + U.T) @ phi
     moved = np.concatenate([-phi[None], phi_P @ phi])
     # In units of sigma^2 so far: covariances are proportional to it, W has no units.
@@ -78,7 +78,7 @@ def kenward_roger(curvature: Curvature) -> KenwardRoger:
 
 def _inverse(information):
     """Inverse of an information matrix; directions without information are left out, as pbkrtest does."""
-    scale = np.sqrt(np.diag(information))
+    scale = np.sqrt(np.maximum(np.diag(information), 0))
     scale = np.where(scale > 0, scale, 1)
     values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
     kept = values > FLAT * values[-1]

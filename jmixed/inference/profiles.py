@@ -5,6 +5,7 @@ parameters and both directions in one batch. The derivative of D in u is exact (
 zeta reaches a level, and each constrained fit starts from the last one by the tangent.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,7 +101,13 @@ class Trace:
     improved: bool
 
 
-def profile(estimate: Estimate, parameters: list[Parameter], cuts, steps: int = 0) -> list[Trace]:
+def profile(
+    estimate: Estimate,
+    parameters: list[Parameter],
+    cuts,
+    steps: int = 0,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[Trace]:
     """Profile parameters until zeta has passed the cuts.
 
     Parameters
@@ -111,6 +118,8 @@ def profile(estimate: Estimate, parameters: list[Parameter], cuts, steps: int = 
         Positive values of zeta, for instance 1.96.
     steps : int
         Points between the estimate and the largest cut in each direction, beside those that the cuts need.
+    advance : callable
+        Called with the number of limits that have just been found: two for each parameter and cut in all.
 
     Returns
     -------
@@ -124,9 +133,13 @@ def profile(estimate: Estimate, parameters: list[Parameter], cuts, steps: int = 
         batch.solve([lane.proposal(target) for lane in lanes])
     found = np.empty((len(cuts), len(lanes)))
     for k in np.argsort(cuts):
+        waiting = len(lanes)
         for _ in range(MAX_CALLS):
             proposals = [lane.proposal(cuts[k]) for lane in lanes]
-            if all(proposal is None for proposal in proposals):
+            left = sum(proposal is not None for proposal in proposals)
+            advance(waiting - left)
+            waiting = left
+            if not left:
                 break
             batch.solve(proposals)
         found[k] = [lane.crossing(cuts[k]) for lane in lanes]

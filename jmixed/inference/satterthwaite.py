@@ -91,7 +91,7 @@ def joint_test(curvature: Curvature, L, difference, covariance) -> JointTest:
 def contrast_covariance(L, covariance):
     """L C L' (k, k); a coefficient without a variance (nan) matters only to the contrasts that contain it."""
     unknown = np.isnan(np.diag(covariance))
-    touched = np.any(L[:, unknown] != 0, axis=1)
+    touched = np.asarray(np.any(L[:, unknown] != 0, axis=1))
     spread = L[:, ~unknown] @ covariance[np.ix_(~unknown, ~unknown)] @ L[:, ~unknown].T
     return np.where(np.logical_or.outer(touched, touched), np.nan, spread)
 

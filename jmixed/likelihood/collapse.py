@@ -9,10 +9,12 @@ each with C, and with a log-determinant counted n / r times for n groups. Nothin
 from dataclasses import replace
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jmixed.data import Moments, Rows, bucket
+from jmixed.linalg import semidefinite_root
 
 DIGITS = 11
 """Decimals of Z'WZ, relative to the largest group's, within which groups count as equal: rounding stays below."""
@@ -105,8 +107,7 @@ def collapse(held: Moments, classes: Classes) -> Moments:
     # X is orthonormal and y has its own unit: to unit diagonal first, so that neither drowns in the other's rounding.
     scale = jnp.sqrt(jnp.diagonal(total, axis1=1, axis2=2))
     scale = jnp.where(scale > 0, scale, 1)
-    values, vectors = jnp.linalg.eigh(total / (scale[:, :, None] * scale[:, None]))
-    root = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None] * scale[:, :, None]
+    root = jax.vmap(semidefinite_root)(total / (scale[:, :, None] * scale[:, None])) * scale[:, :, None]
     return replace(
         held,
         C=(jnp.repeat(C[:, :, classes.example], r, axis=2),),

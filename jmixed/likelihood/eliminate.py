@@ -33,6 +33,7 @@ from jmixed.linalg import (
     inverse_and_log_determinant,
     log_determinant,
     matmul,
+    sweep,
     transpose,
 )
 
@@ -80,9 +81,11 @@ def _eliminate(sigma, root, C, B, summed):
         K = _gram(B, U, summed)
     else:
         factor = cholesky(inner)
-        half = forward_solve(factor, jnp.broadcast_to(transpose(matmul(root, identity)), inner.shape))
+        # Both right-hand sides in one call: see `linalg` on LAPACK calls that run at once.
+        right = jnp.broadcast_to(transpose(matmul(root, identity)), inner.shape)
+        solved = forward_solve(factor, jnp.concatenate([right, matmul(root.T, B)], axis=1))
+        half, W = solved[:, :Q], solved[:, Q:]
         P = matmul(transpose(half), half)
-        W = forward_solve(factor, matmul(root.T, B))
         U, logdet = matmul(root, back_solve(factor, W)), log_determinant(factor)
         K = _gram(W, W, summed)
     T = identity - matmul(P, C)
@@ -166,15 +169,8 @@ class FixedEffects(NamedTuple):
 def profile_fixed(G):
     """Eliminate the fixed effects from ``G = [X y]'V^-1[X y]`` (p + 1, p + 1), with the closed rule for derivatives."""
     p = G.shape[0] - 1
-    A, c = G[:p, :p], G[:p, p]
-    if p == 0:
-        return FixedEffects(jnp.zeros_like(G[0, 0]), G[0, 0], A, c)
-    factor = jnp.linalg.cholesky(A)
-    half = jax.scipy.linalg.solve_triangular(factor, jnp.eye(p, dtype=G.dtype), lower=True)
-    projected = half @ c
-    return FixedEffects(
-        2 * jnp.sum(jnp.log(jnp.diagonal(factor))), G[p, p] - projected @ projected, half.T @ half, half.T @ projected
-    )
+    swept, logdet = sweep(G, p)
+    return FixedEffects(logdet, swept[p, p], -swept[:p, :p], swept[:p, p])
 
 
 @profile_fixed.defjvp

@@ -1,12 +1,11 @@
 """Everything that is estimated once the relative covariances are known: beta, sigma, conditional modes, covariances."""
 
-import jax
 import jax.numpy as jnp
 
 from jmixed.covariance import join, rectify
 from jmixed.likelihood import criterion
 from jmixed.likelihood.couplings import couplings
-from jmixed.linalg import matmul
+from jmixed.linalg import matmul, triangular_inverse
 
 
 def estimates(roots, held, reml):
@@ -16,7 +15,7 @@ def estimates(roots, held, reml):
     nu = criterion.degrees(held, reml)
     logdet = result.logdet - held.log_weights + jnp.where(reml, result.logdet_fixed, 0)
     scale = result.rss / nu
-    to_original = jax.scipy.linalg.solve_triangular(held.R, jnp.eye(held.R.shape[0], dtype=held.R.dtype))
+    to_original = triangular_inverse(held.R)
     factors = [rectify(T @ root) for T, root in zip(held.T, roots, strict=True)]
     return {
         "theta": join([s.theta(f) for s, f in zip(layout.terms, factors, strict=True)], held.G.dtype),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jmixed.data import SPARSE, Moments, Rows
-from jmixed.linalg import BLOCK, add_up, is_long, sum_in_blocks
+from jmixed.linalg import BLOCK, add_up, is_long, qr_triangle, sum_in_blocks, triangular_inverse
 
 MANY = 64
 """Blocks of rows from which on loops over them, which take longer to compile, save more than that."""
@@ -97,8 +97,7 @@ def _fixed(arrays, preconditioners):
 def _precondition_fixed(rows):
     """R with W^(1/2) X = QR, and R^-1."""
     length, triangle = _triangle(rows.X, rows.weights)
-    inverse = jax.scipy.linalg.solve_triangular(triangle, jnp.eye(len(length), dtype=triangle.dtype))
-    return triangle * length[None], inverse / length[:, None]
+    return triangle * length[None], triangular_inverse(triangle) / length[:, None]
 
 
 def _triangle(columns, weights, zero: Any = 1):
@@ -112,7 +111,7 @@ def _triangle(columns, weights, zero: Any = 1):
 
     def by_rotations(length):
         scaled = jnp.sqrt(weights)[:, None] * columns
-        return jnp.linalg.qr(scaled / length[None], mode="r")[: columns.shape[1]]
+        return qr_triangle(scaled / length[None])[: columns.shape[1]]
 
     if not is_long(columns.shape[0], MANY):
         length = jnp.sqrt(jnp.sum((jnp.sqrt(weights)[:, None] * columns) ** 2, axis=0))
@@ -138,7 +137,7 @@ def _precondition_term(structure, Z, weights, nobs):
         return unit * root / jnp.sqrt(jnp.mean(size**2))
     triangle = triangle * jnp.where(jnp.diagonal(triangle) < 0, -1, 1)[:, None]
     triangle = jnp.where((jnp.diagonal(triangle) < 1e-8)[None], unit, triangle)
-    return jax.scipy.linalg.solve_triangular(triangle, unit) * root / size[:, None]
+    return triangular_inverse(triangle) * root / size[:, None]
 
 
 def _stack_stages(rows, arrays, preconditioners):

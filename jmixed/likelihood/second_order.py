@@ -160,7 +160,7 @@ def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed, repeats):
     MS = jnp.einsum("kij,jlg->kilg", M, S)
     SME = jnp.einsum("ijg,kjag->kiag", S, ME)
     K_1 = [jnp.einsum(f"iag,kibg->kab{g}", E, ME)]
-    counted = MS if repeats is None else MS * repeats
+    counted = MS if repeats is None else MS * repeats[None, None, None]
     L_1 = [jnp.einsum("kiig->k", counted)]
     K_oo = -jnp.einsum(f"kiag,libg->klab{g}", ME, SME)
     K_2 = K_oo + jnp.swapaxes(K_oo, 2, 3)

@@ -1,11 +1,13 @@
 """The order of elimination, the merging of terms, and the placing of rows, levels and pairs."""
 
+import tracemalloc
 from dataclasses import replace
 
 import layouts
 import numpy as np
 import pytest
 
+import jmixed as jm
 from jmixed.data import bucket
 from jmixed.design.stack import BEYOND, stack
 from jmixed.errors import DataError
@@ -139,3 +141,16 @@ def test_a_replacement_leaves_the_design_alone():
     np.testing.assert_array_equal(other.Z["x | g"], 3 * design.Z["x | g"])
     assert other.X is design.X
     assert not np.array_equal(other.y, design.y)
+
+
+def test_a_core_beyond_memory_is_refused_before_it_is_made():
+    r = np.random.default_rng(0)
+    rows = 400_000
+    data = {"y": r.normal(size=rows), "a": r.integers(0, 300_000, rows), "b": r.integers(0, 300_000, rows)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(jm.ModelError, match=r"would need about \d{4,} GB.* dense block of \d{6} columns.*Drop the"):
+            _ = jm.mixedlm("y ~ 1 + (1 | a) + (1 | b)", data).design
+        assert tracemalloc.get_traced_memory()[1] < 5e8
+    finally:
+        tracemalloc.stop()

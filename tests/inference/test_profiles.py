@@ -16,7 +16,8 @@ import jmixed as jm
 from jmixed import programs
 from jmixed.held import without_coefficients
 from jmixed.inference import constrained_fits, profiles
-from jmixed.intervals import ml_estimate, named_parameters, warn_of_traces
+from jmixed.intervals import ml_estimate, warn_of_traces
+from jmixed.parameters import named_parameters
 from jmixed.precision import double_precision
 
 LIMITS = beside("profile_ci")
