@@ -11,6 +11,7 @@ import pandas as pd
 from jmixed.design.matrices import new_rows
 from jmixed.errors import DataError, ModelError
 from jmixed.inference.posterior_draws import posterior_draws
+from jmixed.inference.simulation import generator
 
 if TYPE_CHECKING:
     from jmixed.results import MixedLMResults
@@ -148,7 +149,7 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     ----------
     result : MixedLMResults
     draws : int
-    key : int
+    key : JAX random key, or int
         The same key gives the same draws.
 
     Returns
@@ -173,7 +174,7 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
         raise ModelError(f"to_arviz: draws is {draws!r}; it must be a whole number, one or more")
     result._need_data("to_arviz")
-    spec, rng = result._spec, np.random.default_rng(key)
+    spec, rng = result._spec, generator(key)
     beta, modes = posterior_draws(spec, result._joint, result._fit, int(draws), rng)
     mean = beta @ spec.X.T + spec.offset
     for term, b in zip(spec.terms, modes, strict=True):

@@ -1,7 +1,7 @@
 """Refits without one cluster of rows at a time, all in one compiled program.
 
-A cluster is left out by giving its rows weight zero, which takes them out of every cross-product; the number of rows in
-nu is counted anew. Every refit starts from the estimate of the whole data.
+A cluster is left out by giving its rows weight zero, which takes them out of every cross-product and of the number of
+rows. Every refit starts from the estimate of the whole data.
 """
 
 from dataclasses import dataclass, replace
@@ -90,9 +90,7 @@ def _program(rows, clusters, chosen, theta, limit, reml, side_by_side):
     columns = preconditioners(rows)
 
     def without(cluster):
-        out = clusters == cluster
-        nobs = rows.nobs - jnp.sum(out.astype(rows.nobs.dtype))
-        held = moments(replace(rows, weights=jnp.where(out, 0, rows.weights), nobs=nobs), columns)
+        held = moments(replace(rows, weights=jnp.where(clusters == cluster, 0, rows.weights)), columns)
         # All data together have the identity here: an eigenvalue of zero is a coefficient that the rest does not tell.
         told = jnp.linalg.eigvalsh(held.G[:-1, :-1]) > 1e-10
         solution = optimize.minimize(held, start_at(theta, held), reml, limit)
