@@ -16,6 +16,7 @@ from jmixed.errors import (
     SingularWarning,
 )
 from jmixed.estimation import Estimate, estimate, log_likelihood, moments, profiled_deviance
+from jmixed.minibatch import marginal_loss, take_groups
 from jmixed.model import MixedLM, mixedlm
 from jmixed.params import MixedLMParams, VCSpec
 from jmixed.results import MixedLMResults, load
@@ -45,7 +46,9 @@ __all__ = [
     "estimate_many",
     "load",
     "log_likelihood",
+    "marginal_loss",
     "mixedlm",
     "moments",
     "profiled_deviance",
+    "take_groups",
 ]
