@@ -95,7 +95,9 @@ def _rows_of_groups(design):
     """Row numbers (groups, rows of the largest group), a multiple of the chunk's length; -1 is padding."""
     grouping = design.index.groupings[0]
     if isinstance(grouping.rows, Tracer):
-        raise DataError("take_groups: the design is a value that JAX is tracing; close over it instead of passing it in")
+        raise DataError(
+            "take_groups: the design is a value that JAX is tracing; close over it instead of passing it in"
+        )
     of = np.arange(grouping.rows.shape[1]) if grouping.segments is None else np.asarray(grouping.segments)
     real = grouping.rows < np.shape(design.y)[0]
     group, row = np.broadcast_to(of, real.shape)[real], np.asarray(grouping.rows)[real]
@@ -144,7 +146,9 @@ def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | Non
     """
     residual, theta = jnp.asarray(residual), jnp.asarray(theta)
     changed = design.replace(y=residual, offset=jnp.zeros_like(residual))
-    held = moments(jax.tree.map(jnp.asarray, replace(changed, X=jnp.zeros((residual.shape[0], 0), residual.dtype)).rows()))
+    held = moments(
+        jax.tree.map(jnp.asarray, replace(changed, X=jnp.zeros((residual.shape[0], 0), residual.dtype)).rows())
+    )
     if sigma is None:
         return criterion.deviance_of_theta(theta, held, False) / 2
     loss = -criterion.log_density(jnp.zeros(0, residual.dtype), theta, jnp.asarray(sigma), held)
