@@ -1,7 +1,7 @@
 """A transformation of a predictor learnt through the fit: the dose at which an effect is half its largest.
 
-The effect of a dose saturates, dose / (dose + half). `half` is a parameter of what comes before the mixed model, and the
-maximised likelihood is a differentiable function of it: each step of the outer search fits the model anew.
+The effect of a dose saturates, dose / (dose + half). `half` is a parameter of what comes before the mixed model, and
+the maximised likelihood is a differentiable function of it: each step of the outer search fits the model anew.
 """
 
 import jax

@@ -114,8 +114,8 @@ def _rows_of_groups(design):
 def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | None = None):
     """Negative marginal log-likelihood of residuals from any mean function: what a training loop minimises.
 
-    The mean function is free: a neural network, a physical model. The random effects are integrated out exactly, so that
-    the mean is fitted as generalised least squares would, and the variances with it.
+    The mean function is free: a neural network, a physical model. The random effects are integrated out exactly, so
+    that the mean is fitted as generalised least squares would, and the variances with it.
 
     Parameters
     ----------
