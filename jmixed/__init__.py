@@ -21,6 +21,7 @@ from jmixed.errors import (
     SingularWarning,
 )
 from jmixed.estimation import Estimate, estimate, log_likelihood, moments, profiled_deviance
+from jmixed.minibatch import marginal_loss, take_groups
 from jmixed.model import MixedLM, mixedlm
 from jmixed.params import MixedLMParams, VCSpec
 from jmixed.results import MixedLMResults, load
@@ -63,9 +64,11 @@ __all__ = [
     "interop",
     "load",
     "log_likelihood",
+    "marginal_loss",
     "mixedlm",
     "moments",
     "plot",
     "profiled_deviance",
+    "take_groups",
     "test_variance",
 ]

@@ -12,18 +12,21 @@ from jmixed import programs
 from jmixed.errors import Outcome
 from jmixed.precision import double_precision
 
-FIELDS = ("theta", "beta", "sigma", "b", "vcov_beta", "objective")
+FIELDS = ("theta", "beta", "sigma", "b", "vcov_beta", "objective", "log_likelihood")
+
+
+ARRAYS = ("y", "X", "Z", "weights", "offset")
 
 
 @jax.jit
-def estimate_with_derivatives(design, direction, cotangent):
-    """Estimate; its derivative along a direction of (y, X); its transpose applied to a cotangent."""
+def estimate_with_derivatives(design, direction, cotangent, reml=True):
+    """Estimate; its derivative along a direction of all arrays; its transpose applied to a cotangent."""
 
     def of(data):
-        found = jm.estimate(design.replace(**data))
+        found = jm.estimate(design.replace(**data), reml)
         return {name: getattr(found, name) for name in FIELDS}
 
-    data = {"y": design.y, "X": design.X}
+    data = {name: getattr(design, name) for name in ARRAYS}
     value, push = jax.linearize(of, data)
     (pulled,) = jax.linear_transpose(push, data)(cotangent)
     return value, push(direction), pulled
@@ -42,29 +45,40 @@ def inner(left, right):
     return sum(np.sum(a * b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
 
 
-def differences_of_refits(case, direction, step=1e-4):
-    """Derivative along a direction of (y, X) by fourth-order central differences of complete fits."""
-    refits = [
-        fields(programs.fit(replace(case, **{k: getattr(case, k) + s * step * d for k, d in direction.items()}).design))
-        for s in (-2, -1, 1, 2)
-    ]
+def arrays_of(case):
+    Z = {term.label: term.Z for term in case.terms}
+    return {name: Z if name == "Z" else getattr(case, name) for name in ARRAYS}
+
+
+def moved(case, direction, step):
+    """The case with all arrays moved along a direction; the smallest weight stays positive."""
+    arrays = jax.tree.map(lambda a, d: a + step * d, arrays_of(case), direction)
+    Z = arrays.pop("Z")
+    return replace(case, **arrays, terms=tuple(replace(term, Z=Z[term.label]) for term in case.terms))
+
+
+def differences_of_refits(case, direction, reml=True, step=1e-4):
+    """Derivative along a direction by fourth-order central differences of complete fits."""
+    refits = [fields(programs.fit(moved(case, direction, s * step).design, reml=reml)) for s in (-2, -1, 1, 2)]
     return jax.tree.map(lambda a, b, c, d: (a - 8 * b + 8 * c - d) / (12 * step), *refits)
 
 
 # Seeds whose optimum is not singular.
+@pytest.mark.parametrize("reml", [True, False])
 @pytest.mark.parametrize(("name", "seed"), [("slope", 0), ("nested three", 0), ("crossed", 9)])
-def test_estimate_and_its_derivatives(name, seed):
-    case, expected = layouts.case(name, seed), programs.fit(layouts.case(name, seed).design)
+def test_estimate_and_its_derivatives(name, seed, reml):
+    case = layouts.case(name, seed)
+    expected = programs.fit(case.design, reml=reml)
     assert not any(expected.singular)
     design = case.design
-    direction = draw_like({"y": case.y, "X": case.X}, 3)
+    direction = draw_like(arrays_of(case), 3)
     cotangent = draw_like(fields(expected), 4)
     with double_precision():
-        value, pushed, pulled = jax.device_get(estimate_with_derivatives(design, direction, cotangent))
+        value, pushed, pulled = jax.device_get(estimate_with_derivatives(design, direction, cotangent, reml))
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-7, atol=1e-7 * np.max(np.abs(e))), value, fields(expected)
     )
-    refits = differences_of_refits(case, direction)
+    refits = differences_of_refits(case, direction, reml)
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6 * np.max(np.abs(e))), pushed, refits
     )
@@ -84,7 +98,7 @@ def test_derivatives_at_a_singular_optimum():
     expected = programs.fit(case.design)
     assert expected.converged
     np.testing.assert_allclose(expected.theta, 0, atol=1e-8)
-    direction = draw_like({"y": case.y, "X": case.X}, 3)
+    direction = draw_like(arrays_of(case), 3)
     with double_precision():
         value, pushed, pulled = jax.device_get(
             estimate_with_derivatives(case.design, direction, draw_like(fields(expected), 4))
