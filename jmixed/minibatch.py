@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jmixed.data import Design, Grouping, Index, bucket
+from jmixed.data import Design, Grouping, Index
 from jmixed.errors import DataError, ModelError
+from jmixed.layout import bucket
 from jmixed.likelihood import criterion
 from jmixed.likelihood.moments import moments
 
