@@ -64,7 +64,7 @@ def main():
             seen = pd.DataFrame({"r": residual, "time": data.time, "person": data.person})[early]
             prediction = data.y[~early] - residual[~early]
             if mixed:
-                effects = jm.mixedlm("r ~ 1 + (time | person)", seen).fit().ranef()["person"].to_numpy()
+                effects = np.asarray(jm.mixedlm("r ~ 1 + (time | person)", seen).fit().ranef()["person"])
                 prediction = prediction + effects[later.person, 0] + effects[later.person, 1] * later.time
             errors[name] = float(np.sqrt(np.mean((later.y - prediction) ** 2)))
             print(f"{name}: root mean square error of the later rows {errors[name]:.3f}")

@@ -41,7 +41,7 @@ def learn(data, start=1.0, steps=25):
     for _ in range(steps):
         value, gradient = value_and_gradient(log_half)
         updates, state = solver.update(gradient, state, log_half, value=value, grad=gradient)
-        log_half = optax.apply_updates(log_half, jnp.clip(updates, -0.5, 0.5))
+        log_half = log_half + jnp.clip(jnp.asarray(updates), -0.5, 0.5)
     nearby = [value_and_gradient(log_half + step)[1] for step in (-1e-4, 1e-4)]
     half = float(jnp.exp(log_half))
     return half, half / float(np.sqrt((nearby[1] - nearby[0]) / 2e-4)), float(abs(value_and_gradient(log_half)[1]))
