@@ -140,8 +140,8 @@ def estimate(design: Design, reml: bool = True, theta0=None) -> Estimate:
 
     Derivatives are those of the optimum (implicit function theorem), in forward and reverse mode; the iterations are
     never unrolled. At a singular optimum they are those of the minimum-norm solution. First derivatives only: the
-    Hessian of the optimum is a constant to them. In 32 bits, estimates and derivatives are within 0.2% of their largest entry
-    on small well-conditioned data: a minimum is known to the root of the precision.
+    Hessian of the optimum is a constant to them. In 32 bits, estimates and derivatives are within 0.2% of their largest
+    entry on small well-conditioned data: a minimum is known to the root of the precision.
 
     Parameters
     ----------
