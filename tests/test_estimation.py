@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 import jmixed as jm
 from jmixed import programs
 from jmixed.errors import Outcome
-from jmixed.precision import double_precision
+from jmixed.precision import FLOAT, double_precision
 
 FIELDS = ("theta", "beta", "sigma", "b", "vcov_beta", "objective", "log_likelihood")
 
@@ -168,3 +168,28 @@ def test_jvp_and_vmap_commute_and_estimate_many_has_the_same_derivatives():
         check_grads(jax.jit(of), (case.y,), order=1, modes=("fwd", "rev"), rtol=1e-6, atol=1e-6, eps=1e-4)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-8, atol=1e-10), second, first)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-8), third, first)
+
+
+@pytest.mark.parametrize("name", ["intercept", "slope"])
+def test_single_precision_has_the_stated_accuracy(name):
+    accuracy = 2e-3
+    design, direction = layouts.case(name).design, np.random.default_rng(5).normal(size=layouts.ROWS)
+
+    @layouts.quick_jit
+    def of(design, direction):
+        def fields(y):
+            found = jm.estimate(design.replace(y=y))
+            return found.theta, found.beta, found.sigma, found.log_likelihood
+
+        return jax.jvp(fields, (design.y,), (direction,))
+
+    def narrow(leaf):
+        return np.asarray(leaf, np.float32) if np.asarray(leaf).dtype == FLOAT else leaf
+
+    with double_precision():
+        wide = jax.device_get(of(design, direction))
+    found = jax.device_get(of(jax.tree.map(narrow, design), direction.astype(np.float32)))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(found))
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=accuracy, atol=accuracy * np.max(np.abs(e))), found, wide
+    )
