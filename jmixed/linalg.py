@@ -142,7 +142,12 @@ class BlockDiagonal:
         return BlockDiagonal(tuple(b.T for b in self.blocks), self.repeats)
 
     def inverse(self) -> "BlockDiagonal":
-        return BlockDiagonal(tuple(jnp.linalg.inv(b) for b in self.blocks), self.repeats)
+        """By the normal equations, which a batch can do: for blocks that are well away from singular."""
+        return BlockDiagonal(tuple(sweep(b.T @ b, b.shape[0])[0] @ -b.T for b in self.blocks), self.repeats)
+
+    def smallest_singular_value(self):
+        """The smallest of all blocks."""
+        return jnp.sqrt(jnp.maximum(jnp.min(jnp.stack([eigh(b.T @ b)[0][0] for b in self.blocks])), 0))
 
     def _diagonal(self):
         """The diagonal, where that is all: one pass over an array instead of several."""
@@ -203,8 +208,8 @@ JACOBI = 6
 @jax.custom_batching.custom_vmap
 def eigh(a):
     """Ascending eigenvalues and the eigenvectors of a symmetric matrix (q, q), as `jnp.linalg.eigh` gives them."""
-    if a.shape[0] == 1:
-        return a[0], jnp.ones_like(a)
+    if a.shape[0] <= 1:
+        return jnp.diagonal(a), jnp.ones_like(a)
     return tuple(jnp.linalg.eigh(a))
 
 
@@ -217,8 +222,8 @@ def _eigh_of_many(size, batched, a):
 def _jacobi(a):
     """The eigenvalues by cyclic rotations (Golub and Van Loan, section 8.5), of a number that suits every matrix."""
     q = a.shape[0]
-    if q == 1:
-        return a[0], jnp.ones_like(a)
+    if q <= 1:
+        return jnp.diagonal(a), jnp.ones_like(a)
     first, second = (jnp.asarray(k, jnp.int32) for k in jnp.triu_indices(q, 1))
     identity = jnp.eye(q, dtype=a.dtype)
 

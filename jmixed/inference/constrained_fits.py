@@ -21,6 +21,7 @@ from jmixed.compilation import program
 from jmixed.data import Array, Moments
 from jmixed.likelihood.constrained import Border, constrained_deviance
 from jmixed.likelihood.criterion import psi_of, squares
+from jmixed.linalg import eigh
 from jmixed.optimize import DECREMENT, MAX_ITERATIONS, ROUNDING, Chart, chart_map, chart_roots
 from jmixed.trust_region import CURVATURE, trust_region_step
 
@@ -167,7 +168,7 @@ def _iterate(state: _State, u, evaluate, active) -> _State:
 def _spectrum(hessian, active):
     """Eigenvalues and -vectors in the free coordinates; held ones have a unit of curvature and no slope."""
     own = hessian[:-1, :-1] * (active[:, None] * active[None]) + jnp.diag(1 - active)
-    return jnp.linalg.eigh(own)
+    return eigh(own)
 
 
 def _roots(held: Held, structures, z):

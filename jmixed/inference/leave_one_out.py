@@ -17,6 +17,7 @@ from jmixed.estimation import outcome_of, start_at
 from jmixed.layout import bucket
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import moments, preconditioners
+from jmixed.linalg import eigh
 from jmixed.precision import double_precision
 from jmixed.programs import Fit
 
@@ -92,7 +93,7 @@ def _program(rows, clusters, chosen, theta, limit, reml, side_by_side):
     def without(cluster):
         held = moments(replace(rows, weights=jnp.where(clusters == cluster, 0, rows.weights)), columns)
         # All data together have the identity here: an eigenvalue of zero is a coefficient that the rest does not tell.
-        told = jnp.linalg.eigvalsh(held.G[:-1, :-1]) > 1e-10
+        told = eigh(held.G[:-1, :-1])[0] > 1e-10
         solution = optimize.minimize(held, start_at(theta, held), reml, limit)
         result = estimates(solution.roots, held, reml)
         numbers = (result[name] for name in ("theta", "beta", "sigma", "vcov_beta"))

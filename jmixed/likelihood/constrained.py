@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jmixed.data import Array, Moments
 from jmixed.likelihood.jets import Jet
 from jmixed.likelihood.second_order import jets
+from jmixed.linalg import inverse_and_log_determinant
 
 
 class Border(NamedTuple):
@@ -82,7 +83,7 @@ def _squares(G: Jet, border: Border):
     E = jnp.concatenate([jnp.concatenate([border.free, jnp.zeros((1, p), dtype)]), responses], axis=1)
     turned = Jet(*(jnp.einsum("ai,...ab,bj->...ij", E, part, E) for part in G))
     A = turned.value[:p, :p] + jnp.diag(border.padding)
-    inverse = jnp.linalg.inv(A) if p else A
+    inverse, _ = inverse_and_log_determinant(A)
     coefficients = inverse @ turned.value[:p, p:]
     contrast = jnp.concatenate([-coefficients, jnp.eye(2, dtype=dtype)])
     pulled = jnp.einsum("kij,ja->kia", turned.first, contrast)

@@ -16,6 +16,7 @@ from jmixed.data import Moments
 from jmixed.likelihood.crossed import reduce_crossed
 from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
 from jmixed.likelihood.stages import stage_matrix
+from jmixed.linalg import triangular_inverse
 
 
 class Reduced(NamedTuple):
@@ -113,7 +114,7 @@ def deviance_at(covariances, roots, moments: Moments, reml: bool):
 
 def precondition(factors, moments: Moments):
     """T^-1 lambda: the terms' relative factors in preconditioned columns."""
-    return [jnp.linalg.solve(T, factor) for T, factor in zip(moments.T, factors, strict=True)]
+    return [triangular_inverse(T) @ factor for T, factor in zip(moments.T, factors, strict=True)]
 
 
 def factors_of(theta, moments: Moments):

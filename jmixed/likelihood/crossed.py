@@ -119,8 +119,7 @@ def _eliminate_core(root, C, B):
     P = root.congruence(V)
     U = P @ B
     # Dividing by the root is cheap and loses digits near a singular one; then two more products each are due.
-    smallest = [jnp.min(jnp.linalg.svd(block, compute_uv=False)) for block in root.blocks]
-    safe = jnp.min(jnp.stack(smallest)) > jnp.finfo(C.dtype).eps ** 0.125
+    safe = root.smallest_singular_value() > jnp.finfo(C.dtype).eps ** 0.125
     S = jax.lax.cond(safe, lambda: root.inverse().T.congruence(eye - V), lambda: C - C @ P @ C)
     return Core(logdet, B.T @ U, C, P, (S + S.T) / 2, U, B - C @ U), V, safe
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jmixed.data import Moments
 from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.stages import places
+from jmixed.linalg import sweep
 
 SMALLEST, LARGEST = 1e-2, 1e4
 """Bounds of the relative variances: from zero no derivative leads away."""
@@ -45,7 +46,8 @@ def moment_variances(moments: Moments):
     system = jnp.block([[moments.nobs[None, None], traces[None]], [traces[:, None], overlaps]])
     observed = jnp.stack([moments.G[-1, -1], *(square(t) for t in terms)])
     scale = 1 / jnp.sqrt(jnp.diagonal(system))
-    solved = scale * jnp.linalg.solve(system * scale[:, None] * scale[None], observed * scale)
+    inverse = -sweep(system * scale[:, None] * scale[None], len(scale))[0]
+    solved = scale * (inverse @ (observed * scale))
     ratio = solved[1:] / jnp.where(solved[0] > 0, solved[0], moments.G[-1, -1] / moments.nobs)
     ratio = jnp.clip(jnp.where(jnp.isfinite(ratio), ratio, 1), SMALLEST, LARGEST)
     return [v * jnp.eye(p.q, dtype=ratio.dtype) for v, (_, _, p) in zip(ratio, terms, strict=True)]
