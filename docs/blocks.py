@@ -20,10 +20,6 @@ import time
 import warnings
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -106,6 +102,7 @@ def main():
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="put the output into the pages")
     arguments = parser.parse_args()
+    plt.switch_backend("Agg")
     pd.set_option("display.width", 100, "display.max_columns", None)
     jm.enable_compilation_cache()
     wrong = []
