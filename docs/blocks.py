@@ -4,8 +4,8 @@
     python docs/blocks.py --write docs/p-values.md      # puts the output and the pictures into the page
 
 The blocks of a page share one namespace. The value of a last expression is printed, as in a notebook, and so are
-warnings and the errors of jmixed; only blocks with a text block after them are compared, numbers to a part in a thousand.
-An image right after a block is the figure that the block drew.
+warnings and the errors of jmixed. Only blocks with a text block after them are compared, numbers to a part in a
+thousand. An image right after a block is the figure that the block drew.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 
 import jmixed as jm
 
@@ -42,7 +43,7 @@ def run(code: str, names: dict) -> str:
         try:
             exec(compile(tree, "<page>", "exec"), names)
             value = eval(compile(ast.Expression(last.value), "<page>", "eval"), names) if last else None
-            if value is not None and not code.rstrip().endswith(";"):
+            if value is not None and not isinstance(value, Axes):
                 print(value if isinstance(value, str) else repr(value))
         except jm.JmixedError as error:
             print(_told(type(error), error))
