@@ -33,6 +33,7 @@ KINDS = (
     "large variance",
     "tiny n",
     "nested",
+    "crossed",
 )
 
 
@@ -72,6 +73,10 @@ def random_design(rng):
         data["h"] = g * 5 + rng.integers(0, 5, n)
         data["y"] += rng.normal(size=groups * 5)[data["h"]] * rng.choice([0, 0.5, 2])
         formula = f"y ~ x + ({'1' if q < 3 else 'x'} | g) + (1 | h)"
+    if kind == "crossed":
+        data["h"] = rng.integers(0, int(rng.choice([3, 10, 40])), n)
+        data["y"] += rng.normal(size=40)[data["h"]] * rng.choice([0, 0.5, 2])
+        formula = f"y ~ x + ({random} | g) + ({rng.choice(['1', 'x'])} | h)"
     return kind, formula, data
 
 

@@ -4,6 +4,8 @@ Everyone has a level and a trend of their own. The network alone takes them for 
 integrated out of the likelihood, what a person's early rows say about the person helps to predict the later ones.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +66,8 @@ def main():
             seen = pd.DataFrame({"r": residual, "time": data.time, "person": data.person})[early]
             prediction = data.y[~early] - residual[~early]
             if mixed:
-                effects = jm.mixedlm("r ~ 1 + (time | person)", seen).fit().ranef()["person"].to_numpy()
+                modes: Any = jm.mixedlm("r ~ 1 + (time | person)", seen).fit().ranef()
+                effects = modes["person"].to_numpy()
                 prediction = prediction + effects[later.person, 0] + effects[later.person, 1] * later.time
             errors[name] = float(np.sqrt(np.mean((later.y - prediction) ** 2)))
             print(f"{name}: root mean square error of the later rows {errors[name]:.3f}")

@@ -4,6 +4,8 @@ The effect of a dose saturates, dose / (dose + half). `half` is a parameter of w
 the maximised likelihood is a differentiable function of it: each step of the outer search fits the model anew.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,12 +38,12 @@ def learn(data, start=1.0, steps=25):
 
     value_and_gradient = jax.jit(jax.value_and_grad(negative))
     solver = optax.lbfgs(linesearch=None, learning_rate=1.0)
-    log_half = jnp.log(start)
+    log_half: Any = jnp.log(start)
     state = solver.init(log_half)
     for _ in range(steps):
         value, gradient = value_and_gradient(log_half)
-        updates, state = solver.update(gradient, state, log_half, value=value, grad=gradient)
-        log_half = optax.apply_updates(log_half, jnp.clip(updates, -0.5, 0.5))
+        step: Any = solver.update(gradient, state, log_half, value=value, grad=gradient)
+        state, log_half = step[1], log_half + jnp.clip(step[0], -0.5, 0.5)
     nearby = [value_and_gradient(log_half + step)[1] for step in (-1e-4, 1e-4)]
     half = float(jnp.exp(log_half))
     return half, half / float(np.sqrt((nearby[1] - nearby[0]) / 2e-4)), float(abs(value_and_gradient(log_half)[1]))

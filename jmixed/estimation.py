@@ -139,7 +139,9 @@ def estimate(design: Design, reml: bool = True, theta0=None) -> Estimate:
     """Fit a mixed model as one pure function: jit, vmap and differentiate it in every array of the design.
 
     Derivatives are those of the optimum (implicit function theorem), in forward and reverse mode; the iterations are
-    never unrolled. At a singular optimum they are those of the minimum-norm solution.
+    never unrolled. At a singular optimum they are those of the minimum-norm solution. First derivatives only: the
+    Hessian of the optimum is a constant to them. In 32 bits, estimates and derivatives are within 0.2% of their largest
+    entry on small well-conditioned data: a minimum is known to the root of the precision.
 
     Parameters
     ----------

@@ -217,7 +217,7 @@ class FittedModel(WaldInference):
         self._need_data("random_effects_cov")
         return self._groups.covariances(self._spec.weights, self._fit)
 
-    def ranef(self, cond_var: bool = False):
+    def ranef(self, cond_var: bool = False) -> Any:
         """Conditional modes of the random effects by grouping factor.
 
         Parameters
