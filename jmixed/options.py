@@ -55,10 +55,14 @@ def warn_of_options(names: Iterable[str], niter_sa: int = 0) -> None:
             warnings.warn(f"Argument{plural} {', '.join(found)} {text}: leave out", FutureWarning, stacklevel=3)
 
 
+PAGE = "docs/singular.md"
+"""The page that explains both warnings."""
+
+
 def warn_of_outcome(fit: programs.Fit, task: Task, terms: Sequence[RandomTerm]) -> None:
     """Warn of a fit without a certified optimum, and of a singular one."""
     if not fit.converged:
-        warnings.warn(f"{fit.outcome.name}: {fit.outcome.message}", ConvergenceWarning, stacklevel=3)
+        warnings.warn(f"{fit.outcome.name}: {fit.outcome.message} ({PAGE}#outcomes)", ConvergenceWarning, stacklevel=3)
     moved = [piece.any() for piece in task.packing.split(task.free_root)]
     flagged = zip(terms, fit.singular, moved, strict=True)
     labels = [repr(term.vc or term.label) for term, singular, free in flagged if singular and free]
@@ -66,7 +70,7 @@ def warn_of_outcome(fit: programs.Fit, task: Task, terms: Sequence[RandomTerm]) 
         warnings.warn(
             f"the fit is singular: {', '.join(labels)} has a variance of zero or a correlation of one at the optimum. "
             "The estimates stand, but a simpler random-effects structure fits as well: consider leaving out a random "
-            "effect, or its correlations",
+            f"effect, or its correlations ({PAGE})",
             SingularWarning,
             stacklevel=3,
         )

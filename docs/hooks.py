@@ -1,0 +1,45 @@
+"""Build hook: the executed notebooks become pages, with the outputs and pictures that they hold."""
+
+import base64
+import json
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+# In the order in which they are read.
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+
+def on_files(files, config):
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        page, images = convert(path)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
+        for name, content in images.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
+    return files
+
+
+def convert(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and its pictures by name."""
+    parts, images = [], {}
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+        elif cell["cell_type"] == "code":
+            parts.append(f"```python\n{source}\n```")
+            for output in cell["outputs"]:
+                data = output.get("data", {})
+                if "image/png" in data:
+                    name = f"{path.stem}-{len(images)}.png"
+                    images[name] = base64.b64decode("".join(data["image/png"]))
+                    parts.append(f"![{_caption(source)}]({name})")
+                elif "text/html" in data:
+                    parts.append("<div class='output'>\n" + "".join(data["text/html"]).strip() + "\n</div>")
+                elif text := "".join(data.get("text/plain", output.get("text", ""))).rstrip():
+                    parts.append(f"```text\n{text}\n```")
+    return "\n\n".join(parts) + "\n", images
+
+
+def _caption(source: str) -> str:
+    return "Figure drawn by: " + source.strip().splitlines()[-1].replace("[", "(").replace("]", ")")
