@@ -13,7 +13,7 @@ import pandas as pd
 
 from jmixed.design import compress, survey
 from jmixed.design.stack import stack
-from jmixed.design.stream import reader
+from jmixed.design.stream import naming, reader
 from jmixed.design.terms import ModelData
 from jmixed.errors import DataError, RankWarning
 from jmixed.fitting import Fitting
@@ -144,7 +144,11 @@ class _OnDask:
                 return other if one is None else one
             return compress.merge(one, other) if statement is None else survey.merge(statement, one, other)
 
-        parts = [dask.delayed(function)(part) for part in self._parts(columns)]
+        def named(number, part):
+            with naming(number):
+                return function(part)
+
+        parts = [dask.delayed(named)(number, part) for number, part in enumerate(self._parts(columns))]
         return survey.reduce_in_pairs(parts, dask.delayed(join)).compute()
 
 

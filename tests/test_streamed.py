@@ -123,6 +123,18 @@ def test_parquet_files_are_read_in_batches(tmp_path, monkeypatch):
         jm.from_batches("y ~ year + (1 | g)", tmp_path / "missing.parquet")
 
 
+def test_partitions_of_dask_are_put_together_as_a_tree():
+    frame = pytest.importorskip("dask.dataframe", reason="an extra")
+    formula, data, words = CASES["weights"]
+    batched = jm.from_batches(formula, frame.from_pandas(data, npartitions=7), **words).fit()
+    whole = fits("weights")[0]
+    assert batched.objective == pytest.approx(whole.objective, rel=1e-12)
+    np.testing.assert_allclose(batched.theta, whole.theta, rtol=1e-9, atol=1e-9)
+    broken = data.assign(y=np.where(np.arange(600) == 599, np.inf, data.y))
+    with pytest.raises(DataError, match="batch 6: y has 1 infinite values"):
+        jm.from_batches("y ~ year + (1 | g)", frame.from_pandas(broken, npartitions=7))
+
+
 def test_groups_of_one_row_and_redundant_columns():
     data = simulated().iloc[:200].assign(one=1.0)
     data["g"] = np.where(np.arange(200) < 80, np.arange(200).astype(str), data.g)
@@ -154,7 +166,7 @@ def test_rows_of_a_design_from_batches_serve_the_array_functions():
 
     whole, batched = fits("slope")
     with jax.enable_x64(True):
-        found = jm.profiled_deviance(whole.theta, batched.model.design)
+        found = jax.jit(jm.profiled_deviance)(whole.theta, batched.model.design)
     assert float(found) == pytest.approx(whole.objective, rel=1e-12)
 
 
