@@ -25,6 +25,7 @@ from jmixed.minibatch import marginal_loss, take_groups
 from jmixed.model import MixedLM, mixedlm
 from jmixed.params import MixedLMParams, VCSpec
 from jmixed.results import MixedLMResults, load
+from jmixed.streamed import from_batches
 
 if TYPE_CHECKING:
     from jmixed import interop, plot
@@ -61,6 +62,7 @@ __all__ = [
     "enable_compilation_cache",
     "estimate",
     "estimate_many",
+    "from_batches",
     "interop",
     "load",
     "log_likelihood",

@@ -131,6 +131,23 @@ class Index:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Totals:
+    """What rows that stand for others do not tell: they have all cross-products of those, and a number of their own.
+
+    Attributes
+    ----------
+    nobs : scalar
+        Number of rows that they stand for.
+    log_weights : scalar
+        Sum of the log weights of those.
+    """
+
+    nobs: Array
+    log_weights: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Design:
     """The arrays of a mixed model, row by row. A pytree: it passes through jit, grad and vmap.
 
@@ -154,6 +171,8 @@ class Design:
         True number of levels of each factor; static.
     layout : Layout
         Shapes and the order of elimination; static.
+    totals : Totals or None
+        When the rows stand for those of data that are not held in memory (`jmixed.from_batches`).
 
     Examples
     --------
@@ -173,6 +192,12 @@ class Design:
     labels: tuple[str, ...] = static()
     counts: tuple[int, ...] = static()
     layout: Layout = static()
+    totals: Totals | None = None
+
+    @property
+    def nobs(self) -> int:
+        """Number of rows of the data."""
+        return self.y.shape[0] if self.totals is None else int(self.totals.nobs)
 
     def replace(self, *, y=None, X=None, Z=None, weights=None, offset=None) -> "Design":
         """The same layout with other arrays in the rows' order. Works under jit, grad and vmap.
@@ -214,7 +239,7 @@ class Design:
         if size is not None:
             columns = jax.tree.map(partial(_padded, size), columns)
         y, X, Z, weights, offset = columns
-        return Rows(y, X, Z, weights, offset, self.index, self.layout)
+        return Rows(y, X, Z, weights, offset, self.index, self.layout, self.totals)
 
 
 def _padded(size, array):
@@ -247,6 +272,8 @@ class Rows:
         A row of weight zero is not there: padding, or a missing response.
     X : array (rows, p)
     Z : tuple of arrays (rows, q), one per term
+    totals : Totals or None
+        As of a `Design`.
     """
 
     y: Array
@@ -256,6 +283,7 @@ class Rows:
     offset: Array
     index: Index
     layout: Layout = static()
+    totals: Totals | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -26,7 +26,7 @@ def group_sizes(spec) -> dict[str, GroupSizes]:
         top, _ = top_level(spec)
         # One group for all rows is a device for crossed factors: then the components' own factors matter.
         codes = {spec.group_name: top} if top.max() > 0 else codes
-    return {name: _sizes(np.bincount(code)) for name, code in codes.items()}
+    return {name: _sizes(np.bincount(code, spec.represents).astype(int)) for name, code in codes.items()}
 
 
 def _sizes(rows):
@@ -299,6 +299,7 @@ def without_rows(spec):
         index=spec.index[none],
         rows=spec.rows[none],
         frame=None,
+        represents=None if spec.represents is None else spec.represents[none],
         groups=None if spec.groups is None else spec.groups[none],
         terms=tuple(trimmed(term) for term in spec.terms),
     )

@@ -27,6 +27,7 @@ class Likelihood:
     offset: np.ndarray
     use_sqrt: bool
     reml: bool
+    nobs: int
     k_fe: int
     k_re2: int
     _packing: Packing
@@ -167,7 +168,7 @@ class Likelihood:
         beta = as_array(fe_params, "fe_params")
         psi = self._packing.pack(as_array(cov_re, "cov_re"), as_array(vcomp, "vcomp"), "get_scale")
         rss = given_coefficients(self.design, psi, beta, self.reml).rss
-        return rss / (len(self.exog) - self.k_fe if self.reml else len(self.exog))
+        return rss / (self.nobs - self.k_fe if self.reml else self.nobs)
 
     def predict(self, params, exog=None) -> np.ndarray:
         """The fixed part of the prediction.

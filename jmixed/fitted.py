@@ -66,7 +66,7 @@ class FittedModel(WaldInference):
         self._penalty = 0.0 if penalty is None else float(penalty)
         self._has_data = True
         self.use_sqrt = bool(getattr(model, "use_sqrt", True))
-        self.nobs, self.k_fe = len(self._spec.y), len(fit.beta)
+        self.nobs, self.k_fe = self._spec.nobs, len(fit.beta)
         self.k_re, self.k_re2, self.k_vc = (
             len(labels) for labels in (self._names.random, self._names.random_full, self._names.vcomp)
         )
@@ -195,7 +195,7 @@ class FittedModel(WaldInference):
 
     @cached_property
     def _groups(self) -> effects.Groups:
-        self._need_data("random effects by group")
+        self._need_data("random effects by group", rows=False)
         return effects.groups(self._spec, self._names.random)
 
     @cached_property
@@ -214,7 +214,7 @@ class FittedModel(WaldInference):
     @cached_property
     def random_effects_cov(self) -> dict:
         """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame."""
-        self._need_data("random_effects_cov")
+        self._need_data("random_effects_cov", rows=False)
         return self._groups.covariances(self._spec.weights, self._fit)
 
     def ranef(self, cond_var: bool = False) -> Any:
@@ -242,7 +242,7 @@ class FittedModel(WaldInference):
 
     @cached_property
     def _level_covariances(self) -> dict[str, np.ndarray]:
-        self._need_data("conditional covariances")
+        self._need_data("conditional covariances", rows=False)
         factors = effects.by_factor(self._spec.terms)
         return {group: self._joint.level_blocks(members) for group, members in factors.items()}
 
@@ -264,7 +264,7 @@ class FittedModel(WaldInference):
 
     @cached_property
     def _joint(self) -> JointCovariance:
-        self._need_data("the joint covariance of fixed and random effects")
+        self._need_data("the joint covariance of fixed and random effects", rows=False)
         codes = [term.codes for term in self._spec.terms]
         return joint_covariance(self.model.design, codes, self._fit)
 
@@ -355,6 +355,13 @@ class FittedModel(WaldInference):
             )
         return predict.from_columns(self._spec, data)
 
-    def _need_data(self, what: str) -> None:
+    def _need_data(self, what: str, rows: bool = True) -> None:
+        """Refuse what needs the rows of the data, or with ``rows=False`` at least their cross-products."""
         if not self._has_data:
             raise DataError(f"{what}: the rows of the data were removed by remove_data(); use a result that has them")
+        if rows and self._spec.represents is not None:
+            raise DataError(
+                f"{what}: needs the rows of the data, and from_batches keeps their cross-products only. Use "
+                "predict(batch, random_effects=True) on one batch after the other, or fit a part that fits into memory "
+                "with mixedlm"
+            )

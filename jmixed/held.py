@@ -198,7 +198,7 @@ def at_coefficients(fit: programs.Fit, task: Task, root: np.ndarray, beta: np.nd
     Fit
     """
     packing, design = task.packing, task.design
-    n, p = design.X.shape
+    n, p = design.nobs, design.X.shape[1]
     psi, nu = packing.psi_from_root(root), n - p if task.reml else n
     given = given_coefficients(design, psi, beta, task.reml)
     scale = given.rss / nu

@@ -95,7 +95,7 @@ def singular_flags(design, theta):
     for label, factor in zip(design.labels, factors_of_theta(structures, theta), strict=True):
         length = np.sqrt(np.sum(factor**2, axis=-1))
         Z = design.Z[label]
-        size = np.sqrt(np.einsum("ij,ij->j", Z, Z) / len(Z))
+        size = np.sqrt(np.einsum("ij,ij->j", Z, Z) / design.nobs)
         vanished = np.diagonal(factor, axis1=-2, axis2=-1) <= 1e-4 * length
         flags.append(np.any(vanished | (length * size <= 1e-4), axis=-1))
     return np.stack(flags, axis=-1) if flags else np.zeros((*np.shape(theta)[:-1], 0), bool)

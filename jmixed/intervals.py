@@ -179,7 +179,7 @@ class Intervals(Resampling):
         return self._profiled(self._places(which), tables.level_of(level), int(steps), progress)
 
     def _profiled(self, places: list[int], level: float, steps: int, progress: bool) -> Profile:
-        self._need_data("profile")
+        self._need_data("profile", rows=False)
         self._refuse_held("profile")
         names = [self._parameters[place][0] for place in places]
         wanted = [self._parameters[place][1] for place in places]
@@ -203,7 +203,7 @@ def ml_estimate(design, fit: programs.Fit | None) -> profiles.Estimate:
     fit = programs.fit(design, reml=False) if fit is None else fit
     if not fit.outcome.ok:
         raise ModelError(f"profile: the ML fit has no certified optimum ({fit.outcome.name}: {fit.outcome.message})")
-    sizes = [np.sqrt(np.mean(design.Z[label] ** 2, axis=0)) for label in design.labels]
+    sizes = [np.sqrt(np.sum(design.Z[label] ** 2, axis=0) / design.nobs) for label in design.labels]
     moments = programs.design_moments(design)
     return profiles.Estimate(moments, fit.theta, fit.beta, fit.sigma, fit.objective, sizes)
 

@@ -133,7 +133,7 @@ def from_columns(spec, exog) -> Rows:
         raise DataError(
             f"predict: exog has shape {np.shape(exog)}, but the model needs {p} columns: {list(spec.exog_names)}"
         )
-    if np.any(spec.offset):
+    if spec.has_offset:
         raise DataError(
             "predict: the model has an offset, which columns of exog do not carry; "
             "compute exog @ fe_params and add the offset of the new rows"

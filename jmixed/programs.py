@@ -209,7 +209,7 @@ def _collect(design, out, reml, timings):
     """Bring the program's arrays to the original scale of Z and into a `Fit`."""
     result, solution, roots, T, outcome = out
     structures, labels = design.layout.terms, design.labels
-    sigma, nu = float(result["sigma"]), design.y.shape[0] - (design.X.shape[1] if reml else 0)
+    sigma, nu = float(result["sigma"]), design.nobs - (design.X.shape[1] if reml else 0)
     at = solution.derivatives
     back = np.linalg.inv(psi_map(structures, T))
     gradient, hessian = back.T @ at.gradient, back.T @ at.hessian @ back
@@ -317,7 +317,7 @@ def gls(design: Design, psi):
     roots = roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
     with double_precision():
         result = jax.device_get(_gls_program(held, roots))
-    n, p = design.X.shape
+    n, p = design.nobs, design.X.shape[1]
     return result["beta"], float(result["sigma"]) ** 2 * n / max(n - p, 1), float(result["sigma"]) ** 2
 
 

@@ -179,7 +179,7 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         ValueError
             For another `vtype`, an unknown variance, or a `dist_low` that leads to variances of zero or less.
         """
-        self._need_data("profile_re")
+        self._need_data("profile_re", rows=False)
         term, column = self._find_variance(re_ix, vtype)
         covariance = self._fit.covariances[self._spec.terms[term].label]
         estimate = covariance[column, column]

@@ -67,7 +67,7 @@ class SmallSampleTests:
     _spec: ModelData
     _fit: Fit
     _free: np.ndarray
-    _need_data: Callable[[str], None]
+    _need_data: Callable[..., None]
 
     @cached_property
     def _free_beta(self) -> np.ndarray:
@@ -76,7 +76,7 @@ class SmallSampleTests:
 
     @cached_property
     def _curvature(self) -> Curvature:
-        self._need_data("degrees of freedom and standard errors of variance parameters")
+        self._need_data("degrees of freedom and standard errors of variance parameters", rows=False)
         design, free = self.model.design, None if np.all(self._free) else self._free != 0
         if not self._free_beta.all():
             design = without_coefficients(design, self._fit.beta, self._free_beta)

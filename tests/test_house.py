@@ -25,7 +25,7 @@ FLOORS = {
         *("contrasts", "wald", "tables", "fitted", "testing", "resampling", "comparison", "intervals", "parameters"),
         *("results", "summary", "predict", "diagnostics"),
     ),
-    7: ("model", "datasets", "plot", "interop", "__main__"),
+    7: ("model", "streamed", "datasets", "plot", "interop", "__main__"),
     8: ("__init__",),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

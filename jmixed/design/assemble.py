@@ -58,6 +58,10 @@ class Words:
     group_name: str | None
 
 
+class NoRowsError(DataError):
+    """Every row has a missing value."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows that may be in the model.
@@ -79,13 +83,13 @@ class Rows:
     def take(self, keep: np.ndarray) -> "Rows":
         """The rows at positions `keep`."""
         if not len(keep):
-            raise DataError("no rows are left after leaving out those with missing values; look at the columns used")
+            raise NoRowsError("no rows are left after leaving out those with missing values; look at the columns used")
         beside = {name: values.iloc[keep] for name, values in self.beside.items()}
         return Rows(self.frame.iloc[keep], beside, self.positions[keep])
 
 
 @dataclass(frozen=True)
-class _Evaluated:
+class Evaluated:
     """Rows with everything that was evaluated on them."""
 
     rows: Rows
@@ -93,7 +97,7 @@ class _Evaluated:
     matrices: dict[str, Matrix]
     sources: dict[str, Any]
 
-    def without(self, masks: Mapping[str, np.ndarray], missing: str) -> "_Evaluated":
+    def without(self, masks: Mapping[str, np.ndarray], missing: str) -> "Evaluated":
         """Leave out the masked rows, or refuse them."""
         masks = {name: mask for name, mask in masks.items() if mask.any()}
         if not masks:
@@ -105,11 +109,11 @@ class _Evaluated:
             part: Matrix(m.names, m.values[keep]) if len(m.values) == len(self.frame) else m
             for part, m in self.matrices.items()
         }
-        sources = {
+        labels = {
             name: values[keep] if isinstance(values, np.ndarray) else values.iloc[keep]
             for name, values in self.sources.items()
         }
-        return _Evaluated(self.rows.take(keep), self.frame.iloc[keep], matrices, sources)
+        return Evaluated(self.rows.take(keep), self.frame.iloc[keep], matrices, labels)
 
 
 def leave_out_missing(rows: Rows, words: Words, recipe: Recipe, missing: str) -> Rows:
@@ -155,11 +159,11 @@ def assemble(words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: 
     frame = working_frame(rows.frame, recipe.columns(recipe.specs), recipe.aliases)
     plans = [vc.plan(name, part, recipe, frame) for name, part in words.components]
     made, learnt = _evaluate(words, recipe, plans, rows, frame, missing)
-    grouping = _grouping(words, made)
+    grouping = grouping_factors(words, made.sources)
     built = _components(plans, recipe, made, grouping)
     if any(len(b.missing) for b in built.values()):
         made = made.without(_component_masks(built, len(made.frame)), missing)
-        grouping = _grouping(words, made)
+        grouping = grouping_factors(words, made.sources)
         built = _components(plans, recipe, made, grouping)
         made.without(_component_masks(built, len(made.frame)), "raise")
     terms = checks.distinct([*_terms(words, made, grouping), *_vc_terms(words, plans, recipe, made, grouping, built)])
@@ -168,7 +172,7 @@ def assemble(words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: 
 
 def _evaluate(
     words: Words, recipe: Recipe, plans: list[vc.Plan], rows: Rows, frame: pd.DataFrame, missing: str
-) -> tuple[_Evaluated, Recipe]:
+) -> tuple[Evaluated, Recipe]:
     """Evaluate all formulas but those of components made per group, together."""
     specs = dict(recipe.specs)
     for plan in plans:
@@ -178,7 +182,7 @@ def _evaluate(
         elif plan.numeric:
             specs[plan.part] = vc.numeric_spec(plan)
     found = evaluate(replace(recipe, specs=specs), specs, frame, fresh=True)
-    made = _Evaluated(rows, frame, found.matrices, _sources(words, rows, recipe))
+    made = Evaluated(rows, frame, found.matrices, sources(words, rows, recipe))
     masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in made.sources.items()}
     masks[f"columns made by {words.parts.text!r}"] = _mask(found.missing, len(frame))
     if len(found.missing):
@@ -186,7 +190,7 @@ def _evaluate(
     return made.without(masks, missing), replace(recipe, specs=found.specs)
 
 
-def _widen(masks: dict, found: Evaluation, made: _Evaluated) -> tuple[dict, _Evaluated]:
+def _widen(masks: dict, found: Evaluation, made: Evaluated) -> tuple[dict, Evaluated]:
     """Bring matrices without the missing rows back to all rows, so that one rule leaves rows out."""
     there = np.delete(np.arange(len(made.frame)), found.missing)
     full = {}
@@ -203,7 +207,7 @@ def _mask(rows: np.ndarray, n: int) -> np.ndarray:
     return mask
 
 
-def _sources(words: Words, rows: Rows, recipe: Recipe) -> dict[str, Any]:
+def sources(words: Words, rows: Rows, recipe: Recipe) -> dict[str, Any]:
     """The labels of every column or expression that a grouping factor is made of."""
     if words.group_name is not None:
         return {words.group_name: rows.beside["groups"]}
@@ -211,10 +215,10 @@ def _sources(words: Words, rows: Rows, recipe: Recipe) -> dict[str, Any]:
     return {name: source(name, rows.frame, recipe) for name in names}
 
 
-def _grouping(words: Words, made: _Evaluated) -> dict[tuple[str, ...], Factor]:
-    """The grouping factors of the model by their sources, each made once."""
+def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str, ...], Factor]:
+    """The grouping factors of the model by their sources, each made once from the sources' labels."""
     wanted = [part.factors for part in words.random] if words.group_name is None else []
-    single = {name: factor(name, values) for name, values in made.sources.items()}
+    single = {name: factor(name, values) for name, values in labels.items()}
     factors: dict[tuple[str, ...], Factor] = {(name,): f for name, f in single.items()}
     for names in wanted:
         for k in range(2, len(names) + 1):
@@ -223,7 +227,7 @@ def _grouping(words: Words, made: _Evaluated) -> dict[tuple[str, ...], Factor]:
     return factors
 
 
-def _terms(words: Words, made: _Evaluated, grouping: dict) -> list[RandomTerm]:
+def _terms(words: Words, made: Evaluated, grouping: dict) -> list[RandomTerm]:
     """The ordinary random-effects terms, ``||`` taken apart."""
     terms = []
     for part in words.random:
@@ -236,7 +240,7 @@ def _terms(words: Words, made: _Evaluated, grouping: dict) -> list[RandomTerm]:
             values = (
                 matrix.values if len(chosen) == len(matrix.names) else np.ascontiguousarray(matrix.values[:, chosen])
             )
-            label = part.label if not part.independent else f"{_bare(names[0])} | {own.name}"
+            label = part.label if not part.independent else f"{bare(names[0])} | {own.name}"
             terms.append(
                 RandomTerm(
                     label=label,
@@ -252,11 +256,12 @@ def _terms(words: Words, made: _Evaluated, grouping: dict) -> list[RandomTerm]:
     return terms
 
 
-def _bare(column: str) -> str:
+def bare(column: str) -> str:
+    """The effects of a term of one column, as its label has them."""
     return "1" if column == "Intercept" else f"0 + {column}"
 
 
-def _components(plans: list[vc.Plan], recipe: Recipe, made: _Evaluated, grouping: dict) -> dict[str, vc.Built]:
+def _components(plans: list[vc.Plan], recipe: Recipe, made: Evaluated, grouping: dict) -> dict[str, vc.Built]:
     """The components whose columns are made per group."""
     local = [plan for plan in plans if plan.way in ("ranks", "groups")]
     if not local:
@@ -270,7 +275,7 @@ def _component_masks(built: dict[str, vc.Built], n: int) -> dict[str, np.ndarray
 
 
 def _vc_terms(
-    words: Words, plans: list, recipe: Recipe, made: _Evaluated, grouping: dict, built: dict
+    words: Words, plans: list, recipe: Recipe, made: Evaluated, grouping: dict, built: dict
 ) -> list[RandomTerm]:
     """The terms that variance components stand for."""
     if not plans:
@@ -293,17 +298,17 @@ def _vc_terms(
 def _model(
     words: Words,
     recipe: Recipe,
-    made: _Evaluated,
+    made: Evaluated,
     grouping: dict,
     terms: tuple[RandomTerm, ...],
     drop_cols: tuple[str, ...],
 ) -> ModelData:
     """Check the arrays and put them together."""
     positions, rows = made.rows.positions, made.rows
-    endog_name, y = _response(recipe, made)
+    endog_name, y = response(recipe, made)
     right = made.matrices["rhs"]
     require_finite(right.values, right.names, positions)
-    weights, offset = _weights(rows), _offset(words, made)
+    weights, offset = weights_of(rows), offset_of(words, made)
     require_finite(y, [endog_name], positions)
     require_finite(offset, ["offset"], positions)
     checks.require_variation(y, offset, endog_name)
@@ -334,11 +339,11 @@ def _model(
         formula=words.parts.text,
         kept=kept,
         recipe=recipe,
-        offset_source=_offset_source(rows),
+        offset_source=offset_source(rows),
     )
 
 
-def _response(recipe: Recipe, made: _Evaluated) -> tuple[str, np.ndarray]:
+def response(recipe: Recipe, made: Evaluated) -> tuple[str, np.ndarray]:
     """The one numeric column that the left-hand side stands for."""
     left = made.matrices["lhs"]
     text = [name for name in recipe.needs["lhs"] if holds_text(column(made.rows.frame, name))]
@@ -353,7 +358,7 @@ def _response(recipe: Recipe, made: _Evaluated) -> tuple[str, np.ndarray]:
     return left.names[0], left.values[:, 0]
 
 
-def _weights(rows: Rows) -> np.ndarray:
+def weights_of(rows: Rows) -> np.ndarray:
     if "weights" not in rows.beside:
         return np.ones(len(rows.frame))
     values = numbers(rows.beside["weights"], "weights")
@@ -362,7 +367,7 @@ def _weights(rows: Rows) -> np.ndarray:
     return values
 
 
-def _offset(words: Words, made: _Evaluated) -> np.ndarray:
+def offset_of(words: Words, made: Evaluated) -> np.ndarray:
     parts = [made.matrices[f"offset{i}"] for i in range(len(words.parts.offsets))]
     for text, matrix in zip(words.parts.offsets, parts, strict=True):
         if len(matrix.names) != 1:
@@ -375,5 +380,5 @@ def _offset(words: Words, made: _Evaluated) -> np.ndarray:
     return reduce(np.add, values, np.zeros(len(made.frame)))
 
 
-def _offset_source(rows: Rows) -> str | None:
+def offset_source(rows: Rows) -> str | None:
     return str(rows.beside["offset"].name or "") if "offset" in rows.beside else None

@@ -65,13 +65,13 @@ def require_rows(n: int, names: Sequence[str]) -> None:
         )
 
 
-def require_variation(y: np.ndarray, offset: np.ndarray, name: str) -> None:
-    """A response that varies."""
+def require_variation(y: np.ndarray, offset: np.ndarray, name: str, nobs: int | None = None) -> None:
+    """A response that varies; `y` may be its least and greatest value of `nobs`."""
     rest = y - offset
     if rest.min() == rest.max():
         what = "minus its offset " if offset.any() else ""
         raise DataError(
-            f"the response {name!r} {what}is constant ({rest[0]:g} in all {len(y)} rows); "
+            f"the response {name!r} {what}is constant ({rest[0]:g} in all {len(y) if nobs is None else nobs} rows); "
             "there is nothing to model: check the column and the subset"
         )
 
@@ -86,9 +86,9 @@ def require_positive(weights: np.ndarray, positions: np.ndarray) -> None:
         )
 
 
-def require_identifiable(term: RandomTerm) -> None:
-    """More than one level, and fewer coefficients than rows."""
-    n, (levels, q) = len(term.codes), (len(term.levels), len(term.columns))
+def require_identifiable(term: RandomTerm, nobs: int | None = None) -> None:
+    """More than one level, and fewer coefficients than rows, of which there are `nobs` if not as many as codes."""
+    n, (levels, q) = len(term.codes) if nobs is None else nobs, (len(term.levels), len(term.columns))
     what = f"the random-effects term {term.label!r}" + (f" (component {term.vc!r})" if term.vc else "")
     if q == 0:
         raise ModelError(f"{what} has no columns; use 1 for a random intercept")

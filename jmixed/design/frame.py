@@ -13,12 +13,14 @@ from jmixed.errors import DataError, MissingDataError
 from jmixed.precision import FLOAT
 
 
-def as_frame(data: Any) -> pd.DataFrame:
+def as_frame(data: Any, allow_empty: bool = False) -> pd.DataFrame:
     """Any table as a DataFrame; a DataFrame comes back as it is.
 
     Parameters
     ----------
     data : DataFrame, mapping of columns, structured array, or a table that narwhals reads (polars, pyarrow, ...)
+    allow_empty : bool
+        Take a table without rows.
 
     Returns
     -------
@@ -48,7 +50,7 @@ def as_frame(data: Any) -> pd.DataFrame:
         raise DataError(
             f"data has duplicate column names: {twice}; rename them so that every name stands for one column"
         )
-    if not len(frame):
+    if not len(frame) and not allow_empty:
         raise DataError("data has no rows; check how they were read or selected")
     return frame
 

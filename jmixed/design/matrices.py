@@ -10,7 +10,7 @@ from jmixed.design.arrays import from_arrays
 from jmixed.design.assemble import Rows, Words, assemble, leave_out_missing
 from jmixed.design.formula import FormulaParts, RandomPart, bare_name, normalise, parse
 from jmixed.design.frame import as_frame, per_row, subset_positions
-from jmixed.design.materialise import read
+from jmixed.design.materialise import Recipe, read
 from jmixed.design.newdata import new_rows
 from jmixed.design.terms import ModelData, NewRows, RandomTerm
 from jmixed.errors import DataError, FormulaError, ModelError
@@ -84,10 +84,7 @@ def from_formula(
     beside = {"groups": groups, "weights": weights, "offset": offset}
     with timings.step("parse"):
         table = as_frame(data)
-        words = _words(parse(formula), table, groups, re_formula, vc_formula)
-        others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
-        others += [name for part in words.random for name in part.factors]
-        recipe = read(words.texts, table, env or {}, words.shown, others)
+        words, recipe = state(formula, table, beside, re_formula, vc_formula, env or {})
     with timings.step("materialise"):
         given = {name: per_row(value, table, name) for name, value in beside.items() if value is not None}
         rows = Rows(table, given, np.arange(len(table)))
@@ -95,6 +92,25 @@ def from_formula(
             rows = rows.take(subset_positions(table, subset))
         rows = leave_out_missing(rows, words, recipe, missing)
         return assemble(words, recipe, rows, missing, tuple(drop_cols or ()))
+
+
+def state(
+    formula: str, table: pd.DataFrame, beside: Mapping[str, Any], re_formula: Any, vc_formula: Any, env: Mapping
+) -> tuple[Words, Recipe]:
+    """A model in words, and its formulas as read for the columns of a table.
+
+    Parameters
+    ----------
+    formula, re_formula, vc_formula, env
+        As of `from_formula`.
+    table : DataFrame
+    beside : mapping
+        What was given as groups, weights and offset.
+    """
+    words = _words(parse(formula), table, beside["groups"], re_formula, vc_formula)
+    others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
+    others += [name for part in words.random for name in part.factors]
+    return words, read(words.texts, table, env, words.shown, others)
 
 
 def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: Any, vc_formula: Any) -> Words:

@@ -80,6 +80,7 @@ def stack(data, density=DENSITY) -> Design:
         labels=tuple(t.label for t in data.terms),
         counts=tuple(counts),
         layout=layout,
+        totals=data.totals,
     )
 
 

@@ -7,8 +7,10 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from jmixed.data import Totals
 from jmixed.design.factors import Factor
 from jmixed.design.materialise import Recipe
+from jmixed.precision import FLOAT
 
 
 class LocalColumns(Protocol):
@@ -125,6 +127,10 @@ class ModelData:
         The formulas with the state of their transforms, for new data.
     offset_source : str or None
         The column that ``offset=`` named; "" when it was an array.
+    represents : int array (n,) or None
+        How many rows of the caller's data each row stands for, when those are not held in memory.
+    log_weights : float
+        Sum of their log weights.
     """
 
     y: np.ndarray
@@ -144,6 +150,24 @@ class ModelData:
     kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     recipe: Recipe | None = field(default=None, repr=False)
     offset_source: str | None = None
+    represents: np.ndarray | None = field(default=None, repr=False)
+    log_weights: float = 0.0
+
+    @property
+    def nobs(self) -> int:
+        """Number of rows of the data."""
+        return len(self.y) if self.represents is None else int(self.represents.sum())
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether some row has an offset other than zero, as far as the rows are known."""
+        stated = self.offset_source is not None or (self.recipe is not None and "offset0" in self.recipe.specs)
+        return bool(self.offset.any()) or (stated and self.represents is not None)
+
+    @property
+    def totals(self) -> Totals | None:
+        """What the rows do not tell when they stand for others."""
+        return None if self.represents is None else Totals(np.asarray(self.nobs, FLOAT), np.asarray(self.log_weights))
 
 
 @dataclass(frozen=True)

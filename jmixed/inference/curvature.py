@@ -122,7 +122,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None) -> Cur
     with double_precision():
         at, inverse, logdet, A = jax.device_get(_program(held, roots, bool(reml)))
     to_psi = psi_map(structures, held.T)
-    m, (n, p) = len(at.gradient), design.X.shape
+    m, n, p = len(at.gradient), design.nobs, design.X.shape[1]
     if free is None:
         directions, bend = tangents(structures, roots, at.gradient)
         every = np.eye(m)

@@ -54,6 +54,7 @@ def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}
     C, B, A = _stack_stages(rows, arrays, preconditioned)
     G, log_weights, total = sum_in_blocks(_totals, arrays, preconditioned, axis=0, blocks=MANY)
+    known = rows.totals
     return Moments(
         C=C,
         B=B,
@@ -62,8 +63,8 @@ def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
         R=preconditioned.R,
         beta0=preconditioned.beta0,
         T=preconditioned.T,
-        log_weights=log_weights,
-        nobs=_count(rows.weights),
+        log_weights=log_weights if known is None else known.log_weights,
+        nobs=_count(rows.weights) if known is None else known.nobs,
         total=total,
         index=rows.index,
         layout=rows.layout,

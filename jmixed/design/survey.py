@@ -1,0 +1,244 @@
+"""The first pass over data in batches: which labels and categories there are, and rows that show what columns are like.
+
+Nothing is kept that grows with the number of rows: the combinations of the grouping factors' labels, one row for each
+category, and a thin sample. What two parts of the data tell is put together by `merge`, in any order.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.design.assemble import NoRowsError, Rows, Words, leave_out_missing, sources
+from jmixed.design.formula import bare_name
+from jmixed.design.frame import as_frame, per_row
+from jmixed.design.materialise import Recipe, evaluate, known_factors, restore, working_frame
+from jmixed.design.matrices import state
+from jmixed.design.stream import ANY_CATEGORIES, kinds_of, naming, require_alike
+from jmixed.errors import DataError, FormulaError, ModelError
+
+SAMPLE, THINNED = 256, 8192
+"""Rows that are sampled from a batch, and the number of sampled rows from which on every other one is given up."""
+
+MANY_CATEGORIES = 100_000
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A model of data in batches.
+
+    Attributes
+    ----------
+    words, recipe : Words, Recipe
+        The model in words and its formulas.
+    beside : dict
+        The columns given as groups, weights and offset.
+    missing : str
+    kinds : dict
+        What each column that is used holds, in the first batch.
+    tracked : tuple of str
+        Columns that categories are made of.
+    """
+
+    words: Words
+    recipe: Recipe
+    beside: dict[str, str]
+    missing: str
+    kinds: dict[str, Any]
+    tracked: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the data that are used."""
+        return list(self.kinds)
+
+    def rows(self, batch: pd.DataFrame) -> Rows | None:
+        """The rows of a batch that are in the model; None if there are none."""
+        if not len(batch):
+            return None
+        require_alike(batch, self.kinds)
+        frame = batch.loc[:, self.columns]
+        given = {name: per_row(value, frame, name) for name, value in self.beside.items()}
+        try:
+            rows = Rows(frame, given, np.arange(len(frame)))
+            return leave_out_missing(rows, self.words, self.recipe, self.missing)
+        except NoRowsError:
+            return None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a part of the data shows.
+
+    Attributes
+    ----------
+    nobs : int
+        Rows without missing values.
+    cells : DataFrame
+        The distinct combinations of labels, a column for each source of the grouping factors.
+    novel, sample : DataFrame
+        Rows that have a category first, and some of all rows.
+    """
+
+    nobs: int
+    cells: pd.DataFrame
+    novel: pd.DataFrame
+    sample: pd.DataFrame
+
+
+def stated(
+    formula: str,
+    tables: Iterable[pd.DataFrame],
+    beside: Mapping[str, Any],
+    re_formula: Any,
+    vc_formula: Any,
+    env: Mapping,
+    missing: str,
+) -> Statement:
+    """State a model for the first table that has usable rows.
+
+    Parameters
+    ----------
+    formula, re_formula, vc_formula, env, missing
+        As of `from_formula`.
+    tables : iterable of DataFrames
+    beside : mapping
+        What was given as groups, weights and offset.
+    """
+    if vc_formula is not None:
+        raise ModelError(
+            "from_batches takes no vc_formula, whose columns are made within groups. Bars say the same: "
+            "(1 | school/classroom) for a nested factor, (x || school) for an uncorrelated slope"
+        )
+    if missing not in ("none", "drop", "raise"):
+        raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
+    for name, value in beside.items():
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"from_batches: {name} is a {type(value).__name__}; it must be the name of a column")
+    for number, table in enumerate(tables):
+        if not len(table):
+            continue
+        with naming(number):
+            words, recipe = state(formula, as_frame(table), beside, re_formula, vc_formula, env)
+            given = {name: value for name, value in beside.items() if value is not None}
+            found = Statement(words, recipe, given, missing, _kinds(words, recipe, given, table))
+            rows = found.rows(table)
+            if rows is not None:
+                return replace(found, tracked=_tracked(found, rows))
+    raise DataError("batches have no rows without missing values; check how they are read")
+
+
+def _kinds(words: Words, recipe: Recipe, given: Mapping[str, str], table: pd.DataFrame) -> dict[str, Any]:
+    names = recipe.columns(recipe.specs)
+    kinds = kinds_of(table, names)
+    made_of = [name for part in words.random for name in part.factors] if words.group_name is None else []
+    beside = [value if value in table.columns else bare_name(value) for value in given.values()]
+    words_used = {word for text in made_of for word in re.findall(r"\w+", text)}
+    others = [*made_of, *beside, *(name for name in table.columns if name in words_used)]
+    others = [name for name in dict.fromkeys(others) if name in table.columns and name not in kinds]
+    return kinds | {k: ANY_CATEGORIES if isinstance(v, tuple) else v for k, v in kinds_of(table, others).items()}
+
+
+def _tracked(statement: Statement, rows: Rows) -> tuple[str, ...]:
+    """The columns that categorical factors use; transforms that need the whole column are refused."""
+    recipe, few = statement.recipe, rows.take(np.arange(min(len(rows.frame), 1000)))
+    frame = working_frame(few.frame, recipe.columns(recipe.specs), recipe.aliases)
+    specs = evaluate(recipe, recipe.specs, frame, fresh=True).specs
+    for part, spec in specs.items():
+        for text in spec.transform_state:
+            raise _whole_column(restore(text, recipe.aliases), recipe.texts[part])
+    factors = {f.expr for spec in specs.values() for f, (kind, _) in known_factors(spec).items() if kind != "numerical"}
+    texts = [restore(text, recipe.aliases) for text in factors]
+    return tuple(
+        name
+        for name in recipe.columns(recipe.specs)
+        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for text in texts)
+    )
+
+
+def _whole_column(text: str, formula: str) -> FormulaError:
+    return FormulaError(
+        f"{text!r} in {formula!r} needs the whole column at once, which batches do not have. Add its values as a "
+        "column to every batch, or use known numbers, as in I(x - 50)"
+    )
+
+
+def survey(statement: Statement, batch: pd.DataFrame) -> Survey | None:
+    """What one batch shows; None if it has no usable rows."""
+    rows = statement.rows(batch)
+    if rows is None:
+        return None
+    cells = pd.DataFrame({k: getattr(v, "array", v) for k, v in _labels(statement, rows).items()}).dropna()
+    places = np.unique(np.linspace(0, len(rows.frame) - 1, SAMPLE).astype(int))
+    return Survey(len(rows.frame), cells.drop_duplicates(), _novel(statement, rows.frame), rows.frame.iloc[places])
+
+
+def _labels(statement: Statement, rows: Rows) -> dict[str, Any]:
+    return sources(statement.words, rows, statement.recipe)
+
+
+def _novel(statement: Statement, frame: pd.DataFrame) -> pd.DataFrame:
+    """The first row of every category."""
+    first = [~frame[name].duplicated().to_numpy() for name in statement.tracked]
+    found = frame.loc[np.any(first, axis=0)] if first else frame.iloc[:1]
+    if len(found) > MANY_CATEGORIES:
+        raise DataError(
+            f"the categories made of {', '.join(map(repr, statement.tracked))} are more than {MANY_CATEGORIES}; use "
+            "such a column as a grouping factor, as in (1 | g)"
+        )
+    return found
+
+
+def merge(statement: Statement, one: Survey, other: Survey) -> Survey:
+    """What two parts of the data show together."""
+    cells = pd.concat([one.cells, other.cells], ignore_index=True).drop_duplicates()
+    novel = _novel(statement, pd.concat([one.novel, other.novel], ignore_index=True))
+    sample = pd.concat([one.sample, other.sample], ignore_index=True)
+    return Survey(one.nobs + other.nobs, cells, novel, sample.iloc[:: 2 if len(sample) > THINNED else 1])
+
+
+def reduce_in_pairs(parts: Iterable, join: Callable) -> Any:
+    """Put parts together as a tree, so that each is handled a logarithmic number of times; None if there are none."""
+    stack: list[tuple[int, Any]] = []
+    for part in parts:
+        level = 0
+        while stack and stack[-1][0] == level:
+            part, level = join(stack.pop()[1], part), level + 1
+        stack.append((level, part))
+    whole = stack.pop()[1] if stack else None
+    while stack:
+        whole = join(stack.pop()[1], whole)
+    return whole
+
+
+def survey_of(statement: Statement, tables: Iterable[pd.DataFrame]) -> Survey:
+    """What all batches show together."""
+
+    def parts() -> Iterator[Survey]:
+        for number, table in enumerate(tables):
+            with naming(number):
+                found = survey(statement, table)
+            if found is not None:
+                yield found
+
+    return reduce_in_pairs(parts(), partial(merge, statement))
+
+
+def learn(statement: Statement, found: Survey) -> tuple[Statement, Rows]:
+    """The statement with the categories of all batches, and example rows to look at columns with."""
+    frame = pd.concat([found.novel, found.sample], ignore_index=True)
+    beside = {name: per_row(value, frame, name) for name, value in statement.beside.items()}
+    rows, recipe = Rows(frame, beside, np.arange(len(frame))), statement.recipe
+    working = working_frame(frame, recipe.columns(recipe.specs), recipe.aliases)
+    learnt = replace(recipe, specs=evaluate(recipe, recipe.specs, working, fresh=True).specs)
+    every = evaluate(learnt, learnt.specs, working, fresh=False).matrices
+    half = evaluate(learnt, learnt.specs, working.iloc[::2], fresh=False).matrices
+    for part, matrix in half.items():
+        same = np.isclose(matrix.values, every[part].values[::2], rtol=1e-9, atol=0, equal_nan=True)
+        for k in np.flatnonzero(~np.all(same, axis=0)):
+            raise _whole_column(matrix.names[k], learnt.texts[part])
+    return replace(statement, recipe=learnt), rows
