@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jmixed.errors import DataError
 from jmixed.layout import Layout
@@ -212,7 +213,8 @@ class Design:
         Raises
         ------
         DataError
-            When a shape or a label does not match the design.
+            When a shape or a label does not match the design, or values that can be seen are no finite numbers. Under
+            jit, grad or vmap they cannot: a NaN ends as the outcome of the fit.
 
         Examples
         --------
@@ -228,9 +230,9 @@ class Design:
         changes = {"y": y, "X": X, "weights": weights, "offset": offset}
         changes = {name: value for name, value in changes.items() if value is not None}
         for name, value in changes.items():
-            _check_shape(name, value, getattr(self, name))
+            _check(name, value, getattr(self, name))
         for label, value in (Z or {}).items():
-            _check_shape(f"Z[{label!r}]", value, self.Z[label])
+            _check(f"Z[{label!r}]", value, self.Z[label])
         return _replace(self, **changes, Z={**self.Z, **(Z or {})})
 
     def rows(self, size: int | None = None) -> "Rows":
@@ -253,11 +255,21 @@ def _padded(size, array):
     return padded
 
 
-def _check_shape(name, value, old):
+def _check(name, value, old):
+    """Refuse another shape and, where values can be seen, those that are no numbers."""
     if np.shape(value) != np.shape(old):
         raise DataError(
             f"design.replace: {name} has shape {np.shape(value)}, but this design needs {np.shape(old)}: "
             "one entry per kept row, in the order of model.endog"
+        )
+    if isinstance(value, Tracer):
+        return
+    bad = ~np.isfinite(np.asarray(value))
+    if np.any(bad):
+        rows = np.flatnonzero(bad.reshape(len(bad), -1).any(1))
+        raise DataError(
+            f"design.replace: {name} is missing or infinite in {len(rows)} of {len(bad)} rows, the first of them row "
+            f"{rows[0]}: give numbers, and leave a row out by a weight of zero"
         )
 
 

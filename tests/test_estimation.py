@@ -193,3 +193,17 @@ def test_single_precision_has_the_stated_accuracy(name):
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(a, e, rtol=accuracy, atol=accuracy * np.max(np.abs(e))), found, wide
     )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_refused_where_it_is_seen_and_else_an_outcome(value):
+    case = layouts.case("slope")
+    design, y, Z = case.design, case.y.copy(), case.terms[0].Z.copy()
+    y[7] = Z[9, 1] = value
+    with pytest.raises(jm.DataError, match=r"y is missing or infinite in 1 of 60 rows, the first of them row 7"):
+        design.replace(y=y)
+    with pytest.raises(jm.DataError, match=r"Z\['x \| g'\] is missing or infinite.*row 9"):
+        design.replace(Z={"x | g": Z})
+    with double_precision():
+        outcome = layouts.quick_jit(lambda y: jm.estimate(design.replace(y=y)).outcome)(y)
+    assert not jm.Outcome(int(outcome)).ok
