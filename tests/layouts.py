@@ -54,6 +54,7 @@ class Case:
     offset: np.ndarray
     terms: tuple[Term, ...]
     sparse: bool = False
+    totals: None = None
 
     @property
     def design(self) -> Design:
