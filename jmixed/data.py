@@ -331,6 +331,8 @@ class Moments:
         Where rows and levels belong.
     repeats : array (blocks,), or None
         How often the log-determinant of each block of the only stage counts; None: once (see `likelihood.collapse`).
+    axis : str or None
+        Axis of the mesh over which the blocks of the only stage are shared out; inside `jax.shard_map` only.
     """
 
     C: tuple[Array, ...]
@@ -346,3 +348,8 @@ class Moments:
     index: Index
     layout: Layout = static()
     repeats: Array | None = None
+    axis: str | None = static(default=None)
+
+    def over_devices(self, sums):
+        """Sums over the blocks of one device as sums over all blocks."""
+        return sums if self.axis is None else jax.lax.psum(sums, self.axis)

@@ -16,6 +16,7 @@ from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.linalg import eigh
+from jmixed.sharing import axis_to_share, minimize_shared
 
 BLUR = 3e9
 """Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
@@ -135,7 +136,7 @@ def log_likelihood(beta, theta, sigma, design: Design | Moments):
     return criterion.log_density(jnp.asarray(beta), jnp.asarray(theta), jnp.asarray(sigma), held)
 
 
-def estimate(design: Design, reml: bool = True, theta0=None) -> Estimate:
+def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis: str | None = None) -> Estimate:
     """Fit a mixed model as one pure function: jit, vmap and differentiate it in every array of the design.
 
     Derivatives are those of the optimum (implicit function theorem), in forward and reverse mode; the iterations are
@@ -151,10 +152,24 @@ def estimate(design: Design, reml: bool = True, theta0=None) -> Estimate:
         Restricted maximum likelihood, or maximum likelihood.
     theta0 : array (m,), optional
         Start; by default one is found.
+    mesh : jax.sharding.Mesh, optional
+        Devices, of one or several processes, over which the groups are shared out: each evaluation of the likelihood
+        then works on the groups of each device and sums once over devices. One grouping factor, whose number of levels
+        need not be a multiple of the number of devices. Cross-products are computed from the design before that, and
+        every process passes the same design.
+    axis : str, optional
+        The axis of the mesh to use; the only one by default.
 
     Returns
     -------
     Estimate
+
+    Raises
+    ------
+    ModelError
+        With a mesh: the model has several grouping factors that are not the same.
+    DataError
+        The mesh has no such axis, or more devices than there are groups.
 
     Examples
     --------
@@ -167,9 +182,14 @@ def estimate(design: Design, reml: bool = True, theta0=None) -> Estimate:
     >>> round(float(influence @ design.y), 4)
     10.4673
     """
+    axis = None if mesh is None else axis_to_share(design.layout, design.counts, mesh, axis)
     held = moments(design)
     constant = stop_gradient(held)
-    solution = optimize.minimize(constant, start_at(theta0, constant), reml, optimize.MAX_ITERATIONS)
+    start = start_at(theta0, constant)
+    if axis is None:
+        solution = optimize.minimize(constant, start, reml, optimize.MAX_ITERATIONS)
+    else:
+        solution = minimize_shared(constant, start, reml, mesh, axis)
     return estimate_at(solution, held, design, reml)
 
 

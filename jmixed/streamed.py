@@ -137,7 +137,7 @@ class _OnDask:
         return self._reduced(plan.statement.columns, lambda part: compress.sums(plan, part), None)
 
     def _reduced(self, columns, function: Callable, statement) -> Any:
-        import dask  # pyright: ignore[reportMissingImports]
+        from dask.delayed import delayed  # pyright: ignore[reportMissingImports]
 
         def join(one, other):
             if one is None or other is None:
@@ -148,8 +148,8 @@ class _OnDask:
             with naming(number):
                 return function(part)
 
-        parts = [dask.delayed(named)(number, part) for number, part in enumerate(self._parts(columns))]
-        return survey.reduce_in_pairs(parts, dask.delayed(join)).compute()
+        parts = [delayed(named)(number, part) for number, part in enumerate(self._parts(columns))]
+        return survey.reduce_in_pairs(parts, delayed(join)).compute()
 
 
 class StreamedLM(Fitting):

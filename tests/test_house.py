@@ -17,7 +17,7 @@ FLOORS = {
     1: ("linalg", "covariance", "layout", "data"),
     2: ("design", "likelihood"),
     3: ("optimize", "trust_region", "information"),
-    4: ("estimation", "programs", "batches", "minibatch"),
+    4: ("estimation", "sharing", "programs", "batches", "minibatch"),
     5: ("inference",),
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
@@ -31,7 +31,7 @@ FLOORS = {
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 STRANGERS = {frozenset({"design", "likelihood"})}
 ARRAY_SIDE = {"linalg", "covariance", "layout", "data", "likelihood", "optimize", "trust_region", "information"}
-ARRAY_SIDE |= {"estimation", "programs", "batches", "minibatch", "inference"}
+ARRAY_SIDE |= {"estimation", "sharing", "programs", "batches", "minibatch", "inference"}
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}
 

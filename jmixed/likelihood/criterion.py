@@ -50,7 +50,7 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
         summed = layout.is_summed(s) and moments.repeats is None
         result = eliminate(stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], summed)
         results.append(result)
-        logdet = logdet + jnp.sum(result.logdet if moments.repeats is None else moments.repeats * result.logdet)
+        own_logdet = jnp.sum(result.logdet if moments.repeats is None else moments.repeats * result.logdet)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
@@ -59,7 +59,8 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
             C[t], B[t] = C[t] - explained[:, :width], B[t] - explained[:, width:]
             start += width
         rest = result.K[start:, start:]
-        G = G - (rest if summed else jnp.sum(rest, axis=-1))
+        own_logdet, rest = moments.over_devices((own_logdet, rest if summed else jnp.sum(rest, axis=-1)))
+        logdet, G = logdet + own_logdet, G - rest
     return Reduced(G, logdet, tuple(results), tuple(B))
 
 

@@ -100,6 +100,8 @@ def _eliminate_all(psi, roots, moments):
             stage_logdet, K = _eliminate_first(sigma, root, M, C[s].value, B[s].value)
         else:
             stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed, moments.repeats)
+        # Of blocks that are shared out there is one stage, whose K is summed.
+        stage_logdet, K = moments.over_devices((stage_logdet, K))
         active = np.concatenate([active, own])
         logdet = add_to(logdet, stage_logdet, active)
         start = 0
