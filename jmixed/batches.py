@@ -100,6 +100,7 @@ def estimate_many(design: Design, Y, reml: bool = True, *, X=None, Z=None, weigh
     >>> np.asarray(many.sigma).round(3)
     array([30.991, 61.982])
     """
+    design.require_rows("estimate_many")
     given = {"y": Y, "X": X, "Z": Z, "weights": weights, "offset": offset}
     given = {name: value for name, value in given.items() if value is not None}
     m = _check_batch(design, given)

@@ -200,6 +200,14 @@ class Design:
         """Number of rows of the data."""
         return self.y.shape[0] if self.totals is None else int(self.totals.nobs)
 
+    def require_rows(self, what: str) -> None:
+        """Refuse what takes the rows one by one when they stand for others."""
+        if self.totals is not None:
+            raise DataError(
+                f"{what} needs the rows of the data, and from_batches keeps their cross-products only; use the design "
+                "of a model made by mixedlm"
+            )
+
     def replace(self, *, y=None, X=None, Z=None, weights=None, offset=None) -> "Design":
         """The same layout with other arrays in the rows' order. Works under jit, grad and vmap.
 

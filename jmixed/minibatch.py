@@ -51,6 +51,7 @@ def take_groups(design: Design, groups):
     >>> batch.y.shape, np.unique(np.asarray(rows) // 10).tolist()
     ((20,), [3, 5])
     """
+    design.require_rows("take_groups")
     layout = design.layout
     if len(layout.factors) != 1:
         raise ModelError(
