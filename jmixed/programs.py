@@ -101,6 +101,8 @@ class Fit:
 
 FEW_LEVELS = 8
 """With a factor of so few levels the deviance can have several minima, and a fit tries other starts as well."""
+THIN = 1000
+"""So do crossed factors with more coefficients than half of so few rows."""
 OTHER_STARTS = 8
 
 _cross_products = program(cross_products)
@@ -168,17 +170,27 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
         solve = partial(_fit_program, held, reml=bool(reml), method=method)
         out = jax.device_get(solve(theta0, free, limit, tolerance))
-        if alone and len(theta0) > 1 and min(design.counts) <= FEW_LEVELS:
-            others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, out)]
+        if alone and len(theta0) > 1 and (count := _other_starts_wanted(design)):
+            others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, out, count)]
             out = _best_of_starts(out, jax.device_get(others))
     with timings.step("results"):
         return _collect(design, out, reml, timings)
 
 
-def _other_starts(structures, out):
+def _other_starts_wanted(design):
+    """How many other starts are worth it: some where the deviance may have several minima, more for few rows."""
+    layout, rows = design.layout, design.nobs
+    coefficients = sum(n * layout.factor_width(f) for f, n in enumerate(design.counts))
+    thin = layout.crossed and rows <= THIN and 2 * coefficients > rows
+    if not thin and min(design.counts) > FEW_LEVELS:
+        return 0
+    return OTHER_STARTS if rows > 50 else 4 * OTHER_STARTS
+
+
+def _other_starts(structures, out, count):
     """Random starts around one, in preconditioned columns, the same in every run."""
     rng, T = np.random.default_rng(0), out[3]
-    for _ in range(OTHER_STARTS):
+    for _ in range(count):
         theta = []
         for structure, basis in zip(structures, T, strict=True):
             root = 10 ** rng.uniform(-1, 1.5) * rng.normal(size=(structure.q, structure.q))

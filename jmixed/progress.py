@@ -34,7 +34,7 @@ def bar(total: int, shown: bool, what: str) -> Iterator[Callable[[int], object]]
         def advance(count):
             nonlocal done
             done += count
-            print(f"\r{what}: {done} of {total}", end="", file=sys.stderr, flush=True)
+            print(f"\r{what}: {done}/{total}", end="", file=sys.stderr, flush=True)
 
         yield advance
         print(file=sys.stderr)
