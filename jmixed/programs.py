@@ -199,12 +199,19 @@ def _other_starts(structures, out, count):
 
 
 def _best_of_starts(out, others):
-    """The certified optimum with the lowest deviance; the first, unless another is lower by more than rounding."""
+    """The certified optimum with the lowest deviance; the first, unless another is lower by more than rounding.
+
+    When one of them came lower without reaching an optimum, as where so many coefficients fit the response perfectly
+    that the deviance has no minimum, it is no optimum that is to be reported.
+    """
     best = out
     for other in others:
         lower = other[0]["objective"] < best[0]["objective"] - 1e-8 or not Outcome(int(best[4])).ok
         if Outcome(int(other[4])).ok and lower:
             best = other
+    certified = best[0]["objective"]
+    lower = [one for one in others if one[0]["objective"] < certified - 1e-5 and not Outcome(int(one[4])).ok]
+    best = min([best, *lower], key=lambda one: one[0]["objective"])
     evaluations = sum(int(one[1].evaluations) for one in (out, *others))
     return (best[0], best[1]._replace(evaluations=evaluations), *best[2:])
 
