@@ -9,6 +9,7 @@ is named and skipped; so is one that does not finish. Look at the criterion firs
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -22,6 +23,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +34,11 @@ SINGLE_FACTOR = ("sleepstudy", "chem97", "slopes 100k")
 """Cases that statsmodels can be given: it has no crossed factors to speak of."""
 
 
+def _peer(name) -> Any:
+    """A package that need not be installed."""
+    return importlib.import_module(name)
+
+
 def fit_jmixed(data, formula):
     import jmixed as jm
 
@@ -40,22 +47,18 @@ def fit_jmixed(data, formula):
 
 
 def fit_glmm(data, formula):
-    import glmm
-
-    fit = glmm.fit(data, formula, satterthwaite=False)
+    fit = _peer("glmm").fit(data, formula, satterthwaite=False)
     return -2 * fit.loglik
 
 
 def fit_mixedlm(data, formula):
-    import mixedlm
-
+    mixedlm = _peer("mixedlm")
     return mixedlm.REMLcrit(mixedlm.lmer(formula, data))
 
 
 def fit_gpboost(data, formula):
     """Maximum likelihood; random slopes are always independent of the intercepts, and crossed factors stochastic."""
-    import gpboost
-
+    gpboost = _peer("gpboost")
     fixed, bars = _parts(formula)
     groups = np.column_stack([data[group].astype(str) for _, group in bars])
     slopes = [(name, k) for k, (names, _) in enumerate(bars) for name in names]

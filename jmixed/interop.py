@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -195,9 +196,10 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     for term in spec.terms:
         own = [f"level of {term.label}", f"column of {term.label}"]
         dims[term.label], coords = own, coords | dict(zip(own, (list(term.levels), list(term.columns)), strict=True))
-    if hasattr(arviz, "InferenceData"):
-        return arviz.from_dict(**groups, coords=coords, dims=dims)
-    return arviz.from_dict(groups, coords=coords, dims=dims)
+    if "data" in inspect.signature(arviz.from_dict).parameters:
+        return arviz.from_dict(groups, coords=coords, dims=dims)
+    # Before its first version ArviZ took the groups by keyword.
+    return arviz.from_dict(**groups, coords=coords, dims=dims)
 
 
 def _module(name: str) -> Any:

@@ -310,16 +310,18 @@ def sweep(a, count):
 def semidefinite_root(a):
     """A matrix B (r, r) with B B' = a for a positive semidefinite one, by Cholesky steps from the largest pivot on.
 
-    What is left when the pivots are used up is rounding, in all entries: Higham (2002), section 10.3.
+    What is left when the pivots are used up is rounding, in all entries: Higham (2002), section 10.3. A pivot as small
+    as that must not be divided by: the entries beside it are no smaller.
     """
     r = a.shape[0]
+    least = 4 * r * jnp.finfo(a.dtype).eps * jnp.max(jnp.diagonal(a))
 
     def step(k, carry):
         a, root = carry
         pivots = jnp.diagonal(a)
         pivot = jnp.max(pivots)
         own = jnp.arange(r) == jnp.argmax(pivots)
-        column = jnp.sum(jnp.where(own[None], a, 0), axis=1) / jnp.sqrt(jnp.where(pivot > 0, pivot, jnp.inf))
+        column = jnp.sum(jnp.where(own[None], a, 0), axis=1) / jnp.sqrt(jnp.where(pivot > least, pivot, jnp.inf))
         return a - column[:, None] * column[None], jnp.where((jnp.arange(r) == k)[None], column[:, None], root)
 
     return _repeat(r, step, (a, jnp.zeros_like(a)))[1]

@@ -102,7 +102,13 @@ def collapse(held: Moments, classes: Classes) -> Moments:
     C, B = held.C[0], held.B[0]
     Q, border, blocks = B.shape
     r, count, dtype = Q * border, classes.size.shape[0], B.dtype
-    flat = B.reshape(r, blocks)
+    # Where columns of Z and X are orthogonal within groups, what is left is rounding, and every time it is computed
+    # another one: a matrix of such products need not be semidefinite. So each is made once, and rows of that size are
+    # zero.
+    size = jnp.max(jnp.diagonal(C, axis1=0, axis2=1)) * jnp.tile(jnp.diagonal(held.G), Q)
+    flat = jax.lax.optimization_barrier(B.reshape(r, blocks))
+    rounding = (1e4 * jnp.finfo(dtype).eps) ** 2 * size
+    flat = jnp.where((jnp.sum(flat**2, axis=1) > rounding)[:, None], flat, 0)
     member = (classes.of[None] == jnp.arange(count, dtype=jnp.int32)[:, None]).astype(dtype)
     total = jnp.einsum("dag,bg->dab", flat[None] * member[:, None], flat)
     # X is orthonormal and y has its own unit: to unit diagonal first, so that neither drowns in the other's rounding.
