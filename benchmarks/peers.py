@@ -94,7 +94,8 @@ def _parts(formula):
 
 
 def _numeric(column):
-    return np.asarray(pd.to_numeric(column), float)
+    """Numbers as they are; of two categories the second is one."""
+    return np.asarray(column if column.dtype.kind in "if" else pd.factorize(column, sort=True)[0], float)
 
 
 def measure(system, case, path, repeats, budget):
