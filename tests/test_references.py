@@ -9,7 +9,7 @@ from references import case, names, small_sample
 
 import jmixed as jm
 
-# Two crossed factors of thousands of levels: their dense core is beyond a test.
+# Crossed factors of thousands of levels: seconds to compile and to fit, and their layout is among the small ones too.
 LARGE = {"insteval_crossed_reml", "insteval_crossed3_ml"}
 CASES = [name for name in names() if name not in LARGE]
 WORDS = [name for name in CASES if case(name)[0]["statsmodels"]]
