@@ -56,7 +56,8 @@ def take_groups(design: Design, groups):
     if len(layout.factors) != 1:
         raise ModelError(
             f"take_groups needs a model with one grouping factor, and this one has {len(layout.factors)}: groups of "
-            "several factors are not independent of each other"
+            "several factors are not independent of each other",
+            page="jax.md#a-neural-network-with-random-effects",
         )
     table = _rows_of_groups(design)
     picked = jnp.asarray(table)[jnp.asarray(groups)]
@@ -98,7 +99,8 @@ def _rows_of_groups(design):
     grouping = design.index.groupings[0]
     if isinstance(grouping.rows, Tracer):
         raise DataError(
-            "take_groups: the design is a value that JAX is tracing; close over it instead of passing it in"
+            "take_groups: the design is a value that JAX is tracing; close over it instead of passing it in",
+            page="jax.md#a-neural-network-with-random-effects",
         )
     of = np.arange(grouping.rows.shape[1]) if grouping.segments is None else np.asarray(grouping.segments)
     real = grouping.rows < np.shape(design.y)[0]

@@ -87,7 +87,8 @@ class SmallSampleTests:
         if not self.reml:
             raise ModelError(
                 "ddf='kenward-roger' is defined for REML, and this is an ML fit: refit with fit(reml=True), or use "
-                "ddf='satterthwaite'"
+                "ddf='satterthwaite'",
+                page="p-values.md",
             )
         return kenward_roger.kenward_roger(self._curvature)
 

@@ -109,7 +109,8 @@ def top_level(spec: ModelData) -> tuple[np.ndarray, pd.Index, str]:
     if not all(_lies_within(term.codes, coarsest.codes) for term in spec.terms):
         raise ModelError(
             f"the grouping factors {sorted({term.group for term in spec.terms})} are crossed, so the rows have no one "
-            "group; see the terms of model.spec, or result.ranef(), which has one table for each factor"
+            "group; see the terms of model.spec, or result.ranef(), which has one table for each factor",
+            page="formula.md#crossed-factors",
         )
     return coarsest.codes, pd.Index(coarsest.levels), coarsest.group
 

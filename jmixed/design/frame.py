@@ -62,7 +62,8 @@ def refuse_tracer(
     if isinstance(value, Tracer):
         raise DataError(
             f"{name} is a value that JAX is tracing (jit, grad or vmap), but this works on numbers and returns "
-            f"numbers. Inside a transformation use {instead}"
+            f"numbers. Inside a transformation use {instead}",
+            page="jax.md",
         )
 
 

@@ -363,7 +363,8 @@ def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.
         if unseen:
             raise DataError(
                 f"new data has categories of {name!r} that the model has not seen: {unseen[:5]}; the known ones are "
-                f"{list(state['categories'])[:20]}. Leave these rows out or refit with them"
+                f"{list(state['categories'])[:20]}. Leave these rows out or refit with them",
+                page="new-groups.md",
             )
 
 
