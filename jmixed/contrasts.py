@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from jmixed.errors import FormulaError
+from jmixed.errors import DataError, FormulaError
 from jmixed.precision import FLOAT
 
 
@@ -32,7 +32,7 @@ def hypotheses(spec, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     ------
     FormulaError
         When a text is not a linear equation in the names.
-    ValueError
+    DataError
         When a matrix does not have p columns.
 
     Examples
@@ -57,11 +57,11 @@ def hypotheses(spec, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def _checked(R, q, names):
     if R.ndim != 2 or R.shape[1] != len(names):
-        raise ValueError(
+        raise DataError(
             f"r_matrix should have {len(names)} columns, one for each of {list(names)}; its shape is {R.shape}"
         )
     if q.size not in (1, len(R)):
-        raise ValueError(f"the right-hand side should have one value or {len(R)}, one per row; it has {q.size}")
+        raise DataError(f"the right-hand side should have one value or {len(R)}, one per row; it has {q.size}")
     return R, np.broadcast_to(q.ravel() if q.size > 1 else q.reshape(-1)[:1], (len(R),)).astype(FLOAT)
 
 
@@ -348,7 +348,7 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
 
     Raises
     ------
-    ValueError
+    DataError
         When a tested parameter has no standard error.
 
     Examples
@@ -360,7 +360,7 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
     """
     covariance = R @ cov @ R.T
     if not np.all(np.isfinite(covariance)):
-        raise ValueError("a Wald test of a parameter without a standard error: leave that parameter out of r_matrix")
+        raise DataError("a Wald test of a parameter without a standard error: leave that parameter out of r_matrix")
     scales = np.sqrt(np.diag(covariance))
     scales = np.where(scales > 0, scales, 1.0)
     correlation = covariance / np.outer(scales, scales)
