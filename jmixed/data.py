@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jmixed.errors import DataError
-from jmixed.layout import Layout
+from jmixed.layout import Layout, padded
 
 Array = Any
 
@@ -18,10 +18,6 @@ Array = Any
 def static(**kwargs):
     """A dataclass field that is part of the tree's structure, not one of its arrays."""
     return field(metadata={"static": True}, **kwargs)
-
-
-ALIGNMENT = 64
-"""Bytes to which the memory of large arrays is aligned."""
 
 
 @jax.tree_util.register_dataclass
@@ -178,8 +174,7 @@ class Design:
     Examples
     --------
     >>> import jmixed as jm
-    >>> data = jm.datasets.load("sleepstudy")
-    >>> design = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).design
+    >>> design = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).design
     >>> design.y.shape, design.X.shape, {k: v.shape for k, v in design.Z.items()}
     ((180,), (180, 2), {'Days | Subject': (180, 2)})
     """
@@ -197,11 +192,32 @@ class Design:
 
     @property
     def nobs(self) -> int:
-        """Number of rows of the data."""
+        """Number of rows of the data.
+
+        Examples
+        --------
+        >>> model.design.nobs
+        180
+        """
         return self.y.shape[0] if self.totals is None else int(self.totals.nobs)
 
     def require_rows(self, what: str) -> None:
-        """Refuse what takes the rows one by one when they stand for others."""
+        """Refuse what takes the rows one by one when they stand for others.
+
+        Parameters
+        ----------
+        what : str
+            Who needs them, for the message.
+
+        Raises
+        ------
+        DataError
+            The rows stand for those of data that are not held in memory.
+
+        Examples
+        --------
+        >>> model.design.require_rows("this")
+        """
         if self.totals is not None:
             raise DataError(
                 f"{what} needs the rows of the data, and from_batches keeps their cross-products only; use the design "
@@ -218,6 +234,10 @@ class Design:
         Z : dict of arrays (nobs, q), optional
             Replacements for some or all terms, by label.
 
+        Returns
+        -------
+        Design
+
         Raises
         ------
         DataError
@@ -226,11 +246,9 @@ class Design:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> data = jm.datasets.load("sleepstudy")
-        >>> design = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).design
-        >>> design.replace(y=2 * design.y).y[0] / design.y[0]
-        np.float64(2.0)
+        >>> design = model.design.replace(y=model.endog / 1000)
+        >>> float(design.y[0])
+        0.24956
         """
         unknown = set(Z or {}) - set(self.labels)
         if unknown:
@@ -244,23 +262,27 @@ class Design:
         return _replace(self, **changes, Z={**self.Z, **(Z or {})})
 
     def rows(self, size: int | None = None) -> "Rows":
-        """The arrays without names; with a size, padded to it by rows of weight zero (numpy arrays only)."""
+        """The arrays without names: what the compiled programs take.
+
+        Parameters
+        ----------
+        size : int, optional
+            Pad to this number of rows by rows of weight zero.
+
+        Returns
+        -------
+        Rows
+
+        Examples
+        --------
+        >>> model.design.rows(256).y.shape
+        (256,)
+        """
         columns = (self.y, self.X, tuple(self.Z[label] for label in self.labels), self.weights, self.offset)
         if size is not None:
-            columns = jax.tree.map(partial(_padded, size), columns)
+            columns = jax.tree.map(partial(padded, size), columns)
         y, X, Z, weights, offset = columns
         return Rows(y, X, Z, weights, offset, self.index, self.layout, self.totals)
-
-
-def _padded(size, array):
-    """A copy with rows of zeros up to a size, aligned as JAX wants it in order to take it without another copy."""
-    shape = (size, *array.shape[1:])
-    buffer = np.empty(int(np.prod(shape)) * array.itemsize + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    padded = buffer[start : start + buffer.size - ALIGNMENT].view(array.dtype).reshape(shape)
-    padded[: len(array)] = array
-    padded[len(array) :] = 0
-    return padded
 
 
 def _check(name, value, old):
@@ -359,5 +381,21 @@ class Moments:
     axis: str | None = static(default=None)
 
     def over_devices(self, sums):
-        """Sums over the blocks of one device as sums over all blocks."""
+        """Sums over the blocks of one device as sums over all blocks.
+
+        Parameters
+        ----------
+        sums : pytree of arrays
+
+        Returns
+        -------
+        pytree of arrays
+
+        Examples
+        --------
+        >>> import jax, jmixed as jm
+        >>> with jax.enable_x64(True):
+        ...     jm.moments(model.design).over_devices(3.0)  # not shared out: as it is
+        3.0
+        """
         return sums if self.axis is None else jax.lax.psum(sums, self.axis)

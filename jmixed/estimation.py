@@ -49,6 +49,15 @@ class Estimate:
         -2 log-likelihood or REML criterion, with all constants.
     outcome : int array
         How the fit ended; `jmixed.Outcome(int(outcome))` names it.
+
+    Examples
+    --------
+    >>> import jax, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     fit = jm.estimate(design)
+    >>> fit.beta.round(3).tolist(), fit.b["1 | Subject"].shape, jm.Outcome(int(fit.outcome)).name
+    ([251.405, 10.467], (18, 1), 'CONVERGED')
     """
 
     theta: Any
@@ -112,7 +121,7 @@ def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
 
 
 def log_likelihood(beta, theta, sigma, design: Design | Moments):
-    """The marginal Gaussian log density of the response, scalar.
+    """The marginal Gaussian log density of the response (Bates et al. 2015, section 3.4).
 
     Parameters
     ----------
@@ -123,6 +132,10 @@ def log_likelihood(beta, theta, sigma, design: Design | Moments):
     sigma : scalar
         Residual standard deviation.
     design : Design or Moments
+
+    Returns
+    -------
+    scalar
 
     Examples
     --------

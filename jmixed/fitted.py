@@ -33,12 +33,25 @@ class FittedModel(Estimates):
 
         The index of a Series names the columns of ``cov_re``, then ``component[column]``. A model with several
         grouping factors has no top level: see `ranef`.
+
+        Examples
+        --------
+        >>> result.random_effects["308"].round(2).to_dict()
+        {'Subject': 2.26, 'Days': 9.2}
         """
         return self._groups.modes(self._fit.b)
 
     @cached_property
     def random_effects_cov(self) -> dict:
-        """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame."""
+        """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame.
+
+        Examples
+        --------
+        >>> result.random_effects_cov["308"].round(2)
+                 Subject   Days
+        Subject   145.71 -21.44
+        Days      -21.44   5.31
+        """
         self._need_data("random_effects_cov", rows=False)
         return self._groups.covariances(self._spec.weights, self._fit)
 
@@ -73,12 +86,24 @@ class FittedModel(Estimates):
 
     @property
     def fittedvalues(self):
-        """``X beta + offset + Z b``: Series, or array (nobs,)."""
+        """``X beta + offset + Z b``, in the unit of the response: Series, or array (nobs,).
+
+        Examples
+        --------
+        >>> result.fittedvalues.head(2).round(2).tolist()
+        [253.66, 273.33]
+        """
         return self._rows(self._fitted)
 
     @property
     def resid(self):
-        """Response less ``fittedvalues``."""
+        """Response less ``fittedvalues``: Series, or array (nobs,).
+
+        Examples
+        --------
+        >>> result.resid.head(2).round(2).tolist()
+        [-4.1, -14.63]
+        """
         return self._rows(self._spec.y - self._fitted)
 
     @cached_property

@@ -57,6 +57,11 @@ class Profile:
         -------
         DataFrame
             Columns lower and upper; index as the estimates.
+
+        Examples
+        --------
+        >>> result.profile("sigma").confint(0.95).round(2).loc["sigma"].tolist()
+        [22.9, 28.86]
         """
         level = tables.level_of(level)
         if level not in self._known:

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from jmixed.data import Design
 from jmixed.design import checks, matrices
 from jmixed.design.stack import stack
 from jmixed.errors import DataError, ModelError, RankWarning
@@ -108,6 +109,14 @@ class MixedLM(Fitting, GroupedRows):
     missing : str
         "none", "raise" or "drop".
     weights, offset : array-like (n,), optional
+        Prior weights w (the residual variance is sigma^2 / w), and a known part of the linear predictor.
+    **kwargs
+        missing_idx, model_spec and formula, which statsmodels passes on, are accepted and not used.
+
+    Raises
+    ------
+    DataError, ModelError
+        For arrays that do not fit together, and for a model that the data cannot identify.
 
     Attributes
     ----------
@@ -118,6 +127,8 @@ class MixedLM(Fitting, GroupedRows):
 
     Examples
     --------
+    (In the examples of the attributes, ``model`` is that of `MixedLMResults`.)
+
     >>> import numpy as np
     >>> import jmixed as jm
     >>> rng = np.random.default_rng(0)
@@ -195,6 +206,12 @@ class MixedLM(Fitting, GroupedRows):
         Returns
         -------
         MixedLM
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> jm.MixedLM.from_formula("Reaction ~ Days", jm.datasets.load("sleepstudy"), groups="Subject").n_groups
+        18
         """
         env = names_of_caller(eval_env, sys._getframe(1))
         timings = Timings()
@@ -255,8 +272,14 @@ class MixedLM(Fitting, GroupedRows):
         return f"<MixedLM: {what}; {self.nobs} rows; {factors}>"
 
     @cached_property
-    def design(self):
-        """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations."""
+    def design(self) -> Design:
+        """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations.
+
+        Examples
+        --------
+        >>> model.design.X.shape
+        (180, 2)
+        """
         with self._timings.step("stack"):
             return stack(self.spec)
 
@@ -335,7 +358,23 @@ class MixedLM(Fitting, GroupedRows):
         return model
 
     def without_data(self, spec) -> MixedLM:
-        """A copy that holds `spec`, a `ModelData` without rows, in place of its own."""
+        """A copy that holds `spec`, a `ModelData` without rows, in place of its own: what `remove_data` leaves.
+
+        Parameters
+        ----------
+        spec : ModelData
+
+        Returns
+        -------
+        MixedLM
+
+        Examples
+        --------
+        >>> small = model.fit()
+        >>> small.remove_data()
+        >>> small.model.endog.shape
+        (0,)
+        """
         model = copy.copy(self)
         for name in ("design", "_top_level", "row_indices", "exog_re", "exog_vc"):
             model.__dict__.pop(name, None)

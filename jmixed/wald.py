@@ -11,6 +11,7 @@ from scipy.special import ndtr, ndtri
 from jmixed import contrasts
 from jmixed.design.terms import ModelData
 from jmixed.errors import DataError, ModelError
+from jmixed.hypotheses import hypotheses
 from jmixed.names import ParameterNames, fixed_terms
 from jmixed.precision import FLOAT
 from jmixed.programs import Fit
@@ -263,7 +264,7 @@ class WaldInference:
         >>> result.t_test("Days = 0").tvalue.round(2)
         array([6.77])
         """
-        R, q = contrasts.hypotheses(r_matrix, self._names.fixed)
+        R, q = hypotheses(r_matrix, self._names.fixed)
         use_t = self.use_t if use_t is None else use_t
         return contrasts.contrast_test(R, q, self._fit.beta, self._fit.vcov_beta, self.df_resid, use_t)
 
@@ -330,9 +331,9 @@ class WaldInference:
         matrix = spec[0] if isinstance(spec, tuple) and len(spec) == 2 and not isinstance(spec[0], str) else spec
         words = isinstance(spec, str | dict) or (len(matrix) and isinstance(next(iter(matrix)), str))
         if not words and np.atleast_2d(np.asarray(matrix)).shape[1] == len(self._names.fixed):
-            R, q = contrasts.hypotheses(spec, self._names.fixed)
+            R, q = hypotheses(spec, self._names.fixed)
             return np.hstack([R, np.zeros((len(R), len(self._names.variance)))]), q
-        return contrasts.hypotheses(spec, self._names.all)
+        return hypotheses(spec, self._names.all)
 
     def wald_test_terms(
         self, skip_single=False, extra_constraints=None, combine_terms=None, scalar=True

@@ -56,17 +56,20 @@ def returned_classes(value):
     if not inspect.isfunction(function):
         return []
     words = re.findall(r"\w+", str(inspect.signature(function).return_annotation))
-    return [CLASSES[word] for word in words if word in CLASSES]
+    known = CLASSES | {name: one for name, one in vars(inspect.getmodule(function)).items() if inspect.isclass(one)}
+    return [known[word] for word in words if getattr(known.get(word), "__module__", "").startswith("jmixed")]
 
 
 def public_names():
     """Everything that users are given: the names of the package, their members, and those of what they return."""
-    names = {}
+    names, seen = {}, set()
     waiting = [(name, getattr(jm, name)) for name in jm.__all__ if not name.startswith("_")]
     while waiting:
-        name, value = waiting.pop()
-        if name in names:
+        name, value = waiting.pop(0)
+        # What a class inherits is looked at once.
+        if function_of(value) in seen:
             continue
+        seen.add(function_of(value))
         if isinstance(value, types.ModuleType):
             own = getattr(value, "__all__", None) or [key for key in vars(value) if not key.startswith("_")]
             waiting += [
@@ -87,7 +90,7 @@ NAMES = public_names()
 
 def signature(value):
     parameters = inspect.signature(function_of(value)).parameters if not isinstance(value, PROPERTIES) else {}
-    return [name for name in parameters if name not in HIDDEN]
+    return [name for name in parameters if name not in HIDDEN and not name.startswith("_")]
 
 
 def raises(function):
