@@ -22,7 +22,7 @@ from formulaic.utils.stateful_transforms import stateful_eval
 from jmixed.design.formula import mark, replace_keywords, syntax_error
 from jmixed.design.frame import column, holds_text, prepare, text_error, unknown_column
 from jmixed.errors import DataError, FormulaError, JmixedError
-from jmixed.precision import FLOAT
+from jmixed.memory import roomy
 
 
 @dataclass(frozen=True)
@@ -294,15 +294,16 @@ def _matrix(part: str, found: Any, recipe: Recipe, n: int, dropped: set[int]) ->
     values = np.asarray(found)
     if not names:
         values = np.empty((n - len(dropped), 0))
+    matrix = roomy(*values.shape)
     try:
         if np.iscomplexobj(values):
             raise TypeError("imaginary parts")
-        values = np.ascontiguousarray(values, dtype=FLOAT)
+        matrix[:] = values
     except (TypeError, ValueError):
         raise DataError(
             mark(f"the columns {names} do not hold numbers (dtype {values.dtype})", recipe.texts[part])
         ) from None
-    return Matrix(names, values)
+    return Matrix(names, matrix)
 
 
 def restore(name: str, aliases: Mapping[str, str]) -> str:
