@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import Counter
 
+import jax
 import numpy as np
 import pandas as pd
 

@@ -274,6 +274,9 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     matrices = {part: _matrix(part, result[part], recipe, len(frame), dropped) for part in specs}
     if not fresh:
         dropped = _nulls(materializer)
+    # formulaic's objects refer to each other in a circle, which would hold every column until Python looks for circles.
+    materializer.factor_cache.clear()
+    materializer.encoded_cache.clear()
     rows = np.fromiter(sorted(dropped), np.int64, len(dropped))
     return Evaluation(matrices, {part: result[part].model_spec for part in specs}, rows)
 
