@@ -256,7 +256,6 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     specs: dict[str, Any] = {part: recipe.specs[part].update(**shared) for part in parts}
     materializer = PandasMaterializer(frame, context=recipe.env)
     dropped: set[int] = set()
-    action = "drop" if fresh else "ignore"
     _refuse_dates(recipe, specs, frame)
     try:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"), warnings.catch_warnings():
@@ -265,7 +264,7 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
             if not fresh:
                 _refuse_strangers(recipe, specs, frame)
             result = materializer.get_model_matrix(
-                ModelSpecs(**specs), drop_rows=dropped, na_action=action, output="numpy"
+                ModelSpecs(**specs), drop_rows=dropped, na_action="drop" if fresh else "ignore", output="numpy"
             )
     except JmixedError:
         raise
@@ -274,9 +273,9 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     matrices = {part: _matrix(part, result[part], recipe, len(frame), dropped) for part in specs}
     if not fresh:
         dropped = _nulls(materializer)
-    # formulaic's objects refer to each other in a circle, which would hold every column until Python looks for circles.
-    materializer.factor_cache.clear()
-    materializer.encoded_cache.clear()
+    # Its objects refer to each other in a circle, which would keep every column until Python looks for circles.
+    for cache in (materializer.factor_cache, materializer.encoded_cache):
+        cache.clear()
     rows = np.fromiter(sorted(dropped), np.int64, len(dropped))
     return Evaluation(matrices, {part: result[part].model_spec for part in specs}, rows)
 
