@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from dataclasses import replace as _replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +9,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jmixed.errors import DataError
-from jmixed.layout import Layout, padded
+from jmixed.layout import Layout
+from jmixed.memory import padded
 
 Array = Any
 
@@ -246,8 +246,7 @@ class Design:
 
         Examples
         --------
-        >>> design = model.design.replace(y=model.endog / 1000)
-        >>> float(design.y[0])
+        >>> float(model.design.replace(y=model.endog / 1000).y[0])
         0.24956
         """
         unknown = set(Z or {}) - set(self.labels)
@@ -280,7 +279,7 @@ class Design:
         """
         columns = (self.y, self.X, tuple(self.Z[label] for label in self.labels), self.weights, self.offset)
         if size is not None:
-            columns = jax.tree.map(partial(padded, size), columns)
+            columns = jax.tree.map(lambda array: padded(array, size), columns)
         y, X, Z, weights, offset = columns
         return Rows(y, X, Z, weights, offset, self.index, self.layout, self.totals)
 
@@ -314,7 +313,7 @@ class Rows:
         A row of weight zero is not there: padding, or a missing response.
     X : array (rows, p)
     Z : tuple of arrays (rows, q), one per term
-    totals : Totals or None
+    index, layout, totals
         As of a `Design`.
     """
 

@@ -3,8 +3,6 @@
 import os
 from dataclasses import dataclass
 
-import numpy as np
-
 from jmixed.covariance import Structure
 from jmixed.errors import ModelError
 
@@ -16,21 +14,6 @@ def bucket(size: int) -> int:
     """
     doubling = 1 << max(int(size) - 1, 0).bit_length()
     return doubling if size <= 64 else -(-size // (doubling // 8)) * (doubling // 8)
-
-
-ALIGNMENT = 64
-"""Bytes to which the memory of large arrays is aligned."""
-
-
-def padded(size: int, array: np.ndarray) -> np.ndarray:
-    """A copy with rows of zeros up to a size, aligned as JAX wants it in order to take it without another copy."""
-    shape = (size, *array.shape[1:])
-    buffer = np.empty(int(np.prod(shape)) * array.itemsize + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    filled = buffer[start : start + buffer.size - ALIGNMENT].view(array.dtype).reshape(shape)
-    filled[: len(array)] = array
-    filled[len(array) :] = 0
-    return filled
 
 
 DENSE, SPARSE = "dense", "sparse"

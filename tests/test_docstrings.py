@@ -1,6 +1,7 @@
 """Every public name is documented: a sentence, its arguments, what it returns and raises, and an example."""
 
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -14,6 +15,8 @@ import pytest
 import jmixed as jm
 
 HIDDEN = {"self", "cls"}
+# Documented in MixedLM, whose place this class takes for data in batches.
+AS_OF_MIXEDLM = {f"StreamedLM.{name}" for name in ("design", "fit_many", "get_distribution", "without_data")}
 PROPERTIES = (property, functools.cached_property)
 
 
@@ -80,7 +83,7 @@ def public_names():
             continue
         names[name] = value
         if inspect.isclass(value):
-            waiting += members(value)
+            waiting += [one for one in members(value) if one[0] not in AS_OF_MIXEDLM]
         waiting += [(kind.__name__, kind) for kind in returned_classes(value)]
     return names
 
@@ -110,7 +113,9 @@ def faults(name, value):
         yield "no example"
     if inspect.isclass(value) and issubclass(value, BaseException | jm.Outcome):
         return
-    unnamed = [one for one in signature(value) if not re.search(rf"(?<![\w.]){one}(?!\w)", doc)]
+    # Users make objects of the classes in the package's own list; of others they read the fields.
+    made = not inspect.isclass(value) or name in jm.__all__ or dataclasses.is_dataclass(value)
+    unnamed = [one for one in signature(value) if made and not re.search(rf"(?<![\w.]){one}(?!\w)", doc)]
     if unnamed:
         yield f"parameters not named: {unnamed}"
     if inspect.isfunction(value) or isinstance(value, classmethod | staticmethod):
