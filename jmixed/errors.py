@@ -161,13 +161,12 @@ class PrecisionWarning(_Explained, UserWarning):
     Examples
     --------
     >>> import warnings
-    >>> import jax
     >>> import jmixed as jm
-    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
-    >>> with jax.enable_x64(True), warnings.catch_warnings():
-    ...     warnings.simplefilter("error", jm.PrecisionWarning)  # nothing to warn of in 64 bits
-    ...     jm.moments(design).G.dtype
-    dtype('float64')
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", jm.PrecisionWarning)  # to stop at it instead
+    ...     jm.moments(model.design)
+    Traceback (most recent call last):
+    jmixed.errors.PrecisionWarning: this design holds 64-bit floats, but JAX works in 32 bits here: ...
     """
 
     page = "jax.md#precision"

@@ -220,7 +220,7 @@ class Estimates(WaldInference):
 
         Examples
         --------
-        >>> result.aic, round(model.fit(reml=False).aic, 3)
+        >>> result.aic, round(model.update().fit(reml=False).aic, 3)
         (nan, 1763.939)
         """
         return np.nan if self.reml else -2 * self.llf + 2 * self._n_params
@@ -231,7 +231,7 @@ class Estimates(WaldInference):
 
         Examples
         --------
-        >>> result.bic, round(model.fit(reml=False).bic, 3)
+        >>> result.bic, round(model.update().fit(reml=False).bic, 3)
         (nan, 1783.097)
         """
         return np.nan if self.reml else -2 * self.llf + float(np.log(self.nobs)) * self._n_params

@@ -344,7 +344,7 @@ def known_factors(spec: ModelSpec) -> dict[FormulaFactor, tuple[str, dict]]:
 
 
 def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
-    """Refuse a category that the model has not seen, which formulaic makes the baseline, and text where numbers were."""
+    """Refuse a category that the model has not seen, which formulaic makes the baseline, and text for numbers."""
     columns: Any = frame
     layers = LayeredMapping(columns, recipe.env, TRANSFORMS)
     known = {factor: (spec, *kind) for spec in specs.values() for factor, kind in known_factors(spec).items()}
