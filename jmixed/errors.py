@@ -21,7 +21,7 @@ class _Explained(BaseException):
         if not self.page:
             return message
         # Below a formula with its mark the page stands on a line of its own.
-        return f"{message}\n\nSee {PAGES}{self.page}" if "\n" in message else f"{message} (see {PAGES}{self.page})"
+        return message + ("\n\n" if "\n" in message else " ") + f"(see {PAGES}{self.page})"
 
 
 class JmixedError(_Explained, Exception):
@@ -58,7 +58,7 @@ class FormulaError(JmixedError, ValueError):
         Reaction ~ Days + (Days | Subject
                           ^
     <BLANKLINE>
-    See docs/formula.md
+    (see docs/formula.md)
     """
 
     page = "formula.md"

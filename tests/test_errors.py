@@ -46,7 +46,7 @@ def test_what_is_wrong_with_a_fit_or_a_formula_has_a_page():
 def test_a_message_ends_with_its_page():
     assert str(jm.ModelError("no such thing")) == "no such thing"
     assert str(jm.ModelError("no such thing", page="limits.md")) == "no such thing (see docs/limits.md)"
-    assert str(jm.FormulaError("not closed\n\n  y ~ (\n      ^")).endswith("^\n\nSee docs/formula.md")
+    assert str(jm.FormulaError("not closed\n\n  y ~ (\n      ^")).endswith("^\n\n(see docs/formula.md)")
     kept = pickle.loads(pickle.dumps(jm.DataError("no such level", page="new-groups.md")))
     assert str(kept) == "no such level (see docs/new-groups.md)"
 

@@ -19,8 +19,9 @@ from formulaic.transforms import TRANSFORMS
 from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.stateful_transforms import stateful_eval
 
-from jmixed.design.formula import mark, replace_keywords, syntax_error
+from jmixed.design.formula import replace_keywords
 from jmixed.design.frame import column, holds_text, prepare, text_error, unknown_column
+from jmixed.design.marks import mark, syntax_error
 from jmixed.errors import DataError, FormulaError, JmixedError
 from jmixed.memory import roomy
 
@@ -140,7 +141,7 @@ def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: st
     """The columns that a formula uses; a name that is neither a column nor known to the caller is an error."""
     names = []
     for factor in dict.fromkeys(factor for term in formula for factor in term.factors):
-        for name, called in _names(factor, text):
+        for name, called in names_in(factor, text):
             own = recipe.aliases.get(name, name)
             if own in frame.columns and not called:
                 names.append(own)
@@ -172,7 +173,7 @@ def _find(name: str, text: str) -> int | None:
     return found.start() if found else None
 
 
-def _names(factor: FormulaFactor, text: str) -> list[tuple[str, bool]]:
+def names_in(factor: FormulaFactor, text: str) -> list[tuple[str, bool]]:
     """The names in a factor, each with whether it is called as a function."""
     method = factor.eval_method.value
     if method == "lookup":
@@ -324,7 +325,7 @@ def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], f
     text = recipe.texts[part or next(iter(specs))]
     if found and part:
         factor = next(f for t in specs[part].formula for f in t.factors if f.expr == expr)
-        for name, _ in _names(factor, text):
+        for name, _ in names_in(factor, text):
             if name in frame and holds_text(column(frame, name)):
                 named = recipe.aliases.get(name, name)
                 return text_error(

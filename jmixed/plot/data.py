@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from jmixed import effects, tables
+from jmixed.design.materialise import known_factors, names_in
 from jmixed.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -289,9 +290,17 @@ def _frame(spec) -> pd.DataFrame:
 def _numeric_predictors(spec):
     frame = _frame(spec)
     names = spec.recipe.columns([part for part in spec.recipe.specs if part != "lhs"])
-    # A grouping factor of numbers is no predictor.
-    sources = {name for term in spec.terms for name in term.rebuild.factor.sources}
-    return [name for name in names if pd.api.types.is_numeric_dtype(frame[name]) and name not in sources]
+    # A grouping factor of numbers is no predictor, and categories that are numbers, C(dose), have none between them.
+    others = {name for term in spec.terms for name in term.rebuild.factor.sources} | _categorical(spec.recipe)
+    numeric = {name for name in names if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool}
+    return [name for name in names if name in numeric - others]
+
+
+def _categorical(recipe) -> set[str]:
+    """The columns of the data that are used as categories."""
+    kinds = [pair for spec in recipe.specs.values() for pair in known_factors(spec).items()]
+    factors = [factor for factor, (kind, _) in kinds if kind == "categorical"]
+    return {recipe.aliases.get(name, name) for one in factors for name, _ in names_in(one, one.expr)}
 
 
 def predictor(result, x):
