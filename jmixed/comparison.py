@@ -205,12 +205,18 @@ def droppable_terms(spec) -> list[tuple[str, str | None, list[int]]]:
     sets = [frozenset(str(factor) for factor in term.factors) for term in found]
     out = []
     for term, factors in zip(found, sets, strict=True):
-        name = text = str(term)
+        name, text = str(term), ":".join(map(_spelled, term.factors))
         for alias, column in spec.recipe.aliases.items():
             name, text = name.replace(alias, column), text.replace(alias, f"`{column}`")
         if name in terms and not any(factors < other for other in sets):
             out.append((name, text, terms[name]))
     return out
+
+
+def _spelled(factor) -> str:
+    """A factor as a formula has it: formulaic takes the backticks from a name with spaces."""
+    bare = factor.eval_method.value == "lookup" and not factor.expr.isidentifier()
+    return f"`{factor.expr}`" if bare else factor.expr
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from jmixed.design.formula import parse
+from jmixed.design.formula import RandomPart, parse
 from jmixed.errors import FormulaError
 
 
@@ -54,6 +55,8 @@ def restated(formula: str | Sequence[str], earlier: str) -> str:
     >>> from jmixed.restate import restated
     >>> restated(". ~ . + x", "log(y) ~ a + (1 | g)")
     'log(y) ~ (a) + x + (1 | g)'
+    >>> restated(". ~ . + x", "y ~ a + (a || `my school`/g)")
+    'y ~ (a) + x + (a || `my school`) + (a || `my school`:g)'
     >>> restated(["a", "(a | g)"], "y ~ b + (1 | g)")
     'y ~ a + (a | g)'
     """
@@ -67,6 +70,20 @@ def restated(formula: str | Sequence[str], earlier: str) -> str:
     left = response if left.strip() == "." else left.strip()
     right, dots = re.subn(r"(?<![\w.)\]])\.(?![\w.(])", lambda _: f"({fixed})", right.strip())
     if dots:
-        kept = [f"({part.label})" for part in parts.random] + [f"offset({text})" for text in parts.offsets]
+        kept = [_bar(part) for part in parts.random] + [f"offset({text})" for text in parts.offsets]
         right = " + ".join([right, *kept])
     return f"{left} ~ {right}"
+
+
+def _bar(part: RandomPart) -> str:
+    """A random-effects term as a formula has it."""
+    factors = ":".join(name if _is_code(name) else f"`{name}`" for name in part.factors)
+    return f"({part.effects} {'||' if part.independent else '|'} {factors})"
+
+
+def _is_code(name: str) -> bool:
+    """Whether a grouping factor is a name or a call in Python's sense; others, as with spaces, are quoted."""
+    try:
+        return isinstance(ast.parse(name, mode="eval").body, ast.Name | ast.Attribute | ast.Call)
+    except SyntaxError:
+        return False
