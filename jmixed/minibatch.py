@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from jmixed.data import Design, Grouping, Index
 from jmixed.errors import DataError, ModelError
+from jmixed.estimation import theta_of
 from jmixed.layout import bucket
 from jmixed.likelihood import criterion
 from jmixed.likelihood.moments import moments
@@ -140,6 +141,11 @@ def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | Non
     -------
     scalar
 
+    Raises
+    ------
+    DataError
+        For residuals or a theta of another length than the design has.
+
     Examples
     --------
     >>> import jax, numpy as np, jmixed as jm
@@ -148,11 +154,12 @@ def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | Non
     ...     round(float(jm.marginal_loss(design.y - 251.4 - 10.5 * design.X[:, 1], np.array([1.2]), design, 31.0)), 3)
     897.059
     """
-    residual, theta = jnp.asarray(residual), jnp.asarray(theta)
+    residual = jnp.asarray(residual)
     changed = design.replace(y=residual, offset=jnp.zeros_like(residual))
     held = moments(
         jax.tree.map(jnp.asarray, replace(changed, X=jnp.zeros((residual.shape[0], 0), residual.dtype)).rows())
     )
+    theta = theta_of(held, theta)
     if sigma is None:
         return criterion.deviance_of_theta(theta, held, False) / 2
     loss = -criterion.log_density(jnp.zeros(0, residual.dtype), theta, jnp.asarray(sigma), held)

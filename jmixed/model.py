@@ -19,7 +19,7 @@ from jmixed.errors import DataError, ModelError, RankWarning
 from jmixed.fitting import Fitting
 from jmixed.packing import Packing
 from jmixed.params import as_array, refuse_tracer
-from jmixed.restate import names_of_caller, restated
+from jmixed.restate import names_of_caller, refuse_strange, restated
 from jmixed.timing import Timings
 from jmixed.views import GroupedRows, ModelFrame, theta_names
 
@@ -82,6 +82,7 @@ def mixedlm(
     """
     words = {"re_formula": re_formula, "vc_formula": vc_formula, "subset": subset, "missing": missing, "groups": groups}
     words |= {"use_sparse": use_sparse, "weights": weights, "offset": offset}
+    refuse_strange(kwargs)
     kwargs.setdefault("eval_env", 0)
     if isinstance(kwargs["eval_env"], int) and kwargs["eval_env"] >= 0:
         kwargs["eval_env"] += 1

@@ -46,9 +46,12 @@ def solver(method) -> str:
 
 
 def warn_of_options(names: Iterable[str], niter_sa: int = 0) -> None:
-    """Warn of keyword arguments of `MixedLM.fit` that have no effect."""
-    unknown = sorted(set(names) - {"disp", *IDLE})
-    idle = sorted(set(names) & set(IDLE)) + (["niter_sa"] if niter_sa else [])
+    """Warn of keyword arguments of `MixedLM.fit` that have no effect, and refuse one that would be taken to have."""
+    names = set(names)
+    if "REML" in names:
+        raise ModelError("fit has no argument REML: write reml=True or reml=False")
+    unknown = sorted(names - {"disp", *IDLE})
+    idle = sorted(names & set(IDLE)) + (["niter_sa"] if niter_sa else [])
     for found, text in ((unknown, "not used by MixedLM.fit"), (idle, "without effect on how MixedLM is optimised")):
         if found:
             plural = "s" if len(found) > 1 else ""

@@ -9,7 +9,28 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from jmixed.design.formula import RandomPart, parse
-from jmixed.errors import FormulaError
+from jmixed.errors import FormulaError, ModelError
+
+ELSEWHERE = {
+    **dict.fromkeys(("reml", "REML"), "that is an argument of fit: .fit(reml=False)"),
+    "na_action": 'missing="drop" leaves rows with missing values out',
+    "family": "responses are normal given the random effects",
+}
+"""Arguments of other packages, and what to write here."""
+
+
+def refuse_strange(given: Mapping) -> None:
+    """Refuse arguments of `mixedlm` that there are not.
+
+    Raises
+    ------
+    ModelError
+        With what to write instead, where another package has such an argument.
+    """
+    for name in given.keys() - {"use_sqrt", "drop_cols", "eval_env"}:
+        hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        page = "limits.md" if name == "family" else None
+        raise ModelError(f"mixedlm has no argument {name!r}{hint}", page=page)
 
 
 def names_of_caller(eval_env, frame: FrameType) -> Mapping:

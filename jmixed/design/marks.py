@@ -28,3 +28,9 @@ def syntax_error(error: FormulaicError, text: str) -> FormulaError:
     if "Missing operator" in message:
         message = f"{message.rstrip('.')}; {SPACES}"
     return FormulaError(mark(message, text, None if spot < 0 else spot))
+
+
+def find(name: str, text: str) -> int | None:
+    """Where a name stands in a formula."""
+    found = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)
+    return found.start() if found else None

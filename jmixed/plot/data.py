@@ -9,7 +9,8 @@ import pandas as pd
 from scipy.special import ndtri
 
 from jmixed import effects, tables
-from jmixed.design.materialise import known_factors, names_in
+from jmixed.design.expressions import names_in
+from jmixed.design.materialise import known_factors
 from jmixed.errors import DataError, ModelError
 
 if TYPE_CHECKING:
