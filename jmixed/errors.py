@@ -175,11 +175,6 @@ class PrecisionWarning(_Explained, UserWarning):
 class Outcome(enum.IntEnum):
     """How a fit ended. The number travels through compiled code; the message is for people.
 
-    Parameters
-    ----------
-    value : int
-        As in ``Estimate.outcome``.
-
     Examples
     --------
     >>> import jmixed as jm

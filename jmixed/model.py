@@ -49,18 +49,20 @@ def mixedlm(
         Columns with correlated random coefficients; a random intercept unless `vc_formula` is given.
     vc_formula : dict of str to str, optional
         Variance components: name to formula, evaluated within each group.
-    subset : optional
-        Booleans, or labels of the index: the rows to use.
+    subset : array of bool, or labels of the index, optional
+        The rows to use.
     use_sparse : bool
         Accepted for statsmodels' sake; elimination is sparse anyway.
     missing : str
         "none" and "raise" refuse missing values, "drop" leaves their rows out.
     groups : str or array, optional
         The grouping factor: a column, or a label for each row.
-    weights, offset : str or array, optional
-        Prior weights w (the residual variance is sigma^2 / w), and a known part of the linear predictor.
+    weights : str or array, optional
+        Prior weights w > 0: the residual variance is sigma^2 / w.
+    offset : str or array, optional
+        A known part of the linear predictor, in the unit of the response.
     **kwargs
-        use_sqrt, drop_cols and eval_env, as in statsmodels.
+        use_sqrt, drop_cols and eval_env, as in `MixedLM.from_formula`.
 
     Returns
     -------
@@ -128,8 +130,6 @@ class MixedLM(Fitting, GroupedRows):
 
     Examples
     --------
-    (In the examples of the attributes, ``model`` is that of `MixedLMResults`.)
-
     >>> import numpy as np
     >>> import jmixed as jm
     >>> rng = np.random.default_rng(0)
