@@ -1,10 +1,12 @@
-"""What the examples of properties share: `model` and `result`, as the examples of their classes make them."""
+"""What the examples of attributes share: `model` and `result`, as the example of `MixedLMResults` makes them."""
 
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _examples(doctest_namespace):
+@pytest.fixture(autouse=True)
+def _examples(request, doctest_namespace):
+    if not isinstance(request.node, pytest.DoctestItem) or doctest_namespace:
+        return
     import jmixed as jm
 
     model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
