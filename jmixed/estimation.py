@@ -11,7 +11,7 @@ from jax.lax import stop_gradient
 
 from jmixed import optimize
 from jmixed.data import Design, Moments
-from jmixed.errors import Outcome, PrecisionWarning
+from jmixed.errors import DataError, Outcome, PrecisionWarning
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
@@ -49,6 +49,15 @@ class Estimate:
         -2 log-likelihood or REML criterion, with all constants.
     outcome : int array
         How the fit ended; `jmixed.Outcome(int(outcome))` names it.
+
+    Examples
+    --------
+    >>> import jax, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     fit = jm.estimate(design)
+    >>> fit.beta.round(3).tolist(), fit.b["1 | Subject"].shape, jm.Outcome(int(fit.outcome)).name
+    ([251.405, 10.467], (18, 1), 'CONVERGED')
     """
 
     theta: Any
@@ -73,6 +82,11 @@ def moments(design: Design) -> Moments:
     -------
     Moments
 
+    Raises
+    ------
+    DataError
+        For what is no design.
+
     Examples
     --------
     >>> import jax, jmixed as jm
@@ -81,6 +95,8 @@ def moments(design: Design) -> Moments:
     ...     float(jm.moments(design).nobs)
     180.0
     """
+    if not isinstance(design, Design):
+        raise DataError(f"design is a {type(design).__name__}; give the design of a model, model.design")
     say_once_if_narrowed(design)
     return cross_products(jax.tree.map(jnp.asarray, design.rows()))
 
@@ -99,6 +115,11 @@ def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     -------
     scalar
 
+    Raises
+    ------
+    DataError
+        For another number of parameters than the design has.
+
     Examples
     --------
     >>> import jax, numpy as np, jmixed as jm
@@ -108,11 +129,11 @@ def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     1786.4652
     """
     held = design if isinstance(design, Moments) else moments(design)
-    return criterion.deviance_of_theta(jnp.asarray(theta), held, reml)
+    return criterion.deviance_of_theta(theta_of(held, theta), held, reml)
 
 
 def log_likelihood(beta, theta, sigma, design: Design | Moments):
-    """The marginal Gaussian log density of the response, scalar.
+    """The marginal Gaussian log density of the response (Bates et al. 2015, section 3.4).
 
     Parameters
     ----------
@@ -124,6 +145,15 @@ def log_likelihood(beta, theta, sigma, design: Design | Moments):
         Residual standard deviation.
     design : Design or Moments
 
+    Returns
+    -------
+    scalar
+
+    Raises
+    ------
+    DataError
+        For another number of parameters than the design has.
+
     Examples
     --------
     >>> import jax, numpy as np, jmixed as jm
@@ -133,7 +163,20 @@ def log_likelihood(beta, theta, sigma, design: Design | Moments):
     -897.059
     """
     held = design if isinstance(design, Moments) else moments(design)
-    return criterion.log_density(jnp.asarray(beta), jnp.asarray(theta), jnp.asarray(sigma), held)
+    beta = _of_shape("beta", beta, held.R.shape[:1], "a number for each column of X")
+    return criterion.log_density(beta, theta_of(held, theta), jnp.asarray(sigma), held)
+
+
+def theta_of(held: Moments, theta, name: str = "theta") -> jax.Array:
+    """Relative covariance factors that a caller gave, as many as the terms have."""
+    return _of_shape(name, theta, (sum(term.size for term in held.layout.terms),), "in the order of model.theta_names")
+
+
+def _of_shape(name, value, shape, what):
+    value = jnp.asarray(value)
+    if value.shape != shape:
+        raise DataError(f"{name} has shape {value.shape}, but this design needs {shape}: {what}")
+    return value
 
 
 def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis: str | None = None) -> Estimate:
@@ -169,7 +212,7 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
     ModelError
         With a mesh: the model has several grouping factors that are not the same.
     DataError
-        The mesh has no such axis, or more devices than there are groups.
+        The mesh has no such axis, or more devices than there are groups; `theta0` has another length.
 
     Examples
     --------
@@ -226,7 +269,8 @@ def level_count(design, term):
 def start_at(theta0, held):
     if theta0 is None:
         return None
-    return criterion.squares(criterion.precondition(criterion.factors_of(jnp.asarray(theta0), held), held))
+    theta = theta_of(held, theta0, "theta0")
+    return criterion.squares(criterion.precondition(criterion.factors_of(theta, held), held))
 
 
 def _inverse(hessian):

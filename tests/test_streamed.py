@@ -184,7 +184,7 @@ BAD = {
     "number": (lambda: 3, DataError, "batches is a int; it must be a list of tables"),
     "no rows": (lambda: [SLEEP[:0]], DataError, "batches have no rows"),
     "nothing": (lambda: [], DataError, "batches have no rows"),
-    "not a table": (lambda: [SLEEP, 7], DataError, "batch 1: data is a builtins.int"),
+    "not a table": (lambda: [SLEEP, 7], DataError, "batch 1: data is of type int;"),
     "column": (lambda: [SLEEP[:90], SLEEP[90:].drop(columns="Days")], DataError, "batch 1: .*'Days', which is not"),
     "text": (lambda: swapped(Days="x"), DataError, "batch 1: .*'Days' holds text, but numbers in the first batch"),
     "infinite": (lambda: swapped(Days=np.inf), DataError, "batch 1: Days has 90 infinite values"),

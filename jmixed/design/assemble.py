@@ -10,7 +10,7 @@ import pandas as pd
 
 from jmixed.design import checks, vc
 from jmixed.design.factors import Factor, cross, factor
-from jmixed.design.formula import FormulaParts, RandomPart, mark, normalise
+from jmixed.design.formula import FormulaParts, RandomPart, normalise
 from jmixed.design.frame import (
     any_of,
     column,
@@ -22,6 +22,7 @@ from jmixed.design.frame import (
     text_error,
     unknown_column,
 )
+from jmixed.design.marks import mark
 from jmixed.design.materialise import Evaluation, Matrix, Recipe, evaluate, known_factors, source, working_frame
 from jmixed.design.terms import ModelData, RandomTerm, Rebuild
 from jmixed.errors import DataError
