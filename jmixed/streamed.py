@@ -6,14 +6,16 @@ import copy
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from jmixed.design import compress, survey
+from jmixed.design.represent import represent
 from jmixed.design.stack import stack
-from jmixed.design.stream import naming, reader
+from jmixed.design.stream import Reader, naming, reading
 from jmixed.design.terms import ModelData
 from jmixed.errors import DataError, RankWarning
 from jmixed.fitting import Fitting
@@ -92,20 +94,26 @@ def from_batches(
     timings = Timings()
     env = names_of_caller(eval_env, sys._getframe(1))
     beside = {"groups": groups, "weights": weights, "offset": offset}
-    source = _OnDask(batches) if _is_dask(batches) else _InTurn(batches)
-    with timings.step("parse"):
-        statement = survey.stated(formula, source.tables(None), beside, re_formula, vc_formula, env, missing)
-    with timings.step("materialise"):
-        made = compress.plan(statement, source.survey(statement))
-        spec = compress.represent(made, source.sums(made))
+    with nullcontext(_OnDask(batches)) if _is_dask(batches) else _in_turn(batches) as source:
+        with timings.step("parse"):
+            statement = survey.stated(formula, source.tables(None), beside, re_formula, vc_formula, env, missing)
+        with timings.step("materialise"):
+            made = compress.plan(statement, source.survey(statement))
+            spec = represent(made, source.sums(made))
     return StreamedLM(spec, timings)
+
+
+@contextmanager
+def _in_turn(batches):
+    with reading(batches) as tables:
+        yield _InTurn(tables)
 
 
 class _InTurn:
     """Batches that are read one after the other."""
 
-    def __init__(self, batches):
-        self.tables = reader(batches)
+    def __init__(self, tables: Reader):
+        self.tables = tables
 
     def survey(self, statement) -> survey.Survey:
         return survey.survey_of(statement, self.tables(statement.columns))
