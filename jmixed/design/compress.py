@@ -30,6 +30,7 @@ from jmixed.design.frame import column, require_finite
 from jmixed.design.materialise import Matrix, evaluate, working_frame
 from jmixed.design.stream import Checksum, changed, checksum, naming
 from jmixed.design.survey import Statement, Survey, learn
+from jmixed.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Columns:
     Z: np.ndarray
     weights: np.ndarray
     labels: dict[str, Any]
+    checksum: Checksum
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ class Sums:
     checksum: Checksum
 
 
-def plan(statement: Statement, found: Survey) -> Plan:
+def plan(statement: Statement, found: Survey | None) -> Plan:
     """Learn categories, cells and preconditioners from a survey of all batches."""
+    if found is None:
+        raise DataError("batches have no rows for which the formula gives numbers; look at its transforms")
     statement, examples = learn(statement, found)
     names = list(found.cells.columns)
     single = [factor(name, column(found.cells, name)) for name in names]
@@ -204,7 +208,8 @@ def _columns(plan: Plan, rows: Rows) -> Columns:
     columns, Z = _effects(made, statement, plan.ranked)
     for values, names in ((X.values, X.names), (Z, columns), (y, [name]), (offset, ["offset"])):
         require_finite(values, names, made.rows.positions)
-    return Columns(y - offset, X.values, Z, weights, made.sources)
+    seen = checksum(made.rows.frame, statement.columns)
+    return Columns(y - offset, X.values, Z, weights, made.sources, seen)
 
 
 def _effects(made: Evaluated, statement: Statement, ranked: Ranked) -> tuple[tuple[str, ...], np.ndarray]:
@@ -240,13 +245,14 @@ def _preconditioner(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def sums(made: Plan, batch: pd.DataFrame) -> Sums | None:
     """Cross-products of one batch; None if it has no usable rows."""
     rows = made.statement.rows(batch)
+    if rows is not None and made.statement.missing == "drop":
+        rows = made.statement.evaluable(rows)
     if rows is None:
         return None
-    seen = checksum(rows.frame, made.statement.kinds)
     try:
         own = _columns(made, rows)
     except NoRowsError:
-        return _no_sums(made, seen)
+        return None
     code = made.cell.match([own.labels[name] for name in made.cell.sources])
     if np.any(code < 0):
         raise changed(f"{int(np.sum(code < 0))} rows belong to groups that the first pass did not see")
@@ -260,14 +266,7 @@ def sums(made: Plan, batch: pd.DataFrame) -> Sums | None:
     numbers = np.column_stack([own.Z, own.y])
     G = fixed.T @ (own.weights[:, None] * fixed)
     logs = float(np.sum(np.log(own.weights)))
-    return Sums(cells, values, G, len(Z), logs, numbers.min(axis=0), numbers.max(axis=0), seen)
-
-
-def _no_sums(made: Plan, seen: Checksum) -> Sums:
-    """Of rows of which transforms have left none."""
-    p, limit = len(made.exog_names), np.full(len(made.columns) + 1, np.inf)
-    none = np.zeros(0, int), np.zeros((0, made.entries))
-    return Sums(*none, np.zeros((p + 1, p + 1)), 0, 0.0, limit, -limit, seen)
+    return Sums(cells, values, G, len(Z), logs, numbers.min(axis=0), numbers.max(axis=0), own.checksum)
 
 
 def _by_cell(code: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

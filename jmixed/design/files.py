@@ -50,20 +50,24 @@ def stored(source: Any) -> Callable[[Sequence[str] | None], Iterator[pd.DataFram
         what = "cannot be read" if given else "cannot be read as Parquet"
         return DataError(f"{named} {what} ({error}); if a file was cut short while it was written, write it again")
 
+    def opened(**options):
+        return ds.dataset(paths if len(paths) > 1 else paths[0], format="parquet", partitioning="hive", **options)
+
     try:
-        options: Any = {"format": "parquet", "partitioning": "hive"}
-        dataset: Any = source if given else ds.dataset(paths if len(paths) > 1 else paths[0], **options)
+        dataset: Any = source if given else opened()
     except failures as error:
         raise failed(error) from error
+    if not given and not dataset.files:
+        raise DataError(f"{named} is a folder without files")
 
     def read(columns):
         # Little is read ahead: what memory holds must not grow with the file.
         options = {"batch_size": BATCH, "batch_readahead": 1, "fragment_readahead": 1}
         options |= {} if columns is None else {"columns": list(columns)}
         try:
-            if columns is not None:
-                _require_columns(dataset, columns, ds.get_partition_keys)
-            for batch in dataset.to_batches(**options):
+            schema = dataset.schema if columns is None else _common_schema(dataset, columns, pa)
+            own = dataset if given or schema.equals(dataset.schema) else opened(schema=schema)
+            for batch in own.to_batches(**options):
                 yield batch.to_pandas()
         except failures as error:
             raise failed(error) from error
@@ -71,11 +75,26 @@ def stored(source: Any) -> Callable[[Sequence[str] | None], Iterator[pd.DataFram
     return read
 
 
-def _require_columns(dataset: Any, columns: Sequence[str], keys: Callable) -> None:
-    """Every file has the columns: pyarrow would fill one that is not there up with missing values."""
+def _common_schema(dataset: Any, columns: Sequence[str], pa: Any) -> Any:
+    """The dataset's schema, with types of the columns that hold what all files have.
+
+    pyarrow would fill a column that a file does not have up with missing values, and make numbers of text.
+    """
+    from pyarrow.dataset import get_partition_keys  # pyright: ignore[reportMissingImports]
+
+    schema = dataset.schema
     for fragment in dataset.get_fragments():
-        own = {*fragment.physical_schema.names, *keys(fragment.partition_expression)}
-        for name in columns:
-            if name not in own:
-                where = getattr(fragment, "path", "a part of the dataset")
-                raise DataError(f"{where}: {unknown_column(name, sorted(own), 'the model')}")
+        where, own = getattr(fragment, "path", "a part of the dataset"), fragment.physical_schema
+        for name in set(columns) - set(get_partition_keys(fragment.partition_expression)):
+            if name not in own.names:
+                raise DataError(f"{where}: {unknown_column(name, own.names, 'the model')}")
+            place, kinds = schema.get_field_index(name), [schema.field(name).type, own.field(name).type]
+            try:
+                both = [pa.schema([pa.field(name, kind)]) for kind in kinds]
+                schema = schema.set(place, pa.unify_schemas(both, promote_options="permissive").field(0))
+            except pa.ArrowException:
+                raise DataError(
+                    f"{where}: the column {name!r} holds {kinds[1]}, but {kinds[0]} in the files before it; convert it "
+                    "to one type in all"
+                ) from None
+    return schema

@@ -16,7 +16,7 @@ from jmixed.design.compress import Plan, Sums
 from jmixed.design.materialise import Matrix, restore, working_frame
 from jmixed.design.stream import changed
 from jmixed.design.terms import ModelData, RandomTerm
-from jmixed.errors import DataError, ModelError
+from jmixed.errors import ModelError
 from jmixed.precision import FLOAT
 
 TINY = 4 * np.finfo(FLOAT).eps
@@ -28,8 +28,6 @@ def represent(made: Plan, total: Sums | None) -> ModelData:
     if total is None:
         raise changed("it has no rows")
     made.checksum.require_same(total.checksum)
-    if not total.nobs:
-        raise DataError("batches have no rows for which the formula gives numbers; look at its transforms")
     used = total.values[:, -1] > 0
     cells, values = total.cells[used], total.values[used]
     Z, fixed = _rows_of_cells(values, len(made.columns), len(total.G))

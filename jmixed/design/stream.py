@@ -1,14 +1,16 @@
 """Tables that come in batches: what they may be, and that each is like the first."""
 
+import inspect
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pandas as pd
+from pandas import util
 
 from jmixed.design.files import is_stored, stored
 from jmixed.design.frame import as_frame, column, unknown_column
@@ -65,6 +67,13 @@ class _Caller:
 
     def __init__(self, function: Callable):
         self.function, self.last = function, None
+        try:
+            inspect.signature(function).bind()
+        except TypeError as error:
+            raise DataError(f"batches is a function that needs arguments ({error}); it must need none") from None
+        except ValueError:
+            # What is not written in Python may have no signature.
+            return
 
     def __call__(self, columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
         made = self.function()
@@ -181,29 +190,45 @@ def require_alike(frame: pd.DataFrame, first: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Checksum:
-    """What tells whether two passes found the same numbers: of each column the sum, and that of absolute values."""
+    """What tells whether two passes found the same rows, in any order: sums of hashes, modulo 2^64.
+
+    Attributes
+    ----------
+    names : tuple of str
+    columns : uint64 array
+        Of the values of each column.
+    rows : uint64 array (1,)
+        Of the rows.
+    """
 
     names: tuple[str, ...]
-    sums: np.ndarray
-    sizes: np.ndarray
+    columns: np.ndarray
+    rows: np.ndarray
 
     def plus(self, other: "Checksum") -> "Checksum":
         """Of the rows of both."""
-        return Checksum(self.names, self.sums + other.sums, self.sizes + other.sizes)
+        return Checksum(self.names, self.columns + other.columns, self.rows + other.rows)
 
     def require_same(self, other: "Checksum") -> None:
-        """Refuse columns that differ by more than the order of their rows explains."""
-        bad = np.abs(self.sums - other.sums) > 1e-9 * np.maximum(self.sizes, other.sizes)
-        if bad.any():
-            raise changed(f"the sums of {', '.join(repr(self.names[k]) for k in np.flatnonzero(bad))} differ")
+        """Refuse rows that are not the same."""
+        differing = [repr(name) for name in np.array(self.names, object)[self.columns != other.columns]]
+        if differing:
+            raise changed(f"the values of {', '.join(differing)} differ")
+        if np.any(self.rows != other.rows):
+            raise changed("the values stand together in other rows")
 
 
-def checksum(frame: pd.DataFrame, kinds: Mapping[str, Any]) -> Checksum:
-    """The checksum of the columns of numbers."""
-    names = tuple(name for name, kind in kinds.items() if kind in ("numbers", "truth values"))
-    values = [column(frame, name).to_numpy(dtype=FLOAT, na_value=np.nan) for name in names]
-    with np.errstate(over="ignore", invalid="ignore"):
-        return Checksum(names, np.array([v.sum() for v in values]), np.array([np.abs(v).sum() for v in values]))
+def checksum(frame: pd.DataFrame, names: Iterable[str]) -> Checksum:
+    """The checksum of the columns; numbers of any type are compared as numbers."""
+    names = tuple(names)
+    columns, rows = np.zeros(len(names), np.uint64), np.zeros(len(frame), np.uint64)
+    for k, name in enumerate(names):
+        own = column(frame, name)
+        simple = isinstance(own.dtype, np.dtype) and own.dtype.kind in "iufb"
+        hashed = cast(Any, util).hash_array(own.to_numpy(FLOAT) if simple else own.array)
+        columns[k] = hashed.sum()
+        rows = (rows ^ hashed) * np.uint64(0x9E3779B97F4A7C15)
+    return Checksum(names, columns, rows.sum(keepdims=True))
 
 
 def changed(what: str) -> DataError:

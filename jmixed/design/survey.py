@@ -16,7 +16,7 @@ import pandas as pd
 from jmixed.design import vc
 from jmixed.design.assemble import NoRowsError, Rows, Words, leave_out_missing, sources
 from jmixed.design.formula import bare_name
-from jmixed.design.frame import as_frame, column, per_row
+from jmixed.design.frame import as_frame, column, missing_error, per_row
 from jmixed.design.materialise import Evaluation, Recipe, evaluate, known_factors, restore, working_frame
 from jmixed.design.matrices import state
 from jmixed.design.stream import ANY_CATEGORIES, Checksum, checksum, kinds_of, naming, require_alike
@@ -67,7 +67,7 @@ class Statement:
         return list(self.kinds)
 
     def rows(self, batch: pd.DataFrame) -> Rows | None:
-        """The rows of a batch that are in the model; None if there are none."""
+        """The rows of a batch without missing values in the columns that are used; None if there are none."""
         if not len(batch):
             return None
         require_alike(batch, self.kinds)
@@ -78,6 +78,23 @@ class Statement:
             return leave_out_missing(rows, self.words, self.read, self.missing)
         except NoRowsError:
             return None
+
+    def evaluable(self, rows: Rows) -> Rows | None:
+        """The rows of which transforms make no missing values, as `rows`; None if there are none.
+
+        Categories that only other rows have are none of the model's.
+        """
+        factors = {f for spec in self.recipe.specs.values() for term in spec.formula for f in term.factors}
+        plain = (f.eval_method.value != "python" or bare_name(f.expr) in rows.frame.columns for f in factors)
+        if all(plain):
+            return rows
+        lost = evaluate(self.recipe, self.recipe.specs, self.working(rows.frame), fresh=True).missing
+        if not len(lost):
+            return rows
+        mask = np.isin(np.arange(len(rows.frame)), lost)
+        if self.missing != "drop":
+            raise missing_error({f"columns made by {self.words.parts.text!r}": mask}, rows.positions)
+        return rows.take(np.flatnonzero(~mask)) if not mask.all() else None
 
     def labels(self, rows: Rows) -> dict[str, Any]:
         """The labels that grouping factors and variance components are made of."""
@@ -204,12 +221,13 @@ def _whole_column(text: str, formula: str) -> FormulaError:
 def survey(statement: Statement, batch: pd.DataFrame) -> Survey | None:
     """What one batch shows; None if it has no usable rows."""
     rows = statement.rows(batch)
+    rows = None if rows is None else statement.evaluable(rows)
     if rows is None:
         return None
     cells = pd.DataFrame({k: getattr(v, "array", v) for k, v in statement.labels(rows).items()}).dropna()
     frame = rows.frame
     places = np.unique(np.linspace(0, len(frame) - 1, SAMPLE).astype(int))
-    seen = checksum(frame, statement.kinds)
+    seen = checksum(frame, statement.columns)
     return Survey(len(frame), cells.drop_duplicates(), _novel(statement, frame), frame.iloc[places], seen)
 
 
@@ -248,8 +266,8 @@ def reduce_in_pairs(parts: Iterable, join: Callable) -> Any:
     return whole
 
 
-def survey_of(statement: Statement, tables: Iterable[pd.DataFrame]) -> Survey:
-    """What all batches show together."""
+def survey_of(statement: Statement, tables: Iterable[pd.DataFrame]) -> Survey | None:
+    """What all batches show together; None if they have no usable rows."""
 
     def parts() -> Iterator[Survey]:
         for number, table in enumerate(tables):
