@@ -16,7 +16,7 @@ from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.linalg import eigh
-from jmixed.sharing import axis_to_share, minimize_shared
+from jmixed.sharing import axis_to_share, minimize_shared, shares
 
 BLUR = 3e9
 """Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
@@ -154,9 +154,10 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
         Start; by default one is found.
     mesh : jax.sharding.Mesh, optional
         Devices, of one or several processes, over which the groups are shared out: each evaluation of the likelihood
-        then works on the groups of each device and sums once over devices. One grouping factor, whose number of levels
-        need not be a multiple of the number of devices. Cross-products are computed from the design before that, and
-        every process passes the same design.
+        then works on the groups of each device and sums once over devices. Of nested factors the outermost is shared
+        out; the number of groups need not be a multiple of that of devices. Cross-products are computed from the
+        design before that, and the estimate at the optimum after it, on one device of each process; every process
+        passes the same design.
     axis : str, optional
         The axis of the mesh to use; the only one by default.
 
@@ -167,9 +168,9 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
     Raises
     ------
     ModelError
-        With a mesh: the model has several grouping factors that are not the same.
+        With a mesh: the model has crossed factors that hang together.
     DataError
-        The mesh has no such axis, or more devices than there are groups.
+        The mesh has no such axis, or more devices than there are groups; an axis without a mesh.
 
     Examples
     --------
@@ -182,14 +183,14 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
     >>> round(float(influence @ design.y), 4)
     10.4673
     """
-    axis = None if mesh is None else axis_to_share(design.layout, design.counts, mesh, axis)
+    shared_over = axis_to_share(design, mesh, axis)
     held = moments(design)
     constant = stop_gradient(held)
     start = start_at(theta0, constant)
-    if axis is None:
+    if mesh is None or shared_over is None:
         solution = optimize.minimize(constant, start, reml, optimize.MAX_ITERATIONS)
     else:
-        solution = minimize_shared(constant, start, reml, mesh, axis)
+        solution = minimize_shared(constant, start, reml, mesh, shared_over, shares(design, mesh.shape[shared_over]))
     return estimate_at(solution, held, design, reml)
 
 
