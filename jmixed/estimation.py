@@ -16,6 +16,7 @@ from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.linalg import eigh
+from jmixed.precision import exact_products
 from jmixed.sharing import axis_to_share, minimize_shared, shares
 
 BLUR = 3e9
@@ -61,6 +62,7 @@ class Estimate:
     outcome: Any
 
 
+@exact_products
 def moments(design: Design) -> Moments:
     """The cross-products of a design: all that the likelihood needs of the data, differentiable in every array.
 
@@ -85,6 +87,7 @@ def moments(design: Design) -> Moments:
     return cross_products(jax.tree.map(jnp.asarray, design.rows()))
 
 
+@exact_products
 def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     """-2 log-likelihood, or the REML criterion, with beta and sigma profiled out (Bates et al. 2015, eqs. 34 and 42).
 
@@ -111,6 +114,7 @@ def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     return criterion.deviance_of_theta(jnp.asarray(theta), held, reml)
 
 
+@exact_products
 def log_likelihood(beta, theta, sigma, design: Design | Moments):
     """The marginal Gaussian log density of the response, scalar.
 
@@ -136,6 +140,7 @@ def log_likelihood(beta, theta, sigma, design: Design | Moments):
     return criterion.log_density(jnp.asarray(beta), jnp.asarray(theta), jnp.asarray(sigma), held)
 
 
+@exact_products
 def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis: str | None = None) -> Estimate:
     """Fit a mixed model as one pure function: jit, vmap and differentiate it in every array of the design.
 
@@ -307,5 +312,5 @@ def say_once_if_narrowed(design):
             "this design holds 64-bit floats, but JAX works in 32 bits here: the likelihood keeps about 4 digits. "
             "Set JAX_ENABLE_X64=1, or call under jax.enable_x64(True)",
             PrecisionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

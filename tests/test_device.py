@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jmixed as jm
 from jmixed import device, executables, linalg
 from jmixed.errors import ModelError
 from jmixed.layout import require_memory
@@ -81,3 +82,25 @@ def test_a_program_that_the_device_cannot_write_whole_works_all_the_same(tmp_pat
     found = executables.call_from(tmp_path, jax.jit(lambda x: 2 * x), "double", None, {}, (np.float32(3),), {})
     assert found == 6
     assert not list(tmp_path.glob("*.program"))
+
+
+def products(jaxpr):
+    """The products of matrices in a program, at any depth."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+@pytest.mark.parametrize("function", [jm.estimate, jm.moments])
+def test_single_precision_is_not_halved_in_products(function):
+    """By default accelerators round the factors of a product of 32-bit floats to 11 bits or fewer."""
+    design = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).design
+    design = jax.tree.map(lambda a: np.asarray(a, np.float32) if a.dtype == np.float64 else a, design)
+    program = jax.make_jaxpr(lambda y: jax.tree.leaves(function(design.replace(y=y))))(design.y)
+    found = list(products(program.jaxpr))
+    assert found
+    assert all(one.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2 for one in found)
