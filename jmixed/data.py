@@ -361,7 +361,7 @@ class Moments:
     repeats : array (blocks,), or None
         How often the log-determinant of each block of the only stage counts; None: once (see `likelihood.collapse`).
     axis : str or None
-        Axis of the mesh over which the blocks of the only stage are shared out; inside `jax.shard_map` only.
+        Axis of the mesh over which the blocks are shared out; inside `jax.shard_map` only.
     """
 
     C: tuple[Array, ...]

@@ -16,7 +16,8 @@ from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.linalg import eigh
-from jmixed.sharing import axis_to_share, minimize_shared
+from jmixed.precision import exact_products
+from jmixed.sharing import axis_to_share, minimize_shared, shares
 
 BLUR = 3e9
 """Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
@@ -70,6 +71,7 @@ class Estimate:
     outcome: Any
 
 
+@exact_products
 def moments(design: Design) -> Moments:
     """The cross-products of a design: all that the likelihood needs of the data, differentiable in every array.
 
@@ -101,6 +103,7 @@ def moments(design: Design) -> Moments:
     return cross_products(jax.tree.map(jnp.asarray, design.rows()))
 
 
+@exact_products
 def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     """-2 log-likelihood, or the REML criterion, with beta and sigma profiled out (Bates et al. 2015, eqs. 34 and 42).
 
@@ -132,6 +135,7 @@ def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     return criterion.deviance_of_theta(theta_of(held, theta), held, reml)
 
 
+@exact_products
 def log_likelihood(beta, theta, sigma, design: Design | Moments):
     """The marginal Gaussian log density of the response (Bates et al. 2015, section 3.4).
 
@@ -179,6 +183,7 @@ def _of_shape(name, value, shape, what):
     return value
 
 
+@exact_products
 def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis: str | None = None) -> Estimate:
     """Fit a mixed model as one pure function: jit, vmap and differentiate it in every array of the design.
 
@@ -197,9 +202,10 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
         Start; by default one is found.
     mesh : jax.sharding.Mesh, optional
         Devices, of one or several processes, over which the groups are shared out: each evaluation of the likelihood
-        then works on the groups of each device and sums once over devices. One grouping factor, whose number of levels
-        need not be a multiple of the number of devices. Cross-products are computed from the design before that, and
-        every process passes the same design.
+        then works on the groups of each device and sums once over devices. Of nested factors the outermost is shared
+        out; the number of groups need not be a multiple of that of devices. Cross-products are computed from the
+        design before that, and the estimate at the optimum after it, on one device of each process; every process
+        passes the same design.
     axis : str, optional
         The axis of the mesh to use; the only one by default.
 
@@ -210,9 +216,10 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
     Raises
     ------
     ModelError
-        With a mesh: the model has several grouping factors that are not the same.
+        With a mesh: the model has crossed factors that hang together.
     DataError
-        The mesh has no such axis, or more devices than there are groups; `theta0` has another length.
+        The mesh has no such axis, or more devices than there are groups; an axis without a mesh; `theta0` has another
+        length.
 
     Examples
     --------
@@ -225,14 +232,14 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
     >>> round(float(influence @ design.y), 4)
     10.4673
     """
-    axis = None if mesh is None else axis_to_share(design.layout, design.counts, mesh, axis)
+    shared_over = axis_to_share(design, mesh, axis)
     held = moments(design)
     constant = stop_gradient(held)
     start = start_at(theta0, constant)
-    if axis is None:
+    if mesh is None or shared_over is None:
         solution = optimize.minimize(constant, start, reml, optimize.MAX_ITERATIONS)
     else:
-        solution = minimize_shared(constant, start, reml, mesh, axis)
+        solution = minimize_shared(constant, start, reml, mesh, shared_over, shares(design, mesh.shape[shared_over]))
     return estimate_at(solution, held, design, reml)
 
 
@@ -350,5 +357,5 @@ def say_once_if_narrowed(design):
             "this design holds 64-bit floats, but JAX works in 32 bits here: the likelihood keeps about 4 digits. "
             "Set JAX_ENABLE_X64=1, or call under jax.enable_x64(True)",
             PrecisionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -13,6 +13,7 @@ from jmixed.estimation import theta_of
 from jmixed.layout import bucket
 from jmixed.likelihood import criterion
 from jmixed.likelihood.moments import moments
+from jmixed.precision import exact_products
 
 CHUNK = 16
 """Rows of a group that are summed in one written-out step."""
@@ -116,6 +117,7 @@ def _rows_of_groups(design):
     return table
 
 
+@exact_products
 def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | None = None):
     """Negative marginal log-likelihood of residuals from any mean function: what a training loop minimises.
 
