@@ -31,8 +31,8 @@ from jmixed.design.assemble import (
     weights_of,
 )
 from jmixed.design.factors import Factor, cross, factor
-from jmixed.design.frame import column, require_finite
-from jmixed.design.materialise import evaluate, restore, working_frame
+from jmixed.design.frame import column, require_finite, working_frame
+from jmixed.design.materialise import evaluate, restore
 from jmixed.design.stream import naming
 from jmixed.design.survey import Statement, Survey, learn
 from jmixed.design.terms import ModelData, RandomTerm, Rebuild

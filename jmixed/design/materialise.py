@@ -20,7 +20,8 @@ from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.stateful_transforms import stateful_eval
 
 from jmixed.design.formula import mark, replace_keywords, syntax_error
-from jmixed.design.frame import column, holds_text, prepare, text_error, unknown_column
+from jmixed.design.frame import column, holds_text, text_error, unknown_column
+from jmixed.design.plain import plain_columns
 from jmixed.errors import DataError, FormulaError, JmixedError
 from jmixed.precision import FLOAT
 
@@ -216,14 +217,6 @@ def _walk(tree: ast.AST) -> list[tuple[str, bool]]:
     return names
 
 
-def working_frame(frame: pd.DataFrame, columns: Iterable[str], aliases: Mapping[str, str]) -> pd.DataFrame:
-    """The columns that formulas need, as formulaic understands them; nothing is copied that need not be."""
-    index = frame.index if frame.index.is_unique else pd.RangeIndex(len(frame))
-    ready = {name: prepare(column(frame, name)) for name in columns}
-    ready |= {alias: ready[name] for alias, name in aliases.items() if name in ready}
-    return pd.DataFrame(ready, index=index, copy=False)
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What formulas give on a table: the matrix of each part and the positions of rows with missing values."""
@@ -252,11 +245,25 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     -------
     Evaluation
     """
+    found = plain_columns({part: recipe.specs[part] for part in parts}, frame) if fresh else {}
+    missing = np.zeros(0, np.int64)
+    if others := [part for part in parts if part not in found]:
+        made, missing = _materialise(recipe, others, frame, fresh)
+        if fresh and len(missing):
+            found = {part: (spec, np.delete(values, missing, axis=0)) for part, (spec, values) in found.items()}
+        found |= made
+    matrices = {part: _matrix(part, *found[part], recipe) for part in parts}
+    return Evaluation(matrices, {part: spec for part, (spec, _) in found.items()}, missing)
+
+
+def _materialise(
+    recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool
+) -> tuple[dict[str, tuple[ModelSpec, np.ndarray]], np.ndarray]:
+    """The learnt spec and the columns of each part, and the positions of rows with missing values."""
     shared: dict[str, dict] = {"transform_state": {}, "encoder_state": {}} if fresh else {}
     specs: dict[str, Any] = {part: recipe.specs[part].update(**shared) for part in parts}
     materializer = PandasMaterializer(frame, context=recipe.env)
     dropped: set[int] = set()
-    action = "drop" if fresh else "ignore"
     _refuse_dates(recipe, specs, frame)
     try:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"), warnings.catch_warnings():
@@ -264,6 +271,7 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
             warnings.simplefilter("ignore", DataMismatchWarning)
             if not fresh:
                 _refuse_strangers(recipe, specs, frame)
+            action = "drop" if fresh else "ignore"
             result = materializer.get_model_matrix(
                 ModelSpecs(**specs), drop_rows=dropped, na_action=action, output="numpy"
             )
@@ -271,11 +279,12 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
         raise
     except (FormulaicError, SyntaxError, TypeError, ValueError, KeyError, IndexError) as error:
         raise _explain(error, recipe, specs, frame) from error
-    matrices = {part: _matrix(part, result[part], recipe, len(frame), dropped) for part in specs}
+    # A formula without columns has the rows that were left out of the others.
+    kept = slice(len(frame) - len(dropped))
+    made = {part: (result[part].model_spec, np.asarray(result[part])[kept]) for part in specs}
     if not fresh:
         dropped = _nulls(materializer)
-    rows = np.fromiter(sorted(dropped), np.int64, len(dropped))
-    return Evaluation(matrices, {part: result[part].model_spec for part in specs}, rows)
+    return made, np.fromiter(sorted(dropped), np.int64, len(dropped))
 
 
 def _refuse_dates(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
@@ -289,20 +298,16 @@ def _refuse_dates(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.Data
             )
 
 
-def _matrix(part: str, found: Any, recipe: Recipe, n: int, dropped: set[int]) -> Matrix:
-    names = tuple(restore(name, recipe.aliases) for name in found.model_spec.column_names)
-    values = np.asarray(found)
-    if not names:
-        values = np.empty((n - len(dropped), 0))
+def _matrix(part: str, spec: ModelSpec, values: np.ndarray, recipe: Recipe) -> Matrix:
+    names = tuple(restore(name, recipe.aliases) for name in spec.column_names)
     try:
         if np.iscomplexobj(values):
             raise TypeError("imaginary parts")
-        values = np.ascontiguousarray(values, dtype=FLOAT)
+        return Matrix(names, np.ascontiguousarray(values, dtype=FLOAT))
     except (TypeError, ValueError):
         raise DataError(
             mark(f"the columns {names} do not hold numbers (dtype {values.dtype})", recipe.texts[part])
         ) from None
-    return Matrix(names, values)
 
 
 def restore(name: str, aliases: Mapping[str, str]) -> str:
@@ -334,10 +339,8 @@ def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], f
 
 def known_factors(spec: ModelSpec) -> dict[FormulaFactor, tuple[str, dict]]:
     """The factors of an evaluated formula, each with its kind ("categorical", "numerical") and its state."""
-    factors = {factor for term in spec.formula for factor in term.factors if factor.expr in spec.encoder_state}
-    return {
-        factor: (spec.encoder_state[factor.expr][0].value, spec.encoder_state[factor.expr][1]) for factor in factors
-    }
+    states, factors = spec.encoder_state, {factor for term in spec.formula for factor in term.factors}
+    return {f: (states[f.expr][0].value, states[f.expr][1]) for f in factors if f.expr in states}
 
 
 def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
