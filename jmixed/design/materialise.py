@@ -23,7 +23,7 @@ from jmixed.design.formula import mark, replace_keywords, syntax_error
 from jmixed.design.frame import column, holds_text, text_error, unknown_column
 from jmixed.design.plain import plain_columns
 from jmixed.errors import DataError, FormulaError, JmixedError
-from jmixed.precision import FLOAT
+from jmixed.memory import roomy
 
 
 @dataclass(frozen=True)
@@ -246,13 +246,12 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     Evaluation
     """
     found = plain_columns({part: recipe.specs[part] for part in parts}, frame) if fresh else {}
-    missing = np.zeros(0, np.int64)
-    if others := [part for part in parts if part not in found]:
-        made, missing = _materialise(recipe, others, frame, fresh)
-        if fresh and len(missing):
-            found = {part: (spec, np.delete(values, missing, axis=0)) for part, (spec, values) in found.items()}
-        found |= made
-    matrices = {part: _matrix(part, *found[part], recipe) for part in parts}
+    others = [part for part in parts if part not in found]
+    made, missing = _materialise(recipe, others, frame, fresh) if others else ({}, np.zeros(0, np.int64))
+    if len(missing):
+        found = {part: (spec, np.delete(values, missing, axis=0)) for part, (spec, values) in found.items()}
+    found |= made
+    matrices = {part: Matrix(_column_names(spec, recipe), values) for part, (spec, values) in found.items()}
     return Evaluation(matrices, {part: spec for part, (spec, _) in found.items()}, missing)
 
 
@@ -271,19 +270,19 @@ def _materialise(
             warnings.simplefilter("ignore", DataMismatchWarning)
             if not fresh:
                 _refuse_strangers(recipe, specs, frame)
-            action = "drop" if fresh else "ignore"
             result = materializer.get_model_matrix(
-                ModelSpecs(**specs), drop_rows=dropped, na_action=action, output="numpy"
+                ModelSpecs(**specs), drop_rows=dropped, na_action="drop" if fresh else "ignore", output="numpy"
             )
     except JmixedError:
         raise
     except (FormulaicError, SyntaxError, TypeError, ValueError, KeyError, IndexError) as error:
         raise _explain(error, recipe, specs, frame) from error
-    # A formula without columns has the rows that were left out of the others.
-    kept = slice(len(frame) - len(dropped))
-    made = {part: (result[part].model_spec, np.asarray(result[part])[kept]) for part in specs}
+    made = {part: _floats(part, result[part], recipe, len(frame) - len(dropped)) for part in specs}
     if not fresh:
         dropped = _nulls(materializer)
+    # Its objects refer to each other in a circle, which would keep every column until Python looks for circles.
+    for cache in (materializer.factor_cache, materializer.encoded_cache):
+        cache.clear()
     return made, np.fromiter(sorted(dropped), np.int64, len(dropped))
 
 
@@ -298,16 +297,22 @@ def _refuse_dates(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.Data
             )
 
 
-def _matrix(part: str, spec: ModelSpec, values: np.ndarray, recipe: Recipe) -> Matrix:
-    names = tuple(restore(name, recipe.aliases) for name in spec.column_names)
+def _floats(part: str, found: Any, recipe: Recipe, n: int) -> tuple[ModelSpec, np.ndarray]:
+    """Formulaic's spec and columns as floats (n, k): without columns it kept the rows that were left out of others."""
+    spec, values = found.model_spec, np.asarray(found)[:n]
+    matrix = roomy(*values.shape)
     try:
         if np.iscomplexobj(values):
             raise TypeError("imaginary parts")
-        return Matrix(names, np.ascontiguousarray(values, dtype=FLOAT))
+        matrix[:] = values
     except (TypeError, ValueError):
-        raise DataError(
-            mark(f"the columns {names} do not hold numbers (dtype {values.dtype})", recipe.texts[part])
-        ) from None
+        message = f"the columns {_column_names(spec, recipe)} do not hold numbers (dtype {values.dtype})"
+        raise DataError(mark(message, recipe.texts[part])) from None
+    return spec, matrix
+
+
+def _column_names(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
+    return tuple(restore(name, recipe.aliases) for name in spec.column_names)
 
 
 def restore(name: str, aliases: Mapping[str, str]) -> str:
@@ -329,12 +334,10 @@ def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], f
         for name, _ in _names(factor, text):
             if name in frame and holds_text(column(frame, name)):
                 named = recipe.aliases.get(name, name)
-                return text_error(
-                    f"{restore(expr, recipe.aliases)}: the column {named!r}", column(frame, name).rename(named)
-                )
-    spot = text.find(expr) if expr else -1
-    detail = restore(message, recipe.aliases)
-    return FormulaError(mark(f"the formula cannot be evaluated: {detail}", text, spot if spot >= 0 else None))
+                what = f"{restore(expr, recipe.aliases)}: the column {named!r}"
+                return text_error(what, column(frame, name).rename(named))
+    spot, message = text.find(expr) if expr else -1, restore(message, recipe.aliases)
+    return FormulaError(mark(f"the formula cannot be evaluated: {message}", text, spot if spot >= 0 else None))
 
 
 def known_factors(spec: ModelSpec) -> dict[FormulaFactor, tuple[str, dict]]:
@@ -357,10 +360,8 @@ def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.
             raise text_error(f"the column {name!r}", column(frame, factor.expr).rename(name))
         if kind != "categorical" or "categories" not in state:
             continue
-        lookup = factor.eval_method.value == "lookup"
-        found = (
-            layers[factor.expr] if lookup else stateful_eval(factor.expr, layers, {}, dict(spec.transform_state), spec)
-        )
+        lookup, transforms = factor.eval_method.value == "lookup", dict(spec.transform_state)
+        found = layers[factor.expr] if lookup else stateful_eval(factor.expr, layers, {}, transforms, spec)
         values = pd.Series(getattr(found, "__wrapped__", found)).dropna().unique().tolist()
         unseen = [value for value in values if value not in set(state["categories"])]
         if unseen:
@@ -375,8 +376,7 @@ def _nulls(materializer: PandasMaterializer) -> set[int]:
     rows: set[int] = set()
     for factor in materializer.factor_cache.values():
         values = factor.values.__wrapped__
-        columns = list(values.values()) if isinstance(values, dict) else [values]
-        for one in columns:
+        for one in values.values() if isinstance(values, dict) else [values]:
             if np.ndim(one):
                 mask = np.asarray(pd.isna(one)).reshape(len(one), -1).any(axis=1)
                 rows.update(np.flatnonzero(mask).tolist())

@@ -17,6 +17,7 @@ from formulaic.parser.types import Factor, Term
 
 from jmixed.design.factors import compress
 from jmixed.design.frame import column
+from jmixed.memory import roomy
 from jmixed.precision import FLOAT
 
 FEW = 256
@@ -127,7 +128,7 @@ def _ask(stated: Stated, numbers: tuple[str, ...], categories: tuple[_Categories
 
 def _columns(answer: _Answer, numbers: Mapping[str, np.ndarray], place: np.ndarray | None, n: int) -> np.ndarray:
     """The columns (n, k): those of each row's combination, times the numbers of the term."""
-    out = np.empty((n, answer.values.shape[1]))
+    out = roomy(n, answer.values.shape[1])
     for term, own in answer.spec.term_slices.items():
         coding = answer.values[:, own] if place is None else answer.values[:, own][place]
         product = [numbers[factor.expr] for factor in term.factors if factor.expr in numbers]
