@@ -93,11 +93,15 @@ class Structure:
         return (full + jnp.diag(jnp.diagonal(full))) / 2
 
 
-@functools.cache
 def _lower_triangle(q, by_column=False):
-    rows, columns = np.triu_indices(q)[::-1] if by_column else np.tril_indices(q)
-    rows.flags.writeable = columns.flags.writeable = False
-    return rows, columns
+    # New arrays every time: JAX takes one that it has seen before for what it was then, in another precision perhaps.
+    rows, columns = _remembered_triangle(q, by_column)
+    return rows.copy(), columns.copy()
+
+
+@functools.cache
+def _remembered_triangle(q, by_column):
+    return np.triu_indices(q)[::-1] if by_column else np.tril_indices(q)
 
 
 def split(structures, vector):
