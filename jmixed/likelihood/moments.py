@@ -310,8 +310,8 @@ def crossproduct(grouping, columns, arrays, constants):
 def _sum_products(left, rights):
     """Sums over a chunk's rows of left (a, chunk, chunks) times each right (b, chunk, chunks)."""
     # Unrolled over the few rows of a chunk: each step is elementwise over the long last axis, which vectorises.
-    rows = range(left.shape[1])
-    return tuple(add_up(left[:, None, k] * right[None, :, k] for k in rows) for right in rights)
+    rows, rights = range(left.shape[1]), [jnp.swapaxes(right, 0, 1) for right in rights]
+    return tuple(add_up(left[:, k : k + 1] * right[k : k + 1] for k in rows) for right in rights)
 
 
 def _in_blocks(function):
