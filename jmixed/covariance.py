@@ -10,6 +10,7 @@ three ways:
 An ``identity`` term has ``Sigma = psi I`` and ``lambda = theta I`` whatever its number of columns.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -45,12 +46,11 @@ class Structure:
 
     def psi_indices(self):
         """Rows and columns of psi's entries: the lower triangle, row by row."""
-        return np.tril_indices(self.q)
+        return _lower_triangle(self.q)
 
     def theta_indices(self):
         """Rows and columns of theta's entries: the lower triangle, column by column."""
-        columns, rows = np.triu_indices(self.q)
-        return rows, columns
+        return _lower_triangle(self.q, by_column=True)
 
     def factor(self, theta):
         """``lambda`` (q, q) from theta (size,)."""
@@ -91,6 +91,17 @@ class Structure:
             return gradient[0] / self.q * jnp.eye(self.q, dtype=gradient.dtype)
         full = self.covariance(gradient)
         return (full + jnp.diag(jnp.diagonal(full))) / 2
+
+
+def _lower_triangle(q, by_column=False):
+    # New arrays every time: JAX takes one that it has seen before for what it was then, in another precision perhaps.
+    rows, columns = _remembered_triangle(q, by_column)
+    return rows.copy(), columns.copy()
+
+
+@functools.cache
+def _remembered_triangle(q, by_column):
+    return np.triu_indices(q)[::-1] if by_column else np.tril_indices(q)
 
 
 def split(structures, vector):

@@ -44,6 +44,8 @@ class Task:
 
     def restore(self, fit: programs.Fit) -> programs.Fit:
         """A fit of `design` with the held coefficients put back; their standard errors are zero."""
+        if self.free_beta.all():
+            return fit
         beta, vcov, free = self.beta.copy(), np.zeros((len(self.beta),) * 2), self.free_beta
         beta[free] = fit.beta
         vcov[np.ix_(free, free)] = fit.vcov_beta

@@ -1,8 +1,10 @@
 """Between the scales of the variance parameters, on the host: psi, theta, preconditioned and original columns."""
 
+import functools
+
 import numpy as np
 
-from jmixed.covariance import split
+from jmixed.covariance import Structure, split
 
 
 def row_major(structures, values):
@@ -21,44 +23,47 @@ def psi_map(structures, T):
     """The matrix (m, m) that takes psi of preconditioned columns to psi of the original ones, Sigma = T Sigma~ T'."""
     blocks = []
     for structure, basis in zip(structures, T, strict=True):
-        columns = []
-        for unit in np.eye(structure.size):
-            if structure.kind == "identity":
-                columns.append(unit * basis[0, 0] ** 2)
-                continue
-            rows, cols = structure.psi_indices()
-            full = np.zeros((structure.q,) * 2)
-            full[rows, cols] = full[cols, rows] = unit
-            columns.append((basis @ full @ basis.T)[rows, cols])
-        blocks.append(np.stack(columns, axis=1))
-    size = sum(len(b) for b in blocks)
-    out, start = np.zeros((size, size)), 0
+        if structure.kind == "identity":
+            blocks.append(basis[:1, :1] ** 2)
+            continue
+        rows, columns = structure.psi_indices()
+        swapped = np.where(rows == columns, 0, basis[rows][:, columns] * basis[columns][:, rows])
+        blocks.append(basis[rows][:, rows] * basis[columns][:, columns] + swapped)
+    return _block_diagonal(blocks)
+
+
+def _block_diagonal(blocks):
+    size, start = sum(len(block) for block in blocks), 0
+    out = np.zeros((size, size))
     for block in blocks:
-        out[start : start + len(block), start : start + len(block)] = block
-        start += len(block)
+        own = slice(start, start + len(block))
+        out[own, own] = block
+        start = own.stop
     return out
 
 
 def theta_hessian(structures, theta, gradient, hessian):
     """Hessian of the deviance in theta, from its derivatives in psi; psi is quadratic in theta."""
-    m = len(theta)
-    jacobian, bend, start = np.zeros((m, m)), np.zeros((m, m)), 0
-    for structure in structures:
-        size, q = structure.size, structure.q
-        if structure.kind == "identity":
-            jacobian[start, start], bend[start, start] = 2 * theta[start], 2 * gradient[start]
-        else:
-            units = np.zeros((size, q, q))
-            units[(np.arange(size), *structure.theta_indices())] = 1
-            factor = np.tensordot(theta[start : start + size], units, 1)
-            products = np.einsum("kij,lhj->klih", units, units)
-            products = (products + products.transpose(0, 1, 3, 2))[..., *structure.psi_indices()]
-            own = slice(start, start + size)
-            slopes = np.einsum("kij,hj->kih", units, factor)
-            jacobian[own, own] = (slopes + slopes.transpose(0, 2, 1))[:, *structure.psi_indices()].T
-            bend[own, own] = products @ gradient[own]
-        start += size
-    return jacobian.T @ hessian @ jacobian + bend
+    slopes, bends = [], []
+    for structure, own, slope in zip(structures, split(structures, theta), split(structures, gradient), strict=True):
+        second = _bends(structure.q, structure.kind)
+        # By Euler's theorem the first derivatives of a quadratic form are its second ones times theta.
+        slopes.append((own @ second).T)
+        bends.append(second @ slope)
+    jacobian = _block_diagonal(slopes)
+    return jacobian.T @ hessian @ jacobian + _block_diagonal(bends)
+
+
+@functools.cache
+def _bends(q, kind):
+    """Second derivatives (size, size, size) of psi, the last axis, in theta."""
+    structure = Structure(q, kind)
+    if kind == "identity":
+        return np.full((1, 1, 1), 2.0)
+    units = np.zeros((structure.size, q, q))
+    units[(np.arange(structure.size), *structure.theta_indices())] = 1
+    products = np.einsum("kij,lhj->klih", units, units)
+    return (products + products.transpose(0, 1, 3, 2))[..., *structure.psi_indices()]
 
 
 def inverse_information(hessian):

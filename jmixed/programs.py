@@ -169,12 +169,17 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         limit = np.int32(optimize.MAX_ITERATIONS if maxiter is None else maxiter)
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
         solve = partial(_fit_program, held, reml=bool(reml), method=method)
-        out = jax.device_get(solve(theta0, free, limit, tolerance))
+        out = _in_numpy(solve(theta0, free, limit, tolerance))
         if alone and len(theta0) > 1 and (count := _other_starts_wanted(design)):
             others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, out, count)]
-            out = _best_of_starts(out, jax.device_get(others))
+            out = _best_of_starts(out, _in_numpy(others))
     with timings.step("results"):
         return _collect(design, out, reml, timings)
+
+
+def _in_numpy(tree):
+    """As `jax.device_get`, which takes longer over the many small arrays of a fit."""
+    return jax.tree.map(np.asarray, tree)
 
 
 def _other_starts_wanted(design):

@@ -21,9 +21,10 @@ from jmixed.design.frame import (
     require_finite,
     text_error,
     unknown_column,
+    working_frame,
 )
 from jmixed.design.marks import mark
-from jmixed.design.materialise import Evaluation, Matrix, Recipe, evaluate, known_factors, source, working_frame
+from jmixed.design.materialise import Evaluation, Matrix, Recipe, evaluate, known_factors, source
 from jmixed.design.terms import ModelData, RandomTerm, Rebuild
 from jmixed.errors import DataError
 from jmixed.memory import filled

@@ -9,7 +9,8 @@ from formulaic import ModelSpec, SimpleFormula
 from formulaic.parser.types import Term
 
 from jmixed.design.checks import independent_columns
-from jmixed.design.materialise import Recipe, evaluate, known_factors, restore, working_frame
+from jmixed.design.frame import working_frame
+from jmixed.design.materialise import Recipe, evaluate, known_factors, restore
 from jmixed.design.terms import ModelData
 
 

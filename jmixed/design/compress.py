@@ -26,8 +26,8 @@ from jmixed.design.assemble import (
     weights_of,
 )
 from jmixed.design.factors import Factor, cross, factor
-from jmixed.design.frame import column, require_finite
-from jmixed.design.materialise import Matrix, evaluate, working_frame
+from jmixed.design.frame import column, require_finite, working_frame
+from jmixed.design.materialise import Matrix, evaluate
 from jmixed.design.stream import Checksum, changed, checksum, naming
 from jmixed.design.survey import Statement, Survey, learn
 from jmixed.errors import DataError

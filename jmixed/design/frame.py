@@ -235,6 +235,14 @@ def prepare(series: pd.Series) -> Any:
     return series.array
 
 
+def working_frame(frame: pd.DataFrame, columns: Iterable[str], aliases: Mapping[str, str]) -> pd.DataFrame:
+    """The columns that formulas need, as formulaic understands them; nothing is copied that need not be."""
+    index = frame.index if frame.index.is_unique else pd.RangeIndex(len(frame))
+    ready = {name: prepare(column(frame, name)) for name in columns}
+    ready |= {alias: ready[name] for alias, name in aliases.items() if name in ready}
+    return pd.DataFrame(ready, index=index, copy=False)
+
+
 def missing_rows(columns: Mapping[str, pd.Series | np.ndarray]) -> dict[str, np.ndarray]:
     """The columns that have missing values, with a mask of the rows."""
     masks = {name: np.asarray(pd.isna(getattr(values, "array", values))) for name, values in columns.items()}

@@ -20,8 +20,9 @@ from formulaic.utils.stateful_transforms import stateful_eval
 
 from jmixed.design.expressions import names_in
 from jmixed.design.formula import replace_keywords
-from jmixed.design.frame import column, holds_text, prepare, text_error, unknown_column
+from jmixed.design.frame import column, holds_text, text_error, unknown_column
 from jmixed.design.marks import find, mark, syntax_error
+from jmixed.design.plain import plain_columns
 from jmixed.errors import DataError, FormulaError, JmixedError
 from jmixed.memory import roomy
 
@@ -168,14 +169,6 @@ def _unknown(name: str, called: bool, frame: pd.DataFrame, text: str) -> JmixedE
     return DataError(mark(unknown_column(name, frame.columns, "the formula"), text, find(name, text)))
 
 
-def working_frame(frame: pd.DataFrame, columns: Iterable[str], aliases: Mapping[str, str]) -> pd.DataFrame:
-    """The columns that formulas need, as formulaic understands them; nothing is copied that need not be."""
-    index = frame.index if frame.index.is_unique else pd.RangeIndex(len(frame))
-    ready = {name: prepare(column(frame, name)) for name in columns}
-    ready |= {alias: ready[name] for alias, name in aliases.items() if name in ready}
-    return pd.DataFrame(ready, index=index, copy=False)
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What formulas give on a table: the matrix of each part and the positions of rows with missing values."""
@@ -204,6 +197,20 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     -------
     Evaluation
     """
+    found = plain_columns({part: recipe.specs[part] for part in parts}, frame) if fresh else {}
+    others = [part for part in parts if part not in found]
+    made, missing = _materialise(recipe, others, frame, fresh) if others else ({}, np.zeros(0, np.int64))
+    if len(missing):
+        found = {part: (spec, np.delete(values, missing, axis=0)) for part, (spec, values) in found.items()}
+    found |= made
+    matrices = {part: Matrix(_column_names(spec, recipe), values) for part, (spec, values) in found.items()}
+    return Evaluation(matrices, {part: spec for part, (spec, _) in found.items()}, missing)
+
+
+def _materialise(
+    recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool
+) -> tuple[dict[str, tuple[ModelSpec, np.ndarray]], np.ndarray]:
+    """The learnt spec and the columns of each part, and the positions of rows with missing values."""
     shared: dict[str, dict] = {"transform_state": {}, "encoder_state": {}} if fresh else {}
     specs: dict[str, Any] = {part: recipe.specs[part].update(**shared) for part in parts}
     materializer = PandasMaterializer(frame, context=recipe.env)
@@ -222,14 +229,13 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
         raise
     except (FormulaicError, SyntaxError, TypeError, ValueError, KeyError, IndexError) as error:
         raise _explain(error, recipe, specs, frame) from error
-    matrices = {part: _matrix(part, result[part], recipe, len(frame), dropped) for part in specs}
+    made = {part: _floats(part, result[part], recipe, len(frame) - len(dropped)) for part in specs}
     if not fresh:
         dropped = _nulls(materializer)
     # Its objects refer to each other in a circle, which would keep every column until Python looks for circles.
     for cache in (materializer.factor_cache, materializer.encoded_cache):
         cache.clear()
-    rows = np.fromiter(sorted(dropped), np.int64, len(dropped))
-    return Evaluation(matrices, {part: result[part].model_spec for part in specs}, rows)
+    return made, np.fromiter(sorted(dropped), np.int64, len(dropped))
 
 
 def _refuse_dates(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
@@ -243,21 +249,22 @@ def _refuse_dates(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.Data
             )
 
 
-def _matrix(part: str, found: Any, recipe: Recipe, n: int, dropped: set[int]) -> Matrix:
-    names = tuple(restore(name, recipe.aliases) for name in found.model_spec.column_names)
-    values = np.asarray(found)
-    if not names:
-        values = np.empty((n - len(dropped), 0))
+def _floats(part: str, found: Any, recipe: Recipe, n: int) -> tuple[ModelSpec, np.ndarray]:
+    """Formulaic's spec and columns as floats (n, k): without columns it kept the rows that were left out of others."""
+    spec, values = found.model_spec, np.asarray(found)[:n]
     matrix = roomy(*values.shape)
     try:
         if np.iscomplexobj(values):
             raise TypeError("imaginary parts")
         matrix[:] = values
     except (TypeError, ValueError):
-        raise DataError(
-            mark(f"the columns {names} do not hold numbers (dtype {values.dtype})", recipe.texts[part])
-        ) from None
-    return Matrix(names, matrix)
+        message = f"the columns {_column_names(spec, recipe)} do not hold numbers (dtype {values.dtype})"
+        raise DataError(mark(message, recipe.texts[part])) from None
+    return spec, matrix
+
+
+def _column_names(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
+    return tuple(restore(name, recipe.aliases) for name in spec.column_names)
 
 
 def restore(name: str, aliases: Mapping[str, str]) -> str:
@@ -279,20 +286,16 @@ def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], f
         for name, _ in names_in(factor, text):
             if name in frame and holds_text(column(frame, name)):
                 named = recipe.aliases.get(name, name)
-                return text_error(
-                    f"{restore(expr, recipe.aliases)}: the column {named!r}", column(frame, name).rename(named)
-                )
-    spot = text.find(expr) if expr else -1
-    detail = restore(message, recipe.aliases)
-    return FormulaError(mark(f"the formula cannot be evaluated: {detail}", text, spot if spot >= 0 else None))
+                what = f"{restore(expr, recipe.aliases)}: the column {named!r}"
+                return text_error(what, column(frame, name).rename(named))
+    spot, message = text.find(expr) if expr else -1, restore(message, recipe.aliases)
+    return FormulaError(mark(f"the formula cannot be evaluated: {message}", text, spot if spot >= 0 else None))
 
 
 def known_factors(spec: ModelSpec) -> dict[FormulaFactor, tuple[str, dict]]:
     """The factors of an evaluated formula, each with its kind ("categorical", "numerical") and its state."""
-    factors = {factor for term in spec.formula for factor in term.factors if factor.expr in spec.encoder_state}
-    return {
-        factor: (spec.encoder_state[factor.expr][0].value, spec.encoder_state[factor.expr][1]) for factor in factors
-    }
+    states, factors = spec.encoder_state, {factor for term in spec.formula for factor in term.factors}
+    return {f: (states[f.expr][0].value, states[f.expr][1]) for f in factors if f.expr in states}
 
 
 def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
@@ -306,10 +309,8 @@ def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.
             raise text_error(f"the column {name!r}", column(frame, factor.expr).rename(name))
         if kind != "categorical" or "categories" not in state:
             continue
-        lookup = factor.eval_method.value == "lookup"
-        found = (
-            layers[factor.expr] if lookup else stateful_eval(factor.expr, layers, {}, dict(spec.transform_state), spec)
-        )
+        lookup, transforms = factor.eval_method.value == "lookup", dict(spec.transform_state)
+        found = layers[factor.expr] if lookup else stateful_eval(factor.expr, layers, {}, transforms, spec)
         values = pd.Series(getattr(found, "__wrapped__", found)).dropna().unique().tolist()
         unseen = [value for value in values if value not in set(state["categories"])]
         if unseen:
@@ -325,8 +326,7 @@ def _nulls(materializer: PandasMaterializer) -> set[int]:
     rows: set[int] = set()
     for factor in materializer.factor_cache.values():
         values = factor.values.__wrapped__
-        columns = list(values.values()) if isinstance(values, dict) else [values]
-        for one in columns:
+        for one in values.values() if isinstance(values, dict) else [values]:
             if np.ndim(one):
                 mask = np.asarray(pd.isna(one)).reshape(len(one), -1).any(axis=1)
                 rows.update(np.flatnonzero(mask).tolist())

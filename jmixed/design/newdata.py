@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jmixed.design.frame import as_frame, numbers, per_row, unknown_column
-from jmixed.design.materialise import Evaluation, Recipe, evaluate, source, working_frame
+from jmixed.design.frame import as_frame, numbers, per_row, unknown_column, working_frame
+from jmixed.design.materialise import Evaluation, Recipe, evaluate, source
 from jmixed.design.terms import ModelData, NewRows, RandomTerm
 from jmixed.errors import DataError
 from jmixed.precision import FLOAT

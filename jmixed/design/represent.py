@@ -13,7 +13,8 @@ import pandas as pd
 from jmixed.design import checks
 from jmixed.design.assemble import Evaluated, Rows, component_terms, grouping_factors, random_terms
 from jmixed.design.compress import Plan, Sums
-from jmixed.design.materialise import Matrix, restore, working_frame
+from jmixed.design.frame import working_frame
+from jmixed.design.materialise import Matrix, restore
 from jmixed.design.stream import changed
 from jmixed.design.terms import ModelData, RandomTerm
 from jmixed.errors import ModelError

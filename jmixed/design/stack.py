@@ -65,8 +65,9 @@ def stack(data, density=DENSITY) -> Design:
     width, fixed = max(layout.stage_width(s) for s in range(len(layout.stages))) if core else 0, data.X.shape[1]
     # What the core takes is known before the couplings are: refuse it before they are listed.
     require_memory(replace(layout, crossed=SPARSE if crossed else "").fit_bytes(fixed), width)
-    codes = [position[f][codes[f]] for f in range(len(codes))]
-    index = _index(layout, codes, counts, (block, slot, component), position)
+    codes = [_relabel(own, position[f]) for f, own in enumerate(codes)]
+    within = _relabel_nesting(within, position)
+    index = _index(layout, codes, counts, (block, slot, component), position, within)
     if crossed and (links := _links(layout, index, density)) is not None:
         layout, index = replace(layout, crossed=SPARSE), replace(index, links=links)
     require_memory(layout.fit_bytes(fixed), width)
@@ -184,16 +185,28 @@ def _sort_chain(codes, counts, chain, component):
             parent = np.zeros(counts[f], np.int32)
             parent[codes[f]] = holder
             position[f][np.argsort(parent, kind="stable")] = np.arange(counts[f], dtype=np.int32)
-        holder = position[f][codes[f]]
+        holder = _relabel(codes[f], position[f])
     return position
 
 
-def _index(layout, codes, counts, placed, position):
+def _relabel(codes, position):
+    """The new codes of levels; as they are, without going through all rows, where these have kept their places."""
+    return codes if np.array_equal(position, np.arange(len(position))) else position[codes]
+
+
+def _relabel_nesting(within, position):
+    """`_nesting` of the new codes."""
+    return [
+        [None if w is None else _relabel(w, position[g])[np.argsort(position[f])] for g, w in enumerate(row)]
+        for f, row in enumerate(within)
+    ]
+
+
+def _index(layout, codes, counts, placed, position, within):
     block, slot, component = placed
     simple = [f for f in range(len(codes)) if f not in block]
     for f in simple:
         block[f], slot[f] = np.arange(counts[f], dtype=np.int32), np.zeros(counts[f], np.int32)
-    within = _nesting(codes, counts)
     return Index(
         groupings=tuple(_group(code, count) for code, count in zip(codes, counts, strict=True)),
         couplings=tuple(_couplings(layout, codes, counts, within)),

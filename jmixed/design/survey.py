@@ -16,8 +16,8 @@ import pandas as pd
 from jmixed.design import vc
 from jmixed.design.assemble import NoRowsError, Rows, Words, leave_out_missing, sources
 from jmixed.design.formula import bare_name
-from jmixed.design.frame import as_frame, column, missing_error, per_row
-from jmixed.design.materialise import Evaluation, Recipe, evaluate, known_factors, restore, working_frame
+from jmixed.design.frame import as_frame, column, missing_error, per_row, working_frame
+from jmixed.design.materialise import Evaluation, Recipe, evaluate, known_factors, restore
 from jmixed.design.matrices import state
 from jmixed.design.stream import ANY_CATEGORIES, Checksum, checksum, kinds_of, naming, require_alike
 from jmixed.errors import DataError, FormulaError, JmixedError, ModelError

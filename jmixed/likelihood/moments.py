@@ -80,10 +80,10 @@ def _totals(arrays, preconditioners):
     """G, the sum of the log weights, and the weighted sum of squares of y."""
     weights, y = arrays["weights"], arrays["y"]
     X, residual = _fixed(arrays, preconditioners)
-    weighted = weights[:, None] * X
-    across = weighted.T @ residual
-    G = jnp.concatenate([X.T @ weighted, across], axis=1)
-    corner = residual.T @ (weights[:, None] * residual)
+    weighted = weights[None] * X
+    across = weighted @ residual.T
+    G = jnp.concatenate([X @ weighted.T, across], axis=1)
+    corner = residual @ (weights[None] * residual).T
     G = jnp.concatenate([G, jnp.concatenate([across.T, corner], axis=1)])
     positive = weights > 0
     logs = jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)), 0)
@@ -91,9 +91,10 @@ def _totals(arrays, preconditioners):
 
 
 def _fixed(arrays, preconditioners):
-    """Preconditioned columns of the fixed effects, and the response less what they explain, (..., p) and (..., 1)."""
-    X = arrays["X"]
-    return X @ preconditioners.basis, (arrays["y"] - X @ preconditioners.beta0)[..., None]
+    """Preconditioned columns of the fixed effects, and the response less what they explain, (p, ...) and (1, ...)."""
+    X = jnp.moveaxis(arrays["X"], -1, 0)
+    explained = jnp.tensordot(preconditioners.beta0, X, 1)
+    return jnp.tensordot(preconditioners.basis.T, X, 1), (arrays["y"] - explained)[None]
 
 
 def _precondition_fixed(rows):
@@ -110,13 +111,16 @@ def _triangle(columns, weights, zero: Any = 1):
     comes from the cross-products, which are read once, unless these show that digits would be lost.
     """
     columns, weights = stop_gradient(columns), stop_gradient(weights)
+    if columns.shape[1] == 1:
+        square = jnp.sum(weights * columns[:, 0] ** 2)[None]
+        return jnp.where(square > 0, jnp.sqrt(square), zero), (square > 0).astype(columns.dtype)[None]
 
     def by_rotations(length):
-        scaled = jnp.sqrt(weights)[:, None] * columns
-        return qr_triangle(scaled / length[None])[: columns.shape[1]]
+        scaled = jnp.sqrt(weights)[None] * columns.T
+        return qr_triangle((scaled / length[:, None]).T)[: columns.shape[1]]
 
     if not is_long(columns.shape[0], MANY):
-        length = jnp.sqrt(jnp.sum((jnp.sqrt(weights)[:, None] * columns) ** 2, axis=0))
+        length = jnp.sqrt(jnp.sum((jnp.sqrt(weights)[None] * columns.T) ** 2, axis=1))
         length = jnp.where(length > 0, length, zero)
         return length, by_rotations(length)
     products = sum_in_blocks(lambda a, _: a[0].T @ (a[1][:, None] * a[0]), (columns, weights), axis=0, blocks=MANY)
@@ -175,9 +179,11 @@ def _stack_stages(rows, arrays, preconditioners):
 
 
 def _random(layout, factor, arrays, preconditioners):
-    """Preconditioned columns of a factor's terms, (..., q)."""
-    columns = [arrays["Z"][t] @ preconditioners.T[t] for t in layout.factors[factor]]
-    return jnp.concatenate(columns, axis=-1)
+    """Preconditioned columns of a factor's terms, (q, ...)."""
+    terms = layout.factors[factor]
+    return jnp.concatenate(
+        [jnp.tensordot(preconditioners.T[t].T, jnp.moveaxis(arrays["Z"][t], -1, 0), 1) for t in terms]
+    )
 
 
 def _columns(layout, factor, containing, arrays, preconditioners):
@@ -185,13 +191,13 @@ def _columns(layout, factor, containing, arrays, preconditioners):
     left = _random(layout, factor, arrays, preconditioners)
     X, residual = _fixed(arrays, preconditioners)
     right = [left, *(_random(layout, g, arrays, preconditioners) for g in containing), X]
-    return arrays["weights"][..., None] * left, (jnp.concatenate(right, axis=-1), residual)
+    return arrays["weights"][None] * left, (jnp.concatenate(right), residual)
 
 
 def _coupled(layout, factors, arrays, preconditioners):
     """What is multiplied within pairs of levels of two factors."""
     left, right = (_random(layout, f, arrays, preconditioners) for f in factors)
-    return arrays["weights"][..., None] * left, (right,)
+    return arrays["weights"][None] * left, (right,)
 
 
 def _links(layout, index, pairs):
@@ -270,29 +276,42 @@ def _positions(layout, index, factor, levels):
 def crossproduct(grouping, columns, arrays, constants):
     """``left' right`` within each group, (a, b, groups), for every right.
 
+    Many rows are gathered, and their columns made, a block of groups at a time; of fewer rows the columns are made once
+    for all that they are multiplied with.
+
     Parameters
     ----------
     grouping : Grouping
     columns : callable
-        ``columns(arrays, constants)`` gives left (..., a) and a tuple of rights (..., b) from row arrays (..., k).
+        ``columns(arrays, constants)`` gives left (a, ...) and a tuple of rights (b, ...) from row arrays (..., k).
     arrays : tree of arrays (rows, k) or (rows,)
     constants : tree of arrays
     """
     size = jax.tree.leaves(arrays)[0].shape[0]
+    arrays = jax.tree.map(jnp.asarray, arrays)
 
     def of_chunks(index, arrays, constants):
-        real = index < size
-        picked = jax.tree.map(lambda a: jnp.asarray(a)[jnp.where(real, index, 0)], arrays)
-        left, rights = columns(picked, constants)
-        left, *rights = (jnp.moveaxis(a, -1, 0) for a in (left * real.astype(left.dtype)[..., None], *rights))
-        # Unrolled over the few rows of a chunk: each step is elementwise over the long last axis, which vectorises.
-        return tuple(add_up(left[:, None, k] * right[None, :, k] for k in range(index.shape[0])) for right in rights)
+        place, real = jnp.where(index < size, index, 0), index < size
+        left, rights = columns(jax.tree.map(lambda a: a[place], arrays), constants)
+        return _sum_products(left * real[None].astype(left.dtype), rights)
 
-    function = _in_blocks(of_chunks) if in_blocks(size, MANY) and is_long(grouping.rows.shape[1]) else of_chunks
-    totals = function(grouping.rows, arrays, constants)
+    if in_blocks(size, MANY) and is_long(grouping.rows.shape[1]):
+        totals = _in_blocks(of_chunks)(grouping.rows, arrays, constants)
+    else:
+        left, rights = columns(arrays, constants)
+        # Padding reads the last row, and counts as zero.
+        left = left.at[:, grouping.rows].get(mode="fill", fill_value=0)
+        totals = _sum_products(left, [right.at[:, grouping.rows].get(mode="clip") for right in rights])
     if grouping.segments is None:
         return totals
     return tuple(_sum_segments(total, grouping) for total in totals)
+
+
+def _sum_products(left, rights):
+    """Sums over a chunk's rows of left (a, chunk, chunks) times each right (b, chunk, chunks)."""
+    # Unrolled over the few rows of a chunk: each step is elementwise over the long last axis, which vectorises.
+    rows, rights = range(left.shape[1]), [jnp.swapaxes(right, 0, 1) for right in rights]
+    return tuple(add_up(left[:, k : k + 1] * right[k : k + 1] for k in rows) for right in rights)
 
 
 def _in_blocks(function):

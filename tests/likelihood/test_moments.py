@@ -97,7 +97,7 @@ def test_runs_of_chunks_are_summed():
     rows, segments = np.array([[0, 3, 5, 9], [2, 9, 6, 9]], np.int32), np.array([0, 0, 2, 2], np.int32)
     with double_precision():
         grouping = Grouping(rows, segments, 3)
-        (total,) = crossproduct(grouping, lambda arrays, _: (arrays[0], (arrays[1],)), (left, right), ())
+        (total,) = crossproduct(grouping, lambda arrays, _: (arrays[0].T, (arrays[1].T,)), (left, right), ())
     expected = np.stack([left[i].T @ right[i] for i in ([0, 2, 3], [], [5, 6])], axis=-1)
     np.testing.assert_allclose(total, expected, atol=1e-14)
 
