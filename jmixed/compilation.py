@@ -17,6 +17,11 @@ from jmixed import executables
 
 QUICK: Any = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator for the CPU: half the time to compile a fit, and the program is no slower."""
+BRIEF: Any = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+"""Without LLVM's optimisations: a third of the time again."""
+FEW = 1 << 14
+"""Numbers among the arguments up to which a program runs so briefly that optimised code gains a fraction of a
+millisecond, and costs most of a second."""
 
 OFF = ("off", "0", "none", "false", "no")
 
@@ -71,21 +76,33 @@ def program(function: Callable | None = None, *, static_argnames=()) -> Any:
         return functools.partial(program, static_argnames=static_argnames)
 
     @functools.cache
-    def compiled():
-        return jax.jit(function, static_argnames=static_argnames, compiler_options=_known_options())
+    def compiled(few):
+        return jax.jit(function, static_argnames=static_argnames, compiler_options=_options(few))
+
+    def call_compiled(few, args, kwargs):
+        jitted: Any = compiled(few)
+        known = jitted._cache_size() + executables.count()
+        if _kept:
+            static = {key: kwargs[key] for key in static_argnames if key in kwargs}
+            others = {key: value for key, value in kwargs.items() if key not in static}
+            name = f"{function.__module__}.{function.__qualname__}"
+            out = executables.call_from(_kept[-1], jitted, name, _options(few), static, args, others)
+        else:
+            out = jitted(*args, **kwargs)
+        return out, jitted._cache_size() + executables.count() > known
 
     @functools.wraps(function)
     def call(*args, **kwargs):
         started = time.perf_counter()
-        jitted: Any = compiled()
-        known = jitted._cache_size() + executables.count()
-        if _kept:
-            static = {key: kwargs.pop(key) for key in static_argnames if key in kwargs}
-            name = f"{function.__module__}.{function.__qualname__}"
-            out = executables.call_from(_kept[-1], jitted, name, _known_options(), static, args, kwargs)
-        else:
-            out = jitted(*args, **kwargs)
-        if jitted._cache_size() + executables.count() > known:
+        few = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves((args, kwargs))) <= FEW
+        try:
+            out, afresh = call_compiled(few, args, kwargs)
+        except jax.errors.JaxRuntimeError:
+            if not _refuses_options():
+                raise
+            compiled.cache_clear()
+            out, afresh = call_compiled(few, args, kwargs)
+        if afresh:
             _clock.seconds = seconds_compiling() + time.perf_counter() - started
         return out
 
@@ -102,16 +119,25 @@ def seconds_compiling() -> float:
     return getattr(_clock, "seconds", 0.0)
 
 
-@functools.cache
-def _known_options():
-    """`QUICK` on a CPU whose XLA accepts it, else nothing."""
-    if jax.default_backend() != "cpu":
+def _options(few):
+    """Options for a program of few numbers or of many; none off the CPU, or where this XLA has refused them."""
+    if jax.default_backend() != "cpu" or _refused:
         return None
+    return BRIEF if few else QUICK
+
+
+_refused: list[bool] = []
+
+
+def _refuses_options():
+    """Whether this XLA does not know the options; from the first time that it does not, they are left out."""
+    if jax.default_backend() != "cpu" or _refused:
+        return False
     try:
-        jax.jit(lambda x: x).lower(np.float32(0)).compile(compiler_options=QUICK)
+        jax.jit(lambda x: x).lower(np.float32(0)).compile(compiler_options=BRIEF)
     except jax.errors.JaxRuntimeError:
-        return None
-    return QUICK
+        _refused.append(True)
+    return bool(_refused)
 
 
 def default_directory() -> Path:
