@@ -18,10 +18,7 @@ from jmixed import executables
 QUICK: Any = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator for the CPU: half the time to compile a fit, and the program is no slower."""
 BRIEF: Any = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
-"""Without LLVM's optimisations: a third of the time again."""
-FEW = 1 << 14
-"""Numbers among the arguments up to which a program runs so briefly that optimised code gains a fraction of a
-millisecond, and costs most of a second."""
+"""Without LLVM's optimisations, for small problems: a third of that time again, and a fifth of a millisecond a fit."""
 
 OFF = ("off", "0", "none", "false", "no")
 
@@ -70,23 +67,33 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     return directory
 
 
-def program(function: Callable | None = None, *, static_argnames=()) -> Any:
-    """`jax.jit` with the options of XLA under which a fit compiles soonest, where this XLA knows them."""
+def program(function: Callable | None = None, *, static_argnames=(), brief: Callable | None = None) -> Any:
+    """`jax.jit` with the options of XLA under which a fit compiles soonest, where this XLA knows them.
+
+    Parameters
+    ----------
+    function : callable
+    static_argnames : tuple of str
+        Arguments that are part of the program, given by keyword.
+    brief : callable, optional
+        Tells from the arguments whether the problem is so small that optimised code would save less than compiling it
+        costs: the shapes decide, not the values.
+    """
     if function is None:
-        return functools.partial(program, static_argnames=static_argnames)
+        return functools.partial(program, static_argnames=static_argnames, brief=brief)
 
     @functools.cache
-    def compiled(few):
-        return jax.jit(function, static_argnames=static_argnames, compiler_options=_options(few))
+    def compiled(small):
+        return jax.jit(function, static_argnames=static_argnames, compiler_options=_options(small))
 
-    def call_compiled(few, args, kwargs):
-        jitted: Any = compiled(few)
+    def call_compiled(small, args, kwargs):
+        jitted: Any = compiled(small)
         known = jitted._cache_size() + executables.count()
         if _kept:
             static = {key: kwargs[key] for key in static_argnames if key in kwargs}
             others = {key: value for key, value in kwargs.items() if key not in static}
             name = f"{function.__module__}.{function.__qualname__}"
-            out = executables.call_from(_kept[-1], jitted, name, _options(few), static, args, others)
+            out = executables.call_from(_kept[-1], jitted, name, _options(small), static, args, others)
         else:
             out = jitted(*args, **kwargs)
         return out, jitted._cache_size() + executables.count() > known
@@ -94,14 +101,14 @@ def program(function: Callable | None = None, *, static_argnames=()) -> Any:
     @functools.wraps(function)
     def call(*args, **kwargs):
         started = time.perf_counter()
-        few = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves((args, kwargs))) <= FEW
+        small = brief is not None and brief(*args, **kwargs)
         try:
-            out, afresh = call_compiled(few, args, kwargs)
+            out, afresh = call_compiled(small, args, kwargs)
         except jax.errors.JaxRuntimeError:
             if not _refuses_options():
                 raise
             compiled.cache_clear()
-            out, afresh = call_compiled(few, args, kwargs)
+            out, afresh = call_compiled(small, args, kwargs)
         if afresh:
             _clock.seconds = seconds_compiling() + time.perf_counter() - started
         return out
@@ -119,11 +126,11 @@ def seconds_compiling() -> float:
     return getattr(_clock, "seconds", 0.0)
 
 
-def _options(few):
-    """Options for a program of few numbers or of many; none off the CPU, or where this XLA has refused them."""
+def _options(small):
+    """Options for a small problem or any; none off the CPU, or where this XLA has refused them."""
     if jax.default_backend() != "cpu" or _refused:
         return None
-    return BRIEF if few else QUICK
+    return BRIEF if small else QUICK
 
 
 _refused: list[bool] = []
