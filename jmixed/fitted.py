@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
 
 from jmixed import effects, predict
 from jmixed.errors import DataError, Outcome
 from jmixed.inference.joint_covariance import JointCovariance, joint_covariance
+from jmixed.information import diagonal_blocks
 from jmixed.names import parameter_names
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams
@@ -109,7 +109,7 @@ class FittedModel(WaldInference):
     @cached_property
     def _cov_re(self):
         blocks = [self._fit.covariances[term.label] for term in self._spec.terms if term.vc is None]
-        return linalg.block_diag(*blocks) if blocks else np.zeros((0, 0))
+        return diagonal_blocks(*blocks)
 
     @property
     def vcomp(self) -> np.ndarray:

@@ -31,11 +31,15 @@ def psi_map(structures, T):
             full[rows, cols] = full[cols, rows] = unit
             columns.append((basis @ full @ basis.T)[rows, cols])
         blocks.append(np.stack(columns, axis=1))
-    size = sum(len(b) for b in blocks)
-    out, start = np.zeros((size, size)), 0
-    for block in blocks:
-        out[start : start + len(block), start : start + len(block)] = block
-        start += len(block)
+    return diagonal_blocks(*blocks)
+
+
+def diagonal_blocks(*blocks) -> np.ndarray:
+    """One matrix with the given matrices along its diagonal, and zeros."""
+    rows, columns = (np.cumsum([0, *(block.shape[axis] for block in blocks)]) for axis in (0, 1))
+    out = np.zeros((rows[-1], columns[-1]))
+    for k, block in enumerate(blocks):
+        out[rows[k] : rows[k + 1], columns[k] : columns[k + 1]] = block
     return out
 
 
