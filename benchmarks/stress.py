@@ -124,9 +124,6 @@ def run(designs, restarts, seed, kinds):
             print("worse than another start:", entry, flush=True)
         if not result.converged:
             unconverged.append(entry)
-        if (number + 1) % 20 == 0:
-            # Every compiled program holds memory maps, of which a process may have 65,530.
-            jax.clear_caches()
         if (number + 1) % 100 == 0:
             print(f"{number + 1} designs, {time.perf_counter() - started:.0f} s, lies {len(lies)}", flush=True)
     report(outcomes, errors, lies, unconverged, foreign, iterations)

@@ -84,7 +84,9 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
 
     @functools.cache
     def compiled(small):
-        return jax.jit(function, static_argnames=static_argnames, compiler_options=_options(small))
+        jitted = jax.jit(function, static_argnames=static_argnames, compiler_options=_options(small))
+        _jitted.append(jitted)
+        return jitted
 
     def call_compiled(small, args, kwargs):
         jitted: Any = compiled(small)
@@ -111,6 +113,8 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
             out, afresh = call_compiled(small, args, kwargs)
         if afresh:
             _clock.seconds = seconds_compiling() + time.perf_counter() - started
+            if _memory_maps() > MOST_MAPS * _memory_maps_allowed():
+                forget_programs()
         return out
 
     return call
@@ -119,6 +123,39 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
 _clock = threading.local()
 _kept: list[Path] = []
 """The directory in which whole programs are kept, if any."""
+_jitted: list[Any] = []
+"""Every function made by `program` that has been called."""
+
+MOST_MAPS = 0.5
+"""Share of the memory maps that Linux allows a process at which compiled programs are forgotten."""
+
+
+def forget_programs() -> None:
+    """Free all compiled programs of jmixed's. Those in use are compiled again, or read from the disk.
+
+    Every program holds some hundred memory maps. Linux allows a process 65,530 in all, and LLVM ends the process that
+    asks for more: fits of a few hundred different shapes do.
+    """
+    for jitted in _jitted:
+        jitted.clear_cache()
+    executables.forget()
+
+
+def _memory_maps() -> int:
+    """Memory maps of this process; 0 where that is not told."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+@functools.cache
+def _memory_maps_allowed() -> float:
+    """Memory maps that a process may have; without end where that is not told."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return float("inf")
 
 
 def seconds_compiling() -> float:

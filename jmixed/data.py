@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from dataclasses import replace as _replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from jax.core import Tracer
 
 from jmixed.errors import DataError
 from jmixed.layout import Layout
+from jmixed.memory import padded
 
 Array = Any
 
@@ -18,10 +18,6 @@ Array = Any
 def static(**kwargs):
     """A dataclass field that is part of the tree's structure, not one of its arrays."""
     return field(metadata={"static": True}, **kwargs)
-
-
-ALIGNMENT = 64
-"""Bytes to which the memory of large arrays is aligned."""
 
 
 @jax.tree_util.register_dataclass
@@ -247,20 +243,9 @@ class Design:
         """The arrays without names; with a size, padded to it by rows of weight zero (numpy arrays only)."""
         columns = (self.y, self.X, tuple(self.Z[label] for label in self.labels), self.weights, self.offset)
         if size is not None:
-            columns = jax.tree.map(partial(_padded, size), columns)
+            columns = jax.tree.map(lambda array: padded(array, size), columns)
         y, X, Z, weights, offset = columns
         return Rows(y, X, Z, weights, offset, self.index, self.layout, self.totals)
-
-
-def _padded(size, array):
-    """A copy with rows of zeros up to a size, aligned as JAX wants it in order to take it without another copy."""
-    shape = (size, *array.shape[1:])
-    buffer = np.empty(int(np.prod(shape)) * array.itemsize + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    padded = buffer[start : start + buffer.size - ALIGNMENT].view(array.dtype).reshape(shape)
-    padded[: len(array)] = array
-    padded[len(array) :] = 0
-    return padded
 
 
 def _check(name, value, old):

@@ -74,6 +74,11 @@ def count() -> int:
     return len(_memory)
 
 
+def forget() -> None:
+    """Free the executables that this process holds; those on disk stay."""
+    _memory.clear()
+
+
 ARRAYS = (np.ndarray, np.generic, jax.Array, bool, int, float)
 _memory: dict[Any, Any] = {}
 

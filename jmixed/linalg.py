@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 UNROLLED = 4
@@ -20,6 +21,24 @@ UNROLLED = 4
 def add_up(terms) -> jax.Array:
     """The sum of at least one array, without a zero to start from."""
     return functools.reduce(operator.add, terms)
+
+
+def take(a, *index):
+    """``a[index]`` for constant indices within bounds, one for each axis: one step, where indexing makes ten of it.
+
+    The steps of a program are what it costs to compile it, and to read it from a cache.
+    """
+    if isinstance(a, np.ndarray):
+        return a[index]
+    axes = tuple(range(a.ndim))
+    numbers = jax.lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=axes, start_index_map=axes)
+    where = np.stack(np.broadcast_arrays(*index), axis=-1).astype(np.int32)
+    return jax.lax.gather(a, where, numbers, (1,) * a.ndim, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+
+
+def diagonal(a):
+    """The diagonal of a matrix (q, q)."""
+    return take(a, np.arange(a.shape[0]), np.arange(a.shape[0]))
 
 
 BLOCK = 1024
@@ -66,10 +85,9 @@ def cholesky(a) -> Any:
         return jnp.moveaxis(jnp.linalg.cholesky(jnp.moveaxis(a, (0, 1), (-2, -1))), (-2, -1), (0, 1))
     factor: list[list[Any]] = [[None] * q for _ in range(q)]
     for j in range(q):
-        pivot = a[j, j] - sum(factor[j][k] ** 2 for k in range(j))
-        factor[j][j] = jnp.sqrt(pivot)
+        factor[j][j] = jnp.sqrt(_less(a[j, j], (factor[j][k] ** 2 for k in range(j))))
         for i in range(j + 1, q):
-            factor[i][j] = (a[i, j] - sum(factor[i][k] * factor[j][k] for k in range(j))) / factor[j][j]
+            factor[i][j] = _less(a[i, j], (factor[i][k] * factor[j][k] for k in range(j))) / factor[j][j]
     return factor
 
 
@@ -82,8 +100,13 @@ def forward_solve(factor, b):
         return jnp.moveaxis(solve_triangular(left, right, lower=True), (-2, -1), (0, 1))
     rows = []
     for i, row in enumerate(factor):
-        rows.append((b[i] - sum(row[k][None] * rows[k] for k in range(i))) / row[i][None])
+        rows.append(_less(b[i], (row[k][None] * rows[k] for k in range(i))) / row[i][None])
     return jnp.stack(rows)
+
+
+def _less(value, terms):
+    """The value less each of the terms."""
+    return functools.reduce(operator.sub, terms, value)
 
 
 SWEPT = 96
@@ -118,7 +141,7 @@ def back_solve(factor, b):
         return jnp.moveaxis(solve_triangular(left, right, lower=True, trans=1), (-2, -1), (0, 1))
     q, rows = len(factor), {}
     for i in reversed(range(q)):
-        rows[i] = (b[i] - sum(factor[k][i][None] * rows[k] for k in range(i + 1, q))) / factor[i][i][None]
+        rows[i] = _less(b[i], (factor[k][i][None] * rows[k] for k in range(i + 1, q))) / factor[i][i][None]
     return jnp.stack([rows[i] for i in range(q)])
 
 
@@ -182,7 +205,7 @@ def matmul(a, b) -> jax.Array:
     b = b.reshape(b.shape + (1,) * (a.ndim - b.ndim))
     if a.shape[1] > UNROLLED:
         return jnp.einsum("ij...,jk...->ik...", a, b)
-    return add_up(a[:, j, None] * b[None, j] for j in range(a.shape[1]))
+    return add_up(a[:, j : j + 1] * b[j : j + 1] for j in range(a.shape[1]))
 
 
 def congruence(a, b) -> jax.Array:
@@ -278,6 +301,12 @@ def _gram_schmidt(a):
 def triangular_inverse(a):
     """The inverse of an upper-triangular matrix (p, p), row by row from the last; safe in a batch."""
     p = a.shape[0]
+    if p <= UNROLLED:
+        rows: list[Any] = []
+        for k in reversed(range(p)):
+            left = (a[k, j] * row for j, row in zip(range(k + 1, p), reversed(rows), strict=True))
+            rows.append(_less(np.eye(p, dtype=a.dtype)[k], left) / a[k, k])
+        return jnp.stack(rows[::-1])
 
     def solve(k, inverse):
         k = p - 1 - k
@@ -285,7 +314,7 @@ def triangular_inverse(a):
         rest = jnp.where(jnp.arange(p) > k, a[k], 0)
         return inverse.at[k].set((unit - rest @ inverse) / a[k, k])
 
-    return _repeat(p, solve, jnp.zeros_like(a))
+    return jax.lax.fori_loop(0, p, solve, jnp.zeros_like(a))
 
 
 def sweep(a, count):
@@ -295,7 +324,7 @@ def sweep(a, count):
     -------
     (the swept matrix, log-determinant of A)
     """
-    order = jnp.arange(a.shape[0])
+    order = np.arange(a.shape[0])
 
     def one(k, carry):
         a, logdet = carry
@@ -314,15 +343,15 @@ def semidefinite_root(a):
     as that must not be divided by: the entries beside it are no smaller.
     """
     r = a.shape[0]
-    least = 4 * r * jnp.finfo(a.dtype).eps * jnp.max(jnp.diagonal(a))
+    least = 4 * r * jnp.finfo(a.dtype).eps * jnp.max(diagonal(a))
 
     def step(k, carry):
         a, root = carry
-        pivots = jnp.diagonal(a)
+        pivots = diagonal(a)
         pivot = jnp.max(pivots)
-        own = jnp.arange(r) == jnp.argmax(pivots)
+        own = np.arange(r) == jnp.argmax(pivots)
         column = jnp.sum(jnp.where(own[None], a, 0), axis=1) / jnp.sqrt(jnp.where(pivot > least, pivot, jnp.inf))
-        return a - column[:, None] * column[None], jnp.where((jnp.arange(r) == k)[None], column[:, None], root)
+        return a - column[:, None] * column[None], jnp.where((np.arange(r) == k)[None], column[:, None], root)
 
     return _repeat(r, step, (a, jnp.zeros_like(a)))[1]
 

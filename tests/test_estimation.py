@@ -86,6 +86,33 @@ def test_estimate_and_its_derivatives(name, seed, reml):
     np.testing.assert_allclose(inner(cotangent, pushed), inner(pulled, direction), rtol=1e-9)
 
 
+@jax.jit
+def second_derivative(design, direction, cotangent):
+    """Of a combination of all fields, twice along a direction of all arrays, forward over reverse."""
+
+    def along(t):
+        data = {name: getattr(design, name) for name in ARRAYS}
+        found = jm.estimate(design.replace(**jax.tree.map(lambda a, d: a + t * d, data, direction)))
+        pairs = jax.tree.map(lambda a, c: (a * c).sum(), {name: getattr(found, name) for name in FIELDS}, cotangent)
+        return sum(jax.tree.leaves(pairs))
+
+    return jax.jvp(jax.grad(along), (0.0,), (1.0,))[1]
+
+
+@pytest.mark.parametrize(("name", "seed"), [("slope", 0), ("crossed", 13)])
+def test_second_derivatives_are_differences_of_first_ones(name, seed):
+    case, step = layouts.case(name, seed), 1e-4
+    direction, cotangent = draw_like(arrays_of(case), 3), draw_like(fields(programs.fit(case.design)), 4)
+    with double_precision():
+        second = float(second_derivative(case.design, direction, cotangent))
+        first = [
+            jax.device_get(estimate_with_derivatives(moved(case, direction, s * step).design, direction, cotangent)[1])
+            for s in (-2, -1, 1, 2)
+        ]
+    a, b, c, d = (inner(cotangent, pushed) for pushed in first)
+    np.testing.assert_allclose(second, (a - 8 * b + 8 * c - d) / (12 * step), rtol=1e-7)
+
+
 def test_derivatives_at_a_singular_optimum():
     # The response varies less between groups than its residuals do: all of Sigma vanishes, and stays so nearby.
     case = layouts.case("slope", seed=1)

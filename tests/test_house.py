@@ -14,7 +14,7 @@ PACKAGE = HOME / "jmixed"
 # A room is a module or a package directly under jmixed. It imports from lower floors, or from its own without a circle.
 FLOORS = {
     0: ("errors", "precision", "compilation", "executables", "timing", "progress", "gaussian"),
-    1: ("linalg", "covariance", "layout", "data"),
+    1: ("linalg", "covariance", "layout", "memory", "data"),
     2: ("design", "likelihood"),
     3: ("optimize", "trust_region", "information"),
     4: ("estimation", "sharing", "programs", "batches", "minibatch"),
@@ -30,7 +30,17 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 STRANGERS = {frozenset({"design", "likelihood"})}
-ARRAY_SIDE = {"linalg", "covariance", "layout", "data", "likelihood", "optimize", "trust_region", "information"}
+ARRAY_SIDE = {
+    "linalg",
+    "covariance",
+    "layout",
+    "memory",
+    "data",
+    "likelihood",
+    "optimize",
+    "trust_region",
+    "information",
+}
 ARRAY_SIDE |= {"estimation", "sharing", "programs", "batches", "minibatch", "inference"}
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}

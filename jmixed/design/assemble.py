@@ -25,6 +25,7 @@ from jmixed.design.frame import (
 from jmixed.design.materialise import Evaluation, Matrix, Recipe, evaluate, known_factors, source, working_frame
 from jmixed.design.terms import ModelData, RandomTerm, Rebuild
 from jmixed.errors import DataError
+from jmixed.memory import filled
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _terms(words: Words, made: Evaluated, grouping: dict) -> list[RandomTerm]:
     for part in words.random:
         own = grouping[part.factors]
         key = words.effects.get(part.effects)
-        matrix = made.matrices[key] if key else Matrix(("Intercept",), np.ones((len(made.frame), 1)))
+        matrix = made.matrices[key] if key else Matrix(("Intercept",), filled(1.0, len(made.frame), 1))
         columns = [[j] for j in range(len(matrix.names))] if part.independent else [list(range(len(matrix.names)))]
         for chosen in columns:
             names = tuple(matrix.names[j] for j in chosen)
@@ -360,7 +361,7 @@ def response(recipe: Recipe, made: Evaluated) -> tuple[str, np.ndarray]:
 
 def weights_of(rows: Rows) -> np.ndarray:
     if "weights" not in rows.beside:
-        return np.ones(len(rows.frame))
+        return filled(1.0, len(rows.frame))
     values = numbers(rows.beside["weights"], "weights")
     checks.require_positive(values, rows.positions)
     require_finite(values, ["weights"], rows.positions)
@@ -377,7 +378,7 @@ def offset_of(words: Words, made: Evaluated) -> np.ndarray:
     values = [matrix.values[:, 0] for matrix in parts]
     if "offset" in made.rows.beside:
         values.append(numbers(made.rows.beside["offset"], "offset"))
-    return reduce(np.add, values, np.zeros(len(made.frame)))
+    return reduce(np.add, values, filled(0.0, len(made.frame)))
 
 
 def offset_source(rows: Rows) -> str | None:

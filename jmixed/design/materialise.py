@@ -22,7 +22,7 @@ from formulaic.utils.stateful_transforms import stateful_eval
 from jmixed.design.formula import mark, replace_keywords, syntax_error
 from jmixed.design.frame import column, holds_text, prepare, text_error, unknown_column
 from jmixed.errors import DataError, FormulaError, JmixedError
-from jmixed.precision import FLOAT
+from jmixed.memory import roomy
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,6 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     specs: dict[str, Any] = {part: recipe.specs[part].update(**shared) for part in parts}
     materializer = PandasMaterializer(frame, context=recipe.env)
     dropped: set[int] = set()
-    action = "drop" if fresh else "ignore"
     _refuse_dates(recipe, specs, frame)
     try:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"), warnings.catch_warnings():
@@ -265,7 +264,7 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
             if not fresh:
                 _refuse_strangers(recipe, specs, frame)
             result = materializer.get_model_matrix(
-                ModelSpecs(**specs), drop_rows=dropped, na_action=action, output="numpy"
+                ModelSpecs(**specs), drop_rows=dropped, na_action="drop" if fresh else "ignore", output="numpy"
             )
     except JmixedError:
         raise
@@ -274,6 +273,9 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     matrices = {part: _matrix(part, result[part], recipe, len(frame), dropped) for part in specs}
     if not fresh:
         dropped = _nulls(materializer)
+    # Its objects refer to each other in a circle, which would keep every column until Python looks for circles.
+    for cache in (materializer.factor_cache, materializer.encoded_cache):
+        cache.clear()
     rows = np.fromiter(sorted(dropped), np.int64, len(dropped))
     return Evaluation(matrices, {part: result[part].model_spec for part in specs}, rows)
 
@@ -294,15 +296,16 @@ def _matrix(part: str, found: Any, recipe: Recipe, n: int, dropped: set[int]) ->
     values = np.asarray(found)
     if not names:
         values = np.empty((n - len(dropped), 0))
+    matrix = roomy(*values.shape)
     try:
         if np.iscomplexobj(values):
             raise TypeError("imaginary parts")
-        values = np.ascontiguousarray(values, dtype=FLOAT)
+        matrix[:] = values
     except (TypeError, ValueError):
         raise DataError(
             mark(f"the columns {names} do not hold numbers (dtype {values.dtype})", recipe.texts[part])
         ) from None
-    return Matrix(names, values)
+    return Matrix(names, matrix)
 
 
 def restore(name: str, aliases: Mapping[str, str]) -> str:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
 
 from jmixed.data import Moments, Rows
 from jmixed.layout import SPARSE
-from jmixed.linalg import BLOCK, add_up, is_long, qr_triangle, sum_in_blocks, triangular_inverse
+from jmixed.linalg import BLOCK, add_up, diagonal, is_long, qr_triangle, sum_in_blocks, triangular_inverse
 
 MANY = 64
 """Blocks of rows from which on loops over them, which take longer to compile, save more than that."""
@@ -133,12 +134,12 @@ def _precondition_term(structure, Z, weights, nobs):
     Any invertible T is an exact reparameterisation of an unstructured covariance. With an intercept among the columns
     this centres the others. A column that the ones before it explain keeps its direction.
     """
-    unit, root = jnp.eye(structure.q, dtype=Z.dtype), jnp.sqrt(nobs)
+    unit, root = np.eye(structure.q, dtype=Z.dtype), jnp.sqrt(nobs)
     size, triangle = _triangle(Z, weights, zero=root)
     if structure.kind == "identity":
         return unit * root / jnp.sqrt(jnp.mean(size**2))
-    triangle = triangle * jnp.where(jnp.diagonal(triangle) < 0, -1, 1)[:, None]
-    triangle = jnp.where((jnp.diagonal(triangle) < 1e-8)[None], unit, triangle)
+    triangle = triangle * jnp.where(diagonal(triangle) < 0, -1, 1)[:, None]
+    triangle = jnp.where((diagonal(triangle) < 1e-8)[None], unit, triangle)
     return triangular_inverse(triangle) * root / size[:, None]
 
 
@@ -284,9 +285,11 @@ def crossproduct(grouping, columns, arrays, constants):
         real = index < size
         picked = jax.tree.map(lambda a: jnp.asarray(a)[jnp.where(real, index, 0)], arrays)
         left, rights = columns(picked, constants)
-        left, *rights = (jnp.moveaxis(a, -1, 0) for a in (left * real.astype(left.dtype)[..., None], *rights))
+        left = jnp.moveaxis(left * real.astype(left.dtype)[..., None], -1, 0)
+        rights = [jnp.moveaxis(right, -1, 1) for right in rights]
         # Unrolled over the few rows of a chunk: each step is elementwise over the long last axis, which vectorises.
-        return tuple(add_up(left[:, None, k] * right[None, :, k] for k in range(index.shape[0])) for right in rights)
+        few = range(index.shape[0])
+        return tuple(add_up(left[:, k : k + 1] * right[k : k + 1] for k in few) for right in rights)
 
     function = _in_blocks(of_chunks) if is_long(size, MANY) and is_long(grouping.rows.shape[1]) else of_chunks
     totals = function(grouping.rows, arrays, constants)

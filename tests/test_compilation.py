@@ -1,0 +1,54 @@
+"""Compiled programs: how they are held and given back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jmixed import compilation, executables
+
+
+@compilation.program
+def double(x):
+    return 2 * x
+
+
+def held():
+    return sum(jitted._cache_size() for jitted in compilation._jitted)
+
+
+@pytest.fixture
+def few_maps(monkeypatch):
+    """A process that has used up its memory maps."""
+    monkeypatch.setattr(compilation, "MOST_MAPS", 0)
+
+
+def test_programs_are_kept_while_there_is_room():
+    double(np.arange(3.0))
+    before = held()
+    double(np.arange(3.0))
+    assert held() == before > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells a process its memory maps")
+def test_programs_are_forgotten_before_linux_runs_out_of_maps(few_maps):
+    np.testing.assert_array_equal(double(np.arange(5.0)), 2 * np.arange(5.0))
+    assert held() == 0
+    np.testing.assert_array_equal(double(np.arange(5.0)), 2 * np.arange(5.0))
+
+
+def test_forgetting_gives_the_maps_back():
+    before = compilation._memory_maps()
+    for size in range(20, 30):
+        double(np.arange(float(size)))
+    assert compilation._memory_maps() > before or not before
+    compilation.forget_programs()
+    assert held() == 0
+    assert executables.count() == 0
+    assert compilation._memory_maps() <= before
+
+
+def test_where_nothing_is_told_there_is_always_room(monkeypatch):
+    monkeypatch.setattr(compilation, "Path", lambda name: Path("/nowhere") / "else")
+    assert compilation._memory_maps() == 0
+    assert compilation._memory_maps_allowed.__wrapped__() == float("inf")
