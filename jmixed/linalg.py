@@ -232,7 +232,7 @@ JACOBI = 6
 def eigh(a):
     """Ascending eigenvalues and the eigenvectors of a symmetric matrix (q, q), as `jnp.linalg.eigh` gives them."""
     if a.shape[0] <= 1:
-        return jnp.diagonal(a), jnp.ones_like(a)
+        return diagonal(a), jnp.ones_like(a)
     return tuple(jnp.linalg.eigh(a))
 
 
@@ -246,7 +246,7 @@ def _jacobi(a):
     """The eigenvalues by cyclic rotations (Golub and Van Loan, section 8.5), of a number that suits every matrix."""
     q = a.shape[0]
     if q <= 1:
-        return jnp.diagonal(a), jnp.ones_like(a)
+        return diagonal(a), jnp.ones_like(a)
     first, second = (jnp.asarray(k, jnp.int32) for k in jnp.triu_indices(q, 1))
     identity = jnp.eye(q, dtype=a.dtype)
 
@@ -267,8 +267,9 @@ def _jacobi(a):
     scale = jnp.max(jnp.abs(a))
     scale = jnp.where(scale > 0, scale, 1)
     a, vectors = jax.lax.fori_loop(0, (3 + q) * len(first), rotate, (a / scale, identity))
-    order = jnp.argsort(jnp.diagonal(a))
-    return scale * jnp.diagonal(a)[order], vectors[:, order]
+    values = diagonal(a)
+    order = jnp.argsort(values)
+    return scale * values[order], vectors[:, order]
 
 
 @jax.custom_batching.custom_vmap
@@ -301,7 +302,7 @@ def _gram_schmidt(a):
 def triangular_inverse(a):
     """The inverse of an upper-triangular matrix (p, p), row by row from the last; safe in a batch."""
     p = a.shape[0]
-    if p <= UNROLLED:
+    if 0 < p <= UNROLLED:
         rows: list[Any] = []
         for k in reversed(range(p)):
             left = (a[k, j] * row for j, row in zip(range(k + 1, p), reversed(rows), strict=True))

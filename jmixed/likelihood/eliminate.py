@@ -17,7 +17,7 @@ so that one rule gives exact derivatives of every order, at a singular Sigma too
 differentiated.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def eliminate(sigma, root, C, B, summed):
 
 def _eliminate(sigma, root, C, B, summed):
     Q = C.shape[0]
-    identity = np.eye(Q, dtype=C.dtype)[:, :, None]
+    identity: Any = np.eye(Q, dtype=C.dtype)[:, :, None]
     inner = congruence(root.T, C) + identity
     if Q > SWEPT and C.shape[2] == 1:
         inverse, logdet = inverse_and_log_determinant(inner[:, :, 0])

@@ -134,7 +134,8 @@ def _precondition_term(structure, Z, weights, nobs):
     Any invertible T is an exact reparameterisation of an unstructured covariance. With an intercept among the columns
     this centres the others. A column that the ones before it explain keeps its direction.
     """
-    unit, root = np.eye(structure.q, dtype=Z.dtype), jnp.sqrt(nobs)
+    unit: Any = np.eye(structure.q, dtype=Z.dtype)
+    root = jnp.sqrt(nobs)
     size, triangle = _triangle(Z, weights, zero=root)
     if structure.kind == "identity":
         return unit * root / jnp.sqrt(jnp.mean(size**2))
