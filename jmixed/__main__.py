@@ -148,8 +148,8 @@ def _one_line(message) -> str:
 
 
 if __name__ == "__main__":
-    # What is imported, and at the end everything, stays as long as the process: to look for garbage in it, several times
-    # over when Python ends, would take as long as the fit.
+    # What is imported, and at the end everything, stays as long as the process: to look for garbage in it, several
+    # times over when Python ends, would take as long as the fit.
     gc.freeze()
     status = main()
     gc.freeze()
