@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
+from jax.lax.linalg import triangular_solve
 
 UNROLLED = 4
 """Largest order that is factored by unrolled scalar code; larger matrices go to LAPACK."""
@@ -97,7 +97,7 @@ def forward_solve(factor, b):
         left = jnp.moveaxis(factor, (0, 1), (-2, -1))
         right = jnp.moveaxis(b, (0, 1), (-2, -1))
         right = jnp.broadcast_to(right, left.shape[:-2] + right.shape[-2:])
-        return jnp.moveaxis(solve_triangular(left, right, lower=True), (-2, -1), (0, 1))
+        return jnp.moveaxis(triangular_solve(left, right, left_side=True, lower=True), (-2, -1), (0, 1))
     rows = []
     for i, row in enumerate(factor):
         rows.append(_less(b[i], (row[k][None] * rows[k] for k in range(i))) / row[i][None])
@@ -138,7 +138,9 @@ def back_solve(factor, b):
         left = jnp.moveaxis(factor, (0, 1), (-2, -1))
         right = jnp.moveaxis(b, (0, 1), (-2, -1))
         right = jnp.broadcast_to(right, left.shape[:-2] + right.shape[-2:])
-        return jnp.moveaxis(solve_triangular(left, right, lower=True, trans=1), (-2, -1), (0, 1))
+        return jnp.moveaxis(
+            triangular_solve(left, right, left_side=True, lower=True, transpose_a=True), (-2, -1), (0, 1)
+        )
     q, rows = len(factor), {}
     for i in reversed(range(q)):
         rows[i] = _less(b[i], (factor[k][i][None] * rows[k] for k in range(i + 1, q))) / factor[i][i][None]

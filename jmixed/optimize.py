@@ -52,6 +52,7 @@ class State(NamedTuple):
     derivatives: Derivatives
     gradient: jax.Array
     hessian: jax.Array
+    eigenvalues: jax.Array
     trial: Chart
     predicted: jax.Array
     boundary: jax.Array
@@ -161,6 +162,7 @@ def _initial_state(chart: Chart, em_steps) -> State:
         derivatives=Derivatives(jnp.full((), jnp.inf, dtype), none, square, none),
         gradient=none,
         hessian=square,
+        eigenvalues=none,
         trial=chart,
         predicted=jnp.full((), jnp.inf, dtype),
         boundary=jnp.zeros((), bool),
@@ -213,6 +215,7 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
         derivatives=at,
         gradient=gradient,
         hessian=hessian,
+        eigenvalues=values,
         trial=trial,
         predicted=jnp.where(expecting, jnp.inf, predicted),
         boundary=boundary,
@@ -317,8 +320,7 @@ def _best_of_grid(moments: Moments, reml: bool):
 
 
 def _finish(state: State, structures) -> Solution:
-    values, _ = eigh(state.hessian)
-    flat = values[0] * jnp.maximum(jnp.sum(state.chart.phi**2), 1) < FLATNESS
+    flat = state.eigenvalues[0] * jnp.maximum(jnp.sum(state.chart.phi**2), 1) < FLATNESS
     outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome)
     ok = (outcome == Outcome.CONVERGED.value) | (outcome == Outcome.PRECISION_LIMIT.value)
     outcome = jnp.where(ok & flat, Outcome.FLAT.value, outcome).astype(jnp.int32)
@@ -328,7 +330,7 @@ def _finish(state: State, structures) -> Solution:
         derivatives=state.derivatives,
         gradient=state.gradient,
         hessian=state.hessian,
-        eigenvalues=values,
+        eigenvalues=state.eigenvalues,
         iterations=state.iteration,
         evaluations=state.iteration,
         outcome=outcome,
