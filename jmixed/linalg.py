@@ -304,12 +304,12 @@ def _gram_schmidt(a):
 def triangular_inverse(a):
     """The inverse of an upper-triangular matrix (p, p), row by row from the last; safe in a batch."""
     p = a.shape[0]
-    if 0 < p <= UNROLLED:
+    if p <= UNROLLED:
         rows: list[Any] = []
         for k in reversed(range(p)):
             left = (a[k, j] * row for j, row in zip(range(k + 1, p), reversed(rows), strict=True))
             rows.append(_less(np.eye(p, dtype=a.dtype)[k], left) / a[k, k])
-        return jnp.stack(rows[::-1])
+        return jnp.stack(rows[::-1]) if rows else jnp.zeros_like(a)
 
     def solve(k, inverse):
         k = p - 1 - k
