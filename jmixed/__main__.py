@@ -1,6 +1,7 @@
 """The command line: ``python -m jmixed FORMULA --data FILE`` fits a model and prints its summary."""
 
 import argparse
+import gc
 import sys
 import warnings
 from collections.abc import Sequence
@@ -147,4 +148,9 @@ def _one_line(message) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # What is imported, and at the end everything, stays as long as the process: to look for garbage in it, several
+    # times over when Python ends, would take as long as the fit.
+    gc.freeze()
+    status = main()
+    gc.freeze()
+    sys.exit(status)

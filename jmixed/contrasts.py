@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from jmixed.errors import DataError
 
@@ -62,6 +61,8 @@ class ContrastTest:
         >>> result.t_test("Days = 0").conf_int().round(2)
         array([[ 7.44, 13.5 ]])
         """
+        from scipy import special
+
         upper = 1 - alpha / 2
         quantile = special.stdtrit(self.df_denom, upper) if self.distribution == "t" else special.ndtri(upper)
         half = quantile * self.sd
@@ -300,6 +301,8 @@ def contrast_test(R, q, estimate, cov, df: float, use_t: bool = False, names=Non
     difference = effect - q
     with np.errstate(divide="ignore", invalid="ignore"):
         tvalue = np.where(sd > 0, difference / sd, np.nan)
+    from scipy import special
+
     tail = special.stdtr(df, -np.abs(tvalue)) if use_t else special.ndtr(-np.abs(tvalue))
     labels = tuple(names) if names is not None else tuple(f"c{k}" for k in range(len(R)))
     return ContrastTest(effect, sd, tvalue, 2 * tail, df, "t" if use_t else "norm", labels)
@@ -347,6 +350,8 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
     rank = int(np.linalg.matrix_rank(correlation, hermitian=True))
     count = rank if constraints is None else constraints
     statistic = float(difference @ np.linalg.pinv(correlation, hermitian=True) @ difference)
+    from scipy import special
+
     if use_f:
         statistic /= count
         return WaldTest(statistic, float(special.fdtrc(count, df, statistic)), "F", count, df)

@@ -13,9 +13,10 @@ An ``identity`` term has ``Sigma = psi I`` and ``lambda = theta I`` whatever its
 import functools
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jmixed.linalg import take
 
 UNSTRUCTURED = "unstructured"
 IDENTITY = "identity"
@@ -55,23 +56,27 @@ class Structure:
     def factor(self, theta):
         """``lambda`` (q, q) from theta (size,)."""
         if self.kind == IDENTITY:
-            return theta[0] * jnp.eye(self.q, dtype=theta.dtype)
-        return jnp.zeros((self.q, self.q), theta.dtype).at[self.theta_indices()].set(theta)
+            return theta[0] * np.eye(self.q, dtype=theta.dtype)
+        rows, columns = np.indices((self.q, self.q))
+        rows, columns = np.maximum(rows, columns), np.minimum(rows, columns)
+        place = columns * self.q - columns * (columns - 1) // 2 + rows - columns
+        return take(theta, place) * np.tri(self.q, dtype=theta.dtype)
 
     def theta(self, factor):
         """theta (size,) from a lower-triangular ``lambda`` (q, q)."""
-        return factor[:1, 0] if self.kind == IDENTITY else factor[self.theta_indices()]
+        return factor[:1, 0] if self.kind == IDENTITY else take(factor, *self.theta_indices())
 
     def covariance(self, psi):
         """``Sigma`` (q, q) from psi (size,)."""
         if self.kind == IDENTITY:
-            return psi[0] * jnp.eye(self.q, dtype=psi.dtype)
-        rows, columns = self.psi_indices()
-        return jnp.zeros((self.q, self.q), psi.dtype).at[rows, columns].set(psi).at[columns, rows].set(psi)
+            return psi[0] * np.eye(self.q, dtype=psi.dtype)
+        rows, columns = np.indices((self.q, self.q))
+        rows, columns = np.maximum(rows, columns), np.minimum(rows, columns)
+        return take(psi, rows * (rows + 1) // 2 + columns)
 
     def psi(self, covariance):
         """psi (size,) from ``Sigma`` (q, q)."""
-        return covariance[:1, 0] if self.kind == IDENTITY else covariance[self.psi_indices()]
+        return covariance[:1, 0] if self.kind == IDENTITY else take(covariance, *self.psi_indices())
 
     def direction(self, k: int):
         """The derivative (q, q) of Sigma in psi's entry k, as a numpy array."""
@@ -88,9 +93,8 @@ class Structure:
         For an identity term it is the mean diagonal, which is all that its EM step needs.
         """
         if self.kind == IDENTITY:
-            return gradient[0] / self.q * jnp.eye(self.q, dtype=gradient.dtype)
-        full = self.covariance(gradient)
-        return (full + jnp.diag(jnp.diagonal(full))) / 2
+            return gradient[0] / self.q * np.eye(self.q, dtype=gradient.dtype)
+        return self.covariance(gradient) * ((1 + np.eye(self.q, dtype=gradient.dtype)) / 2)
 
 
 def _lower_triangle(q, by_column=False):
@@ -156,4 +160,6 @@ def block_diagonal(blocks):
     """One matrix with the given square blocks on its diagonal."""
     if len(blocks) == 1:
         return blocks[0]
-    return jax.scipy.linalg.block_diag(*blocks)
+    ends = np.cumsum([block.shape[0] for block in blocks])
+    pads = [(end - block.shape[0], ends[-1] - end) for block, end in zip(blocks, ends, strict=True)]
+    return jnp.concatenate([jnp.pad(block, ((0, 0), pad)) for block, pad in zip(blocks, pads, strict=True)])

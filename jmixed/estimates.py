@@ -5,9 +5,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy import linalg
 
 from jmixed.errors import Outcome
+from jmixed.information import diagonal_blocks
 from jmixed.names import parameter_names
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams
@@ -148,7 +148,7 @@ class Estimates(WaldInference):
     @cached_property
     def _cov_re(self):
         blocks = [self._fit.covariances[term.label] for term in self._spec.terms if term.vc is None]
-        return linalg.block_diag(*blocks) if blocks else np.zeros((0, 0))
+        return diagonal_blocks(*blocks)
 
     @property
     def vcomp(self) -> np.ndarray:

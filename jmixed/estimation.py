@@ -15,7 +15,7 @@ from jmixed.errors import DataError, Outcome, PrecisionWarning
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.linalg import eigh
+from jmixed.linalg import diagonal, eigh
 from jmixed.precision import exact_products
 from jmixed.sharing import axis_to_share, minimize_shared, shares
 
@@ -346,7 +346,7 @@ def outcome_of(solution, sigma, held):
     outcome = jnp.where(ok & (blur > BLUR), Outcome.ROUNDED.value, solution.outcome)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
     # A column's length in R is its own; its diagonal entry is what the columns before it do not explain.
-    redundant = jnp.abs(jnp.diagonal(held.R)) <= REDUNDANT * jnp.sqrt(jnp.sum(held.R**2, axis=0))
+    redundant = jnp.abs(diagonal(held.R)) <= REDUNDANT * jnp.sqrt(jnp.sum(held.R**2, axis=0))
     return jnp.where(jnp.any(redundant), Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
 
 

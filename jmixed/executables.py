@@ -108,7 +108,12 @@ def _read(path: Path, tree):
 @functools.cache
 def _find_lapack() -> None:
     """Have JAX look up LAPACK's routines, which it does when it lowers the first call of one, and not when one runs."""
-    jax.jit(jax.lax.linalg.cholesky).lower(np.eye(1))
+    try:
+        from jaxlib.lapack import prepare_lapack_call
+
+        prepare_lapack_call("potrf_ffi", np.dtype(float))
+    except (ImportError, TypeError, KeyError):
+        jax.jit(jax.lax.linalg.cholesky).lower(np.eye(1))
 
 
 def _write(path: Path, compiled, tree) -> None:
@@ -132,20 +137,24 @@ def _write(path: Path, compiled, tree) -> None:
 @functools.cache
 def _versions() -> str:
     """Everything besides the call itself that a program depends on."""
-    package = Path(__file__).parent
-    files = [(str(p.relative_to(package)), p.stat().st_size, p.stat().st_mtime_ns) for p in package.rglob("*.py")]
     processor = Path("/proc/cpuinfo")
     flags = (
         {line for line in processor.read_text().splitlines() if line[:5] in ("flags", "model", "Featu")}
         if (processor.exists())
         else {platform.processor()}
     )
-    machine = (
-        platform.platform(),
-        platform.machine(),
-        jax.default_backend(),
-        jax.devices()[0].device_kind,
-        os.cpu_count(),
-        sorted(flags),
-    )
-    return repr((jax.__version__, jaxlib_version, sys.version, machine, sorted(files)))
+    # platform.platform() starts a process to ask for more.
+    system = platform.system(), platform.release(), platform.machine()
+    machine = system, jax.default_backend(), jax.devices()[0].device_kind, os.cpu_count(), sorted(flags)
+    files = sorted(_sources(os.path.dirname(__file__)))
+    return repr((jax.__version__, jaxlib_version, sys.version, machine, files))
+
+
+def _sources(folder: str, inside: str = ""):
+    """Path, size and time of every module of the package."""
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _sources(entry.path, f"{inside}{entry.name}/")
+        elif entry.name.endswith(".py"):
+            found = entry.stat()
+            yield inside + entry.name, found.st_size, found.st_mtime_ns

@@ -29,16 +29,15 @@ def psi_map(structures, T):
         rows, columns = structure.psi_indices()
         swapped = np.where(rows == columns, 0, basis[rows][:, columns] * basis[columns][:, rows])
         blocks.append(basis[rows][:, rows] * basis[columns][:, columns] + swapped)
-    return _block_diagonal(blocks)
+    return diagonal_blocks(*blocks)
 
 
-def _block_diagonal(blocks):
-    size, start = sum(len(block) for block in blocks), 0
-    out = np.zeros((size, size))
-    for block in blocks:
-        own = slice(start, start + len(block))
-        out[own, own] = block
-        start = own.stop
+def diagonal_blocks(*blocks) -> np.ndarray:
+    """One matrix with the given matrices along its diagonal, and zeros."""
+    rows, columns = (np.cumsum([0, *(block.shape[axis] for block in blocks)]) for axis in (0, 1))
+    out = np.zeros((rows[-1], columns[-1]))
+    for k, block in enumerate(blocks):
+        out[rows[k] : rows[k + 1], columns[k] : columns[k + 1]] = block
     return out
 
 
@@ -50,8 +49,8 @@ def theta_hessian(structures, theta, gradient, hessian):
         # By Euler's theorem the first derivatives of a quadratic form are its second ones times theta.
         slopes.append((own @ second).T)
         bends.append(second @ slope)
-    jacobian = _block_diagonal(slopes)
-    return jacobian.T @ hessian @ jacobian + _block_diagonal(bends)
+    jacobian = diagonal_blocks(*slopes)
+    return jacobian.T @ hessian @ jacobian + diagonal_blocks(*bends)
 
 
 @functools.cache

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
+import numpy as np
+from jax.lax.linalg import triangular_solve
 
 from jmixed.device import on_cpu
 
@@ -22,6 +23,24 @@ UNROLLED = 4
 def add_up(terms) -> jax.Array:
     """The sum of at least one array, without a zero to start from."""
     return functools.reduce(operator.add, terms)
+
+
+def take(a, *index):
+    """``a[index]`` for constant indices within bounds, one for each axis: one step, where indexing makes ten of it.
+
+    The steps of a program are what it costs to compile it, and to read it from a cache.
+    """
+    if isinstance(a, np.ndarray):
+        return a[index]
+    axes = tuple(range(a.ndim))
+    numbers = jax.lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=axes, start_index_map=axes)
+    where = np.stack(np.broadcast_arrays(*index), axis=-1).astype(np.int32)
+    return jax.lax.gather(a, where, numbers, (1,) * a.ndim, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+
+
+def diagonal(a):
+    """The diagonal of a matrix (q, q)."""
+    return take(a, np.arange(a.shape[0]), np.arange(a.shape[0]))
 
 
 BLOCK = 1024
@@ -73,10 +92,9 @@ def cholesky(a) -> Any:
         return jnp.moveaxis(jnp.linalg.cholesky(jnp.moveaxis(a, (0, 1), (-2, -1))), (-2, -1), (0, 1))
     factor: list[list[Any]] = [[None] * q for _ in range(q)]
     for j in range(q):
-        pivot = a[j, j] - sum(factor[j][k] ** 2 for k in range(j))
-        factor[j][j] = jnp.sqrt(pivot)
+        factor[j][j] = jnp.sqrt(_less(a[j, j], (factor[j][k] ** 2 for k in range(j))))
         for i in range(j + 1, q):
-            factor[i][j] = (a[i, j] - sum(factor[i][k] * factor[j][k] for k in range(j))) / factor[j][j]
+            factor[i][j] = _less(a[i, j], (factor[i][k] * factor[j][k] for k in range(j))) / factor[j][j]
     return factor
 
 
@@ -86,11 +104,16 @@ def forward_solve(factor, b):
         left = jnp.moveaxis(factor, (0, 1), (-2, -1))
         right = jnp.moveaxis(b, (0, 1), (-2, -1))
         right = jnp.broadcast_to(right, left.shape[:-2] + right.shape[-2:])
-        return jnp.moveaxis(solve_triangular(left, right, lower=True), (-2, -1), (0, 1))
+        return jnp.moveaxis(triangular_solve(left, right, left_side=True, lower=True), (-2, -1), (0, 1))
     rows = []
     for i, row in enumerate(factor):
-        rows.append((b[i] - sum(row[k][None] * rows[k] for k in range(i))) / row[i][None])
+        rows.append(_less(b[i], (row[k][None] * rows[k] for k in range(i))) / row[i][None])
     return jnp.stack(rows)
+
+
+def _less(value, terms):
+    """The value less each of the terms."""
+    return functools.reduce(operator.sub, terms, value)
 
 
 SWEPT = 96
@@ -113,7 +136,7 @@ def inverse_and_log_determinant(a):
         return -swept, logdet
     if n <= FACTORED and not on_cpu():
         factor = jnp.linalg.cholesky(a)
-        half = solve_triangular(factor, jnp.eye(n, dtype=a.dtype), lower=True)
+        half = jax.lax.linalg.triangular_solve(factor, jnp.eye(n, dtype=a.dtype), left_side=True, lower=True)
         return half.T @ half, 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
     half = n // 2
     first, log_first = inverse_and_log_determinant(a[:half, :half])
@@ -130,10 +153,12 @@ def back_solve(factor, b):
         left = jnp.moveaxis(factor, (0, 1), (-2, -1))
         right = jnp.moveaxis(b, (0, 1), (-2, -1))
         right = jnp.broadcast_to(right, left.shape[:-2] + right.shape[-2:])
-        return jnp.moveaxis(solve_triangular(left, right, lower=True, trans=1), (-2, -1), (0, 1))
+        return jnp.moveaxis(
+            triangular_solve(left, right, left_side=True, lower=True, transpose_a=True), (-2, -1), (0, 1)
+        )
     q, rows = len(factor), {}
     for i in reversed(range(q)):
-        rows[i] = (b[i] - sum(factor[k][i][None] * rows[k] for k in range(i + 1, q))) / factor[i][i][None]
+        rows[i] = _less(b[i], (factor[k][i][None] * rows[k] for k in range(i + 1, q))) / factor[i][i][None]
     return jnp.stack([rows[i] for i in range(q)])
 
 
@@ -197,7 +222,7 @@ def matmul(a, b) -> jax.Array:
     b = b.reshape(b.shape + (1,) * (a.ndim - b.ndim))
     if a.shape[1] > UNROLLED:
         return jnp.einsum("ij...,jk...->ik...", a, b)
-    return add_up(a[:, j, None] * b[None, j] for j in range(a.shape[1]))
+    return add_up(a[:, j : j + 1] * b[j : j + 1] for j in range(a.shape[1]))
 
 
 def congruence(a, b) -> jax.Array:
@@ -224,7 +249,7 @@ JACOBI = 6
 def eigh(a):
     """Ascending eigenvalues and the eigenvectors of a symmetric matrix (q, q), as `jnp.linalg.eigh` gives them."""
     if a.shape[0] <= 1:
-        return jnp.diagonal(a), jnp.ones_like(a)
+        return diagonal(a), jnp.ones_like(a)
     return tuple(jnp.linalg.eigh(a))
 
 
@@ -238,7 +263,7 @@ def _jacobi(a):
     """The eigenvalues by cyclic rotations (Golub and Van Loan, section 8.5), of a number that suits every matrix."""
     q = a.shape[0]
     if q <= 1:
-        return jnp.diagonal(a), jnp.ones_like(a)
+        return diagonal(a), jnp.ones_like(a)
     first, second = (jnp.asarray(k, jnp.int32) for k in jnp.triu_indices(q, 1))
     identity = jnp.eye(q, dtype=a.dtype)
 
@@ -259,8 +284,9 @@ def _jacobi(a):
     scale = jnp.max(jnp.abs(a))
     scale = jnp.where(scale > 0, scale, 1)
     a, vectors = jax.lax.fori_loop(0, (3 + q) * len(first), rotate, (a / scale, identity))
-    order = jnp.argsort(jnp.diagonal(a))
-    return scale * jnp.diagonal(a)[order], vectors[:, order]
+    values = diagonal(a)
+    order = jnp.argsort(values)
+    return scale * values[order], vectors[:, order]
 
 
 @jax.custom_batching.custom_vmap
@@ -293,6 +319,12 @@ def _gram_schmidt(a):
 def triangular_inverse(a):
     """The inverse of an upper-triangular matrix (p, p), row by row from the last; safe in a batch."""
     p = a.shape[0]
+    if p <= UNROLLED:
+        rows: list[Any] = []
+        for k in reversed(range(p)):
+            left = (a[k, j] * row for j, row in zip(range(k + 1, p), reversed(rows), strict=True))
+            rows.append(_less(np.eye(p, dtype=a.dtype)[k], left) / a[k, k])
+        return jnp.stack(rows[::-1]) if rows else jnp.zeros_like(a)
 
     def solve(k, inverse):
         k = p - 1 - k
@@ -300,7 +332,7 @@ def triangular_inverse(a):
         rest = jnp.where(jnp.arange(p) > k, a[k], 0)
         return inverse.at[k].set((unit - rest @ inverse) / a[k, k])
 
-    return _repeat(p, solve, jnp.zeros_like(a))
+    return jax.lax.fori_loop(0, p, solve, jnp.zeros_like(a))
 
 
 def sweep(a, count):
@@ -310,7 +342,7 @@ def sweep(a, count):
     -------
     (the swept matrix, log-determinant of A)
     """
-    order = jnp.arange(a.shape[0])
+    order = np.arange(a.shape[0])
 
     def one(k, carry):
         a, logdet = carry
@@ -329,15 +361,15 @@ def semidefinite_root(a):
     as that must not be divided by: the entries beside it are no smaller.
     """
     r = a.shape[0]
-    least = 4 * r * jnp.finfo(a.dtype).eps * jnp.max(jnp.diagonal(a))
+    least = 4 * r * jnp.finfo(a.dtype).eps * jnp.max(diagonal(a))
 
     def step(k, carry):
         a, root = carry
-        pivots = jnp.diagonal(a)
+        pivots = diagonal(a)
         pivot = jnp.max(pivots)
-        own = jnp.arange(r) == jnp.argmax(pivots)
+        own = np.arange(r) == jnp.argmax(pivots)
         column = jnp.sum(jnp.where(own[None], a, 0), axis=1) / jnp.sqrt(jnp.where(pivot > least, pivot, jnp.inf))
-        return a - column[:, None] * column[None], jnp.where((jnp.arange(r) == k)[None], column[:, None], root)
+        return a - column[:, None] * column[None], jnp.where((np.arange(r) == k)[None], column[:, None], root)
 
     return _repeat(r, step, (a, jnp.zeros_like(a)))[1]
 

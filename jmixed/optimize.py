@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jmixed.covariance import IDENTITY, block_diagonal, join, split
 from jmixed.data import Moments
@@ -20,7 +21,7 @@ from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
 from jmixed.likelihood.moment_start import moment_variances
 from jmixed.likelihood.second_order import Derivatives, derivatives
-from jmixed.linalg import eigh
+from jmixed.linalg import eigh, take
 from jmixed.trust_region import CURVATURE, trust_region_step
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
@@ -51,6 +52,7 @@ class State(NamedTuple):
     derivatives: Derivatives
     gradient: jax.Array
     hessian: jax.Array
+    eigenvalues: jax.Array
     trial: Chart
     predicted: jax.Array
     boundary: jax.Array
@@ -85,10 +87,9 @@ def chart_roots(chart: Chart, structures):
     roots = []
     for structure, basis, phi in zip(structures, chart.bases, split(structures, chart.phi), strict=True):
         if structure.kind == IDENTITY:
-            roots.append(phi[0] * jnp.eye(structure.q, dtype=phi.dtype))
+            roots.append(phi[0] * np.eye(structure.q, dtype=phi.dtype))
         else:
-            rows, columns = structure.psi_indices()
-            roots.append(basis @ jnp.zeros((structure.q,) * 2, phi.dtype).at[rows, columns].set(phi))
+            roots.append(basis @ (structure.covariance(phi) * np.tri(structure.q, dtype=phi.dtype)))
     return tuple(roots)
 
 
@@ -105,7 +106,8 @@ def chart_at(covariances, structures, dtype) -> Chart:
         # An eigenvalue at the rounding level of the largest is a zero of Sigma.
         values = jnp.where(values > 1e-15 * values[-1], values, 0)
         bases.append(vectors[:, ::-1])
-        phis.append(structure.psi(jnp.diag(jnp.sqrt(values[::-1]))))
+        rows, columns = structure.psi_indices()
+        phis.append(take(jnp.sqrt(values[::-1]), rows) * (rows == columns).astype(values.dtype))
     return Chart(tuple(bases), join(phis, dtype))
 
 
@@ -160,6 +162,7 @@ def _initial_state(chart: Chart, em_steps) -> State:
         derivatives=Derivatives(jnp.full((), jnp.inf, dtype), none, square, none),
         gradient=none,
         hessian=square,
+        eigenvalues=none,
         trial=chart,
         predicted=jnp.full((), jnp.inf, dtype),
         boundary=jnp.zeros((), bool),
@@ -212,6 +215,7 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
         derivatives=at,
         gradient=gradient,
         hessian=hessian,
+        eigenvalues=values,
         trial=trial,
         predicted=jnp.where(expecting, jnp.inf, predicted),
         boundary=boundary,
@@ -280,10 +284,11 @@ def chart_map(chart: Chart, structures, gradient):
             continue
         rows, columns = structure.psi_indices()
         i, j = rows[:, None], columns[:, None]
-        jacobians.append(A[i, rows[None]] * R[j, columns[None]] + A[j, rows[None]] * R[i, columns[None]])
+        first, second = take(A, i, rows[None]), take(A, j, rows[None])
+        jacobians.append(first * take(R, j, columns[None]) + second * take(R, i, columns[None]))
         slope = A.T @ structure.gradient_matrix(own) @ A
         same = (columns[:, None] == columns[None]).astype(phi.dtype)
-        bends.append(2 * slope[rows[:, None], rows[None]] * same)
+        bends.append(2 * take(slope, rows[:, None], rows[None]) * same)
     return block_diagonal(jacobians), block_diagonal(bends)
 
 
@@ -303,7 +308,7 @@ def _start(moments: Moments, start, reml):
 def _best_of_grid(moments: Moments, reml: bool):
     """The best multiple of the identity: no derivative leads away from zero, so the search must not begin there."""
     dtype = moments.G.dtype
-    identities = [jnp.eye(s.q, dtype=dtype) for s in moments.layout.terms]
+    identities = [np.eye(s.q, dtype=dtype) for s in moments.layout.terms]
 
     def value(c):
         return deviance_at([c * i for i in identities], [jnp.sqrt(c) * i for i in identities], moments, reml)
@@ -315,8 +320,7 @@ def _best_of_grid(moments: Moments, reml: bool):
 
 
 def _finish(state: State, structures) -> Solution:
-    values, _ = eigh(state.hessian)
-    flat = values[0] * jnp.maximum(jnp.sum(state.chart.phi**2), 1) < FLATNESS
+    flat = state.eigenvalues[0] * jnp.maximum(jnp.sum(state.chart.phi**2), 1) < FLATNESS
     outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome)
     ok = (outcome == Outcome.CONVERGED.value) | (outcome == Outcome.PRECISION_LIMIT.value)
     outcome = jnp.where(ok & flat, Outcome.FLAT.value, outcome).astype(jnp.int32)
@@ -326,7 +330,7 @@ def _finish(state: State, structures) -> Solution:
         derivatives=state.derivatives,
         gradient=state.gradient,
         hessian=state.hessian,
-        eigenvalues=values,
+        eigenvalues=state.eigenvalues,
         iterations=state.iteration,
         evaluations=state.iteration,
         outcome=outcome,

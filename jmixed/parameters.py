@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtri
 
-from jmixed import tables
+from jmixed import gaussian, tables
 from jmixed.inference.profiles import COEFFICIENT, CORRELATION, SD, SIGMA, Parameter
 
 
 def cut(level: float) -> float:
     """The normal quantile of a two-sided interval."""
-    return float(ndtri((1 + level) / 2))
+    return gaussian.half_width(level)
 
 
 def named_parameters(spec) -> list[tuple[str, Parameter]]:

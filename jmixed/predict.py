@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
+from jmixed import gaussian
 from jmixed.design.frame import as_frame
 from jmixed.design.matrices import new_rows
 from jmixed.errors import DataError
@@ -251,6 +251,6 @@ def with_interval(spec, fit, joint, rows: Rows, interval: str, level: float) -> 
     if interval == "prediction":
         variance[kept] += joint.prior_variances(codes, Z) + fit.sigma**2 / rows.weights[kept]
     error = np.sqrt(variance)
-    half = ndtri((1 + level) / 2) * error
+    half = gaussian.half_width(level) * error
     columns = {"fit": values, "se": error, "lower": values - half, "upper": values + half}
     return pd.DataFrame(columns, index=rows.index)

@@ -105,10 +105,22 @@ THIN = 1000
 """So do crossed factors with more coefficients than half of so few rows."""
 OTHER_STARTS = 8
 
-_cross_products = program(cross_products)
+SMALL = 1 << 17
+"""Bytes of a fit's tables of derivatives up to which its programs are compiled for small problems."""
 
 
-@program(static_argnames=("method",))
+def _is_small(held, *_, **__):
+    return held.layout.fit_bytes(held.beta0.shape[0]) <= SMALL
+
+
+def _has_few_rows(rows):
+    return rows.y.shape[0] * (sum(Z.shape[1] for Z in rows.Z) + rows.X.shape[1]) <= SMALL // 8
+
+
+_cross_products = program(cross_products, brief=_has_few_rows)
+
+
+@program(static_argnames=("method",), brief=_is_small)
 def _fit_program(held, theta0, free, max_iterations, gradient_tolerance, reml, method):
     structures = held.layout.terms
     start = start_at(theta0, held)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
+from jmixed import gaussian
 from jmixed.errors import ModelError
 from jmixed.precision import FLOAT
 
@@ -126,7 +126,7 @@ def wald_intervals(spec, fit, level: float) -> pd.DataFrame:
     DataFrame
         Columns lower and upper; index: coefficients, then the names of `Component`.
     """
-    half = ndtri((1 + level) / 2) * np.sqrt(np.diag(fit.vcov_beta))
+    half = gaussian.half_width(level) * np.sqrt(np.diag(fit.vcov_beta))
     limits = np.column_stack([fit.beta - half, fit.beta + half])
     others = [part.name for part in all_components(spec, fit)]
     values = np.vstack([limits, np.full((len(others), 2), np.nan)])
@@ -200,7 +200,7 @@ def tidy_ran_vals(modes, covariances, level: float | None) -> pd.DataFrame:
 def _with_limits(table, level):
     if level is None:
         return table
-    half = ndtri((1 + level) / 2) * table["std.error"]
+    half = gaussian.half_width(level) * table["std.error"]
     return table.assign(**{"conf.low": table["estimate"] - half, "conf.high": table["estimate"] + half})
 
 

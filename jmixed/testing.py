@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from jmixed.design.complete import CompleteTerms, complete_terms
 from jmixed.design.terms import ModelData
@@ -377,11 +376,15 @@ def _wald(covariance, df, L, difference) -> JointTest:
 
 def p_of_t(t, df) -> np.ndarray:
     """Two-sided p-values of t statistics; infinite degrees of freedom are the normal distribution."""
+    from scipy import special
+
     normal = np.isinf(df)
     return 2 * np.where(normal, special.ndtr(-np.abs(t)), special.stdtr(np.where(normal, 1, df), -np.abs(t)))
 
 
 def _p_of_F(joint: JointTest) -> float:
+    from scipy import special
+
     if np.isinf(joint.den_df):
         return float(special.chdtrc(joint.num_df, joint.num_df * joint.F))
     return float(special.fdtrc(joint.num_df, joint.den_df, joint.F))

@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
-from scipy.special import ndtr, ndtri
 
-from jmixed import contrasts
+from jmixed import contrasts, gaussian
 from jmixed.design.terms import ModelData
 from jmixed.errors import DataError, ModelError
 from jmixed.hypotheses import hypotheses
+from jmixed.information import diagonal_blocks
 from jmixed.names import ParameterNames, fixed_terms
 from jmixed.precision import FLOAT
 from jmixed.programs import Fit
@@ -53,7 +52,7 @@ class WaldInference:
 
     @cached_property
     def _cov(self) -> np.ndarray:
-        return np.asarray(linalg.block_diag(self._fit.vcov_beta, self._fit.vcov_psi))
+        return diagonal_blocks(self._fit.vcov_beta, self._fit.vcov_psi)
 
     @cached_property
     def _bse(self) -> np.ndarray:
@@ -150,7 +149,7 @@ class WaldInference:
         True
         """
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self._vector(2 * ndtr(-np.abs(self._estimate / self._bse)), self._names.all)
+            return self._vector(gaussian.two_sided(self._estimate / self._bse), self._names.all)
 
     @property
     def normalized_cov_params(self) -> np.ndarray:
@@ -184,7 +183,7 @@ class WaldInference:
         Intercept  238.03  264.78
         Days         7.44   13.50
         """
-        half = ndtri(1 - alpha / 2) * self._bse
+        half = gaussian.quantile(1 - alpha / 2) * self._bse
         limits = np.column_stack([self._estimate - half, self._estimate + half])
         table = pd.DataFrame(limits, index=list(self._names.all)) if self._labelled else limits
         if cols is None:

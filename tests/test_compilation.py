@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from jmixed import compilation, executables
+import jmixed as jm
+from jmixed import compilation, executables, programs
 
 
 @compilation.program
@@ -52,3 +54,28 @@ def test_where_nothing_is_told_there_is_always_room(monkeypatch):
     monkeypatch.setattr(compilation, "Path", lambda name: Path("/nowhere") / "else")
     assert compilation._memory_maps() == 0
     assert compilation._memory_maps_allowed.__wrapped__() == float("inf")
+
+
+def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(compilation, "BRIEF", {"xla_no_such_option": 1, **compilation.BRIEF})
+    monkeypatch.setattr(compilation, "_unknown", set())
+    treble = compilation.program(lambda x: 3 * x, brief=lambda x: True)
+    np.testing.assert_array_equal(treble(np.arange(3.0)), [0, 3, 6])
+    assert compilation._unknown == {"xla_no_such_option"}
+
+
+def test_other_failures_are_not_taken_for_refused_options():
+    def fail(x):
+        raise jax.errors.JaxRuntimeError("no memory left")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no memory left"):
+        compilation.program(fail)(np.arange(3.0))
+
+
+def test_small_problems_are_fitted_alike_by_code_that_is_not_optimised(monkeypatch):
+    model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
+    brief = model.fit()
+    monkeypatch.setattr(programs, "SMALL", 0)
+    whole = model.fit()
+    assert brief.objective == pytest.approx(whole.objective, rel=1e-12)
+    np.testing.assert_allclose(brief.params, whole.params, rtol=1e-7)

@@ -83,3 +83,21 @@ def test_sums_in_blocks_are_sums(length):
     np.testing.assert_allclose(gram, a @ a[::-1].T, rtol=1e-11)
     np.testing.assert_allclose(slope[0], np.sum(a * a[::-1]), rtol=1e-11)
     np.testing.assert_allclose(slope[1], 4 * a[::-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("p", [0, *ORDERS])
+def test_inverses_of_triangles(p):
+    triangle = np.triu(np.random.default_rng(p).normal(size=(p, p))) + 3 * np.eye(p)
+    with double_precision():
+        inverse = np.asarray(linalg.triangular_inverse(jnp.asarray(triangle)))
+    np.testing.assert_allclose(inverse @ triangle, np.eye(p), atol=1e-14)
+
+
+def test_entries_at_constant_places():
+    a = np.arange(12.0).reshape(3, 4)
+    rows, columns = np.array([[0], [2]]), np.array([[3, 1, 0]])
+    with double_precision():
+        np.testing.assert_array_equal(linalg.take(jnp.asarray(a), rows, columns), a[rows, columns])
+        np.testing.assert_array_equal(linalg.take(jnp.asarray(a[0]), rows), a[0][rows])
+        np.testing.assert_array_equal(linalg.diagonal(jnp.asarray(a[:, :3])), np.diag(a))
+    assert isinstance(linalg.take(a, rows, columns), np.ndarray)

@@ -189,6 +189,18 @@ def test_importing_adds_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_importing_leaves_statistics_of_scipy_and_the_garbage_collector_alone():
+    code = (
+        "import gc, sys, formulaic\n"
+        "before = set(sys.modules)\n"
+        "import jmixed\n"
+        "print(sorted({'scipy.special', 'scipy.stats', 'scipy.optimize'} & set(sys.modules) - before))\n"
+        "print(gc.isenabled(), gc.get_freeze_count())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "True 0"]
+
+
 def test_the_door():
     assert len(jm.__all__) <= 40
     assert all(hasattr(jm, name) for name in jm.__all__)

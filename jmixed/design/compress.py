@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.linalg import solve_triangular
-from scipy.sparse import csr_array
 
 from jmixed.design import vc
 from jmixed.design.assemble import (
@@ -231,6 +229,8 @@ def _preconditioner(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A column that those before it explain keeps what is left of it, at its own length.
     """
+    from scipy.linalg import solve_triangular
+
     n, p = columns.shape
     length = np.sqrt(np.sum(columns**2, axis=0) / max(n, 1))
     length = np.where(length > 0, length, 1)
@@ -271,6 +271,8 @@ def sums(made: Plan, batch: pd.DataFrame) -> Sums | None:
 
 def _by_cell(code: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct codes in order, and the sums of the rows of `values` (n, entries) that have each."""
+    from scipy.sparse import csr_array
+
     cells, place = np.unique(code, return_inverse=True)
     n = len(code)
     indicator = csr_array((np.ones(n), place, np.arange(n + 1)), shape=(n, len(cells)))

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from jmixed.covariance import Structure
 from jmixed.data import Coupling, Design, Grouping, Index, Links
@@ -138,6 +136,9 @@ def _order(codes, counts, widths, within):
 
 def _components(codes, counts, chain, core):
     """The connected component that each row belongs to, when the levels of core and chain factors are the nodes."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     offsets = np.cumsum([0, *(counts[f] for f in (*core, *chain))])
     nodes = [codes[f] + start for f, start in zip((*core, *chain), offsets, strict=False)]
     edges = [
@@ -258,6 +259,8 @@ def _order_by(codes, count):
     """The rows in the order of their groups, those of a group in their own order."""
     if len(codes) < MANY:
         return np.argsort(codes, kind="stable").astype(np.int32)
+    from scipy.sparse import coo_array
+
     # To bring the entries of a sparse matrix in the order of its rows is a counting sort, in one pass.
     rows = np.arange(len(codes), dtype=np.int32)
     return coo_array((np.ones(len(codes), bool), (codes, rows)), shape=(count, len(codes))).tocsr().indices

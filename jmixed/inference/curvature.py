@@ -14,13 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import linalg
 
 from jmixed import programs
 from jmixed.compilation import program
 from jmixed.covariance import IDENTITY, split
 from jmixed.data import Design
-from jmixed.information import factors_of_theta, inverse_information, psi_map
+from jmixed.information import diagonal_blocks, factors_of_theta, inverse_information, psi_map
 from jmixed.likelihood import criterion
 from jmixed.likelihood.eliminate import profile_fixed
 from jmixed.likelihood.second_order import derivatives_of, jets
@@ -195,11 +194,13 @@ def tangents(structures, roots, gradient):
         G = np.zeros((structure.q,) * 2)
         G[structure.psi_indices()] = own
         bends.append((G + G.T)[rows[:, None], rows] * (columns[:, None] == columns))
-    return np.asarray(linalg.block_diag(*slopes)), np.asarray(linalg.block_diag(*bends))
+    return diagonal_blocks(*slopes), diagonal_blocks(*bends)
 
 
 def pivoted(root):
     """A square root (q, q) that is lower triangular in the order of pivoting, that order, and the rank."""
+    from scipy import linalg  # a sixth of a second, and no fit needs it
+
     pieces: Any = linalg.qr(root.T, mode="r", pivoting=True)
     triangle, order = pieces
     factor = np.zeros(root.shape)

@@ -15,8 +15,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from jmixed.data import Design
 from jmixed.precision import FLOAT
@@ -118,6 +116,8 @@ class JointCovariance:
 
     def level_blocks(self, members) -> np.ndarray:
         """Conditional covariances of each level's coefficients for terms that share a factor: (levels, q, q)."""
+        from scipy import sparse
+
         places = np.concatenate([self.places[t] for t in members], axis=1)
         levels, q = places.shape
         unit = sparse.csr_array(
@@ -183,6 +183,8 @@ def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
 
 
 def _rows(places, codes, columns, size):
+    from scipy import sparse
+
     count = len(codes[0]) if len(codes) else 0
     index = [place[np.maximum(code, 0)] for place, code in zip(places, codes, strict=True)]
     values = [np.where((code >= 0)[:, None], Z, 0.0) for code, Z in zip(codes, columns, strict=True)]
@@ -193,6 +195,8 @@ def _rows(places, codes, columns, size):
 
 def _prior(places, priors, size):
     """The prior covariance of all coefficients, block diagonal."""
+    from scipy import sparse
+
     rows, columns, values = [], [], []
     for place, prior in zip(places, priors, strict=True):
         q = place.shape[1]
@@ -205,6 +209,9 @@ def _prior(places, priors, size):
 
 def _conditional(prior, products):
     """(I + D C)^-1 D for sparse D and C, component by component; components of one size together."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
     size = prior.shape[0]
     if not size:
         return sparse.csr_array((0, 0), dtype=FLOAT)

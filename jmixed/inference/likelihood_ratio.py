@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import chdtrc
 
 
 def chi_square_tail(statistic: float, df: float) -> float:
     """Upper tail of chi-square; without degrees of freedom all of its mass is at zero."""
     if df == 0:
         return float(statistic <= 0)
+    from scipy.special import chdtrc
+
     return float(chdtrc(df, max(statistic, 0.0)))
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import block_diag
 
 from jmixed.design.terms import ModelData
+from jmixed.information import diagonal_blocks
 from jmixed.programs import Fit
 
 
@@ -103,6 +103,6 @@ def principal_components(covariances, sigma: float) -> PrincipalComponents:
         One for each of the factor's terms, which are independent of each other.
     sigma : float
     """
-    values, vectors = np.linalg.eigh(np.asarray(block_diag(*(c / sigma**2 for c in covariances))))
+    values, vectors = np.linalg.eigh(diagonal_blocks(*(c / sigma**2 for c in covariances)))
     signs = np.where(vectors[np.argmax(np.abs(vectors), axis=0), np.arange(len(values))] < 0, -1.0, 1.0)
     return PrincipalComponents(np.sqrt(np.maximum(values, 0))[::-1], (vectors * signs)[:, ::-1])

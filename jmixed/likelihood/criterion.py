@@ -16,7 +16,7 @@ from jmixed.data import Moments
 from jmixed.likelihood.crossed import reduce_crossed
 from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
 from jmixed.likelihood.stages import stage_matrix
-from jmixed.linalg import triangular_inverse
+from jmixed.linalg import diagonal, triangular_inverse
 
 
 class Reduced(NamedTuple):
@@ -90,7 +90,7 @@ def profile(covariances, roots, moments: Moments) -> Profile:
     """Profile beta out of the reduced problem."""
     reduced = reduce(covariances, roots, moments)
     fixed = profile_fixed(reduced.G)
-    logdet_R = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R))))
+    logdet_R = jnp.sum(jnp.log(jnp.abs(diagonal(moments.R))))
     logdet_fixed = fixed.logdet + 2 * logdet_R
     found = fixed.rss, fixed.beta, fixed.inverse, reduced.stages, reduced.borders
     return Profile(reduced.logdet, logdet_fixed, *found)

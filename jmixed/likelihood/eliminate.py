@@ -17,14 +17,16 @@ so that one rule gives exact derivatives of every order, at a singular Sigma too
 differentiated.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jmixed.linalg import (
     SWEPT,
+    BlockDiagonal,
     add_up,
     back_solve,
     cholesky,
@@ -72,7 +74,7 @@ def eliminate(sigma, root, C, B, summed):
 
 def _eliminate(sigma, root, C, B, summed):
     Q = C.shape[0]
-    identity = jnp.eye(Q, dtype=C.dtype)[:, :, None]
+    identity: Any = np.eye(Q, dtype=C.dtype)[:, :, None]
     inner = congruence(root.T, C) + identity
     if Q > SWEPT and C.shape[2] == 1:
         inverse, logdet = inverse_and_log_determinant(inner[:, :, 0])
@@ -82,7 +84,8 @@ def _eliminate(sigma, root, C, B, summed):
     else:
         factor = cholesky(inner)
         # Both right-hand sides in one call: see `linalg` on LAPACK calls that run at once.
-        right = jnp.broadcast_to(transpose(matmul(root, identity)), inner.shape)
+        left = matmul(root, identity) if isinstance(root, BlockDiagonal) else root[:, :, None]
+        right = jnp.broadcast_to(transpose(left), inner.shape)
         solved = forward_solve(factor, jnp.concatenate([right, matmul(root.T, B)], axis=1))
         half, W = solved[:, :Q], solved[:, Q:]
         P = matmul(transpose(half), half)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
 
 from jmixed.data import Moments, Rows
 from jmixed.layout import SPARSE
-from jmixed.linalg import BLOCK, add_up, in_blocks, is_long, qr_triangle, sum_in_blocks, triangular_inverse
+from jmixed.linalg import BLOCK, add_up, diagonal, in_blocks, is_long, qr_triangle, sum_in_blocks, triangular_inverse
 
 MANY = 64
 """Blocks of rows from which on loops over them, which take longer to compile, save more than that."""
@@ -137,12 +138,13 @@ def _precondition_term(structure, Z, weights, nobs):
     Any invertible T is an exact reparameterisation of an unstructured covariance. With an intercept among the columns
     this centres the others. A column that the ones before it explain keeps its direction.
     """
-    unit, root = jnp.eye(structure.q, dtype=Z.dtype), jnp.sqrt(nobs)
+    unit: Any = np.eye(structure.q, dtype=Z.dtype)
+    root = jnp.sqrt(nobs)
     size, triangle = _triangle(Z, weights, zero=root)
     if structure.kind == "identity":
         return unit * root / jnp.sqrt(jnp.mean(size**2))
-    triangle = triangle * jnp.where(jnp.diagonal(triangle) < 0, -1, 1)[:, None]
-    triangle = jnp.where((jnp.diagonal(triangle) < 1e-8)[None], unit, triangle)
+    triangle = triangle * jnp.where(diagonal(triangle) < 0, -1, 1)[:, None]
+    triangle = jnp.where((diagonal(triangle) < 1e-8)[None], unit, triangle)
     return triangular_inverse(triangle) * root / size[:, None]
 
 

@@ -27,7 +27,7 @@ from jmixed.likelihood.crossed import crossed_jets
 from jmixed.likelihood.eliminate import eliminate, profile_fixed
 from jmixed.likelihood.jets import Jet, add_to, constant, directions, subtract
 from jmixed.likelihood.stages import covariances_of, stage_matrix
-from jmixed.linalg import UNROLLED, sum_in_blocks
+from jmixed.linalg import UNROLLED, diagonal, sum_in_blocks
 
 
 class Derivatives(NamedTuple):
@@ -66,7 +66,7 @@ def jets(psi, roots, moments: Moments, exact: jax.Array | bool = True) -> tuple[
 def derivatives_of(logdet: Jet, G: Jet, moments: Moments, reml: bool, exact: jax.Array | bool = True) -> Derivatives:
     """Derivatives of the profiled deviance from the jets of log|V W| and of G; arguments as of `derivatives`."""
     fixed, rss = _profile_fixed(G)
-    fixed = fixed._replace(value=fixed.value + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(moments.R)))))
+    fixed = fixed._replace(value=fixed.value + 2 * jnp.sum(jnp.log(jnp.abs(diagonal(moments.R)))))
     logdet = jax.tree.map(lambda a, b: a + jnp.where(reml, b, 0), logdet, fixed)
     nu = degrees(moments, reml)
     slope = rss.first

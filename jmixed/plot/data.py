@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
-from jmixed import effects, tables
+from jmixed import effects, gaussian, tables
 from jmixed.design.expressions import names_in
 from jmixed.design.materialise import known_factors
 from jmixed.errors import DataError, ModelError
@@ -53,7 +52,7 @@ def caterpillar_data(result: MixedLMResults, group=None, column=None, level: flo
     modes = effects.modes(result._spec.terms, result._fit.b)
     covariances = result._level_covariances
     k = modes[group].columns.get_loc(column)
-    half = ndtri((1 + tables.level_of(level)) / 2) * np.sqrt(covariances[group][:, k, k])
+    half = gaussian.half_width(tables.level_of(level)) * np.sqrt(covariances[group][:, k, k])
     estimate = modes[group][column].to_numpy()
     columns = {group: modes[group].index, "estimate": estimate, "lower": estimate - half, "upper": estimate + half}
     return pd.DataFrame(columns).sort_values("estimate", ignore_index=True)
@@ -124,6 +123,8 @@ def qq_data(result: MixedLMResults, group=None, column=None) -> pd.DataFrame:
     sample = np.sort(sample[np.isfinite(sample)])
     if not len(sample):
         raise DataError(f"qq: the estimated variance of {column} by {group} is zero; it has no quantiles")
+    from scipy.special import ndtri
+
     normal = ndtri((np.arange(len(sample)) + 0.5) / len(sample))
     return pd.DataFrame({"normal": normal, "sample": sample})
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import ndtri
 
-from jmixed import tables
+from jmixed import gaussian, tables
 from jmixed.plot.data import (
     bootstrap_data,
     caterpillar_data,
@@ -193,7 +192,7 @@ def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None)
     """
     table = profile_data(profile, parameter)
     ax = _axes(ax, (5.5, 4))
-    cut = ndtri((1 + tables.level_of(level)) / 2)
+    cut = gaussian.half_width(tables.level_of(level))
     value, zeta = table["value"].to_numpy(), table["zeta"].to_numpy()
     ax.plot(value, zeta, "-o", color=INK, markersize=3.5)
     ax.axhline(0, color=PALE, linewidth=1)
