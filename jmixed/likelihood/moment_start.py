@@ -99,8 +99,8 @@ def _covariance(part, ratio):
 def _within(parts, blocks, _):
     """Sums over a stage's blocks of (u'y)^2, of u'Cu, and of (u'Cw)^2."""
     C, y, repeats = blocks
-    times = jnp.ones((), C.dtype) if repeats is None else repeats
-    total = jnp.sum(C * times, axis=2)
+    times = jnp.ones(C.shape[2], C.dtype) if repeats is None else repeats
+    total = C @ times
     squares = sum(part.owners @ jnp.sum(part.along(y) ** 2, axis=(0, 2, 3)) for part in parts)
     traces = sum(part.owners @ part.forms(total) for part in parts)
     return squares, traces, _overlaps(parts, parts, C, times)
@@ -112,9 +112,13 @@ def _overlaps(parts, others, A, times):
     for part in parts:
         along = jnp.moveaxis(part.along(A), 2, 0)
         for other in others:
-            squares = jnp.sum(other.along(along) ** 2 * times, axis=(0, 2, 4))
-            tables.append(part.owners @ squares.T @ other.owners.T)
+            squares = jnp.einsum("mnlkg,g->kn", other.along(along) ** 2, times)
+            tables.append(part.owners @ squares @ other.owners.T)
     return add_up(tables)
+
+
+def _across(parts, others, A, _):
+    return _overlaps(parts, others, A, jnp.ones(A.shape[2], A.dtype))
 
 
 def _between(moments, stages):
@@ -132,5 +136,5 @@ def _between(moments, stages):
         for t in range(s + 1, len(stages)):
             stop = start + layout.stage_width(t)
             A = moments.A if layout.crossed else moments.B[s][:, start:stop]
-            yield sum_in_blocks(lambda A, _, parts=parts, t=t: _overlaps(parts, stages[t], A, 1), A)
+            yield sum_in_blocks(partial(_across, parts, stages[t]), A)
             start = stop
