@@ -217,8 +217,7 @@ def test_few_groups_may_have_several_minima_and_the_lowest_is_taken():
     assert max(lowest) < 1e-6
 
 
-@pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
-def test_four_rows_are_no_optimum_where_the_deviance_has_none(reml):
+def test_four_rows_are_no_optimum_where_the_deviance_has_none():
     # Two coefficients and two or three levels fit four rows perfectly, and the deviance falls without end in some.
     outcomes = set()
     for seed in range(12):
@@ -227,8 +226,8 @@ def test_four_rows_are_no_optimum_where_the_deviance_has_none(reml):
         y = 1 + 0.5 * x + r.normal(size=3)[codes] * r.lognormal() + r.normal(size=4)
         term = layouts.term("1 | g", codes, np.ones(4), intercept=0)
         design = layouts.Case(y, np.stack([np.ones(4), x], 1), np.ones(4), np.zeros(4), (term,)).design
-        found = programs.fit(design, reml=reml)
-        others = [programs.fit(design, reml=reml, theta0=np.array([10.0**k])).objective for k in (-2, 0, 2, 3)]
+        found = programs.fit(design, reml=False)
+        others = [programs.fit(design, reml=False, theta0=np.array([10.0**k])).objective for k in (-2, 0, 2, 3)]
         assert not found.converged or found.objective <= min(others) + 1e-5
         outcomes.add(found.outcome.name)
     assert {"CONVERGED", "PERFECT_FIT"} <= outcomes
