@@ -136,7 +136,7 @@ def inverse_and_log_determinant(a):
         return -swept, logdet
     if n <= FACTORED and not on_cpu():
         factor = jnp.linalg.cholesky(a)
-        half = jax.lax.linalg.triangular_solve(factor, jnp.eye(n, dtype=a.dtype), left_side=True, lower=True)
+        half = triangular_solve(factor, jnp.eye(n, dtype=a.dtype), left_side=True, lower=True)
         return half.T @ half, 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
     half = n // 2
     first, log_first = inverse_and_log_determinant(a[:half, :half])

@@ -19,14 +19,11 @@ from jmixed.covariance import IDENTITY, block_diagonal, join, split
 from jmixed.data import Moments
 from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
-from jmixed.likelihood.moment_start import moment_variances
+from jmixed.likelihood.moment_start import moment_covariances
 from jmixed.likelihood.second_order import Derivatives, derivatives
 from jmixed.linalg import eigh, take
 from jmixed.trust_region import CURVATURE, trust_region_step
 
-GRID = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
-"""Relative variances, in units of preconditioned columns, that are tried as a start."""
-EM_STEPS = 2
 NEAR = 1.0
 """Predicted gain in deviance below which the next Hessian is exact."""
 DECREMENT = 1e-9
@@ -57,7 +54,6 @@ class State(NamedTuple):
     predicted: jax.Array
     boundary: jax.Array
     radius: jax.Array
-    em_steps: jax.Array
     iteration: jax.Array
     stalled: jax.Array
     polishing: jax.Array
@@ -118,8 +114,8 @@ def minimize(moments: Moments, start, reml: bool, max_iterations, held=None, cha
     ----------
     moments : Moments
     start : sequence of arrays (q, q), or None
-        Relative covariances to start from, in preconditioned columns. None, or entries of nan, find a start from a
-        grid and EM steps: the two cases of nan and of numbers share a program.
+        Relative covariances to start from, in preconditioned columns. None, or entries of nan, find a start by
+        moments: the two cases of nan and of numbers share a program.
     reml : bool
     max_iterations : int or scalar array
     held : bool array (m,), optional
@@ -130,10 +126,8 @@ def minimize(moments: Moments, start, reml: bool, max_iterations, held=None, cha
     structures, dtype = moments.layout.terms, moments.G.dtype
     if not structures:
         return _nothing_to_optimise(moments, reml)
-    em_steps = 0
     if chart is None:
-        start, em_steps = _start(moments, start, reml)
-        chart = chart_at(start, structures, dtype)
+        chart = chart_at(_start(moments, start), structures, dtype)
 
     def in_chart(chart, at):
         gradient, hessian = _pull_back(chart, structures, at)
@@ -145,7 +139,7 @@ def minimize(moments: Moments, start, reml: bool, max_iterations, held=None, cha
     state = jax.lax.while_loop(
         lambda s: (s.outcome == _RUNNING) & (s.iteration < max_iterations),
         lambda s: _iterate(s, moments, reml, in_chart, moving=held is None),
-        _initial_state(chart, em_steps),
+        _initial_state(chart),
     )
     return _finish(state, structures)
 
@@ -153,7 +147,7 @@ def minimize(moments: Moments, start, reml: bool, max_iterations, held=None, cha
 _RUNNING = -1
 
 
-def _initial_state(chart: Chart, em_steps) -> State:
+def _initial_state(chart: Chart) -> State:
     """Nothing known yet: the first trial is the start, and any finite value betters infinity."""
     m, dtype = chart.phi.shape[0], chart.phi.dtype
     none, square, zero = jnp.zeros(m, dtype), jnp.zeros((m, m), dtype), jnp.zeros((), jnp.int32)
@@ -167,7 +161,6 @@ def _initial_state(chart: Chart, em_steps) -> State:
         predicted=jnp.full((), jnp.inf, dtype),
         boundary=jnp.zeros((), bool),
         radius=jnp.zeros((), dtype),
-        em_steps=zero + em_steps,
         iteration=zero,
         stalled=zero,
         polishing=jnp.zeros((), bool),
@@ -187,10 +180,6 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
     exact = state.predicted < NEAR if moments.layout.crossed else True
     at = derivatives(psi_of(covariances, structures, dtype), roots, moments, reml, exact)
     accepted, ratio, stalled = _judge(state, at)
-    expecting = state.em_steps > 0
-    if moving:
-        updated = _em_step(covariances, at, moments)
-        covariances = [jnp.where(expecting, em, kept) for em, kept in zip(updated, covariances, strict=True)]
     settled = chart_at(covariances, structures, dtype) if moving else state.trial
     gradient, hessian = in_chart(settled, at)
     chart, at, gradient, hessian = jax.tree.map(
@@ -205,8 +194,7 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
     radius = jnp.where(jnp.isinf(state.predicted), fresh, radius)
     values, vectors = eigh(hessian)
     move, predicted, boundary = trust_region_step(values, vectors.T @ gradient, radius)
-    # An EM update is the next trial itself: the derivatives at hand belong to the point before it.
-    trial = Chart(chart.bases, chart.phi + jnp.where(expecting, 0, vectors @ move))
+    trial = Chart(chart.bases, chart.phi + vectors @ move)
     outcome = jnp.where(state.polishing, Outcome.CONVERGED.value, _RUNNING)
     outcome = jnp.where((outcome == _RUNNING) & (stalled >= 2), Outcome.PRECISION_LIMIT.value, outcome)
     outcome = jnp.where(jnp.isfinite(at.value), outcome, Outcome.NOT_FINITE.value)
@@ -217,13 +205,12 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
         hessian=hessian,
         eigenvalues=values,
         trial=trial,
-        predicted=jnp.where(expecting, jnp.inf, predicted),
+        predicted=predicted,
         boundary=boundary,
         radius=radius,
-        em_steps=jnp.maximum(state.em_steps - 1, 0),
         iteration=state.iteration + 1,
         stalled=stalled,
-        polishing=_is_optimum(values, vectors.T @ gradient) & ~expecting & exact,
+        polishing=_is_optimum(values, vectors.T @ gradient) & exact,
         outcome=outcome.astype(jnp.int32),
     )
 
@@ -240,18 +227,6 @@ def _judge(state: State, at: Derivatives):
     usable = jnp.isfinite(at.value) & jnp.all(jnp.isfinite(at.hessian))
     accepted = usable & (starting | (gain >= 1e-4 * predicted - 2 * noise))
     return accepted, ratio, jnp.where(visible | starting, 0, state.stalled + 1).astype(jnp.int32)
-
-
-def _em_step(covariances, at: Derivatives, moments: Moments):
-    """Sigma - Sigma G Sigma / levels, the EM update with G the gradient of the deviance in Sigma."""
-    layout = moments.layout
-    updated = []
-    for t, (structure, covariance) in enumerate(zip(layout.terms, covariances, strict=True)):
-        count = next(moments.index.counts[f] for f, members in enumerate(layout.factors) if t in members)
-        slope = structure.gradient_matrix(split(layout.terms, at.gradient)[t])
-        change = covariance @ slope @ covariance / count.astype(covariance.dtype)
-        updated.append(jnp.where(jnp.all(jnp.isfinite(change)), covariance - (change + change.T) / 2, covariance))
-    return updated
 
 
 def _is_optimum(values, slope):
@@ -292,31 +267,13 @@ def chart_map(chart: Chart, structures, gradient):
     return block_diagonal(jacobians), block_diagonal(bends)
 
 
-def _start(moments: Moments, start, reml):
-    """The start and the number of EM steps from it: none from a given start."""
-    if moments.layout.crossed:
-        found, em_steps = moment_variances(moments), 0
-    else:
-        found, em_steps = _best_of_grid(moments, reml), EM_STEPS
+def _start(moments: Moments, start):
+    """The start: the given one, if it is numbers, or one found by moments."""
+    found = moment_covariances(moments)
     if start is None:
-        return found, em_steps
+        return found
     given = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in start]))
-    chosen = [jnp.where(given, own, other) for own, other in zip(start, found, strict=True)]
-    return chosen, jnp.where(given, 0, em_steps).astype(jnp.int32)
-
-
-def _best_of_grid(moments: Moments, reml: bool):
-    """The best multiple of the identity: no derivative leads away from zero, so the search must not begin there."""
-    dtype = moments.G.dtype
-    identities = [np.eye(s.q, dtype=dtype) for s in moments.layout.terms]
-
-    def value(c):
-        return deviance_at([c * i for i in identities], [jnp.sqrt(c) * i for i in identities], moments, reml)
-
-    grid = jnp.asarray(GRID, dtype)
-    values = jax.lax.map(value, grid)
-    best = grid[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
-    return [best * i for i in identities]
+    return [jnp.where(given, own, other) for own, other in zip(start, found, strict=True)]
 
 
 def _finish(state: State, structures) -> Solution:
@@ -352,7 +309,7 @@ def minimize_lbfgs(moments: Moments, start, reml: bool, max_iterations, gradient
     import optax
 
     structures, dtype = moments.layout.terms, moments.G.dtype
-    chart = chart_at(_start(moments, start, reml)[0], structures, dtype)
+    chart = chart_at(_start(moments, start), structures, dtype)
 
     def objective(phi):
         roots = chart_roots(Chart(chart.bases, phi), structures)

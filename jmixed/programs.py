@@ -182,7 +182,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
         solve = partial(_fit_program, held, reml=bool(reml), method=method)
         out = _in_numpy(solve(theta0, free, limit, tolerance))
-        if alone and len(theta0) > 1 and (count := _other_starts_wanted(design)):
+        if alone and len(theta0) and (count := _other_starts_wanted(design)):
             others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, out, count)]
             out = _best_of_starts(out, _in_numpy(others))
     with timings.step("results"):
@@ -210,7 +210,7 @@ def _other_starts(structures, out, count):
     for _ in range(count):
         theta = []
         for structure, basis in zip(structures, T, strict=True):
-            root = 10 ** rng.uniform(-1, 1.5) * rng.normal(size=(structure.q, structure.q))
+            root = 10 ** rng.uniform(-1, 3) * rng.normal(size=(structure.q, structure.q))
             theta.append(structure.theta(np.transpose(np.linalg.qr((basis @ root).T, mode="r"))))
         yield np.concatenate(theta)
 

@@ -215,3 +215,19 @@ def test_few_groups_may_have_several_minima_and_the_lowest_is_taken():
         others = [programs.fit(design, reml=False, theta0=start) for start in starts]
         lowest.append(found.objective - min(other.objective for other in others if other.converged))
     assert max(lowest) < 1e-6
+
+
+def test_four_rows_are_no_optimum_where_the_deviance_has_none():
+    # Two coefficients and two or three levels fit four rows perfectly, and the deviance falls without end in some.
+    outcomes = set()
+    for seed in range(12):
+        r = np.random.default_rng(seed)
+        codes, x = np.array([[0, 0, 0, 1], [0, 1, 1, 2], [0, 0, 1, 2]][seed % 3]), r.normal(size=4)
+        y = 1 + 0.5 * x + r.normal(size=3)[codes] * r.lognormal() + r.normal(size=4)
+        term = layouts.term("1 | g", codes, np.ones(4), intercept=0)
+        design = layouts.Case(y, np.stack([np.ones(4), x], 1), np.ones(4), np.zeros(4), (term,)).design
+        found = programs.fit(design, reml=False)
+        others = [programs.fit(design, reml=False, theta0=np.array([10.0**k])).objective for k in (-2, 0, 2, 3)]
+        assert not found.converged or found.objective <= min(others) + 1e-5
+        outcomes.add(found.outcome.name)
+    assert {"CONVERGED", "PERFECT_FIT"} <= outcomes

@@ -1,53 +1,140 @@
-"""Relative variances by the method of moments, a start for crossed factors that costs no evaluation.
+"""Relative covariances by the method of moments, a start that costs no evaluation.
 
-The unweighted quadratic forms |Z_t'Wy|^2 and y'Wy have expectations that are linear in the variances (Rao's MINQUE with
-V = I, also known as Haseman-Elston regression); columns are preconditioned and X has been taken out of y:
+Sigma is written as a sum of v_u uu' over vectors u whose uu' span the symmetric matrices: unit vectors and sums of two.
+With z_u = Z u, columns preconditioned and X taken out of y, unweighted quadratic forms, summed over levels, have
+expectations that are linear in the v (Rao's MINQUE with V = I, also known as Haseman-Elston regression):
 
-    E |Z_t'Wy|^2 = sigma^2 tr C_tt + sum_u v_u |C_tu|^2        E y'Wy = sigma^2 n + sum_u v_u tr C_uu
+    E sum (z_u'Wy)^2 = sigma^2 sum z_u'Wz_u + sum_w v_w sum (z_u'Wz_w)^2
+    E y'Wy = sigma^2 n + sum_w v_w sum z_w'Wz_w
+
+The columns of an "identity" term share one v. The core of a sparse layout is left without sums of two.
 """
 
-import jax.numpy as jnp
+from functools import partial
+from itertools import combinations
+from typing import NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
+from jmixed.covariance import IDENTITY
 from jmixed.data import Moments
+from jmixed.layout import SPARSE
 from jmixed.likelihood.couplings import couplings
-from jmixed.likelihood.stages import places
-from jmixed.linalg import sweep
+from jmixed.likelihood.stages import Place, places
+from jmixed.linalg import add_up, diagonal, eigh, sum_in_blocks, sweep
 
 SMALLEST, LARGEST = 1e-2, 1e4
 """Bounds of the relative variances: from zero no derivative leads away."""
 
 
-def moment_variances(moments: Moments):
-    """Relative covariances v_t / sigma^2 I of all terms of a crossed layout, one array (q, q) each."""
-    terms = sorted((p.term, stage, p) for stage in (0, 1) for p in places(moments.layout, stage))
-    leaf_rows, leaf_core = moments.C[0], couplings(moments).squares()
-    core = moments.C[1][:, :, 0] ** 2
+class Part(NamedTuple):
+    """A term in a stage's block: its vectors u (k, q), and which of all v is whose, as indicators (variances, k)."""
 
-    def overlap(one, other):
-        (_, stage, p), (_, other_stage, r) = one, other
-        if stage == other_stage == 0:
-            return jnp.sum(leaf_rows[p.inner : p.inner + p.q, r.inner : r.inner + r.q] ** 2)
-        if stage == other_stage:
-            return jnp.sum(r.rows(p.rows(core).sum((0, 1))))
-        leaf, far = (p, r) if stage == 0 else (r, p)
-        return jnp.sum(far.rows(leaf_core[leaf.inner : leaf.inner + leaf.q].sum(0)))
+    place: Place
+    vectors: np.ndarray
+    owners: np.ndarray
 
-    def trace(entry):
-        _, stage, p = entry
-        return jnp.sum(p.rows(jnp.sum(jnp.diagonal(moments.C[stage]), axis=0)))
+    def forms(self, C):
+        """u'Cu of C (Q, Q), (k,), summed over slots."""
+        columns = self.place.columns()
+        own = jnp.sum(C[columns[:, :, None], columns[:, None]], axis=0)
+        return jnp.einsum("ki,kj,ij->k", self.vectors, self.vectors, own)
 
-    def square(entry):
-        _, stage, p = entry
-        border = moments.B[stage][:, -1]
-        return jnp.sum(p.rows(jnp.sum(border**2, axis=1)))
+    def along(self, x):
+        """Rows of x (Q, ...) combined by the vectors, (slots, k, ...)."""
+        rows = self.place.rows(x)
+        return rows if len(self.vectors) == self.place.q else jnp.einsum("kq,lq...->lk...", self.vectors, rows)
 
-    traces = jnp.stack([trace(t) for t in terms])
-    overlaps = jnp.stack([jnp.stack([overlap(t, u) for u in terms]) for t in terms])
+
+def moment_covariances(moments: Moments):
+    """Relative covariances of all terms in preconditioned columns, one array (q, q) each."""
+    stages = _parts(moments.layout, moments.G.dtype)
+    blocks = [(C, B[:, -1:], moments.repeats) for C, B in zip(moments.C, moments.B, strict=True)]
+    sums = [sum_in_blocks(partial(_within, parts), own) for parts, own in zip(stages, blocks, strict=True)]
+    squares, traces, overlaps = (sum(own) for own in zip(*sums, strict=True))
+    for between in _between(moments, stages):
+        overlaps = overlaps + between + between.T
+    squares, traces, overlaps = moments.over_devices((squares, traces, overlaps))
     system = jnp.block([[moments.nobs[None, None], traces[None]], [traces[:, None], overlaps]])
-    observed = jnp.stack([moments.G[-1, -1], *(square(t) for t in terms)])
-    scale = 1 / jnp.sqrt(jnp.diagonal(system))
-    inverse = -sweep(system * scale[:, None] * scale[None], len(scale))[0]
+    observed = jnp.concatenate([moments.G[-1, -1:], squares])
+    scale = 1 / jnp.sqrt(diagonal(system))
+    inverse = -sweep(system * scale[:, None] * scale[None], len(observed))[0]
     solved = scale * (inverse @ (observed * scale))
     ratio = solved[1:] / jnp.where(solved[0] > 0, solved[0], moments.G[-1, -1] / moments.nobs)
-    ratio = jnp.clip(jnp.where(jnp.isfinite(ratio), ratio, 1), SMALLEST, LARGEST)
-    return [v * jnp.eye(p.q, dtype=ratio.dtype) for v, (_, _, p) in zip(ratio, terms, strict=True)]
+    ordered = sorted((part for parts in stages for part in parts), key=lambda part: part.place.term)
+    return [_covariance(part, ratio) for part in ordered]
+
+
+def _parts(layout, dtype) -> list[list[Part]]:
+    """The terms of every stage."""
+    stages = [[(place, _vectors(layout, s, place)) for place in places(layout, s)] for s in range(len(layout.stages))]
+    counts = {p.term: 1 if layout.terms[p.term].kind == IDENTITY else len(u) for parts in stages for p, u in parts}
+    starts = np.cumsum([0, *(counts[term] for term in range(len(counts)))])
+
+    def part(place, vectors):
+        owners = np.zeros((starts[-1], len(vectors)), dtype)
+        own = np.arange(counts[place.term]) if counts[place.term] > 1 else 0
+        owners[starts[place.term] + own, np.arange(len(vectors))] = 1
+        return Part(place, vectors.astype(dtype), owners)
+
+    return [[part(*one) for one in parts] for parts in stages]
+
+
+def _vectors(layout, stage, place):
+    """The vectors u (k, q) of a term."""
+    unit = np.eye(place.q)
+    if layout.terms[place.term].kind == IDENTITY or (layout.crossed == SPARSE and stage == 1):
+        return unit
+    return np.stack([*unit, *(unit[i] + unit[j] for i, j in combinations(range(place.q), 2))])
+
+
+def _covariance(part, ratio):
+    """Sigma from the relative v, its eigenvalues kept within bounds."""
+    own = part.owners.T @ jnp.where(jnp.isfinite(ratio), ratio, 1)
+    values, vectors = eigh(jnp.einsum("k,ki,kj->ij", own, part.vectors, part.vectors))
+    return (vectors * jnp.clip(values, SMALLEST, LARGEST)[None]) @ vectors.T
+
+
+def _within(parts, blocks, _):
+    """Sums over a stage's blocks of (u'y)^2, of u'Cu, and of (u'Cw)^2."""
+    C, y, repeats = blocks
+    times = jnp.ones(C.shape[2], C.dtype) if repeats is None else repeats
+    total = C @ times
+    squares = sum(part.owners @ jnp.sum(part.along(y) ** 2, axis=(0, 2, 3)) for part in parts)
+    traces = sum(part.owners @ part.forms(total) for part in parts)
+    return squares, traces, _overlaps(parts, parts, C, times)
+
+
+def _overlaps(parts, others, A, times):
+    """Sums over blocks of (u'Aw)^2 by the variances of u and w."""
+    tables = []
+    for part in parts:
+        along = jnp.moveaxis(part.along(A), 2, 0)
+        for other in others:
+            squares = jnp.einsum("mnlkg,g->kn", other.along(along) ** 2, times)
+            tables.append(part.owners @ squares @ other.owners.T)
+    return add_up(tables)
+
+
+def _across(parts, others, A, _):
+    return _overlaps(parts, others, A, jnp.ones(A.shape[2], A.dtype))
+
+
+def _between(moments, stages):
+    """The overlaps of every two stages."""
+    layout = moments.layout
+    if layout.crossed == SPARSE:
+        links = couplings(moments)
+        for part in stages[0]:
+            squares = links._replace(A=part.along(links.A)[0]).squares()
+            for other in stages[1]:
+                yield part.owners @ jnp.sum(other.place.rows(squares.T), axis=0).T @ other.owners.T
+        return
+    for s, parts in enumerate(stages):
+        start = 0
+        for t in range(s + 1, len(stages)):
+            stop = start + layout.stage_width(t)
+            A = moments.A if layout.crossed else moments.B[s][:, start:stop]
+            yield sum_in_blocks(partial(_across, parts, stages[t]), A)
+            start = stop
