@@ -52,7 +52,7 @@ def moment_covariances(moments: Moments):
     stages = _parts(moments.layout, moments.G.dtype)
     blocks = [(C, B[:, -1:], moments.repeats) for C, B in zip(moments.C, moments.B, strict=True)]
     sums = [sum_in_blocks(partial(_within, parts), own) for parts, own in zip(stages, blocks, strict=True)]
-    squares, traces, overlaps = (sum(own) for own in zip(*sums, strict=True))
+    squares, traces, overlaps = (add_up(own) for own in zip(*sums, strict=True))
     for between in _between(moments, stages):
         overlaps = overlaps + between + between.T
     squares, traces, overlaps = moments.over_devices((squares, traces, overlaps))
