@@ -32,7 +32,7 @@ class SingularWarning(UserWarning):
 
 
 class RankWarning(UserWarning):
-    """Redundant columns of the fixed effects were dropped."""
+    """Redundant columns were left out: of the fixed effects, or of a factor with a single level."""
 
 
 class PrecisionWarning(UserWarning):

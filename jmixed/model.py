@@ -16,6 +16,7 @@ from jmixed.design import checks, matrices
 from jmixed.design.stack import stack
 from jmixed.errors import DataError, ModelError, RankWarning
 from jmixed.fitting import Fitting
+from jmixed.names import left_out
 from jmixed.packing import Packing
 from jmixed.params import as_array, refuse_tracer
 from jmixed.restate import names_of_caller, restated
@@ -237,13 +238,8 @@ class MixedLM(Fitting, GroupedRows):
         self.k_params = self.k_fe + self._packing.size
         self.data = ModelFrame.of(spec)
         self.theta_names = theta_names(spec.terms)
-        if spec.dropped:
-            warnings.warn(
-                f"the fixed effects are collinear: {', '.join(spec.dropped)} left out, because columns to the left "
-                "say the same. Remove redundant terms from the formula to choose which are kept",
-                RankWarning,
-                stacklevel=3,
-            )
+        for message in left_out(spec):
+            warnings.warn(message, RankWarning, stacklevel=3)
 
     def __repr__(self) -> str:
         levels = {term.group: len(term.levels) for term in self.spec.terms}

@@ -156,6 +156,20 @@ def test_redundant_columns_are_dropped_with_a_warning(data):
     assert model.exog_names == ["Intercept", "x"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"formula": "y ~ kind * x + (1 | school)"}, "^kind, kind:x left out: a factor with a single level"),
+        ({"formula": "y ~ x + (kind | school)"}, "^kind left out"),
+        ({"formula": "y ~ x + C(class)", "groups": "school"}, r"^C\(class\) left out"),
+    ],
+)
+def test_a_term_without_columns_does_not_vanish_without_a_word(data, words, said):
+    table = data.assign(kind="a").assign(**{"class": "b"})
+    with pytest.warns(jm.RankWarning, match=said):
+        assert jm.mixedlm(data=table, **words).exog_names == ["Intercept", "x"]
+
+
 def test_unknown_words_are_refused(data):
     with pytest.raises(TypeError, match="cov_type"):
         jm.mixedlm("y ~ x", data, groups="school", cov_type="HC0")
