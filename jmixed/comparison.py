@@ -203,7 +203,8 @@ def droppable_terms(spec) -> list[tuple[str, str | None, list[int]]]:
     sets = [frozenset(str(factor) for factor in term.factors) for term in found]
     out = []
     for term, factors in zip(found, sets, strict=True):
-        name = text = str(term)
+        name = str(term)
+        text = ":".join(f"`{f.expr}`" if f.eval_method.value == "lookup" else f.expr for f in term.factors)
         for alias, column in spec.recipe.aliases.items():
             name, text = name.replace(alias, column), text.replace(alias, f"`{column}`")
         if name in terms and not any(factors < other for other in sets):

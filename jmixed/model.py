@@ -291,7 +291,8 @@ class MixedLM(Fitting, GroupedRows):
             raise ModelError("update needs formulas, but this model was made of arrays: make a new MixedLM instead")
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env
         words = self._words | changes
-        text = self.formula if formula is None else restated(formula, self.formula)
+        intercept = any(str(term) == "1" for term in self.spec.recipe.specs["rhs"].formula)
+        text = self.formula if formula is None else restated(formula, self.formula, intercept)
         made = type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)
         kept = self._response is not None and made.endog_names == self.endog_names
         return made.with_response(self._response) if kept else made

@@ -7,7 +7,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from jmixed.design.formula import parse
+from jmixed.design.formula import RandomPart, parse, scan
 from jmixed.errors import FormulaError
 
 
@@ -40,7 +40,7 @@ def names_of_caller(eval_env, frame: FrameType) -> Mapping:
     return ChainMap(dict(found.f_locals), found.f_globals)
 
 
-def restated(formula: str | Sequence[str], earlier: str) -> str:
+def restated(formula: str | Sequence[str], earlier: str, intercept: bool = True) -> str:
     """A formula in which a lone dot means that side of an earlier one; or terms for an earlier response.
 
     Parameters
@@ -48,6 +48,8 @@ def restated(formula: str | Sequence[str], earlier: str) -> str:
     formula : str or sequence of str
         ``". ~ . + x"``, or terms such as ``["x", "(1 | g)"]``.
     earlier : str
+    intercept : bool
+        Whether the earlier one has an intercept. A zero within the parentheses that the dot becomes would not count.
 
     Examples
     --------
@@ -67,6 +69,12 @@ def restated(formula: str | Sequence[str], earlier: str) -> str:
     left = response if left.strip() == "." else left.strip()
     right, dots = re.subn(r"(?<![\w.)\]])\.(?![\w.(])", lambda _: f"({fixed})", right.strip())
     if dots:
-        kept = [f"({part.label})" for part in parts.random] + [f"offset({text})" for text in parts.offsets]
-        right = " + ".join([right, *kept])
+        kept = [_bar(part) for part in parts.random] + [f"offset({text})" for text in parts.offsets]
+        right = " + ".join([*([] if intercept else ["0"]), right, *kept])
     return f"{left} ~ {right}"
+
+
+def _bar(part: RandomPart) -> str:
+    """A random-effects term as text, names that are no words in backticks."""
+    words = [name if len(list(scan(name))) == 1 else f"`{name}`" for name in part.factors]
+    return f"({part.effects} {'||' if part.independent else '|'} {':'.join(words)})"

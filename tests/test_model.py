@@ -195,6 +195,17 @@ def test_update_states_another_formula_on_the_same_rows(data):
         model.update("z")
 
 
+def test_update_keeps_a_model_without_intercept_and_names_that_are_no_words(data):
+    table = data.assign(**{"body mass": data["z"], "my group": data["school"]})
+    model = jm.mixedlm("y ~ 0 + x + (`body mass` || `my group`/class)", table.assign(**{"class": data["room"]}))
+    other = model.update(". ~ . + `body mass`")
+    assert other.exog_names == ["x", "body mass"]
+    assert [t.label for t in other.spec.terms] == [t.label for t in model.spec.terms]
+    assert model.update(". ~ . + 1").exog_names == ["Intercept", "x"]
+    assert other.update(". ~ . - x").exog_names == ["body mass"]
+    assert jm.mixedlm("y ~ x - 1", data, groups="school").update(". ~ . - x").exog_names == []
+
+
 def test_update_keeps_statsmodels_words_and_names(data):
     def twice(x):
         return 2 * x
