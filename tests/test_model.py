@@ -291,6 +291,15 @@ def test_stopping_early_warns_and_does_not_claim_convergence(slope):
         assert not slope.fit(maxiter=0).converged
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_the_unit_of_the_weights_makes_no_fit_singular(unit):
+    """Weights of 1 / se^2 may be huge where the response is small: sigma is then that of a row of weight one."""
+    frame = school_data(1)
+    fit = jm.mixedlm("y ~ x + z", frame, groups="school", re_formula="~z", weights=np.full(len(frame), unit)).fit()
+    assert fit.converged
+    assert not fit.singular
+
+
 def test_singular_fit_warns_and_names_the_term():
     flat = school_data(3)
     flat["y"] = np.random.default_rng(99).normal(size=len(flat))
