@@ -188,7 +188,7 @@ def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
         split = split or size
     columns = [np.asarray(design.Z[label]) for label in design.labels]
     weights = np.asarray(design.weights)
-    bases = tuple(_basis(s.kind, Z, weights) for s, Z in zip(structures, columns, strict=True))
+    bases = tuple(orthogonal_basis(s.kind, Z, weights) for s, Z in zip(structures, columns, strict=True))
     Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size)
     weighted = Z.multiply(design.weights[:, None]).tocsr()
     products = (Z.T @ weighted).tocsr()
@@ -204,7 +204,7 @@ def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
     return JointCovariance(fit.sigma, M, tuple(places), first, coupling, rest, priors, bases, weighted.T @ design.X)
 
 
-def _basis(kind: str, Z, weights) -> np.ndarray:
+def orthogonal_basis(kind: str, Z, weights) -> np.ndarray:
     """T (q, q) such that the columns of Z T are orthogonal (weighted); a redundant column keeps its direction."""
     unit = np.eye(Z.shape[1])
     if kind == IDENTITY or Z.shape[1] == 1:
