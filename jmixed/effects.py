@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import ModelError
+from jmixed.inference.joint_covariance import orthogonal_basis
 from jmixed.precision import FLOAT
 
 
@@ -112,7 +113,8 @@ def block_covariances(terms, blocks: Blocks, weights, covariances, sigma: float)
     """Conditional covariance of the random coefficients of each block, given the parameters.
 
     With D the prior covariance relative to sigma^2 and C = Z'WZ it is ``sigma^2 (I + D C)^-1 D``, which asks for no
-    inverse of D and so holds at a singular fit.
+    inverse of D and so holds at a singular fit. It is computed for columns Z T that are orthogonal over all rows: far
+    from a slope's origin D would lose its digits.
 
     Parameters
     ----------
@@ -128,25 +130,30 @@ def block_covariances(terms, blocks: Blocks, weights, covariances, sigma: float)
     """
     ends = np.cumsum(blocks.size**2)
     base = ends - blocks.size**2
-    C, D = np.zeros(ends[-1], FLOAT), np.zeros(ends[-1], FLOAT)
+    C, D, T = (np.zeros(ends[-1], FLOAT) for _ in range(3))
+    bases = [orthogonal_basis(term.structure, term.Z, weights) for term in terms]
+    columns = [term.Z @ basis for term, basis in zip(terms, bases, strict=True)]
     width = blocks.size[blocks.rows]
     places = [blocks.position[t][term.codes] for t, term in enumerate(terms)]
     for t, first in enumerate(terms):
-        relative = covariances[first.label] / sigma**2
+        inverse = np.linalg.inv(bases[t])
+        relative = inverse @ covariances[first.label] @ inverse.T / sigma**2
         own_width, own_base = blocks.size[blocks.block[t]], base[blocks.block[t]]
         for i in range(len(first.columns)):
             for j in range(len(first.columns)):
-                D[own_base + (blocks.position[t] + i) * own_width + blocks.position[t] + j] = relative[i, j]
-            for s, second in enumerate(terms):
-                for j in range(len(second.columns)):
+                place = own_base + (blocks.position[t] + i) * own_width + blocks.position[t] + j
+                D[place], T[place] = relative[i, j], bases[t][i, j]
+            for s, second in enumerate(columns):
+                for j in range(second.shape[1]):
                     place = base[blocks.rows] + (places[t] + i) * width + places[s] + j
-                    C += np.bincount(place, weights * first.Z[:, i] * second.Z[:, j], minlength=len(C))
+                    C += np.bincount(place, weights * columns[t][:, i] * second[:, j], minlength=len(C))
     out: list[np.ndarray] = [np.empty((0, 0))] * blocks.count
     for k in np.unique(blocks.size):
         members = np.flatnonzero(blocks.size == k)
         index = base[members, None] + np.arange(k * k)
         prior, cross = D[index].reshape(-1, k, k), C[index].reshape(-1, k, k)
-        solved = sigma**2 * np.linalg.solve(np.eye(k) + prior @ cross, prior)
+        back = T[index].reshape(-1, k, k)
+        solved = sigma**2 * back @ np.linalg.solve(np.eye(k) + prior @ cross, prior) @ back.transpose(0, 2, 1)
         for member, matrix in zip(members, (solved + solved.transpose(0, 2, 1)) / 2, strict=True):
             out[member] = matrix
     return out

@@ -139,7 +139,7 @@ class SingularWarning(_Explained, UserWarning):
 
 
 class RankWarning(_Explained, UserWarning):
-    """Redundant columns of the fixed effects were dropped.
+    """Redundant columns were left out: of the fixed effects, or of a factor with a single level.
 
     Examples
     --------
@@ -161,8 +161,8 @@ class PrecisionWarning(_Explained, UserWarning):
     Examples
     --------
     >>> import warnings
-    >>> import jmixed as jm
-    >>> with warnings.catch_warnings():
+    >>> import jax, jmixed as jm
+    >>> with warnings.catch_warnings(), jax.enable_x64(False):
     ...     warnings.simplefilter("error", jm.PrecisionWarning)  # to stop at it instead
     ...     jm.moments(model.design)
     Traceback (most recent call last):

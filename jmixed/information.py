@@ -93,13 +93,16 @@ def factors_of_theta(structures, theta):
 
 
 def singular_flags(design, theta):
-    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's): (..., terms)."""
+    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's): (..., terms).
+
+    Weights count, so that a standard deviation is compared with that of the rows there are, not of one of weight one.
+    """
     flags = []
     structures = design.layout.terms
     for label, factor in zip(design.labels, factors_of_theta(structures, theta), strict=True):
         length = np.sqrt(np.sum(factor**2, axis=-1))
         Z = design.Z[label]
-        size = np.sqrt(np.einsum("ij,ij->j", Z, Z) / design.nobs)
+        size = np.sqrt(np.einsum("i,ij,ij->j", design.weights, Z, Z) / design.nobs)
         vanished = np.diagonal(factor, axis1=-2, axis2=-1) <= 1e-4 * length
         flags.append(np.any(vanished | (length * size <= 1e-4), axis=-1))
     return np.stack(flags, axis=-1) if flags else np.zeros((*np.shape(theta)[:-1], 0), bool)

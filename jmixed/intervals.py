@@ -210,9 +210,8 @@ def ml_estimate(design, fit: programs.Fit | None) -> profiles.Estimate:
     fit = programs.fit(design, reml=False) if fit is None else fit
     if not fit.outcome.ok:
         raise ModelError(f"profile: the ML fit has no certified optimum ({fit.outcome.name}: {fit.outcome.message})")
-    sizes = [np.sqrt(np.sum(design.Z[label] ** 2, axis=0) / design.nobs) for label in design.labels]
     moments = programs.design_moments(design)
-    return profiles.Estimate(moments, fit.theta, fit.beta, fit.sigma, fit.objective, sizes)
+    return profiles.Estimate(moments, fit.theta, fit.beta, fit.sigma, fit.objective)
 
 
 def warn_of_traces(traces: Sequence[profiles.Trace], names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from jmixed.design import checks, matrices
 from jmixed.design.stack import stack
 from jmixed.errors import DataError, ModelError, RankWarning
 from jmixed.fitting import Fitting
+from jmixed.names import left_out
 from jmixed.packing import Packing
 from jmixed.params import as_array, refuse_tracer
 from jmixed.restate import names_of_caller, refuse_strange, restated
@@ -255,13 +256,8 @@ class MixedLM(Fitting, GroupedRows):
         self.k_params = self.k_fe + self._packing.size
         self.data = ModelFrame.of(spec)
         self.theta_names = theta_names(spec.terms)
-        if spec.dropped:
-            warnings.warn(
-                f"the fixed effects are collinear: {', '.join(spec.dropped)} left out, because columns to the left "
-                "say the same. Remove redundant terms from the formula to choose which are kept",
-                RankWarning,
-                stacklevel=3,
-            )
+        for message in left_out(spec):
+            warnings.warn(message, RankWarning, stacklevel=3)
 
     def __repr__(self) -> str:
         levels = {term.group: len(term.levels) for term in self.spec.terms}
@@ -319,7 +315,8 @@ class MixedLM(Fitting, GroupedRows):
             raise ModelError("update needs formulas, but this model was made of arrays: make a new MixedLM instead")
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env
         words = self._words | changes
-        text = self.formula if formula is None else restated(formula, self.formula)
+        intercept = any(str(term) == "1" for term in self.spec.recipe.specs["rhs"].formula)
+        text = self.formula if formula is None else restated(formula, self.formula, intercept)
         made = type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)
         kept = self._response is not None and made.endog_names == self.endog_names
         return made.with_response(self._response) if kept else made

@@ -107,3 +107,34 @@ def fixed_terms(spec) -> dict[str, list[int]]:
         if places:
             terms[name] = places
     return terms
+
+
+def left_out(spec) -> list[str]:
+    """What a reader must know of columns that are not in the model although the formula names them: messages.
+
+    Parameters
+    ----------
+    spec : ModelData
+
+    Returns
+    -------
+    list of str
+    """
+    messages = []
+    if spec.dropped:
+        messages.append(
+            f"the fixed effects are collinear: {', '.join(spec.dropped)} left out, because columns to the left "
+            "say the same. Remove redundant terms from the formula to choose which are kept"
+        )
+    if spec.recipe is not None:
+        parts = [part for part in spec.recipe.specs.values() if part.structure is not None]
+        empty = [term for part in parts for term, columns in part.term_slices.items() if columns.start == columns.stop]
+        names = ", ".join(dict.fromkeys(map(str, empty)))
+        for alias, column in spec.recipe.aliases.items():
+            names = names.replace(alias, column)
+        if names:
+            messages.append(
+                f"{names} left out: a factor with a single level in these rows says the same as the intercept. "
+                "Look at the column and the subset, or remove the term"
+            )
+    return messages

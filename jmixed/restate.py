@@ -62,7 +62,7 @@ def names_of_caller(eval_env, frame: FrameType) -> Mapping:
     return ChainMap(dict(found.f_locals), found.f_globals)
 
 
-def restated(formula: str | Sequence[str], earlier: str) -> str:
+def restated(formula: str | Sequence[str], earlier: str, intercept: bool = True) -> str:
     """A formula in which a lone dot means that side of an earlier one; or terms for an earlier response.
 
     Parameters
@@ -70,6 +70,8 @@ def restated(formula: str | Sequence[str], earlier: str) -> str:
     formula : str or sequence of str
         ``". ~ . + x"``, or terms such as ``["x", "(1 | g)"]``.
     earlier : str
+    intercept : bool
+        Whether the earlier one has an intercept. A zero within the parentheses that the dot becomes would not count.
 
     Examples
     --------
@@ -92,7 +94,7 @@ def restated(formula: str | Sequence[str], earlier: str) -> str:
     right, dots = re.subn(r"(?<![\w.)\]])\.(?![\w.(])", lambda _: f"({fixed})", right.strip())
     if dots:
         kept = [_bar(part) for part in parts.random] + [f"offset({text})" for text in parts.offsets]
-        right = " + ".join([right, *kept])
+        right = " + ".join([*([] if intercept else ["0"]), right, *kept])
     return f"{left} ~ {right}"
 
 

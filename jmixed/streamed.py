@@ -19,6 +19,7 @@ from jmixed.design.stream import Reader, naming, reading
 from jmixed.design.terms import ModelData
 from jmixed.errors import DataError, JmixedError, RankWarning
 from jmixed.fitting import Fitting
+from jmixed.names import left_out
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams
 from jmixed.restate import names_of_caller
@@ -197,13 +198,8 @@ class StreamedLM(Fitting):
         self.k_re2 = self._packing.size - self.k_vc
         self.k_params = self.k_fe + self._packing.size
         self.data, self.theta_names = ModelFrame.of(spec), theta_names(spec.terms)
-        if spec.dropped:
-            warnings.warn(
-                f"the fixed effects are collinear: {', '.join(spec.dropped)} left out, because columns to the left "
-                "say the same. Remove redundant terms from the formula to choose which are kept",
-                RankWarning,
-                stacklevel=3,
-            )
+        for message in left_out(spec):
+            warnings.warn(message, RankWarning, stacklevel=3)
 
     def __repr__(self) -> str:
         factors = {term.group: len(term.levels) for term in self.spec.terms}

@@ -104,6 +104,13 @@ class TestDrop1:
         assert table.loc["Machine", "Df"] == 2
         assert table.loc["half", "Df"] == 1
 
+    def test_no_intercept_comes_back_and_names_need_be_no_words(self):
+        data = SLEEP.assign(**{"days off": 10 - SLEEP.Days})
+        table = jm.mixedlm("Reaction ~ 0 + Days + `days off` + (1 | Subject)", data).fit(reml=False).drop1()
+        for name, left in {"Days": "Q('days off')", "days off": "Days"}.items():
+            fit = jm.mixedlm(f"Reaction ~ 0 + {left} + (1 | Subject)", data).fit(reml=False)
+            assert table.loc[name, ["npar", "AIC"]].tolist() == pytest.approx([3, fit.aic])
+
     def test_models_of_arrays_and_of_other_responses(self):
         by_formula = fitted(BASIC, False)
         arrays = jm.MixedLM(SLEEP.Reaction, by_formula.model.exog, SLEEP.Subject).fit(reml=False)

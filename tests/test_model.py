@@ -156,6 +156,20 @@ def test_redundant_columns_are_dropped_with_a_warning(data):
     assert model.exog_names == ["Intercept", "x"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"formula": "y ~ kind * x + (1 | school)"}, "^kind, kind:x left out: a factor with a single level"),
+        ({"formula": "y ~ x + (kind | school)"}, "^kind left out"),
+        ({"formula": "y ~ x + C(class)", "groups": "school"}, r"^C\(class\) left out"),
+    ],
+)
+def test_a_term_without_columns_does_not_vanish_without_a_word(data, words, said):
+    table = data.assign(kind="a").assign(**{"class": "b"})
+    with pytest.warns(jm.RankWarning, match=said):
+        assert jm.mixedlm(data=table, **words).exog_names == ["Intercept", "x"]
+
+
 def test_unknown_words_are_refused(data):
     with pytest.raises(jm.ModelError, match="no argument 'cov_type'"):
         jm.mixedlm("y ~ x", data, groups="school", cov_type="HC0")
@@ -185,6 +199,17 @@ def test_update_states_another_formula_on_the_same_rows(data):
     assert model.update(["z", "(1 | school)"]).formula == "y ~ z + (1 | school)"
     with pytest.raises(jm.FormulaError, match="has no ~"):
         model.update("z")
+
+
+def test_update_keeps_a_model_without_intercept_and_names_that_are_no_words(data):
+    table = data.assign(**{"body mass": data["z"], "my group": data["school"]})
+    model = jm.mixedlm("y ~ 0 + x + (`body mass` || `my group`/class)", table.assign(**{"class": data["room"]}))
+    other = model.update(". ~ . + `body mass`")
+    assert other.exog_names == ["x", "body mass"]
+    assert [t.label for t in other.spec.terms] == [t.label for t in model.spec.terms]
+    assert model.update(". ~ . + 1").exog_names == ["Intercept", "x"]
+    assert other.update(". ~ . - x").exog_names == ["body mass"]
+    assert jm.mixedlm("y ~ x - 1", data, groups="school").update(". ~ . - x").exog_names == []
 
 
 def test_update_keeps_statsmodels_words_and_names(data):
@@ -270,6 +295,15 @@ def test_history_on_request(slope):
 def test_stopping_early_warns_and_does_not_claim_convergence(slope):
     with pytest.warns(jm.ConvergenceWarning, match="MAX_ITERATIONS.*raise maxiter"):
         assert not slope.fit(maxiter=0).converged
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_the_unit_of_the_weights_makes_no_fit_singular(unit):
+    """Weights of 1 / se^2 may be huge where the response is small: sigma is then that of a row of weight one."""
+    frame = school_data(1)
+    fit = jm.mixedlm("y ~ x + z", frame, groups="school", re_formula="~z", weights=np.full(len(frame), unit)).fit()
+    assert fit.converged
+    assert not fit.singular
 
 
 def test_singular_fit_warns_and_names_the_term():

@@ -441,7 +441,7 @@ BAD = {
     "number": (lambda: 3, DataError, "batches is a int; it must be an iterable of tables"),
     "argument": (lambda: lambda number: [SLEEP], DataError, "function that needs arguments .*'number'"),
     "no iterator": (lambda: lambda: SLEEP, DataError, r"batches\(\) returned a DataFrame"),
-    "path": (lambda: [SLEEP, "b.parquet"], DataError, "batch 1: data is a builtins.str"),
+    "path": (lambda: [SLEEP, "b.parquet"], DataError, "batch 1: data is the text 'b.parquet'; .*read_parquet"),
     "twice": (lambda: [SLEEP, pd.concat([SLEEP, SLEEP], axis=1)], DataError, "batch 1: data has duplicate column"),
     "truth": (lambda: swapped(Days=True), DataError, "'Days' holds truth values, but numbers in the first"),
     "dates": (lambda: [SLEEP.assign(Days=pd.Timestamp(0))], DataError, "batch 0: the column 'Days' holds dates"),

@@ -82,7 +82,8 @@ def _from_columns(columns: dict[str, Any]) -> pd.DataFrame:
 def _from_narwhals(data: Any) -> pd.DataFrame:
     kind = f"{type(data).__module__}.{type(data).__qualname__}".removeprefix("builtins.")
     if isinstance(data, str):
-        raise DataError(f"data is the text {data!r}; it must be the data itself: pd.read_csv({data!r}) reads a file")
+        reader = "read_parquet" if data.endswith(".parquet") else "read_csv"
+        raise DataError(f"data is the text {data!r}; it must be the data itself: pd.{reader}({data!r}) reads a file")
     allowed = "a pandas DataFrame, a mapping of columns, a structured array, or a polars, pyarrow or similar table"
     try:
         import narwhals as nw

@@ -1,5 +1,7 @@
 """Words to arrays: a formula (with bars, or with statsmodels' arguments) and a table become a `ModelData`."""
 
+import ast
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ import pandas as pd
 
 from jmixed.design.arrays import from_arrays
 from jmixed.design.assemble import Rows, Words, assemble, leave_out_missing
-from jmixed.design.formula import FormulaParts, RandomPart, bare_name, normalise, parse
+from jmixed.design.formula import FormulaParts, RandomPart, bare_name, mark, normalise, parse, scan
 from jmixed.design.frame import as_frame, per_row, subset_positions
 from jmixed.design.materialise import Recipe, read
 from jmixed.design.newdata import new_rows
@@ -108,9 +110,25 @@ def state(
         What was given as groups, weights and offset.
     """
     words = _words(parse(formula), table, beside["groups"], re_formula, vc_formula)
+    for part, text in words.texts.items():
+        _refuse_caret(text, words.shown.get(part, text))
     others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
     others += [name for part in words.random for name in part.factors]
     return words, read(words.texts, table, env, words.shown, others)
+
+
+def _refuse_caret(text: str, shown: str) -> None:
+    """Refuse ``^`` beside a number in a Python expression: a power in R, but the exclusive or of bits in Python."""
+    for token in scan(text) if "^" in text else ():
+        try:
+            tree = ast.parse(re.sub(r"`[^`]*`", "_", token.text).strip("{} "), mode="eval")
+        except SyntaxError:
+            continue
+        carets = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitXor)]
+        if token.kind == "python" and any(isinstance(k, ast.Constant) for n in carets for k in (n.left, n.right)):
+            spot = shown.find(token.text)
+            message = f"^ in {token.text!r} is Python's exclusive or of bits; write a power as **"
+            raise FormulaError(mark(message, shown, spot if spot >= 0 else None))
 
 
 def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: Any, vc_formula: Any) -> Words:

@@ -7,7 +7,8 @@ With relative covariances known, Henderson's equations give (Henderson 1975, Bio
 with D the prior covariance relative to sigma^2 and sigma^2 M the covariance of beta^. A row with columns x and z has
 the variance sigma^2 (h M h' + z P z') with h = x - z K. P is never formed: the factor with most coefficients is
 eliminated first, its levels being independent of each other given the others, and the rest falls into the components of
-the levels that occur together. Only forms that hold at a singular D are used.
+the levels that occur together. Only forms that hold at a singular D are used, and the coefficients are those of columns
+Z T that are uncorrelated over all rows: far from a slope's origin D would lose what is left of it beside the data.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from jmixed.covariance import IDENTITY
 from jmixed.data import Design
+from jmixed.information import diagonal_blocks, factors_of_theta
 from jmixed.precision import FLOAT
 from jmixed.programs import Fit
 
@@ -27,6 +30,8 @@ ENTRIES = 2**24
 @dataclass(frozen=True, eq=False)
 class JointCovariance:
     """Covariance of the estimates of beta and of the predictions of b, N coefficients in all, given the parameters.
+
+    The coefficients b~ belong to columns Z T; b = T b~.
 
     Attributes
     ----------
@@ -43,6 +48,10 @@ class JointCovariance:
         Conditional covariance of the others, over sigma^2.
     priors : tuple of arrays (q, q), one per term
         Covariances of the random effects over sigma^2.
+    bases : tuple of arrays (q, q), one per term
+        T.
+    cross : array (N, p)
+        Z'WX.
     """
 
     sigma: float
@@ -52,6 +61,7 @@ class JointCovariance:
     coupling: Any
     rest: Any
     priors: tuple[np.ndarray, ...]
+    bases: tuple[np.ndarray, ...]
     cross: np.ndarray
 
     @property
@@ -72,7 +82,7 @@ class JointCovariance:
         return np.vstack([own - self.first @ (self.coupling @ others), others])
 
     def rows(self, codes, columns) -> Any:
-        """Rows of Z in the order of the coefficients, sparse (k, N).
+        """Rows of Z T in the order of the coefficients, sparse (k, N).
 
         Parameters
         ----------
@@ -80,7 +90,11 @@ class JointCovariance:
             The level of each row; -1 leaves the term out.
         columns : sequence of arrays (k, q), one per term
         """
-        return _rows(self.places, codes, columns, self.size)
+        return _rows(self.places, codes, [Z @ T for Z, T in zip(columns, self.bases, strict=True)], self.size)
+
+    def original(self, B) -> list[np.ndarray]:
+        """Coefficients b from b~, B (N, r): one array (levels, q, r) per term."""
+        return [np.einsum("ij,ljr->lir", T, B[place]) for T, place in zip(self.bases, self.places, strict=True)]
 
     def variances(self, X, Z) -> np.ndarray:
         """Variances of x (beta^ - beta) + z (b^ - b), array (k,), in squared units of the response.
@@ -109,8 +123,8 @@ class JointCovariance:
     def prior_variances(self, codes, columns) -> np.ndarray:
         """Variance of z b over the terms whose level is unknown (code -1), array (k,), in squared response units."""
         parts = [
-            np.where(code < 0, np.einsum("ij,jk,ik->i", Z, prior, Z), 0.0)
-            for prior, code, Z in zip(self.priors, codes, columns, strict=True)
+            np.where(code < 0, np.einsum("ij,jk,ik->i", Z @ T, prior, Z @ T), 0.0)
+            for prior, code, Z, T in zip(self.priors, codes, columns, self.bases, strict=True)
         ]
         return self.sigma**2 * np.sum(parts, axis=0)
 
@@ -132,13 +146,16 @@ class JointCovariance:
             for j in range(q):
                 direct = own[i::q].multiply(unit[j::q, :split]).sum(axis=1)
                 blocks[:, i, j] = np.asarray(direct).ravel() + np.asarray(reached.multiply(others[j::q]).sum(1)).ravel()
-        return self.sigma**2 * blocks
+        T = diagonal_blocks(*(self.bases[t] for t in members))
+        return self.sigma**2 * (T @ blocks @ T.T)
 
     def dense(self) -> np.ndarray:
         """The whole matrix (p + N, p + N): beta first, then the coefficients term by term, level by level."""
-        P = self.times(np.eye(self.size))
-        order = np.concatenate([np.zeros(0, np.int64), *(place.ravel() for place in self.places)])
-        K, P = self.K[order], P[np.ix_(order, order)]
+        K = np.concatenate(
+            [np.zeros((0, len(self.M))), *(part.reshape(-1, len(self.M)) for part in self.original(self.K))]
+        )
+        half = np.concatenate([part.reshape(-1, self.size) for part in self.original(self.times(np.eye(self.size)))])
+        P = np.concatenate([part.reshape(-1, len(half)) for part in self.original(half.T)])
         cross = -self.M @ K.T
         return self.sigma**2 * np.block([[self.M, cross], [cross.T, (P + P.T) / 2 - K @ cross]])
 
@@ -168,18 +185,35 @@ def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
             inner += q
         size += width * counts[f]
         split = split or size
-    columns = [design.Z[label] for label in design.labels]
-    Z = _rows(places, codes, columns, size)
+    columns = [np.asarray(design.Z[label]) for label in design.labels]
+    weights = np.asarray(design.weights)
+    bases = tuple(orthogonal_basis(s.kind, Z, weights) for s, Z in zip(structures, columns, strict=True))
+    Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size)
     weighted = Z.multiply(design.weights[:, None]).tocsr()
     products = (Z.T @ weighted).tocsr()
-    priors = tuple(fit.covariances[label] / fit.sigma**2 for label in design.labels)
+    factors = factors_of_theta(structures, np.asarray(fit.theta))
+    roots = [np.linalg.solve(T, factor) for T, factor in zip(bases, factors, strict=True)]
+    priors = tuple(root @ root.T for root in roots)
     prior = _prior(places, priors, size)
     first = _conditional(prior[:split, :split], products[:split, :split])
     coupling = products[:split, split:]
     left = products[split:, split:] - coupling.T @ (first @ coupling)
     rest = _conditional(prior[split:, split:], left)
     M = fit.vcov_beta / fit.sigma**2
-    return JointCovariance(fit.sigma, M, tuple(places), first, coupling, rest, priors, weighted.T @ design.X)
+    return JointCovariance(fit.sigma, M, tuple(places), first, coupling, rest, priors, bases, weighted.T @ design.X)
+
+
+def orthogonal_basis(kind: str, Z, weights) -> np.ndarray:
+    """T (q, q) such that the columns of Z T are orthogonal (weighted); a redundant column keeps its direction."""
+    unit = np.eye(Z.shape[1])
+    if kind == IDENTITY or Z.shape[1] == 1:
+        return unit
+    columns = np.sqrt(weights)[:, None] * Z
+    size = np.linalg.norm(columns, axis=0)
+    size = np.where(size > 0, size, np.sqrt(len(Z)))
+    triangle = np.linalg.qr(columns / size, mode="r")
+    triangle = np.where(np.abs(np.diagonal(triangle)) < 1e-8, unit, triangle)
+    return np.linalg.inv(triangle) * np.sqrt(len(Z)) / size[:, None]
 
 
 def _rows(places, codes, columns, size):

@@ -38,7 +38,5 @@ def posterior_draws(data: ModelData, joint: JointCovariance, fit: Fit, draws: in
     solved = weights * (Y - Z @ joint.times(Z.T @ (weights * Y)))
     beta = joint.M @ (data.X.T @ solved)
     B -= joint.times(Z.T @ (weights * (Y - data.X @ beta)))
-    modes = [
-        fit.b[term.label] + np.moveaxis(B[place], -1, 0) for term, place in zip(data.terms, joint.places, strict=True)
-    ]
+    modes = [fit.b[t.label] + np.moveaxis(b, -1, 0) for t, b in zip(data.terms, joint.original(B), strict=True)]
     return fit.beta - beta.T, modes

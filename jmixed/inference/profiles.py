@@ -49,8 +49,6 @@ class Estimate:
         numpy arrays.
     theta, beta : arrays (m,), (p,)
     sigma, objective : float
-    sizes : sequence of arrays (q,)
-        Root mean square of the columns of each term's Z.
     """
 
     moments: Moments
@@ -58,7 +56,6 @@ class Estimate:
     beta: np.ndarray
     sigma: float
     objective: float
-    sizes: list[np.ndarray]
 
     @property
     def structures(self):
@@ -259,11 +256,19 @@ def _shift(estimate: Estimate, parameter: Parameter) -> float:
 def _first_step(estimate: Estimate, parameter: Parameter) -> float:
     """A step in u that is taken when derivatives at the estimate tell nothing."""
     if parameter.kind == SD:
-        return 0.1 * estimate.sigma / float(estimate.sizes[parameter.term][parameter.first])
+        return 0.1 * estimate.sigma * _unit(estimate, parameter)
     if parameter.kind == COEFFICIENT:
         a = np.linalg.solve(estimate.moments.R.T, np.eye(len(estimate.beta))[parameter.first])
         return estimate.sigma * float(np.sqrt(a @ a))
     return 0.1
+
+
+def _unit(estimate: Estimate, parameter: Parameter) -> float:
+    """The standard deviation that a coordinate of length one in preconditioned columns stands for.
+
+    It is the inverse of what no other column of the term says, so that a shift of a slope's origin does not change it.
+    """
+    return float(np.linalg.norm(estimate.moments.T[parameter.term][parameter.first]))
 
 
 def _chart(estimate: Estimate, parameter: Parameter) -> tuple[Held, float, np.ndarray]:
@@ -273,9 +278,7 @@ def _chart(estimate: Estimate, parameter: Parameter) -> tuple[Held, float, np.nd
     u, keep, direct, first, second = 0.0, np.ones(len(x)), np.zeros(len(x)), np.zeros(len(x)), np.zeros(len(x))
     active = np.ones(len(x) + 1, bool)
     if parameter.kind == SD:
-        identity = estimate.structures[parameter.term].kind == IDENTITY
-        unit = 1 / estimate.moments.T[parameter.term][0, 0]
-        direct[start] = unit if identity else estimate.sizes[parameter.term][parameter.first]
+        direct[start] = 1 / _unit(estimate, parameter)
         u, keep[start], active[start] = abs(x[start]) * estimate.sigma / direct[start], 0, False
     elif parameter.kind == CORRELATION:
         row = slice(start + 1, start + 3)
@@ -293,20 +296,25 @@ def _chart(estimate: Estimate, parameter: Parameter) -> tuple[Held, float, np.nd
 
 
 def _bases(estimate: Estimate, parameter: Parameter) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Bases with the parameter's columns first in their term, in units of the columns, and the estimate in them."""
+    """Bases with the parameter's columns first in their term, the others orthogonal to them, and the estimate in them.
+
+    In preconditioned columns, so that what is nearly collinear as it was written is not in the chart.
+    """
     bases, pieces = [], []
     factors = factors_of_theta(estimate.structures, estimate.theta)
-    terms = zip(estimate.structures, estimate.moments.T, factors, estimate.sizes, strict=True)
-    for t, (structure, T, factor, size) in enumerate(terms):
+    terms = zip(estimate.structures, estimate.moments.T, factors, strict=True)
+    for t, (structure, T, factor) in enumerate(terms):
         if structure.kind == IDENTITY:
             bases.append(np.eye(structure.q))
             pieces.append(factor[:1, 0] / T[0, 0])
             continue
         leading = {SD: [parameter.first], CORRELATION: [parameter.first, parameter.second]}.get(parameter.kind, [])
-        leading = leading if t == parameter.term else []
-        order = leading + [k for k in range(structure.q) if k not in leading]
-        bases.append(np.linalg.inv(T)[:, order] / size[order])
-        pieces.append(_lower(size[order, None] * factor[order])[np.tril_indices(structure.q)])
+        own = T[leading if t == parameter.term else []]
+        own = own / np.linalg.norm(own, axis=1, keepdims=True)
+        others = np.linalg.qr(own.T, mode="complete")[0][:, len(own) :]
+        coordinates = np.vstack([own, others.T])
+        bases.append(np.linalg.inv(coordinates))
+        pieces.append(_lower(coordinates @ np.linalg.solve(T, factor))[np.tril_indices(structure.q)])
     return tuple(bases), np.concatenate(pieces)
 
 

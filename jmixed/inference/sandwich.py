@@ -57,8 +57,8 @@ def _adjusted(data, joint, residuals, clusters):
     for rows in np.split(order, np.cumsum(np.bincount(clusters))[:-1]):
         X = data.X[rows]
         V = np.diag(1 / data.weights[rows])
-        for term, prior in zip(data.terms, joint.priors, strict=True):
-            codes, Z = term.codes[rows], term.Z[rows]
+        for term, prior, T in zip(data.terms, joint.priors, joint.bases, strict=True):
+            codes, Z = term.codes[rows], term.Z[rows] @ T
             V += (Z @ prior @ Z.T) * (codes[:, None] == codes)
         D = np.linalg.cholesky(V).T
         values, vectors = np.linalg.eigh(D @ (V - X @ joint.M @ X.T) @ D.T)

@@ -72,6 +72,20 @@ def test_unknown_functions(table):
     says(table, "y ~ x + (1 | nothing(g))", FormulaError, "nothing(g)")
 
 
+def test_powers_as_in_r(table):
+    """R's I(x^2) would be the exclusive or of bits in Python: other numbers, without an error where x is whole."""
+    for words in (
+        "y ~ I(row^2) + (1 | g)",
+        "y ~ (I(row^2) | g)",
+        "y ~ {2 * row^2} + (1 | g)",
+        "log(row^2) ~ x + (1 | g)",
+    ):
+        says(table, words, FormulaError, "^ in ", "write a power as **", words)
+    says(table, "y ~ x + offset(row^2) + (1 | g)", FormulaError, "^ in ")
+    says(table, "y ~ x", FormulaError, "'I(row ^ 2)'", groups="g", re_formula="I(row ^ 2)")
+    assert from_formula("y ~ (x + z)^2 + I((x > 0) ^ (z > 0)) + (1 | g)", table).X.shape == (60, 5)
+
+
 def test_groups(table):
     says(table, "y ~ x", ModelError, "no random effects", "groups='group'", "ordinary least squares")
     says(table, "y ~ x", ModelError, "re_formula is given but groups= is missing", re_formula="x")

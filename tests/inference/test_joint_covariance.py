@@ -1,12 +1,14 @@
 """The joint covariance of fixed and random effects against dense matrices, for every layout."""
 
 import functools
+import warnings
 from types import SimpleNamespace
 
 import layouts
 import numpy as np
 import pytest
 
+import jmixed as jm
 from jmixed.inference.joint_covariance import joint_covariance
 
 LAYOUTS = ("slope", "independent", "identity", "nested three", "nested and crossed", "crossed")
@@ -93,3 +95,23 @@ def test_terms_of_one_factor_are_taken_together():
         own = [level, levels + level]
         np.testing.assert_allclose(blocks[level], conditional[np.ix_(own, own)], rtol=1e-7, atol=1e-9 * fit.sigma**2)
     assert np.all(np.abs(blocks[:, 0, 1]) > 0)
+
+
+def test_what_a_slope_is_counted_from_does_not_matter():
+    """Dates counted from the year one: leverages, intervals and robust errors are those of days since the first."""
+    sleep = jm.datasets.load("sleepstudy")
+    with warnings.catch_warnings():
+        # Seen from the year one, intercept and slope have a correlation of one to ten digits.
+        warnings.simplefilter("ignore", jm.SingularWarning)
+        data = [sleep.assign(x=sleep.Days + origin) for origin in (0, 738_000)]
+        near, far = (jm.mixedlm("Reaction ~ x + (x | Subject)", frame).fit() for frame in data)
+    assert far.objective == pytest.approx(near.objective, rel=1e-12)
+    for column in (".hat", ".cooksd", ".std.resid"):
+        np.testing.assert_allclose(far.augment()[column], near.augment()[column], rtol=1e-4, atol=1e-6)
+    widths = [m.predict(random_effects=True, interval="confidence")["se"] for m in (near, far)]
+    np.testing.assert_allclose(*widths, rtol=1e-5)
+    slopes = [m.ranef(cond_var=True)[1]["Subject"][:, 1, 1] for m in (near, far)]
+    np.testing.assert_allclose(*slopes, rtol=1e-6)
+    slopes = [[cov.loc["x", "x"] for cov in m.random_effects_cov.values()] for m in (near, far)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5)
+    assert far.robust_cov("CR2").loc["x", "x"] == pytest.approx(near.robust_cov("CR2").loc["x", "x"], rel=1e-5)
