@@ -257,6 +257,7 @@ class MixedLM(Fitting, GroupedRows):
     @cached_property
     def design(self):
         """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations."""
+        self._need_rows()
         with self._timings.step("stack"):
             return stack(self.spec)
 
@@ -291,6 +292,7 @@ class MixedLM(Fitting, GroupedRows):
         >>> model.update(". ~ . + I(Days**2)").exog_names
         ['Intercept', 'Days', 'I(Days ** 2)']
         """
+        self._need_rows()
         if self._words is None or self.spec.recipe is None:
             raise ModelError("update needs formulas, but this model was made of arrays: make a new MixedLM instead")
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env

@@ -203,9 +203,15 @@ class GroupedRows:
         """Number of top-level groups."""
         return len(self._top_level[1])
 
+    def _need_rows(self) -> None:
+        """Refuse what needs the rows of the data when they were removed."""
+        if not len(self.spec.y):
+            raise DataError("the rows of this model's data were removed by remove_data(); use a model that has them")
+
     @cached_property
     def row_indices(self) -> dict:
         """Row numbers of each group, by its label."""
+        self._need_rows()
         codes, labels, _ = self._top_level
         return dict(zip(labels, (rows.tolist() for rows in rows_by_group(codes, len(labels))), strict=True))
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -28,6 +29,18 @@ def test_programs_are_kept_while_there_is_room():
     before = held()
     double(np.arange(3.0))
     assert held() == before > 0
+
+
+def test_programs_stay_compiled_when_a_debugger_has_switched_jit_off():
+    def is_traced(x):
+        seen.append(isinstance(x, jax.core.Tracer))
+        return x
+
+    seen = []
+    with jax.disable_jit():
+        compilation.program(is_traced)(np.arange(3.0))
+        assert jax.config.jax_disable_jit
+    assert seen == [True]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells a process its memory maps")
