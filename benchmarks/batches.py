@@ -42,9 +42,9 @@ def make(path: Path, rows: int, groups: int) -> None:
 
 def read(path: Path) -> str:
     """Go through the file once."""
-    from jmixed.design.stream import reader
+    from jmixed.design.files import stored
 
-    rows = sum(len(batch) for batch in reader(path)(None))
+    rows = sum(len(batch) for batch in stored(path)(None))
     return f"{rows} rows"
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import textwrap
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -37,7 +38,8 @@ def convert(path: Path) -> tuple[str, dict[str, bytes]]:
                 elif "text/html" in data:
                     parts.append("<div class='output'>\n" + "".join(data["text/html"]).strip() + "\n</div>")
                 elif text := "".join(data.get("text/plain", output.get("text", ""))).rstrip():
-                    parts.append(f"```text\n{text}\n```")
+                    lines = (textwrap.fill(line, 88) if "Warning: " in line else line for line in text.splitlines())
+                    parts.append("```text\n" + "\n".join(lines) + "\n```")
     return "\n\n".join(parts) + "\n", images
 
 

@@ -19,7 +19,7 @@ from jmixed.layout import bucket
 from jmixed.likelihood.collapse import Classes, classes_of, collapse
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.precision import double_precision
+from jmixed.precision import double_precision, exact_products
 
 MEMORY = 2**28
 """Bytes that a batch may take, unless told otherwise."""
@@ -61,6 +61,7 @@ class ManyFits:
         return np.isin(self.outcome, [outcome.value for outcome in Outcome if outcome.ok])
 
 
+@exact_products
 def estimate_many(design: Design, Y, reml: bool = True, *, X=None, Z=None, weights=None, offset=None) -> Estimate:
     """Fit many responses on one design, or many designs of one shape: one pure, differentiable, compiled function.
 

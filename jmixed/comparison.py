@@ -91,14 +91,16 @@ def _check_same_data(results, what: str) -> None:
         if len(spec.y) != len(first.y):
             raise DataError(
                 f"{what}: fit 1 has {len(first.y)} rows and fit {k} has {len(spec.y)}, perhaps because of missing "
-                "values in a column that only one of them uses: fit both to the rows that both can use"
+                "values in a column that only one of them uses: fit both to the rows that both can use",
+                page="p-values.md#for-two-models-jmcompare",
             )
         for name, own, other in (("response", spec.y, first.y), ("weights", spec.weights, first.weights)):
             if not np.array_equal(own, other):
                 row = int(np.flatnonzero(own != other)[0])
                 raise DataError(
                     f"{what}: fits 1 and {k} have different {name} (first in row {row}: {other[row]:g} and "
-                    f"{own[row]:g}); likelihoods are comparable only for the same data"
+                    f"{own[row]:g}); likelihoods are comparable only for the same data",
+                    page="p-values.md#for-two-models-jmcompare",
                 )
 
 
@@ -203,12 +205,18 @@ def droppable_terms(spec) -> list[tuple[str, str | None, list[int]]]:
     sets = [frozenset(str(factor) for factor in term.factors) for term in found]
     out = []
     for term, factors in zip(found, sets, strict=True):
-        name = text = str(term)
+        name, text = str(term), ":".join(map(_spelled, term.factors))
         for alias, column in spec.recipe.aliases.items():
             name, text = name.replace(alias, column), text.replace(alias, f"`{column}`")
         if name in terms and not any(factors < other for other in sets):
             out.append((name, text, terms[name]))
     return out
+
+
+def _spelled(factor) -> str:
+    """A factor as a formula has it: formulaic takes the backticks from a name with spaces."""
+    bare = factor.eval_method.value == "lookup" and not factor.expr.isidentifier()
+    return f"`{factor.expr}`" if bare else factor.expr
 
 
 @dataclass(frozen=True)
@@ -291,7 +299,10 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
         if r_reduced.method != method:
             raise ModelError(f"test_variance: one fit is by {method}, the other by {r_reduced.method}; fit both alike")
         if not (_same_span(spec.X, r_reduced._spec.X) and np.array_equal(spec.offset, r_reduced._spec.offset)):
-            raise ModelError("test_variance: the fixed effects differ; compare such models with jm.compare")
+            raise ModelError(
+                "test_variance: the fixed effects differ; compare such models with jm.compare",
+                page="p-values.md#for-two-models-jmcompare",
+            )
         tested, r = _difference(spec.terms, r_reduced._spec.terms)
         reduced = r_reduced.objective
     statistic, noise = reduced - r_full.objective, 1e-8 * max(1, abs(reduced))
@@ -326,7 +337,8 @@ def _difference(full: Sequence[RandomTerm], reduced: Sequence[RandomTerm]) -> tu
             return own.label, r
     raise ModelError(
         f"test_variance: the models differ by {[t.label for t in more]} in the first and {[t.label for t in less]} in "
-        "the second; the second must be the first without one random effect"
+        "the second; the second must be the first without one random effect",
+        page="p-values.md#for-a-variance-jmtest_variance",
     )
 
 

@@ -1,142 +1,13 @@
-"""Linear hypotheses R b = q: reading them from words or matrices, and their normal, t, chi-square and F tests."""
+"""Tests of linear hypotheses R b = q: normal, t, chi-square and F."""
 
-import ast
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
-from jmixed.errors import FormulaError
-from jmixed.precision import FLOAT
-
-
-def hypotheses(spec, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Read linear hypotheses about named coefficients.
-
-    Parameters
-    ----------
-    spec : str, sequence of str, mapping, array (k, p) or (p,), or tuple (R, q)
-        ``"x1 = x2, x3 = 0"``, a list of such texts, ``{"x1 - x2": 0}``, or a matrix with one column per name.
-    names : sequence of str
-        Names of the p coefficients.
-
-    Returns
-    -------
-    R : array (k, p)
-    q : array (k,)
-
-    Raises
-    ------
-    FormulaError
-        When a text is not a linear equation in the names.
-    ValueError
-        When a matrix does not have p columns.
-
-    Examples
-    --------
-    >>> from jmixed.contrasts import hypotheses
-    >>> R, q = hypotheses("2 * x1 - x2 = 3", ["Intercept", "x1", "x2"])
-    >>> R.tolist(), q.tolist()
-    ([[0.0, 2.0, -1.0]], [3.0])
-    """
-    if isinstance(spec, str):
-        return _read_texts([spec], names)
-    if isinstance(spec, Mapping):
-        return _read_texts([f"{left} = {right}" for left, right in spec.items()], names)
-    if isinstance(spec, Sequence) and len(spec) > 0 and all(isinstance(part, str) for part in spec):
-        return _read_texts(spec, names)
-    if isinstance(spec, tuple) and len(spec) == 2 and np.ndim(spec[0]) > 0:
-        R, q = np.atleast_2d(np.asarray(spec[0], FLOAT)), np.asarray(spec[1], FLOAT)
-        if not (np.ndim(spec[0]) == 1 and q.ndim == 1 and len(q) == R.shape[1] > 1):
-            return _checked(R, q, names)
-    return _checked(np.atleast_2d(np.asarray(spec, FLOAT)), np.zeros(()), names)
-
-
-def _checked(R, q, names):
-    if R.ndim != 2 or R.shape[1] != len(names):
-        raise ValueError(
-            f"r_matrix should have {len(names)} columns, one for each of {list(names)}; its shape is {R.shape}"
-        )
-    if q.size not in (1, len(R)):
-        raise ValueError(f"the right-hand side should have one value or {len(R)}, one per row; it has {q.size}")
-    return R, np.broadcast_to(q.ravel() if q.size > 1 else q.reshape(-1)[:1], (len(R),)).astype(FLOAT)
-
-
-def _read_texts(texts, names):
-    rows = [row for text in texts for row in _read_text(text, names)]
-    if not rows:
-        raise FormulaError("an empty hypothesis: write an equation such as 'x1 = x2' or 'x1 = 0'")
-    table = np.array(rows, FLOAT)
-    return table[:, :-1], 0.0 - table[:, -1]
-
-
-def _read_text(text, names):
-    """Rows (coefficients, constant) of each equation, everything brought to the left."""
-    # Names such as "C(g, Sum)[S.a]" hold commas and brackets: they become plain identifiers before anything is split.
-    ordered = sorted(range(len(names)), key=lambda k: -len(names[k]))
-    pattern = "|".join(rf"`{re.escape(names[k])}`|(?<![\w.`]){re.escape(names[k])}(?![\w.`\[(:])" for k in ordered)
-    lookup = {name: k for k, name in enumerate(names)}
-    marked = re.sub(pattern, lambda match: f"_v{lookup[match.group().strip('`')]}_", text) if names else text
-    rows = []
-    for part in filter(str.strip, marked.split(",")):
-        enclosed = re.fullmatch(r"\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)\s*", part)
-        part = enclosed.group(1) if enclosed else part
-        sides = [_linear(side, len(names), text, names) for side in part.split("=")]
-        if len(sides) == 1:
-            sides.append(np.zeros(len(names) + 1))
-        rows.extend(left - right for left, right in zip(sides[:-1], sides[1:], strict=True))
-    return rows
-
-
-def _linear(expression, p, text, names):
-    """An expression such as ``2 * _v1_ - 3`` as a row (coefficients, constant)."""
-
-    def refuse(why):
-        return FormulaError(
-            f"cannot read the hypothesis {text!r}: {why}. Write linear equations in {list(names)} separated by "
-            "commas; put a name that holds spaces in backticks if need be"
-        )
-
-    def visit(node):
-        match node:
-            case ast.Constant(value=bool()):
-                raise refuse("a truth value is no number")
-            case ast.Constant(value=int() | float() as value):
-                return np.append(np.zeros(p), float(value))
-            case ast.Name(id=name) if re.fullmatch(r"_v\d+_", name):
-                return np.eye(p + 1)[int(name[2:-1])]
-            case ast.Name(id=name):
-                raise refuse(f"{name!r} is not a coefficient")
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -visit(operand)
-            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-                return visit(operand)
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return visit(left) + visit(right)
-            case ast.BinOp(left=left, op=ast.Sub(), right=right):
-                return visit(left) - visit(right)
-            case ast.BinOp(left=left, op=ast.Mult() | ast.Div(), right=right):
-                return _product(visit(left), visit(right), isinstance(node.op, ast.Div), refuse)
-        raise refuse(f"{ast.unparse(node)!r} is not linear")
-
-    try:
-        tree = ast.parse(expression.strip(), mode="eval")
-    except SyntaxError as error:
-        raise refuse("it is not an equation") from error
-    return visit(tree.body)
-
-
-def _product(left, right, divide, refuse):
-    if divide:
-        if np.any(right[:-1]) or right[-1] == 0:
-            raise refuse("only division by a number other than zero is linear")
-        return left / right[-1]
-    if np.any(left[:-1]) and np.any(right[:-1]):
-        raise refuse("a product of two coefficients is not linear")
-    return left * right[-1] if not np.any(right[:-1]) else right * left[-1]
+from jmixed.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,18 +36,56 @@ class ContrastTest:
 
     @property
     def statistic(self) -> np.ndarray:
-        """The same as ``tvalue``."""
+        """The same as ``tvalue``, array (k,).
+
+        Examples
+        --------
+        >>> result.t_test("Days = 0").statistic.round(2)
+        array([6.77])
+        """
         return self.tvalue
 
     def conf_int(self, alpha: float = 0.05) -> np.ndarray:
-        """Confidence limits of the effects, array (k, 2), at level 1 - alpha."""
+        """Confidence limits of the effects.
+
+        Parameters
+        ----------
+        alpha : float
+            The level is 1 - alpha.
+
+        Returns
+        -------
+        array (k, 2)
+
+        Examples
+        --------
+        >>> result.t_test("Days = 0").conf_int().round(2)
+        array([[ 7.44, 13.5 ]])
+        """
         upper = 1 - alpha / 2
         quantile = special.stdtrit(self.df_denom, upper) if self.distribution == "t" else special.ndtri(upper)
         half = quantile * self.sd
         return np.column_stack([self.effect - half, self.effect + half])
 
     def summary_frame(self, xname=None, alpha: float = 0.05) -> pd.DataFrame:
-        """The table as numbers: coef, std err, statistic, p-value and confidence limits."""
+        """The table as numbers: coef, std err, statistic, p-value and confidence limits.
+
+        Parameters
+        ----------
+        xname : sequence of str, optional
+            Labels of the rows, by default c0, c1, ...
+        alpha : float
+            The limits have level 1 - alpha.
+
+        Returns
+        -------
+        DataFrame
+
+        Examples
+        --------
+        >>> result.t_test("Days = 0").summary_frame(["slope"]).round(2).loc["slope"].tolist()
+        [10.47, 1.55, 6.77, 0.0, 7.44, 13.5]
+        """
         letter = "t" if self.distribution == "t" else "z"
         limits = self.conf_int(alpha)
         columns = {
@@ -190,7 +99,28 @@ class ContrastTest:
         return pd.DataFrame(columns, index=list(xname or self.names))
 
     def summary(self, xname=None, alpha: float = 0.05, title: str | None = None) -> str:
-        """The table as text."""
+        """The table as text.
+
+        Parameters
+        ----------
+        xname : sequence of str, optional
+            Labels of the rows, by default c0, c1, ...
+        alpha : float
+            The limits have level 1 - alpha.
+        title : str, optional
+            The first line.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> print(result.t_test("Days = 0").summary(["slope"]))
+        Test for Constraints
+                 coef  std err      z  P>|z|  [0.025  0.975]
+        slope 10.4673   1.5458 6.7715 0.0000  7.4376 13.4970
+        """
         frame = self.summary_frame(xname, alpha)
         frame.columns = [*frame.columns[:4], f"[{alpha / 2:g}", f"{1 - alpha / 2:g}]"]
         body = frame.to_string(float_format=lambda value: f"{value:.4f}")
@@ -223,13 +153,34 @@ class WaldTest:
 
     @property
     def fvalue(self) -> float:
-        """The statistic of an F test."""
+        """The statistic of an F test.
+
+        Raises
+        ------
+        AttributeError
+            For a chi-square test.
+
+        Examples
+        --------
+        >>> round(result.f_test("Days = 0").fvalue, 2)
+        45.85
+        """
         if self.distribution != "F":
             raise AttributeError("fvalue belongs to an F test; this is a chi-square test: read .statistic")
         return self.statistic
 
     def summary(self) -> str:
-        """The test in one line."""
+        """The test in one line.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> result.wald_test("Days = 0").summary()
+        '<Wald test (chi2): statistic=45.853, p-value=1.275e-11, df_denom=1>'
+        """
         if self.distribution == "F":
             numbers = f"F={self.statistic:.6g}, p={self.pvalue:.4g}, df_denom={self.df_denom:.3g}"
             return f"<F test: {numbers}, df_num={self.df_num}>"
@@ -256,21 +207,49 @@ class WaldTable:
 
     @property
     def statistic(self) -> np.ndarray:
-        """The statistics, array (k,)."""
+        """The statistics, array (k,).
+
+        Examples
+        --------
+        >>> result.wald_test_terms().statistic.round(2)
+        array([1357.06,   45.85])
+        """
         return self.table["statistic"].to_numpy()
 
     @property
     def pvalues(self) -> np.ndarray:
-        """The p-values, array (k,)."""
+        """The p-values, array (k,).
+
+        Examples
+        --------
+        >>> result.wald_test_terms().pvalues.round(3)
+        array([0., 0.])
+        """
         return self.table["pvalue"].to_numpy()
 
     @property
     def df_constraints(self) -> np.ndarray:
-        """Numbers of constraints, array (k,)."""
+        """Numbers of constraints, array (k,).
+
+        Examples
+        --------
+        >>> result.wald_test_terms().df_constraints
+        array([1, 1])
+        """
         return self.table["df_constraint"].to_numpy()
 
     def summary_frame(self) -> pd.DataFrame:
-        """The table with the distribution in its headings."""
+        """The table with the distribution in its headings.
+
+        Returns
+        -------
+        DataFrame
+
+        Examples
+        --------
+        >>> result.wald_test_terms().summary_frame().columns.tolist()
+        ['chi2', 'P>chi2', 'df constraint']
+        """
         names = {"statistic": self.distribution, "pvalue": f"P>{self.distribution}", "df_constraint": "df constraint"}
         return self.table.rename(columns=names)
 
@@ -348,7 +327,7 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
 
     Raises
     ------
-    ValueError
+    DataError
         When a tested parameter has no standard error.
 
     Examples
@@ -360,7 +339,7 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
     """
     covariance = R @ cov @ R.T
     if not np.all(np.isfinite(covariance)):
-        raise ValueError("a Wald test of a parameter without a standard error: leave that parameter out of r_matrix")
+        raise DataError("a Wald test of a parameter without a standard error: leave that parameter out of r_matrix")
     scales = np.sqrt(np.diag(covariance))
     scales = np.where(scales > 0, scales, 1.0)
     correlation = covariance / np.outer(scales, scales)

@@ -174,8 +174,7 @@ class Design:
     Examples
     --------
     >>> import jmixed as jm
-    >>> data = jm.datasets.load("sleepstudy")
-    >>> design = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).design
+    >>> design = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).design
     >>> design.y.shape, design.X.shape, {k: v.shape for k, v in design.Z.items()}
     ((180,), (180, 2), {'Days | Subject': (180, 2)})
     """
@@ -193,11 +192,32 @@ class Design:
 
     @property
     def nobs(self) -> int:
-        """Number of rows of the data."""
+        """Number of rows of the data.
+
+        Examples
+        --------
+        >>> model.design.nobs
+        180
+        """
         return self.y.shape[0] if self.totals is None else int(self.totals.nobs)
 
     def require_rows(self, what: str) -> None:
-        """Refuse what takes the rows one by one when they stand for others."""
+        """Refuse what takes the rows one by one when they stand for others.
+
+        Parameters
+        ----------
+        what : str
+            Who needs them, for the message.
+
+        Raises
+        ------
+        DataError
+            The rows stand for those of data that are not held in memory.
+
+        Examples
+        --------
+        >>> model.design.require_rows("this")
+        """
         if self.totals is not None:
             raise DataError(
                 f"{what} needs the rows of the data, and from_batches keeps their cross-products only; use the design "
@@ -214,6 +234,10 @@ class Design:
         Z : dict of arrays (nobs, q), optional
             Replacements for some or all terms, by label.
 
+        Returns
+        -------
+        Design
+
         Raises
         ------
         DataError
@@ -222,11 +246,8 @@ class Design:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> data = jm.datasets.load("sleepstudy")
-        >>> design = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).design
-        >>> design.replace(y=2 * design.y).y[0] / design.y[0]
-        np.float64(2.0)
+        >>> float(model.design.replace(y=model.endog / 1000).y[0])
+        0.24956
         """
         unknown = set(Z or {}) - set(self.labels)
         if unknown:
@@ -240,7 +261,22 @@ class Design:
         return _replace(self, **changes, Z={**self.Z, **(Z or {})})
 
     def rows(self, size: int | None = None) -> "Rows":
-        """The arrays without names; with a size, padded to it by rows of weight zero (numpy arrays only)."""
+        """The arrays without names: what the compiled programs take.
+
+        Parameters
+        ----------
+        size : int, optional
+            Pad to this number of rows by rows of weight zero.
+
+        Returns
+        -------
+        Rows
+
+        Examples
+        --------
+        >>> model.design.rows(256).y.shape
+        (256,)
+        """
         columns = (self.y, self.X, tuple(self.Z[label] for label in self.labels), self.weights, self.offset)
         if size is not None:
             columns = jax.tree.map(lambda array: padded(array, size), columns)
@@ -277,7 +313,7 @@ class Rows:
         A row of weight zero is not there: padding, or a missing response.
     X : array (rows, p)
     Z : tuple of arrays (rows, q), one per term
-    totals : Totals or None
+    index, layout, totals
         As of a `Design`.
     """
 
@@ -325,7 +361,7 @@ class Moments:
     repeats : array (blocks,), or None
         How often the log-determinant of each block of the only stage counts; None: once (see `likelihood.collapse`).
     axis : str or None
-        Axis of the mesh over which the blocks of the only stage are shared out; inside `jax.shard_map` only.
+        Axis of the mesh over which the blocks are shared out; inside `jax.shard_map` only.
     """
 
     C: tuple[Array, ...]
@@ -344,5 +380,21 @@ class Moments:
     axis: str | None = static(default=None)
 
     def over_devices(self, sums):
-        """Sums over the blocks of one device as sums over all blocks."""
+        """Sums over the blocks of one device as sums over all blocks.
+
+        Parameters
+        ----------
+        sums : pytree of arrays
+
+        Returns
+        -------
+        pytree of arrays
+
+        Examples
+        --------
+        >>> import jax, jmixed as jm
+        >>> with jax.enable_x64(True):
+        ...     jm.moments(model.design).over_devices(3.0)  # not shared out: as it is
+        3.0
+        """
         return sums if self.axis is None else jax.lax.psum(sums, self.axis)

@@ -2,41 +2,174 @@
 
 import enum
 
+PAGES = "docs/"
+"""Where the pages are that explain messages: the folder of the source, or the address of the site."""
 
-class JmixedError(Exception):
-    """Base class of every exception that jmixed raises on purpose."""
+
+class _Explained(BaseException):
+    """A message that ends with the page that explains it, if there is one."""
+
+    page = ""
+
+    def __init__(self, *args, page: str | None = None):
+        super().__init__(*args)
+        if page is not None:
+            self.page = page
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if not self.page:
+            return message
+        # Below a formula with its mark the page stands on a line of its own.
+        return message + ("\n\n" if "\n" in message else " ") + f"(see {PAGES}{self.page})"
+
+
+class JmixedError(_Explained, Exception):
+    """Base class of every exception that jmixed raises on purpose.
+
+    Parameters
+    ----------
+    *args
+        The message.
+    page : str, optional
+        The page of the documentation that explains it, which the message ends with; by default that of the class.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> try:
+    ...     jm.datasets.load("sleep")
+    ... except jm.JmixedError as error:
+    ...     print(type(error).__name__)
+    DataError
+    """
 
 
 class FormulaError(JmixedError, ValueError):
-    """A formula that cannot be read, or arguments that contradict it. The message marks the spot."""
+    """A formula that cannot be read, or arguments that contradict it. The message marks the spot.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.mixedlm("Reaction ~ Days + (Days | Subject", jm.datasets.load("sleepstudy"))
+    Traceback (most recent call last):
+    jmixed.errors.FormulaError: a parenthesis is not closed
+    <BLANKLINE>
+        Reaction ~ Days + (Days | Subject
+                          ^
+    <BLANKLINE>
+    (see docs/formula.md)
+    """
+
+    page = "formula.md"
 
 
 class DataError(JmixedError, ValueError):
-    """Data that the model cannot use: a missing column, a constant response, text where numbers are needed."""
+    """Data that the model cannot use: a missing column, a constant response, text where numbers are needed.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.mixedlm("Reaction ~ 1", jm.datasets.load("sleepstudy"), groups="Person")
+    Traceback (most recent call last):
+    jmixed.errors.DataError: groups= names the column 'Person', which is not in the data; ...
+    """
 
 
 class MissingDataError(DataError):
-    """Missing values while ``missing`` is ``"none"`` or ``"raise"``. The message counts and locates them."""
+    """Missing values while ``missing`` is ``"none"`` or ``"raise"``. The message counts and locates them.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> data = jm.datasets.load("sleepstudy")
+    >>> jm.mixedlm("Reaction ~ Days + (1 | Subject)", data.where(data.Days > 0))
+    Traceback (most recent call last):
+    jmixed.errors.MissingDataError: 18 of 180 rows have missing values, ...
+    """
+
+    page = "formula.md#missing-values"
 
 
 class ModelError(JmixedError, ValueError):
-    """A model that the data cannot identify, such as one random coefficient for every row."""
+    """A model that the data cannot identify, such as one random coefficient for every row, or an option there is not.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.mixedlm("Reaction ~ Days", jm.datasets.load("sleepstudy"))
+    Traceback (most recent call last):
+    jmixed.errors.ModelError: the model has no random effects: add a term such as (1 | group) to the formula, ...
+    """
 
 
-class ConvergenceWarning(UserWarning):
-    """A fit ended without a certified optimum. The message names the outcome and what to try."""
+class ConvergenceWarning(_Explained, UserWarning):
+    """A fit ended without a certified optimum. The message names the outcome and what to try.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import jmixed as jm
+    >>> model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
+    >>> with warnings.catch_warnings(record=True) as said:
+    ...     warnings.simplefilter("always")
+    ...     result = model.fit(maxiter=1)
+    >>> print(said[0].message)
+    MAX_ITERATIONS: stopped at maxiter before the optimum: raise maxiter, or start from start_params (see ...)
+    """
+
+    page = "singular.md#outcomes"
 
 
-class SingularWarning(UserWarning):
-    """A fit ended at a singular covariance: a variance of zero or a correlation of one."""
+class SingularWarning(_Explained, UserWarning):
+    """A fit ended at a singular covariance: a variance of zero or a correlation of one.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import jmixed as jm
+    >>> model = jm.mixedlm("Yield ~ 1 + (1 | Batch)", jm.datasets.load("dyestuff2"))
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", jm.SingularWarning)  # when it is expected
+    ...     model.fit().singular
+    True
+    """
+
+    page = "singular.md"
 
 
-class RankWarning(UserWarning):
-    """Redundant columns of the fixed effects were dropped."""
+class RankWarning(_Explained, UserWarning):
+    """Redundant columns of the fixed effects were dropped.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import jmixed as jm
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", jm.RankWarning)  # to stop at it instead
+    ...     jm.mixedlm("Reaction ~ Days + I(2 * Days) + (1 | Subject)", jm.datasets.load("sleepstudy"))
+    Traceback (most recent call last):
+    jmixed.errors.RankWarning: the fixed effects are collinear: I(2 * Days) left out, ...
+    """
+
+    page = "formula.md#redundant-columns"
 
 
-class PrecisionWarning(UserWarning):
-    """An array function was given float64 data while JAX works in float32."""
+class PrecisionWarning(_Explained, UserWarning):
+    """An array function was given float64 data while JAX works in float32.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import jmixed as jm
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", jm.PrecisionWarning)  # to stop at it instead
+    ...     jm.moments(model.design)
+    Traceback (most recent call last):
+    jmixed.errors.PrecisionWarning: this design holds 64-bit floats, but JAX works in 32 bits here: ...
+    """
+
+    page = "jax.md#precision"
 
 
 class Outcome(enum.IntEnum):
@@ -44,8 +177,8 @@ class Outcome(enum.IntEnum):
 
     Examples
     --------
-    >>> from jmixed.errors import Outcome
-    >>> Outcome(0).name, Outcome(0).ok
+    >>> import jmixed as jm
+    >>> jm.Outcome(0).name, jm.Outcome(0).ok
     ('CONVERGED', True)
     """
 
@@ -60,12 +193,26 @@ class Outcome(enum.IntEnum):
 
     @property
     def ok(self) -> bool:
-        """Whether the optimum carries its certificate: small decrement, no direction of descent."""
+        """Whether the optimum carries its certificate: small decrement, no direction of descent.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> [outcome.name for outcome in jm.Outcome if outcome.ok]
+        ['CONVERGED', 'PRECISION_LIMIT']
+        """
         return self in (Outcome.CONVERGED, Outcome.PRECISION_LIMIT)
 
     @property
     def message(self) -> str:
-        """What happened and what to do next."""
+        """What happened and what to do next.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> jm.Outcome.MAX_ITERATIONS.message
+        'stopped at maxiter before the optimum: raise maxiter, or start from start_params'
+        """
         return _MESSAGES[self]
 
 

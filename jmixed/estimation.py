@@ -11,12 +11,13 @@ from jax.lax import stop_gradient
 
 from jmixed import optimize
 from jmixed.data import Design, Moments
-from jmixed.errors import Outcome, PrecisionWarning
+from jmixed.errors import DataError, Outcome, PrecisionWarning
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.linalg import eigh
-from jmixed.sharing import axis_to_share, minimize_shared
+from jmixed.precision import exact_products
+from jmixed.sharing import axis_to_share, minimize_shared, shares
 
 BLUR = 3e9
 """Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
@@ -49,6 +50,15 @@ class Estimate:
         -2 log-likelihood or REML criterion, with all constants.
     outcome : int array
         How the fit ended; `jmixed.Outcome(int(outcome))` names it.
+
+    Examples
+    --------
+    >>> import jax, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     fit = jm.estimate(design)
+    >>> fit.beta.round(3).tolist(), fit.b["1 | Subject"].shape, jm.Outcome(int(fit.outcome)).name
+    ([251.405, 10.467], (18, 1), 'CONVERGED')
     """
 
     theta: Any
@@ -61,6 +71,7 @@ class Estimate:
     outcome: Any
 
 
+@exact_products
 def moments(design: Design) -> Moments:
     """The cross-products of a design: all that the likelihood needs of the data, differentiable in every array.
 
@@ -73,6 +84,11 @@ def moments(design: Design) -> Moments:
     -------
     Moments
 
+    Raises
+    ------
+    DataError
+        For what is no design.
+
     Examples
     --------
     >>> import jax, jmixed as jm
@@ -81,10 +97,13 @@ def moments(design: Design) -> Moments:
     ...     float(jm.moments(design).nobs)
     180.0
     """
+    if not isinstance(design, Design):
+        raise DataError(f"design is a {type(design).__name__}; give the design of a model, model.design")
     say_once_if_narrowed(design)
     return cross_products(jax.tree.map(jnp.asarray, design.rows()))
 
 
+@exact_products
 def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     """-2 log-likelihood, or the REML criterion, with beta and sigma profiled out (Bates et al. 2015, eqs. 34 and 42).
 
@@ -99,6 +118,11 @@ def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     -------
     scalar
 
+    Raises
+    ------
+    DataError
+        For another number of parameters than the design has.
+
     Examples
     --------
     >>> import jax, numpy as np, jmixed as jm
@@ -108,11 +132,12 @@ def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     1786.4652
     """
     held = design if isinstance(design, Moments) else moments(design)
-    return criterion.deviance_of_theta(jnp.asarray(theta), held, reml)
+    return criterion.deviance_of_theta(theta_of(held, theta), held, reml)
 
 
+@exact_products
 def log_likelihood(beta, theta, sigma, design: Design | Moments):
-    """The marginal Gaussian log density of the response, scalar.
+    """The marginal Gaussian log density of the response (Bates et al. 2015, section 3.4).
 
     Parameters
     ----------
@@ -124,6 +149,15 @@ def log_likelihood(beta, theta, sigma, design: Design | Moments):
         Residual standard deviation.
     design : Design or Moments
 
+    Returns
+    -------
+    scalar
+
+    Raises
+    ------
+    DataError
+        For another number of parameters than the design has.
+
     Examples
     --------
     >>> import jax, numpy as np, jmixed as jm
@@ -133,9 +167,23 @@ def log_likelihood(beta, theta, sigma, design: Design | Moments):
     -897.059
     """
     held = design if isinstance(design, Moments) else moments(design)
-    return criterion.log_density(jnp.asarray(beta), jnp.asarray(theta), jnp.asarray(sigma), held)
+    beta = _of_shape("beta", beta, held.R.shape[:1], "a number for each column of X")
+    return criterion.log_density(beta, theta_of(held, theta), jnp.asarray(sigma), held)
 
 
+def theta_of(held: Moments, theta, name: str = "theta") -> jax.Array:
+    """Relative covariance factors that a caller gave, as many as the terms have."""
+    return _of_shape(name, theta, (sum(term.size for term in held.layout.terms),), "in the order of model.theta_names")
+
+
+def _of_shape(name, value, shape, what):
+    value = jnp.asarray(value)
+    if value.shape != shape:
+        raise DataError(f"{name} has shape {value.shape}, but this design needs {shape}: {what}")
+    return value
+
+
+@exact_products
 def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis: str | None = None) -> Estimate:
     """Fit a mixed model as one pure function: jit, vmap and differentiate it in every array of the design.
 
@@ -154,9 +202,10 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
         Start; by default one is found.
     mesh : jax.sharding.Mesh, optional
         Devices, of one or several processes, over which the groups are shared out: each evaluation of the likelihood
-        then works on the groups of each device and sums once over devices. One grouping factor, whose number of levels
-        need not be a multiple of the number of devices. Cross-products are computed from the design before that, and
-        every process passes the same design.
+        then works on the groups of each device and sums once over devices. Of nested factors the outermost is shared
+        out; the number of groups need not be a multiple of that of devices. Cross-products are computed from the
+        design before that, and the estimate at the optimum after it, on one device of each process; every process
+        passes the same design.
     axis : str, optional
         The axis of the mesh to use; the only one by default.
 
@@ -167,9 +216,10 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
     Raises
     ------
     ModelError
-        With a mesh: the model has several grouping factors that are not the same.
+        With a mesh: the model has crossed factors that hang together.
     DataError
-        The mesh has no such axis, or more devices than there are groups.
+        The mesh has no such axis, or more devices than there are groups; an axis without a mesh; `theta0` has another
+        length.
 
     Examples
     --------
@@ -182,14 +232,14 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
     >>> round(float(influence @ design.y), 4)
     10.4673
     """
-    axis = None if mesh is None else axis_to_share(design.layout, design.counts, mesh, axis)
+    shared_over = axis_to_share(design, mesh, axis)
     held = moments(design)
     constant = stop_gradient(held)
     start = start_at(theta0, constant)
-    if axis is None:
+    if mesh is None or shared_over is None:
         solution = optimize.minimize(constant, start, reml, optimize.MAX_ITERATIONS)
     else:
-        solution = minimize_shared(constant, start, reml, mesh, axis)
+        solution = minimize_shared(constant, start, reml, mesh, shared_over, shares(design, mesh.shape[shared_over]))
     return estimate_at(solution, held, design, reml)
 
 
@@ -226,7 +276,8 @@ def level_count(design, term):
 def start_at(theta0, held):
     if theta0 is None:
         return None
-    return criterion.squares(criterion.precondition(criterion.factors_of(jnp.asarray(theta0), held), held))
+    theta = theta_of(held, theta0, "theta0")
+    return criterion.squares(criterion.precondition(criterion.factors_of(theta, held), held))
 
 
 def _inverse(hessian):
@@ -306,5 +357,5 @@ def say_once_if_narrowed(design):
             "this design holds 64-bit floats, but JAX works in 32 bits here: the likelihood keeps about 4 digits. "
             "Set JAX_ENABLE_X64=1, or call under jax.enable_x64(True)",
             PrecisionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -71,6 +71,16 @@ class Likelihood:
         Returns
         -------
         float
+
+        Raises
+        ------
+        DataError
+            For parameters of another length, or without the fixed effects that are wanted.
+
+        Examples
+        --------
+        >>> round(model.loglike(result.params_object), 4)
+        -871.8141
         """
         beta, psi, _ = self._point(params, profile_fe)
         return self._evaluate(psi, beta, 0)
@@ -89,6 +99,11 @@ class Likelihood:
         Returns
         -------
         array (k,)
+
+        Examples
+        --------
+        >>> bool(abs(model.score(result.params_object)).max() < 1e-5)
+        True
         """
         fe, re, vc = (self.score_sqrt if self.use_sqrt else self.score_full)(params, calc_fe=not profile_fe)
         return np.concatenate([re, vc] if profile_fe else [fe, re, vc])
@@ -99,17 +114,38 @@ class Likelihood:
         Parameters
         ----------
         params : MixedLMParams or array-like
+            As in `loglike`.
         calc_fe : bool
             False: the fixed effects are profiled out and their part is zero.
 
         Returns
         -------
         fe (k_fe,), re (k_re2,), vc (k_vc,)
+
+        Examples
+        --------
+        >>> [len(part) for part in model.score_full(result.params_object)]
+        [2, 3, 0]
         """
         return self._parts(params, calc_fe, square_roots=False)
 
     def score_sqrt(self, params, calc_fe=True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The score in Cholesky factors and square roots, in parts: as `score_full`."""
+        """The score in Cholesky factors and square roots, in parts.
+
+        Parameters
+        ----------
+        params, calc_fe
+            As in `score_full`.
+
+        Returns
+        -------
+        fe (k_fe,), re (k_re2,), vc (k_vc,)
+
+        Examples
+        --------
+        >>> [len(part) for part in model.score_sqrt(result.params_object)]
+        [2, 3, 0]
+        """
         return self._parts(params, calc_fe, square_roots=True)
 
     def _parts(self, params, calc_fe, square_roots):
@@ -120,7 +156,7 @@ class Likelihood:
         return fe, variance[: self.k_re2], variance[self.k_re2 :]
 
     def hessian(self, params) -> tuple[np.ndarray, bool]:
-        """Hessian of `loglike` in the fixed effects and the relative (co)variances themselves.
+        """Hessian of `loglike` in the fixed effects and the relative (co)variances themselves, exact.
 
         Parameters
         ----------
@@ -131,6 +167,17 @@ class Likelihood:
         -------
         array (k_params, k_params), bool
             The Hessian, and whether a covariance is singular.
+
+        Raises
+        ------
+        DataError
+            For parameters of another length.
+
+        Examples
+        --------
+        >>> hessian, singular = model.hessian(result.params)
+        >>> hessian.shape, singular
+        ((5, 5), False)
         """
         beta, psi, root = self._point(params, profile_fe=False, direct=True)
         _, _, hessian = self._evaluate(psi, beta, 2)
@@ -140,11 +187,26 @@ class Likelihood:
         return hessian, singular
 
     def information(self, params) -> np.ndarray:
-        """Observed information, minus the Hessian at the same `params`."""
+        """Observed information, minus the Hessian.
+
+        Parameters
+        ----------
+        params
+            As in `hessian`.
+
+        Returns
+        -------
+        array (k_params, k_params)
+
+        Examples
+        --------
+        >>> model.information(result.params).shape
+        (5, 5)
+        """
         return -self.hessian(params)[0]
 
     def get_fe_params(self, cov_re, vcomp, tol=1e-10) -> tuple[np.ndarray, bool]:
-        """Generalised-least-squares estimates of the fixed effects.
+        """Generalised-least-squares estimates of the fixed effects at given covariances.
 
         Parameters
         ----------
@@ -158,20 +220,42 @@ class Likelihood:
         -------
         array (k_fe,), bool
             The estimates, and whether a covariance is singular.
+
+        Examples
+        --------
+        >>> model.get_fe_params([[1.0, 0.0], [0.0, 0.1]], [])[0].round(3)
+        array([251.405,  10.467])
         """
         psi = self._packing.pack(as_array(cov_re, "cov_re"), as_array(vcomp, "vcomp"), "get_fe_params")
         singular = any(np.linalg.eigvalsh(matrix)[0] < tol for matrix in self._packing.matrices(psi))
         return programs.gls(self.design, psi)[0], bool(singular)
 
     def get_scale(self, fe_params, cov_re, vcomp) -> float:
-        """Residual variance at given fixed effects and relative (co)variances, with divisor n - p under REML."""
+        """Residual variance at given fixed effects and relative (co)variances, with divisor n - p under REML.
+
+        Parameters
+        ----------
+        fe_params : array-like (k_fe,)
+        cov_re : array-like (k_re, k_re)
+        vcomp : array-like (k_vc,)
+            Relative to the residual variance.
+
+        Returns
+        -------
+        float
+
+        Examples
+        --------
+        >>> round(model.get_scale(result.fe_params, result.cov_re_unscaled, []), 3)
+        654.941
+        """
         beta = as_array(fe_params, "fe_params")
         psi = self._packing.pack(as_array(cov_re, "cov_re"), as_array(vcomp, "vcomp"), "get_scale")
         rss = given_coefficients(self.design, psi, beta, self.reml).rss
         return rss / (self.nobs - self.k_fe if self.reml else self.nobs)
 
     def predict(self, params, exog=None) -> np.ndarray:
-        """The fixed part of the prediction.
+        """The fixed part of the prediction; ``result.predict`` is the one for new data.
 
         Parameters
         ----------
@@ -183,6 +267,16 @@ class Likelihood:
         Returns
         -------
         array (k,)
+
+        Raises
+        ------
+        DataError
+            For another number of fixed effects or columns.
+
+        Examples
+        --------
+        >>> model.predict([250.0, 10.0])[:3]
+        array([250., 260., 270.])
         """
         beta = as_array(params.fe_params if is_params(params) else params, "params")[: self.k_fe]
         if exog is None:
@@ -208,6 +302,11 @@ class Likelihood:
         Returns
         -------
         Distribution
+
+        Examples
+        --------
+        >>> model.get_distribution(result.params, result.scale).rvs(rng=1).shape
+        (180,)
         """
         beta, psi, _ = self._point(params, profile_fe=False, direct=True)
         mean = self.predict(beta, self.exog if exog is None else exog)

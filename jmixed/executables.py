@@ -113,7 +113,11 @@ def _find_lapack() -> None:
 
 def _write(path: Path, compiled, tree) -> None:
     """Keep an executable. One that cannot be kept is no error: it works all the same."""
-    content, own, results = serialize_executable.serialize(compiled)
+    try:
+        content, own, results = serialize_executable.serialize(compiled)
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError):
+        # Not every device can.
+        return
     if own != tree:
         return
     example = jax.tree.unflatten(results, range(results.num_leaves))
@@ -136,5 +140,12 @@ def _versions() -> str:
         if (processor.exists())
         else {platform.processor()}
     )
-    machine = platform.platform(), platform.machine(), jax.default_backend(), os.cpu_count(), sorted(flags)
+    machine = (
+        platform.platform(),
+        platform.machine(),
+        jax.default_backend(),
+        jax.devices()[0].device_kind,
+        os.cpu_count(),
+        sorted(flags),
+    )
     return repr((jax.__version__, jaxlib_version, sys.version, machine, sorted(files)))

@@ -1,197 +1,22 @@
-"""A fit in people's terms: estimates with their labels, random effects, fitted values and predictions."""
+"""Random effects, fitted values and predictions of a fit: `MixedLMResults` is built on it."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
 
 from jmixed import effects, predict
-from jmixed.errors import DataError, Outcome
+from jmixed.errors import DataError
+from jmixed.estimates import Estimates
 from jmixed.inference.joint_covariance import JointCovariance, joint_covariance
-from jmixed.names import parameter_names
-from jmixed.packing import Packing
-from jmixed.params import MixedLMParams
-from jmixed.precision import FLOAT
 from jmixed.tables import level_of
-from jmixed.timing import together
-from jmixed.wald import WaldInference
 
 
-@dataclass(frozen=True, eq=False)
-class Optimizer:
-    """How the optimiser ended: the certificate of a fit.
-
-    Attributes
-    ----------
-    outcome : Outcome
-    message : str
-        What the outcome means and what to do next.
-    iterations, evaluations : int
-    gradient, hessian_eigenvalues : arrays (m,)
-        Of the objective in theta, at the estimate.
-    checked_beyond_zero : bool
-        Whether a better optimum was looked for beyond a zero column of a relative covariance factor.
-    """
-
-    outcome: Outcome
-    message: str
-    iterations: int
-    evaluations: int
-    gradient: np.ndarray
-    hessian_eigenvalues: np.ndarray
-    checked_beyond_zero: bool
-
-
-class FittedModel(WaldInference):
-    """Estimates, random effects and predictions of a fit; `MixedLMResults` is built on it.
-
-    Parameters
-    ----------
-    As of `MixedLMResults`.
-    """
-
-    model: Any
-    freepat: Any
-    use_t = False
-
-    def __init__(self, model, fit, reml, free=None, hist=None, penalty=None):
-        self.model, self.reml, self.freepat, self.hist = model, bool(reml), free, hist
-        self.method = "REML" if self.reml else "ML"
-        self._spec, self._fit, self._labelled = model.spec, fit, bool(model.labelled)
-        self._names = parameter_names(self._spec)
-        self._penalty = 0.0 if penalty is None else float(penalty)
-        self._has_data = True
-        self.use_sqrt = bool(getattr(model, "use_sqrt", True))
-        self.nobs, self.k_fe = self._spec.nobs, len(fit.beta)
-        self.k_re, self.k_re2, self.k_vc = (
-            len(labels) for labels in (self._names.random, self._names.random_full, self._names.vcomp)
-        )
-        self.df_resid = self.nobs - self.k_fe
-        self.df_modelwc = self.k_fe + self.k_re2 + self.k_vc
-        self.converged = bool(fit.converged)
-
-    # Estimates.
-
-    @property
-    def scale(self) -> float:
-        """Residual variance, ``sigma ** 2``."""
-        return float(self._fit.sigma) ** 2
-
-    @property
-    def sigma(self) -> float:
-        """Residual standard deviation (at weight one)."""
-        return float(self._fit.sigma)
-
-    @property
-    def theta(self) -> np.ndarray:
-        """Relative covariance factors, column-major lower triangles in the order of the terms, array (m,)."""
-        return np.array(self._fit.theta)
-
-    @property
-    def vcov_theta(self) -> np.ndarray:
-        """Inverse observed information of theta, array (m, m); NaN where it does not exist."""
-        return np.array(self._fit.vcov_theta)
-
-    @property
-    def cov_re(self):
-        """Covariance of the random effects, on the scale of the data: DataFrame, or array (k_re, k_re)."""
-        return self._matrix(self._cov_re, self._names.random)
-
-    @property
-    def cov_re_unscaled(self):
-        """``cov_re / scale``."""
-        return self._matrix(self._cov_re / self.scale, self._names.random)
-
-    @cached_property
-    def _cov_re(self):
-        blocks = [self._fit.covariances[term.label] for term in self._spec.terms if term.vc is None]
-        return linalg.block_diag(*blocks) if blocks else np.zeros((0, 0))
-
-    @property
-    def vcomp(self) -> np.ndarray:
-        """Variance components on the scale of the data, array (k_vc,)."""
-        terms = [term for term in self._spec.terms if term.vc is not None]
-        return np.array([self._fit.covariances[term.label][0, 0] for term in terms], FLOAT)
-
-    @property
-    def params_object(self) -> MixedLMParams:
-        """The estimates as `MixedLMParams`, variances divided by ``scale``."""
-        return MixedLMParams.from_components(
-            self._fit.beta, cov_re=self._cov_re / self.scale, vcomp=self.vcomp / self.scale
-        )
-
-    # The fit as a whole.
-
-    @property
-    def objective(self) -> float:
-        """The REML criterion, or -2 log-likelihood, with all constants."""
-        return float(self._fit.objective)
-
-    @property
-    def llf(self) -> float:
-        """(Restricted) log-likelihood at the estimate, less penalties if there were any."""
-        return float(self._fit.log_likelihood) - self._penalty
-
-    @property
-    def _n_params(self) -> int:
-        fixed = self.k_fe if self.freepat is None else np.count_nonzero(self.freepat.fe_params)
-        return int(fixed + np.count_nonzero(self._free) + 1)
-
-    @property
-    def _free(self) -> np.ndarray:
-        """One for each variance parameter that was estimated, zero for one that was held, in the order of psi."""
-        packing = Packing.of(self._spec.terms)
-        if self.freepat is None:
-            return np.ones(packing.size)
-        return (packing.pack(self.freepat.cov_re, self.freepat.vcomp, "free") != 0).astype(FLOAT)
-
-    @property
-    def aic(self) -> float:
-        """Akaike's criterion; NaN under REML, as in statsmodels (`glance` has lme4's)."""
-        return np.nan if self.reml else -2 * self.llf + 2 * self._n_params
-
-    @property
-    def bic(self) -> float:
-        """Schwarz's criterion; NaN under REML, as in statsmodels (`glance` has lme4's)."""
-        return np.nan if self.reml else -2 * self.llf + np.log(self.nobs) * self._n_params
-
-    @property
-    def singular(self) -> bool:
-        """Whether some covariance of random effects has a variance of zero or a correlation of one."""
-        return any(self._fit.singular)
-
-    @property
-    def outcome(self) -> Outcome:
-        """How the fit ended."""
-        return Outcome(self._fit.outcome)
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The certificate of the fit."""
-        fit = self._fit
-        numbers = (fit.iterations, fit.evaluations, fit.gradient, fit.hessian_eigenvalues, fit.checked_beyond_zero)
-        return Optimizer(self.outcome, self.outcome.message, *numbers)
-
-    mle_retvals = optimizer
-
-    @property
-    def timings(self) -> dict:
-        """Seconds by step: of stating the model (parse, materialise, stack), and of this fit (the others).
-
-        ``compile`` is waiting for programs that this process has not run yet, even if the cache on disk has them.
-        """
-        return together(self.model._timings, self._fit.timings)
-
-    @property
-    def k_constant(self) -> int:
-        """One when a column of X is constant, else zero."""
-        return int(any(term == "Intercept" or term == "const" for term in self._names.fixed))
-
-    # Random effects, fitted values and predictions.
+class FittedModel(Estimates):
+    """What a fit says of the rows and the groups; `MixedLMResults` is built on it."""
 
     @cached_property
     def _groups(self) -> effects.Groups:
@@ -208,12 +33,25 @@ class FittedModel(WaldInference):
 
         The index of a Series names the columns of ``cov_re``, then ``component[column]``. A model with several
         grouping factors has no top level: see `ranef`.
+
+        Examples
+        --------
+        >>> result.random_effects["308"].round(2).to_dict()
+        {'Subject': 2.26, 'Days': 9.2}
         """
         return self._groups.modes(self._fit.b)
 
     @cached_property
     def random_effects_cov(self) -> dict:
-        """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame."""
+        """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame.
+
+        Examples
+        --------
+        >>> result.random_effects_cov["308"].round(2)
+                 Subject   Days
+        Subject   145.71 -21.44
+        Days      -21.44   5.31
+        """
         self._need_data("random_effects_cov", rows=False)
         return self._groups.covariances(self._spec.weights, self._fit)
 
@@ -248,12 +86,24 @@ class FittedModel(WaldInference):
 
     @property
     def fittedvalues(self):
-        """``X beta + offset + Z b``: Series, or array (nobs,)."""
+        """``X beta + offset + Z b``, in the unit of the response: Series, or array (nobs,).
+
+        Examples
+        --------
+        >>> result.fittedvalues.head(2).round(2).tolist()
+        [253.66, 273.33]
+        """
         return self._rows(self._fitted)
 
     @property
     def resid(self):
-        """Response less ``fittedvalues``."""
+        """Response less ``fittedvalues``: Series, or array (nobs,).
+
+        Examples
+        --------
+        >>> result.resid.head(2).round(2).tolist()
+        [-4.1, -14.63]
+        """
         return self._rows(self._spec.y - self._fitted)
 
     @cached_property

@@ -127,6 +127,11 @@ class Fitting(Likelihood, ManyFitting):
         MixedLMResults
             Under "l1", coefficients of zero have NaN standard errors.
 
+        Raises
+        ------
+        ModelError, DataError
+            For another `method`, and for an `alpha` that is negative or of another length.
+
         Examples
         --------
         >>> import jmixed as jm

@@ -57,6 +57,11 @@ class Profile:
         -------
         DataFrame
             Columns lower and upper; index as the estimates.
+
+        Examples
+        --------
+        >>> result.profile("sigma").confint(0.95).round(2).loc["sigma"].tolist()
+        [22.9, 28.86]
         """
         level = tables.level_of(level)
         if level not in self._known:
@@ -96,12 +101,14 @@ class Intervals(Resampling):
             Coverage.
         which : str or list of str, optional
             Names of the parameters wanted.
-        n, key
-            Of the bootstrap.
-        progress : bool
-            Of the profile and the bootstrap: show a bar.
+        n : int
+            Number of replicates of the bootstrap.
+        key : JAX random key, or int
+            Of the bootstrap: the same key gives the same limits.
         kind : str
             Of the bootstrap interval: "percentile" or "basic".
+        progress : bool
+            Show a bar, of the profile and the bootstrap.
 
         Returns
         -------

@@ -1,8 +1,8 @@
 """What is known of a model's arrays when a program is compiled: shapes, sizes, the order of elimination."""
 
-import os
 from dataclasses import dataclass
 
+from jmixed import device
 from jmixed.covariance import Structure
 from jmixed.errors import ModelError
 
@@ -110,6 +110,10 @@ class Layout:
         return len(self.stages[stage]) == 1 and self.stages[stage][0][1] == 1
 
 
+SMALL = 2**28
+"""Bytes that any device has."""
+
+
 def require_memory(needed: int, width: int) -> None:
     """Refuse a fit that would not fit into memory, before any of it is taken.
 
@@ -120,12 +124,11 @@ def require_memory(needed: int, width: int) -> None:
     width : int
         Columns of the largest block that the factors leave.
     """
-    if not hasattr(os, "sysconf"):
+    # To ask a device starts it, which a small model need not wait for.
+    if needed < SMALL or (there := device.memory()) is None or needed <= 0.8 * there:
         return
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > 0.8 * physical:
-        raise ModelError(
-            f"this fit would need about {needed / 1e9:.0f} GB, and the machine has {physical / 1e9:.0f}: its crossed "
-            f"factors leave a dense block of {width} columns. Drop the crossed factor with the fewer rows per level, "
-            "or merge its levels"
-        )
+    raise ModelError(
+        f"this fit would need about {needed / 1e9:.0f} GB, and the {'machine' if device.on_cpu() else 'device'} has "
+        f"{there / 1e9:.0f}: its crossed factors leave a dense block of {width} columns. Drop the crossed factor with "
+        "the fewer rows per level, or merge its levels"
+    )

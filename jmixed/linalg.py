@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
+from jmixed.device import on_cpu
+
 UNROLLED = 4
 """Largest order that is factored by unrolled scalar code; larger matrices go to LAPACK."""
 
@@ -23,12 +25,17 @@ def add_up(terms) -> jax.Array:
 
 
 BLOCK = 1024
-"""Small matrices of a long stack that are worked on at a time, so that what is made of them stays in cache."""
+"""Small matrices of a long stack that a CPU works on at a time, so that what is made of them stays in cache."""
 
 
 def is_long(length: int, blocks: int = 4) -> bool:
-    """Whether a stack of this length is worked on in blocks; the buckets of such sizes are multiples of a block."""
+    """Whether a stack is as long as so many blocks; the buckets of such sizes are multiples of a block."""
     return length >= blocks * BLOCK and length % BLOCK == 0
+
+
+def in_blocks(length: int, blocks: int = 4) -> bool:
+    """Whether a stack of this length is worked on in blocks. An accelerator would wait for one after the other."""
+    return on_cpu() and is_long(length, blocks)
 
 
 def sum_in_blocks(function, arrays, constants=(), axis=-1, blocks=4) -> Any:
@@ -38,7 +45,7 @@ def sum_in_blocks(function, arrays, constants=(), axis=-1, blocks=4) -> Any:
     are those of the function itself, because the reverse of a loop over blocks would touch all of each array each time.
     """
     length = jax.tree.leaves(arrays)[0].shape[axis]
-    if not is_long(length, blocks):
+    if not in_blocks(length, blocks):
         return function(arrays, constants)
 
     @jax.custom_jvp
@@ -89,17 +96,25 @@ def forward_solve(factor, b):
 SWEPT = 96
 """Largest order that is inverted column by column; larger matrices are halved."""
 
+FACTORED = 1024
+"""Largest order that an accelerator, which takes the columns of a small matrix one by one, factors as it is."""
+
 
 def inverse_and_log_determinant(a):
     """Inverse and log-determinant of one large symmetric positive definite matrix (Q, Q), by products alone.
 
     Halves are eliminated one after the other, and small blocks by the sweep operator. On a CPU this takes half the time
-    of LAPACK's factor and solves, whose threads would also slow down the products that follow.
+    of LAPACK's factor and solves, whose threads would also slow down the products that follow. An accelerator factors
+    larger blocks by its own library.
     """
     n = a.shape[0]
     if n <= SWEPT:
         swept, logdet = sweep(a, n)
         return -swept, logdet
+    if n <= FACTORED and not on_cpu():
+        factor = jnp.linalg.cholesky(a)
+        half = solve_triangular(factor, jnp.eye(n, dtype=a.dtype), lower=True)
+        return half.T @ half, 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
     half = n // 2
     first, log_first = inverse_and_log_determinant(a[:half, :half])
     across = first @ a[:half, half:]

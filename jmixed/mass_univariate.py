@@ -103,7 +103,8 @@ def _responses(spec, Y):
         if values.ndim != 2 or values.shape[1] != n or values.dtype.kind not in "fiub":
             raise DataError(
                 f"Y is an array of {values.dtype} of shape {values.shape}, but numbers of shape (m, {n}) are needed: a "
-                f"row per response, an entry for each of the model's {n} rows. Give a DataFrame for a column each"
+                f"row per response, an entry for each of the model's {n} rows. Give a DataFrame for a column each",
+                page="many.md",
             )
         return pd.RangeIndex(len(values)), values
     frame = as_frame(Y)
@@ -115,7 +116,8 @@ def _responses(spec, Y):
         if not known:
             raise DataError(
                 f"Y has {len(frame)} rows whose labels are not those of the model's {n} rows: give Y the index of the "
-                "data, or an array (m, nobs)"
+                "data, or an array (m, nobs)",
+                page="many.md",
             )
         frame = frame.loc[spec.index]
     return frame.columns, frame.to_numpy(dtype=spec.y.dtype, na_value=np.nan).T

@@ -9,9 +9,11 @@ from jax.core import Tracer
 
 from jmixed.data import Design, Grouping, Index
 from jmixed.errors import DataError, ModelError
+from jmixed.estimation import theta_of
 from jmixed.layout import bucket
 from jmixed.likelihood import criterion
 from jmixed.likelihood.moments import moments
+from jmixed.precision import exact_products
 
 CHUNK = 16
 """Rows of a group that are summed in one written-out step."""
@@ -56,7 +58,8 @@ def take_groups(design: Design, groups):
     if len(layout.factors) != 1:
         raise ModelError(
             f"take_groups needs a model with one grouping factor, and this one has {len(layout.factors)}: groups of "
-            "several factors are not independent of each other"
+            "several factors are not independent of each other",
+            page="jax.md#a-neural-network-with-random-effects",
         )
     table = _rows_of_groups(design)
     picked = jnp.asarray(table)[jnp.asarray(groups)]
@@ -98,7 +101,8 @@ def _rows_of_groups(design):
     grouping = design.index.groupings[0]
     if isinstance(grouping.rows, Tracer):
         raise DataError(
-            "take_groups: the design is a value that JAX is tracing; close over it instead of passing it in"
+            "take_groups: the design is a value that JAX is tracing; close over it instead of passing it in",
+            page="jax.md#a-neural-network-with-random-effects",
         )
     of = np.arange(grouping.rows.shape[1]) if grouping.segments is None else np.asarray(grouping.segments)
     real = grouping.rows < np.shape(design.y)[0]
@@ -113,6 +117,7 @@ def _rows_of_groups(design):
     return table
 
 
+@exact_products
 def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | None = None):
     """Negative marginal log-likelihood of residuals from any mean function: what a training loop minimises.
 
@@ -138,6 +143,11 @@ def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | Non
     -------
     scalar
 
+    Raises
+    ------
+    DataError
+        For residuals or a theta of another length than the design has.
+
     Examples
     --------
     >>> import jax, numpy as np, jmixed as jm
@@ -146,11 +156,12 @@ def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | Non
     ...     round(float(jm.marginal_loss(design.y - 251.4 - 10.5 * design.X[:, 1], np.array([1.2]), design, 31.0)), 3)
     897.059
     """
-    residual, theta = jnp.asarray(residual), jnp.asarray(theta)
+    residual = jnp.asarray(residual)
     changed = design.replace(y=residual, offset=jnp.zeros_like(residual))
     held = moments(
         jax.tree.map(jnp.asarray, replace(changed, X=jnp.zeros((residual.shape[0], 0), residual.dtype)).rows())
     )
+    theta = theta_of(held, theta)
     if sigma is None:
         return criterion.deviance_of_theta(theta, held, False) / 2
     loss = -criterion.log_density(jnp.zeros(0, residual.dtype), theta, jnp.asarray(sigma), held)

@@ -12,13 +12,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from jmixed.data import Design
 from jmixed.design import checks, matrices
 from jmixed.design.stack import stack
 from jmixed.errors import DataError, ModelError, RankWarning
 from jmixed.fitting import Fitting
 from jmixed.packing import Packing
 from jmixed.params import as_array, refuse_tracer
-from jmixed.restate import names_of_caller, restated
+from jmixed.restate import names_of_caller, refuse_strange, restated
 from jmixed.timing import Timings
 from jmixed.views import GroupedRows, ModelFrame, theta_names
 
@@ -48,18 +49,20 @@ def mixedlm(
         Columns with correlated random coefficients; a random intercept unless `vc_formula` is given.
     vc_formula : dict of str to str, optional
         Variance components: name to formula, evaluated within each group.
-    subset : optional
-        Booleans, or labels of the index: the rows to use.
+    subset : array of bool, or labels of the index, optional
+        The rows to use.
     use_sparse : bool
         Accepted for statsmodels' sake; elimination is sparse anyway.
     missing : str
         "none" and "raise" refuse missing values, "drop" leaves their rows out.
     groups : str or array, optional
         The grouping factor: a column, or a label for each row.
-    weights, offset : str or array, optional
-        Prior weights w (the residual variance is sigma^2 / w), and a known part of the linear predictor.
+    weights : str or array, optional
+        Prior weights w > 0: the residual variance is sigma^2 / w.
+    offset : str or array, optional
+        A known part of the linear predictor, in the unit of the response.
     **kwargs
-        use_sqrt, drop_cols and eval_env, as in statsmodels.
+        use_sqrt, drop_cols and eval_env, as in `MixedLM.from_formula`.
 
     Returns
     -------
@@ -81,6 +84,7 @@ def mixedlm(
     """
     words = {"re_formula": re_formula, "vc_formula": vc_formula, "subset": subset, "missing": missing, "groups": groups}
     words |= {"use_sparse": use_sparse, "weights": weights, "offset": offset}
+    refuse_strange(kwargs)
     kwargs.setdefault("eval_env", 0)
     if isinstance(kwargs["eval_env"], int) and kwargs["eval_env"] >= 0:
         kwargs["eval_env"] += 1
@@ -108,6 +112,14 @@ class MixedLM(Fitting, GroupedRows):
     missing : str
         "none", "raise" or "drop".
     weights, offset : array-like (n,), optional
+        Prior weights w (the residual variance is sigma^2 / w), and a known part of the linear predictor.
+    **kwargs
+        missing_idx, model_spec and formula, which statsmodels passes on, are accepted and not used.
+
+    Raises
+    ------
+    DataError, ModelError
+        For arrays that do not fit together, and for a model that the data cannot identify.
 
     Attributes
     ----------
@@ -195,6 +207,12 @@ class MixedLM(Fitting, GroupedRows):
         Returns
         -------
         MixedLM
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> jm.MixedLM.from_formula("Reaction ~ Days", jm.datasets.load("sleepstudy"), groups="Subject").n_groups
+        18
         """
         env = names_of_caller(eval_env, sys._getframe(1))
         timings = Timings()
@@ -255,8 +273,14 @@ class MixedLM(Fitting, GroupedRows):
         return f"<MixedLM: {what}; {self.nobs} rows; {factors}>"
 
     @cached_property
-    def design(self):
-        """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations."""
+    def design(self) -> Design:
+        """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations.
+
+        Examples
+        --------
+        >>> model.design.X.shape
+        (180, 2)
+        """
         self._need_rows()
         with self._timings.step("stack"):
             return stack(self.spec)
@@ -292,9 +316,8 @@ class MixedLM(Fitting, GroupedRows):
         >>> model.update(". ~ . + I(Days**2)").exog_names
         ['Intercept', 'Days', 'I(Days ** 2)']
         """
-        self._need_rows()
         if self._words is None or self.spec.recipe is None:
-            raise ModelError("update needs formulas, but this model was made of arrays: make a new MixedLM instead")
+            raise ModelError("update needs formulas and data: this model is made of arrays, or remove_data() took them")
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env
         words = self._words | changes
         text = self.formula if formula is None else restated(formula, self.formula)
@@ -337,12 +360,33 @@ class MixedLM(Fitting, GroupedRows):
         return model
 
     def without_data(self, spec) -> MixedLM:
-        """A copy that holds `spec`, a `ModelData` without rows, in place of its own."""
+        """A copy that holds `spec`, a `ModelData` without rows, in place of its own: what `remove_data` leaves.
+
+        Parameters
+        ----------
+        spec : ModelData
+
+        Returns
+        -------
+        MixedLM
+
+        Examples
+        --------
+        >>> small = model.fit()
+        >>> small.remove_data()
+        >>> small.model.endog.shape
+        (0,)
+        """
         model = copy.copy(self)
         for name in ("design", "_top_level", "row_indices", "exog_re", "exog_vc"):
             model.__dict__.pop(name, None)
-        model.spec, model.endog, model.exog = spec, spec.y, spec.X
-        model.weights, model.offset = spec.weights, spec.offset
+        model.spec, model.endog, model.exog, model.weights, model.offset = (
+            spec,
+            spec.y,
+            spec.X,
+            spec.weights,
+            spec.offset,
+        )
         model.data, model._words = replace(self.data, frame=None, row_labels=spec.index), None
         return model
 

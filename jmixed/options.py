@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from jmixed import programs
-from jmixed.errors import ConvergenceWarning, ModelError, SingularWarning
+from jmixed.errors import ConvergenceWarning, ModelError, Outcome, SingularWarning
 
 if TYPE_CHECKING:
     from jmixed.design.terms import RandomTerm
@@ -47,23 +47,25 @@ def solver(method) -> str:
 
 
 def warn_of_options(names: Iterable[str], niter_sa: int = 0) -> None:
-    """Warn of keyword arguments of `MixedLM.fit` that have no effect."""
-    unknown = sorted(set(names) - {"disp", *IDLE})
-    idle = sorted(set(names) & set(IDLE)) + (["niter_sa"] if niter_sa else [])
+    """Warn of keyword arguments of `MixedLM.fit` that have no effect, and refuse one that would be taken to have."""
+    names = set(names)
+    if "REML" in names:
+        raise ModelError("fit has no argument REML: write reml=True or reml=False")
+    unknown = sorted(names - {"disp", *IDLE})
+    idle = sorted(names & set(IDLE)) + (["niter_sa"] if niter_sa else [])
     for found, text in ((unknown, "not used by MixedLM.fit"), (idle, "without effect on how MixedLM is optimised")):
         if found:
             plural = "s" if len(found) > 1 else ""
             warnings.warn(f"Argument{plural} {', '.join(found)} {text}: leave out", FutureWarning, stacklevel=3)
 
 
-PAGE = "docs/singular.md"
-"""The page that explains both warnings."""
-
-
 def warn_of_outcome(fit: programs.Fit, task: Task, terms: Sequence[RandomTerm]) -> None:
     """Warn of a fit without a certified optimum, and of a singular one."""
     if not fit.converged:
-        warnings.warn(f"{fit.outcome.name}: {fit.outcome.message} ({PAGE}#outcomes)", ConvergenceWarning, stacklevel=3)
+        # Two outcomes have a section of their own.
+        own = fit.outcome in (Outcome.FLAT, Outcome.ROUNDED)
+        page = f"singular.md#{fit.outcome.name.lower()}" if own else None
+        warnings.warn(ConvergenceWarning(f"{fit.outcome.name}: {fit.outcome.message}", page=page), stacklevel=3)
     moved = [piece.any() for piece in task.packing.split(task.free_root)]
     flagged = zip(terms, fit.singular, moved, strict=True)
     labels = [repr(term.vc or term.label) for term, singular, free in flagged if singular and free]
@@ -71,7 +73,7 @@ def warn_of_outcome(fit: programs.Fit, task: Task, terms: Sequence[RandomTerm]) 
         warnings.warn(
             f"the fit is singular: {', '.join(labels)} has a variance of zero or a correlation of one at the optimum. "
             "The estimates stand, but a simpler random-effects structure fits as well: consider leaving out a random "
-            f"effect, or its correlations ({PAGE})",
+            "effect, or its correlations",
             SingularWarning,
             stacklevel=3,
         )

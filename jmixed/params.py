@@ -97,6 +97,17 @@ class MixedLMParams:
         Returns
         -------
         MixedLMParams
+
+        Raises
+        ------
+        DataError
+            For a covariance that is not square.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> jm.MixedLMParams.from_components([1.0, 2.0], cov_re_sqrt=[[2.0]]).cov_re
+        array([[4.]])
         """
         fixed = as_array([] if fe_params is None else fe_params, "fe_params")
         variances = as_array([] if vcomp is None else vcomp, "vcomp")
@@ -134,6 +145,13 @@ class MixedLMParams:
         ------
         DataError
             The vector is too short.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> jm.MixedLMParams.from_packed([4.0, 1.0, 2.0], k_fe=1, k_re=2, use_sqrt=False, has_fe=False).cov_re
+        array([[4., 1.],
+               [1., 2.]])
         """
         packed = as_array(params, "params")
         start, k_re2 = k_fe if has_fe else 0, k_re * (k_re + 1) // 2
@@ -169,6 +187,11 @@ class MixedLMParams:
         ------
         ModelError
             With `use_sqrt`: a covariance with a negative eigenvalue, or a negative variance.
+
+        Examples
+        --------
+        >>> result.params_object.get_packed(use_sqrt=True).round(4)
+        array([0.9667, 0.0152, 0.2309])
         """
         covariance = np.asarray(self.cov_re, dtype=float).reshape(self.k_re, self.k_re)
         variances = np.asarray(self.vcomp, dtype=float).reshape(self.k_vc)
@@ -179,7 +202,19 @@ class MixedLMParams:
         return np.concatenate([np.asarray(self.fe_params, dtype=float), *parts] if has_fe else parts)
 
     def copy(self) -> MixedLMParams:
-        """An independent copy."""
+        """An independent copy.
+
+        Returns
+        -------
+        MixedLMParams
+
+        Examples
+        --------
+        >>> start = result.params_object.copy()
+        >>> start.cov_re[1, 1] = 0.1
+        >>> round(model.fit(start_params=start).objective, 4)
+        1743.6283
+        """
         return MixedLMParams.from_components(self.fe_params, cov_re=self.cov_re, vcomp=self.vcomp)
 
 

@@ -206,7 +206,8 @@ def _refuse_unknown(term, code, columns, missing):
         raise DataError(
             f"predict: {_unknown_labels(term, columns, unknown)} not among the levels of {term.group!r} that the "
             f"model was fitted to (such as {known!r}); use new_levels='population' to predict such rows with a "
-            "random effect of zero"
+            "random effect of zero",
+            page="new-groups.md",
         )
 
 

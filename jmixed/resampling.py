@@ -67,6 +67,11 @@ class Bootstrap:
         ------
         ModelError
             For a level outside (0, 1), or another kind.
+
+        Examples
+        --------
+        >>> result.bootstrap(200, key=1).confint(0.9).loc["Days"].round(1).tolist()
+        [7.6, 13.3]
         """
         check_kind(kind)
         tail = (1 - tables.level_of(level)) / 2
@@ -78,13 +83,25 @@ class Bootstrap:
 
     @property
     def bse(self) -> pd.Series:
-        """Standard deviations of the replicates."""
+        """Standard deviations of the replicates: Series, by parameter.
+
+        Examples
+        --------
+        >>> bool(0 < result.bootstrap(200, key=1).bse["Days"] < 3)
+        True
+        """
         values = self.replicates[self.converged]
         return pd.Series(values.std(), index=values.columns)
 
     @property
     def bias(self) -> pd.Series:
-        """Mean of the replicates less the estimates."""
+        """Mean of the replicates less the estimates: Series, by parameter.
+
+        Examples
+        --------
+        >>> bool(abs(result.bootstrap(200, key=1).bias["Days"]) < 1)
+        True
+        """
         return self.replicates[self.converged].mean() - self.estimates
 
     def __repr__(self) -> str:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from jmixed.design.formula import parse
-from jmixed.errors import FormulaError
+from jmixed.design.formula import RandomPart, parse
+from jmixed.errors import FormulaError, ModelError
+
+ELSEWHERE = {
+    **dict.fromkeys(("reml", "REML"), "that is an argument of fit: .fit(reml=False)"),
+    "na_action": 'missing="drop" leaves rows with missing values out',
+    "family": "responses are normal given the random effects",
+}
+"""Arguments of other packages, and what to write here."""
+
+
+def refuse_strange(given: Mapping) -> None:
+    """Refuse arguments of `mixedlm` that there are not.
+
+    Raises
+    ------
+    ModelError
+        With what to write instead, where another package has such an argument.
+    """
+    for name in given.keys() - {"use_sqrt", "drop_cols", "eval_env"}:
+        hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        page = "limits.md" if name == "family" else None
+        raise ModelError(f"mixedlm has no argument {name!r}{hint}", page=page)
 
 
 def names_of_caller(eval_env, frame: FrameType) -> Mapping:
@@ -54,6 +76,8 @@ def restated(formula: str | Sequence[str], earlier: str) -> str:
     >>> from jmixed.restate import restated
     >>> restated(". ~ . + x", "log(y) ~ a + (1 | g)")
     'log(y) ~ (a) + x + (1 | g)'
+    >>> restated(". ~ . + x", "y ~ a + (a || `my school`/g)")
+    'y ~ (a) + x + (a || `my school`) + (a || `my school`:g)'
     >>> restated(["a", "(a | g)"], "y ~ b + (1 | g)")
     'y ~ a + (a | g)'
     """
@@ -67,6 +91,20 @@ def restated(formula: str | Sequence[str], earlier: str) -> str:
     left = response if left.strip() == "." else left.strip()
     right, dots = re.subn(r"(?<![\w.)\]])\.(?![\w.(])", lambda _: f"({fixed})", right.strip())
     if dots:
-        kept = [f"({part.label})" for part in parts.random] + [f"offset({text})" for text in parts.offsets]
+        kept = [_bar(part) for part in parts.random] + [f"offset({text})" for text in parts.offsets]
         right = " + ".join([right, *kept])
     return f"{left} ~ {right}"
+
+
+def _bar(part: RandomPart) -> str:
+    """A random-effects term as a formula has it."""
+    factors = ":".join(name if _is_code(name) else f"`{name}`" for name in part.factors)
+    return f"({part.effects} {'||' if part.independent else '|'} {factors})"
+
+
+def _is_code(name: str) -> bool:
+    """Whether a grouping factor is a name or a call in Python's sense; others, as with spaces, are quoted."""
+    try:
+        return isinstance(ast.parse(name, mode="eval").body, ast.Name | ast.Attribute | ast.Call)
+    except SyntaxError:
+        return False

@@ -42,8 +42,11 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
 
     Examples
     --------
+    In the examples of the attributes, ``model`` and ``result`` are these:
+
     >>> import jmixed as jm
-    >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+    >>> model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
+    >>> result = model.fit()
     >>> result.fe_params.round(3).to_dict()
     {'Intercept': 251.405, 'Days': 10.467}
     >>> round(result.sigma, 3), result.converged, result.singular
@@ -68,7 +71,18 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         return tables.var_corr(self._spec, self._fit)
 
     def glance(self) -> pd.DataFrame:
-        """One row about the fit: nobs, sigma, logLik, AIC, BIC (lme4's, also under REML), criterion, df.residual."""
+        """One row about the fit, with the column names of broom.mixed.
+
+        Returns
+        -------
+        DataFrame
+            Columns nobs, sigma, logLik, AIC and BIC (lme4's, also under REML), REMLcrit or deviance, df.residual.
+
+        Examples
+        --------
+        >>> result.glance().round(2).loc[0, ["logLik", "AIC", "BIC"]].tolist()
+        [-871.81, 1755.63, 1774.79]
+        """
         return tables.glance(self._fit, self.nobs, self._n_params, self.reml)
 
     def tidy(
@@ -88,6 +102,18 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         Returns
         -------
         DataFrame
+
+        Raises
+        ------
+        ModelError
+            For another kind of effects, or a level outside (0, 1).
+
+        Examples
+        --------
+        >>> result.tidy(conf_int=True)[["term", "estimate", "conf.low", "conf.high"]].round(2)
+                term  estimate  conf.low  conf.high
+        0  Intercept    251.41    238.03     264.78
+        1       Days     10.47      7.44      13.50
         """
         level = tables.level_of(conf_level) if conf_int else None
         parts = []
@@ -125,6 +151,18 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         Returns
         -------
         Summary
+
+        Raises
+        ------
+        DataError
+            For a wrong number of names.
+        ModelError
+            For an unknown `ddf`, and for "kenward-roger" after ML.
+
+        Examples
+        --------
+        >>> result.summary(ddf="satterthwaite").tables[1].loc["Days"].tolist()
+        ['10.467', '1.546', '17.0', '6.771', '0.000', '7.206', '13.729']
         """
         fixed = summary.replaced("xname_fe", self._names.fixed, xname_fe)
         variance = summary.replaced("xname_re", self._names.variance, xname_re)
@@ -176,8 +214,15 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
 
         Raises
         ------
-        ValueError
+        ModelError
             For another `vtype`, an unknown variance, or a `dist_low` that leads to variances of zero or less.
+
+        Examples
+        --------
+        >>> result.profile_re(1, "re", num_low=1, dist_low=20, num_high=1, dist_high=20).round(1)
+        array([[  16.5, -873.6],
+               [  35.1, -871.8],
+               [  53.2, -872.3]])
         """
         self._need_data("profile_re", rows=False)
         term, column = self._find_variance(re_ix, vtype)
@@ -215,6 +260,13 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
 
         The caller's model is left alone: this result gets a copy of it without rows. Afterwards fitted values,
         residuals, conditional covariances, `profile_re` and `augment` raise `DataError`.
+
+        Examples
+        --------
+        >>> small = model.fit()
+        >>> small.remove_data()
+        >>> small.predict({"Days": [10]}).round(2).tolist()
+        [356.08]
         """
         if not self._has_data:
             return
@@ -240,6 +292,15 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         ------
         DataError
             When the formulas use a function that pickle cannot store.
+
+        Examples
+        --------
+        >>> import io
+        >>> whole, small = io.BytesIO(), io.BytesIO()
+        >>> result.save(whole)
+        >>> result.save(small, remove_data=True)
+        >>> small.tell() < whole.tell()
+        True
         """
         kept = copy.copy(self)
         if remove_data:
@@ -264,10 +325,24 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         ----------
         fname : path or binary file
 
+        Returns
+        -------
+        MixedLMResults
+
         Raises
         ------
         DataError
             When the file holds something else.
+
+        Examples
+        --------
+        >>> import io
+        >>> import jmixed as jm
+        >>> file = io.BytesIO()
+        >>> result.save(file)
+        >>> _ = file.seek(0)
+        >>> jm.MixedLMResults.load(file)
+        <MixedLMResults: Reaction ~ Days + (Days | Subject); REML objective 1743.6283>
         """
         if isinstance(fname, str | os.PathLike):
             with Path(fname).open("rb") as file:

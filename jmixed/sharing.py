@@ -1,7 +1,15 @@
-"""Groups shared out over the devices of a mesh: one sum over devices for each evaluation of the likelihood."""
+"""Groups shared out over the devices of a mesh: one sum over devices for each evaluation of the likelihood.
+
+Blocks of the last stage of elimination have nothing to do with each other: with one grouping factor they are the
+groups, in a nest those of the outermost factor. Each goes to one device, with the blocks of all earlier stages that lie
+inside it. Everything of a block enters through sums: a device works on its own, and the sums over devices of
+log-determinants and of what the blocks explain, with their derivatives, are one `psum`. What fills up the shares that
+are smaller than others is empty, which is exact: its log-determinant is log|I| = 0.
+"""
 
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +18,95 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jmixed import optimize
-from jmixed.data import Index, Moments
+from jmixed.data import Design, Index, Moments
 from jmixed.errors import DataError, ModelError
-from jmixed.layout import Layout
 
 
-def minimize_shared(held: Moments, start, reml, mesh, axis: str) -> optimize.Solution:
+class Share(NamedTuple):
+    """How the blocks of one stage are shared out.
+
+    Attributes
+    ----------
+    blocks : int array (devices, size)
+        The blocks of each device; those that fill up lie beyond the last.
+    parents : tuple of int arrays (devices, size)
+        For each later stage the block that holds each, counted among those of its device.
+    """
+
+    blocks: np.ndarray
+    parents: tuple[np.ndarray, ...]
+
+
+def shares(design: Design, devices: int) -> tuple[Share, ...]:
+    """Share the blocks of every stage out over so many devices.
+
+    Parameters
+    ----------
+    design : Design
+        Its blocks stand in the order of the blocks that hold them.
+    devices : int
+    """
+    last, counts = len(design.layout.stages) - 1, _block_counts(design)
+    holder = [np.arange(count) for count in counts]
+    for s in range(last):
+        holder[s] = _known(design.index.parents[s][-1])[: counts[s]]
+    bounds = np.minimum(np.arange(devices + 1) * -(-counts[-1] // devices), counts[-1])
+    starts = [np.searchsorted(own, bounds) for own in holder]
+    blocks = []
+    for first in starts:
+        size = int(np.diff(first).max())
+        place = first[:-1, None] + np.arange(size)
+        blocks.append(np.where(place < first[1:, None], place, BEYOND))
+    out = []
+    for s, own in enumerate(blocks):
+        real, parents = own != BEYOND, []
+        for t in range(s + 1, last + 1):
+            parent = _known(design.index.parents[s][t - s - 1])[np.where(real, own, 0)] - starts[t][:-1, None]
+            parents.append(np.where(real, parent, blocks[t].shape[1] - 1).astype(np.int32))
+        out.append(Share(own, tuple(parents)))
+    return tuple(out)
+
+
+BEYOND = np.iinfo(np.int32).max
+"""A block beyond every array: filling."""
+
+
+def _block_counts(design: Design) -> list[int]:
+    """True number of blocks of each stage."""
+    layout, counts = design.layout, []
+    for s, members in enumerate(layout.stages):
+        factor = members[0][0]
+        if layout.is_chain(s):
+            counts.append(design.counts[factor])
+        else:
+            block = _known(design.index.block[factor])
+            counts.append(int(block[block < layout.blocks[s]].max()) + 1)
+    return counts
+
+
+def _known(array: Any) -> np.ndarray:
+    if isinstance(array, Tracer):
+        raise DataError(
+            "mesh= shares out the blocks of nested factors, which must be known when the function is traced: the "
+            "arguments of a function under jit are to be what changes, not the whole design, as in "
+            "jax.jit(lambda y: jm.estimate(design.replace(y=y), mesh=mesh))"
+        )
+    return np.asarray(array)
+
+
+def minimize_shared(held: Moments, start, reml, mesh, axis: str, shared_out: tuple[Share, ...]) -> optimize.Solution:
     """Minimise the profiled deviance with the groups shared out over a mesh.
-
-    Everything of a group enters through sums over groups: a device works on its own, and the sums over devices of
-    log-determinants and of what the groups explain, with their derivatives, are one `psum`. Groups that fill up the
-    last device are empty, which is exact: their log-determinant is log|I| = 0.
 
     Parameters
     ----------
     held : Moments
-        Of a layout with one stage of one factor.
+        Of a layout that is not crossed.
     start : sequence of arrays (q, q), or None
     reml : bool
     mesh : Mesh
     axis : str
+    shared_out : tuple of Share
+        For as many devices as the mesh has along the axis.
 
     Returns
     -------
@@ -38,14 +115,18 @@ def minimize_shared(held: Moments, start, reml, mesh, axis: str) -> optimize.Sol
     """
     # Where a mesh is explicit, arrays that are not yet shared out would be refused.
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-    devices = mesh.shape[axis]
-    short = -held.layout.blocks[0] % devices
-    filled = [jnp.pad(a[0], [(0, 0), (0, 0), (0, short)]) for a in (held.C, held.B)]
+    C, B = (
+        tuple(
+            jnp.asarray(own).at[..., share.blocks.ravel()].get(mode="fill", fill_value=0)
+            for own, share in zip(arrays, shared_out, strict=True)
+        )
+        for arrays in (held.C, held.B)
+    )
+    parents = tuple(tuple(own.ravel() for own in share.parents) for share in shared_out)
     none: tuple = ()
-    counted = Index(none, none, none, none, (none,), none, none, held.index.counts)
-    blocks = (filled[0].shape[2] // devices,)
-    layout = replace(held.layout, blocks=blocks)
-    shared = replace(held, C=(filled[0],), B=(filled[1],), index=counted, layout=layout, axis=axis)
+    index = Index(none, none, none, none, parents, none, none, held.index.counts)
+    layout = replace(held.layout, blocks=tuple(share.blocks.shape[1] for share in shared_out))
+    shared = replace(held, C=C, B=B, index=index, layout=layout, axis=axis)
     arguments = shared, start, jnp.asarray(reml)
     specs = _specs(shared, axis), PartitionSpec(), PartitionSpec()
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
@@ -55,30 +136,38 @@ def minimize_shared(held: Moments, start, reml, mesh, axis: str) -> optimize.Sol
     return jax.tree.map(jnp.asarray, jax.device_get(_program(mesh, axis)(*placed)))
 
 
-def axis_to_share(layout: Layout, counts: tuple[int, ...], mesh, axis: str | None) -> str:
-    """The axis of the mesh to use, after everything that can be wrong with it.
+def axis_to_share(design: Design, mesh, axis: str | None) -> str | None:
+    """The axis of the mesh to use, after everything that can be wrong with it; None without a mesh.
 
     Parameters
     ----------
-    layout : Layout
-    counts : tuple of int
-        Number of levels of each factor.
-    mesh : Mesh
+    design : Design
+    mesh : Mesh or None
     axis : str or None
     """
-    if len(layout.stages) != 1 or not layout.is_chain(0):
-        raise ModelError(
-            f"mesh= shares out the groups of one grouping factor, and this model has {len(layout.factors)}: leave mesh "
-            "out, or use the factor with most levels alone"
+    if mesh is None:
+        if axis is not None:
+            raise DataError(f"axis is {axis!r}, but there is no mesh that it could be an axis of: give mesh= as well")
+        return None
+    if not hasattr(mesh, "axis_names"):
+        raise DataError(
+            f"mesh is a {type(mesh).__name__}; it must be a jax.sharding.Mesh, such as jax.make_mesh((4,), ('groups',))"
         )
-    names = tuple(mesh.axis_names)
+    names, layout = tuple(mesh.axis_names), design.layout
     axis = names[0] if axis is None and len(names) == 1 else axis
     if axis is None or axis not in names:
         raise DataError(f"axis is {axis!r}, but the axes of the mesh are {names}; give one of them")
-    if mesh.shape[axis] > counts[0]:
+    if layout.crossed:
+        raise ModelError(
+            f"mesh= shares out groups that have no level in common, and the {len(layout.factors)} crossed factors of "
+            "this model hang together: leave mesh out, as one device works on all of it, or keep in the model the "
+            "factors that lie inside the one to be shared out"
+        )
+    groups = _block_counts(design)[-1]
+    if mesh.shape[axis] > groups:
         raise DataError(
-            f"the mesh has {mesh.shape[axis]} devices along {axis!r}, but there are {counts[0]} groups: use at most as "
-            "many devices as groups"
+            f"the mesh has {mesh.shape[axis]} devices along {axis!r}, but there are {groups} groups to share out: use "
+            "at most as many devices as groups"
         )
     return axis
 
@@ -86,8 +175,9 @@ def axis_to_share(layout: Layout, counts: tuple[int, ...], mesh, axis: str | Non
 def _specs(shared: Moments, axis: str):
     """Blocks along the axis, all else everywhere."""
     specs = jax.tree.map(lambda _: PartitionSpec(), shared)
-    blocks = (PartitionSpec(None, None, axis),)
-    return replace(specs, C=blocks, B=blocks)
+    blocks = (PartitionSpec(None, None, axis),) * len(shared.C)
+    parents = jax.tree.map(lambda _: PartitionSpec(axis), shared.index.parents)
+    return replace(specs, C=blocks, B=blocks, index=replace(specs.index, parents=parents))
 
 
 def _placed(tree, spec, mesh):

@@ -6,16 +6,18 @@ import copy
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from jmixed.design import compress, survey
+from jmixed.design.represent import represent
 from jmixed.design.stack import stack
-from jmixed.design.stream import naming, reader
+from jmixed.design.stream import Reader, naming, reading
 from jmixed.design.terms import ModelData
-from jmixed.errors import DataError, RankWarning
+from jmixed.errors import DataError, JmixedError, RankWarning
 from jmixed.fitting import Fitting
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams
@@ -51,13 +53,14 @@ def from_batches(
     ----------
     formula : str
         As in `mixedlm`. Transforms that look at a whole column, such as splines or ``center``, are refused.
-    batches : list of tables, callable, path, pyarrow dataset or Dask DataFrame
-        A callable returns a fresh iterator of tables each time. A path is that of a Parquet file, or of a folder of
-        them. The partitions of a Dask DataFrame are worked on where they are, and put together as a tree.
-    groups, re_formula : str, optional
-        As in `mixedlm`; the grouping factor is a column.
-    vc_formula
-        Not supported: write nested factors and uncorrelated slopes as bars.
+    batches : iterable of tables, callable, path, list of paths, pyarrow dataset or Dask DataFrame
+        A callable returns a fresh iterator of tables each time. Tables of an iterator, which can be gone through only
+        once, are kept in a temporary file until the model is made: the columns that it uses. A path is that of a
+        Parquet file, or of a folder of them. The partitions of a Dask DataFrame are worked on where they are, and put
+        together as a tree. Columns that the model does not use may differ between batches.
+    groups, re_formula, vc_formula : optional
+        As in `mixedlm`; the grouping factor is a column. Components that look at all rows of a group at once, as
+        ``"0 + center(x)"`` does, are refused.
     weights, offset : str, optional
         Names of columns.
     missing : str
@@ -72,8 +75,8 @@ def from_batches(
     Raises
     ------
     FormulaError, DataError, MissingDataError, ModelError
-        As `mixedlm` does, with the number of the batch; for batches that can be gone through only once; for batches
-        whose columns, types or categories differ; for a file that cannot be read.
+        As `mixedlm` does, with the number of the batch; for batches whose columns, types or categories differ, and for
+        other rows in the second pass than in the first; for a file that cannot be read.
 
     Examples
     --------
@@ -92,22 +95,28 @@ def from_batches(
     timings = Timings()
     env = names_of_caller(eval_env, sys._getframe(1))
     beside = {"groups": groups, "weights": weights, "offset": offset}
-    source = _OnDask(batches) if _is_dask(batches) else _InTurn(batches)
-    with timings.step("parse"):
-        statement = survey.stated(formula, source.tables(None), beside, re_formula, vc_formula, env, missing)
-    with timings.step("materialise"):
-        made = compress.plan(statement, source.survey(statement))
-        spec = compress.represent(made, source.sums(made))
+    with nullcontext(_OnDask(batches)) if _is_dask(batches) else _in_turn(batches) as source:
+        with timings.step("parse"):
+            statement = survey.stated(formula, source.tables(None), beside, re_formula, vc_formula, env, missing)
+        with timings.step("materialise"):
+            made = compress.plan(statement, source.survey(statement))
+            spec = represent(made, source.sums(made))
     return StreamedLM(spec, timings)
+
+
+@contextmanager
+def _in_turn(batches):
+    with reading(batches) as tables:
+        yield _InTurn(tables)
 
 
 class _InTurn:
     """Batches that are read one after the other."""
 
-    def __init__(self, batches):
-        self.tables = reader(batches)
+    def __init__(self, tables: Reader):
+        self.tables = tables
 
-    def survey(self, statement) -> survey.Survey:
+    def survey(self, statement) -> survey.Survey | None:
         return survey.survey_of(statement, self.tables(statement.columns))
 
     def sums(self, plan) -> compress.Sums | None:
@@ -125,12 +134,12 @@ class _OnDask:
         self.frame = frame
 
     def tables(self, columns) -> Iterable[pd.DataFrame]:
-        return (part.compute() for part in self._parts(columns))
+        return map(_computed, self._parts(columns))
 
     def _parts(self, columns):
         return (self.frame if columns is None else self.frame[list(columns)]).to_delayed()
 
-    def survey(self, statement) -> survey.Survey:
+    def survey(self, statement) -> survey.Survey | None:
         return self._reduced(statement.columns, lambda part: survey.survey(statement, part), statement)
 
     def sums(self, plan) -> compress.Sums | None:
@@ -149,7 +158,20 @@ class _OnDask:
                 return function(part)
 
         parts = [delayed(named)(number, part) for number, part in enumerate(self._parts(columns))]
-        return survey.reduce_in_pairs(parts, delayed(join)).compute()
+        return _computed(survey.reduce_in_pairs(parts, delayed(join)))
+
+
+def _computed(delayed: Any) -> Any:
+    """What Dask computes; a partition that cannot be read is named as such."""
+    try:
+        return delayed.compute()
+    except JmixedError:
+        raise
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise DataError(
+            f"a partition of the Dask DataFrame cannot be read ({error}); if a file was cut short while it was "
+            "written, write it again"
+        ) from error
 
 
 class StreamedLM(Fitting):

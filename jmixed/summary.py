@@ -32,7 +32,17 @@ class Summary:
     notes: list[str] = field(default_factory=list)
 
     def as_text(self) -> str:
-        """The summary as fixed-width text."""
+        """The summary as fixed-width text.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> print(result.summary().as_text().splitlines()[4])
+        No. Groups:          18         Scale:                 654.9410
+        """
         body = _text_parameters(self.tables[1])
         header = _text_header(self.tables[0], len(body[0]))
         width = max(len(line) for line in header + body)
@@ -43,7 +53,17 @@ class Summary:
         return "\n".join(lines)
 
     def as_html(self) -> str:
-        """The summary as an HTML fragment; every cell is escaped."""
+        """The summary as an HTML fragment; every cell is escaped.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> result.summary().as_html()[:26]
+        '<table class="simpletable"'
+        """
         header = "\n".join(_html_row(row) for row in self.tables[0].itertuples(index=False))
         table = self.tables[1]
         top = "".join(f'<th style="text-align:right">{html.escape(name)}</th>' for name in table.columns)
@@ -55,7 +75,17 @@ class Summary:
         )
 
     def as_latex(self) -> str:
-        """The summary as a LaTeX table."""
+        """The summary as a LaTeX table.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> "begin{tabular}" in result.summary().as_latex()
+        True
+        """
         header, table = self.tables
         rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in header.to_numpy()]
         top = " & ".join(["", *(_latex(name) for name in table.columns)]) + r" \\"

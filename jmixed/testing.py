@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from jmixed.contrasts import hypotheses
 from jmixed.design.complete import CompleteTerms, complete_terms
 from jmixed.design.terms import ModelData
 from jmixed.errors import DataError, ModelError
 from jmixed.held import without_coefficients
+from jmixed.hypotheses import hypotheses
 from jmixed.inference import kenward_roger, satterthwaite
 from jmixed.inference.curvature import Curvature, curvature
 from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, principal_contrasts
@@ -87,13 +87,20 @@ class SmallSampleTests:
         if not self.reml:
             raise ModelError(
                 "ddf='kenward-roger' is defined for REML, and this is an ML fit: refit with fit(reml=True), or use "
-                "ddf='satterthwaite'"
+                "ddf='satterthwaite'",
+                page="p-values.md",
             )
         return kenward_roger.kenward_roger(self._curvature)
 
     @property
     def vcov_kenward_roger(self) -> pd.DataFrame:
-        """Kenward and Roger's adjusted covariance of the coefficients, (k_fe, k_fe): pbkrtest's ``vcovAdj``."""
+        """Kenward and Roger's (1997) adjusted covariance of the coefficients, (k_fe, k_fe): pbkrtest's ``vcovAdj``.
+
+        Examples
+        --------
+        >>> result.vcov_kenward_roger.round(3).values.tolist()
+        [[46.575, -1.451], [-1.451, 2.389]]
+        """
         names = list(self._spec.exog_names)
         return pd.DataFrame(self._denominator("kenward-roger").covariance, index=names, columns=names)
 
@@ -254,6 +261,11 @@ class SmallSampleTests:
         DataFrame (k, k)
             NaN for what has no standard error: a standard deviation of zero, a correlation of one, all of theta of a
             term that is singular.
+
+        Raises
+        ------
+        ModelError
+            For another `scale`.
 
         Examples
         --------

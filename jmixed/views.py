@@ -109,7 +109,8 @@ def top_level(spec: ModelData) -> tuple[np.ndarray, pd.Index, str]:
     if not all(_lies_within(term.codes, coarsest.codes) for term in spec.terms):
         raise ModelError(
             f"the grouping factors {sorted({term.group for term in spec.terms})} are crossed, so the rows have no one "
-            "group; see the terms of model.spec, or result.ranef(), which has one table for each factor"
+            "group; see the terms of model.spec, or result.ranef(), which has one table for each factor",
+            page="formula.md#crossed-factors",
         )
     return coarsest.codes, pd.Index(coarsest.levels), coarsest.group
 
@@ -189,18 +190,36 @@ class GroupedRows:
 
     @property
     def groups(self) -> np.ndarray:
-        """Label of each row's top-level group, array (nobs,)."""
+        """Label of each row's top-level group, array (nobs,).
+
+        Examples
+        --------
+        >>> model.groups[:3].tolist()
+        ['308', '308', '308']
+        """
         codes, labels, _ = self._top_level
         return self.spec.groups if self.spec.groups is not None else np.asarray(labels)[codes]
 
     @property
     def group_labels(self) -> list:
-        """The groups in sorted order."""
+        """The groups in sorted order.
+
+        Examples
+        --------
+        >>> model.group_labels[:3]
+        ['308', '309', '310']
+        """
         return list(self._top_level[1])
 
     @property
     def n_groups(self) -> int:
-        """Number of top-level groups."""
+        """Number of top-level groups.
+
+        Examples
+        --------
+        >>> model.n_groups
+        18
+        """
         return len(self._top_level[1])
 
     def _need_rows(self) -> None:
@@ -210,20 +229,40 @@ class GroupedRows:
 
     @cached_property
     def row_indices(self) -> dict:
-        """Row numbers of each group, by its label."""
+        """Row numbers of each group, by its label.
+
+        Examples
+        --------
+        >>> model.row_indices["308"]
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+        """
         self._need_rows()
         codes, labels, _ = self._top_level
         return dict(zip(labels, (rows.tolist() for rows in rows_by_group(codes, len(labels))), strict=True))
 
     @cached_property
     def exog_re(self) -> np.ndarray | None:
-        """Columns with correlated random coefficients, array (nobs, k_re); None if there are none."""
+        """Columns with correlated random coefficients, array (nobs, k_re); None if there are none.
+
+        Examples
+        --------
+        >>> model.exog_re[:2].tolist()
+        [[1.0, 0.0], [1.0, 1.0]]
+        """
         columns = [term.Z for term in self.spec.terms if term.vc is None]
         return np.hstack(columns) if columns else None
 
     @cached_property
     def exog_vc(self):
-        """Variance components as dense blocks, one for each group: a `VCSpec`."""
+        """Variance components as dense blocks, one for each group: a `VCSpec`.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> words = {"groups": "batch", "vc_formula": {"cask": "0 + C(cask)"}}
+        >>> jm.mixedlm("strength ~ 1", jm.datasets.load("pastes"), **words).exog_vc.names
+        ['cask']
+        """
         return vc_spec(self.spec)
 
     def group_list(self, array) -> list[np.ndarray] | None:
@@ -236,6 +275,16 @@ class GroupedRows:
         Returns
         -------
         list of arrays, or None for None
+
+        Raises
+        ------
+        DataError
+            For an array of another length.
+
+        Examples
+        --------
+        >>> [len(part) for part in model.group_list(model.endog)][:3]
+        [10, 10, 10]
         """
         if array is None:
             return None
@@ -246,21 +295,45 @@ class GroupedRows:
 
     @property
     def endog_li(self) -> list[np.ndarray] | None:
-        """`endog` by group."""
+        """`endog` by group: a list of arrays (rows,).
+
+        Examples
+        --------
+        >>> model.endog_li[0].shape
+        (10,)
+        """
         return self.group_list(self.endog)
 
     @property
     def exog_li(self) -> list[np.ndarray] | None:
-        """`exog` by group."""
+        """`exog` by group: a list of arrays (rows, k_fe).
+
+        Examples
+        --------
+        >>> model.exog_li[0].shape
+        (10, 2)
+        """
         return self.group_list(self.exog)
 
     @property
     def exog_re_li(self) -> list[np.ndarray] | None:
-        """`exog_re` by group."""
+        """`exog_re` by group: a list of arrays (rows, k_re), or None if there are none.
+
+        Examples
+        --------
+        >>> model.exog_re_li[0].shape
+        (10, 2)
+        """
         return self.group_list(self.exog_re)
 
     @property
     def exog_re2_li(self) -> list[np.ndarray] | None:
-        """Cross-products of `exog_re` by group."""
+        """Cross-products of `exog_re` by group: a list of arrays (k_re, k_re), or None if there are none.
+
+        Examples
+        --------
+        >>> model.exog_re2_li[0].tolist()
+        [[10.0, 45.0], [45.0, 285.0]]
+        """
         blocks = self.exog_re_li
         return None if blocks is None else [block.T @ block for block in blocks]

@@ -10,7 +10,8 @@ from scipy.special import ndtr, ndtri
 
 from jmixed import contrasts
 from jmixed.design.terms import ModelData
-from jmixed.errors import ModelError
+from jmixed.errors import DataError, ModelError
+from jmixed.hypotheses import hypotheses
 from jmixed.names import ParameterNames, fixed_terms
 from jmixed.precision import FLOAT
 from jmixed.programs import Fit
@@ -71,22 +72,46 @@ class WaldInference:
 
     @property
     def params(self):
-        """Coefficients, then variance parameters divided by ``scale``: Series, or array (k,) without labels."""
+        """Coefficients, then variance parameters divided by ``scale``: Series, or array (k,) without labels.
+
+        Examples
+        --------
+        >>> result.params.round(3).to_dict()
+        {'Intercept': 251.405, 'Days': 10.467, 'Subject Var': 0.935, 'Subject x Days Cov': 0.015, 'Days Var': 0.054}
+        """
         return self._vector(self._estimate, self._names.all)
 
     @property
     def fe_params(self):
-        """Fixed-effects coefficients: Series, or array (k_fe,)."""
+        """Fixed-effects coefficients, in the response's unit per unit of the column: Series, or array (k_fe,).
+
+        Examples
+        --------
+        >>> result.fe_params.round(3).to_dict()
+        {'Intercept': 251.405, 'Days': 10.467}
+        """
         return self._vector(self._fit.beta, self._names.fixed)
 
     @property
     def bse(self):
-        """Standard errors of ``params``, on its scale."""
+        """Standard errors of ``params``, on its scale: Series, or array (k,).
+
+        Examples
+        --------
+        >>> result.bse.round(3).tolist()
+        [6.825, 1.546, 0.464, 0.071, 0.024]
+        """
         return self._vector(self._bse, self._names.all)
 
     @property
     def bse_fe(self):
-        """Standard errors of the coefficients by generalised least squares, sigma^2 (X'V^-1 X)^-1."""
+        """Standard errors of the coefficients by generalised least squares, sigma^2 (X'V^-1 X)^-1, as `fe_params`.
+
+        Examples
+        --------
+        >>> result.bse_fe.round(3).to_dict()
+        {'Intercept': 6.825, 'Days': 1.546}
+        """
         return self._vector(self._bse[: len(self._fit.beta)], self._names.fixed)
 
     @property
@@ -95,28 +120,51 @@ class WaldInference:
 
         By the delta method from the joint information of the relative variances and the residual variance. Their
         distribution is skewed: intervals should come from a profile or a bootstrap.
+
+        Examples
+        --------
+        >>> result.bse_re.round(1).to_dict()
+        {'Subject Var': 288.8, 'Subject x Days Cov': 46.7, 'Days Var': 14.8}
         """
         return self._vector(self._bse_re, self._names.variance)
 
     @property
     def tvalues(self):
-        """``params / bse``."""
+        """``params / bse``: Series, or array (k,).
+
+        Examples
+        --------
+        >>> result.tvalues.round(3).tolist()
+        [36.838, 6.771, 2.013, 0.206, 2.248]
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             return self._vector(self._estimate / self._bse, self._names.all)
 
     @property
     def pvalues(self):
-        """Two-sided normal p-values of ``tvalues``; for variance parameters they mean little."""
+        """Two-sided normal p-values of ``tvalues``; for variance parameters they mean little.
+
+        Examples
+        --------
+        >>> float(result.pvalues["Days"]) < 1e-10
+        True
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             return self._vector(2 * ndtr(-np.abs(self._estimate / self._bse)), self._names.all)
 
     @property
     def normalized_cov_params(self) -> np.ndarray:
-        """``cov_params()`` divided by ``scale``."""
+        """``cov_params()`` divided by ``scale``, array (k, k).
+
+        Examples
+        --------
+        >>> result.normalized_cov_params.shape
+        (5, 5)
+        """
         return self._cov / self._fit.sigma**2
 
     def conf_int(self, alpha: float = 0.05, cols=None):
-        """Normal confidence limits of ``params``.
+        """Normal confidence limits of ``params``, for variance parameters too; `confint` has better ones for these.
 
         Parameters
         ----------
@@ -128,6 +176,13 @@ class WaldInference:
         Returns
         -------
         DataFrame with columns 0 and 1, or array (k, 2)
+
+        Examples
+        --------
+        >>> result.conf_int(cols=[0, 1]).round(2)
+                        0       1
+        Intercept  238.03  264.78
+        Days         7.44   13.50
         """
         half = ndtri(1 - alpha / 2) * self._bse
         limits = np.column_stack([self._estimate - half, self._estimate + half])
@@ -155,11 +210,22 @@ class WaldInference:
         Returns
         -------
         DataFrame or array (k, k); an array for ``r_matrix`` and ``column``
+
+        Raises
+        ------
+        DataError
+            For `column` together with a matrix, and for `other` alone.
+
+        Examples
+        --------
+        >>> result.cov_params(column=[0, 1]).round(3)
+        array([[46.575, -1.451],
+               [-1.451,  2.389]])
         """
         if column is not None and (r_matrix is not None or other is not None):
-            raise ValueError("cov_params: give column or r_matrix, not both")
+            raise DataError("cov_params: give column or r_matrix, not both")
         if other is not None and r_matrix is None:
-            raise ValueError("cov_params: other needs r_matrix")
+            raise DataError("cov_params: other needs r_matrix")
         cov = self._cov if scale is None else self._cov / self._fit.sigma**2 * scale
         cov = cov if cov_p is None else np.asarray(cov_p, FLOAT)
         if column is not None:
@@ -188,8 +254,8 @@ class WaldInference:
 
         Raises
         ------
-        ValueError
-            When a matrix has not k_fe columns.
+        DataError, FormulaError
+            For a matrix that has not k_fe columns, and for names or equations that cannot be read.
 
         Examples
         --------
@@ -198,7 +264,7 @@ class WaldInference:
         >>> result.t_test("Days = 0").tvalue.round(2)
         array([6.77])
         """
-        R, q = contrasts.hypotheses(r_matrix, self._names.fixed)
+        R, q = hypotheses(r_matrix, self._names.fixed)
         use_t = self.use_t if use_t is None else use_t
         return contrasts.contrast_test(R, q, self._fit.beta, self._fit.vcov_beta, self.df_resid, use_t)
 
@@ -225,6 +291,11 @@ class WaldInference:
         Returns
         -------
         WaldTest
+
+        Examples
+        --------
+        >>> result.wald_test("Intercept = 250, Days = 10").pvalue > 0.9
+        True
         """
         R, q = self._hypotheses(r_matrix)
         cov = self._cov if cov_p is None else np.asarray(cov_p, FLOAT)
@@ -237,7 +308,22 @@ class WaldInference:
         return contrasts.wald_test(R, q, estimate, cov, self.df_resid, use_f, df_constraints)
 
     def f_test(self, r_matrix, cov_p=None, invcov=None) -> contrasts.WaldTest:
-        """``wald_test`` with ``use_f=True``."""
+        """``wald_test`` with ``use_f=True``; `test` has denominator degrees of freedom for mixed models.
+
+        Parameters
+        ----------
+        r_matrix, cov_p, invcov
+            As in `wald_test`.
+
+        Returns
+        -------
+        WaldTest
+
+        Examples
+        --------
+        >>> round(result.f_test("Days = 0").fvalue, 2)
+        45.85
+        """
         return self.wald_test(r_matrix, cov_p=cov_p, invcov=invcov, use_f=True)
 
     def _hypotheses(self, spec):
@@ -245,9 +331,9 @@ class WaldInference:
         matrix = spec[0] if isinstance(spec, tuple) and len(spec) == 2 and not isinstance(spec[0], str) else spec
         words = isinstance(spec, str | dict) or (len(matrix) and isinstance(next(iter(matrix)), str))
         if not words and np.atleast_2d(np.asarray(matrix)).shape[1] == len(self._names.fixed):
-            R, q = contrasts.hypotheses(spec, self._names.fixed)
+            R, q = hypotheses(spec, self._names.fixed)
             return np.hstack([R, np.zeros((len(R), len(self._names.variance)))]), q
-        return contrasts.hypotheses(spec, self._names.all)
+        return hypotheses(spec, self._names.all)
 
     def wald_test_terms(
         self, skip_single=False, extra_constraints=None, combine_terms=None, scalar=True
@@ -268,6 +354,18 @@ class WaldInference:
         Returns
         -------
         WaldTable
+
+        Raises
+        ------
+        ModelError
+            When no term contains a text of `combine_terms`.
+
+        Examples
+        --------
+        >>> result.wald_test_terms().table.round(2)
+                   statistic  pvalue  df_constraint
+        Intercept    1357.06     0.0              1
+        Days           45.85     0.0              1
         """
         terms = fixed_terms(self._spec)
         tests = [(name, places) for name, places in terms.items() if len(places) > (1 if skip_single else 0)]

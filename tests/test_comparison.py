@@ -189,3 +189,12 @@ def test_what_is_no_test_of_one_variance():
     with pytest.raises(jm.ModelError, match="by REML, the other by ML"):
         jm.test_variance(full, fitted(BASIC, False))
     assert "0.5 chi2(1) + 0.5 chi2(2)" in repr(jm.test_variance(full, fitted(BASIC)))
+
+
+def test_drop1_and_update_with_names_that_hold_spaces():
+    renamed = SLEEP.rename(columns={"Subject": "the person", "Days": "days awake"})
+    result = jm.mixedlm("Reaction ~ `days awake` + (`days awake` | `the person`)", renamed).fit()
+    expected = fitted(SLOPES).drop1()
+    np.testing.assert_allclose(result.drop1()["AIC"], expected["AIC"], rtol=1e-10)
+    assert result.drop1().index.tolist() == ["<none>", "days awake"]
+    assert result.model.update(". ~ . + I(`days awake`**2)").n_groups == 18

@@ -39,7 +39,7 @@ def test_programs_stay_compiled_when_a_debugger_has_switched_jit_off():
     seen = []
     with jax.disable_jit():
         compilation.program(is_traced)(np.arange(3.0))
-        assert jax.config.jax_disable_jit
+        assert jax.config.values["jax_disable_jit"]
     assert seen == [True]
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import jmixed as jm
-from jmixed.contrasts import contrast_test, hypotheses, wald_test
+from jmixed.contrasts import contrast_test, wald_test
+from jmixed.hypotheses import hypotheses
 
 NAMES = ["Intercept", "x1", "x2", "C(g, Sum)[S.b]", "x1:x2", "Group Var", "x11"]
 

@@ -234,3 +234,18 @@ def test_what_is_no_number_is_refused_where_it_is_seen_and_else_an_outcome(value
     with double_precision():
         outcome = layouts.quick_jit(lambda y: jm.estimate(design.replace(y=y)).outcome)(y)
     assert not jm.Outcome(int(outcome)).ok
+
+
+def test_what_does_not_fit_the_design_is_named():
+    model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
+    with jax.enable_x64(True):
+        with pytest.raises(jm.DataError, match=r"theta has shape \(2,\), but this design needs \(3,\)"):
+            jm.profiled_deviance(np.ones(2), model.design)
+        with pytest.raises(jm.DataError, match=r"beta has shape \(3,\), but this design needs \(2,\)"):
+            jm.log_likelihood(np.ones(3), np.ones(3), 1.0, model.design)
+        with pytest.raises(jm.DataError, match=r"theta0 has shape \(2,\)"):
+            jm.estimate(model.design, theta0=np.ones(2))
+        with pytest.raises(jm.DataError, match=r"theta has shape \(1,\)"):
+            jm.marginal_loss(model.endog, np.ones(1), model.design)
+        with pytest.raises(jm.DataError, match=r"design is a MixedLM; give the design of a model, model\.design"):
+            jm.estimate(model)

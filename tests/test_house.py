@@ -13,7 +13,7 @@ PACKAGE = HOME / "jmixed"
 
 # A room is a module or a package directly under jmixed. It imports from lower floors, or from its own without a circle.
 FLOORS = {
-    0: ("errors", "precision", "compilation", "executables", "timing", "progress"),
+    0: ("errors", "precision", "compilation", "executables", "device", "timing", "progress"),
     1: ("linalg", "covariance", "layout", "memory", "data"),
     2: ("design", "likelihood"),
     3: ("optimize", "trust_region", "information"),
@@ -22,7 +22,19 @@ FLOORS = {
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
         *("evaluation", "fitting", "mass_univariate", "options", "restate"),
-        *("contrasts", "wald", "tables", "fitted", "testing", "resampling", "comparison", "intervals", "parameters"),
+        *(
+            "hypotheses",
+            "contrasts",
+            "wald",
+            "tables",
+            "estimates",
+            "fitted",
+            "testing",
+            "resampling",
+            "comparison",
+            "intervals",
+            "parameters",
+        ),
         *("results", "summary", "predict", "diagnostics"),
     ),
     7: ("model", "streamed", "datasets", "plot", "interop", "__main__"),

@@ -165,8 +165,14 @@ def test_redundant_columns_are_dropped_with_a_warning(data):
 
 
 def test_unknown_words_are_refused(data):
-    with pytest.raises(TypeError, match="cov_type"):
+    with pytest.raises(jm.ModelError, match="no argument 'cov_type'"):
         jm.mixedlm("y ~ x", data, groups="school", cov_type="HC0")
+    with pytest.raises(jm.ModelError, match=r"no argument 'REML'; .* \.fit\(reml=False\)"):
+        jm.mixedlm("y ~ x + (1 | school)", data, REML=False)
+    with pytest.raises(jm.ModelError, match="no argument REML: write reml=True or reml=False"):
+        jm.mixedlm("y ~ x + (1 | school)", data).fit(REML=False)
+    with pytest.raises(jm.ModelError, match=r"limits\.md"):
+        jm.mixedlm("y ~ x + (1 | school)", data, family="binomial")
     with pytest.raises(jm.ModelError, match="hasconst not permitted"):
         jm.MixedLM(data["y"], data[["x"]], data["school"], hasconst=True)
 

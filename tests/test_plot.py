@@ -170,3 +170,15 @@ def test_bad_input():
     with pytest.raises(jm.DataError, match="variance of Intercept by Batch is zero"):
         jm.plot.qq(singular, "Batch")
     assert jm.plot.caterpillar(singular).has_data()
+
+
+def test_fitted_takes_numbers_that_are_categories_as_they_are():
+    data = jm.datasets.load("sleepstudy")
+    data = data.assign(**{"test room": data.Days % 3, "late": data.Days > 4})
+    result = jm.mixedlm("Reaction ~ late + C(`test room`) + Days + (1 | Subject)", data).fit()
+    table = jm.plot.fitted_data(result)
+    assert table.columns[1] == "Days"
+    first = table.iloc[[0]].assign(late=False, **{"test room": 0})
+    assert table["fitted"].iloc[0] == pytest.approx(result.predict(first, random_effects=True).iloc[0])
+    with pytest.raises(jm.ModelError, match="'test room' is not a numeric predictor"):
+        jm.plot.fitted_data(result, "test room")

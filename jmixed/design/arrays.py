@@ -109,7 +109,7 @@ def _matrix(value: Any, what: str) -> Matrix:
     if isinstance(value, pd.Series):
         values = numbers(value, what)[:, None]
         return Matrix(_names(values, what) if value.name is None else (str(value.name),), values)
-    array = value.astype(FLOAT).filled(np.nan) if np.ma.isMaskedArray(value) else np.asarray(value)
+    array = np.ma.filled(np.ma.asarray(value, FLOAT), np.nan) if np.ma.isMaskedArray(value) else np.asarray(value)
     if array.dtype.kind not in "iufb":
         raise DataError(
             f"{what} has dtype {array.dtype}; it must hold numbers: convert it, for example with astype(float)"

@@ -1,6 +1,6 @@
 """Rows and formulas, once read, are put together to a model: evaluated, freed of missing values, checked, named."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -10,7 +10,7 @@ import pandas as pd
 
 from jmixed.design import checks, vc
 from jmixed.design.factors import Factor, cross, factor
-from jmixed.design.formula import FormulaParts, RandomPart, mark, normalise
+from jmixed.design.formula import FormulaParts, RandomPart, normalise
 from jmixed.design.frame import (
     any_of,
     column,
@@ -22,6 +22,7 @@ from jmixed.design.frame import (
     text_error,
     unknown_column,
 )
+from jmixed.design.marks import mark
 from jmixed.design.materialise import Evaluation, Matrix, Recipe, evaluate, known_factors, source, working_frame
 from jmixed.design.terms import ModelData, RandomTerm, Rebuild
 from jmixed.errors import DataError
@@ -167,7 +168,8 @@ def assemble(words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: 
         grouping = grouping_factors(words, made.sources)
         built = _components(plans, recipe, made, grouping)
         made.without(_component_masks(built, len(made.frame)), "raise")
-    terms = checks.distinct([*_terms(words, made, grouping), *_vc_terms(words, plans, recipe, made, grouping, built)])
+    components = component_terms(words, plans, recipe, made, grouping, built)
+    terms = checks.distinct([*random_terms(words, made, grouping), *components])
     return _model(words, learnt, made, grouping, terms, drop_cols)
 
 
@@ -175,14 +177,8 @@ def _evaluate(
     words: Words, recipe: Recipe, plans: list[vc.Plan], rows: Rows, frame: pd.DataFrame, missing: str
 ) -> tuple[Evaluated, Recipe]:
     """Evaluate all formulas but those of components made per group, together."""
-    specs = dict(recipe.specs)
-    for plan in plans:
-        del specs[plan.part]
-        if plan.way == "whole":
-            specs[plan.part] = recipe.specs[plan.part]
-        elif plan.numeric:
-            specs[plan.part] = vc.numeric_spec(plan)
-    found = evaluate(replace(recipe, specs=specs), specs, frame, fresh=True)
+    own = vc.on_all_rows(recipe, plans)
+    found = evaluate(own, own.specs, frame, fresh=True)
     made = Evaluated(rows, frame, found.matrices, sources(words, rows, recipe))
     masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in made.sources.items()}
     masks[f"columns made by {words.parts.text!r}"] = _mask(found.missing, len(frame))
@@ -228,7 +224,7 @@ def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str,
     return factors
 
 
-def _terms(words: Words, made: Evaluated, grouping: dict) -> list[RandomTerm]:
+def random_terms(words: Words, made: Evaluated, grouping: dict) -> list[RandomTerm]:
     """The ordinary random-effects terms, ``||`` taken apart."""
     terms = []
     for part in words.random:
@@ -241,7 +237,7 @@ def _terms(words: Words, made: Evaluated, grouping: dict) -> list[RandomTerm]:
             values = (
                 matrix.values if len(chosen) == len(matrix.names) else np.ascontiguousarray(matrix.values[:, chosen])
             )
-            label = part.label if not part.independent else f"{bare(names[0])} | {own.name}"
+            label = part.label if not part.independent else f"{_bare(names[0])} | {own.name}"
             terms.append(
                 RandomTerm(
                     label=label,
@@ -257,7 +253,7 @@ def _terms(words: Words, made: Evaluated, grouping: dict) -> list[RandomTerm]:
     return terms
 
 
-def bare(column: str) -> str:
+def _bare(column: str) -> str:
     """The effects of a term of one column, as its label has them."""
     return "1" if column == "Intercept" else f"0 + {column}"
 
@@ -275,8 +271,8 @@ def _component_masks(built: dict[str, vc.Built], n: int) -> dict[str, np.ndarray
     return {f"columns made by the component {name}": _mask(b.missing, n) for name, b in built.items()}
 
 
-def _vc_terms(
-    words: Words, plans: list, recipe: Recipe, made: Evaluated, grouping: dict, built: dict
+def component_terms(
+    words: Words, plans: Sequence[vc.Plan], recipe: Recipe, made: Evaluated, grouping: dict, built: dict
 ) -> list[RandomTerm]:
     """The terms that variance components stand for."""
     if not plans:

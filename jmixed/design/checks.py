@@ -14,6 +14,9 @@ REDUNDANT = 1e-7
 SUSPICIOUS = 1e-4
 """Residual lengths below this are measured again by orthogonalisation; cross-products lose half the digits."""
 
+REFUSED = "singular.md#models-that-are-refused"
+"""The page about models that nobody can fit."""
+
 
 def independent_columns(X: np.ndarray) -> np.ndarray:
     """Positions of the columns of X (n, p) that are no combination of columns to their left.
@@ -61,7 +64,8 @@ def require_rows(n: int, names: Sequence[str]) -> None:
     if n <= len(names):
         raise ModelError(
             f"{n} rows cannot determine {len(names)} fixed effects and a residual variance; "
-            f"use more rows or fewer fixed effects (now {', '.join(names[:8])}{', ...' if len(names) > 8 else ''})"
+            f"use more rows or fewer fixed effects (now {', '.join(names[:8])}{', ...' if len(names) > 8 else ''})",
+            page=REFUSED,
         )
 
 
@@ -97,12 +101,14 @@ def require_identifiable(term: RandomTerm, nobs: int | None = None) -> None:
     if levels < 2:
         raise ModelError(
             f"{what}: its grouping factor {term.group!r} has one level, {term.levels[0]}; a variance between groups "
-            "needs at least two. Check the column, or leave this random effect out"
+            "needs at least two. Check the column, or leave this random effect out",
+            page=REFUSED,
         )
     if levels * q >= n:
         raise ModelError(
             f"{what} has {levels * q} coefficients ({levels} levels x {q}) for {n} rows: a random effect with as many "
-            "coefficients as rows cannot be told from the residual. Use a coarser grouping factor or fewer columns"
+            "coefficients as rows cannot be told from the residual. Use a coarser grouping factor or fewer columns",
+            page=REFUSED,
         )
 
 

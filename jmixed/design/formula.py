@@ -16,6 +16,7 @@ from formulaic.errors import FormulaicError
 from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Token as SourceToken
 
+from jmixed.design.marks import GROUPING, SPACES, mark, syntax_error
 from jmixed.errors import FormulaError
 
 
@@ -165,20 +166,6 @@ def bare_name(text: str) -> str:
     return bare_name(wrapped.group(1)) if wrapped else text
 
 
-def mark(message: str, text: str, spot: int | None = None) -> str:
-    """A message with the formula under it and, when the position is known, a caret under the spot."""
-    lines = f"{message}\n\n    {text}"
-    return lines if spot is None else f"{lines}\n    {' ' * spot}^"
-
-
-def syntax_error(error: FormulaicError, text: str) -> FormulaError:
-    """formulaic's complaint about `text` as an error of ours, with a caret instead of colours."""
-    message, _, context = str(error).partition("\n\n")
-    context = re.sub(r"\x1b\[[0-9;]*m", "", context)
-    spot = context.find("⧛")
-    return FormulaError(mark(message.replace("insuffient", "insufficient"), text, None if spot < 0 else spot))
-
-
 def replace_keywords(text: str, taken: set[str]) -> tuple[str, dict[str, str]]:
     """Replace Python keywords that are used as column names inside calls, where Python could not parse them.
 
@@ -318,15 +305,10 @@ def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]
     effects, line = _normal(left), "||" if double else "|"
     groups, rest = _nest(text, right)
     if rest:
-        raise FormulaError(mark(_GROUPING, text, rest[0].start))
+        message = f"the grouping factor cannot be read: {SPACES}" if rest[0].kind == "name" else GROUPING
+        raise FormulaError(mark(message, text, rest[0].start))
     spelled = " " * left[0].start + text[left[0].start : left[-1].end]
     return [RandomPart(f"{effects} {line} {':'.join(names)}", effects, names, double, spelled) for names in groups]
-
-
-_GROUPING = (
-    "a grouping factor is a column, a:b (combinations) or a/b (a, and b within a); "
-    "write several factors as separate terms, (1 | a) + (1 | b)"
-)
 
 
 def _nest(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:
@@ -350,15 +332,15 @@ def _cross(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list
 def _atom(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:
     """Read a column, a call or a group in parentheses."""
     if not tokens:
-        raise FormulaError(mark(_GROUPING, text, len(text.rstrip())))
+        raise FormulaError(mark(GROUPING, text, len(text.rstrip())))
     head, rest = tokens[0], tokens[1:]
     if head.kind == "(":
         factors, rest = _nest(text, rest)
         if not rest or rest[0].kind != ")":
-            raise FormulaError(mark(_GROUPING, text, rest[0].start if rest else head.start))
+            raise FormulaError(mark(GROUPING, text, rest[0].start if rest else head.start))
         return factors, rest[1:]
     if head.kind not in ("name", "python"):
-        raise FormulaError(mark(_GROUPING, text, head.start))
+        raise FormulaError(mark(GROUPING, text, head.start))
     return [(bare_name(head.text),)], rest
 
 

@@ -62,7 +62,8 @@ def refuse_tracer(
     if isinstance(value, Tracer):
         raise DataError(
             f"{name} is a value that JAX is tracing (jit, grad or vmap), but this works on numbers and returns "
-            f"numbers. Inside a transformation use {instead}"
+            f"numbers. Inside a transformation use {instead}",
+            page="jax.md",
         )
 
 
@@ -79,18 +80,20 @@ def _from_columns(columns: dict[str, Any]) -> pd.DataFrame:
 
 
 def _from_narwhals(data: Any) -> pd.DataFrame:
-    kind = f"{type(data).__module__}.{type(data).__qualname__}"
+    kind = f"{type(data).__module__}.{type(data).__qualname__}".removeprefix("builtins.")
+    if isinstance(data, str):
+        raise DataError(f"data is the text {data!r}; it must be the data itself: pd.read_csv({data!r}) reads a file")
     allowed = "a pandas DataFrame, a mapping of columns, a structured array, or a polars, pyarrow or similar table"
     try:
         import narwhals as nw
     except ImportError:
         raise DataError(
-            f"data is a {kind}; it must be {allowed}; for the last, pip install 'jmixed[dataframes]'"
+            f"data is of type {kind}; it must be {allowed}; for the last, pip install 'jmixed[dataframes]'"
         ) from None
     try:
         table = nw.from_native(data)
     except TypeError:
-        raise DataError(f"data is a {kind}; it must be {allowed}") from None
+        raise DataError(f"data is of type {kind}; it must be {allowed}") from None
     if isinstance(table, nw.LazyFrame):
         table = table.collect()
     return pd.DataFrame({name: _column_from(table[name], nw) for name in table.columns})
@@ -209,12 +212,16 @@ def holds_text(series: pd.Series) -> bool:
 
 
 def text_error(what: str, series: pd.Series) -> DataError:
-    """The error for text where numbers are needed, with the first value as example."""
+    """The error for text where numbers are needed, with the first value that is none as example."""
     values = series.dropna()
-    example = f"for example {values.iloc[0]!r}" if len(values) else "and no values"
+    numbers: Any = pd.to_numeric(values.astype(str), errors="coerce")
+    bad = np.flatnonzero(np.isnan(np.asarray(numbers, FLOAT)))
+    example = f"for example {values.iloc[bad[0] if len(bad) else 0]!r}" if len(values) else "and no values"
+    # Where only some values are no numbers, these are marks of missing ones.
+    some = ', errors="coerce"' if 0 < len(bad) < len(values) else ""
     return DataError(
         f"{what} holds text ({example}) where numbers are needed; convert it first, "
-        f"for example data[{str(series.name)!r}] = pd.to_numeric(data[{str(series.name)!r}])"
+        f"for example data[{str(series.name)!r}] = pd.to_numeric(data[{str(series.name)!r}]{some})"
     )
 
 

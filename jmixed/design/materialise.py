@@ -1,6 +1,5 @@
 """Where formulaic does its work: formulas are read, evaluated together on one table, and kept for new data."""
 
-import ast
 import builtins
 import functools
 import re
@@ -19,8 +18,10 @@ from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.stateful_transforms import stateful_eval
 
 from jmixed.design.evaluated import RowMaterializer, require_rows
-from jmixed.design.formula import mark, replace_keywords, syntax_error
+from jmixed.design.expressions import names_in
+from jmixed.design.formula import replace_keywords
 from jmixed.design.frame import column, holds_text, prepare, text_error, unknown_column
+from jmixed.design.marks import find, mark, syntax_error
 from jmixed.errors import DataError, FormulaError, JmixedError
 from jmixed.memory import roomy
 
@@ -140,7 +141,7 @@ def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: st
     """The columns that a formula uses; a name that is neither a column nor known to the caller is an error."""
     names = []
     for factor in dict.fromkeys(factor for term in formula for factor in term.factors):
-        for name, called in _names(factor, text):
+        for name, called in names_in(factor, text):
             own = recipe.aliases.get(name, name)
             if own in frame.columns and not called:
                 names.append(own)
@@ -148,7 +149,7 @@ def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: st
                 raise _unknown(own, called, frame, text)
             elif factor.expr == name and not np.iterable(recipe.env.get(name, 0)):
                 message = f"{name!r} is no column of the data; use a constant inside a call, as in I({name} * x)"
-                raise FormulaError(mark(message, text, _find(name, text)))
+                raise FormulaError(mark(message, text, find(name, text)))
         for name in re.findall(rf"(?<![\w.])(?:{_NUMERIC})\(\s*(\w+)\s*[,)]", factor.expr):
             named = recipe.aliases.get(str(name), str(name))
             if named in frame.columns and holds_text(column(frame, named)):
@@ -162,58 +163,9 @@ _NUMERIC = "bs|cc|cr|cs|poly|center|scale|standardize"
 def _unknown(name: str, called: bool, frame: pd.DataFrame, text: str) -> JmixedError:
     if called:
         message = f"{name!r} is neither a transform of formulaic nor a function that the caller can see"
-        return FormulaError(mark(message, text, _find(name, text)))
-    return DataError(mark(unknown_column(name, frame.columns, "the formula"), text, _find(name, text)))
-
-
-def _find(name: str, text: str) -> int | None:
-    """Where a name stands in a formula."""
-    found = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)
-    return found.start() if found else None
-
-
-def _names(factor: FormulaFactor, text: str) -> list[tuple[str, bool]]:
-    """The names in a factor, each with whether it is called as a function."""
-    method = factor.eval_method.value
-    if method == "lookup":
-        return [(factor.expr, False)]
-    if method != "python":
-        return []
-    quoted: dict[str, str] = {}
-
-    def stand_in(found: re.Match) -> str:
-        quoted[name := f"_quoted_{len(quoted)}_"] = found.group(1)
-        return name
-
-    code = re.sub(r"`([^`]*)`", stand_in, factor.expr)
-    try:
-        tree = ast.parse(code.strip(), mode="eval")
-    except SyntaxError as error:
-        spot = text.find(factor.expr)
-        message = f"{factor.expr!r} is not valid Python ({error.msg})"
-        raise FormulaError(mark(message, text, spot if spot >= 0 else None)) from None
-    return [(quoted.get(name, name), called) for name, called in _walk(tree)]
-
-
-def _walk(tree: ast.AST) -> list[tuple[str, bool]]:
-    """Names in an expression and whether each stands only before the parenthesis of a call."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    functions = {id(node.func) for node in calls}
-    bound = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    names = [
-        (node.id, id(node) in functions)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in bound
-    ]
-    for node in calls:
-        if (
-            isinstance(node.func, ast.Name)
-            and node.func.id == "Q"
-            and node.args
-            and isinstance(node.args[0], ast.Constant)
-        ):
-            names.append((str(node.args[0].value), False))
-    return names
+        message += "; categories are written C(x)" if name == "factor" else ""
+        return FormulaError(mark(message, text, find(name, text)))
+    return DataError(mark(unknown_column(name, frame.columns, "the formula"), text, find(name, text)))
 
 
 def working_frame(frame: pd.DataFrame, columns: Iterable[str], aliases: Mapping[str, str]) -> pd.DataFrame:
@@ -324,7 +276,7 @@ def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], f
     text = recipe.texts[part or next(iter(specs))]
     if found and part:
         factor = next(f for t in specs[part].formula for f in t.factors if f.expr == expr)
-        for name, _ in _names(factor, text):
+        for name, _ in names_in(factor, text):
             if name in frame and holds_text(column(frame, name)):
                 named = recipe.aliases.get(name, name)
                 return text_error(
@@ -344,10 +296,7 @@ def known_factors(spec: ModelSpec) -> dict[FormulaFactor, tuple[str, dict]]:
 
 
 def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
-    """A category that the model has not seen is an error, as is text where numbers were.
-
-    formulaic would make such a row the baseline.
-    """
+    """Refuse a category that the model has not seen, which formulaic makes the baseline, and text for numbers."""
     columns: Any = frame
     layers = LayeredMapping(columns, recipe.env, TRANSFORMS)
     known = {factor: (spec, *kind) for spec in specs.values() for factor, kind in known_factors(spec).items()}
@@ -366,7 +315,8 @@ def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.
         if unseen:
             raise DataError(
                 f"new data has categories of {name!r} that the model has not seen: {unseen[:5]}; the known ones are "
-                f"{list(state['categories'])[:20]}. Leave these rows out or refit with them"
+                f"{list(state['categories'])[:20]}. Leave these rows out or refit with them",
+                page="new-groups.md",
             )
 
 

@@ -129,7 +129,8 @@ def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: An
         what = f"{style[0]} is given but groups= is missing" if style else "the model has no random effects"
         raise ModelError(
             f"{what}: add a term such as (1 | group) to the formula, or groups='group'; "
-            "without random effects this is ordinary least squares (statsmodels' OLS)"
+            "without random effects this is ordinary least squares (statsmodels' OLS)",
+            page="formula.md",
         )
     random, name = parts.random, None
     if groups is not None:

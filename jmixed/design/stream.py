@@ -1,21 +1,25 @@
 """Tables that come in batches: what they may be, and that each is like the first."""
 
+import inspect
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from os import PathLike
-from typing import Any
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import IO, Any, cast
 
+import numpy as np
 import pandas as pd
+from pandas import util
 
+from jmixed.design.files import is_stored, stored
 from jmixed.design.frame import as_frame, column, unknown_column
 from jmixed.errors import DataError, JmixedError
-
-BATCH = 2**18
-"""Rows of a Parquet file that are read at a time."""
+from jmixed.precision import FLOAT
 
 ALLOWED = (
-    "a list of tables, a function that returns a fresh iterator of tables, the path of a Parquet file or of a folder "
-    "of them, a pyarrow dataset, or a Dask DataFrame"
+    "an iterable of tables, a function that returns a fresh iterator of tables, the path of a Parquet file or of a "
+    "folder of them, a list of such paths, a pyarrow dataset, or a Dask DataFrame"
 )
 
 ANY_CATEGORIES = ()
@@ -25,84 +29,110 @@ Reader = Callable[[Sequence[str] | None], Iterator[pd.DataFrame]]
 """Reads all batches once more, the given columns of them or all."""
 
 
-def reader(batches: Any) -> Reader:
-    """How to go through the batches, as often as needed.
+@contextmanager
+def reading(batches: Any) -> Iterator[Reader]:
+    """How to go through the batches, as often as needed, while the context lasts.
 
     Parameters
     ----------
-    batches : sequence of tables, callable, path, or pyarrow dataset
+    batches : iterable of tables, callable, path, list of paths, or pyarrow dataset
 
-    Returns
-    -------
+    Yields
+    ------
     callable
         ``read(columns)`` gives an iterator of DataFrames; every table stays as it is where columns cannot be chosen.
 
     Raises
     ------
     DataError
-        For an iterator, which can be gone through once only, and for anything else.
+        For anything else.
     """
-    if isinstance(batches, str | PathLike) or hasattr(batches, "get_fragments"):
-        return _parquet_reader(batches)
-    if callable(batches):
-        return lambda columns: _frames(_called(batches))
-    if isinstance(batches, pd.DataFrame | Mapping) or hasattr(batches, "columns") or hasattr(batches, "dtype"):
+    if is_stored(batches):
+        yield stored(batches)
+    elif callable(batches):
+        yield _Caller(batches)
+    elif isinstance(batches, pd.DataFrame | Mapping) or hasattr(batches, "columns") or hasattr(batches, "dtype"):
         raise DataError(f"batches is one {type(batches).__name__}: use mixedlm for a table that fits into memory")
-    if not isinstance(batches, Iterable):
+    elif not isinstance(batches, Iterable):
         raise DataError(f"batches is a {type(batches).__name__}; it must be {ALLOWED}")
-    if iter(batches) is batches:
-        raise DataError(
-            f"batches is a {type(batches).__name__}, which can be gone through only once, and two passes are needed: "
-            f"give {ALLOWED}"
-        )
-    return lambda columns: _frames(batches)
+    elif iter(batches) is batches:
+        with TemporaryFile(prefix="jmixed-") as file:
+            yield _Spool(_frames(batches), file)
+    else:
+        yield lambda columns: _frames(batches)
 
 
-def _called(function: Callable) -> Iterable:
-    made = function()
-    if isinstance(made, pd.DataFrame | Mapping) or not isinstance(made, Iterable):
-        raise DataError(f"batches() returned a {type(made).__name__}; it must return a fresh iterator of tables")
-    return made
+class _Caller:
+    """Tables of a function that is called anew for each pass."""
+
+    def __init__(self, function: Callable):
+        self.function, self.last = function, None
+        try:
+            inspect.signature(function).bind()
+        except TypeError as error:
+            raise DataError(f"batches is a function that needs arguments ({error}); it must need none") from None
+        except ValueError:
+            # What is not written in Python may have no signature.
+            return
+
+    def __call__(self, columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
+        made = self.function()
+        if isinstance(made, pd.DataFrame | Mapping) or hasattr(made, "columns") or not isinstance(made, Iterable):
+            raise DataError(f"batches() returned a {type(made).__name__}; it must return a fresh iterator of tables")
+        if made is self.last and iter(made) is made:
+            raise DataError(
+                f"batches() returned the same {type(made).__name__} twice, which can be gone through only once: it "
+                "must return a fresh iterator each time, or give the iterator itself as batches"
+            )
+        self.last = made
+        return _frames(made)
+
+
+class _Spool:
+    """Tables of an iterator, which can be gone through only once, kept in a file for the passes that follow.
+
+    Of those that come after columns were chosen the chosen ones are kept.
+    """
+
+    def __init__(self, tables: Iterator[pd.DataFrame], file: IO[bytes]):
+        self.tables, self.file, self.ends = tables, file, [0]
+
+    def __call__(self, columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
+        number = 0
+        while True:
+            if number + 1 < len(self.ends):
+                self.file.seek(self.ends[number])
+                # Nobody else has ever had this file: it is safe to load what was put there.
+                yield pickle.load(self.file)
+            elif (table := next(self.tables, None)) is None:
+                return
+            else:
+                own = table if columns is None else table.loc[:, table.columns.isin(list(columns))]
+                self._keep(own)
+                yield own
+            number += 1
+
+    def _keep(self, table: pd.DataFrame) -> None:
+        try:
+            self.file.seek(self.ends[-1])
+            pickle.dump(table, self.file, protocol=pickle.HIGHEST_PROTOCOL)
+            self.ends.append(self.file.tell())
+        except OSError as error:
+            raise DataError(
+                f"the batches come from an iterator, and keeping them for the second pass in a temporary file failed "
+                f"({error}): give a function that returns a fresh iterator, or name a folder with room in TMPDIR"
+            ) from error
 
 
 def _frames(tables: Iterable) -> Iterator[pd.DataFrame]:
     for number, table in enumerate(tables):
         with naming(number):
-            frame = as_frame(table, allow_empty=True)
+            frame = as_frame(table.to_pandas() if _is_record_batch(table) else table, allow_empty=True)
         yield frame
 
 
-def _parquet_reader(source: Any) -> Reader:
-    try:
-        import pyarrow as pa
-        import pyarrow.dataset as ds
-    except ImportError:
-        raise DataError("Parquet files are read by pyarrow: pip install 'jmixed[parquet]'") from None
-    named = f"batches={str(source)!r}" if isinstance(source, str | PathLike) else "the dataset"
-
-    def failed(error: Exception) -> DataError:
-        return DataError(
-            f"{named} cannot be read as Parquet ({error}); if a file was cut short while it was written, write it again"
-        )
-
-    try:
-        dataset = ds.dataset(source, format="parquet") if isinstance(source, str | PathLike) else source
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise failed(error) from error
-
-    def read(columns):
-        # Little is read ahead: what memory holds must not grow with the file.
-        options = {"batch_size": BATCH, "batch_readahead": 1, "fragment_readahead": 1}
-        options |= {} if columns is None else {"columns": list(columns)}
-        try:
-            for batch in dataset.to_batches(**options):
-                yield batch.to_pandas()
-        except (OSError, ValueError, pa.ArrowException) as error:
-            if isinstance(error, JmixedError):
-                raise
-            raise failed(error) from error
-
-    return read
+def _is_record_batch(table: Any) -> bool:
+    return type(table).__module__.startswith("pyarrow") and type(table).__name__ == "RecordBatch"
 
 
 @contextmanager
@@ -156,3 +186,54 @@ def require_alike(frame: pd.DataFrame, first: Mapping[str, Any]) -> None:
         raise DataError(
             f"the column {name!r} holds {shown[0]}, but {shown[1]} in the first batch; convert it to one type in all"
         )
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What tells whether two passes found the same rows, in any order: sums of hashes, modulo 2^64.
+
+    Attributes
+    ----------
+    names : tuple of str
+    columns : uint64 array
+        Of the values of each column.
+    rows : uint64 array (1,)
+        Of the rows.
+    """
+
+    names: tuple[str, ...]
+    columns: np.ndarray
+    rows: np.ndarray
+
+    def plus(self, other: "Checksum") -> "Checksum":
+        """Of the rows of both."""
+        return Checksum(self.names, self.columns + other.columns, self.rows + other.rows)
+
+    def require_same(self, other: "Checksum") -> None:
+        """Refuse rows that are not the same."""
+        differing = [repr(name) for name in np.array(self.names, object)[self.columns != other.columns]]
+        if differing:
+            raise changed(f"the values of {', '.join(differing)} differ")
+        if np.any(self.rows != other.rows):
+            raise changed("the values stand together in other rows")
+
+
+def checksum(frame: pd.DataFrame, names: Iterable[str]) -> Checksum:
+    """The checksum of the columns; numbers of any type are compared as numbers."""
+    names = tuple(names)
+    columns, rows = np.zeros(len(names), np.uint64), np.zeros(len(frame), np.uint64)
+    for k, name in enumerate(names):
+        own = column(frame, name)
+        simple = isinstance(own.dtype, np.dtype) and own.dtype.kind in "iufb"
+        hashed = cast(Any, util).hash_array(own.to_numpy(FLOAT) if simple else own.array)
+        columns[k] = hashed.sum()
+        rows = (rows ^ hashed) * np.uint64(0x9E3779B97F4A7C15)
+    return Checksum(names, columns, rows.sum(keepdims=True))
+
+
+def changed(what: str) -> DataError:
+    """The error for batches that are not the same when they are gone through again."""
+    return DataError(
+        f"the second pass over the batches found other data than the first: {what}. The same rows must come each time, "
+        "in any order: fix the seed of what is drawn, or read from files that nobody writes to"
+    )

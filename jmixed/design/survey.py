@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jmixed.design import vc
 from jmixed.design.assemble import NoRowsError, Rows, Words, leave_out_missing, sources
 from jmixed.design.formula import bare_name
-from jmixed.design.frame import as_frame, per_row
-from jmixed.design.materialise import Recipe, evaluate, known_factors, restore, working_frame
+from jmixed.design.frame import as_frame, column, missing_error, per_row
+from jmixed.design.materialise import Evaluation, Recipe, evaluate, known_factors, restore, working_frame
 from jmixed.design.matrices import state
-from jmixed.design.stream import ANY_CATEGORIES, kinds_of, naming, require_alike
-from jmixed.errors import DataError, FormulaError, ModelError
+from jmixed.design.stream import ANY_CATEGORIES, Checksum, checksum, kinds_of, naming, require_alike
+from jmixed.errors import DataError, FormulaError, JmixedError, ModelError
+
+FEW = 1000
+"""Rows that formulas are looked at with before anything is known of the others."""
 
 SAMPLE, THINNED = 256, 8192
 """Rows that are sampled from a batch, and the number of sampled rows from which on every other one is given up."""
@@ -33,8 +37,12 @@ class Statement:
 
     Attributes
     ----------
-    words, recipe : Words, Recipe
-        The model in words and its formulas.
+    words, read : Words, Recipe
+        The model in words and its formulas as read.
+    recipe : Recipe
+        The formulas that are evaluated on all rows; of those that look at several rows, with what they learnt.
+    components : tuple of vc.Plan
+        How variance components are evaluated.
     beside : dict
         The columns given as groups, weights and offset.
     missing : str
@@ -45,7 +53,9 @@ class Statement:
     """
 
     words: Words
+    read: Recipe
     recipe: Recipe
+    components: tuple[vc.Plan, ...]
     beside: dict[str, str]
     missing: str
     kinds: dict[str, Any]
@@ -57,7 +67,7 @@ class Statement:
         return list(self.kinds)
 
     def rows(self, batch: pd.DataFrame) -> Rows | None:
-        """The rows of a batch that are in the model; None if there are none."""
+        """The rows of a batch without missing values in the columns that are used; None if there are none."""
         if not len(batch):
             return None
         require_alike(batch, self.kinds)
@@ -65,9 +75,38 @@ class Statement:
         given = {name: per_row(value, frame, name) for name, value in self.beside.items()}
         try:
             rows = Rows(frame, given, np.arange(len(frame)))
-            return leave_out_missing(rows, self.words, self.recipe, self.missing)
+            return leave_out_missing(rows, self.words, self.read, self.missing)
         except NoRowsError:
             return None
+
+    def evaluable(self, rows: Rows) -> Rows | None:
+        """The rows of which transforms make no missing values, as `rows`; None if there are none.
+
+        Categories that only other rows have are none of the model's.
+        """
+        factors = {f for spec in self.recipe.specs.values() for term in spec.formula for f in term.factors}
+        plain = (f.eval_method.value != "python" or bare_name(f.expr) in rows.frame.columns for f in factors)
+        if all(plain):
+            return rows
+        lost = evaluate(self.recipe, self.recipe.specs, self.working(rows.frame), fresh=True).missing
+        if not len(lost):
+            return rows
+        mask = np.isin(np.arange(len(rows.frame)), lost)
+        if self.missing != "drop":
+            raise missing_error({f"columns made by {self.words.parts.text!r}": mask}, rows.positions)
+        return rows.take(np.flatnonzero(~mask)) if not mask.all() else None
+
+    def labels(self, rows: Rows) -> dict[str, Any]:
+        """The labels that grouping factors and variance components are made of."""
+        found = sources(self.words, rows, self.recipe)
+        for name in (name for made in self.components for _, name in made.categories):
+            own = self.read.aliases.get(name, name)
+            found.setdefault(own, column(rows.frame, own))
+        return found
+
+    def working(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The columns that formulas need, as formulaic understands them."""
+        return working_frame(frame, self.read.columns(self.read.specs), self.read.aliases)
 
 
 @dataclass(frozen=True)
@@ -82,12 +121,15 @@ class Survey:
         The distinct combinations of labels, a column for each source of the grouping factors.
     novel, sample : DataFrame
         Rows that have a category first, and some of all rows.
+    checksum : Checksum
+        What the second pass must find again.
     """
 
     nobs: int
     cells: pd.DataFrame
     novel: pd.DataFrame
     sample: pd.DataFrame
+    checksum: Checksum
 
 
 def stated(
@@ -109,11 +151,6 @@ def stated(
     beside : mapping
         What was given as groups, weights and offset.
     """
-    if vc_formula is not None:
-        raise ModelError(
-            "from_batches takes no vc_formula, whose columns are made within groups. Bars say the same: "
-            "(1 | school/classroom) for a nested factor, (x || school) for an uncorrelated slope"
-        )
     if missing not in ("none", "drop", "raise"):
         raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
     for name, value in beside.items():
@@ -125,10 +162,11 @@ def stated(
         with naming(number):
             words, recipe = state(formula, as_frame(table), beside, re_formula, vc_formula, env)
             given = {name: value for name, value in beside.items() if value is not None}
-            found = Statement(words, recipe, given, missing, _kinds(words, recipe, given, table))
+            kinds = _kinds(words, recipe, given, table)
+            found = Statement(words, recipe, recipe, (), given, missing, kinds)
             rows = found.rows(table)
             if rows is not None:
-                return replace(found, tracked=_tracked(found, rows))
+                return _planned(found, rows.take(np.arange(min(len(rows.frame), FEW))))
     raise DataError("batches have no rows without missing values; check how they are read")
 
 
@@ -143,10 +181,23 @@ def _kinds(words: Words, recipe: Recipe, given: Mapping[str, str], table: pd.Dat
     return kinds | {k: ANY_CATEGORIES if isinstance(v, tuple) else v for k, v in kinds_of(table, others).items()}
 
 
-def _tracked(statement: Statement, rows: Rows) -> tuple[str, ...]:
+def _planned(statement: Statement, few: Rows) -> Statement:
+    """The statement with the ways to evaluate its formulas, found from a few rows."""
+    read, frame = statement.read, statement.working(few.frame)
+    plans = tuple(vc.plan(name, part, read, frame) for name, part in statement.words.components)
+    for made in plans:
+        if made.way == "groups":
+            raise ModelError(
+                f"the variance component {made.name!r} ({read.texts[made.part]!r}) looks at all rows of a group at "
+                "once, which batches do not have. Add its values as a column to every batch, or use mixedlm"
+            )
+    found = replace(statement, recipe=vc.on_all_rows(read, plans), components=plans)
+    return replace(found, tracked=_tracked(found, frame))
+
+
+def _tracked(statement: Statement, frame: pd.DataFrame) -> tuple[str, ...]:
     """The columns that categorical factors use; transforms that need the whole column are refused."""
-    recipe, few = statement.recipe, rows.take(np.arange(min(len(rows.frame), 1000)))
-    frame = working_frame(few.frame, recipe.columns(recipe.specs), recipe.aliases)
+    recipe = statement.recipe
     specs = evaluate(recipe, recipe.specs, frame, fresh=True).specs
     for part, spec in specs.items():
         for text in spec.transform_state:
@@ -170,15 +221,14 @@ def _whole_column(text: str, formula: str) -> FormulaError:
 def survey(statement: Statement, batch: pd.DataFrame) -> Survey | None:
     """What one batch shows; None if it has no usable rows."""
     rows = statement.rows(batch)
+    rows = None if rows is None else statement.evaluable(rows)
     if rows is None:
         return None
-    cells = pd.DataFrame({k: getattr(v, "array", v) for k, v in _labels(statement, rows).items()}).dropna()
-    places = np.unique(np.linspace(0, len(rows.frame) - 1, SAMPLE).astype(int))
-    return Survey(len(rows.frame), cells.drop_duplicates(), _novel(statement, rows.frame), rows.frame.iloc[places])
-
-
-def _labels(statement: Statement, rows: Rows) -> dict[str, Any]:
-    return sources(statement.words, rows, statement.recipe)
+    cells = pd.DataFrame({k: getattr(v, "array", v) for k, v in statement.labels(rows).items()}).dropna()
+    frame = rows.frame
+    places = np.unique(np.linspace(0, len(frame) - 1, SAMPLE).astype(int))
+    seen = checksum(frame, statement.columns)
+    return Survey(len(frame), cells.drop_duplicates(), _novel(statement, frame), frame.iloc[places], seen)
 
 
 def _novel(statement: Statement, frame: pd.DataFrame) -> pd.DataFrame:
@@ -198,7 +248,8 @@ def merge(statement: Statement, one: Survey, other: Survey) -> Survey:
     cells = pd.concat([one.cells, other.cells], ignore_index=True).drop_duplicates()
     novel = _novel(statement, pd.concat([one.novel, other.novel], ignore_index=True))
     sample = pd.concat([one.sample, other.sample], ignore_index=True)
-    return Survey(one.nobs + other.nobs, cells, novel, sample.iloc[:: 2 if len(sample) > THINNED else 1])
+    sample = sample.iloc[:: 2 if len(sample) > THINNED else 1]
+    return Survey(one.nobs + other.nobs, cells, novel, sample, one.checksum.plus(other.checksum))
 
 
 def reduce_in_pairs(parts: Iterable, join: Callable) -> Any:
@@ -215,8 +266,8 @@ def reduce_in_pairs(parts: Iterable, join: Callable) -> Any:
     return whole
 
 
-def survey_of(statement: Statement, tables: Iterable[pd.DataFrame]) -> Survey:
-    """What all batches show together."""
+def survey_of(statement: Statement, tables: Iterable[pd.DataFrame]) -> Survey | None:
+    """What all batches show together; None if they have no usable rows."""
 
     def parts() -> Iterator[Survey]:
         for number, table in enumerate(tables):
@@ -233,12 +284,44 @@ def learn(statement: Statement, found: Survey) -> tuple[Statement, Rows]:
     frame = pd.concat([found.novel, found.sample], ignore_index=True)
     beside = {name: per_row(value, frame, name) for name, value in statement.beside.items()}
     rows, recipe = Rows(frame, beside, np.arange(len(frame))), statement.recipe
-    working = working_frame(frame, recipe.columns(recipe.specs), recipe.aliases)
+    working = statement.working(frame)
     learnt = replace(recipe, specs=evaluate(recipe, recipe.specs, working, fresh=True).specs)
-    every = evaluate(learnt, learnt.specs, working, fresh=False).matrices
-    half = evaluate(learnt, learnt.specs, working.iloc[::2], fresh=False).matrices
-    for part, matrix in half.items():
-        same = np.isclose(matrix.values, every[part].values[::2], rtol=1e-9, atol=0, equal_nan=True)
-        for k in np.flatnonzero(~np.all(same, axis=0)):
-            raise _whole_column(matrix.names[k], learnt.texts[part])
+    _require_row_by_row(replace(statement, recipe=learnt), rows, working)
     return replace(statement, recipe=learnt), rows
+
+
+def _require_row_by_row(statement: Statement, rows: Rows, working: pd.DataFrame) -> None:
+    """Refuse formulas whose value in one row depends on others: halves and single rows must give what all give."""
+    recipe, n = statement.recipe, len(working)
+    distinct = np.flatnonzero(~working.duplicated().to_numpy())
+    single = distinct[np.unique([0, len(distinct) // 2, len(distinct) - 1])]
+    every = evaluate(recipe, recipe.specs, working, fresh=False)
+    labels = {name: np.asarray(values) for name, values in statement.labels(rows).items()}
+    for places in (np.arange(0, n, 2), np.arange(1, n, 2), *single[:, None]):
+        if not len(places):
+            continue
+        _compare_columns(recipe, every, working.iloc[places], places)
+        _compare_labels(statement, labels, rows.take(places), places)
+
+
+def _compare_columns(recipe: Recipe, every: Evaluation, some: pd.DataFrame, places: np.ndarray) -> None:
+    try:
+        own = evaluate(recipe, recipe.specs, some, fresh=False).matrices
+    except JmixedError as error:
+        raise _whole_column("a term", recipe.texts["rhs"]) from error
+    for part, matrix in every.matrices.items():
+        same = np.isclose(own[part].values, matrix.values[places], rtol=1e-9, atol=0, equal_nan=True)
+        for k in np.flatnonzero(~np.all(same, axis=0)):
+            raise _whole_column(matrix.names[k], recipe.texts[part])
+
+
+def _compare_labels(statement: Statement, labels: dict, some: Rows, places: np.ndarray) -> None:
+    for name, expected in labels.items():
+        if name in some.frame.columns or statement.words.group_name is not None:
+            continue
+        try:
+            own = pd.Series(np.asarray(statement.labels(some)[name]))
+        except JmixedError:
+            raise _whole_column(name, statement.words.parts.text) from None
+        if not own.equals(pd.Series(expected[places])):
+            raise _whole_column(name, statement.words.parts.text)

@@ -69,7 +69,19 @@ def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
     return Plan(name, part, "indicators", categories, numeric, tuple(f.expr for f in terms[0]))
 
 
-def numeric_spec(made: Plan) -> ModelSpec:
+def on_all_rows(recipe: Recipe, plans: Sequence[Plan]) -> Recipe:
+    """The formulas that are evaluated on all rows together: not those of components that are made per group."""
+    specs = dict(recipe.specs)
+    for made in plans:
+        own = specs.pop(made.part)
+        if made.way == "whole":
+            specs[made.part] = own
+        elif made.numeric:
+            specs[made.part] = _numeric_spec(made)
+    return replace(recipe, specs=specs)
+
+
+def _numeric_spec(made: Plan) -> ModelSpec:
     """The product of the numeric factors of an "indicators" component."""
     return ModelSpec(formula=cast(SimpleFormula, SimpleFormula([Term(made.numeric)])))
 

@@ -43,14 +43,14 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     layout = moments.layout
     if layout.crossed:
         return Reduced(*reduce_crossed(covariances, roots, moments))
-    C, B, G = list(moments.C), list(moments.B), moments.G
-    logdet, results = jnp.zeros((), G.dtype), []
+    C, B = list(moments.C), list(moments.B)
+    logdet, explained_fixed, results = jnp.zeros((), moments.G.dtype), jnp.zeros_like(moments.G), []
     last = len(layout.stages) - 1
     for s in range(len(layout.stages)):
         summed = layout.is_summed(s) and moments.repeats is None
         result = eliminate(stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], summed)
         results.append(result)
-        own_logdet = jnp.sum(result.logdet if moments.repeats is None else moments.repeats * result.logdet)
+        logdet += jnp.sum(result.logdet if moments.repeats is None else moments.repeats * result.logdet)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
@@ -59,9 +59,9 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
             C[t], B[t] = C[t] - explained[:, :width], B[t] - explained[:, width:]
             start += width
         rest = result.K[start:, start:]
-        own_logdet, rest = moments.over_devices((own_logdet, rest if summed else jnp.sum(rest, axis=-1)))
-        logdet, G = logdet + own_logdet, G - rest
-    return Reduced(G, logdet, tuple(results), tuple(B))
+        explained_fixed += rest if summed else jnp.sum(rest, axis=-1)
+    logdet, explained_fixed = moments.over_devices((logdet, explained_fixed))
+    return Reduced(moments.G - explained_fixed, logdet, tuple(results), tuple(B))
 
 
 def sum_by_parent(values, parent, blocks):

@@ -13,7 +13,7 @@ from jax.lax import stop_gradient
 
 from jmixed.data import Moments, Rows
 from jmixed.layout import SPARSE
-from jmixed.linalg import BLOCK, add_up, is_long, qr_triangle, sum_in_blocks, triangular_inverse
+from jmixed.linalg import BLOCK, add_up, in_blocks, is_long, qr_triangle, sum_in_blocks, triangular_inverse
 
 MANY = 64
 """Blocks of rows from which on loops over them, which take longer to compile, save more than that."""
@@ -288,7 +288,7 @@ def crossproduct(grouping, columns, arrays, constants):
         # Unrolled over the few rows of a chunk: each step is elementwise over the long last axis, which vectorises.
         return tuple(add_up(left[:, None, k] * right[None, :, k] for k in range(index.shape[0])) for right in rights)
 
-    function = _in_blocks(of_chunks) if is_long(size, MANY) and is_long(grouping.rows.shape[1]) else of_chunks
+    function = _in_blocks(of_chunks) if in_blocks(size, MANY) and is_long(grouping.rows.shape[1]) else of_chunks
     totals = function(grouping.rows, arrays, constants)
     if grouping.segments is None:
         return totals

@@ -87,8 +87,8 @@ def _eliminate_all(psi, roots, moments):
     covariances = covariances_of(psi, layout.terms)
     C = [constant(c) for c in moments.C]
     B = [constant(b) for b in moments.B]
-    G = moments.G
-    G_jet = Jet(G, jnp.zeros((m, *G.shape), dtype), jnp.zeros((m, m, *G.shape), dtype))
+    shape = moments.G.shape
+    change = Jet(jnp.zeros(shape, dtype), jnp.zeros((m, *shape), dtype), jnp.zeros((m, m, *shape), dtype))
     zero = jnp.zeros((), dtype)
     logdet = Jet(zero, jnp.zeros(m, dtype), jnp.zeros((m, m), dtype))
     active, last = np.zeros(0, int), len(layout.stages) - 1
@@ -100,8 +100,6 @@ def _eliminate_all(psi, roots, moments):
             stage_logdet, K = _eliminate_first(sigma, root, M, C[s].value, B[s].value)
         else:
             stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed, moments.repeats)
-        # Of blocks that are shared out there is one stage, whose K is summed.
-        stage_logdet, K = moments.over_devices((stage_logdet, K))
         active = np.concatenate([active, own])
         logdet = add_to(logdet, stage_logdet, active)
         start = 0
@@ -111,8 +109,9 @@ def _eliminate_all(psi, roots, moments):
             C[t] = subtract(C[t], jax.tree.map(lambda e, width=width: e[..., :width, :], explained))
             B[t] = subtract(B[t], jax.tree.map(lambda e, width=width: e[..., width:, :], explained))
             start += width
-        G_jet = add_to(G_jet, jax.tree.map(partial(_left_for_fixed, summed, start), K), active)
-    return logdet, G_jet
+        change = add_to(change, jax.tree.map(partial(_left_for_fixed, summed, start), K), active)
+    logdet, change = moments.over_devices((logdet, change))
+    return logdet, change._replace(value=moments.G + change.value)
 
 
 def _explained(layout, t, start, parent, summed, K):

@@ -9,6 +9,8 @@ import pandas as pd
 from scipy.special import ndtri
 
 from jmixed import effects, tables
+from jmixed.design.expressions import names_in
+from jmixed.design.materialise import known_factors
 from jmixed.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -19,7 +21,34 @@ GRID = 30
 
 
 def caterpillar_data(result: MixedLMResults, group=None, column=None, level: float = 0.95) -> pd.DataFrame:
-    """What `caterpillar` shows: level, estimate, lower, upper, ordered by the estimate."""
+    """What `caterpillar` shows: the conditional modes of one column, ordered by their size.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+    group, column : str, optional
+        Grouping factor and column of the random effects, by default the first.
+    level : float
+        Coverage of the intervals, normal, given the parameters.
+
+    Returns
+    -------
+    DataFrame
+        A row for each level: the level (named by the group), estimate, lower, upper.
+
+    Raises
+    ------
+    ModelError
+        For an unknown factor or column.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.caterpillar_data(result, column="Days").round(1).head(2)
+      Subject  estimate  lower  upper
+    0     335     -10.8  -15.3   -6.2
+    1     309      -8.6  -13.1   -4.1
+    """
     group, column = effect(result, group, column)
     modes = effects.modes(result._spec.terms, result._fit.b)
     covariances = result._level_covariances
@@ -31,7 +60,25 @@ def caterpillar_data(result: MixedLMResults, group=None, column=None, level: flo
 
 
 def residuals_data(result: MixedLMResults) -> pd.DataFrame:
-    """What `residuals` shows: fitted and residual (over its standard deviation), one row for each row of the data."""
+    """What `residuals` shows: fitted values and residuals, one row for each row of the data.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+
+    Returns
+    -------
+    DataFrame
+        Columns fitted (in the unit of the response) and residual (over its standard deviation).
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.residuals_data(result).round(2).head(2)
+       fitted  residual
+    0  253.66     -0.18
+    1  273.33     -0.63
+    """
     table = result.augment()
     return pd.DataFrame({"fitted": table[".fitted"], "residual": table[".std.resid"]})
 
@@ -41,6 +88,33 @@ def qq_data(result: MixedLMResults, group=None, column=None) -> pd.DataFrame:
 
     A conditional mode is divided by the standard deviation that it has under the model, so that groups of different
     sizes are comparable and the line of equality is where they belong.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+    group : str, optional
+        A grouping factor; by default the standardised residuals are shown.
+    column : str, optional
+        Column of the random effects, by default the first.
+
+    Returns
+    -------
+    DataFrame
+        Columns normal and sample, both ascending.
+
+    Raises
+    ------
+    DataError
+        When the estimated variance of the random effect is zero.
+    ModelError
+        For an unknown factor or column.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.qq_data(result, group="Subject").round(2).tail(1)
+        normal  sample
+    17    1.91    1.66
     """
     if group is None:
         sample = residuals_data(result)["residual"].to_numpy()
@@ -72,7 +146,31 @@ def _standardised_modes(result, group, column):
 
 
 def profile_data(profile, parameter: str | None = None) -> pd.DataFrame:
-    """What `profile` shows: parameter, value, zeta of one parameter, ordered by value."""
+    """What `profile` shows: the profile of one parameter.
+
+    Parameters
+    ----------
+    profile : Profile, or DataFrame with the columns parameter, value, zeta
+        As ``result.profile()`` gives it.
+    parameter : str, optional
+        By default the first.
+
+    Returns
+    -------
+    DataFrame
+        Columns parameter, value and zeta (signed root of the increase in deviance), ordered by value.
+
+    Raises
+    ------
+    ModelError
+        For a parameter that was not profiled.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.profile_data(result.profile("sigma")).round(2).iloc[0].tolist()
+    ['sigma', np.float64(22.15), np.float64(-2.58)]
+    """
     table = getattr(profile, "table", profile)
     parameter = known(parameter, list(dict.fromkeys(table["parameter"])), "parameter")
     own = table.loc[table["parameter"] == parameter, ["parameter", "value", "zeta"]]
@@ -80,7 +178,33 @@ def profile_data(profile, parameter: str | None = None) -> pd.DataFrame:
 
 
 def bootstrap_data(replicates, parameter: str | None = None) -> pd.DataFrame:
-    """What `bootstrap` shows: value and density, a Gaussian kernel estimate with Scott's bandwidth."""
+    """What `bootstrap` shows: a Gaussian kernel estimate with Scott's bandwidth.
+
+    Parameters
+    ----------
+    replicates : Bootstrap, or DataFrame with a column for each parameter
+        Of a `Bootstrap` those that converged are shown.
+    parameter : str, optional
+        By default the first.
+
+    Returns
+    -------
+    DataFrame
+        Columns value and density, 200 rows.
+
+    Raises
+    ------
+    DataError
+        When all replicates are the same.
+    ModelError
+        For an unknown parameter.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.bootstrap_data(result.bootstrap(200, key=1), "Days").shape
+    (200, 2)
+    """
     values = replicates_of(replicates, parameter)
     low, high = values.min(), values.max()
     if not high > low:
@@ -101,10 +225,42 @@ def replicates_of(replicates, parameter):
 
 
 def fitted_data(result: MixedLMResults, x: str | None = None, group=None, levels=None) -> pd.DataFrame:
-    """What `fitted` draws: the group's level, x, and fitted, along a grid of x within the range of each group.
+    """What `fitted` draws: the line of each group, and last that of the fixed effects.
 
     Other numeric predictors are held at the group's mean, everything else is as in the group's first row. The last
     rows, without a level, are the fixed effects along the whole range.
+
+    Parameters
+    ----------
+    result : MixedLMResults
+        Of a model stated by a formula.
+    x : str, optional
+        A numeric predictor, by default the first.
+    group : str, optional
+        Grouping factor, by default the first.
+    levels : list, optional
+        Levels to show, by default all.
+
+    Returns
+    -------
+    DataFrame
+        The group's level, x, and fitted, along a grid of x within the range of each group.
+
+    Raises
+    ------
+    DataError
+        Without a formula, its data, or a numeric predictor.
+    ModelError
+        For an unknown predictor, factor or level.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.fitted_data(result, levels=["308"]).round(1).iloc[[0, 29, 30]]
+       Subject  Days  fitted
+    0      308   0.0   253.7
+    29     308   9.0   430.7
+    30    None   0.0   251.4
     """
     x, spec, frame = predictor(result, x), result._spec, _frame(result._spec)
     group = known(group, list(effects.by_factor(spec.terms)), "grouping factor")
@@ -135,9 +291,17 @@ def _frame(spec) -> pd.DataFrame:
 def _numeric_predictors(spec):
     frame = _frame(spec)
     names = spec.recipe.columns([part for part in spec.recipe.specs if part != "lhs"])
-    # A grouping factor of numbers is no predictor.
-    sources = {name for term in spec.terms for name in term.rebuild.factor.sources}
-    return [name for name in names if pd.api.types.is_numeric_dtype(frame[name]) and name not in sources]
+    # A grouping factor of numbers is no predictor, and categories that are numbers, C(dose), have none between them.
+    others = {name for term in spec.terms for name in term.rebuild.factor.sources} | _categorical(spec.recipe)
+    numeric = {name for name in names if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool}
+    return [name for name in names if name in numeric - others]
+
+
+def _categorical(recipe) -> set[str]:
+    """The columns of the data that are used as categories."""
+    kinds = [pair for spec in recipe.specs.values() for pair in known_factors(spec).items()]
+    factors = [factor for factor, (kind, _) in kinds if kind == "categorical"]
+    return {recipe.aliases.get(name, name) for one in factors for name, _ in names_in(one, one.expr)}
 
 
 def predictor(result, x):

@@ -47,12 +47,18 @@ def caterpillar(result: MixedLMResults, group=None, column=None, level: float = 
     -------
     Axes
 
+    Raises
+    ------
+    ModelError
+        For an unknown factor or column.
+    ModuleNotFoundError
+        When matplotlib is not installed; it says how to.
+
     Examples
     --------
     >>> import jmixed as jm
-    >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-    >>> jm.plot.caterpillar_data(result, column="Days").round(1).iloc[0].to_dict()
-    {'Subject': '335', 'estimate': -10.8, 'lower': -15.3, 'upper': -6.2}
+    >>> jm.plot.caterpillar(result, column="Days").get_xlabel()
+    'Days by Subject, 95% intervals'
     """
     group, column = effect(result, group, column)
     table = caterpillar_data(result, group, column, level)
@@ -86,6 +92,19 @@ def residuals(result: MixedLMResults, ax=None) -> Any:
     Returns
     -------
     Axes
+
+    Raises
+    ------
+    DataError
+        After `remove_data`.
+    ModuleNotFoundError
+        When matplotlib is not installed; it says how to.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.residuals(result).get_xlabel()
+    'fitted value'
     """
     table = residuals_data(result)
     ax = _axes(ax, (6, 4.5))
@@ -117,6 +136,19 @@ def qq(result: MixedLMResults, group=None, column=None, ax=None) -> Any:
     Returns
     -------
     Axes
+
+    Raises
+    ------
+    ModelError
+        For an unknown factor or column.
+    ModuleNotFoundError
+        When matplotlib is not installed; it says how to.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.qq(result, group="Subject").get_ylabel()
+    'standardised Intercept by Subject'
     """
     table = qq_data(result, group, column)
     ax = _axes(ax, (5, 5))
@@ -145,6 +177,19 @@ def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None)
     Returns
     -------
     Axes
+
+    Raises
+    ------
+    ModelError
+        For a parameter that was not profiled.
+    ModuleNotFoundError
+        When matplotlib is not installed; it says how to.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.profile(result.profile("sigma")).get_xlabel()
+    'sigma'
     """
     table = profile_data(profile, parameter)
     ax = _axes(ax, (5.5, 4))
@@ -178,6 +223,19 @@ def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=
     Returns
     -------
     Axes
+
+    Raises
+    ------
+    ModelError
+        For an unknown parameter.
+    ModuleNotFoundError
+        When matplotlib is not installed; it says how to.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.bootstrap(result.bootstrap(200, key=1), "Days").get_xlabel()
+    'Days'
     """
     values = replicates_of(replicates, parameter)
     table = bootstrap_data(replicates, parameter)
@@ -218,6 +276,19 @@ def fitted(result: MixedLMResults, x: str | None = None, group=None, levels=None
     Returns
     -------
     Axes
+
+    Raises
+    ------
+    ModelError
+        For an unknown predictor, factor or level.
+    ModuleNotFoundError
+        When matplotlib is not installed; it says how to.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.fitted(result, levels=["308", "309"]).get_ylabel()
+    'Reaction'
     """
     lines = fitted_data(result, x, group, levels)
     factor, across = lines.columns[:2]

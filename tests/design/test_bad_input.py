@@ -144,7 +144,7 @@ def test_weights_are_positive(table, value):
 def test_tables(table):
     says(table, None, DataError, "no rows", data=table.iloc[:0])
     says(table, None, DataError, "duplicate column names: ['x']", data=pd.concat([table, table[["x"]]], axis=1))
-    says(table, None, DataError, "builtins.list", "pandas DataFrame", data=[None])
+    says(table, None, DataError, "data is of type list;", "pandas DataFrame", data=[None])
     says(table, None, DataError, "do not form a table", "'x': 1", data={"y": [1.0, 2.0], "x": [1.0], "g": [1, 2]})
     says(table, None, DataError, "subset", "100", subset=[0, 100])
     says(table, None, DataError, "subset", "2 instead of 60", subset=[True, False])
@@ -216,6 +216,29 @@ def test_a_bare_constant_is_no_term(table):
 def test_bars_stay_out_of_the_other_formulas(table, words):
     value = "(1 | f)" if words == "re_formula" else {"a": "(1 | f)"}
     says(table, "y ~ x", FormulaError, words, "bars belong to the main formula", groups="g", **{words: value})
+
+
+def test_names_with_spaces(table):
+    spaced = table.rename(columns={"g": "my group", "x": "the x"})
+    hint = "backticks, `like this`"
+    says(spaced, "y ~ the x + (1 | `my group`)", FormulaError, hint, "`the` and `x`", "\n        ^")
+    says(spaced, "y ~ `the x` + (1 | my group)", FormulaError, hint, " " * 23 + "^")
+    assert from_formula("y ~ `the x` + (1 | `my group`)", spaced).terms[0].group == "my group"
+
+
+def test_a_file_name_is_no_data(table):
+    says(table, None, DataError, "'scores.csv'", "pd.read_csv('scores.csv')", data="scores.csv")
+
+
+def test_the_example_of_text_is_what_is_no_number(table):
+    marked = table.assign(y=table["y"].astype(str).where(table.index != 7, "n/a "))
+    says(marked, "y ~ x + (1 | g)", DataError, "'n/a '", "pd.to_numeric(data['y'], errors=\"coerce\")")
+
+
+def test_powers_are_not_exclusive_or(table):
+    words = "y ~ I(k^2) + (1 | g)"
+    says(table.assign(k=range(len(table))), words, FormulaError, "write **", " " * words.index("^") + "^")
+    says(table, "y ~ factor(x) + (1 | g)", FormulaError, "categories are written C(x)")
 
 
 class TestValuesFromOutsideTheData:

@@ -102,7 +102,7 @@ def test_labels_are_uniform():
 def test_what_is_wrong_is_marked(text, spot, says):
     with pytest.raises(FormulaError) as caught:
         parse(text)
-    message = str(caught.value)
+    message = caught.value.args[0]
     assert says in message
     assert message.endswith(f"\n\n    {text}\n    {' ' * spot}^")
 

@@ -1,0 +1,61 @@
+"""Messages name the page that explains them, and the page has what they point to."""
+
+import ast
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+import jmixed as jm
+from jmixed import errors
+
+HOME = Path(__file__).parents[1]
+CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, BaseException)]
+
+
+def pages():
+    """Every page that the package points to, by where it does so."""
+    yield from ((kind.__name__, kind.page) for kind in CLASSES if kind.page)
+    for path in sorted((HOME / "jmixed").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and re.fullmatch(r"[a-z-]+\.md(#\S+)?", str(node.value)):
+                yield f"{path.name}:{node.lineno}", node.value
+
+
+def anchors(page):
+    """The anchors of a page's headings, as Python-Markdown makes them."""
+    headings = re.findall(r"^#+ (.*)$", (HOME / "docs" / page).read_text("utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+@pytest.mark.parametrize(("where", "page"), sorted(set(pages())))
+def test_the_page_exists_and_has_the_section(where, page):
+    name, _, anchor = page.partition("#")
+    assert (HOME / "docs" / name).exists(), f"{where} points to docs/{name}"
+    assert not anchor or anchor in anchors(name), f"{where} points to docs/{page}; there are {sorted(anchors(name))}"
+
+
+def test_what_is_wrong_with_a_fit_or_a_formula_has_a_page():
+    without = {kind.__name__ for kind in CLASSES if not kind.page and not kind.__name__.startswith("_")}
+    # These are raised for many things: some have a page and name it where they are raised.
+    assert without == {"JmixedError", "DataError", "ModelError"}
+
+
+def test_a_message_ends_with_its_page():
+    assert str(jm.ModelError("no such thing")) == "no such thing"
+    assert str(jm.ModelError("no such thing", page="limits.md")) == "no such thing (see docs/limits.md)"
+    assert str(jm.FormulaError("not closed\n\n  y ~ (\n      ^")).endswith("^\n\n(see docs/formula.md)")
+    kept = pickle.loads(pickle.dumps(jm.DataError("no such level", page="new-groups.md")))
+    assert str(kept) == "no such level (see docs/new-groups.md)"
+
+
+def test_warnings_of_a_fit_point_to_the_section_about_it():
+    sleep = jm.datasets.load("sleepstudy")
+    with pytest.warns(jm.ConvergenceWarning, match=r"^FLAT: .* \(see docs/singular\.md#flat\)$"):
+        jm.mixedlm("Reaction ~ Days + (1 | Subject) + (1 | Person)", sleep.assign(Person=sleep.Subject)).fit()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        jm.mixedlm("Yield ~ 1 + (1 | Batch)", jm.datasets.load("dyestuff2")).fit()
+    assert str(said[0].message).endswith("(see docs/singular.md)")
