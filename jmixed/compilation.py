@@ -101,6 +101,10 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
 
     @functools.wraps(function)
     def call(*args, **kwargs):
+        if jax.config.values["jax_disable_jit"]:
+            # Step by step the programs would meet NumPy's arrays where they count on JAX's.
+            with jax.disable_jit(False):
+                return call(*args, **kwargs)
         started = time.perf_counter()
         small = brief is not None and brief(*args, **kwargs)
         try:

@@ -309,5 +309,8 @@ class Likelihood:
         (180,)
         """
         beta, psi, _ = self._point(params, profile_fe=False, direct=True)
-        mean = self.predict(beta) if exog is None else self.predict(beta, exog) + self.offset
+        mean = self.predict(beta, self.exog if exog is None else exog)
+        if len(mean) != self.nobs:
+            raise DataError(f"get_distribution: exog has {len(mean)} rows, the model has {self.nobs}")
+        mean = mean + self.offset
         return Distribution(self.spec, mean, [scale * matrix for matrix in self._packing.matrices(psi)], scale)

@@ -277,6 +277,7 @@ class MixedLM(Fitting, GroupedRows):
         >>> model.design.X.shape
         (180, 2)
         """
+        self._need_rows()
         with self._timings.step("stack"):
             return stack(self.spec)
 
@@ -312,7 +313,7 @@ class MixedLM(Fitting, GroupedRows):
         ['Intercept', 'Days', 'I(Days ** 2)']
         """
         if self._words is None or self.spec.recipe is None:
-            raise ModelError("update needs formulas, but this model was made of arrays: make a new MixedLM instead")
+            raise ModelError("update needs formulas and data: this model is made of arrays, or remove_data() took them")
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env
         words = self._words | changes
         intercept = any(str(term) == "1" for term in self.spec.recipe.specs["rhs"].formula)
@@ -376,8 +377,13 @@ class MixedLM(Fitting, GroupedRows):
         model = copy.copy(self)
         for name in ("design", "_top_level", "row_indices", "exog_re", "exog_vc"):
             model.__dict__.pop(name, None)
-        model.spec, model.endog, model.exog = spec, spec.y, spec.X
-        model.weights, model.offset = spec.weights, spec.offset
+        model.spec, model.endog, model.exog, model.weights, model.offset = (
+            spec,
+            spec.y,
+            spec.X,
+            spec.weights,
+            spec.offset,
+        )
         model.data, model._words = replace(self.data, frame=None, row_labels=spec.index), None
         return model
 

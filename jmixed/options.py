@@ -33,11 +33,12 @@ def solver(method) -> str:
     >>> solver("newton"), solver(["bfgs", "lbfgs"]), solver("L-BFGS"[:1] + "BFGS")
     ('newton', 'newton', 'lbfgs')
     """
-    names = [method] if isinstance(method, str) else list(method or ["newton"])
+    several = isinstance(method, Iterable) and not isinstance(method, str)
+    names = (list(method) if several else [method]) or [None]
     first = names[0].lower() if isinstance(names[0], str) else names[0]
     if first == "lbfgs":
         return "lbfgs"
-    if first in NEWTON_NAMES:
+    if first is None or first in NEWTON_NAMES:
         return "newton"
     raise ModelError(
         f"method is {method!r}; it must be 'newton' or 'lbfgs' (or one of statsmodels' names, which mean one of these: "

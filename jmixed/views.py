@@ -222,6 +222,11 @@ class GroupedRows:
         """
         return len(self._top_level[1])
 
+    def _need_rows(self) -> None:
+        """Refuse what needs the rows of the data when they were removed."""
+        if not len(self.spec.y):
+            raise DataError("the rows of this model's data were removed by remove_data(); use a model that has them")
+
     @cached_property
     def row_indices(self) -> dict:
         """Row numbers of each group, by its label.
@@ -231,6 +236,7 @@ class GroupedRows:
         >>> model.row_indices["308"]
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
         """
+        self._need_rows()
         codes, labels, _ = self._top_level
         return dict(zip(labels, (rows.tolist() for rows in rows_by_group(codes, len(labels))), strict=True))
 

@@ -32,6 +32,18 @@ def test_programs_are_kept_while_there_is_room():
     assert held() == before > 0
 
 
+def test_programs_stay_compiled_when_a_debugger_has_switched_jit_off():
+    def is_traced(x):
+        seen.append(isinstance(x, jax.core.Tracer))
+        return x
+
+    seen = []
+    with jax.disable_jit():
+        compilation.program(is_traced)(np.arange(3.0))
+        assert jax.config.values["jax_disable_jit"]
+    assert seen == [True]
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells a process its memory maps")
 def test_programs_are_forgotten_before_linux_runs_out_of_maps(few_maps):
     np.testing.assert_array_equal(double(np.arange(5.0)), 2 * np.arange(5.0))

@@ -121,6 +121,14 @@ def test_names_in_formulas_are_those_of_the_caller(data):
         assert call("y ~ thrice(x)", data, groups="school", eval_env={"thrice": twice}).k_fe == 2
 
 
+def test_a_grouping_factor_may_use_functions_of_the_caller(data):
+    def coarse(x):
+        return x // 2
+
+    model = jm.mixedlm("y ~ x + (1 | coarse(school))", data)
+    assert set(model.group_labels) == set((data["school"] // 2).tolist())
+
+
 def test_eval_env_counts_callers(data):
     def inner(depth):
         return jm.mixedlm("y ~ twice(x)", data, groups="school", eval_env=depth)
@@ -242,6 +250,8 @@ def test_methods_reach_the_same_optimum(slope, method):
 def test_unknown_method_is_refused(slope):
     with pytest.raises(jm.ModelError, match="'trust-ncg'.*'newton' or 'lbfgs'"):
         slope.fit(method="trust-ncg")
+    with pytest.raises(jm.ModelError, match="method is 5"):
+        slope.fit(method=5)
 
 
 def test_options_without_effect_warn(slope):
@@ -460,6 +470,11 @@ def test_draws_are_in_the_order_of_statsmodels(model, theirs, result):
         )
     np.testing.assert_array_equal(ours.rvs(rng=5), ours.rvs(rng=np.random.default_rng(5)))
     assert not np.array_equal(ours.rvs(), ours.rvs())
+
+
+def test_draws_need_a_row_for_each_row(data, model):
+    with pytest.raises(jm.DataError, match="exog has 5 rows"):
+        model.get_distribution(np.ones(model.k_params), 1.0, model.exog[:5])
 
 
 def test_draws_of_bars_and_weights(data):

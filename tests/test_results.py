@@ -603,8 +603,12 @@ class TestIndependence:
             lambda: result.random_effects_cov,
             lambda: result.augment(),
             lambda: result.profile_re(0, "re"),
+            lambda: result.model.fit(),
+            lambda: result.model.loglike(result.params_object),
+            lambda: result.model.row_indices,
+            lambda: result.model.update(". ~ . + x"),
         ):
-            with pytest.raises(jm.DataError, match="remove_data"):
+            with pytest.raises((jm.DataError, jm.ModelError), match="remove_data"):
                 use()
         assert len(model.endog) == 180
         assert len(pickle.dumps(result)) < full / 2

@@ -9,7 +9,15 @@ import pandas as pd
 
 from jmixed.design import checks
 from jmixed.design.factors import Factor, compress, factor
-from jmixed.design.frame import any_of, missing_error, numbers, one_dimensional, refuse_tracer, require_finite
+from jmixed.design.frame import (
+    any_of,
+    missing_error,
+    numbers,
+    one_dimensional,
+    refuse_tracer,
+    reordered,
+    require_finite,
+)
 from jmixed.design.materialise import Matrix
 from jmixed.design.terms import ModelData, RandomTerm
 from jmixed.errors import DataError
@@ -76,6 +84,7 @@ def from_arrays(
     blocks = {name: _matrix(value, name) for name, value in given.items() if value is not None}
     labels = _labels(groups)
     n = _same_length(blocks, labels)
+    _same_rows(endog, {"exog": exog, "exog_re": exog_re, "groups": groups, "weights": weights, "offset": offset})
     labelled = np.flatnonzero(labels.notna().to_numpy())
     components = _components(exog_vc, factor("Group", labels.iloc[labelled]), labelled, n)
     keep = _complete({**blocks, **{f"exog_vc[{name}]": b for name, b in components.items()}}, labels, missing)
@@ -100,7 +109,7 @@ def _matrix(value: Any, what: str) -> Matrix:
     if isinstance(value, pd.Series):
         values = numbers(value, what)[:, None]
         return Matrix(_names(values, what) if value.name is None else (str(value.name),), values)
-    array = np.asarray(value)
+    array = np.ma.filled(np.ma.asarray(value, FLOAT), np.nan) if np.ma.isMaskedArray(value) else np.asarray(value)
     if array.dtype.kind not in "iufb":
         raise DataError(
             f"{what} has dtype {array.dtype}; it must hold numbers: convert it, for example with astype(float)"
@@ -147,6 +156,19 @@ def _same_length(blocks: Mapping[str, Matrix], labels: pd.Series) -> int:
         if name in blocks and blocks[name].values.shape[1] != 1:
             raise DataError(f"{name} has shape {blocks[name].values.shape}; it must be one column of numbers")
     return n
+
+
+def _same_rows(endog: Any, others: Mapping[str, Any]) -> None:
+    """Labelled columns have the rows of a labelled response: those of `exog` exactly, others in no other order."""
+    labels = {"endog": endog, **others}
+    labels = {name: table.index for name, table in labels.items() if isinstance(table, pd.Series | pd.DataFrame)}
+    rows = labels.pop("endog", None)
+    for name, own in labels.items():
+        if rows is not None and (reordered(own, rows) or (name == "exog" and not own.equals(rows))):
+            raise DataError(
+                f"the row labels of {name} are not those of endog ({own[:3].tolist()}, ... and {rows[:3].tolist()}, "
+                f"...): take both from one table, or give np.asarray({name}) if its rows are in the order of endog"
+            )
 
 
 def _components(exog_vc: Any, top: Factor, labelled: np.ndarray, n: int) -> dict[str, _Block]:
@@ -223,7 +245,7 @@ def _complete(blocks: Mapping[str, Matrix], labels: pd.Series, missing: str) -> 
 
 
 def _random_effects(found: Matrix | None, components: bool, top: Factor) -> list[RandomTerm]:
-    if found is None and components:
+    if components and (found is None or not found.names):
         return []
     if found is None:
         label, found = "1 | Group", Matrix(("Intercept",), np.ones((len(top.codes), 1)))

@@ -162,9 +162,19 @@ def per_row(value: Any, frame: pd.DataFrame, what: str) -> pd.Series:
             raise DataError(unknown_column(name, frame.columns, what + "="))
         return column(frame, name)
     array = value if isinstance(value, (pd.Series, pd.Categorical)) else one_dimensional(value, what)
+    if isinstance(array, pd.Series) and reordered(array.index, frame.index):
+        raise DataError(
+            f"{what} is a Series with the row labels of data in another order: make it a column of data, or give "
+            f"np.asarray({what}) if its values are in the order of the rows"
+        )
     if len(array) != len(frame):
         raise DataError(f"{what} has {len(array)} values but data has {len(frame)} rows; they must match row by row")
     return pd.Series(array.array if isinstance(array, pd.Series) else array, index=frame.index)
+
+
+def reordered(labels: pd.Index, rows: pd.Index) -> bool:
+    """Whether unique labels are the same ones in another order."""
+    return len(labels) == len(rows) and not labels.equals(rows) and labels.is_unique and bool(labels.isin(rows).all())
 
 
 def one_dimensional(value: Any, what: str) -> np.ndarray:

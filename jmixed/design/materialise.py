@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from formulaic import Formula, ModelSpec, ModelSpecs, SimpleFormula
 from formulaic.errors import DataMismatchWarning, FormulaicError
-from formulaic.materializers import PandasMaterializer
 from formulaic.parser.types import Factor as FormulaFactor
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.stateful_transforms import stateful_eval
 
+from jmixed.design.evaluated import RowMaterializer, require_rows
 from jmixed.design.expressions import names_in
 from jmixed.design.formula import replace_keywords
 from jmixed.design.frame import column, holds_text, text_error, unknown_column
@@ -95,9 +95,9 @@ def read(
     FormulaError, DataError
         For a formula that formulaic rejects, and for a name that is nowhere.
     """
-    words = {word for text in texts.values() for word in re.findall(r"[^\W\d]\w*", text)}
-    recipe = Recipe({}, {}, {}, _used(env, words - set(frame.columns)), {})
     others = set(others)
+    words = {word for text in [*texts.values(), *others] for word in re.findall(r"[^\W\d]\w*", text)}
+    recipe = Recipe({}, {}, {}, _used(env, words - set(frame.columns)), {})
     available = tuple(name for name in frame.columns if name not in others)
     for part, text in texts.items():
         spelled, aliases = replace_keywords(text, words)
@@ -148,7 +148,7 @@ def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: st
                 names.append(own)
             elif not (own in recipe.env or own in TRANSFORMS or hasattr(builtins, own)):
                 raise _unknown(own, called, frame, text)
-            elif factor.expr == name and np.ndim(recipe.env.get(name, 0)) == 0:
+            elif factor.expr == name and not np.iterable(recipe.env.get(name, 0)):
                 message = f"{name!r} is no column of the data; use a constant inside a call, as in I({name} * x)"
                 raise FormulaError(mark(message, text, find(name, text)))
         for name in re.findall(rf"(?<![\w.])(?:{_NUMERIC})\(\s*(\w+)\s*[,)]", factor.expr):
@@ -213,7 +213,7 @@ def _materialise(
     """The learnt spec and the columns of each part, and the positions of rows with missing values."""
     shared: dict[str, dict] = {"transform_state": {}, "encoder_state": {}} if fresh else {}
     specs: dict[str, Any] = {part: recipe.specs[part].update(**shared) for part in parts}
-    materializer = PandasMaterializer(frame, context=recipe.env)
+    materializer = RowMaterializer(frame, context=recipe.env)
     dropped: set[int] = set()
     _refuse_dates(recipe, specs, frame)
     try:
@@ -321,7 +321,7 @@ def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.
             )
 
 
-def _nulls(materializer: PandasMaterializer) -> set[int]:
+def _nulls(materializer: RowMaterializer) -> set[int]:
     """Rows in which some factor is missing."""
     rows: set[int] = set()
     for factor in materializer.factor_cache.values():
@@ -339,12 +339,12 @@ def source(text: str, frame: pd.DataFrame, recipe: Recipe) -> pd.Series | np.nda
         return column(frame, text)
     columns: Any = frame
     layers = LayeredMapping(columns, recipe.env, TRANSFORMS)
-    spelled, _ = replace_keywords(text, set(recipe.aliases))
     try:
-        values = stateful_eval(spelled, layers, {}, {}, None)
+        values = stateful_eval(replace_keywords(text, set(recipe.aliases))[0], layers, {}, {}, None)
     except (TypeError, ValueError, NameError, AttributeError, SyntaxError, KeyError) as error:
         raise FormulaError(f"the grouping factor {text!r} cannot be evaluated ({error})") from error
     values = getattr(values, "__wrapped__", values)
+    require_rows(text, values, frame.index)
     if np.ndim(values) != 1 or len(values) != len(frame):
         raise FormulaError(f"the grouping factor {text!r} must give one value for each of the {len(frame)} rows")
     return values

@@ -177,6 +177,8 @@ def _standard(re_formula: Any, vc_formula: Any, name: str) -> tuple[RandomPart, 
     if re_formula is None:
         return () if vc_formula else (RandomPart(f"1 | {name}", "1", (name,)),)
     text = _one_sided(re_formula, "re_formula")
+    if vc_formula and normalise(text) in ("0", "-1"):
+        return ()
     return (RandomPart(f"{normalise(text)} | {name}", text, (name,), spelled=text),)
 
 

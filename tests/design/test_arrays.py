@@ -160,3 +160,22 @@ def test_a_group_that_is_dropped_whole_leaves_its_components(arrays):
 def test_bad_arrays_are_refused(arrays, change, error, says):
     with pytest.raises(error, match=says):
         from_arrays(**({"endog": arrays.y, "exog": arrays.X, "groups": arrays.g} | change))
+
+
+def test_labelled_rows_must_agree(arrays):
+    y, X = pd.Series(arrays.y), pd.DataFrame(arrays.X)
+    for exog, exog_re in ((X.iloc[::-1], None), (X, X.iloc[::-1])):
+        with pytest.raises(DataError, match="row labels"):
+            from_arrays(y, exog, arrays.g, exog_re=exog_re)
+    np.testing.assert_array_equal(from_arrays(y, X.to_numpy()[::-1], arrays.g).X, arrays.X[::-1])
+
+
+def test_masked_values_are_missing(arrays):
+    y = np.ma.masked_array(arrays.y, np.arange(N) == 3)
+    np.testing.assert_array_equal(from_arrays(y, arrays.X, arrays.g, missing="drop").rows, np.delete(np.arange(N), 3))
+
+
+def test_no_random_columns_beside_components(arrays):
+    found = {"v": by_group(np.eye(3)[np.arange(N) % 3], arrays.g)}
+    (term,) = from_arrays(arrays.y, arrays.X, arrays.g, exog_re=np.empty((N, 0)), exog_vc=found).terms
+    assert term.vc == "v"

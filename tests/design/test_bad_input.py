@@ -253,3 +253,41 @@ def test_powers_are_not_exclusive_or(table):
     words = "y ~ I(k^2) + (1 | g)"
     says(table.assign(k=range(len(table))), words, FormulaError, "write **", " " * words.index("^") + "^")
     says(table, "y ~ factor(x) + (1 | g)", FormulaError, "categories are written C(x)")
+
+
+class TestValuesFromOutsideTheData:
+    """Of a caller's variables and functions."""
+
+    def says(self, table, value, *texts, **more):
+        says(table, "y ~ x + v + (1 | g)", FormulaError, "v", *texts, env={"v": value}, **more)
+
+    def test_labels_in_another_order(self, table):
+        self.says(table, table["z"].iloc[::-1], "59, 58, 57, ... (60)", "0, 1, 2, ... (60)", "np.asarray")
+        self.says(table, table["z"], "row labels of its own", data=table.iloc[::-1])
+
+    def test_other_rows(self, table):
+        self.says(table, table["z"].to_numpy(), "60 values for 54 rows", subset=table["g"] > 0)
+        self.says(
+            table, table["z"].to_numpy(), "60 values for 57 rows", data=table.assign(x=table["hole"]), missing="drop"
+        )
+
+    def test_functions_that_return_nothing_or_sort(self, table):
+        for function, text in ((lambda x: None, "gives None"), (lambda x: x.sort_values(), "row labels of its own")):
+            says(table, "y ~ f_(x) + (1 | g)", FormulaError, "f_(x)", text, env={"f_": function})
+        says(table, "y ~ x + (1 | f_(g))", FormulaError, "row labels", env={"f_": lambda g: g.iloc[::-1]})
+
+    def test_a_variable_that_is_no_column_of_numbers(self, table):
+        self.says(table, (1, [2, 3]))
+
+    def test_rows_with_repeated_labels_go_by_position(self, table):
+        repeated = table.set_index("g", drop=False)
+        model = from_formula("y ~ v + (1 | g)", repeated, env={"v": repeated["z"]})
+        np.testing.assert_array_equal(model.X[:, 1], table["z"])
+
+
+@pytest.mark.parametrize("what", ["groups", "weights", "offset"])
+def test_series_with_the_labels_of_the_data_in_another_order(table, what):
+    words: dict = {"groups": "g"} | {what: table["g"].iloc[::-1] + 1}
+    says(table, "y ~ x", DataError, what, "another order", "np.asarray", **words)
+    from_formula("y ~ x", table, **(words | {what: np.asarray(words[what])}))
+    from_formula("y ~ x", table.set_index("row"), **(words | {what: words[what].set_axis(np.arange(60) + 100)}))

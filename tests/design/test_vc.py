@@ -161,3 +161,9 @@ def test_components_are_a_mapping(table, components):
 def test_a_bad_component_is_refused(table, formula, error, says):
     with pytest.raises(error, match=says.replace("(", r"\(")):
         from_formula("y ~ x", table, groups="g", vc_formula={"a": formula})
+
+
+@pytest.mark.parametrize("none", ["0", "~0", "~ -1"])
+def test_components_alone_may_be_asked_for(table, none):
+    (term,) = from_formula("y ~ x", table, groups="g", re_formula=none, vc_formula={"c": "0 + C(c)"}).terms
+    assert term.vc == "c"
