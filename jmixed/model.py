@@ -380,14 +380,12 @@ class MixedLM(Fitting, GroupedRows):
         model = copy.copy(self)
         for name in ("design", "_top_level", "row_indices", "exog_re", "exog_vc"):
             model.__dict__.pop(name, None)
-        model.spec, model.endog, model.exog, model.weights, model.offset = (
-            spec,
-            spec.y,
-            spec.X,
-            spec.weights,
+        model.spec, model.endog, model.exog, model.weights = spec, spec.y, spec.X, spec.weights
+        model.offset, model._words, model.data = (
             spec.offset,
+            None,
+            replace(self.data, frame=None, row_labels=spec.index),
         )
-        model.data, model._words = replace(self.data, frame=None, row_labels=spec.index), None
         return model
 
 
