@@ -380,12 +380,8 @@ class MixedLM(Fitting, GroupedRows):
         model = copy.copy(self)
         for name in ("design", "_top_level", "row_indices", "exog_re", "exog_vc"):
             model.__dict__.pop(name, None)
-        model.spec, model.endog, model.exog, model.weights = spec, spec.y, spec.X, spec.weights
-        model.offset, model._words, model.data = (
-            spec.offset,
-            None,
-            replace(self.data, frame=None, row_labels=spec.index),
-        )
+        model.spec, model.endog, model.exog, model.weights, model._words = spec, spec.y, spec.X, spec.weights, None
+        model.offset, model.data = spec.offset, replace(self.data, frame=None, row_labels=spec.index)
         return model
 
 
