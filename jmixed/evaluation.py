@@ -303,6 +303,11 @@ class Likelihood:
         -------
         Distribution
 
+        Raises
+        ------
+        DataError
+            `exog` has another number of rows than the model.
+
         Examples
         --------
         >>> model.get_distribution(result.params, result.scale).rvs(rng=1).shape

@@ -29,9 +29,6 @@ def names_in(factor: FormulaFactor, text: str) -> list[tuple[str, bool]]:
         spot = text.find(factor.expr)
         message = f"{factor.expr!r} is not valid Python ({error.msg})"
         raise FormulaError(mark(message, text, spot if spot >= 0 else None)) from None
-    if any(isinstance(node, ast.BitXor) for node in ast.walk(tree)):
-        message = f"^ in {factor.expr!r} is Python's exclusive or, not a power: write **"
-        raise FormulaError(mark(message, text, text.find("^", max(text.find(factor.expr.split("(")[0]), 0))))
     return [(quoted.get(name, name), called) for name, called in _walk(tree)]
 
 

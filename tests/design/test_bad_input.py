@@ -249,9 +249,7 @@ def test_the_example_of_text_is_what_is_no_number(table):
     says(marked, "y ~ x + (1 | g)", DataError, "'n/a '", "pd.to_numeric(data['y'], errors=\"coerce\")")
 
 
-def test_powers_are_not_exclusive_or(table):
-    words = "y ~ I(k^2) + (1 | g)"
-    says(table.assign(k=range(len(table))), words, FormulaError, "write **", " " * words.index("^") + "^")
+def test_functions_of_r(table):
     says(table, "y ~ factor(x) + (1 | g)", FormulaError, "categories are written C(x)")
 
 
