@@ -14,6 +14,7 @@ import pandas as pd
 
 from jmixed.data import Design
 from jmixed.design import checks, matrices
+from jmixed.design.frame import reordered
 from jmixed.design.stack import stack
 from jmixed.errors import DataError, ModelError, RankWarning
 from jmixed.fitting import Fitting
@@ -328,7 +329,7 @@ class MixedLM(Fitting, GroupedRows):
         Parameters
         ----------
         y : array-like (nobs,)
-            As the model has it: transformed, if the formula transforms it; rows in the model's order.
+            Transformed, if the formula transforms it; rows in the model's order, or a Series with its row labels.
 
         Returns
         -------
@@ -385,7 +386,8 @@ class MixedLM(Fitting, GroupedRows):
 
 def _response(y, spec) -> np.ndarray:
     """A response for the rows of a model, checked."""
-    values = as_array(y, "the response")
+    shuffled = isinstance(y, pd.Series) and reordered(y.index, spec.index)
+    values = as_array(y.loc[spec.index] if shuffled else y, "the response")
     if values.shape != spec.y.shape:
         raise DataError(
             f"the response has shape {values.shape}, but the model has {len(spec.y)} rows: give one number for each, "
