@@ -141,7 +141,7 @@ def naming(number: int) -> Iterator[None]:
     try:
         yield
     except JmixedError as error:
-        raise type(error)(f"batch {number}: {error}") from error
+        raise type(error)(f"batch {number}: {error.args[0]}", page=error.page) from error
 
 
 def kinds_of(frame: pd.DataFrame, columns: Iterable[str]) -> dict[str, Any]:

@@ -114,4 +114,5 @@ def test_what_a_slope_is_counted_from_does_not_matter():
     np.testing.assert_allclose(*slopes, rtol=1e-6)
     slopes = [[cov.loc["x", "x"] for cov in m.random_effects_cov.values()] for m in (near, far)]
     np.testing.assert_allclose(*slopes, rtol=1e-5)
-    assert far.robust_cov("CR2").loc["x", "x"] == pytest.approx(near.robust_cov("CR2").loc["x", "x"], rel=1e-5)
+    # X itself is known to eps times the squared ratio of origin and spread, here 1e-5.
+    assert far.robust_cov("CR2").loc["x", "x"] == pytest.approx(near.robust_cov("CR2").loc["x", "x"], rel=1e-4)
