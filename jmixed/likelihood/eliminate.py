@@ -74,7 +74,8 @@ def eliminate(sigma, root, C, B, summed):
 
 def _eliminate(sigma, root, C, B, summed):
     Q = C.shape[0]
-    identity: Any = np.eye(Q, dtype=C.dtype)[:, :, None]
+    # A constant of a small block is no step; that of a large one would make the program as large.
+    identity: Any = (np if Q <= SWEPT else jnp).eye(Q, dtype=C.dtype)[:, :, None]
     inner = congruence(root.T, C) + identity
     if Q > SWEPT and C.shape[2] == 1:
         inverse, logdet = inverse_and_log_determinant(inner[:, :, 0])

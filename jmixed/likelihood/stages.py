@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jmixed.covariance import block_diagonal, split
@@ -24,7 +25,14 @@ def stage_matrix(layout, stage, matrices):
     """The same as one array (Q, Q)."""
     blocks = stage_blocks(layout, stage, matrices)
     repeated = zip(blocks.blocks, blocks.repeats, strict=True)
-    return block_diagonal([block for block, repeats in repeated for _ in range(repeats)])
+    return block_diagonal([block if repeats == 1 else _along_diagonal(block, repeats) for block, repeats in repeated])
+
+
+def _along_diagonal(block, repeats):
+    """One block repeated, in a few steps whatever their number: a core has thousands of levels."""
+    size = repeats * block.shape[0]
+    unit = jnp.eye(repeats, dtype=block.dtype)
+    return (unit[:, None, :, None] * block[None, :, None]).reshape(size, size)
 
 
 class Place(NamedTuple):
