@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import programs, tables
+from jmixed.design.formula import quoted
 from jmixed.design.terms import RandomTerm
 from jmixed.errors import ConvergenceWarning, DataError, ModelError
 from jmixed.inference.likelihood_ratio import chi_square_tail, linear_model_deviance, mixture_tail
@@ -215,8 +216,7 @@ def droppable_terms(spec) -> list[tuple[str, str | None, list[int]]]:
 
 def _spelled(factor) -> str:
     """A factor as a formula has it: formulaic takes the backticks from a name with spaces."""
-    bare = factor.eval_method.value == "lookup" and not factor.expr.isidentifier()
-    return f"`{factor.expr}`" if bare else factor.expr
+    return quoted(factor.expr) if factor.eval_method.value == "lookup" else factor.expr
 
 
 @dataclass(frozen=True)

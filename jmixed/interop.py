@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from jmixed.design.formula import quoted
 from jmixed.design.matrices import new_rows
 from jmixed.errors import DataError, ModelError
 from jmixed.inference.posterior_draws import posterior_draws
@@ -101,7 +102,7 @@ def to_marginaleffects(result: MixedLMResults) -> Any:
         coef=np.array(result.fe_params),
         coefnames=np.array(spec.exog_names),
         # Only the names of the variables are read from it: the columns of X come from the model's own formula.
-        formula=" ~ ".join([_quoted(response), " + ".join(map(_quoted, predictors)) or "1"]),
+        formula=" ~ ".join([quoted(response), " + ".join(map(quoted, predictors)) or "1"]),
         modeldata=data,
         package="jmixed",
         variable_names=[response, *(name for name in predictors if name != response)],
@@ -121,10 +122,6 @@ def _type(column):
     if column.isin([0, 1]).all():
         return "binary"
     return "integer" if pd.api.types.is_integer_dtype(column) else "numeric"
-
-
-def _quoted(name):
-    return name if name.isidentifier() else f"`{name}`"
 
 
 def _categories(frame, names):

@@ -8,7 +8,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from jmixed.design.formula import RandomPart, parse
+from jmixed.design.formula import RandomPart, parse, quoted
 from jmixed.errors import FormulaError, ModelError
 
 ELSEWHERE = {
@@ -100,7 +100,7 @@ def restated(formula: str | Sequence[str], earlier: str, intercept: bool = True)
 
 def _bar(part: RandomPart) -> str:
     """A random-effects term as a formula has it."""
-    factors = ":".join(name if _is_code(name) else f"`{name}`" for name in part.factors)
+    factors = ":".join(name if _is_code(name) else quoted(name) for name in part.factors)
     return f"({part.effects} {'||' if part.independent else '|'} {factors})"
 
 

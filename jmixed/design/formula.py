@@ -166,6 +166,18 @@ def bare_name(text: str) -> str:
     return bare_name(wrapped.group(1)) if wrapped else text
 
 
+def quoted(name: str) -> str:
+    """A column's name as a formula has it: in backticks unless it is a word.
+
+    Examples
+    --------
+    >>> from jmixed.design.formula import quoted
+    >>> quoted("mass"), quoted("body mass")
+    ('mass', '`body mass`')
+    """
+    return name if name.isidentifier() else f"`{name}`"
+
+
 def replace_keywords(text: str, taken: set[str]) -> tuple[str, dict[str, str]]:
     """Replace Python keywords that are used as column names inside calls, where Python could not parse them.
 
