@@ -53,12 +53,16 @@ class Structure:
         """Rows and columns of theta's entries: the lower triangle, column by column."""
         return _lower_triangle(self.q, by_column=True)
 
+    def _mirrored(self):
+        """Row and column in the lower triangle of every entry (q, q) of a symmetric matrix."""
+        one, other = np.indices((self.q, self.q))
+        return np.maximum(one, other), np.minimum(one, other)
+
     def factor(self, theta):
         """``lambda`` (q, q) from theta (size,)."""
         if self.kind == IDENTITY:
             return theta[0] * np.eye(self.q, dtype=theta.dtype)
-        rows, columns = np.indices((self.q, self.q))
-        rows, columns = np.maximum(rows, columns), np.minimum(rows, columns)
+        rows, columns = self._mirrored()
         place = columns * self.q - columns * (columns - 1) // 2 + rows - columns
         return take(theta, place) * np.tri(self.q, dtype=theta.dtype)
 
@@ -70,8 +74,7 @@ class Structure:
         """``Sigma`` (q, q) from psi (size,)."""
         if self.kind == IDENTITY:
             return psi[0] * np.eye(self.q, dtype=psi.dtype)
-        rows, columns = np.indices((self.q, self.q))
-        rows, columns = np.maximum(rows, columns), np.minimum(rows, columns)
+        rows, columns = self._mirrored()
         return take(psi, rows * (rows + 1) // 2 + columns)
 
     def psi(self, covariance):
@@ -88,10 +91,7 @@ class Structure:
         return unit
 
     def gradient_matrix(self, gradient):
-        """The symmetric matrix G with ``dd = <G, dSigma>`` from the gradient in psi.
-
-        For an identity term it is the mean diagonal, which is all that its EM step needs.
-        """
+        """The symmetric G with ``dd = <G, dSigma>`` from the gradient in psi; a multiple of I for an identity term."""
         if self.kind == IDENTITY:
             return gradient[0] / self.q * np.eye(self.q, dtype=gradient.dtype)
         return self.covariance(gradient) * ((1 + np.eye(self.q, dtype=gradient.dtype)) / 2)

@@ -109,8 +109,6 @@ class Index:
         ``within[f][g]``: for f nested in g, the level of g that holds each level of f; else None.
     position : tuple of int arrays (levels of the factor,)
         The internal position of each level: levels of a nest stand in the order of the blocks that hold them.
-    counts : array (factors,)
-        True number of levels of each factor.
     links : Links or None
         Couplings of a `SPARSE` layout.
     """
@@ -122,7 +120,6 @@ class Index:
     parents: tuple[tuple[Array, ...], ...]
     within: tuple[tuple[Array | None, ...], ...]
     position: tuple[Array, ...]
-    counts: Array
     links: Links | None = None
 
 

@@ -80,7 +80,6 @@ def take_groups(design: Design, groups):
         parents=((),),
         within=((None,),),
         position=(levels,),
-        counts=np.array([k], np.int32),
     )
     part = replace(
         design,

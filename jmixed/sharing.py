@@ -124,7 +124,7 @@ def minimize_shared(held: Moments, start, reml, mesh, axis: str, shared_out: tup
     )
     parents = tuple(tuple(own.ravel() for own in share.parents) for share in shared_out)
     none: tuple = ()
-    index = Index(none, none, none, none, parents, none, none, held.index.counts)
+    index = Index(none, none, none, none, parents, none, none)
     layout = replace(held.layout, blocks=tuple(share.blocks.shape[1] for share in shared_out))
     shared = replace(held, C=C, B=B, index=index, layout=layout, axis=axis)
     arguments = shared, start, jnp.asarray(reml)

@@ -218,7 +218,6 @@ def _index(layout, codes, counts, placed, position, within):
             tuple(None if w is None else _pad(w, layout.levels[f], BEYOND) for w in row) for f, row in enumerate(within)
         ),
         position=tuple(_pad(position[f], layout.levels[f], BEYOND) for f in range(len(codes))),
-        counts=np.array(counts, np.int32),
     )
 
 
