@@ -101,7 +101,7 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        if jax.config.values["jax_disable_jit"]:
+        if jax.config.jax_disable_jit:
             # Step by step the programs would meet NumPy's arrays where they count on JAX's.
             with jax.disable_jit(False):
                 return call(*args, **kwargs)

@@ -115,7 +115,7 @@ class Estimates(WaldInference):
         >>> result.vcov_theta.shape
         (3, 3)
         """
-        return np.array(self._fit.vcov_theta)
+        return np.array(self._fit.uncertainty.vcov_theta)
 
     @property
     def cov_re(self):

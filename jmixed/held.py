@@ -11,7 +11,7 @@ from jmixed import programs
 from jmixed.data import Design
 from jmixed.errors import DataError, Outcome
 from jmixed.inference.given_coefficients import given_coefficients
-from jmixed.information import singular_terms
+from jmixed.information import Uncertainty, singular_terms
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams, is_params
 
@@ -167,7 +167,8 @@ def with_root_covariance(fit: programs.Fit, packing: Packing, root: np.ndarray, 
     """A fit whose variance parameters have the given covariance (m, m) in the square roots."""
     jacobian = packing.jacobian(root)
     order = packing.theta_from_root(np.arange(packing.size, dtype=float)).astype(int)
-    return replace(fit, vcov_psi=jacobian @ covariance @ jacobian.T, vcov_theta=covariance[np.ix_(order, order)])
+    vcov_psi, vcov_theta = jacobian @ covariance @ jacobian.T, covariance[np.ix_(order, order)]
+    return replace(fit, uncertainty=Uncertainty(vcov_psi, vcov_theta, fit.uncertainty.scale_gradient))
 
 
 def inverse_block(matrix: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -205,6 +206,7 @@ def at_coefficients(fit: programs.Fit, task: Task, root: np.ndarray, beta: np.nd
     given = given_coefficients(design, psi, beta, task.reml)
     scale = given.rss / nu
     theta = packing.theta_from_root(packing.root_from_psi(psi))
+    known = fit.uncertainty
     return replace(
         fit,
         theta=theta,
@@ -213,7 +215,7 @@ def at_coefficients(fit: programs.Fit, task: Task, root: np.ndarray, beta: np.nd
         objective=given.objective,
         b=given.b,
         covariances=_covariances(task, psi, scale),
-        scale_gradient=given.rss_gradient / nu,
+        uncertainty=Uncertainty(known.vcov_psi, known.vcov_theta, given.rss_gradient / nu),
         scale_variance=2 * scale**2 / nu,
         singular=singular_terms(design, theta),
     )

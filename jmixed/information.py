@@ -1,10 +1,77 @@
 """Between the scales of the variance parameters, on the host: psi, theta, preconditioned and original columns."""
 
 import functools
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from jmixed.covariance import Structure, split
+
+
+@dataclass(frozen=True, eq=False)
+class Uncertainty:
+    """How well the variance parameters are known.
+
+    Attributes
+    ----------
+    vcov_psi, vcov_theta : arrays (m, m)
+        Covariances of the estimates of psi and of theta.
+    scale_gradient : array (m,)
+        Derivative of the profiled sigma^2 in psi.
+    """
+
+    vcov_psi: np.ndarray
+    vcov_theta: np.ndarray
+    scale_gradient: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """Derivatives of the deviance at an optimum, in psi of preconditioned columns; an `Uncertainty` when asked for one.
+
+    Attributes
+    ----------
+    structures : tuple of Structure
+    theta : array (m,)
+    T : tuple of arrays (q, q)
+        Preconditioners of the terms.
+    gradient, slope : arrays (m,)
+        Derivatives of the deviance and of the profiled sigma^2.
+    hessian : array (m, m)
+    """
+
+    structures: tuple[Structure, ...]
+    theta: np.ndarray
+    T: tuple[np.ndarray, ...]
+    gradient: np.ndarray
+    hessian: np.ndarray
+    slope: np.ndarray
+
+    @cached_property
+    def _back(self):
+        """From psi of the original columns to that of the preconditioned ones."""
+        return np.linalg.inv(psi_map(self.structures, self.T))
+
+    @cached_property
+    def _hessian(self):
+        return self._back.T @ self.hessian @ self._back
+
+    @cached_property
+    def vcov_psi(self) -> np.ndarray:
+        """Inverse observed information of psi; nan where it is not positive definite."""
+        return inverse_information(self._hessian)
+
+    @cached_property
+    def vcov_theta(self) -> np.ndarray:
+        """Inverse observed information of theta; nan where it is not positive definite."""
+        gradient = self._back.T @ self.gradient
+        return inverse_information(theta_hessian(self.structures, self.theta, gradient, self._hessian))
+
+    @cached_property
+    def scale_gradient(self) -> np.ndarray:
+        """Derivative of the profiled sigma^2 in psi."""
+        return self._back.T @ self.slope
 
 
 def row_major(structures, values):

@@ -1,6 +1,9 @@
 """Row arrays in memory that compiled programs take as it is: aligned, and padded with zeros to a bucket size."""
 
+import ctypes
+import functools
 import math
+import sys
 
 import numpy as np
 
@@ -9,6 +12,11 @@ from jmixed.precision import FLOAT
 
 ALIGNMENT = 64
 """Bytes to which JAX wants memory aligned in order to take it without a copy."""
+
+FEW = 1 << 14
+"""Bytes of an array that is copied in less time than looking for its own padding takes."""
+LARGE = 1 << 25
+"""Bytes of row arrays from which on it is worth a few milliseconds to give freed memory back."""
 
 
 class _Padded(np.ndarray):
@@ -69,6 +77,10 @@ def padded(array: np.ndarray, size: int) -> np.ndarray:
     array (size, ...)
     """
     shape = (size, *array.shape[1:])
+    if array.nbytes < FEW:
+        copy = np.zeros(shape, array.dtype)
+        copy[: len(array)] = array
+        return copy
     whole = array
     while isinstance(whole, np.ndarray) and not (isinstance(whole, _Padded) and whole.rows):
         whole = whole.base
@@ -90,3 +102,20 @@ def _aligned(shape, dtype):
     buffer = np.empty(size + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
     return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def give_back() -> None:
+    """Give freed memory back to the system where the C library keeps it, as glibc does between blocks in use."""
+    if (trim := _trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim():
+    """glibc's ``malloc_trim``, or None."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None

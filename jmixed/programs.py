@@ -5,30 +5,24 @@ A program is compiled once for all data sets of one shape class, and for REML an
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed import optimize
+from jmixed import memory, optimize
 from jmixed.compilation import program
 from jmixed.covariance import IDENTITY, join
-from jmixed.data import Design, Moments
+from jmixed.data import Design, Moments, Rows
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.estimation import level_count, outcome_of, start_at
-from jmixed.information import (
-    inverse_information,
-    psi_map,
-    roots_of_psi,
-    row_major,
-    singular_terms,
-    theta_hessian,
-)
+from jmixed.information import Curvature, Uncertainty, psi_map, roots_of_psi, row_major, singular_terms
 from jmixed.layout import bucket
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.likelihood.second_order import derivatives
+from jmixed.likelihood.second_order import Derivatives, derivatives
 from jmixed.likelihood.stages import covariances_of
 from jmixed.precision import double_precision
 from jmixed.timing import Timings
@@ -49,11 +43,9 @@ class Fit:
         Conditional modes by term.
     covariances : dict of arrays (q, q)
         Covariance of the random effects by term, in squared units of the response.
-    vcov_psi, vcov_theta : arrays (m, m)
+    uncertainty : Curvature or Uncertainty
         Inverse observed information of the profile log-likelihood in psi (relative covariances, lower triangles row
-        by row) and in theta; nan where it is not positive definite.
-    scale_gradient : array (m,)
-        Derivative of the profiled sigma^2 in psi.
+        by row) and in theta, nan where it is not positive definite; and the derivative of the profiled sigma^2 in psi.
     scale_variance : float
         Variance of sigma^2 at fixed psi, 2 sigma^4 / nu.
     outcome : Outcome
@@ -75,9 +67,7 @@ class Fit:
     vcov_beta: np.ndarray
     b: dict[str, np.ndarray]
     covariances: dict[str, np.ndarray]
-    vcov_psi: np.ndarray
-    vcov_theta: np.ndarray
-    scale_gradient: np.ndarray
+    uncertainty: Curvature | Uncertainty
     scale_variance: float
     outcome: Outcome
     singular: tuple[bool, ...]
@@ -109,8 +99,27 @@ SMALL = 1 << 17
 """Bytes of a fit's tables of derivatives up to which its programs are compiled for small problems."""
 
 
-def _is_small(held, *_, **__):
-    return held.layout.fit_bytes(held.beta0.shape[0]) <= SMALL
+class Found(NamedTuple):
+    """What a program finds: the estimates, and how its optimiser ended.
+
+    `roots` are square roots of the terms' relative covariances on the scale of the data, `T` the preconditioners, and
+    the derivatives those in psi of preconditioned columns; for all else see `optimize.Solution`.
+    """
+
+    estimates: dict[str, Any]
+    roots: list[jax.Array]
+    T: tuple[jax.Array, ...]
+    derivatives: Derivatives
+    gradient: jax.Array
+    eigenvalues: jax.Array
+    iterations: jax.Array
+    evaluations: jax.Array
+    outcome: jax.Array
+
+
+def _is_small(data, *_, **__):
+    fixed = data.X.shape[1] if isinstance(data, Rows) else data.beta0.shape[0]
+    return data.layout.fit_bytes(fixed) <= SMALL
 
 
 def _has_few_rows(rows):
@@ -121,7 +130,8 @@ _cross_products = program(cross_products, brief=_has_few_rows)
 
 
 @program(static_argnames=("method",), brief=_is_small)
-def _fit_program(held, theta0, free, max_iterations, gradient_tolerance, reml, method):
+def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, method):
+    held = cross_products(data) if isinstance(data, Rows) else data
     structures = held.layout.terms
     start = start_at(theta0, held)
     if free is not None:
@@ -141,7 +151,8 @@ def _fit_program(held, theta0, free, max_iterations, gradient_tolerance, reml, m
     result = estimates(solution.roots, held, reml)
     result["modes"] = by_level(result["modes"], held)
     roots = [T @ root for T, root in zip(held.T, solution.roots, strict=True)]
-    return result, solution, roots, held.T, outcome_of(solution, result["sigma"], held)
+    certificate = solution.gradient, solution.eigenvalues, solution.iterations, solution.evaluations
+    return Found(result, roots, held.T, solution.derivatives, *certificate, outcome_of(solution, result["sigma"], held))
 
 
 def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, gtol=None, free=None) -> Fit:
@@ -174,19 +185,27 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     if gtol is not None and not gtol > 0:
         raise ModelError(f"gtol is {gtol!r}; it must be a positive number")
     timings = Timings()
-    with double_precision(), timings.step("cross_products"):
-        held = _cross_products(design.rows(bucket(design.y.shape[0])))
-        jax.block_until_ready(held.G)
+    many = sum(array.nbytes for array in (design.X, *design.Z.values())) > memory.LARGE
+    data = design.rows(bucket(design.y.shape[0]))
+    # One program for both steps starts sooner; a second one of many rows would have to read them again.
+    if not _has_few_rows(data):
+        with double_precision(), timings.step("cross_products"):
+            data = _cross_products(data)
+            jax.block_until_ready(data.G)
+            if many:
+                memory.give_back()
     with double_precision(), timings.step("optimise"):
         limit = np.int32(optimize.MAX_ITERATIONS if maxiter is None else maxiter)
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
-        solve = partial(_fit_program, held, reml=bool(reml), method=method)
-        out = _in_numpy(solve(theta0, free, limit, tolerance))
+        solve = partial(_fit_program, data, reml=bool(reml), method=method)
+        found = _in_numpy(solve(theta0, free, limit, tolerance))
         if alone and len(theta0) and (count := _other_starts_wanted(design)):
-            others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, out, count)]
-            out = _best_of_starts(out, _in_numpy(others))
+            others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, found, count)]
+            found = _best_of_starts(found, _in_numpy(others))
     with timings.step("results"):
-        return _collect(design, out, reml, timings)
+        if many:
+            memory.give_back()
+        return _collect(design, found, reml, timings)
 
 
 def _in_numpy(tree):
@@ -204,9 +223,9 @@ def _other_starts_wanted(design):
     return OTHER_STARTS if rows > 50 else 4 * OTHER_STARTS
 
 
-def _other_starts(structures, out, count):
+def _other_starts(structures, found, count):
     """Random starts around one, in preconditioned columns, the same in every run."""
-    rng, T = np.random.default_rng(0), out[3]
+    rng, T = np.random.default_rng(0), found.T
     for _ in range(count):
         theta = []
         for structure, basis in zip(structures, T, strict=True):
@@ -215,22 +234,29 @@ def _other_starts(structures, out, count):
         yield np.concatenate(theta)
 
 
-def _best_of_starts(out, others):
+def _best_of_starts(found, others):
     """The certified optimum with the lowest deviance; the first, unless another is lower by more than rounding.
 
     When one of them came lower without reaching an optimum, as where so many coefficients fit the response perfectly
     that the deviance has no minimum, it is no optimum that is to be reported.
     """
-    best = out
+    best = found
     for other in others:
-        lower = other[0]["objective"] < best[0]["objective"] - 1e-8 or not Outcome(int(best[4])).ok
-        if Outcome(int(other[4])).ok and lower:
+        lower = _deviance(other) < _deviance(best) - 1e-8 or not _is_certified(best)
+        if _is_certified(other) and lower:
             best = other
-    certified = best[0]["objective"]
-    lower = [one for one in others if one[0]["objective"] < certified - 1e-5 and not Outcome(int(one[4])).ok]
-    best = min([best, *lower], key=lambda one: one[0]["objective"])
-    evaluations = sum(int(one[1].evaluations) for one in (out, *others))
-    return (best[0], best[1]._replace(evaluations=evaluations), *best[2:])
+    certified = _deviance(best)
+    lower = [other for other in others if _deviance(other) < certified - 1e-5 and not _is_certified(other)]
+    best = min([best, *lower], key=_deviance)
+    return best._replace(evaluations=sum(int(one.evaluations) for one in (found, *others)))
+
+
+def _deviance(found):
+    return found.estimates["objective"]
+
+
+def _is_certified(found):
+    return Outcome(int(found.outcome)).ok
 
 
 def _check_scales(design):
@@ -241,16 +267,13 @@ def _check_scales(design):
             raise DataError(f"the largest value of {name} is {size:.3g}; rescale it to between 1e-50 and 1e50 in size")
 
 
-def _collect(design, out, reml, timings):
+def _collect(design, found, reml, timings):
     """Bring the program's arrays to the original scale of Z and into a `Fit`."""
-    result, solution, roots, T, outcome = out
+    result, at, outcome = found.estimates, found.derivatives, Outcome(int(found.outcome))
     structures, labels = design.layout.terms, design.labels
     sigma, nu = float(result["sigma"]), design.nobs - (design.X.shape[1] if reml else 0)
-    at = solution.derivatives
-    back = np.linalg.inv(psi_map(structures, T))
-    gradient, hessian = back.T @ at.gradient, back.T @ at.hessian @ back
     theta = np.asarray(result["theta"])
-    covariances = {label: sigma**2 * (root @ root.T) for label, root in zip(labels, roots, strict=True)}
+    covariances = {label: sigma**2 * (root @ root.T) for label, root in zip(labels, found.roots, strict=True)}
     return Fit(
         theta=theta,
         beta=result["beta"],
@@ -262,17 +285,15 @@ def _collect(design, out, reml, timings):
             for t, (label, modes) in enumerate(zip(labels, result["modes"], strict=True))
         },
         covariances=covariances,
-        vcov_psi=inverse_information(hessian),
-        vcov_theta=inverse_information(theta_hessian(structures, theta, gradient, hessian)),
-        scale_gradient=back.T @ at.scale_gradient,
+        uncertainty=Curvature(structures, theta, found.T, at.gradient, at.hessian, at.scale_gradient),
         scale_variance=2 * sigma**4 / nu,
-        outcome=Outcome(int(outcome)),
+        outcome=outcome,
         singular=singular_terms(design, theta),
-        iterations=int(solution.iterations),
-        evaluations=int(solution.evaluations),
-        gradient=solution.gradient,
-        hessian_eigenvalues=solution.eigenvalues,
-        checked_beyond_zero=bool(Outcome(int(outcome)).ok),
+        iterations=int(found.iterations),
+        evaluations=int(found.evaluations),
+        gradient=found.gradient,
+        hessian_eigenvalues=found.eigenvalues,
+        checked_beyond_zero=outcome.ok,
         timings=timings,
     )
 

@@ -52,7 +52,7 @@ class WaldInference:
 
     @cached_property
     def _cov(self) -> np.ndarray:
-        return diagonal_blocks(self._fit.vcov_beta, self._fit.vcov_psi)
+        return diagonal_blocks(self._fit.vcov_beta, self._fit.uncertainty.vcov_psi)
 
     @cached_property
     def _bse(self) -> np.ndarray:
@@ -63,10 +63,10 @@ class WaldInference:
     @cached_property
     def _bse_re(self) -> np.ndarray:
         """Delta method for ``scale * psi``, with the uncertainty of the scale and its covariance with psi."""
-        fit, psi, scale = self._fit, self._psi, self._fit.sigma**2
-        jacobian = scale * np.eye(len(psi)) + np.outer(psi, fit.scale_gradient)
-        variances = np.einsum("ij,jk,ik->i", jacobian, fit.vcov_psi, jacobian) + psi**2 * fit.scale_variance
-        held = np.diag(fit.vcov_psi) == 0
+        fit, psi, known = self._fit, self._psi, self._fit.uncertainty
+        jacobian = fit.sigma**2 * np.eye(len(psi)) + np.outer(psi, known.scale_gradient)
+        variances = np.einsum("ij,jk,ik->i", jacobian, known.vcov_psi, jacobian) + psi**2 * fit.scale_variance
+        held = np.diag(known.vcov_psi) == 0
         return np.sqrt(np.where(held, 0.0, np.where(variances >= 0, variances, np.nan)))
 
     @property

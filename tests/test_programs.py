@@ -58,7 +58,7 @@ def test_information(name, reml):
     case, fit = layouts.case(name, seed=1), fitted(name, reml)
     psi = layouts.psi_of(case, fit.theta)
     hessian = layouts.psi_derivatives(case, psi, reml)[1]
-    assert_inverse(fit.vcov_psi, hessian)
+    assert_inverse(fit.uncertainty.vcov_psi, hessian)
     d = layouts.generalised(case, layouts.covariances(case, psi), reml)
     step = 1e-5
     scales = [
@@ -66,12 +66,12 @@ def test_information(name, reml):
         for unit in np.eye(len(psi))
     ]
     differences = (np.array(scales) @ [-1, 1]) / (2 * step)
-    np.testing.assert_allclose(fit.scale_gradient, differences, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(fit.uncertainty.scale_gradient, differences, rtol=1e-5, atol=1e-7)
     slopes = [
         [layouts.deviance_gradient(case, fit.theta + k * step * unit, reml)["theta"] for k in (-1, 1)]
         for unit in np.eye(len(psi))
     ]
-    assert_inverse(fit.vcov_theta, np.einsum("k,ikj->ij", [-1, 1], np.array(slopes)) / (2 * step), 1e-4)
+    assert_inverse(fit.uncertainty.vcov_theta, np.einsum("k,ikj->ij", [-1, 1], np.array(slopes)) / (2 * step), 1e-4)
 
 
 def assert_inverse(covariance, hessian, tolerance=1e-6):
