@@ -14,9 +14,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jmixed import executables
 
-QUICK: Any = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 12) else {}
+OLDER = jax.__version_info__ < (0, 12)
+QUICK: Any = {"xla_cpu_use_fusion_emitters": False} if OLDER else {}
 """XLA's older code generator for the CPU, while there is one: half the time to compile a fit, and no slower program."""
-BRIEF: Any = {**QUICK, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+PRODUCTS: Any = {"xla_cpu_experimental_ynn_fusion_type": ""} if OLDER else {}
+"""Small products by that generator, too: a library's take a sixth longer to compile and to load, and are no faster."""
+BRIEF: Any = {**QUICK, **PRODUCTS, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 """Without LLVM's optimisations, for small problems: a third of that time again, and a fifth of a millisecond a fit."""
 
 OFF = ("off", "0", "none", "false", "no")

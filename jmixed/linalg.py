@@ -47,6 +47,10 @@ BLOCK = 1024
 """Small matrices of a long stack that a CPU works on at a time, so that what is made of them stays in cache."""
 
 
+SHORT = 128
+"""Small matrices of a stack up to which a sum is one step: written out it would be faster, and longer to compile."""
+
+
 def is_long(length: int, blocks: int = 4) -> bool:
     """Whether a stack is as long as so many blocks; the buckets of such sizes are multiples of a block."""
     return length >= blocks * BLOCK and length % BLOCK == 0
@@ -218,10 +222,14 @@ def matmul(a, b) -> jax.Array:
     """``a @ b`` for stacks (p, q, ...) and (q, r, ...); a matrix without batch axes broadcasts over the other's."""
     if isinstance(a, BlockDiagonal):
         return a.times(b)
+    if a.ndim == b.ndim == 2:
+        return a @ b
     a = a.reshape(a.shape + (1,) * (b.ndim - a.ndim))
     b = b.reshape(b.shape + (1,) * (a.ndim - b.ndim))
     if a.shape[1] > UNROLLED:
         return jnp.einsum("ij...,jk...->ik...", a, b)
+    if max(a.shape[-1], b.shape[-1]) <= SHORT:
+        return jnp.sum(a[:, :, None] * b[None], axis=1)
     return add_up(a[:, j : j + 1] * b[j : j + 1] for j in range(a.shape[1]))
 
 

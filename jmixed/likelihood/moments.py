@@ -14,7 +14,7 @@ from jax.lax import stop_gradient
 
 from jmixed.data import Moments, Rows
 from jmixed.layout import SPARSE
-from jmixed.linalg import BLOCK, add_up, diagonal, in_blocks, is_long, qr_triangle, sum_in_blocks, triangular_inverse
+from jmixed.linalg import BLOCK, SHORT, add_up, diagonal, in_blocks, is_long, qr_triangle, sum_in_blocks, triangular_inverse
 
 MANY = 64
 """Blocks of rows from which on loops over them, which take longer to compile, save more than that."""
@@ -311,6 +311,8 @@ def crossproduct(grouping, columns, arrays, constants):
 
 def _sum_products(left, rights):
     """Sums over a chunk's rows of left (a, chunk, chunks) times each right (b, chunk, chunks)."""
+    if left.shape[-1] <= SHORT:
+        return tuple(jnp.sum(left[:, None] * right[None], axis=2) for right in rights)
     # Unrolled over the few rows of a chunk: each step is elementwise over the long last axis, which vectorises.
     rows, rights = range(left.shape[1]), [jnp.swapaxes(right, 0, 1) for right in rights]
     return tuple(add_up(left[:, k : k + 1] * right[k : k + 1] for k in rows) for right in rights)
