@@ -13,8 +13,6 @@ from jmixed.precision import FLOAT
 ALIGNMENT = 64
 """Bytes to which JAX wants memory aligned in order to take it without a copy."""
 
-FEW = 1 << 14
-"""Bytes of an array that is copied in less time than looking for its own padding takes."""
 LARGE = 1 << 25
 """Bytes of row arrays from which on it is worth a few milliseconds to give freed memory back."""
 
@@ -77,10 +75,6 @@ def padded(array: np.ndarray, size: int) -> np.ndarray:
     array (size, ...)
     """
     shape = (size, *array.shape[1:])
-    if array.nbytes < FEW:
-        copy = np.zeros(shape, array.dtype)
-        copy[: len(array)] = array
-        return copy
     whole = array
     while isinstance(whole, np.ndarray) and not (isinstance(whole, _Padded) and whole.rows):
         whole = whole.base

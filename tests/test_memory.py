@@ -1,9 +1,13 @@
 """Rows that programs take without a copy."""
 
+import resource
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import jmixed as jm
+from jmixed import memory
 from jmixed.memory import ALIGNMENT, filled, padded, roomy
 
 
@@ -91,3 +95,30 @@ def test_rows_of_a_model_are_held_once():
     for name in ("y", "X", "weights", "offset"):
         assert np.shares_memory(getattr(rows, name), getattr(design, name)), name
     assert np.shares_memory(rows.Z[0], design.Z["Days | Subject"])
+
+
+def resident():
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(memory._trim() is None, reason="the C library has no malloc_trim")
+def test_freed_memory_goes_back_to_the_system():
+    # Below the size of which glibc makes a mapping of its own, and with something in use behind the last.
+    pieces = [np.ones(8000) for _ in range(1000)]
+    kept = pieces[::20]
+    before = resident()
+    del pieces
+    memory.give_back()
+    assert before - resident() > 40 * 2**20
+    assert all(piece.sum() == 8000 for piece in kept)
+
+
+def test_nothing_happens_where_memory_cannot_be_given_back(monkeypatch):
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    memory._trim.cache_clear()
+    try:
+        assert memory._trim() is None
+        memory.give_back()
+    finally:
+        memory._trim.cache_clear()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import jmixed as jm
-from jmixed import programs
+from jmixed import memory, programs
 
 LAYOUTS = ("slope", "identity", "nested three", "nested and crossed", "crossed")
 
@@ -81,6 +81,29 @@ def assert_inverse(covariance, hessian, tolerance=1e-6):
         assert np.isnan(covariance).all()
         return
     np.testing.assert_allclose(covariance @ hessian / 2, np.eye(len(hessian)), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["slope", "crossed"])
+def test_one_program_or_two_give_the_same(name, monkeypatch):
+    together = fitted(name)
+    monkeypatch.setattr(programs, "SMALL", 0)
+    apart = programs.fit(layouts.case(name, seed=1).design)
+    assert "cross_products" not in together.timings
+    assert apart.timings["cross_products"] > 0
+    np.testing.assert_allclose(apart.objective, together.objective, rtol=1e-12)
+    np.testing.assert_allclose(apart.theta, together.theta, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(apart.uncertainty.vcov_psi, together.uncertainty.vcov_psi, rtol=1e-5)
+
+
+def test_freed_memory_is_given_back_by_large_fits_alone(monkeypatch):
+    design, given = layouts.case("slope", seed=1).design, []
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(1))
+    programs.fit(design)
+    assert given == []
+    monkeypatch.setattr(memory, "LARGE", 0)
+    monkeypatch.setattr(programs, "SMALL", 0)
+    programs.fit(design)
+    assert len(given) == 2
 
 
 # ---- at given parameters -------------------------------------------------------------------------------------------

@@ -14,7 +14,17 @@ from jax.lax import stop_gradient
 
 from jmixed.data import Moments, Rows
 from jmixed.layout import SPARSE
-from jmixed.linalg import BLOCK, SHORT, add_up, diagonal, in_blocks, is_long, qr_triangle, sum_in_blocks, triangular_inverse
+from jmixed.linalg import (
+    BLOCK,
+    SHORT,
+    add_up,
+    diagonal,
+    in_blocks,
+    is_long,
+    qr_triangle,
+    sum_in_blocks,
+    triangular_inverse,
+)
 
 MANY = 64
 """Blocks of rows from which on loops over them, which take longer to compile, save more than that."""

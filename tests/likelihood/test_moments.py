@@ -12,7 +12,7 @@ import jmixed as jm
 from jmixed.data import Grouping
 from jmixed.likelihood.criterion import deviance_of_theta
 from jmixed.likelihood.moments import crossproduct, moments
-from jmixed.linalg import BLOCK
+from jmixed.linalg import BLOCK, SHORT
 from jmixed.precision import double_precision
 
 
@@ -91,10 +91,12 @@ def test_cross_products_of_a_nest():
     assert not np.any(held.C[0][:, :, len(inner.levels) :])
 
 
-def test_runs_of_chunks_are_summed():
+@pytest.mark.parametrize("padding", [0, SHORT], ids=["few chunks", "many chunks"])
+def test_runs_of_chunks_are_summed(padding):
     r = np.random.default_rng(0)
     left, right = r.normal(size=(7, 2)), r.normal(size=(7, 3))
     rows, segments = np.array([[0, 3, 5, 9], [2, 9, 6, 9]], np.int32), np.array([0, 0, 2, 2], np.int32)
+    rows, segments = np.pad(rows, [(0, 0), (0, padding)], constant_values=9), np.pad(segments, (0, padding), "edge")
     with double_precision():
         grouping = Grouping(rows, segments, 3)
         (total,) = crossproduct(grouping, lambda arrays, _: (arrays[0].T, (arrays[1].T,)), (left, right), ())
