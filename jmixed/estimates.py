@@ -279,7 +279,8 @@ class Estimates(WaldInference):
     def timings(self) -> dict:
         """Seconds by step: of stating the model (parse, materialise, stack), and of this fit (the others).
 
-        ``compile`` is waiting for programs that this process has not run yet, even if the cache on disk has them.
+        ``compile`` is waiting for programs that this process has not run yet, even if the cache on disk has them. Of a
+        few thousand rows ``cross_products`` is zero: they are part of the program that optimises.
 
         Examples
         --------

@@ -487,7 +487,9 @@ class TestTables:
         whole = time.perf_counter() - started
         steps = ["parse", "materialise", "stack", "cross_products", "compile", "optimise", "results"]
         assert list(result.timings) == steps
-        assert all(seconds > 0 for step, seconds in result.timings.items() if step != "compile")
+        # The cross-products of so few rows are part of the program that optimises.
+        assert result.timings["cross_products"] == 0
+        assert all(result.timings[step] > 0 for step in set(steps) - {"compile", "cross_products"})
         assert 0.5 * whole < sum(result.timings.values()) <= whole
         again = result.model.fit()
         assert again.timings["compile"] == 0
