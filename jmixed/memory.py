@@ -1,4 +1,4 @@
-"""Row arrays in memory that compiled programs take as it is: aligned, and padded with zeros to a bucket size."""
+"""Row arrays in memory that compiled programs take as it is, aligned and padded with zeros; and memory given back."""
 
 import ctypes
 import functools
