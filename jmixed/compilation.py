@@ -22,6 +22,9 @@ PRODUCTS: Any = {"xla_cpu_experimental_ynn_fusion_type": ""} if OLDER else {}
 BRIEF: Any = {**QUICK, **PRODUCTS, "xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 """Without LLVM's optimisations, for small problems: a third of that time again, and a fifth of a millisecond a fit."""
 
+_options_of_jax: Any = jax.config
+"""A single one is an attribute that type checkers do not know; the dict of all takes longer to make than a call."""
+
 OFF = ("off", "0", "none", "false", "no")
 
 
@@ -104,7 +107,7 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        if jax.config.jax_disable_jit:
+        if _options_of_jax.jax_disable_jit:
             # Step by step the programs would meet NumPy's arrays where they count on JAX's.
             with jax.disable_jit(False):
                 return call(*args, **kwargs)

@@ -59,7 +59,7 @@ def call_from(directory: Path, jitted: Any, name: str, options: Any, static: dic
 
 def _compile_afresh(lowered):
     """Compile past JAX's own cache: an executable that was read from there cannot be written whole again."""
-    directory = jax.config.jax_compilation_cache_dir
+    directory = jax.config.values["jax_compilation_cache_dir"]
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         compilation_cache.reset_cache()
