@@ -1,4 +1,4 @@
-"""The order of the house: which room may import which, where precision is named, how long things may be."""
+"""The order of the house: which room may import which, and where precision is named."""
 
 import ast
 import re
@@ -57,8 +57,6 @@ ARRAY_SIDE |= {"estimation", "sharing", "programs", "batches", "minibatch", "inf
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}
 
-# Module -> why it is longer than 400 lines.
-LONG_FILES: dict[str, str] = {}
 # The only options of JAX that the package may set, and only when asked to: where compiled programs are kept.
 CACHE_OPTIONS = ("jax_compilation_cache_", "jax_persistent_cache_")
 
@@ -180,12 +178,6 @@ def test_no_global_option_of_jax_is_set(path):
         if not option.startswith(CACHE_OPTIONS)
     ]
     assert not broken + assigned, "\n".join(broken + assigned)
-
-
-def test_long_files_have_a_reason():
-    long = {str(path.relative_to(PACKAGE)) for path in MODULES if len(path.read_text("utf-8").splitlines()) > 400}
-    assert long == LONG_FILES.keys(), "over 400 lines without a reason, or a reason that has gone"
-    assert all(LONG_FILES.values())
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(HOME)))
