@@ -19,8 +19,8 @@ from jmixed.covariance import IDENTITY, block_diagonal, join, split
 from jmixed.data import Moments
 from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
-from jmixed.likelihood.moment_start import moment_covariances
 from jmixed.likelihood.second_order import Derivatives, derivatives
+from jmixed.likelihood.starts import starts_of
 from jmixed.linalg import eigh, take
 from jmixed.trust_region import CURVATURE, trust_region_step
 
@@ -64,7 +64,8 @@ class Solution(NamedTuple):
     """Where the optimiser ended and the certificate of it.
 
     ``roots`` are square roots of the terms' relative covariances in preconditioned columns; ``gradient`` and
-    ``eigenvalues`` (m,) are those of the deviance in the chart; ``outcome`` is the integer of an `Outcome`.
+    ``eigenvalues`` (m,) are those of the deviance in the chart; ``iterations`` belong to the run that ended there,
+    ``evaluations`` to the runs from all ``starts``; ``outcome`` is the integer of an `Outcome`.
     """
 
     chart: Chart
@@ -75,6 +76,7 @@ class Solution(NamedTuple):
     eigenvalues: jax.Array
     iterations: jax.Array
     evaluations: jax.Array
+    starts: jax.Array
     outcome: jax.Array
 
 
@@ -107,27 +109,39 @@ def chart_at(covariances, structures, dtype) -> Chart:
     return Chart(tuple(bases), join(phis, dtype))
 
 
-def minimize(moments: Moments, start, reml: bool, max_iterations, held=None, chart: Chart | None = None) -> Solution:
-    """Minimise the profiled deviance.
+def minimize(
+    moments: Moments, start, reml: bool, max_iterations, held=None, chart: Chart | None = None, others=None
+) -> Solution:
+    """Minimise the profiled deviance, from every start of the policy (see `likelihood.starts`).
 
     Parameters
     ----------
     moments : Moments
     start : sequence of arrays (q, q), or None
-        Relative covariances to start from, in preconditioned columns. None, or entries of nan, find a start by
-        moments: the two cases of nan and of numbers share a program.
+        Relative covariances to start from first, in preconditioned columns. None, or entries of nan, have starts
+        found: the two cases of nan and of numbers share a program.
     reml : bool
     max_iterations : int or scalar array
+        Of the search from each start.
     held : bool array (m,), optional
-        Entries of phi that keep their value; then `chart` is the start and its bases stay fixed.
+        Entries of phi that keep their value; then `chart` is the only start and its bases stay fixed.
     chart : Chart, optional
         Start for `held`.
+    others : bool or scalar bool array, optional
+        Whether to search from other starts than a given one as well; by default from that alone.
+
+    Returns
+    -------
+    Solution
+        The lowest optimum that was found.
     """
     structures, dtype = moments.layout.terms, moments.G.dtype
     if not structures:
         return _nothing_to_optimise(moments, reml)
     if chart is None:
-        chart = chart_at(_start(moments, start), structures, dtype)
+        charts, count = _charts(moments, start, reml, others)
+    else:
+        charts, count = jax.tree.map(lambda a: a[None], chart), jnp.ones((), jnp.int32)
 
     def in_chart(chart, at):
         gradient, hessian = _pull_back(chart, structures, at)
@@ -136,12 +150,76 @@ def minimize(moments: Moments, start, reml: bool, max_iterations, held=None, cha
         free = (~held).astype(dtype)
         return gradient * free, hessian * (free[:, None] * free[None]) + jnp.diag(1 - free)
 
-    state = jax.lax.while_loop(
-        lambda s: (s.outcome == _RUNNING) & (s.iteration < max_iterations),
-        lambda s: _iterate(s, moments, reml, in_chart, moving=held is None),
-        _initial_state(chart),
+    def step(state):
+        return _iterate(state, moments, reml, in_chart, moving=held is None)
+
+    first = _initial_state(jax.tree.map(lambda a: a[0], charts))
+    if charts.phi.shape[0] == 1:
+        state = jax.lax.while_loop(lambda s: (s.outcome == _RUNNING) & (s.iteration < max_iterations), step, first)
+        return _finish(state, structures, state.iteration, count)
+    none = jnp.zeros((), jnp.int32)
+    search = jax.lax.while_loop(
+        lambda s: (s.start < count) & (s.evaluations < max_iterations * count),
+        lambda s: _proceed(s, step(s.state), charts, max_iterations),
+        Search(first, first, none, none),
     )
-    return _finish(state, structures)
+    # A run that the limit has cut off may have come lower than those that have ended.
+    cut = search.start < count
+    best = _select(cut & _is_better(search, search.state), search.state, search.best)
+    best = best._replace(outcome=jnp.where(cut, Outcome.MAX_ITERATIONS.value, best.outcome).astype(jnp.int32))
+    return _finish(best, structures, search.evaluations, count)
+
+
+def _charts(moments: Moments, start, reml, others):
+    """The charts of all starts, stacked, and how many of them are called for."""
+    covariances, count = starts_of(moments, reml)
+    if start is not None:
+        given = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in start]))
+        if others is None:
+            first = [jnp.where(given, own, found[0]) for own, found in zip(start, covariances, strict=True)]
+            rest, count = [found[1:] for found in covariances], jnp.where(given, 1, count)
+        else:
+            # A deviance with one minimum needs no other start than the given one.
+            first, rest = start, covariances if len(covariances[0]) > 1 else [found[:0] for found in covariances]
+            count = jnp.where(others & (count > 1), count + 1, 1)
+        covariances = [jnp.concatenate([own[None], found]) for own, found in zip(first, rest, strict=True)]
+    structures, dtype = moments.layout.terms, moments.G.dtype
+    return jax.vmap(lambda own: chart_at(own, structures, dtype))(covariances), count.astype(jnp.int32)
+
+
+class Search(NamedTuple):
+    """The run from one start, the best of those that have ended, how many have, and all evaluations."""
+
+    state: State
+    best: State
+    start: jax.Array
+    evaluations: jax.Array
+
+
+def _proceed(search: Search, state: State, charts: Chart, max_iterations) -> Search:
+    """Take the run's next state; at its end keep it if it is the best so far, and turn to the next start."""
+    limit = jnp.maximum(max_iterations, MAX_ITERATIONS)
+    ended = (state.outcome != _RUNNING) | (state.iteration >= limit)
+    best = _select(ended & _is_better(search, state), state, search.best)
+    start = search.start + ended.astype(jnp.int32)
+    following = jax.tree.map(lambda a: a[jnp.minimum(start, a.shape[0] - 1)], charts)
+    return Search(_select(ended, _initial_state(following), state), best, start, search.evaluations + 1)
+
+
+def _select(condition, one, other):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def _is_better(search: Search, state: State):
+    """Whether a run ended lower than those before it by more than rounding.
+
+    Where a run came lower without reaching an optimum, as where so many coefficients fit the response perfectly that
+    the deviance has no minimum, it is no optimum that is to be reported; by less, an optimum is preferred.
+    """
+    own, other = _is_certified(state), _is_certified(search.best)
+    value, least = state.derivatives.value, search.best.derivatives.value
+    margin = jnp.where(own == other, jnp.maximum(1e-8, 2 * ROUNDING * jnp.abs(value)), jnp.where(own, -1e-5, 1e-5))
+    return (search.start == 0) | (value < least - margin)
 
 
 _RUNNING = -1
@@ -267,20 +345,19 @@ def chart_map(chart: Chart, structures, gradient):
     return block_diagonal(jacobians), block_diagonal(bends)
 
 
-def _start(moments: Moments, start):
-    """The start: the given one, if it is numbers, or one found by moments."""
-    found = moment_covariances(moments)
-    if start is None:
-        return found
-    given = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in start]))
-    return [jnp.where(given, own, other) for own, other in zip(start, found, strict=True)]
+def _is_flat(state: State):
+    return state.eigenvalues[0] * jnp.maximum(jnp.sum(state.chart.phi**2), 1) < FLATNESS
 
 
-def _finish(state: State, structures) -> Solution:
-    flat = state.eigenvalues[0] * jnp.maximum(jnp.sum(state.chart.phi**2), 1) < FLATNESS
+def _is_certified(state: State):
+    ok = (state.outcome == Outcome.CONVERGED.value) | (state.outcome == Outcome.PRECISION_LIMIT.value)
+    return ok & ~_is_flat(state)
+
+
+def _finish(state: State, structures, evaluations, starts) -> Solution:
     outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome)
     ok = (outcome == Outcome.CONVERGED.value) | (outcome == Outcome.PRECISION_LIMIT.value)
-    outcome = jnp.where(ok & flat, Outcome.FLAT.value, outcome).astype(jnp.int32)
+    outcome = jnp.where(ok & _is_flat(state), Outcome.FLAT.value, outcome).astype(jnp.int32)
     return Solution(
         chart=state.chart,
         roots=chart_roots(state.chart, structures),
@@ -289,7 +366,8 @@ def _finish(state: State, structures) -> Solution:
         hessian=state.hessian,
         eigenvalues=state.eigenvalues,
         iterations=state.iteration,
-        evaluations=state.iteration,
+        evaluations=evaluations,
+        starts=starts,
         outcome=outcome,
     )
 
@@ -301,15 +379,19 @@ def _nothing_to_optimise(moments: Moments, reml: bool) -> Solution:
     value = deviance_at([], [], moments, reml)
     empty = jnp.zeros((0, 0), dtype)
     at = Derivatives(value, none, empty, none)
-    return Solution(Chart((), none), (), at, none, empty, none, zero, zero + 1, zero)
+    return Solution(Chart((), none), (), at, none, empty, none, zero, zero + 1, zero + 1, zero)
 
 
 def minimize_lbfgs(moments: Moments, start, reml: bool, max_iterations, gradient_tolerance) -> Solution:
-    """L-BFGS (optax) in a fixed chart, then Newton steps from where it ended, which also give the certificate."""
+    """L-BFGS (optax) in a fixed chart, then Newton steps from where it ended, and from the other starts.
+
+    They also give the certificate.
+    """
     import optax
 
     structures, dtype = moments.layout.terms, moments.G.dtype
-    chart = chart_at(_start(moments, start), structures, dtype)
+    charts, count = _charts(moments, start, reml, None)
+    chart = jax.tree.map(lambda a: a[0], charts)
 
     def objective(phi):
         roots = chart_roots(Chart(chart.bases, phi), structures)
@@ -332,5 +414,5 @@ def minimize_lbfgs(moments: Moments, start, reml: bool, max_iterations, gradient
             (chart.phi, solver.init(chart.phi), jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32)),
         )
     ended = squares(chart_roots(Chart(chart.bases, jnp.asarray(phi)), structures))
-    solution = minimize(moments, ended, reml, max_iterations)
+    solution = minimize(moments, ended, reml, max_iterations, others=count > 1)
     return solution._replace(iterations=solution.iterations + count, evaluations=solution.evaluations + count)

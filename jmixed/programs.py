@@ -4,7 +4,6 @@ A program is compiled once for all data sets of one shape class, and for REML an
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +72,7 @@ class Fit:
     singular: tuple[bool, ...]
     iterations: int
     evaluations: int
+    starts: int
     gradient: np.ndarray
     hessian_eigenvalues: np.ndarray
     checked_beyond_zero: bool
@@ -88,12 +88,6 @@ class Fit:
         """Whether the optimum carries its certificate."""
         return self.outcome.ok
 
-
-FEW_LEVELS = 8
-"""With a factor of so few levels the deviance can have several minima, and a fit tries other starts as well."""
-THIN = 1000
-"""So do crossed factors with more coefficients than half of so few rows."""
-OTHER_STARTS = 8
 
 SMALL = 1 << 17
 """Bytes of a fit's tables of derivatives up to which its programs are compiled for small problems."""
@@ -114,6 +108,7 @@ class Found(NamedTuple):
     eigenvalues: jax.Array
     iterations: jax.Array
     evaluations: jax.Array
+    starts: jax.Array
     outcome: jax.Array
 
 
@@ -151,7 +146,7 @@ def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, m
     result = estimates(solution.roots, held, reml)
     result["modes"] = by_level(result["modes"], held)
     roots = [T @ root for T, root in zip(held.T, solution.roots, strict=True)]
-    certificate = solution.gradient, solution.eigenvalues, solution.iterations, solution.evaluations
+    certificate = solution.gradient, solution.eigenvalues, solution.iterations, solution.evaluations, solution.starts
     return Found(result, roots, held.T, solution.derivatives, *certificate, outcome_of(solution, result["sigma"], held))
 
 
@@ -177,8 +172,8 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     if free is not None:
         free = row_major(structures, np.asarray(free, bool))
         theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
-    alone = theta0 is None
-    theta0 = np.full(sum(s.size for s in structures), np.nan) if alone else np.asarray(theta0, design.y.dtype)
+    none = np.full(sum(s.size for s in structures), np.nan)
+    theta0 = none if theta0 is None else np.asarray(theta0, design.y.dtype)
     _check_scales(design)
     if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, (int, np.integer)) or maxiter < 0):
         raise ModelError(f"maxiter is {maxiter!r}; it must be a whole number, zero or more")
@@ -197,11 +192,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     with double_precision(), timings.step("optimise"):
         limit = np.int32(optimize.MAX_ITERATIONS if maxiter is None else maxiter)
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
-        solve = partial(_fit_program, data, reml=bool(reml), method=method)
-        found = _in_numpy(solve(theta0, free, limit, tolerance))
-        if alone and len(theta0) and (count := _other_starts_wanted(design)):
-            others = [solve(start, free, limit, tolerance) for start in _other_starts(structures, found, count)]
-            found = _best_of_starts(found, _in_numpy(others))
+        found = _in_numpy(_fit_program(data, theta0, free, limit, tolerance, reml=bool(reml), method=method))
     with timings.step("results"):
         if many:
             memory.give_back()
@@ -211,52 +202,6 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
 def _in_numpy(tree):
     """As `jax.device_get`, which takes longer over the many small arrays of a fit."""
     return jax.tree.map(np.asarray, tree)
-
-
-def _other_starts_wanted(design):
-    """How many other starts are worth it: some where the deviance may have several minima, more for few rows."""
-    layout, rows = design.layout, design.nobs
-    coefficients = sum(n * layout.factor_width(f) for f, n in enumerate(design.counts))
-    thin = layout.crossed and rows <= THIN and 2 * coefficients > rows
-    if not thin and min(design.counts) > FEW_LEVELS:
-        return 0
-    return OTHER_STARTS if rows > 50 else 4 * OTHER_STARTS
-
-
-def _other_starts(structures, found, count):
-    """Random starts around one, in preconditioned columns, the same in every run."""
-    rng, T = np.random.default_rng(0), found.T
-    for _ in range(count):
-        theta = []
-        for structure, basis in zip(structures, T, strict=True):
-            root = 10 ** rng.uniform(-1, 3) * rng.normal(size=(structure.q, structure.q))
-            theta.append(structure.theta(np.transpose(np.linalg.qr((basis @ root).T, mode="r"))))
-        yield np.concatenate(theta)
-
-
-def _best_of_starts(found, others):
-    """The certified optimum with the lowest deviance; the first, unless another is lower by more than rounding.
-
-    When one of them came lower without reaching an optimum, as where so many coefficients fit the response perfectly
-    that the deviance has no minimum, it is no optimum that is to be reported.
-    """
-    best = found
-    for other in others:
-        lower = _deviance(other) < _deviance(best) - 1e-8 or not _is_certified(best)
-        if _is_certified(other) and lower:
-            best = other
-    certified = _deviance(best)
-    lower = [other for other in others if _deviance(other) < certified - 1e-5 and not _is_certified(other)]
-    best = min([best, *lower], key=_deviance)
-    return best._replace(evaluations=sum(int(one.evaluations) for one in (found, *others)))
-
-
-def _deviance(found):
-    return found.estimates["objective"]
-
-
-def _is_certified(found):
-    return Outcome(int(found.outcome)).ok
 
 
 def _check_scales(design):
@@ -291,6 +236,7 @@ def _collect(design, found, reml, timings):
         singular=singular_terms(design, theta),
         iterations=int(found.iterations),
         evaluations=int(found.evaluations),
+        starts=int(found.starts),
         gradient=found.gradient,
         hessian_eigenvalues=found.eigenvalues,
         checked_beyond_zero=outcome.ok,

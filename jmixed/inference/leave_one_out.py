@@ -1,7 +1,7 @@
 """Refits without one cluster of rows at a time, all in one compiled program.
 
 A cluster is left out by giving its rows weight zero, which takes them out of every cross-product and of the number of
-rows. Every refit starts from the estimate of the whole data.
+rows. Every refit starts from the estimate of the whole data, and from wherever else a fit of its own would.
 """
 
 from dataclasses import dataclass, replace
@@ -94,7 +94,7 @@ def _program(rows, clusters, chosen, theta, limit, reml, side_by_side):
         held = moments(replace(rows, weights=jnp.where(clusters == cluster, 0, rows.weights)), columns)
         # All data together have the identity here: an eigenvalue of zero is a coefficient that the rest does not tell.
         told = eigh(held.G[:-1, :-1])[0] > 1e-10
-        solution = optimize.minimize(held, start_at(theta, held), reml, limit)
+        solution = optimize.minimize(held, start_at(theta, held), reml, limit, others=limit > ONE_STEP)
         result = estimates(solution.roots, held, reml)
         numbers = (result[name] for name in ("theta", "beta", "sigma", "vcov_beta"))
         sound = jnp.all(told) & jnp.isfinite(result["objective"])

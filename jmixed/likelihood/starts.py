@@ -1,0 +1,110 @@
+"""Where a search for the optimum starts: one policy for every way of fitting.
+
+The deviance of a single unstructured term with enough levels has one minimum. It can have several, of which one often
+has a variance of zero, where the gradient vanishes by symmetry, when terms compete for the same part of the response:
+terms that share a factor, and those without an intercept of their own. A search then starts
+
+* from the solution of moment equations, which tends to give a competitor all or nothing; and
+* from the best common multiple of the identity, along which no term is favoured.
+
+With few levels, or crossed factors with nearly as many coefficients as rows, random starts are added, the same in
+every run. Measured by `benchmarks/stress.py`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmixed.data import Moments
+from jmixed.layout import Layout
+from jmixed.likelihood.criterion import deviance_at, squares
+from jmixed.likelihood.moment_start import moment_covariances
+
+FEW_LEVELS = 8
+"""With a factor of so few levels the deviance can have several minima."""
+THIN = 1000
+"""So it can with crossed factors that have more coefficients than half of so few rows."""
+RANDOM_STARTS = 8
+MULTIPLES = np.arange(-2.0, 9.0)
+"""Decimal logarithms of the multiples of the identity that are tried."""
+
+
+class Starts(NamedTuple):
+    """Relative covariances to start from, in preconditioned columns: for each term an array (starts, q, q).
+
+    Only the first `count` of them are called for, a number that may depend on the data.
+    """
+
+    covariances: list[jax.Array]
+    count: jax.Array
+
+
+def starts_of(moments: Moments, reml) -> Starts:
+    """Where to look for the optimum; the solution of moment equations comes first.
+
+    Parameters
+    ----------
+    moments : Moments
+    reml : bool
+    """
+    layout, dtype = moments.layout, moments.G.dtype
+    starts = [moment_covariances(moments)]
+    if terms_compete(layout):
+        multiple = _best_multiple(moments, reml)
+        starts.append([multiple * np.eye(term.q, dtype=dtype) for term in layout.terms])
+    count = jnp.full((), len(starts), jnp.int32)
+    if _may_be_thin(layout):
+        starts.extend(_random_covariances(layout, dtype))
+        count = jnp.where(_is_thin(moments), len(starts), count).astype(jnp.int32)
+    return Starts([jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))], count)
+
+
+def terms_compete(layout: Layout) -> bool:
+    """Whether several terms share a factor, or one of several has no intercept."""
+    shared = any(len(members) > 1 for members in layout.factors)
+    return shared or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
+
+
+def _best_multiple(moments: Moments, reml):
+    """The multiple of the identity with the lowest deviance: the best of a grid, moved to the parabola's vertex."""
+    units = [np.eye(term.q, dtype=moments.G.dtype) for term in moments.layout.terms]
+
+    def at(exponent):
+        roots = [10 ** (exponent / 2) * unit for unit in units]
+        return deviance_at(squares(roots), roots, moments, reml)
+
+    grid = jnp.asarray(MULTIPLES, moments.G.dtype)
+    values = jax.lax.map(at, grid)
+    values = jnp.where(jnp.isfinite(values), values, jnp.inf)
+    best = jnp.clip(jnp.argmin(values), 1, len(MULTIPLES) - 2)
+    left, middle, right = values[best - 1], values[best], values[best + 1]
+    bend = left - 2 * middle + right
+    usable = jnp.isfinite(bend) & (bend > 0)
+    move = jnp.where(usable, (left - right) / jnp.where(usable, 2 * bend, 1), 0)
+    return 10 ** (grid[best] + jnp.clip(move, -1, 1))
+
+
+def _may_be_thin(layout: Layout) -> bool:
+    """Whether some number of rows makes data on this layout thin."""
+    return min(layout.levels) <= FEW_LEVELS or bool(layout.crossed and _coefficients(layout) <= 2 * THIN)
+
+
+def _is_thin(moments: Moments):
+    layout, rows = moments.layout, moments.nobs
+    if min(layout.levels) <= FEW_LEVELS:
+        return True
+    return (rows <= THIN) & (2 * _coefficients(layout) > rows)
+
+
+def _coefficients(layout: Layout) -> int:
+    return sum(levels * layout.factor_width(f) for f, levels in enumerate(layout.levels))
+
+
+def _random_covariances(layout: Layout, dtype):
+    """Random starts on all scales, the same in every run."""
+    rng = np.random.default_rng(0)
+    for _ in range(RANDOM_STARTS):
+        roots = [10 ** rng.uniform(-1, 3) * rng.normal(size=(term.q, term.q)) for term in layout.terms]
+        yield [(root @ root.T).astype(dtype) for root in roots]
