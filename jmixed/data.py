@@ -329,7 +329,8 @@ class Rows:
 class Moments:
     """Weighted cross-products of preconditioned columns: all that the likelihood needs of the data.
 
-    With ``X~ = X R^-1``, ``y~ = y - offset - X beta0`` and ``Z~ = Z T`` (exact reparameterisations, which keep digits):
+    With ``X~ = X R^-1``, ``y~ = y - offset - X beta0`` and ``Z~ = Z T`` (exact reparameterisations, which keep digits);
+    with a `shift`, of what is left of X~, y~ and Z~ of later stages once Z~ times the shift is taken out:
 
     Attributes
     ----------
@@ -355,6 +356,8 @@ class Moments:
         Weighted sum of squares of y - offset, the yardstick for a perfect fit.
     index : Index
         Where rows and levels belong.
+    shift : tuple of (array (Q, border, blocks) or None), one per stage
+        From where the random effects are counted, constants, where digits would be lost else (see `eliminate`).
     repeats : array (blocks,), or None
         How often the log-determinant of each block of the only stage counts; None: once (see `likelihood.collapse`).
     axis : str or None
@@ -372,6 +375,7 @@ class Moments:
     nobs: Array
     total: Array
     index: Index
+    shift: tuple[Array | None, ...]
     layout: Layout = static()
     repeats: Array | None = None
     axis: str | None = static(default=None)

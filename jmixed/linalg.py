@@ -102,6 +102,43 @@ def cholesky(a) -> Any:
     return factor
 
 
+def semidefinite_triangle(a, b):
+    """R, upper triangular with R'R = a, and x with R'x = b, for small semidefinite a (q, q, ...) and b in its range.
+
+    A pivot that is rounding of what it was left of is zero, and so is its row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from jmixed.linalg import semidefinite_triangle
+    >>> R, x = semidefinite_triangle(np.array([[4.0, 2.0], [2.0, 1.0]]), np.array([[6.0], [3.0]]))
+    >>> R.tolist(), x.tolist()
+    ([[2.0, 1.0], [0.0, 0.0]], [[3.0], [0.0]])
+    """
+    q = a.shape[0]
+    rows, right = [], []
+    for k in range(q):
+        rest = _less(a[k, k:], (row[k][None] * row[k:] for row in rows))
+        pivot = rest[0]
+        sound = pivot > 4 * q * jnp.finfo(a.dtype).eps * a[k, k]
+        scale = jnp.where(sound, 1 / jnp.sqrt(jnp.where(sound, pivot, 1)), 0)
+        own = _less(b[k], (row[k][None] * x for row, x in zip(rows, right, strict=True)))
+        rows.append(jnp.concatenate([jnp.zeros((k, *rest.shape[1:]), a.dtype), rest * scale[None]]))
+        right.append(own * scale[None])
+    return jnp.stack(rows), jnp.stack(right)
+
+
+def least_squares(a, b):
+    """A solution x of ``a x = b`` for small semidefinite a (q, q, ...) and b (q, r, ...) in its range."""
+    triangle, right = semidefinite_triangle(a, b)
+    solution: list[Any] = [None] * a.shape[0]
+    for k in reversed(range(a.shape[0])):
+        rest = _less(right[k], (triangle[k, j][None] * solution[j] for j in range(k + 1, a.shape[0])))
+        sound = triangle[k, k] > 0
+        solution[k] = jnp.where(sound, 1 / jnp.where(sound, triangle[k, k], 1), 0)[None] * rest
+    return jnp.stack(solution)
+
+
 def forward_solve(factor, b):
     """Solve ``L x = b`` for ``b`` (q, r, ...), ``L`` as returned by `cholesky`."""
     if not isinstance(factor, list):

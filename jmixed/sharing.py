@@ -115,18 +115,18 @@ def minimize_shared(held: Moments, start, reml, mesh, axis: str, shared_out: tup
     """
     # Where a mesh is explicit, arrays that are not yet shared out would be refused.
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-    C, B = (
+    C, B, shift = (
         tuple(
-            jnp.asarray(own).at[..., share.blocks.ravel()].get(mode="fill", fill_value=0)
+            None if own is None else jnp.asarray(own).at[..., share.blocks.ravel()].get(mode="fill", fill_value=0)
             for own, share in zip(arrays, shared_out, strict=True)
         )
-        for arrays in (held.C, held.B)
+        for arrays in (held.C, held.B, held.shift)
     )
     parents = tuple(tuple(own.ravel() for own in share.parents) for share in shared_out)
     none: tuple = ()
     index = Index(none, none, none, none, parents, none, none)
     layout = replace(held.layout, blocks=tuple(share.blocks.shape[1] for share in shared_out))
-    shared = replace(held, C=C, B=B, index=index, layout=layout, axis=axis)
+    shared = replace(held, C=C, B=B, shift=shift, index=index, layout=layout, axis=axis)
     arguments = shared, start, jnp.asarray(reml)
     specs = _specs(shared, axis), PartitionSpec(), PartitionSpec()
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
@@ -175,9 +175,11 @@ def axis_to_share(design: Design, mesh, axis: str | None) -> str | None:
 def _specs(shared: Moments, axis: str):
     """Blocks along the axis, all else everywhere."""
     specs = jax.tree.map(lambda _: PartitionSpec(), shared)
-    blocks = (PartitionSpec(None, None, axis),) * len(shared.C)
+    blocks, shift = (
+        jax.tree.map(lambda _: PartitionSpec(None, None, axis), arrays) for arrays in (shared.C, shared.shift)
+    )
     parents = jax.tree.map(lambda _: PartitionSpec(axis), shared.index.parents)
-    return replace(specs, C=blocks, B=blocks, index=replace(specs.index, parents=parents))
+    return replace(specs, C=blocks, B=blocks, shift=shift, index=replace(specs.index, parents=parents))
 
 
 def _placed(tree, spec, mesh):

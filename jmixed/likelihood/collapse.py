@@ -106,8 +106,14 @@ def collapse(held: Moments, classes: Classes) -> Moments:
     # another one: a matrix of such products need not be semidefinite. So each is made once, and rows of that size are
     # zero.
     size = jnp.max(jnp.diagonal(C, axis1=0, axis2=1)) * jnp.tile(jnp.diagonal(held.G), Q)
-    flat = jax.lax.optimization_barrier(B.reshape(r, blocks))
     rounding = (1e4 * jnp.finfo(dtype).eps) ** 2 * size
+    if (shift := held.shift[0]) is not None:
+        # Counted from their least-squares estimates b the effects have K = -b'S b, and B is rounding.
+        counted = jnp.any(shift != 0)
+        largest = jnp.max(jnp.sum(shift**2, axis=2), axis=0).at[:-1].add(1 / held.nobs)
+        rounding = jnp.where(counted, (1e4 * jnp.finfo(dtype).eps) ** 2 * jnp.tile(largest, Q), rounding)
+        B = jnp.where(counted, shift, B)
+    flat = jax.lax.optimization_barrier(B.reshape(r, blocks))
     flat = jnp.where((jnp.sum(flat**2, axis=1) > rounding)[:, None], flat, 0)
     member = (classes.of[None] == jnp.arange(count, dtype=jnp.int32)[:, None]).astype(dtype)
     total = jnp.einsum("dag,bg->dab", flat[None] * member[:, None], flat)
@@ -115,10 +121,12 @@ def collapse(held: Moments, classes: Classes) -> Moments:
     scale = jnp.sqrt(jnp.diagonal(total, axis1=1, axis2=2))
     scale = jnp.where(scale > 0, scale, 1)
     root = jax.vmap(semidefinite_root)(total / (scale[:, :, None] * scale[:, None])) * scale[:, :, None]
+    B = jnp.moveaxis(root, 0, 1).reshape(Q, border, count * r)
     return replace(
         held,
         C=(jnp.repeat(C[:, :, classes.example], r, axis=2),),
-        B=(jnp.moveaxis(root, 0, 1).reshape(Q, border, count * r),),
+        B=(B if shift is None else jnp.where(counted, 0, B),),
+        shift=(None if shift is None else jnp.where(counted, B, 0),),
         repeats=jnp.repeat(jnp.asarray(classes.size).astype(dtype) / r, r),
         layout=replace(held.layout, blocks=(count * r,)),
     )

@@ -48,7 +48,8 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     last = len(layout.stages) - 1
     for s in range(len(layout.stages)):
         summed = layout.is_summed(s) and moments.repeats is None
-        result = eliminate(stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots), C[s], B[s], summed)
+        sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
+        result = eliminate(sigma, root, C[s], B[s], summed, moments.shift[s])
         results.append(result)
         logdet += jnp.sum(result.logdet if moments.repeats is None else moments.repeats * result.logdet)
         start = 0

@@ -8,7 +8,7 @@ P, T, S, U, E as in `eliminate`, the core is left with
 and is then eliminated as one block. For derivatives let M, N be directions of the leaves' Sigma and D, F of the core's,
 P, T, S, U, E without index those of the core, H = A P_core A' of a leaf, and
 
-    E^ = T'(B_leaf - A U_core)     S^ = S - T'H T     C' = -sum A' T M T' A     V = -sum A' T M E^
+    E^ = E - T'A U_core     S^ = S - T'H T     C' = -sum A' T M T' A     V = -sum A' T M E^
 
 (the leaf's E and S after the core is gone, and the core's change). Then
 
@@ -40,13 +40,17 @@ from jmixed.linalg import inverse_and_log_determinant
 def reduce_crossed(covariances, roots, moments: Moments):
     """Eliminate the leaves, then the core: (G, logdet, (leaves, core)), as `criterion.reduce`."""
     layout, links = moments.layout, couplings(moments)
-    leaves = eliminate(
-        stage_matrix(layout, 0, covariances), stage_matrix(layout, 0, roots), moments.C[0], moments.B[0], True
-    )
+    leaves = _eliminate_leaves(covariances, roots, moments)
     C = moments.C[1] - links.gram(leaves.P[None])[0][:, :, None]
     B = moments.B[1] - links.border(leaves.U[None])[0][:, :, None]
-    core = eliminate(stage_matrix(layout, 1, covariances), stage_blocks(layout, 1, roots), C, B, True)
+    sigma, root = stage_matrix(layout, 1, covariances), stage_blocks(layout, 1, roots)
+    core = eliminate(sigma, root, C, B, True, moments.shift[1])
     return moments.G - leaves.K - core.K, leaves.logdet + core.logdet, (leaves, core)
+
+
+def _eliminate_leaves(covariances, roots, moments: Moments):
+    sigma, root = (stage_matrix(moments.layout, 0, own) for own in (covariances, roots))
+    return eliminate(sigma, root, moments.C[0], moments.B[0], True, moments.shift[0])
 
 
 class Core(NamedTuple):
@@ -69,16 +73,15 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
     layout, links, dtype = moments.layout, couplings(moments), psi.dtype
     covariances = covariances_of(psi, layout.terms)
     positions, M = directions(layout, 0, dtype)
-    leaves = eliminate(
-        stage_matrix(layout, 0, covariances), stage_matrix(layout, 0, roots), moments.C[0], moments.B[0], True
-    )
+    leaves = _eliminate_leaves(covariances, roots, moments)
     P, T, S = leaves.P, leaves.T, leaves.S
     TM = jnp.einsum("ijg,kjl->kilg", T, M)
     root = stage_blocks(layout, 1, roots)
     C = moments.C[1][:, :, 0] - links.gram(P[None])[0]
-    core, V, safe = _eliminate_core(root, C, moments.B[1][:, :, 0] - links.border(leaves.U[None])[0])
+    shift = None if moments.shift[1] is None else moments.shift[1][:, :, 0]
+    core, V, safe = _eliminate_core(root, C, moments.B[1][:, :, 0] - links.border(leaves.U[None])[0], shift)
 
-    E = jnp.einsum("jig,jrg->irg", T, moments.B[0] - links.apply(core.U))
+    E = leaves.E - jnp.einsum("jig,jrg->irg", T, links.apply(core.U))
     ME = jnp.einsum("kij,jrg->kirg", M, E)
     THT = jnp.einsum("jig,jlg,lmg->img", T, links.pull(core.P), T)
     F = -links.border(jnp.einsum("kijg,jrg->kirg", TM, E))
@@ -112,16 +115,24 @@ def _symmetric(leaf, mixed, core):
     return jnp.concatenate([upper, jnp.concatenate([jnp.swapaxes(mixed, 0, 1), core], axis=1)])
 
 
-def _eliminate_core(root, C, B):
+def _eliminate_core(root, C, B, shift):
     """Eliminate one large block: its pieces, V = (I + Lambda'C Lambda)^-1, and whether Lambda may be divided by."""
     eye = jnp.eye(C.shape[0], dtype=C.dtype)
     V, logdet = inverse_and_log_determinant(eye + root.T.congruence(C))
     P = root.congruence(V)
-    U = P @ B
     # Dividing by the root is cheap and loses digits near a singular one; then two more products each are due.
     safe = root.smallest_singular_value() > jnp.finfo(C.dtype).eps ** 0.125
     S = jax.lax.cond(safe, lambda: root.inverse().T.congruence(eye - V), lambda: C - C @ P @ C)
-    return Core(logdet, B.T @ U, C, P, (S + S.T) / 2, U, B - C @ U), V, safe
+    S, U = (S + S.T) / 2, P @ B
+    E = B - C @ U
+    if shift is None:
+        return Core(logdet, B.T @ U, C, P, S, U, E), V, safe
+    left = jax.lax.cond(
+        safe, lambda: root.times(V @ root.inverse().times(shift)), lambda: shift - P @ (C @ shift)
+    )
+    U, E = U - left, E + S @ shift
+    K = B.T @ U - shift.T @ E
+    return Core(logdet, (K + K.T) / 2, C, P, S, U, E), V, safe
 
 
 def _by_division(layout, root, V, P, C, change):

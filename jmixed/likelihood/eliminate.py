@@ -2,11 +2,14 @@
 
 For one block with C = Z'WZ, B = Z'W[what comes later, X, y] and relative covariance Sigma = lambda lambda':
 
-    P = lambda (I + lambda'C lambda)^-1 lambda'   T = I - P C   S = C T   U = P B   E = B - C U
-    logdet = log|I + lambda'C lambda|             K = B'U
+    P = lambda (I + lambda'C lambda)^-1 lambda'   T = I - P C   S = C T   U = P B - T b   E = T'B + S b
+    logdet = log|I + lambda'C lambda|             K = B'U - b'E
 
-(sigma^2 P is the conditional covariance of the block's effects, U applied to [-beta; 1] their conditional mode, K what
-they explain of the cross-products of all that comes later.) The tangents are closed in these quantities,
+The shift b, zero unless digits are at stake (see `moments`), says from where the effects are counted: B holds products
+with what is left of the later columns D after Z b was taken out. Then U + b, applied to [-beta; 1], is the conditional
+mode of the block's effects, sigma^2 P their conditional covariance, E = Z'V^-1 D, and K is what D'V^-1 D lacks of the
+cross-products of what is left: of b from least squares a small correction, where D'WD and the part explained of it
+would be large numbers and their difference rounding. The tangents are closed in these quantities, whatever b,
 
     d logdet = <S, dSigma> + <P, dC>
     d K = E'dSigma E - U'dC U + dB'U + U'dB
@@ -15,6 +18,8 @@ they explain of the cross-products of all that comes later.) The tangents are cl
 
 so that one rule gives exact derivatives of every order, at a singular Sigma too, and no factorisation is ever
 differentiated.
+
+In a small block nothing is subtracted even where Sigma is large: with R'R = C and H = R lambda, S = R'(I + HH')^-1 R.
 """
 
 from typing import Any, NamedTuple
@@ -26,6 +31,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jmixed.linalg import (
     SWEPT,
+    UNROLLED,
     BlockDiagonal,
     add_up,
     back_solve,
@@ -35,6 +41,7 @@ from jmixed.linalg import (
     inverse_and_log_determinant,
     log_determinant,
     matmul,
+    semidefinite_triangle,
     sweep,
     transpose,
 )
@@ -56,7 +63,7 @@ class Elimination(NamedTuple):
     E: jax.Array
 
 
-def eliminate(sigma, root, C, B, summed):
+def eliminate(sigma, root, C, B, summed, shift=None):
     """Eliminate blocks (Q, Q, blocks) with border (Q, r, blocks) under one relative covariance.
 
     Parameters
@@ -68,12 +75,17 @@ def eliminate(sigma, root, C, B, summed):
     C, B : arrays (Q, Q, blocks), (Q, r, blocks)
     summed : bool
         Sum ``logdet`` and ``K`` over the blocks.
+    shift : array (Q, r, blocks), optional
+        The constants b.
     """
-    return (_eliminate_summed if summed else _eliminate_each)(sigma, jax.lax.stop_gradient(root), C, B)
+    root, shift = jax.lax.stop_gradient((root, shift))
+    return (_eliminate_summed if summed else _eliminate_each)(sigma, root, C, B, shift)
 
 
-def _eliminate(sigma, root, C, B, summed):
+def _eliminate(sigma, root, C, B, shift, summed):
     Q = C.shape[0]
+    if Q <= UNROLLED:
+        return _eliminate_small(sigma, root, C, B, shift, summed)
     # A constant of a small block is no step; that of a large one would make the program as large.
     identity: Any = (np if Q <= SWEPT else jnp).eye(Q, dtype=C.dtype)[:, :, None]
     inner = congruence(root.T, C) + identity
@@ -81,7 +93,6 @@ def _eliminate(sigma, root, C, B, summed):
         inverse, logdet = inverse_and_log_determinant(inner[:, :, 0])
         P = congruence(root, inverse[:, :, None])
         U, logdet = matmul(P, B), logdet[None]
-        K = _gram(B, U, summed)
     else:
         factor = cholesky(inner)
         # Both right-hand sides in one call: see `linalg` on LAPACK calls that run at once.
@@ -91,11 +102,43 @@ def _eliminate(sigma, root, C, B, summed):
         half, W = solved[:, :Q], solved[:, Q:]
         P = matmul(transpose(half), half)
         U, logdet = matmul(root, back_solve(factor, W)), log_determinant(factor)
-        K = _gram(W, W, summed)
     T = identity - matmul(P, C)
     S = matmul(C, T)
+    S = (S + transpose(S)) / 2
     E = B - matmul(C, U)
-    return Elimination(_total(logdet, summed), K, P, T, (S + transpose(S)) / 2, U, E)
+    if shift is not None:
+        U, E = U - matmul(T, shift), E + matmul(S, shift)
+    return Elimination(_total(logdet, summed), _explained(B, U, E, shift, summed), P, T, S, U, E)
+
+
+def _eliminate_small(sigma, root, C, B, shift, summed):
+    """The same in scalar code. P and T, which the optimiser does not ask of most blocks, cost nothing unless used."""
+    Q = C.shape[0]
+    identity = np.eye(Q, dtype=C.dtype)[:, :, None]
+    root = matmul(root, identity) if isinstance(root, BlockDiagonal) else root[:, :, None]
+    R, left = semidefinite_triangle(C, B)
+    left = left if shift is None else left + matmul(R, shift)
+    H = matmul(R, root)
+    factor = cholesky(matmul(H, transpose(H)) + identity)
+    solved = forward_solve(factor, jnp.concatenate([R, left], axis=1))
+    X, W = solved[:, :Q], solved[:, Q:]
+    E = matmul(transpose(X), W)
+    U = matmul(sigma, E)
+    U = U if shift is None else U - shift
+    half = forward_solve(
+        cholesky(matmul(transpose(H), H) + identity), jnp.broadcast_to(transpose(root), (Q, Q, C.shape[2]))
+    )
+    P = matmul(transpose(half), half)
+    K = _explained(B, U, E, shift, summed)
+    logdet = _total(log_determinant(factor), summed)
+    return Elimination(logdet, K, P, identity - matmul(P, C), matmul(transpose(X), X), U, E)
+
+
+def _explained(B, U, E, shift, summed):
+    """K, symmetric."""
+    K = _gram(B, U, summed)
+    K = K if shift is None else K - _gram(shift, E, summed)
+    return (K + transpose(K)) / 2
 
 
 def _gram(a, b, summed):
@@ -111,10 +154,9 @@ def _total(values, summed):
 
 def _tangents(primals, tangents, summed):
     """The rule of the module text; a tangent that is zero by structure costs nothing."""
-    sigma, root, C, B = primals
-    out = (_eliminate_summed if summed else _eliminate_each)(sigma, root, C, B)
+    out = (_eliminate_summed if summed else _eliminate_each)(*primals)
     P, T, S, U, E = out.P, out.T, out.S, out.U, out.E
-    d_sigma, _, d_C, d_B = tangents
+    d_sigma, _, d_C, d_B, _ = tangents
     parts = []
     if not isinstance(d_sigma, SymbolicZero):
         sE, sS, sT = matmul(d_sigma, E), matmul(d_sigma, S), matmul(d_sigma, transpose(T))
@@ -147,13 +189,13 @@ def _tangents(primals, tangents, summed):
 
 
 @jax.custom_jvp
-def _eliminate_each(sigma, root, C, B):
-    return _eliminate(sigma, root, C, B, summed=False)
+def _eliminate_each(sigma, root, C, B, shift):
+    return _eliminate(sigma, root, C, B, shift, summed=False)
 
 
 @jax.custom_jvp
-def _eliminate_summed(sigma, root, C, B):
-    return _eliminate(sigma, root, C, B, summed=True)
+def _eliminate_summed(sigma, root, C, B, shift):
+    return _eliminate(sigma, root, C, B, shift, summed=True)
 
 
 _eliminate_each.defjvp(lambda primals, tangents: _tangents(primals, tangents, False), symbolic_zeros=True)

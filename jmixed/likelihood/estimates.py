@@ -34,17 +34,28 @@ def conditional_modes(result, held):
         leaves, core = result.stages
         later = jnp.einsum("arg,r->ag", core.U, fixed)
         reached = couplings(held).apply(later)[:, 0]
-        own = jnp.einsum("irg,r->ig", leaves.U, fixed)
-        return [own - jnp.einsum("ijg,jg->ig", leaves.P, reached), later]
-    modes = []
+        own = jnp.einsum("irg,r->ig", leaves.U, fixed) - jnp.einsum("ijg,jg->ig", leaves.P, reached)
+        return [
+            mode if shift is None else mode + jnp.einsum("irg,r->ig", shift, fixed)
+            for mode, shift in zip((own, later), held.shift, strict=True)
+        ]
+    modes, totals = [], []
     for s in reversed(range(len(held.layout.stages))):
         pieces = [-later[:, parent] for later, parent in zip(modes, held.index.parents[s], strict=True)]
         blocks = held.layout.blocks[s]
         border = jnp.concatenate([*pieces, jnp.broadcast_to(fixed[:, None], (len(fixed), blocks))])
         # U border = P (B border): the many columns are summed up before anything else is done with them.
         own = jnp.sum(result.borders[s] * border[None], axis=1, keepdims=True)
-        modes.insert(0, matmul(result.stages[s].P, own)[:, 0])
-    return modes
+        mode = matmul(result.stages[s].P, own)
+        if (shift := held.shift[s]) is None:
+            total = mode
+        else:
+            counted = jnp.sum(shift * border[None], axis=1, keepdims=True)
+            mode = mode - matmul(result.stages[s].T, counted)
+            total = mode + counted
+        modes.insert(0, mode[:, 0])
+        totals.insert(0, total[:, 0])
+    return totals
 
 
 def by_level(blocks, held):

@@ -62,8 +62,26 @@ def moment_covariances(moments: Moments):
     inverse = -sweep(system * scale[:, None] * scale[None], len(observed))[0]
     solved = scale * (inverse @ (observed * scale))
     ratio = solved[1:] / jnp.where(solved[0] > 0, solved[0], moments.G[-1, -1] / moments.nobs)
-    ordered = sorted((part for parts in stages for part in parts), key=lambda part: part.place.term)
-    return [_covariance(part, ratio) for part in ordered]
+    found = {part.place.term: _covariance(part, ratio) for parts in stages for part in parts}
+    if any(shift is not None for shift in moments.shift):
+        counted = jnp.any(jnp.stack([jnp.any(shift != 0) for shift in moments.shift if shift is not None]))
+        for s, parts in enumerate(stages):
+            for part in parts:
+                own = _of_shift(part, moments.C[s], moments.shift[s], moments)
+                found[part.place.term] = jnp.where(counted, own, found[part.place.term])
+    return [found[term] for term in sorted(found)]
+
+
+def _of_shift(part, C, shift, moments):
+    """Sigma from the effects themselves where they are counted from their least-squares estimates."""
+    effects = part.place.rows(shift[:, -1])
+    times = jnp.ones(C.shape[2], C.dtype) if moments.repeats is None else moments.repeats
+    sizes = part.place.rows(jnp.diagonal(C, axis1=0, axis2=1).T)
+    levels = jnp.sum(jnp.any(sizes > 0, axis=1) * times)
+    squares, levels = moments.over_devices((jnp.einsum("lig,ljg->ij", effects, effects), levels))
+    if moments.layout.terms[part.place.term].kind == IDENTITY:
+        squares = jnp.mean(diagonal(squares)) * jnp.eye(part.place.q, dtype=C.dtype)
+    return _bounded(squares / levels * moments.nobs / moments.G[-1, -1], jnp.inf)
 
 
 def _parts(layout, dtype) -> list[list[Part]]:
@@ -92,8 +110,12 @@ def _vectors(layout, stage, place):
 def _covariance(part, ratio):
     """Sigma from the relative v, its eigenvalues kept within bounds."""
     own = part.owners.T @ jnp.where(jnp.isfinite(ratio), ratio, 1)
-    values, vectors = eigh(jnp.einsum("k,ki,kj->ij", own, part.vectors, part.vectors))
-    return (vectors * jnp.clip(values, SMALLEST, LARGEST)[None]) @ vectors.T
+    return _bounded(jnp.einsum("k,ki,kj->ij", own, part.vectors, part.vectors), LARGEST)
+
+
+def _bounded(covariance, largest):
+    values, vectors = eigh(covariance)
+    return (vectors * jnp.clip(values, SMALLEST, largest)[None]) @ vectors.T
 
 
 def _within(parts, blocks, _):

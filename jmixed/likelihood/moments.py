@@ -14,18 +14,29 @@ from jax.lax import stop_gradient
 
 from jmixed.data import Moments, Rows
 from jmixed.layout import SPARSE
+from jmixed.likelihood.stages import places
 from jmixed.linalg import (
     BLOCK,
     SHORT,
+    UNROLLED,
     add_up,
     diagonal,
     in_blocks,
     is_long,
+    least_squares,
     qr_triangle,
+    semidefinite_triangle,
     sum_in_blocks,
+    sweep,
     triangular_inverse,
 )
 
+TELLING = 1e-4
+"""Part of the response's sum of squares left by the groups below which their effects are counted from estimates."""
+SWEEPS = 20
+"""Rounds in which the effects of several factors are estimated in turn."""
+UNTOLD = 1e-12
+"""Sum of squares of a column of X~, of unit length, left within groups, that tells nothing of its coefficient."""
 MANY = 64
 """Blocks of rows from which on loops over them, which take longer to compile, save more than that."""
 
@@ -65,21 +76,161 @@ def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}
     C, B, A = _stack_stages(rows, arrays, preconditioned)
     G, log_weights, total = sum_in_blocks(_totals, arrays, preconditioned, axis=0, blocks=MANY)
-    known = rows.totals
+    beta0, shift, known = preconditioned.beta0, (None,) * len(C), rows.totals
+    # Of rows that stand for others there are cross-products only, whose digits are lost already.
+    if known is None and C and max(map(rows.layout.factor_width, range(len(rows.layout.factors)))) <= UNROLLED:
+        plain = C, B, A, G, tuple(map(jnp.zeros_like, B)), beta0
+        count = partial(_counted_from_estimates, rows, arrays, preconditioned, total)
+        C, B, A, G, shift, beta0 = jax.lax.cond(
+            _anywhere(_is_drowned(rows.layout, C, B, G)), lambda _: count(), lambda plain: plain, plain
+        )
     return Moments(
         C=C,
         B=B,
         A=A,
         G=G,
         R=preconditioned.R,
-        beta0=preconditioned.beta0,
+        beta0=beta0,
         T=preconditioned.T,
         log_weights=log_weights if known is None else known.log_weights,
         nobs=_count(rows.weights) if known is None else known.nobs,
         total=total,
         index=rows.index,
+        shift=shift,
         layout=rows.layout,
     )
+
+
+def _is_drowned(layout, C, B, G):
+    """Whether the random effects explain so much of the response that differences of sums would lose the rest.
+
+    Too much is taken for explained where factors that are not nested share it: that costs a second look at the rows.
+    """
+    C, B, G = stop_gradient((C, B, G))
+    left = G
+    for s in range(len(C)):
+        for place in places(layout, s):
+            # A lone column of a factor that holds another one, an intercept mostly, adds nothing to that.
+            if s == 0 or place.q > 1 or layout.crossed or not layout.is_chain(s):
+                at = place.columns()
+                own = jnp.moveaxis(C[s][at[:, :, None], at[:, None]], 0, 2)
+                border = jnp.moveaxis(place.rows(B[s][:, -len(G) :]), 0, 2)
+                _, part = semidefinite_triangle(own.reshape(*own.shape[:2], -1), border.reshape(*border.shape[:2], -1))
+                left -= jnp.einsum("qrg,qsg->rs", part, part)
+    return (_without_fixed(left)[0] < TELLING * G[-1, -1]) & (G[-1, -1] > 0)
+
+
+def _without_fixed(G):
+    """The sum of squares that the fixed effects leave, and their coefficients, as far as these are determined."""
+    p = len(G) - 1
+    swept, _ = sweep(G + UNTOLD * jnp.diag((jnp.arange(p + 1) < p).astype(G.dtype)), p)
+    return swept[p, p], swept[:p, p]
+
+
+@jax.custom_batching.custom_vmap
+def _anywhere(flag):
+    """Whether it is so for any member of a batch: a condition of each would be evaluated on both sides."""
+    return flag
+
+
+@_anywhere.def_vmap
+def _anywhere_in_batch(size, batched, flag):
+    return _anywhere(jnp.any(flag)), False
+
+
+def _counted_from_estimates(rows, arrays, preconditioners, total):
+    """C, B, A and G of what is left of the rows once estimates of the random effects are taken out; the estimates, by
+    stage, constants to the derivatives; and beta0.
+
+    In a nest each stage's columns are relieved of what the stages before it explain as well.
+    """
+    layout, index = rows.layout, rows.index
+    factors = range(len(layout.factors))
+    Z = [_random(layout, f, arrays, preconditioners).T for f in factors]
+    fits = [partial(_fit_levels, index.groupings[f], stop_gradient(Z[f]), arrays["weights"]) for f in factors]
+    order = [f for stage in reversed(layout.stages) for f, _ in stage]
+    X, y = _fixed(arrays, preconditioners)
+    columns = jnp.concatenate([X, y]).T
+    none = [jnp.zeros((z.shape[1], columns.shape[1], index.groupings[f].size), z.dtype) for f, z in enumerate(Z)]
+
+    def sweep(_, state):
+        left, effects = state
+        for f in order:
+            own, left = fits[f](left)
+            effects = [*effects[:f], effects[f] + own, *effects[f + 1 :]]
+        return left, effects
+
+    start = stop_gradient(columns), none
+    left, effects = sweep(0, start) if len(order) == 1 else jax.lax.fori_loop(0, SWEEPS, sweep, start)
+    # beta0 may be far off by the scale of what is left: the rows within groups tell of it what they can.
+    within = left.T @ (stop_gradient(arrays["weights"])[:, None] * left)
+    _, change = _without_fixed(within)
+    turn = jnp.eye(len(within), dtype=left.dtype).at[:-1, -1].set(-change)
+    effects = [jnp.einsum("qrg,rs->qsg", own, turn) for own in effects]
+    rest = columns @ turn
+    for f in factors:
+        rest = rest - _at_rows(index.groupings[f], Z[f], effects[f])
+
+    later, shift, stages = None, [], range(len(layout.stages))
+    nest = not layout.crossed and all(map(layout.is_chain, stages))
+    for s in reversed(stages):
+        own = _border(layout, index, s, {(f, None): effects[f] for f, _ in layout.stages[s]})
+        f = layout.stages[s][0][0]
+        if nest and later is not None:
+            explained, _ = fits[f](stop_gradient(later))
+            later = later - _at_rows(index.groupings[f], Z[f], explained)
+        elif layout.crossed:
+            explained = own[:, :0]
+        else:
+            width = sum(layout.stage_width(t) for t in stages[s + 1 :])
+            explained = jnp.zeros((own.shape[0], width, own.shape[2]), own.dtype)
+        shift.insert(0, jnp.concatenate([explained, own], axis=1))
+        if nest and s > 0:
+            later = Z[f] if later is None else jnp.concatenate([Z[f], later], axis=1)
+    if later is not None:
+        ends = np.cumsum([layout.stage_width(s) for s in stages[1:]])[:-1]
+        for stage, own in zip(layout.stages[1:], jnp.split(later, ends, axis=1), strict=True):
+            Z[stage[0][0]] = own
+
+    by_term = {}
+    for f, terms in enumerate(layout.factors):
+        ends = np.cumsum([layout.terms[t].q for t in terms])[:-1]
+        by_term |= zip(terms, jnp.split(Z[f], ends, axis=1), strict=True)
+    p, dtype = X.shape[0], y.dtype
+    left = {**arrays, "X": rest[:, :p], "y": rest[:, p], "Z": tuple(by_term[t] for t in sorted(by_term))}
+    as_is = preconditioners._replace(
+        basis=jnp.eye(p, dtype=dtype),
+        beta0=jnp.zeros(p, dtype),
+        T=tuple(jnp.eye(structure.q, dtype=dtype) for structure in layout.terms),
+    )
+    C, B, A = _stack_stages(rows, left, as_is)
+    G = _totals(left, as_is)[0]
+    # A response has its own rounding, below which nothing is left.
+    G = G.at[p, p].add(jnp.finfo(dtype).eps ** 2 * stop_gradient(total))
+    return C, B, A, G, tuple(shift), preconditioners.beta0 + preconditioners.basis @ change
+
+
+def _fit_levels(grouping, Z, weights, columns):
+    """Least-squares coefficients (q, r, levels) of columns (n, r) on Z (n, q) within levels, and what is left."""
+
+    def multiplied(arrays, _):
+        left, right = (jnp.moveaxis(own, -1, 0) for own in arrays)
+        return left, (right,)
+
+    q = Z.shape[1]
+    arrays = stop_gradient((weights[:, None] * Z, jnp.concatenate([Z, columns], axis=1)))
+    (product,) = crossproduct(grouping, multiplied, arrays, ())
+    effects = least_squares(product[:, :q], product[:, q:])
+    return effects, columns - _at_rows(grouping, Z, effects)
+
+
+def _at_rows(grouping, Z, effects):
+    """Z times the effects (q, r, levels) of each row's level, (n, r)."""
+    chunks = grouping.rows.shape[1]
+    level = jnp.arange(chunks, dtype=jnp.int32) if grouping.segments is None else grouping.segments
+    level = jnp.broadcast_to(level[None], grouping.rows.shape).astype(jnp.int32)
+    of_row = jnp.zeros(Z.shape[0], jnp.int32).at[grouping.rows].set(level, mode="drop")
+    return jnp.einsum("nq,qrn->nr", Z, effects[:, :, of_row])
 
 
 def _count(weights):

@@ -97,9 +97,9 @@ def _eliminate_all(psi, roots, moments):
         own, M = directions(layout, s, dtype)
         summed = layout.is_summed(s) and moments.repeats is None
         if summed and not len(active) and sigma.shape[0] <= UNROLLED:
-            stage_logdet, K = _eliminate_first(sigma, root, M, C[s].value, B[s].value)
+            stage_logdet, K = _eliminate_first(sigma, root, M, C[s].value, B[s].value, moments.shift[s])
         else:
-            stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], summed, moments.repeats)
+            stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], moments.shift[s], summed, moments.repeats)
         active = np.concatenate([active, own])
         logdet = add_to(logdet, stage_logdet, active)
         start = 0
@@ -127,7 +127,7 @@ def _left_for_fixed(summed, start, K):
     return -K[..., start:, start:] if summed else -jnp.sum(K[..., start:, start:, :], -1)
 
 
-def _eliminate_first(sigma, root, M, C, B):
+def _eliminate_first(sigma, root, M, C, B, shift):
     """As `_eliminate_stage` for many small blocks before any other: the directions wait until blocks are summed."""
     q, r = B.shape[:2]
     rows, columns = np.tril_indices(q)
@@ -135,13 +135,13 @@ def _eliminate_first(sigma, root, M, C, B):
     place[rows, columns] = place[columns, rows] = np.arange(len(rows))
 
     def sums(blocks, covariance):
-        (sigma, root), (C, B) = covariance, blocks
-        out = eliminate(sigma, root, C, B, True)
+        (sigma, root), (C, B, shift) = covariance, blocks
+        out = eliminate(sigma, root, C, B, True, shift)
         S, E = out.S[rows, columns], out.E.reshape(q * r, -1)
         SE = (S[:, None] * E[None]).reshape(-1, E.shape[1])
         return out.logdet, out.K, jnp.sum(S, -1), S @ S.T, E @ E.T, SE @ E.T
 
-    logdet, K, S, SS, EE, SEE = sum_in_blocks(sums, (C, B), (sigma, root))
+    logdet, K, S, SS, EE, SEE = sum_in_blocks(sums, (C, B, shift), (sigma, root))
     S, SS = S[place], SS[place][:, :, place]
     EE, SEE = EE.reshape(q, r, q, r), SEE.reshape(-1, q, r, q, r)[place]
     bend = -jnp.einsum("kij,lhm,ihjamb->klab", M, M, SEE)
@@ -151,10 +151,10 @@ def _eliminate_first(sigma, root, M, C, B):
     )
 
 
-def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, summed, repeats):
+def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, shift, summed, repeats):
     """Jets of logdet (summed over blocks, of an only stage `repeats` times) and of K, in the earlier directions and
     then the stage's own."""
-    out = eliminate(sigma, root, C.value, B.value, summed)
+    out = eliminate(sigma, root, C.value, B.value, summed, shift)
     P, T, S, U, E = out.P, out.T, out.S, out.U, out.E
     g = "" if summed else "g"
     ME = jnp.einsum("kij,jag->kiag", M, E)
