@@ -1,6 +1,5 @@
 """Confidence intervals of all parameters: Wald, profile and bootstrap; `MixedLMResults` is built on it."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import programs, tables
-from jmixed.errors import ConvergenceWarning, ModelError
+from jmixed.errors import ConvergenceWarning, ModelError, warn
 from jmixed.inference import profiles
 from jmixed.inference.profiles import Parameter
 from jmixed.parameters import cut, parameter_values
@@ -217,16 +216,14 @@ def ml_estimate(design, fit: programs.Fit | None) -> profiles.Estimate:
 def warn_of_traces(traces: Sequence[profiles.Trace], names: Sequence[str]) -> None:
     """Warn of constrained fits that ended early, and of an optimum better than the fit's."""
     if any(trace.improved for trace in traces):
-        warnings.warn(
+        warn(
             "profile: a better optimum than the ML fit's was found, so that the limits are not certain; fit again with "
             "start_params taken from the rows of the profile's table whose zeta is zero away from the estimate",
             ConvergenceWarning,
-            stacklevel=4,
         )
     failed = [name for name, trace in zip(names, traces, strict=True) if not trace.converged]
     if failed:
-        warnings.warn(
+        warn(
             f"profile: a constrained fit of {', '.join(failed)} ended without an optimum; its limits are not certain",
             ConvergenceWarning,
-            stacklevel=4,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from jmixed import batches
 from jmixed.design.frame import as_frame, refuse_tracer
-from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome
+from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.information import factors_of_theta, singular_flags
 from jmixed.progress import bar
 from jmixed.tables import Component, components
@@ -144,11 +143,10 @@ def _warn(found, names):
     bad = np.flatnonzero(~found.converged)
     if len(bad):
         outcome = Outcome(int(found.outcome[bad[0]]))
-        warnings.warn(
+        warn(
             f"{len(bad)} of {len(names)} responses ended without a certified optimum, the first of them "
             f"{names[bad[0]]!r}: {outcome.name}: {outcome.message}",
             ConvergenceWarning,
-            stacklevel=4,
         )
 
 

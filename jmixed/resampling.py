@@ -1,7 +1,6 @@
 """New responses for a fitted model: simulation, refits, the bootstrap; `MixedLMResults` is built on it."""
 
 import copy
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 from jmixed import tables
 from jmixed.batches import fit_responses
 from jmixed.covariance import Structure
-from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome
+from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.fitted import FittedModel
 from jmixed.inference.profiles import Parameter
 from jmixed.inference.simulation import draw_responses, generator
@@ -250,11 +249,10 @@ class Resampling(FittedModel):
         converged = np.concatenate([fit.converged for fit in pieces])
         if not converged.all():
             found = pd.Series(outcome[~converged]).map(lambda value: Outcome(value).name).value_counts().to_dict()
-            warnings.warn(
+            warn(
                 f"bootstrap: {np.sum(~converged)} of {n} refits ended without a certified optimum ({found}); intervals "
                 "leave them out",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return Bootstrap(pd.Series(own, index=names), pd.DataFrame(values, columns=names), outcome, converged)
 
