@@ -11,6 +11,7 @@ from jmixed import programs, tables
 from jmixed.errors import ConvergenceWarning, ModelError, warn
 from jmixed.inference import profiles
 from jmixed.inference.profiles import Parameter
+from jmixed.information import vanished
 from jmixed.parameters import cut, parameter_values
 from jmixed.progress import bar
 from jmixed.resampling import Resampling, check_kind
@@ -200,8 +201,16 @@ class Intervals(Resampling):
 
     def _trace_table(self, name: str, trace: profiles.Trace) -> pd.DataFrame:
         held = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
-        values = parameter_values(self._spec, trace.beta, trace.covariances, trace.sigma)
+        labels = self.model.design.labels
+        known = [self._without_zeros(*pair) for pair in zip(labels, trace.covariances, strict=True)]
+        values = parameter_values(self._spec, trace.beta, known, trace.sigma)
         return pd.concat([held, pd.DataFrame(values, columns=[name for name, _ in self._parameters])], axis=1)
+
+    def _without_zeros(self, label: str, covariance: np.ndarray) -> np.ndarray:
+        """Relative covariances (k, q, q) whose variances that count as zero have no covariances: rounding's are none."""
+        zero = vanished(self.model.design, label, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
+        beside = (zero[:, :, None] | zero[:, None, :]) & ~np.eye(covariance.shape[-1], dtype=bool)
+        return np.where(beside, np.nan, covariance)
 
 
 def ml_estimate(design, fit: programs.Fit | None) -> profiles.Estimate:

@@ -15,7 +15,7 @@ from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, wa
 from jmixed.fitted import FittedModel
 from jmixed.inference.profiles import Parameter
 from jmixed.inference.simulation import draw_responses, generator
-from jmixed.information import factors_of_theta
+from jmixed.information import factors_of_theta, settled
 from jmixed.parameters import named_parameters, parameter_values, relative_covariances
 from jmixed.progress import bar
 
@@ -258,6 +258,7 @@ class Resampling(FittedModel):
 
     def _values(self, theta: np.ndarray, beta: np.ndarray, sigma: np.ndarray) -> np.ndarray:
         """The parameters of k fits as intervals list them, from theta (k, m), beta (k, p) and sigma (k,)."""
+        theta = settled(self.model.design, theta)
         return parameter_values(self._spec, beta, relative_covariances(self._spec, theta), sigma)
 
     @cached_property

@@ -65,6 +65,18 @@ def test_warnings_of_a_fit_point_to_the_section_about_it():
     assert str(said[0].message).endswith("(see docs/singular.md)")
 
 
+def test_nothing_stands_where_no_optimum_was_found():
+    model = jm.mixedlm("Yield ~ 1 + (1 | Batch)", jm.datasets.load("dyestuff2"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = model.fit(maxiter=0)
+    assert result.singular
+    assert not result.converged
+    texts = [str(one.message) for one in said] + [str(result.summary())]
+    assert len(texts) == 3
+    assert not any("stand," in text or "at the optimum" in text for text in texts)
+
+
 class TestWarningsPointAtTheCaller:
     """The line that a warning shows is the user's, whichever way it went through the package."""
 
