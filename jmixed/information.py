@@ -186,7 +186,7 @@ def factors_of_theta(structures, theta):
 
 
 SINGULAR = 1e-4
-"""A standard deviation below this fraction of sigma is zero, and so is a pivot below this one of its row, as in lme4."""
+"""A standard deviation below this fraction of sigma is zero, and a pivot below this one of its row, as in lme4."""
 
 
 def vanished(design, label, sd):

@@ -207,7 +207,7 @@ class Intervals(Resampling):
         return pd.concat([held, pd.DataFrame(values, columns=[name for name, _ in self._parameters])], axis=1)
 
     def _without_zeros(self, label: str, covariance: np.ndarray) -> np.ndarray:
-        """Relative covariances (k, q, q) whose variances that count as zero have no covariances: rounding's are none."""
+        """Relative covariances (k, q, q), with nan beside variances that count as zero, where rounding decides."""
         zero = vanished(self.model.design, label, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
         beside = (zero[:, :, None] | zero[:, None, :]) & ~np.eye(covariance.shape[-1], dtype=bool)
         return np.where(beside, np.nan, covariance)

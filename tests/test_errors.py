@@ -69,7 +69,7 @@ def test_nothing_stands_where_no_optimum_was_found():
     model = jm.mixedlm("Yield ~ 1 + (1 | Batch)", jm.datasets.load("dyestuff2"))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        result = model.fit(maxiter=0)
+        result = model.fit(maxiter=0, start_params=np.array([0.0]))
     assert result.singular
     assert not result.converged
     texts = [str(one.message) for one in said] + [str(result.summary())]
