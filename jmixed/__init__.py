@@ -45,11 +45,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def _imported_late(name: str):
     """`jmixed.plot` and `jmixed.interop` are imported when they are first used."""
     if name in ("interop", "plot"):
         return importlib.import_module(f"jmixed.{name}")
     raise AttributeError(f"module 'jmixed' has no attribute {name!r}")
+
+
+if not TYPE_CHECKING:
+    # Hidden from type checkers, which would take any name of the package for one that there is.
+    __getattr__ = _imported_late
+
+
+def __dir__() -> list[str]:
+    """What users are given, and not the modules that it comes from."""
+    return sorted(__all__)
 
 
 __all__ = [

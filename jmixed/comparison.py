@@ -1,6 +1,5 @@
 """Models against each other: likelihood-ratio tables, terms dropped one at a time, tests of one variance."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ import pandas as pd
 from jmixed import programs, tables
 from jmixed.design.formula import quoted
 from jmixed.design.terms import RandomTerm
-from jmixed.errors import ConvergenceWarning, DataError, ModelError
+from jmixed.errors import ConvergenceWarning, DataError, ModelError, warn
 from jmixed.inference.likelihood_ratio import chi_square_tail, linear_model_deviance, mixture_tail
 from jmixed.names import fixed_terms
 from jmixed.progress import bar
@@ -175,7 +174,7 @@ class Comparisons(Resampling):
                 design = self._without(text, columns)
                 fit = programs.fit(design, reml=False)
                 if not fit.converged:
-                    warnings.warn(f"drop1 without {name}: {fit.outcome.message}", ConvergenceWarning, stacklevel=2)
+                    warn(f"drop1 without {name}: {fit.outcome.message}", ConvergenceWarning)
                 rows[name] = (design.X.shape[1] + n_variances, fit.objective)
                 advance(1)
         npar, deviance = (np.array(column) for column in zip(*rows.values(), strict=True))

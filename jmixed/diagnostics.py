@@ -19,7 +19,7 @@ from jmixed.inference.variance_explained import (
     principal_components,
     variance_explained,
 )
-from jmixed.information import factors_of_theta
+from jmixed.information import factors_of_theta, settled
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +183,7 @@ class Diagnostics(FittedModel):
         )
 
     def _components(self, theta, sigma) -> dict[str, float]:
-        factors = factors_of_theta(self.model.design.layout.terms, theta)
+        factors = factors_of_theta(self.model.design.layout.terms, settled(self.model.design, theta))
         terms = self._spec.terms
         covariances = {t.label: sigma**2 * (f @ f.T) for t, f in zip(terms, factors, strict=True)}
         moved = replace(self._fit, covariances=covariances, sigma=sigma)

@@ -1,6 +1,8 @@
 """Exceptions, warnings and outcomes: everything that jmixed has to say when something is wrong."""
 
 import enum
+import sys
+import warnings
 
 PAGES = "docs/"
 """Where the pages are that explain messages: the folder of the source, or the address of the site."""
@@ -170,6 +172,32 @@ class PrecisionWarning(_Explained, UserWarning):
     """
 
     page = "jax.md#precision"
+
+
+MIDDLEMEN = ("jax", "jaxlib", "functools", "contextlib")
+"""Packages through which a call into jmixed may pass on its way."""
+
+
+def warn(message: str, category: type[Warning], page: str | None = None) -> None:
+    """Warn at the line that called jmixed, however deep inside the package the reason was found.
+
+    Parameters
+    ----------
+    message : str
+    category : type
+        One of the classes above, or Python's.
+    page : str, optional
+        As of `JmixedError`.
+    """
+    level, last, frame = 1, 1, sys._getframe()
+    inside = True
+    while frame is not None:
+        room = (frame.f_globals.get("__package__") or frame.f_globals.get("__name__", "")).partition(".")[0]
+        # Whoever comes between the package and itself, or hands a call on to it, is no caller.
+        inside = room == "jmixed" or (inside and room in MIDDLEMEN)
+        last = level if inside else last
+        level, frame = level + 1, frame.f_back
+    warnings.warn(category(message) if page is None else category(message, page=page), stacklevel=last + 1)
 
 
 class Outcome(enum.IntEnum):

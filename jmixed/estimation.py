@@ -1,6 +1,5 @@
 """The fit as a pure function of arrays: it composes with jit, vmap and grad."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from jax.lax import stop_gradient
 
 from jmixed import optimize
 from jmixed.data import Design, Moments
-from jmixed.errors import DataError, Outcome, PrecisionWarning
+from jmixed.errors import DataError, Outcome, PrecisionWarning, warn
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
@@ -353,9 +352,8 @@ def outcome_of(solution, sigma, held):
 def say_once_if_narrowed(design):
     wide = any(getattr(a, "dtype", None) == np.dtype("f8") for a in (design.y, design.X))
     if wide and jax.dtypes.canonicalize_dtype(np.dtype("f8")).itemsize == 4:
-        warnings.warn(
+        warn(
             "this design holds 64-bit floats, but JAX works in 32 bits here: the likelihood keeps about 4 digits. "
             "Set JAX_ENABLE_X64=1, or call under jax.enable_x64(True)",
             PrecisionWarning,
-            stacklevel=4,
         )

@@ -11,7 +11,7 @@ from jmixed import programs
 from jmixed.data import Design
 from jmixed.errors import DataError, Outcome
 from jmixed.inference.given_coefficients import given_coefficients
-from jmixed.information import Uncertainty, singular_terms
+from jmixed.information import Uncertainty, singular_terms, told_psi, vanished
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams, is_params
 
@@ -134,10 +134,17 @@ def fit(task: Task, method="newton", maxiter=None, gtol=None) -> programs.Fit:
 
 
 def _exactly_held(fit, task):
-    """A fit whose held entries have the very numbers they were held at, not those within rounding of them."""
-    packing = task.packing
+    """A fit whose held entries have the very numbers they were held at, not those within rounding of them.
+
+    What is free in a row that counts as zero is zero.
+    """
+    packing, zero = task.packing, []
     start = packing.root_from_psi(packing.psi_from_root(task.root))
     root = np.where(task.free_root, packing.root_from_theta(fit.theta), start)
+    for label, factor in zip(task.design.labels, packing.matrices(root, lower=True), strict=True):
+        rows = np.tril_indices(len(factor))[0]
+        zero.append(vanished(task.design, label, np.linalg.norm(factor, axis=1))[rows])
+    root = np.where(task.free_root & np.concatenate(zero), 0, root)
     covariances = _covariances(task, packing.psi_from_root(root), fit.sigma**2)
     return replace(fit, theta=packing.theta_from_root(root), covariances=covariances)
 
@@ -160,14 +167,31 @@ def _with_information(fit, task, free):
     found: Any = programs.evaluate(task.design, psi, reml=task.reml, order=2)
     _, gradient, hessian = found
     information = -task.packing.root_hessian(root, gradient, hessian)
-    return with_root_covariance(fit, task.packing, root, inverse_block(information, free))
+    # A variance of zero counts as known.
+    covariance = inverse_block(information, free & _told(task.packing, root))
+    return with_root_covariance(fit, task.packing, root, covariance, free)
 
 
-def with_root_covariance(fit: programs.Fit, packing: Packing, root: np.ndarray, covariance: np.ndarray) -> programs.Fit:
-    """A fit whose variance parameters have the given covariance (m, m) in the square roots."""
+def _told(packing: Packing, root: np.ndarray) -> np.ndarray:
+    """Which entries (m,) belong to variances that are positive."""
+    factors = zip(packing.structures, packing.matrices(root, lower=True), strict=True)
+    return np.concatenate([told_psi(structure, np.any(factor != 0, axis=1)) for structure, factor in factors])
+
+
+def with_root_covariance(
+    fit: programs.Fit, packing: Packing, root: np.ndarray, covariance: np.ndarray, free: np.ndarray
+) -> programs.Fit:
+    """A fit whose variance parameters have the given covariance (m, m) in the square roots.
+
+    What was free and is zero has no error, where what was held has one of zero.
+    """
     jacobian = packing.jacobian(root)
     order = packing.theta_from_root(np.arange(packing.size, dtype=float)).astype(int)
-    vcov_psi, vcov_theta = jacobian @ covariance @ jacobian.T, covariance[np.ix_(order, order)]
+    vcov_psi, without = jacobian @ covariance @ jacobian.T, free & ~_told(packing, root)
+    covariance = np.array(covariance)
+    for table in (vcov_psi, covariance):
+        table[without] = table[:, without] = np.nan
+    vcov_theta = covariance[np.ix_(order, order)]
     return replace(fit, uncertainty=Uncertainty(vcov_psi, vcov_theta, fit.uncertainty.scale_gradient))
 
 

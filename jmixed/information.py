@@ -59,14 +59,24 @@ class Curvature:
 
     @cached_property
     def vcov_psi(self) -> np.ndarray:
-        """Inverse observed information of psi; nan where it is not positive definite."""
-        return inverse_information(self._hessian)
+        """Inverse observed information of psi; nan where it is not positive definite, and of variances of zero."""
+        told = [
+            told_psi(structure, np.any(factor != 0, axis=-1))
+            for structure, factor in zip(self.structures, factors_of_theta(self.structures, self.theta), strict=True)
+        ]
+        return _information_of(self._hessian, told)
 
     @cached_property
     def vcov_theta(self) -> np.ndarray:
-        """Inverse observed information of theta; nan where it is not positive definite."""
+        """Inverse observed information of theta; nan where it is not positive definite, and beside a zero pivot."""
         gradient = self._back.T @ self.gradient
-        return inverse_information(theta_hessian(self.structures, self.theta, gradient, self._hessian))
+        hessian = theta_hessian(self.structures, self.theta, gradient, self._hessian)
+        told = []
+        for structure, factor in zip(self.structures, factors_of_theta(self.structures, self.theta), strict=True):
+            rows, columns = (np.zeros(1, int),) * 2 if structure.kind == "identity" else structure.theta_indices()
+            pivots = np.diagonal(factor) != 0
+            told.append(np.any(factor != 0, axis=-1)[rows] & pivots[columns])
+        return _information_of(hessian, told)
 
     @cached_property
     def scale_gradient(self) -> np.ndarray:
@@ -144,6 +154,22 @@ def inverse_information(hessian):
     return 2 * (vectors / values @ vectors.T) / np.outer(scale, scale)
 
 
+def told_psi(structure, positive) -> np.ndarray:
+    """Which entries of a term's psi (size,) belong to variances that are positive (q,), and so have an error."""
+    if structure.kind == "identity":
+        return positive[:1]
+    rows, columns = structure.psi_indices()
+    return positive[rows] & positive[columns]
+
+
+def _information_of(hessian, told):
+    """Inverse information of the parameters that are told; a zero at its boundary counts as known, without an error."""
+    chosen = np.flatnonzero(np.concatenate([np.zeros(0, bool), *told]))
+    covariance = np.full(hessian.shape, np.nan)
+    covariance[np.ix_(chosen, chosen)] = inverse_information(hessian[np.ix_(chosen, chosen)])
+    return covariance
+
+
 def factors_of_theta(structures, theta):
     """``lambda`` (..., q, q) of every term from theta (..., m), in numpy."""
     factors = []
@@ -159,20 +185,65 @@ def factors_of_theta(structures, theta):
     return factors
 
 
-def singular_flags(design, theta):
-    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's): (..., terms).
+SINGULAR = 1e-4
+"""A standard deviation below this fraction of sigma is zero, and a pivot below this one of its row, as in lme4."""
 
-    Weights count, so that a standard deviation is compared with that of the rows there are, not of one of weight one.
+
+def vanished(design, label, sd):
+    """Which relative standard deviations (..., q) of a term count as zero.
+
+    The measure has no units. Weights count, so that a standard deviation is compared with that of the rows there are,
+    not of one of weight one.
     """
+    Z = design.Z[label]
+    return sd * np.sqrt(np.einsum("i,ij,ij->j", design.weights, Z, Z) / design.nobs) <= SINGULAR
+
+
+def singular_flags(design, theta):
+    """Whether each term's covariance is singular: (..., terms)."""
     flags = []
     structures = design.layout.terms
     for label, factor in zip(design.labels, factors_of_theta(structures, theta), strict=True):
         length = np.sqrt(np.sum(factor**2, axis=-1))
-        Z = design.Z[label]
-        size = np.sqrt(np.einsum("i,ij,ij->j", design.weights, Z, Z) / design.nobs)
-        vanished = np.diagonal(factor, axis1=-2, axis2=-1) <= 1e-4 * length
-        flags.append(np.any(vanished | (length * size <= 1e-4), axis=-1))
+        dependent = np.diagonal(factor, axis1=-2, axis2=-1) <= SINGULAR * length
+        flags.append(np.any(dependent | vanished(design, label, length), axis=-1))
     return np.stack(flags, axis=-1) if flags else np.zeros((*np.shape(theta)[:-1], 0), bool)
+
+
+def settled(design, theta) -> np.ndarray:
+    """theta (..., m) with standard deviations of zero where they count as zero, not what an optimiser leaves of them.
+
+    They have no covariances then, and no correlation that rounding decides.
+    """
+    pieces = []
+    structures = design.layout.terms
+    for structure, label, factor in zip(structures, design.labels, factors_of_theta(structures, theta), strict=True):
+        zero = vanished(design, label, np.sqrt(np.sum(factor**2, axis=-1)))
+        if structure.kind == "identity":
+            pieces.append(np.where(zero[..., :1], 0, factor[..., :1, 0]))
+            continue
+        left = np.where(zero[..., None], 0, factor)
+        canonical = np.where(np.any(zero, axis=-1)[..., None, None], _rectified(left), factor)
+        pieces.append(canonical[..., *structure.theta_indices()])
+    return np.concatenate(pieces, axis=-1) if pieces else theta
+
+
+def _rectified(root):
+    """As `covariance.rectify`, in numpy, for roots (..., q, q)."""
+    directions, out = [], np.zeros_like(root)
+    for i in range(root.shape[-1]):
+        rest = np.array(root[..., i, :])
+        length = np.linalg.norm(rest, axis=-1)
+        for _ in range(2):
+            for k, direction in enumerate(directions):
+                along = np.sum(rest * direction, axis=-1)
+                out[..., i, k] += along
+                rest -= along[..., None] * direction
+        pivot = np.linalg.norm(rest, axis=-1)
+        zero = pivot <= 1e-9 * length
+        directions.append(np.where(zero[..., None], 0, rest / np.where(zero, 1, pivot)[..., None]))
+        out[..., i, i] = np.where(zero, 0, pivot)
+    return out
 
 
 def singular_terms(design, theta):

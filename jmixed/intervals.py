@@ -1,6 +1,5 @@
 """Confidence intervals of all parameters: Wald, profile and bootstrap; `MixedLMResults` is built on it."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from jmixed import programs, tables
-from jmixed.errors import ConvergenceWarning, ModelError
+from jmixed.errors import ConvergenceWarning, ModelError, warn
 from jmixed.inference import profiles
 from jmixed.inference.profiles import Parameter
+from jmixed.information import vanished
 from jmixed.parameters import cut, parameter_values
 from jmixed.progress import bar
 from jmixed.resampling import Resampling, check_kind
@@ -201,8 +201,16 @@ class Intervals(Resampling):
 
     def _trace_table(self, name: str, trace: profiles.Trace) -> pd.DataFrame:
         held = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
-        values = parameter_values(self._spec, trace.beta, trace.covariances, trace.sigma)
+        labels = self.model.design.labels
+        known = [self._without_zeros(*pair) for pair in zip(labels, trace.covariances, strict=True)]
+        values = parameter_values(self._spec, trace.beta, known, trace.sigma)
         return pd.concat([held, pd.DataFrame(values, columns=[name for name, _ in self._parameters])], axis=1)
+
+    def _without_zeros(self, label: str, covariance: np.ndarray) -> np.ndarray:
+        """Relative covariances (k, q, q), with nan beside variances that count as zero, where rounding decides."""
+        zero = vanished(self.model.design, label, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
+        beside = (zero[:, :, None] | zero[:, None, :]) & ~np.eye(covariance.shape[-1], dtype=bool)
+        return np.where(beside, np.nan, covariance)
 
 
 def ml_estimate(design, fit: programs.Fit | None) -> profiles.Estimate:
@@ -217,16 +225,14 @@ def ml_estimate(design, fit: programs.Fit | None) -> profiles.Estimate:
 def warn_of_traces(traces: Sequence[profiles.Trace], names: Sequence[str]) -> None:
     """Warn of constrained fits that ended early, and of an optimum better than the fit's."""
     if any(trace.improved for trace in traces):
-        warnings.warn(
+        warn(
             "profile: a better optimum than the ML fit's was found, so that the limits are not certain; fit again with "
             "start_params taken from the rows of the profile's table whose zeta is zero away from the estimate",
             ConvergenceWarning,
-            stacklevel=4,
         )
     failed = [name for name, trace in zip(names, traces, strict=True) if not trace.converged]
     if failed:
-        warnings.warn(
+        warn(
             f"profile: a constrained fit of {', '.join(failed)} ended without an optimum; its limits are not certain",
             ConvergenceWarning,
-            stacklevel=4,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,8 @@ import pandas as pd
 
 from jmixed import batches
 from jmixed.design.frame import as_frame, refuse_tracer
-from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome
-from jmixed.information import factors_of_theta, singular_flags
+from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
+from jmixed.information import factors_of_theta, settled, singular_flags
 from jmixed.progress import bar
 from jmixed.tables import Component, components
 
@@ -74,7 +73,7 @@ def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | 
     with bar(len(names), progress, "fit_many") as advance:
         found = batches.fit_responses(design, values, reml, memory=memory or batches.MEMORY, progress=advance)
     _warn(found, names)
-    fixed = list(spec.exog_names)
+    fixed, theta = list(spec.exog_names), settled(design, found.theta)
 
     def series(array: Any, name: str) -> pd.Series:
         return pd.Series(array, index=names, name=name)
@@ -83,9 +82,9 @@ def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | 
         objective=series(found.objective, "objective"),
         fe_params=pd.DataFrame(found.beta, index=names, columns=fixed),
         bse_fe=pd.DataFrame(np.sqrt(np.diagonal(found.vcov_beta, axis1=1, axis2=2)), index=names, columns=fixed),
-        theta=pd.DataFrame(found.theta, index=names, columns=theta_names),
+        theta=pd.DataFrame(theta, index=names, columns=theta_names),
         sigma=series(found.sigma, "sigma"),
-        var_corr=_var_corr(spec, design, found, names),
+        var_corr=_var_corr(spec, design, theta, found.sigma, names),
         converged=series(found.converged, "converged"),
         singular=series(np.any(singular_flags(design, found.theta), axis=1), "singular"),
         outcome=series([Outcome(int(value)).name for value in found.outcome], "outcome"),
@@ -123,11 +122,11 @@ def _responses(spec, Y):
     return frame.columns, frame.to_numpy(dtype=spec.y.dtype, na_value=np.nan).T
 
 
-def _var_corr(spec, design, found, names) -> pd.DataFrame:
+def _var_corr(spec, design, theta, sigma, names) -> pd.DataFrame:
     """Standard deviations and correlations, wide."""
     columns: dict[str, np.ndarray] = {}
-    for term, factor in zip(spec.terms, factors_of_theta(design.layout.terms, found.theta), strict=True):
-        covariance = found.sigma[:, None, None] ** 2 * (factor @ factor.swapaxes(1, 2))
+    for term, factor in zip(spec.terms, factors_of_theta(design.layout.terms, theta), strict=True):
+        covariance = sigma[:, None, None] ** 2 * (factor @ factor.swapaxes(1, 2))
         sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
         for part in components(term, np.eye(len(term.columns))):
             i = 0 if term.structure == "identity" else term.columns.index(part.first)
@@ -136,7 +135,7 @@ def _var_corr(spec, design, found, names) -> pd.DataFrame:
                 j = term.columns.index(part.second)
                 with np.errstate(invalid="ignore", divide="ignore"):
                     columns[part.name] = covariance[:, i, j] / (sd[:, i] * sd[:, j])
-    columns[Component("Residual", None, None, 0, 0).name] = found.sigma
+    columns[Component("Residual", None, None, 0, 0).name] = sigma
     return pd.DataFrame(columns, index=names)
 
 
@@ -144,11 +143,10 @@ def _warn(found, names):
     bad = np.flatnonzero(~found.converged)
     if len(bad):
         outcome = Outcome(int(found.outcome[bad[0]]))
-        warnings.warn(
+        warn(
             f"{len(bad)} of {len(names)} responses ended without a certified optimum, the first of them "
             f"{names[bad[0]]!r}: {outcome.name}: {outcome.message}",
             ConvergenceWarning,
-            stacklevel=4,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from jmixed.data import Design
 from jmixed.design import checks, matrices
 from jmixed.design.frame import reordered
 from jmixed.design.stack import stack
-from jmixed.errors import DataError, ModelError, RankWarning
+from jmixed.errors import DataError, ModelError, RankWarning, warn
 from jmixed.fitting import Fitting
 from jmixed.names import left_out
 from jmixed.packing import Packing
@@ -158,10 +157,9 @@ class MixedLM(Fitting, GroupedRows):
         for name in set(kwargs) - {"missing_idx", "model_spec", "formula"}:
             raise ModelError(f"argument {name} not permitted for MixedLM initialization")
         if isinstance(exog_vc, dict):
-            warnings.warn(
+            warn(
                 "Using deprecated variance components format: give exog_vc as jm.VCSpec(names, colnames, mats)",
                 FutureWarning,
-                stacklevel=2,
             )
         for name, part in {
             "endog": endog,
@@ -258,7 +256,7 @@ class MixedLM(Fitting, GroupedRows):
         self.data = ModelFrame.of(spec)
         self.theta_names = theta_names(spec.terms)
         for message in left_out(spec):
-            warnings.warn(message, RankWarning, stacklevel=3)
+            warn(message, RankWarning)
 
     def __repr__(self) -> str:
         levels = {term.group: len(term.levels) for term in self.spec.terms}

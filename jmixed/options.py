@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from jmixed import programs
-from jmixed.errors import ConvergenceWarning, ModelError, Outcome, SingularWarning
+from jmixed.errors import ConvergenceWarning, ModelError, Outcome, SingularWarning, warn
 
 if TYPE_CHECKING:
     from jmixed.design.terms import RandomTerm
@@ -56,7 +55,7 @@ def warn_of_options(names: Iterable[str], niter_sa: int = 0) -> None:
     for found, text in ((unknown, "not used by MixedLM.fit"), (idle, "without effect on how MixedLM is optimised")):
         if found:
             plural = "s" if len(found) > 1 else ""
-            warnings.warn(f"Argument{plural} {', '.join(found)} {text}: leave out", FutureWarning, stacklevel=3)
+            warn(f"Argument{plural} {', '.join(found)} {text}: leave out", FutureWarning)
 
 
 def warn_of_outcome(fit: programs.Fit, task: Task, terms: Sequence[RandomTerm]) -> None:
@@ -65,17 +64,21 @@ def warn_of_outcome(fit: programs.Fit, task: Task, terms: Sequence[RandomTerm]) 
         # Two outcomes have a section of their own.
         own = fit.outcome in (Outcome.FLAT, Outcome.ROUNDED)
         page = f"singular.md#{fit.outcome.name.lower()}" if own else None
-        warnings.warn(ConvergenceWarning(f"{fit.outcome.name}: {fit.outcome.message}", page=page), stacklevel=3)
+        warn(f"{fit.outcome.name}: {fit.outcome.message}", ConvergenceWarning, page)
     moved = [piece.any() for piece in task.packing.split(task.free_root)]
     flagged = zip(terms, fit.singular, moved, strict=True)
     labels = [repr(term.vc or term.label) for term, singular, free in flagged if singular and free]
     if labels:
-        warnings.warn(
-            f"the fit is singular: {', '.join(labels)} has a variance of zero or a correlation of one at the optimum. "
-            "The estimates stand, but a simpler random-effects structure fits as well: consider leaving out a random "
-            "effect, or its correlations",
+        found, then = (
+            ("at the optimum", "The estimates stand, but a simpler random-effects structure fits as well: consider")
+            if fit.converged
+            # What is no optimum proves nothing about the variances, and nothing stands.
+            else ("where it ended, which is no optimum", "A simpler random-effects structure may have one: consider")
+        )
+        warn(
+            f"the fit is singular: {', '.join(labels)} has a variance of zero or a correlation of one {found}. "
+            f"{then} leaving out a random effect, or its correlations",
             SingularWarning,
-            stacklevel=3,
         )
 
 

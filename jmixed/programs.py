@@ -16,7 +16,16 @@ from jmixed.covariance import IDENTITY, join
 from jmixed.data import Design, Moments, Rows
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.estimation import level_count, outcome_of, start_at
-from jmixed.information import Curvature, Uncertainty, psi_map, roots_of_psi, row_major, singular_terms
+from jmixed.information import (
+    Curvature,
+    Uncertainty,
+    factors_of_theta,
+    psi_map,
+    roots_of_psi,
+    row_major,
+    settled,
+    singular_terms,
+)
 from jmixed.layout import bucket
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
@@ -196,7 +205,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     with timings.step("results"):
         if many:
             memory.give_back()
-        return _collect(design, found, reml, timings)
+        return _collect(design, found, reml, timings, settle=free is None)
 
 
 def _in_numpy(tree):
@@ -212,28 +221,36 @@ def _check_scales(design):
             raise DataError(f"the largest value of {name} is {size:.3g}; rescale it to between 1e-50 and 1e50 in size")
 
 
-def _collect(design, found, reml, timings):
-    """Bring the program's arrays to the original scale of Z and into a `Fit`."""
+def _collect(design, found, reml, timings, settle):
+    """Bring the program's arrays to the original scale of Z and into a `Fit`, with zeros for variances of zero."""
     result, at, outcome = found.estimates, found.derivatives, Outcome(int(found.outcome))
     structures, labels = design.layout.terms, design.labels
     sigma, nu = float(result["sigma"]), design.nobs - (design.X.shape[1] if reml else 0)
     theta = np.asarray(result["theta"])
     covariances = {label: sigma**2 * (root @ root.T) for label, root in zip(labels, found.roots, strict=True)}
+    modes = {
+        label: own[: level_count(design, t)] for t, (label, own) in enumerate(zip(labels, result["modes"], strict=True))
+    }
+    # Held entries must keep the numbers that they were given.
+    singular = singular_terms(design, theta)
+    if settle and any(singular):
+        theta = settled(design, theta)
+        for label, factor in zip(labels, factors_of_theta(structures, theta), strict=True):
+            there = np.any(factor != 0, axis=-1)
+            covariances[label] = np.where(np.logical_and.outer(there, there), covariances[label], 0)
+            modes[label] = np.where(there, modes[label], 0)
     return Fit(
         theta=theta,
         beta=result["beta"],
         sigma=sigma,
         objective=float(result["objective"]),
         vcov_beta=result["vcov_beta"],
-        b={
-            label: modes[: level_count(design, t)]
-            for t, (label, modes) in enumerate(zip(labels, result["modes"], strict=True))
-        },
+        b=modes,
         covariances=covariances,
         uncertainty=Curvature(structures, theta, found.T, at.gradient, at.hessian, at.scale_gradient),
         scale_variance=2 * sigma**4 / nu,
         outcome=outcome,
-        singular=singular_terms(design, theta),
+        singular=singular,
         iterations=int(found.iterations),
         evaluations=int(found.evaluations),
         starts=int(found.starts),

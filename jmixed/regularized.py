@@ -283,7 +283,7 @@ def _settle(start, task, objective, x):
     hessian = objective.derivatives(np.concatenate([beta, root]))[2]
     p, everything = len(beta), np.ones(len(beta), bool)
     covariance = inverse_block(hessian, np.concatenate([everything, task.free_root]))
-    fit = with_root_covariance(fit, task.packing, root, covariance[p:, p:])
+    fit = with_root_covariance(fit, task.packing, root, covariance[p:, p:], task.free_root)
     return replace(fit, vcov_beta=inverse_block(hessian[:p, :p], everything))
 
 

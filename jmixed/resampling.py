@@ -1,7 +1,6 @@
 """New responses for a fitted model: simulation, refits, the bootstrap; `MixedLMResults` is built on it."""
 
 import copy
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,11 +11,11 @@ import pandas as pd
 from jmixed import tables
 from jmixed.batches import fit_responses
 from jmixed.covariance import Structure
-from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome
+from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.fitted import FittedModel
 from jmixed.inference.profiles import Parameter
 from jmixed.inference.simulation import draw_responses, generator
-from jmixed.information import factors_of_theta
+from jmixed.information import factors_of_theta, settled
 from jmixed.parameters import named_parameters, parameter_values, relative_covariances
 from jmixed.progress import bar
 
@@ -250,16 +249,16 @@ class Resampling(FittedModel):
         converged = np.concatenate([fit.converged for fit in pieces])
         if not converged.all():
             found = pd.Series(outcome[~converged]).map(lambda value: Outcome(value).name).value_counts().to_dict()
-            warnings.warn(
+            warn(
                 f"bootstrap: {np.sum(~converged)} of {n} refits ended without a certified optimum ({found}); intervals "
                 "leave them out",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return Bootstrap(pd.Series(own, index=names), pd.DataFrame(values, columns=names), outcome, converged)
 
     def _values(self, theta: np.ndarray, beta: np.ndarray, sigma: np.ndarray) -> np.ndarray:
         """The parameters of k fits as intervals list them, from theta (k, m), beta (k, p) and sigma (k,)."""
+        theta = settled(self.model.design, theta)
         return parameter_values(self._spec, beta, relative_covariances(self._spec, theta), sigma)
 
     @cached_property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -17,7 +16,7 @@ from jmixed.design.represent import represent
 from jmixed.design.stack import stack
 from jmixed.design.stream import Reader, naming, reading
 from jmixed.design.terms import ModelData
-from jmixed.errors import DataError, JmixedError, RankWarning
+from jmixed.errors import DataError, JmixedError, RankWarning, warn
 from jmixed.fitting import Fitting
 from jmixed.names import left_out
 from jmixed.packing import Packing
@@ -199,7 +198,7 @@ class StreamedLM(Fitting):
         self.k_params = self.k_fe + self._packing.size
         self.data, self.theta_names = ModelFrame.of(spec), theta_names(spec.terms)
         for message in left_out(spec):
-            warnings.warn(message, RankWarning, stacklevel=3)
+            warn(message, RankWarning)
 
     def __repr__(self) -> str:
         factors = {term.group: len(term.levels) for term in self.spec.terms}

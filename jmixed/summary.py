@@ -243,8 +243,8 @@ def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
     singular = [term.label for term, flag in zip(spec.terms, fit.singular, strict=True) if flag]
     if singular:
         lines.append(
-            f"Singular fit: a variance of zero or a correlation of one in {', '.join(map(repr, singular))}; "
-            "the standard errors of its variance parameters are unreliable or absent."
+            f"Singular fit: a variance of zero or a correlation of one in {', '.join(map(repr, singular))}. A variance "
+            "of zero has no standard error, and those beside a correlation of one are rough."
         )
     if spec.dropped:
         lines.append(f"Redundant columns, dropped: {', '.join(spec.dropped)}.")

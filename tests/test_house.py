@@ -198,6 +198,17 @@ def test_the_door_is_narrow():
     assert not missing, f"in __all__ but not there: {missing}"
 
 
+@pytest.mark.parametrize("room", [jmixed, jmixed.plot], ids=lambda room: room.__name__)
+def test_completion_shows_what_users_are_given(room):
+    assert dir(room) == sorted(room.__all__)
+
+
+def test_type_checkers_read_the_package():
+    assert (PACKAGE / "py.typed").exists()
+    with pytest.raises(AttributeError, match="no attribute 'mixdlm'"):
+        _ = jmixed.mixdlm
+
+
 def test_readme_is_short_and_has_two_commands():
     text = (HOME / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 100

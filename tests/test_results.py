@@ -260,6 +260,98 @@ class TestStandardErrorsOfVariances:
         assert np.all(pastes().bse_re > 0)
 
 
+class TestVariancesOfZero:
+    """A variance of zero is zero and has no error; a correlation with it is none; all else is as without the effect."""
+
+    @staticmethod
+    @functools.cache
+    def data():
+        """Slopes that differ by group, and group means that do not: the variance of the intercepts is zero."""
+        rng = np.random.default_rng(5)
+        g, x = np.repeat(np.arange(10), 5), np.tile(np.arange(-2.0, 3), 10)
+        y = 3 + x + rng.normal(size=10)[g] * x + rng.normal(size=50)
+        data = pd.DataFrame({"g": [f"g{k}" for k in g], "x": x, "y": y})
+        return data.assign(y=y - data.assign(y=y).groupby("g")["y"].transform("mean") + 3)
+
+    @classmethod
+    @functools.cache
+    def fits(cls, formula):
+        full = jm.mixedlm(f"y ~ x + {formula}", cls.data())
+        with pytest.warns(jm.SingularWarning):
+            result = full.fit()
+        return result, jm.mixedlm("y ~ x + (0 + x | g)", cls.data()).fit()
+
+    @pytest.mark.parametrize("formula", ["(x | g)", "(x || g)", "(1 | g) + (0 + x | g)"])
+    def test_in_every_table(self, formula):
+        result, without = self.fits(formula)
+        assert result.objective == pytest.approx(without.objective, abs=1e-8)
+        zero = [name for name in result.bse_re.index if name != "x Var"]
+        for errors in (result.bse_re, result.bse, result.tvalues, result.pvalues):
+            assert errors[zero].isna().all()
+        assert result.conf_int().loc[zero].isna().all(axis=None)
+        assert np.isnan(np.diag(result.cov_params().loc[zero, zero])).all()
+        assert (result.params[zero] == 0).all()
+        # The others have the errors of the model that leaves the effect out.
+        for mine, theirs in ((result.bse_re, without.bse_re), (result.bse, without.bse)):
+            assert mine["x Var"] == pytest.approx(theirs["x Var"], rel=1e-6)
+        np.testing.assert_allclose(np.diag(result.vcov_theta)[-1], without.vcov_theta[0, 0], rtol=1e-6)
+        assert np.isnan(np.diag(result.vcov_theta)[:-1]).all()
+        assert np.count_nonzero(result.theta) == 1
+        table = result.var_corr()
+        assert (table.loc[table["var1"].eq("Intercept"), "vcov"] == 0).all()
+        assert table.loc[table["var2"].notna(), "sdcor"].isna().all()
+        tidy = result.tidy(["ran_pars", "ran_vals"], conf_int=True)
+        assert (tidy.loc[tidy["term"].isin(["sd__Intercept", "Intercept"]), "estimate"] == 0).all()
+        assert tidy.loc[tidy["term"].str.startswith("cor__"), "estimate"].isna().all()
+        assert np.all(result.ranef()["g"]["Intercept"] == 0)
+        np.testing.assert_allclose(result.fittedvalues, without.fittedvalues, atol=1e-8)
+
+    def test_in_the_summary(self):
+        result, _ = self.fits("(x | g)")
+        rows = result.summary().tables[1].loc[["g Var", "g x x Cov"], ["Coef.", "Std.Err."]]
+        assert rows.to_numpy().tolist() == [["0.000", ""]] * 2
+        for text in (result.summary().as_text(), result.summary().as_html(), result.summary().as_latex()):
+            assert "e-" not in "".join(line for line in text.splitlines() if "g Var" in line or "Cov" in line)
+
+    def test_of_refits(self):
+        result, _ = self.fits("(x || g)")
+        replicates = result.bootstrap(20, key=3).replicates["sd_Intercept|g"]
+        assert (replicates == 0).any()
+        assert (replicates[replicates != 0] > 1e-5).all()
+        result, _ = self.fits("(x | g)")
+        many = result.model.fit_many(np.array([result.model.endog, 2 * result.model.endog]))
+        assert (many.var_corr["sd_Intercept|g"] == 0).all()
+        assert (np.count_nonzero(many.theta, axis=1) == 1).all()
+        assert many.var_corr["cor_x.Intercept|g"].isna().all()
+        moved = result.influence().ran_pars
+        assert (moved["sd_Intercept|g"] == 0).all()
+        assert moved["cor_x.Intercept|g"].isna().all()
+        trace = result.profile("x").table
+        assert trace.loc[trace["sd_Intercept|g"] < 1e-6, "cor_x.Intercept|g"].isna().all()
+
+    def test_beside_a_correlation_that_is_held(self):
+        free = jm.MixedLMParams.from_components(fe_params=[1.0, 1.0], cov_re=np.eye(2))
+        with pytest.warns(jm.SingularWarning):
+            result = jm.mixedlm("y ~ x + (x | g)", self.data()).fit(free=free)
+        _, without = self.fits("(x | g)")
+        assert result.params["g Var"] == 0
+        assert np.isnan(result.bse_re["g Var"])
+        # What was held is known.
+        assert result.bse_re["g x x Cov"] == 0
+        assert result.bse_re["x Var"] == pytest.approx(without.bse_re["x Var"], rel=1e-5)
+
+    def test_one_variance_for_several_columns(self):
+        data = self.data().assign(square=lambda d: d.x**2, noise=np.random.default_rng(0).normal(size=50))
+        for _, rows in data.groupby("g"):
+            columns = np.column_stack([rows.x, rows.square])
+            data.loc[rows.index, "noise"] -= columns @ np.linalg.lstsq(columns, rows.noise, rcond=None)[0]
+        words = {"groups": "g", "re_formula": "0", "vc_formula": {"curve": "0 + x + square"}}
+        with pytest.warns(jm.SingularWarning):
+            result = jm.mixedlm("noise ~ 0", data, **words).fit()
+        assert result.vcomp.tolist() == [0.0]
+        assert np.isnan(result.bse_re["curve Var"])
+
+
 class TestCriteria:
     def test_under_maximum_likelihood(self):
         result, (reference, _) = sleep(False), case("sleepstudy_slope_ml")

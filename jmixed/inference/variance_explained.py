@@ -55,7 +55,9 @@ def variance_explained(data: ModelData, fit: Fit) -> VarianceExplained:
     The variance of the fixed effects is the sample variance of X beta (divisor n - 1), that of the random effects the
     mean over the rows of z Sigma z', summed over the terms.
     """
-    fixed = float(np.var(data.X @ fit.beta, ddof=1))
+    values = data.X @ fit.beta
+    # Less one of them: what does not vary has a variance of zero, not of its rounding.
+    fixed = float(np.var(values - values[0], ddof=1))
     random, residual = float(sum(_of_terms(data, fit).values())), float(fit.sigma**2)
     total = fixed + random + residual
     return VarianceExplained(fixed / total, (fixed + random) / total, fixed, random, residual)

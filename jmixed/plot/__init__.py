@@ -20,3 +20,8 @@ __all__ = [
     "residuals",
     "residuals_data",
 ]
+
+
+def __dir__() -> list[str]:
+    """The pictures and their data, and not the modules that they come from."""
+    return sorted(__all__)
