@@ -14,6 +14,9 @@ from jmixed.errors import FormulaError, ModelError
 ELSEWHERE = {
     **dict.fromkeys(("reml", "REML"), "that is an argument of fit: .fit(reml=False)"),
     "na_action": 'missing="drop" leaves rows with missing values out',
+    "contrasts": "a coding is written in the formula, C(f, contr.sum)",
+    "random": "random effects are bars in the formula, + (1 | g), or groups= and re_formula=",
+    "control": "options such as maxiter= and gtol= are arguments of fit",
     "family": "responses are normal given the random effects",
 }
 """Arguments of other packages, and what to write here."""

@@ -226,37 +226,25 @@ def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str,
 
 
 def random_terms(words: Words, made: Evaluated, grouping: dict) -> list[RandomTerm]:
-    """The ordinary random-effects terms, ``||`` taken apart."""
+    """The ordinary random-effects terms."""
     terms = []
     for part in words.random:
         own = grouping[part.factors]
         key = words.effects.get(part.effects)
         matrix = made.matrices[key] if key else Matrix(("Intercept",), filled(1.0, len(made.frame), 1))
-        columns = [[j] for j in range(len(matrix.names))] if part.independent else [list(range(len(matrix.names)))]
-        for chosen in columns:
-            names = tuple(matrix.names[j] for j in chosen)
-            values = (
-                matrix.values if len(chosen) == len(matrix.names) else np.ascontiguousarray(matrix.values[:, chosen])
+        terms.append(
+            RandomTerm(
+                label=part.label,
+                group=own.name,
+                codes=own.codes,
+                levels=own.levels,
+                columns=matrix.names,
+                Z=matrix.values,
+                intercept=checks.constant_column(matrix.values),
+                rebuild=Rebuild(own, key),
             )
-            label = part.label if not part.independent else f"{_bare(names[0])} | {own.name}"
-            terms.append(
-                RandomTerm(
-                    label=label,
-                    group=own.name,
-                    codes=own.codes,
-                    levels=own.levels,
-                    columns=names,
-                    Z=values,
-                    intercept=checks.constant_column(values),
-                    rebuild=Rebuild(own, key, chosen[0] if part.independent and key else None),
-                )
-            )
+        )
     return terms
-
-
-def _bare(column: str) -> str:
-    """The effects of a term of one column, as its label has them."""
-    return "1" if column == "Intercept" else f"0 + {column}"
 
 
 def _components(plans: list[vc.Plan], recipe: Recipe, made: Evaluated, grouping: dict) -> dict[str, vc.Built]:
@@ -313,6 +301,9 @@ def _model(
     for term in terms:
         require_finite(term.Z, term.columns, positions)
         checks.require_identifiable(term)
+    for name in drop_cols:
+        if name not in right.names:
+            raise DataError(unknown_column(name, right.names, "drop_cols", "the fixed effects"))
     allowed = np.flatnonzero([name not in drop_cols for name in right.names])
     everything = len(allowed) == len(right.names)
     X = right.values if everything else np.ascontiguousarray(right.values[:, allowed])

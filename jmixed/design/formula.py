@@ -9,14 +9,16 @@ import ast
 import functools
 import keyword
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from formulaic.errors import FormulaicError
 from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Token as SourceToken
 
+from jmixed.design.expressions import spelled
 from jmixed.design.marks import GROUPING, SPACES, mark, syntax_error
+from jmixed.design.r_words import refuse_r
 from jmixed.errors import FormulaError
 
 
@@ -33,7 +35,7 @@ class RandomPart:
     factors : tuple of str
         The columns whose combinations are the levels: ("batch", "cask") for ``batch:cask``.
     independent : bool
-        True for ``||``: every column has a variance of its own and no covariances.
+        True for ``||``: its terms, each a part by itself, have no covariances with each other.
     spelled : str
         The effects as they were written, at their position in the formula.
     """
@@ -107,7 +109,8 @@ def parse(text: str) -> FormulaParts:
 
 @functools.lru_cache(maxsize=256)
 def _parse(text: str) -> FormulaParts:
-    tokens = list(scan(text))
+    code = _braced(text)
+    tokens = list(scan(code))
     tildes = [i for i, t in enumerate(tokens) if t.kind == "~"]
     if not tildes or not tildes[0] or len(tildes) > 1:
         spot = tokens[tildes[-1]].start if tildes else None
@@ -117,12 +120,16 @@ def _parse(text: str) -> FormulaParts:
     bar = next((t for t in tokens[: tildes[0]] if t.kind == "|"), None)
     if bar:
         raise FormulaError(mark("the response cannot contain a random-effects bar", text, bar.start))
-    fixed, random, offsets = list(text), [], []
+    _refuse_meaningless(text, tokens[: tildes[0]])
+    fixed, random, offsets = list(code), [], []
     segments = list(_segments(text, tokens[tildes[0] + 1 :]))
     for sign, body in segments:
         inner = _unwrap(body)
         special = _offset(inner) if len(inner) == 1 else None
+        if sign is None or sign.kind == "+":
+            refuse_response(text, text[: tokens[tildes[0]].start], body)
         if special is None and not any(t.kind == "|" for t in body):
+            _refuse_meaningless(text, body)
             continue
         if sign is not None and sign.kind == "-":
             raise FormulaError(
@@ -135,6 +142,95 @@ def _parse(text: str) -> FormulaParts:
         start, end = (sign or body[0]).start, body[-1].end
         fixed[start:end] = " " * (end - start)
     return FormulaParts(text, _tidy(text, fixed, tokens[tildes[0]].end), tuple(random), tuple(offsets))
+
+
+def _braced(text: str) -> str:
+    """The formula with comparisons in parentheses, ``(x > 0)``, as formulaic has them: ``{x > 0}``."""
+    if not any(sign in text for sign in "<>="):
+        return text
+    code, opened = list(text), []
+    for token in scan(text):
+        if token.kind == "(":
+            opened.append((token, set()))
+        elif token.kind == ")" and opened:
+            first, inside = opened.pop()
+            if inside & set(_COMPARISONS) and "|" not in inside:
+                code[first.start], code[token.start] = "{", "}"
+        elif opened:
+            opened[-1][1].add(token.kind)
+    return "".join(code)
+
+
+_COMPARISONS = "<>=!"
+
+
+def _refuse_meaningless(text: str, tokens: list[_Token]) -> None:
+    """Refuse what would be read, but as less than it says: ``x^2`` and ``x:x`` as x, ``x 0`` as x - 1."""
+    for i, token in enumerate(tokens):
+        before, after = tokens[max(i - 1, 0)], tokens[min(i + 1, len(tokens) - 1)]
+        if token.kind == "python":
+            refuse_r(token.text, text)
+        elif token.kind == "value" and i and before.kind in ("name", "python", "value", ")"):
+            raise FormulaError(mark(f"an operator is missing before {token.text!r}; {SPACES}", text, token.start))
+        elif token.kind in tuple(_COMPARISONS):
+            raise FormulaError(mark("a comparison stands in a call, as in I(x > 0)", text, token.start))
+        elif token.kind == "^" or (token.kind == "*" and after.kind == "*" and i + 1 < len(tokens)):
+            base = _operand(tokens[:i])
+            names = sum(t.kind in ("name", "python") for t in base)
+            if (names < 2 or not any(t.kind in "+*/%" for t in base)) and not any(t.text == "." for t in base):
+                raise _nothing(text, token, _source(text, _unwrap(base)))
+        elif token.kind in ("*", ":", "/") and before.kind in ("name", "python") and before.text == after.text:
+            raise _nothing(text, token, before.text)
+
+
+def _nothing(text: str, token: _Token, own: str) -> FormulaError:
+    """The error for an interaction of a term with itself."""
+    square = f"I({own if own.isidentifier() else f'({own})'}**2)".replace(":", "*")
+    message = f"this would be {own} itself: an interaction of a term with itself. A power is written {square}"
+    return FormulaError(mark(message, text, token.start))
+
+
+def _operand(tokens: list[_Token]) -> list[_Token]:
+    """The last operand of the tokens: one of them, or what its parentheses enclose."""
+    depth, start = 0, len(tokens)
+    while start and (start == len(tokens) or depth):
+        start -= 1
+        depth += (tokens[start].kind == ")") - (tokens[start].kind == "(")
+    return tokens[start:]
+
+
+def _source(text: str, tokens: list[_Token]) -> str:
+    return text[tokens[0].start : tokens[-1].end] if tokens else ""
+
+
+def parse_one_sided(text: str, response: str) -> str:
+    """Check a formula without response, beside a main formula with this response, and return it for formulaic.
+
+    Examples
+    --------
+    >>> from jmixed.design.formula import parse_one_sided
+    >>> parse_one_sided("1 + x", "y")
+    '1 + x'
+    """
+    code = _braced(text)
+    tokens = list(scan(code))
+    _refuse_meaningless(text, tokens)
+    if not any(token.kind == "~" for token in tokens):
+        refuse_response(text, response, tokens)
+    return code
+
+
+def refuse_response(text: str, response: str, tokens: Iterable[_Token]) -> None:
+    """Refuse the response among what explains it."""
+    own = _key(response.strip())
+    for token in tokens:
+        if token.kind in ("name", "python") and _key(token.text) == own:
+            message = f"the response {response.strip()!r} cannot explain itself: leave it out here"
+            raise FormulaError(mark(message, text, token.start))
+
+
+def _key(text: str) -> str:
+    return spelled(bare_name(text))
 
 
 def normalise(text: str) -> str:
@@ -218,7 +314,7 @@ def scan(text: str) -> Iterator[_Token]:
     for token in tokens:
         start, end = _span(token)
         kind = token.kind.value if token.kind else ""
-        if kind == "name" and text[start] == "`":
+        if (kind == "name" and text[start] == "`") or (kind == "python" and text[start] == "{"):
             end += 1
         if kind == "operator" and text[start] != "%":
             yield from (_Token(text[i], text[i], i, i + 1) for i in range(start, end) if not text[i].isspace())
@@ -314,21 +410,23 @@ def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]
     odd = next((t for t in left if t.kind == "~" or t.text.startswith("offset(")), None)
     if odd:
         raise FormulaError(mark(f"{odd.text!r} cannot stand inside a random-effects term", text, odd.start))
+    _refuse_meaningless(text, left)
     effects, line = _normal(left), "||" if double else "|"
+    shown = effects if "{" in text else effects.replace("{", "(").replace("}", ")")
     groups, rest = _nest(text, right)
     if rest:
         message = f"the grouping factor cannot be read: {SPACES}" if rest[0].kind == "name" else GROUPING
         raise FormulaError(mark(message, text, rest[0].start))
-    spelled = " " * left[0].start + text[left[0].start : left[-1].end]
-    return [RandomPart(f"{effects} {line} {':'.join(names)}", effects, names, double, spelled) for names in groups]
+    own = " " * left[0].start + _braced(text)[left[0].start : left[-1].end]
+    return [RandomPart(f"{shown} {line} {':'.join(names)}", effects, names, double, own) for names in groups]
 
 
 def _nest(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:
     """Read ``a/b``: a, then every factor of b within all of a.  Returns the factors and the tokens left."""
     factors, rest = _cross(text, tokens)
     while rest and rest[0].kind == "/":
-        inner, rest = _cross(text, rest[1:])
-        factors = factors + [_join(factors[-1], names) for names in inner]
+        token, (inner, rest) = rest[0], _cross(text, rest[1:])
+        factors = factors + [_join(text, token, factors[-1], names) for names in inner]
     return factors, rest
 
 
@@ -336,8 +434,8 @@ def _cross(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list
     """Read ``a:b``."""
     factors, rest = _atom(text, tokens)
     while rest and rest[0].kind == ":":
-        inner, rest = _atom(text, rest[1:])
-        factors = [_join(outer, names) for outer in factors for names in inner]
+        token, (inner, rest) = rest[0], _atom(text, rest[1:])
+        factors = [_join(text, token, outer, names) for outer in factors for names in inner]
     return factors, rest
 
 
@@ -353,11 +451,16 @@ def _atom(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[
         return factors, rest[1:]
     if head.kind not in ("name", "python"):
         raise FormulaError(mark(GROUPING, text, head.start))
+    refuse_r(head.text, text)
     return [(bare_name(head.text),)], rest
 
 
-def _join(outer: tuple[str, ...], inner: tuple[str, ...]) -> tuple[str, ...]:
-    return outer + tuple(name for name in inner if name not in outer)
+def _join(text: str, token: _Token, outer: tuple[str, ...], inner: tuple[str, ...]) -> tuple[str, ...]:
+    twice = next((name for name in inner if name in outer), None)
+    if twice:
+        message = f"{twice!r} within {twice!r} is {twice!r} itself: name each factor once"
+        raise FormulaError(mark(message, text, token.start))
+    return outer + inner
 
 
 def _normal(tokens: list[_Token]) -> str:
@@ -365,19 +468,12 @@ def _normal(tokens: list[_Token]) -> str:
     pieces = []
     for i, token in enumerate(tokens):
         if token.kind == "python":
-            pieces.append(_unparse(token.text))
+            pieces.append(spelled(token.text))
         elif token.kind in ("+", "-"):
             pieces.append(f" {token.text} " if i else token.text)
         else:
             pieces.append(token.text)
     return "".join(pieces)
-
-
-def _unparse(code: str) -> str:
-    try:
-        return ast.unparse(ast.parse(code, mode="eval"))
-    except SyntaxError:
-        return code
 
 
 def _tidy(text: str, characters: list[str], rhs: int) -> str:

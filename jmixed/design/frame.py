@@ -122,13 +122,13 @@ def any_of(masks: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.asarray(np.stack(list(masks.values())).any(axis=0))
 
 
-def unknown_column(name: str, columns: Iterable[Any], where: str) -> str:
+def unknown_column(name: str, columns: Iterable[Any], where: str, among: str = "the data") -> str:
     """The message for a name that is not there, with close matches."""
     names = [str(column) for column in columns]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     close = close or [c for c in names if c.lower() == name.lower()]
     hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"the columns are {_shorten(names)}"
-    return f"{where} names the column {name!r}, which is not in the data; {hint}"
+    return f"{where} names the column {name!r}, which is not in {among}; {hint}"
 
 
 def _shorten(names: Sequence[str]) -> str:

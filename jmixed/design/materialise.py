@@ -12,17 +12,19 @@ import numpy as np
 import pandas as pd
 from formulaic import Formula, ModelSpec, ModelSpecs, SimpleFormula
 from formulaic.errors import DataMismatchWarning, FormulaicError
-from formulaic.parser.types import Factor as FormulaFactor
+from formulaic.parser.algos.sanitize_tokens import sanitize_python_code
+from formulaic.parser.types import Factor, Term
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.stateful_transforms import stateful_eval
 
 from jmixed.design.evaluated import RowMaterializer, require_rows
-from jmixed.design.expressions import names_in
-from jmixed.design.formula import replace_keywords
+from jmixed.design.expressions import names_in, refuse_dotted, spelled
+from jmixed.design.formula import quoted, replace_keywords, scan
 from jmixed.design.frame import column, holds_text, text_error, unknown_column
 from jmixed.design.marks import find, mark, syntax_error
 from jmixed.design.plain import plain_columns
+from jmixed.design.r_words import hint
 from jmixed.errors import DataError, FormulaError, JmixedError
 from jmixed.memory import roomy
 
@@ -70,6 +72,7 @@ def read(
     env: Mapping[str, Any],
     shown: Mapping[str, str],
     others: Iterable[str],
+    vocabulary: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read the formulas of a model.
 
@@ -85,6 +88,8 @@ def read(
         Part to the text that messages show in place of its formula, with everything at the same positions.
     others : iterable of str
         Columns that a ``.`` in a formula does not stand for: grouping factors, weights, offset.
+    vocabulary : mapping, optional
+        Transforms that stand in the place of formulaic's of the same names; what the caller has wins.
 
     Returns
     -------
@@ -97,14 +102,15 @@ def read(
     """
     others = set(others)
     words = {word for text in [*texts.values(), *others] for word in re.findall(r"[^\W\d]\w*", text)}
-    recipe = Recipe({}, {}, {}, _used(env, words - set(frame.columns)), {})
-    available = tuple(name for name in frame.columns if name not in others)
+    known = {word: made for word, made in (vocabulary or {}).items() if word in words}
+    recipe = Recipe({}, {}, {}, known | _used(env, words - set(frame.columns)), {})
     for part, text in texts.items():
-        spelled, aliases = replace_keywords(text, words)
+        code, aliases = replace_keywords(text, words)
         recipe.aliases.update(aliases)
         text = shown.get(part, text)
-        formulas = _formulas(part, spelled, text, available if "." in spelled else ())
-        for name, formula in formulas.items():
+        others.update(recipe.needs.get("lhs", ()))
+        available = tuple(name for name in frame.columns if name not in others)
+        for name, formula in _formulas(part, code, text, available if "." in code else ()).items():
             recipe.specs[name] = ModelSpec(formula=formula)
             recipe.needs[name] = _needs(formula, frame, recipe, text)
             recipe.texts[name] = text
@@ -118,30 +124,62 @@ def _used(env: Mapping[str, Any], words: set[str]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _formulas(part: str, spelled: str, text: str, available: tuple[str, ...]) -> dict[str, SimpleFormula]:
-    """formulaic's reading of one text."""
+def _formulas(part: str, code: str, text: str, available: tuple[str, ...]) -> dict[str, SimpleFormula]:
+    """formulaic's reading of one text, with the caller's spelling of expressions."""
     try:
-        formula = Formula.from_spec(spelled, context={"__formulaic_variables_available__": list(available)})
+        formula = Formula.from_spec(code, context={"__formulaic_variables_available__": list(available)})
     except FormulaicError as error:
         raise syntax_error(error, text) from None
     except SyntaxError as error:
-        code = (error.text or "").strip()
-        spot = text.find(code) + (error.offset or 1) - 1 if code and code in text else None
+        line = (error.text or "").strip()
+        spot = text.find(line) + (error.offset or 1) - 1 if line and line in text else None
         raise FormulaError(mark(f"the formula cannot be read ({error.msg})", text, spot)) from None
     if part != "fixed" and isinstance(formula, SimpleFormula):
-        return {part: formula}
+        return {part: _as_spelled(formula, code)}
     sides = [getattr(formula, name, None) for name in ("lhs", "rhs")]
     simple = [side for side in sides if isinstance(side, SimpleFormula)]
     if part == "fixed" and len(simple) == 2:
-        return {"lhs": simple[0], "rhs": simple[1]}
+        return {"lhs": _as_spelled(simple[0], code), "rhs": _as_spelled(simple[1], code)}
     allowed = "one response and one right-hand side" if part == "fixed" else "no response"
     raise FormulaError(mark(f"this formula must have {allowed}", text))
+
+
+def terms_in(effects: str, text: str) -> list[str]:
+    """The terms of random effects as text, "1" for an intercept; `effects` stand in the formula `text`.
+
+    Examples
+    --------
+    >>> from jmixed.design.materialise import terms_in
+    >>> terms_in("f * np.log(`body mass`)", "y ~ (f * np.log(`body mass`) || g)")
+    ['1', 'f', 'np.log(`body mass`)', 'f:np.log(`body mass`)']
+    """
+    code, aliases = replace_keywords(effects, set(re.findall(r"\w+", effects)))
+    factors = [term.factors for term in next(iter(_formulas("effects", code, text, ()).values()))]
+    names = [[quoted(f.expr) if f.eval_method.value == "lookup" else f.expr for f in own] for own in factors]
+    return [restore(":".join(own), aliases) for own in names]
+
+
+def _as_spelled(formula: SimpleFormula, code: str) -> SimpleFormula:
+    """The formula with its expressions as the caller spelled them first; formulaic changes quotes and numbers."""
+    own: dict[str, str] = {}
+    for token in scan(code):
+        if token.kind == "python":
+            inner = token.text.removeprefix("{").removesuffix("}")
+            own.setdefault(sanitize_python_code(inner), spelled(inner))
+    terms = [
+        Term([Factor(own.get(f.expr, f.expr), eval_method=f.eval_method, token=f.token) for f in term.factors])
+        for term in formula
+    ]
+    made: Any = SimpleFormula(terms, _ordering="none")
+    return made
 
 
 def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: str) -> tuple[str, ...]:
     """The columns that a formula uses; a name that is neither a column nor known to the caller is an error."""
     names = []
     for factor in dict.fromkeys(factor for term in formula for factor in term.factors):
+        if factor.eval_method.value == "python":
+            refuse_dotted(factor.expr, frame.columns, text)
         for name, called in names_in(factor, text):
             own = recipe.aliases.get(name, name)
             if own in frame.columns and not called:
@@ -164,8 +202,9 @@ _NUMERIC = "bs|cc|cr|cs|poly|center|scale|standardize"
 def _unknown(name: str, called: bool, frame: pd.DataFrame, text: str) -> JmixedError:
     if called:
         message = f"{name!r} is neither a transform of formulaic nor a function that the caller can see"
-        message += "; categories are written C(x)" if name == "factor" else ""
-        return FormulaError(mark(message, text, find(name, text)))
+        return FormulaError(mark(message + hint(name), text, find(name, text)))
+    if hint(name):
+        return FormulaError(mark(f"{name!r} is a word of R{hint(name)}", text, find(name, text)))
     return DataError(mark(unknown_column(name, frame.columns, "the formula"), text, find(name, text)))
 
 
@@ -292,7 +331,7 @@ def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], f
     return FormulaError(mark(f"the formula cannot be evaluated: {message}", text, spot if spot >= 0 else None))
 
 
-def known_factors(spec: ModelSpec) -> dict[FormulaFactor, tuple[str, dict]]:
+def known_factors(spec: ModelSpec) -> dict[Factor, tuple[str, dict]]:
     """The factors of an evaluated formula, each with its kind ("categorical", "numerical") and its state."""
     states, factors = spec.encoder_state, {factor for term in spec.formula for factor in term.factors}
     return {f: (states[f.expr][0].value, states[f.expr][1]) for f in factors if f.expr in states}
@@ -337,12 +376,14 @@ def source(text: str, frame: pd.DataFrame, recipe: Recipe) -> pd.Series | np.nda
     """The labels that a column, or an expression such as ``np.floor(x)``, gives to a grouping factor."""
     if text in frame.columns:
         return column(frame, text)
+    refuse_dotted(text, frame.columns, text)
     columns: Any = frame
     layers = LayeredMapping(columns, recipe.env, TRANSFORMS)
     try:
         values = stateful_eval(replace_keywords(text, set(recipe.aliases))[0], layers, {}, {}, None)
     except (TypeError, ValueError, NameError, AttributeError, SyntaxError, KeyError) as error:
-        raise FormulaError(f"the grouping factor {text!r} cannot be evaluated ({error})") from error
+        word = hint(str(error.name)) if isinstance(error, NameError) else ""
+        raise FormulaError(f"the grouping factor {text!r} cannot be evaluated ({error}){word}") from error
     values = getattr(values, "__wrapped__", values)
     require_rows(text, values, frame.index)
     if np.ndim(values) != 1 or len(values) != len(frame):

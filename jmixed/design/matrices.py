@@ -10,10 +10,21 @@ import pandas as pd
 
 from jmixed.design.arrays import from_arrays
 from jmixed.design.assemble import Rows, Words, assemble, leave_out_missing
-from jmixed.design.formula import FormulaParts, RandomPart, bare_name, mark, normalise, parse, scan
+from jmixed.design.formula import (
+    FormulaParts,
+    RandomPart,
+    bare_name,
+    mark,
+    normalise,
+    parse,
+    parse_one_sided,
+    quoted,
+    scan,
+)
 from jmixed.design.frame import as_frame, per_row, subset_positions
-from jmixed.design.materialise import Recipe, read
+from jmixed.design.materialise import Recipe, read, terms_in
 from jmixed.design.newdata import new_rows
+from jmixed.design.patsy_words import PATSY
 from jmixed.design.terms import ModelData, NewRows, RandomTerm
 from jmixed.errors import DataError, FormulaError, ModelError
 from jmixed.timing import Timings
@@ -82,6 +93,8 @@ def from_formula(
     """
     if missing not in ("none", "drop", "raise"):
         raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
+    if isinstance(drop_cols, str):
+        raise DataError(f"drop_cols is the text {drop_cols!r}; it must be a list of columns: drop_cols=[{drop_cols!r}]")
     timings = Timings() if timings is None else timings
     beside = {"groups": groups, "weights": weights, "offset": offset}
     with timings.step("parse"):
@@ -114,7 +127,8 @@ def state(
         _refuse_caret(text, words.shown.get(part, text))
     others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
     others += [name for part in words.random for name in part.factors]
-    return words, read(words.texts, table, env, words.shown, others)
+    vocabulary = PATSY if words.group_name is not None else {"Treatment": PATSY["Treatment"]}
+    return words, read(words.texts, table, env, words.shown, others, vocabulary)
 
 
 def _refuse_caret(text: str, shown: str) -> None:
@@ -150,11 +164,15 @@ def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: An
             "without random effects this is ordinary least squares (statsmodels' OLS)",
             page="formula.md",
         )
-    random, name = parts.random, None
+    response = parts.fixed.partition("~")[0].strip()
+    random, name = tuple(own for part in parts.random for own in _apart(part, parts.text)), None
     if groups is not None:
+        _refuse_several(groups, table)
         name = _group_name(groups, table)
-        random = _standard(re_formula, vc_formula, name)
-    components = _components(vc_formula)
+        if name == bare_name(response):
+            raise DataError(f"groups= is the response {name!r}: give the column that tells the groups apart")
+        random = _standard(re_formula, vc_formula, name, response)
+    components = _components(vc_formula, response)
     varying = {f"z{i}": part for i, part in enumerate(random) if part.effects != "1"}
     effects = {part.effects: key for key, part in reversed(varying.items())}
     texts = {"fixed": parts.fixed} | {f"offset{i}": f"0 + I({text})" for i, text in enumerate(parts.offsets)}
@@ -172,17 +190,63 @@ def _group_name(groups: Any, table: pd.DataFrame) -> str:
     return groups if groups in table.columns else bare_name(groups)
 
 
-def _standard(re_formula: Any, vc_formula: Any, name: str) -> tuple[RandomPart, ...]:
+def _refuse_several(groups: Any, table: pd.DataFrame) -> None:
+    """Refuse what stands for several factors, or for a nest, in the place of the one that `groups` is."""
+    names: Any = ()
+    if isinstance(groups, str):
+        operators = {token.kind for token in scan(groups)} & set("/:+*|%") if groups not in table.columns else set()
+        if not operators:
+            return
+        given = repr(groups)
+        names = [name for name in re.findall(r"[^\W\d][\w.]*", groups) if name in table.columns]
+    elif isinstance(groups, pd.DataFrame | np.ndarray) and groups.ndim == 2 and groups.shape[1] > 1:
+        given, names = f"an array of shape {groups.shape}", groups.columns if isinstance(groups, pd.DataFrame) else ()
+    elif isinstance(groups, list | tuple) and 1 < len(groups) != len(table):
+        given, names = repr(groups), groups
+        if not all(isinstance(name, str) and name in table.columns for name in names):
+            return
+    else:
+        return
+    one, other = (quoted(str(name)) for name in [*names, *"ab"[len(names) :]][:2])
+    raise DataError(
+        f"groups is {given}, but it is one grouping factor. Several are written as bars in the formula, without "
+        f"groups=: + (1 | {one}) + (1 | {other}) for crossed factors, + (1 | {one}/{other}) for {other} within {one}",
+        page="formula.md",
+    )
+
+
+def _apart(part: RandomPart, text: str) -> tuple[RandomPart, ...]:
+    """The parts that a part with ``||`` stands for: one for each term of its effects, as lme4 has it.
+
+    ``(x + f || g)`` is ``(1 | g) + (0 + x | g) + (0 + f | g)``: without covariances between them, and for a category
+    f with those among its levels, whatever its coding.
+    """
+    if not part.independent:
+        return (part,)
+    dot = next((token for token in scan(part.spelled) if token.text == "."), None)
+    if dot:
+        raise FormulaError(mark("a dot cannot be taken apart by ||: write the columns out", text, dot.start))
+    found = []
+    for term in terms_in(part.spelled, text):
+        effects = term if term == "1" else f"0 + {term}"
+        label = f"{effects} | {':'.join(part.factors)}"
+        found.append(RandomPart(label, effects, part.factors, spelled=effects))
+    if not found:
+        raise ModelError(f"the random-effects term {part.label!r} has no columns; use 1 for a random intercept")
+    return tuple(found)
+
+
+def _standard(re_formula: Any, vc_formula: Any, name: str, response: str) -> tuple[RandomPart, ...]:
     """The random effects that statsmodels' re_formula stands for."""
     if re_formula is None:
         return () if vc_formula else (RandomPart(f"1 | {name}", "1", (name,)),)
-    text = _one_sided(re_formula, "re_formula")
+    text = _one_sided(re_formula, "re_formula", response)
     if vc_formula and normalise(text) in ("0", "-1"):
         return ()
     return (RandomPart(f"{normalise(text)} | {name}", text, (name,), spelled=text),)
 
 
-def _components(vc_formula: Any) -> list[tuple[str, str]]:
+def _components(vc_formula: Any, response: str) -> list[tuple[str, str]]:
     """Name and formula of each variance component, sorted by name."""
     if vc_formula is None:
         return []
@@ -191,14 +255,15 @@ def _components(vc_formula: Any) -> list[tuple[str, str]]:
             f"vc_formula is {vc_formula!r}; it must be a mapping of names to formulas, "
             "such as {'classroom': '0 + C(classroom)'}"
         )
-    return [(str(k), _one_sided(vc_formula[k], f"vc_formula[{k!r}]")) for k in sorted(vc_formula, key=str)]
+    return [(str(k), _one_sided(vc_formula[k], f"vc_formula[{k!r}]", response)) for k in sorted(vc_formula, key=str)]
 
 
-def _one_sided(formula: Any, what: str) -> str:
+def _one_sided(formula: Any, what: str, response: str) -> str:
     if not isinstance(formula, str) or not formula.strip():
         raise FormulaError(f"{what} is {formula!r}; it must be a formula without response, such as '1 + x'")
-    if "|" in formula and "(" in formula and parse(f"y ~ {formula.strip().lstrip('~')}").random:
+    text = formula.strip().removeprefix("~").strip()
+    if any(token.kind == "|" for token in scan(text)):
         raise FormulaError(
             f"{what} is {formula!r}: random-effects bars belong to the main formula, used without groups="
         )
-    return formula.strip().removeprefix("~").strip()
+    return parse_one_sided(text, response)

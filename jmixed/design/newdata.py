@@ -104,7 +104,7 @@ def _random(
         else:
             values = found.matrices[made.part].values
         codes.append(level)
-        columns.append(values if made.column is None else values[:, [made.column]])
+        columns.append(values)
     return tuple(codes), tuple(columns)
 
 

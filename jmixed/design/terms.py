@@ -36,15 +36,12 @@ class Rebuild:
         How labels become level codes.
     part : str or None
         The part of the recipe that gives the columns; None for a column of ones.
-    column : int or None
-        The one column of that part that the term uses; None for all.
     local : LocalColumns or None
         Columns that are made per group, in place of `part`.
     """
 
     factor: Factor
     part: str | None = None
-    column: int | None = None
     local: LocalColumns | None = None
 
 

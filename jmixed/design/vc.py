@@ -24,6 +24,7 @@ from jmixed.design.factors import Factor, cross, factor
 from jmixed.design.formula import bare_name
 from jmixed.design.frame import column
 from jmixed.design.materialise import Matrix, Recipe, evaluate, restore
+from jmixed.design.patsy_words import PATSY
 from jmixed.design.terms import RandomTerm, Rebuild
 
 
@@ -91,7 +92,7 @@ def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
     if factor.eval_method.value == "literal":
         return "one"
     name = bare_name(factor.expr)
-    if name in frame.columns and "C" not in recipe.env:
+    if name in frame.columns and recipe.env.get("C", PATSY["C"]) is PATSY["C"]:
         wrapped = factor.expr.startswith("C(")
         return "categorical" if wrapped or _is_categorical(column(frame, name)) else "numeric"
     return "numeric" if _row_by_row(factor.expr, recipe, frame) else "other"
@@ -200,7 +201,7 @@ def make_term(
         vc=made.name,
         parents=np.arange(len(top.levels), dtype=np.int32),
         inner=built.inner if built else (matrix.names,) * len(top.levels),
-        rebuild=Rebuild(top, None, None, built.local) if built else Rebuild(top, made.part),
+        rebuild=Rebuild(top, None, built.local) if built else Rebuild(top, made.part),
     )
 
 

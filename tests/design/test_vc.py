@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import patsy
 import pytest
 from formulaic import Formula
 
@@ -44,7 +45,11 @@ def group_by_group(formula, table, groups):
     rows, names = np.zeros((N, N)), []
     for label in sorted(set(table[groups])):
         own = np.flatnonzero(table[groups] == label)
-        columns = Formula(formula).get_model_matrix(table.iloc[own], context={"centred": centred})
+        if "poly" in formula:  # patsy has no polynomials
+            columns = Formula(formula).get_model_matrix(table.iloc[own])
+        else:
+            env = patsy.EvalEnvironment([{"centred": centred, "np": np}])
+            columns = patsy.dmatrix(formula, table.iloc[own], env, return_type="dataframe")
         rows[np.ix_(own, own)] = columns.to_numpy(float) @ columns.to_numpy(float).T
         names.append([name for name in columns if columns[name].any()])
     return rows, names
