@@ -255,7 +255,8 @@ def estimate_at(solution: optimize.Solution, held: Moments, design: Design, reml
     reml : bool
     """
     solution = stop_gradient(solution)
-    phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian), held, reml)
+    unit = optimize.units(solution.chart, held.layout.terms)
+    phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian, unit), held, reml)
     roots = optimize.chart_roots(optimize.Chart(solution.chart.bases, phi), held.layout.terms)
     result = estimates(roots, held, reml)
     b = by_level(result.pop("modes"), held)
@@ -279,11 +280,12 @@ def start_at(theta0, held):
     return criterion.squares(criterion.precondition(criterion.factors_of(theta, held), held))
 
 
-def _inverse(hessian):
-    """The pseudo-inverse of the Hessian of an optimum."""
+def _inverse(hessian, unit):
+    """The pseudo-inverse of the Hessian of an optimum, judged in the optimiser's units."""
     if not hessian.shape[0]:
         return hessian
-    values, vectors = eigh(hessian)
+    values, vectors = eigh(hessian * (unit[:, None] * unit[None]))
+    vectors = unit[:, None] * vectors
     sound = values > 1e-10 * jnp.maximum(values[-1], 1)
     return (vectors * jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)[None]) @ vectors.T
 
@@ -333,12 +335,10 @@ def _deviance_in_chart(phi, bases, held, reml):
 def outcome_of(solution, sigma, held):
     """The optimiser's outcome, unless the residual variance vanished: against the data, or against a random effect.
 
-    Columns are preconditioned to unit size, so that a root of a million means a residual sd of a millionth of the
-    effect's, beyond what cross-products can resolve.
+    A response of so many digits holds no smaller residuals, and cross-products none that are their own rounding.
     """
-    perfect = sigma**2 * held.nobs <= 1e-27 * held.total
-    for root in solution.roots:
-        perfect |= jnp.max(jnp.abs(root)) > 1e6
+    rss = sigma**2 * held.nobs
+    perfect = (rss <= 1e-27 * held.total) | (rss <= 1e-14 * held.G[-1, -1])
     # r^2 is a difference of sums of squares: what rounding leaves of it moves the deviance by nu times as much.
     blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
     ok = (solution.outcome == Outcome.CONVERGED.value) | (solution.outcome == Outcome.PRECISION_LIMIT.value)

@@ -21,7 +21,7 @@ from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
 from jmixed.likelihood.second_order import Derivatives, derivatives
 from jmixed.likelihood.starts import starts_of
-from jmixed.linalg import eigh, take
+from jmixed.linalg import diagonal, eigh, sweep, take
 from jmixed.trust_region import CURVATURE, trust_region_step
 
 NEAR = 1.0
@@ -32,6 +32,10 @@ ROUNDING = 4e-14
 """Relative rounding error of the deviance."""
 FLATNESS = 1e-7
 """Curvature, per relative change of phi, below which a direction is flat."""
+BLURRED = 1e-3
+"""Most that rounding is taken for in a curvature, relative to the largest."""
+LARGE = 1e3
+"""Roots of relative variances above this are measured in their own size, so that no tolerance takes them for flat."""
 MAX_ITERATIONS = 200
 
 
@@ -145,13 +149,17 @@ def minimize(
 
     def in_chart(chart, at):
         gradient, hessian = _pull_back(chart, structures, at)
+        unit = units(chart, structures)
+        gradient, hessian = gradient * unit, hessian * (unit[:, None] * unit[None])
         if held is None:
             return gradient, hessian
         free = (~held).astype(dtype)
         return gradient * free, hessian * (free[:, None] * free[None]) + jnp.diag(1 - free)
 
+    growth = _growth(moments)
+
     def step(state):
-        return _iterate(state, moments, reml, in_chart, moving=held is None)
+        return _iterate(state, moments, reml, in_chart, growth, moving=held is None)
 
     first = _initial_state(jax.tree.map(lambda a: a[0], charts))
     if charts.phi.shape[0] == 1:
@@ -246,7 +254,7 @@ def _initial_state(chart: Chart) -> State:
     )
 
 
-def _iterate(state: State, moments, reml, in_chart, moving) -> State:
+def _iterate(state: State, moments, reml, in_chart, growth, moving) -> State:
     """One iteration: evaluate the trial point, accept or reject it, propose the next.
 
     There is one evaluation of value, gradient and Hessian, and one traced copy of the likelihood.
@@ -265,16 +273,20 @@ def _iterate(state: State, moments, reml, in_chart, moving) -> State:
         (settled, at, gradient, hessian),
         (state.chart, state.derivatives, state.gradient, state.hessian),
     )
-    length = jnp.sqrt(jnp.sum((state.trial.phi - state.chart.phi) ** 2))
+    length = jnp.sqrt(jnp.sum(((state.trial.phi - state.chart.phi) / units(state.chart, structures)) ** 2))
     grown = jnp.where((ratio > 0.75) & state.boundary, 2 * state.radius, state.radius)
     radius = jnp.where(~accepted | (ratio < 0.25), length / 4, grown)
-    fresh = jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum(chart.phi**2)))
+    unit = units(chart, structures)
+    fresh = jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum((chart.phi / unit) ** 2)))
     radius = jnp.where(jnp.isinf(state.predicted), fresh, radius)
     values, vectors = eigh(hessian)
     move, predicted, boundary = trust_region_step(values, vectors.T @ gradient, radius)
-    trial = Chart(chart.bases, chart.phi + vectors @ move)
+    trial = Chart(chart.bases, chart.phi + unit * (vectors @ move))
     outcome = jnp.where(state.polishing, Outcome.CONVERGED.value, _RUNNING)
     outcome = jnp.where((outcome == _RUNNING) & (stalled >= 2), Outcome.PRECISION_LIMIT.value, outcome)
+    outcome = jnp.where(
+        (outcome != _RUNNING) & _is_flat(chart, structures, hessian, *growth), Outcome.FLAT.value, outcome
+    )
     outcome = jnp.where(jnp.isfinite(at.value), outcome, Outcome.NOT_FINITE.value)
     return State(
         chart=chart,
@@ -345,25 +357,66 @@ def chart_map(chart: Chart, structures, gradient):
     return block_diagonal(jacobians), block_diagonal(bends)
 
 
-def _is_flat(state: State):
-    return state.eigenvalues[0] * jnp.maximum(jnp.sum(state.chart.phi**2), 1) < FLATNESS
-
-
 def _is_certified(state: State):
-    ok = (state.outcome == Outcome.CONVERGED.value) | (state.outcome == Outcome.PRECISION_LIMIT.value)
-    return ok & ~_is_flat(state)
+    return (state.outcome == Outcome.CONVERGED.value) | (state.outcome == Outcome.PRECISION_LIMIT.value)
+
+
+def units(chart: Chart, structures):
+    """The unit (m,) of every entry of phi in which the optimiser counts: one, or the size of a large root.
+
+    The rows of a term's L belong to its directions of largest variance and downwards.
+    """
+    return jnp.maximum(_sizes(chart, structures) / LARGE, 1)
+
+
+def _sizes(chart, structures):
+    """For every entry of phi the length of its row of L, (m,)."""
+    sizes = []
+    for structure, phi in zip(structures, split(structures, chart.phi), strict=True):
+        if structure.kind == IDENTITY:
+            sizes.append(jnp.abs(phi))
+            continue
+        rows, _ = structure.psi_indices()
+        same = (rows[:, None] == rows[None]).astype(phi.dtype)
+        sizes.append(jnp.sqrt(same @ phi**2))
+    return join(sizes, chart.phi.dtype)
+
+
+def _growth(moments: Moments):
+    """The most rows of a level, and whether curvatures lose more digits the larger a variance is.
+
+    Where fixed effects lie in the span of random ones, what is left of them is one part in nu, the largest relative
+    variance times the rows of a level: a difference whose relative error is nu times that of the arithmetic, and that
+    of terms as large as the variance in curvatures. Effects counted from estimates have no such differences.
+    """
+    rows = jnp.max(jnp.stack([jnp.max(jnp.diagonal(C, axis1=0, axis2=1)) for C in moments.C]))
+    shifts = [jnp.any(shift != 0) for shift in moments.shift if shift is not None]
+    counted = jnp.any(jnp.stack(shifts)) if shifts else jnp.zeros((), bool)
+    if moments.axis is not None:
+        rows, counted = jax.lax.pmax((rows, counted.astype(rows.dtype)), moments.axis)
+    return jnp.maximum(rows, 1), counted == 0
+
+
+def _is_flat(chart: Chart, structures, hessian, rows, grows):
+    """Whether a direction has no curvature beyond rounding, each root measured by its size; see `_growth`."""
+    size = jnp.maximum(_sizes(chart, structures), jnp.maximum(1 / jnp.sqrt(rows), 1e-3)) / units(chart, structures)
+    relative = hessian * (size[:, None] * size[None])
+    rounding = jnp.finfo(hessian.dtype).eps * jnp.where(grows, rows * jnp.max(chart.phi**2) ** 2, 1)
+    least = jnp.maximum(FLATNESS, jnp.minimum(rounding, BLURRED) * jnp.max(diagonal(relative)))
+    # A matrix is positive definite when all its pivots are, and so have logarithms.
+    _, logs = sweep(relative - least * jnp.eye(len(size), dtype=size.dtype), len(size))
+    return ~jnp.isfinite(logs)
 
 
 def _finish(state: State, structures, evaluations, starts) -> Solution:
-    outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome)
-    ok = (outcome == Outcome.CONVERGED.value) | (outcome == Outcome.PRECISION_LIMIT.value)
-    outcome = jnp.where(ok & _is_flat(state), Outcome.FLAT.value, outcome).astype(jnp.int32)
+    unit = units(state.chart, structures)
+    outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome).astype(jnp.int32)
     return Solution(
         chart=state.chart,
         roots=chart_roots(state.chart, structures),
         derivatives=state.derivatives,
-        gradient=state.gradient,
-        hessian=state.hessian,
+        gradient=state.gradient / unit,
+        hessian=state.hessian / (unit[:, None] * unit[None]),
         eigenvalues=state.eigenvalues,
         iterations=state.iteration,
         evaluations=evaluations,

@@ -127,9 +127,7 @@ def _eliminate_core(root, C, B, shift):
     E = B - C @ U
     if shift is None:
         return Core(logdet, B.T @ U, C, P, S, U, E), V, safe
-    left = jax.lax.cond(
-        safe, lambda: root.times(V @ root.inverse().times(shift)), lambda: shift - P @ (C @ shift)
-    )
+    left = jax.lax.cond(safe, lambda: root.times(V @ root.inverse().times(shift)), lambda: shift - P @ (C @ shift))
     U, E = U - left, E + S @ shift
     K = B.T @ U - shift.T @ E
     return Core(logdet, (K + K.T) / 2, C, P, S, U, E), V, safe
