@@ -77,7 +77,7 @@ def _of_shift(part, C, shift, moments):
     effects = part.place.rows(shift[:, -1])
     times = jnp.ones(C.shape[2], C.dtype) if moments.repeats is None else moments.repeats
     sizes = part.place.rows(jnp.diagonal(C, axis1=0, axis2=1).T)
-    levels = jnp.sum(jnp.any(sizes > 0, axis=1).astype(times.dtype) * times)
+    levels = jnp.sum(jnp.any(sizes > 0, axis=1).astype(times.dtype) @ times)
     squares, levels = moments.over_devices((jnp.einsum("lig,ljg->ij", effects, effects), levels))
     if moments.layout.terms[part.place.term].kind == IDENTITY:
         squares = jnp.mean(diagonal(squares)) * jnp.eye(part.place.q, dtype=C.dtype)
