@@ -9,7 +9,7 @@ import pandas as pd
 from jmixed import programs, tables
 from jmixed.design.formula import quoted
 from jmixed.design.terms import RandomTerm
-from jmixed.errors import ConvergenceWarning, DataError, ModelError, warn
+from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.inference.likelihood_ratio import chi_square_tail, linear_model_deviance, mixture_tail
 from jmixed.names import fixed_terms
 from jmixed.progress import bar
@@ -65,7 +65,7 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
         _check_criteria(results)
     order = sorted(range(len(fits)), key=lambda k: fits[k]._n_params)
     npar = np.array([fits[k]._n_params for k in order])
-    deviance = np.array([fits[k].objective for k in order])
+    deviance = np.array([deviance_of(fits[k]) for k in order])
     table = pd.DataFrame({"npar": npar}, index=[labels[k] for k in order])
     table["AIC"] = deviance + 2 * npar
     table["BIC"] = deviance + np.log(fits[0].nobs) * npar
@@ -73,8 +73,19 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
     chisq, df = np.append(np.nan, np.maximum(-np.diff(deviance), 0)), np.append(np.nan, np.diff(npar))
     table["Chisq"], table["Df"] = chisq, df
     table["p"] = [chi_square_tail(x, k) if k > 0 else np.nan for x, k in zip(chisq, df, strict=True)]
-    note = f"Fitted by REML and refitted by ML for this table: {', '.join(changed)}."
-    return tables.noted(table, note if changed else "")
+    notes = [f"Fitted by REML and refitted by ML for this table: {', '.join(changed)}."] if changed else []
+    notes += [f"{labels[k]}: {fits[k].outcome.name}, no likelihood to compare." for k in order if unbounded(fits[k])]
+    return tables.noted(table, "\n".join(notes))
+
+
+def unbounded(fit) -> bool:
+    """Whether a fit ended where its likelihood has no maximum, so that the value that it stopped at means nothing."""
+    return fit.outcome in (Outcome.PERFECT_FIT, Outcome.NOT_FINITE, Outcome.RANK_DEFICIENT)
+
+
+def deviance_of(fit) -> float:
+    """The criterion at an optimum, NaN where there is none."""
+    return np.nan if unbounded(fit) else float(fit.objective)
 
 
 def _check_same_data(results, what: str) -> None:
@@ -147,7 +158,8 @@ class Comparisons(Resampling):
         Returns
         -------
         DataFrame
-            Index ``<none>`` (the model itself) and the terms; columns npar, AIC, logLik, Chisq, Df, p.
+            Index ``<none>`` (the model itself) and the terms; columns npar, AIC, logLik, Chisq, Df, p. NaN, and a word
+            below the table, where a likelihood has no maximum.
 
         Raises
         ------
@@ -167,7 +179,8 @@ class Comparisons(Resampling):
         self._need_data("drop1")
         self._refuse_held("drop1")
         own, n_variances = self._by_ml("drop1"), self._n_params - self.k_fe
-        rows = {"<none>": (self._n_params, own.objective)}
+        rows = {"<none>": (self._n_params, deviance_of(own))}
+        without = ["<none>"] if unbounded(own) else []
         terms = droppable_terms(self._spec)
         with bar(len(terms), progress, "drop1") as advance:
             for name, text, columns in terms:
@@ -175,14 +188,19 @@ class Comparisons(Resampling):
                 fit = programs.fit(design, reml=False)
                 if not fit.converged:
                     warn(f"drop1 without {name}: {fit.outcome.message}", ConvergenceWarning)
-                rows[name] = (design.X.shape[1] + n_variances, fit.objective)
+                rows[name] = (design.X.shape[1] + n_variances, deviance_of(fit))
+                without += [name] if unbounded(fit) else []
                 advance(1)
         npar, deviance = (np.array(column) for column in zip(*rows.values(), strict=True))
         table = pd.DataFrame({"npar": npar, "AIC": deviance + 2 * npar, "logLik": -deviance / 2}, index=list(rows))
         table["Chisq"] = np.append(np.nan, np.maximum(deviance[1:] - deviance[0], 0))
         table["Df"] = np.append(np.nan, npar[0] - npar[1:])
         table["p"] = [chi_square_tail(x, k) if k > 0 else np.nan for x, k in zip(table.Chisq, table.Df, strict=True)]
-        return tables.noted(table, "All fits are by ML; the model was fitted by REML." if self.reml else "")
+        notes = ["All fits are by ML; the model was fitted by REML."] if self.reml else []
+        notes += [f"The likelihood has no maximum, and nothing is compared with it: {', '.join(without)}."] * bool(
+            without
+        )
+        return tables.noted(table, "\n".join(notes))
 
     def _without(self, text: str | None, columns: list[int]):
         """The design without a term: as its formula makes it, or without its columns when there is no formula."""
@@ -277,7 +295,7 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
     DataError
         The fits are to different data.
     ModelError
-        They differ in more than one variance, in the fixed effects, or in the method.
+        They differ in more than one variance, in the fixed effects, or in the method; a likelihood has no maximum.
 
     Examples
     --------
@@ -291,6 +309,10 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
     spec, method = r_full._spec, r_full.method
     for result in (r_full,) if r_reduced is None else (r_full, r_reduced):
         result._refuse_held("test_variance")
+        if unbounded(result):
+            raise ModelError(
+                f"test_variance: a fit has no likelihood to compare. {result.outcome.name}: {result.outcome.message}"
+            )
     if r_reduced is None:
         tested, r = _difference(spec.terms, ())
         reduced = linear_model_deviance(spec.y - spec.offset, spec.X, spec.weights, r_full.reml)

@@ -327,6 +327,7 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
     Returns
     -------
     WaldTest
+        NaN where nothing is tested.
 
     Raises
     ------
@@ -352,6 +353,8 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
     statistic = float(difference @ np.linalg.pinv(correlation, hermitian=True) @ difference)
     from scipy import special
 
+    if not count:
+        return WaldTest(float("nan"), float("nan"), "F" if use_f else "chi2", 0, df if use_f else 0)
     if use_f:
         statistic /= count
         return WaldTest(statistic, float(special.fdtrc(count, df, statistic)), "F", count, df)

@@ -342,7 +342,8 @@ def _described(R, q, names) -> str:
 
 
 def _single_table(tests, beta, by) -> pd.DataFrame:
-    R, q = np.vstack([one.R for one in tests]), np.concatenate([one.q for one in tests])
+    R = np.vstack([np.zeros((0, len(beta))), *(one.R for one in tests)])
+    q = np.concatenate([np.zeros(0), *(one.q for one in tests)])
     estimate, df = R @ beta, by.single(R)
     se = np.sqrt(np.diag(contrast_covariance(R, by.covariance)))
     with np.errstate(divide="ignore", invalid="ignore"):
