@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from jmixed import programs, tables
+from jmixed import programs
 from jmixed.design.formula import quoted
 from jmixed.design.terms import RandomTerm
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
+from jmixed.facts import Facts
 from jmixed.inference.likelihood_ratio import chi_square_tail, linear_model_deviance, mixture_tail
 from jmixed.names import fixed_terms
+from jmixed.printed import noted
 from jmixed.progress import bar
 from jmixed.resampling import Resampling
 
@@ -49,10 +51,10 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
     >>> import jmixed as jm
     >>> sleep = jm.datasets.load("sleepstudy")
     >>> results = [jm.mixedlm(f"Reaction ~ Days + ({x} | Subject)", sleep).fit() for x in ("1", "Days")]
-    >>> jm.compare(*results, names=["intercepts", "slopes"])[["npar", "AIC", "Chisq", "Df"]].round(2)
-                npar      AIC  Chisq   Df
-    intercepts     4  1802.08    NaN  NaN
-    slopes         6  1763.94  42.14  2.0
+    >>> jm.compare(*results, names=["intercepts", "slopes"])
+               npar      AIC      BIC   logLik deviance   Chisq   Df        p
+    intercepts    4  1802.08  1814.85  -897.04  1794.08     NaN  NaN      NaN
+    slopes        6  1763.94  1783.10  -875.97  1751.94  42.139    2  7.1e-10
     Fitted by REML and refitted by ML for this table: intercepts, slopes.
     """
     _check_same_data(results, "compare")
@@ -75,7 +77,7 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
     table["p"] = [chi_square_tail(x, k) if k > 0 else np.nan for x, k in zip(chisq, df, strict=True)]
     notes = [f"Fitted by REML and refitted by ML for this table: {', '.join(changed)}."] if changed else []
     notes += [f"{labels[k]}: {fits[k].outcome.name}, no likelihood to compare." for k in order if unbounded(fits[k])]
-    return tables.noted(table, "\n".join(notes))
+    return noted(table, "\n".join(notes))
 
 
 def unbounded(fit) -> bool:
@@ -170,10 +172,10 @@ class Comparisons(Resampling):
         --------
         >>> import jmixed as jm
         >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> result.drop1()[["npar", "AIC", "Chisq", "Df"]].round(2)
-                npar      AIC  Chisq   Df
-        <none>     6  1763.94    NaN  NaN
-        Days       5  1785.48  23.54  1.0
+        >>> result.drop1()
+               npar      AIC   logLik   Chisq   Df        p
+        <none>    6  1763.94  -875.97     NaN  NaN      NaN
+        Days      5  1785.48  -887.74  23.537    1  1.2e-06
         All fits are by ML; the model was fitted by REML.
         """
         self._need_data("drop1")
@@ -200,7 +202,7 @@ class Comparisons(Resampling):
         notes += [f"The likelihood has no maximum, and nothing is compared with it: {', '.join(without)}."] * bool(
             without
         )
-        return tables.noted(table, "\n".join(notes))
+        return noted(table, "\n".join(notes))
 
     def _without(self, text: str | None, columns: list[int]):
         """The design without a term: as its formula makes it, or without its columns when there is no formula."""
@@ -236,8 +238,8 @@ def _spelled(factor) -> str:
     return quoted(factor.expr) if factor.eval_method.value == "lookup" else factor.expr
 
 
-@dataclass(frozen=True)
-class VarianceTest:
+@dataclass(frozen=True, repr=False)
+class VarianceTest(Facts):
     """A test that a variance is zero.
 
     Attributes
@@ -264,11 +266,13 @@ class VarianceTest:
     tested: str
     method: str
 
-    def __repr__(self) -> str:
+    def _facts(self) -> tuple[str, dict[str, object]]:
         parts = " + ".join(f"{w:g} chi2({k})" for k, w in zip(self.df, self.weights, strict=True))
-        return (
-            f"<VarianceTest of {self.tested}: {self.method} ratio {self.statistic:.4f}, p {self.pvalue:.4g} by {parts}>"
-        )
+        return f"Test that the variance of {self.tested} is zero", {
+            f"{self.method} likelihood ratio": self.statistic,
+            f"p, by {parts}": self.pvalue,
+            f"p, by chi2({max(self.df)}), conservative": self.naive_pvalue,
+        }
 
 
 def variance_test(r_full, r_reduced=None) -> VarianceTest:
@@ -303,7 +307,10 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
     >>> sleep = jm.datasets.load("sleepstudy")
     >>> full = jm.mixedlm("Reaction ~ Days + (Days | Subject)", sleep).fit()
     >>> jm.test_variance(full, jm.mixedlm("Reaction ~ Days + (1 | Subject)", sleep).fit())
-    <VarianceTest of Days | Subject: REML ratio 42.8368, p 2.793e-10 by 0.5 chi2(1) + 0.5 chi2(2)>
+    Test that the variance of Days | Subject is zero
+      REML likelihood ratio            42.84
+      p, by 0.5 chi2(1) + 0.5 chi2(2)  2.793e-10
+      p, by chi2(2), conservative      4.99e-10
     """
     _check_same_data((r_full, r_full if r_reduced is None else r_reduced), "test_variance")
     spec, method = r_full._spec, r_full.method

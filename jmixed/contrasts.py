@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError
+from jmixed.facts import Facts
+from jmixed.printed import Shown, as_text
 
 
-@dataclass(frozen=True, eq=False)
-class ContrastTest:
+@dataclass(frozen=True, eq=False, repr=False)
+class ContrastTest(Shown):
     """Tests of single linear combinations, one per row of R.
 
     Attributes
@@ -119,20 +121,20 @@ class ContrastTest:
         --------
         >>> print(result.t_test("Days = 0").summary(["slope"]))
         Test for Constraints
-                 coef  std err      z  P>|z|  [0.025  0.975]
-        slope 10.4673   1.5458 6.7715 0.0000  7.4376 13.4970
+                 coef std err      z    P>|z| [0.025  0.975]
+        slope  10.467   1.546  6.771  1.3e-11  7.438  13.497
         """
+        heading, frame = self._shown(xname, alpha)
+        return f"{title or heading}\n{as_text(frame)}"
+
+    def _shown(self, xname=None, alpha: float = 0.05) -> tuple[str, pd.DataFrame]:
         frame = self.summary_frame(xname, alpha)
         frame.columns = [*frame.columns[:4], f"[{alpha / 2:g}", f"{1 - alpha / 2:g}]"]
-        body = frame.to_string(float_format=lambda value: f"{value:.4f}")
-        return f"{title or 'Test for Constraints'}\n{body}"
-
-    def __str__(self) -> str:
-        return self.summary()
+        return "Test for Constraints", frame
 
 
-@dataclass(frozen=True)
-class WaldTest:
+@dataclass(frozen=True, repr=False)
+class WaldTest(Facts):
     """A joint test of all rows of R b = q.
 
     Attributes
@@ -188,11 +190,18 @@ class WaldTest:
         numbers = f"statistic={self.statistic:.6g}, p-value={self.pvalue:.4g}"
         return f"<Wald test (chi2): {numbers}, df_denom={self.df_num}>"
 
-    __str__ = summary
+    def _facts(self) -> tuple[str, dict[str, object]]:
+        if self.distribution == "F":
+            degrees = {"df, numerator": self.df_num, "df, denominator": float(self.df_denom)}
+            return "F test", {"F": self.statistic, **degrees, "p": self.pvalue}
+        return "Wald test", {"chi2": self.statistic, "df": self.df_num, "p": self.pvalue}
+
+    def __str__(self) -> str:
+        return self.summary()
 
 
-@dataclass(frozen=True, eq=False)
-class WaldTable:
+@dataclass(frozen=True, eq=False, repr=False)
+class WaldTable(Shown):
     """Joint tests of several hypotheses.
 
     Attributes
@@ -254,8 +263,11 @@ class WaldTable:
         names = {"statistic": self.distribution, "pvalue": f"P>{self.distribution}", "df_constraint": "df constraint"}
         return self.table.rename(columns=names)
 
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        return "Wald tests of the terms", self.summary_frame()
+
     def __str__(self) -> str:
-        return self.summary_frame().to_string()
+        return as_text(self.summary_frame())
 
 
 def wald_table(tests: Sequence[tuple[str, WaldTest]]) -> WaldTable:

@@ -20,10 +20,11 @@ from jmixed.inference.variance_explained import (
     variance_explained,
 )
 from jmixed.information import factors_of_theta, settled
+from jmixed.printed import Shown
 
 
-@dataclass(frozen=True, eq=False)
-class Influence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Influence(Shown):
     """Estimates without one group at a time, and how far each group moves them.
 
     Attributes
@@ -52,6 +53,16 @@ class Influence:
     dfbetas: pd.DataFrame
     converged: pd.Series
 
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        table = self.dfbetas.add_prefix("dfbetas ").assign(converged=self.converged)
+        table.insert(0, "Cook's distance", self.cooks_distance)
+        first = table.sort_values("Cook's distance", ascending=False, kind="stable").head(SHOWN)
+        most = f"; the first {SHOWN}" if len(table) > SHOWN else ""
+        return f"<Influence of {len(table)} levels of {self.group}{most}>", first
+
+
+SHOWN = 10
+"""Levels that a printed table of influence has."""
 
 UNDETERMINED = (Outcome.FLAT, Outcome.NOT_FINITE, Outcome.PERFECT_FIT, Outcome.RANK_DEFICIENT)
 """Outcomes of fits whose variance parameters are no estimates."""
