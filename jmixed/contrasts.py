@@ -11,6 +11,22 @@ from jmixed.facts import Facts
 from jmixed.printed import Shown, as_text
 
 
+class Values(np.ndarray):
+    """An array (k,) whose single entry, if it has one only, is a number as well: for reports and formats."""
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.size == 1 else np.asarray(self), spec)
+
+    def __round__(self, places: int | None = None):
+        return round(self.item(), places)
+
+    def __repr__(self) -> str:
+        return repr(np.asarray(self))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ContrastTest(Shown):
     """Tests of single linear combinations, one per row of R.
@@ -18,7 +34,8 @@ class ContrastTest(Shown):
     Attributes
     ----------
     effect, sd, tvalue, pvalue : arrays (k,)
-        Estimate of R b, its standard error, (R b - q) / sd, and the two-sided p-value.
+        Estimate of R b, its standard error, (R b - q) / sd, and the two-sided p-value. Those of one combination are
+        numbers too: ``float(test.pvalue)``, ``f"{test.pvalue:.3f}"``.
     df_denom : float
         Residual degrees of freedom; used when the distribution is "t".
     distribution : str
@@ -317,7 +334,8 @@ def contrast_test(R, q, estimate, cov, df: float, use_t: bool = False, names=Non
 
     tail = special.stdtr(df, -np.abs(tvalue)) if use_t else special.ndtr(-np.abs(tvalue))
     labels = tuple(names) if names is not None else tuple(f"c{k}" for k in range(len(R)))
-    return ContrastTest(effect, sd, tvalue, 2 * tail, df, "t" if use_t else "norm", labels)
+    values = (value.view(Values) for value in (effect, sd, tvalue, 2 * tail))
+    return ContrastTest(*values, df, "t" if use_t else "norm", labels)
 
 
 def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: int | None = None) -> WaldTest:

@@ -141,7 +141,7 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         Parameters
         ----------
         yname, title : str, optional
-            Names to print in place of the model's.
+            Names to print in place of the model's. A `yname` that is one of the words for `ddf` is taken as such.
         xname_fe, xname_re : list of str, optional
             Names of the coefficients and of the variance parameters.
         alpha : float
@@ -165,6 +165,9 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         >>> result.summary(ddf="satterthwaite").tables[1].loc["Days"].tolist()
         ['10.467', '1.546', '17.0', '6.771', '0.000', '7.206', '13.729']
         """
+        if isinstance(yname, str) and yname in DDF and yname != self._spec.endog_name:
+            # By position: nobody calls a response so.
+            yname, ddf = None, yname
         fixed = summary.replaced("xname_fe", self._names.fixed, xname_fe)
         variance = summary.replaced("xname_re", self._names.variance, xname_re)
         error, df = self._tests_of_coefficients(ddf)
