@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from jmixed import programs, tables
+from jmixed import programs
 from jmixed.design.formula import quoted
 from jmixed.design.terms import RandomTerm
-from jmixed.errors import ConvergenceWarning, DataError, ModelError, warn
+from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
+from jmixed.facts import Facts
 from jmixed.inference.likelihood_ratio import chi_square_tail, linear_model_deviance, mixture_tail
 from jmixed.names import fixed_terms
+from jmixed.printed import noted
 from jmixed.progress import bar
 from jmixed.resampling import Resampling
 
@@ -49,10 +51,10 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
     >>> import jmixed as jm
     >>> sleep = jm.datasets.load("sleepstudy")
     >>> results = [jm.mixedlm(f"Reaction ~ Days + ({x} | Subject)", sleep).fit() for x in ("1", "Days")]
-    >>> jm.compare(*results, names=["intercepts", "slopes"])[["npar", "AIC", "Chisq", "Df"]].round(2)
-                npar      AIC  Chisq   Df
-    intercepts     4  1802.08    NaN  NaN
-    slopes         6  1763.94  42.14  2.0
+    >>> jm.compare(*results, names=["intercepts", "slopes"])
+               npar      AIC      BIC   logLik deviance   Chisq   Df        p
+    intercepts    4  1802.08  1814.85  -897.04  1794.08     NaN  NaN      NaN
+    slopes        6  1763.94  1783.10  -875.97  1751.94  42.139    2  7.1e-10
     Fitted by REML and refitted by ML for this table: intercepts, slopes.
     """
     _check_same_data(results, "compare")
@@ -65,7 +67,7 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
         _check_criteria(results)
     order = sorted(range(len(fits)), key=lambda k: fits[k]._n_params)
     npar = np.array([fits[k]._n_params for k in order])
-    deviance = np.array([fits[k].objective for k in order])
+    deviance = np.array([deviance_of(fits[k]) for k in order])
     table = pd.DataFrame({"npar": npar}, index=[labels[k] for k in order])
     table["AIC"] = deviance + 2 * npar
     table["BIC"] = deviance + np.log(fits[0].nobs) * npar
@@ -73,8 +75,19 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
     chisq, df = np.append(np.nan, np.maximum(-np.diff(deviance), 0)), np.append(np.nan, np.diff(npar))
     table["Chisq"], table["Df"] = chisq, df
     table["p"] = [chi_square_tail(x, k) if k > 0 else np.nan for x, k in zip(chisq, df, strict=True)]
-    note = f"Fitted by REML and refitted by ML for this table: {', '.join(changed)}."
-    return tables.noted(table, note if changed else "")
+    notes = [f"Fitted by REML and refitted by ML for this table: {', '.join(changed)}."] if changed else []
+    notes += [f"{labels[k]}: {fits[k].outcome.name}, no likelihood to compare." for k in order if unbounded(fits[k])]
+    return noted(table, "\n".join(notes))
+
+
+def unbounded(fit) -> bool:
+    """Whether a fit ended where its likelihood has no maximum, so that the value that it stopped at means nothing."""
+    return fit.outcome in (Outcome.PERFECT_FIT, Outcome.NOT_FINITE, Outcome.RANK_DEFICIENT)
+
+
+def deviance_of(fit) -> float:
+    """The criterion at an optimum, NaN where there is none."""
+    return np.nan if unbounded(fit) else float(fit.objective)
 
 
 def _check_same_data(results, what: str) -> None:
@@ -147,7 +160,8 @@ class Comparisons(Resampling):
         Returns
         -------
         DataFrame
-            Index ``<none>`` (the model itself) and the terms; columns npar, AIC, logLik, Chisq, Df, p.
+            Index ``<none>`` (the model itself) and the terms; columns npar, AIC, logLik, Chisq, Df, p. NaN, and a word
+            below the table, where a likelihood has no maximum.
 
         Raises
         ------
@@ -158,16 +172,17 @@ class Comparisons(Resampling):
         --------
         >>> import jmixed as jm
         >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> result.drop1()[["npar", "AIC", "Chisq", "Df"]].round(2)
-                npar      AIC  Chisq   Df
-        <none>     6  1763.94    NaN  NaN
-        Days       5  1785.48  23.54  1.0
+        >>> result.drop1()
+               npar      AIC   logLik   Chisq   Df        p
+        <none>    6  1763.94  -875.97     NaN  NaN      NaN
+        Days      5  1785.48  -887.74  23.537    1  1.2e-06
         All fits are by ML; the model was fitted by REML.
         """
         self._need_data("drop1")
         self._refuse_held("drop1")
         own, n_variances = self._by_ml("drop1"), self._n_params - self.k_fe
-        rows = {"<none>": (self._n_params, own.objective)}
+        rows = {"<none>": (self._n_params, deviance_of(own))}
+        without = ["<none>"] if unbounded(own) else []
         terms = droppable_terms(self._spec)
         with bar(len(terms), progress, "drop1") as advance:
             for name, text, columns in terms:
@@ -175,14 +190,19 @@ class Comparisons(Resampling):
                 fit = programs.fit(design, reml=False)
                 if not fit.converged:
                     warn(f"drop1 without {name}: {fit.outcome.message}", ConvergenceWarning)
-                rows[name] = (design.X.shape[1] + n_variances, fit.objective)
+                rows[name] = (design.X.shape[1] + n_variances, deviance_of(fit))
+                without += [name] if unbounded(fit) else []
                 advance(1)
         npar, deviance = (np.array(column) for column in zip(*rows.values(), strict=True))
         table = pd.DataFrame({"npar": npar, "AIC": deviance + 2 * npar, "logLik": -deviance / 2}, index=list(rows))
         table["Chisq"] = np.append(np.nan, np.maximum(deviance[1:] - deviance[0], 0))
         table["Df"] = np.append(np.nan, npar[0] - npar[1:])
         table["p"] = [chi_square_tail(x, k) if k > 0 else np.nan for x, k in zip(table.Chisq, table.Df, strict=True)]
-        return tables.noted(table, "All fits are by ML; the model was fitted by REML." if self.reml else "")
+        notes = ["All fits are by ML; the model was fitted by REML."] if self.reml else []
+        notes += [f"The likelihood has no maximum, and nothing is compared with it: {', '.join(without)}."] * bool(
+            without
+        )
+        return noted(table, "\n".join(notes))
 
     def _without(self, text: str | None, columns: list[int]):
         """The design without a term: as its formula makes it, or without its columns when there is no formula."""
@@ -218,8 +238,8 @@ def _spelled(factor) -> str:
     return quoted(factor.expr) if factor.eval_method.value == "lookup" else factor.expr
 
 
-@dataclass(frozen=True)
-class VarianceTest:
+@dataclass(frozen=True, repr=False)
+class VarianceTest(Facts):
     """A test that a variance is zero.
 
     Attributes
@@ -246,11 +266,13 @@ class VarianceTest:
     tested: str
     method: str
 
-    def __repr__(self) -> str:
+    def _facts(self) -> tuple[str, dict[str, object]]:
         parts = " + ".join(f"{w:g} chi2({k})" for k, w in zip(self.df, self.weights, strict=True))
-        return (
-            f"<VarianceTest of {self.tested}: {self.method} ratio {self.statistic:.4f}, p {self.pvalue:.4g} by {parts}>"
-        )
+        return f"Test that the variance of {self.tested} is zero", {
+            f"{self.method} likelihood ratio": self.statistic,
+            f"p, by {parts}": self.pvalue,
+            f"p, by chi2({max(self.df)}), conservative": self.naive_pvalue,
+        }
 
 
 def variance_test(r_full, r_reduced=None) -> VarianceTest:
@@ -277,7 +299,7 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
     DataError
         The fits are to different data.
     ModelError
-        They differ in more than one variance, in the fixed effects, or in the method.
+        They differ in more than one variance, in the fixed effects, or in the method; a likelihood has no maximum.
 
     Examples
     --------
@@ -285,12 +307,19 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
     >>> sleep = jm.datasets.load("sleepstudy")
     >>> full = jm.mixedlm("Reaction ~ Days + (Days | Subject)", sleep).fit()
     >>> jm.test_variance(full, jm.mixedlm("Reaction ~ Days + (1 | Subject)", sleep).fit())
-    <VarianceTest of Days | Subject: REML ratio 42.8368, p 2.793e-10 by 0.5 chi2(1) + 0.5 chi2(2)>
+    Test that the variance of Days | Subject is zero
+      REML likelihood ratio            42.84
+      p, by 0.5 chi2(1) + 0.5 chi2(2)  2.793e-10
+      p, by chi2(2), conservative      4.99e-10
     """
     _check_same_data((r_full, r_full if r_reduced is None else r_reduced), "test_variance")
     spec, method = r_full._spec, r_full.method
     for result in (r_full,) if r_reduced is None else (r_full, r_reduced):
         result._refuse_held("test_variance")
+        if unbounded(result):
+            raise ModelError(
+                f"test_variance: a fit has no likelihood to compare. {result.outcome.name}: {result.outcome.message}"
+            )
     if r_reduced is None:
         tested, r = _difference(spec.terms, ())
         reduced = linear_model_deviance(spec.y - spec.offset, spec.X, spec.weights, r_full.reml)

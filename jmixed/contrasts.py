@@ -7,16 +7,35 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError
+from jmixed.facts import Facts
+from jmixed.printed import Shown, as_text
 
 
-@dataclass(frozen=True, eq=False)
-class ContrastTest:
+class Values(np.ndarray):
+    """An array (k,) whose single entry, if it has one only, is a number as well: for reports and formats."""
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.size == 1 else np.asarray(self), spec)
+
+    def __round__(self, places: int | None = None):
+        return round(self.item(), places)
+
+    def __repr__(self) -> str:
+        return repr(np.asarray(self))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ContrastTest(Shown):
     """Tests of single linear combinations, one per row of R.
 
     Attributes
     ----------
     effect, sd, tvalue, pvalue : arrays (k,)
-        Estimate of R b, its standard error, (R b - q) / sd, and the two-sided p-value.
+        Estimate of R b, its standard error, (R b - q) / sd, and the two-sided p-value. Those of one combination are
+        numbers too: ``float(test.pvalue)``, ``f"{test.pvalue:.3f}"``.
     df_denom : float
         Residual degrees of freedom; used when the distribution is "t".
     distribution : str
@@ -119,20 +138,20 @@ class ContrastTest:
         --------
         >>> print(result.t_test("Days = 0").summary(["slope"]))
         Test for Constraints
-                 coef  std err      z  P>|z|  [0.025  0.975]
-        slope 10.4673   1.5458 6.7715 0.0000  7.4376 13.4970
+                 coef std err      z    P>|z| [0.025  0.975]
+        slope  10.467   1.546  6.771  1.3e-11  7.438  13.497
         """
+        heading, frame = self._shown(xname, alpha)
+        return f"{title or heading}\n{as_text(frame)}"
+
+    def _shown(self, xname=None, alpha: float = 0.05) -> tuple[str, pd.DataFrame]:
         frame = self.summary_frame(xname, alpha)
         frame.columns = [*frame.columns[:4], f"[{alpha / 2:g}", f"{1 - alpha / 2:g}]"]
-        body = frame.to_string(float_format=lambda value: f"{value:.4f}")
-        return f"{title or 'Test for Constraints'}\n{body}"
-
-    def __str__(self) -> str:
-        return self.summary()
+        return "Test for Constraints", frame
 
 
-@dataclass(frozen=True)
-class WaldTest:
+@dataclass(frozen=True, repr=False)
+class WaldTest(Facts):
     """A joint test of all rows of R b = q.
 
     Attributes
@@ -188,11 +207,18 @@ class WaldTest:
         numbers = f"statistic={self.statistic:.6g}, p-value={self.pvalue:.4g}"
         return f"<Wald test (chi2): {numbers}, df_denom={self.df_num}>"
 
-    __str__ = summary
+    def _facts(self) -> tuple[str, dict[str, object]]:
+        if self.distribution == "F":
+            degrees = {"df, numerator": self.df_num, "df, denominator": float(self.df_denom)}
+            return "F test", {"F": self.statistic, **degrees, "p": self.pvalue}
+        return "Wald test", {"chi2": self.statistic, "df": self.df_num, "p": self.pvalue}
+
+    def __str__(self) -> str:
+        return self.summary()
 
 
-@dataclass(frozen=True, eq=False)
-class WaldTable:
+@dataclass(frozen=True, eq=False, repr=False)
+class WaldTable(Shown):
     """Joint tests of several hypotheses.
 
     Attributes
@@ -254,8 +280,11 @@ class WaldTable:
         names = {"statistic": self.distribution, "pvalue": f"P>{self.distribution}", "df_constraint": "df constraint"}
         return self.table.rename(columns=names)
 
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        return "Wald tests of the terms", self.summary_frame()
+
     def __str__(self) -> str:
-        return self.summary_frame().to_string()
+        return as_text(self.summary_frame())
 
 
 def wald_table(tests: Sequence[tuple[str, WaldTest]]) -> WaldTable:
@@ -305,7 +334,8 @@ def contrast_test(R, q, estimate, cov, df: float, use_t: bool = False, names=Non
 
     tail = special.stdtr(df, -np.abs(tvalue)) if use_t else special.ndtr(-np.abs(tvalue))
     labels = tuple(names) if names is not None else tuple(f"c{k}" for k in range(len(R)))
-    return ContrastTest(effect, sd, tvalue, 2 * tail, df, "t" if use_t else "norm", labels)
+    values = (value.view(Values) for value in (effect, sd, tvalue, 2 * tail))
+    return ContrastTest(*values, df, "t" if use_t else "norm", labels)
 
 
 def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: int | None = None) -> WaldTest:
@@ -327,6 +357,7 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
     Returns
     -------
     WaldTest
+        NaN where nothing is tested.
 
     Raises
     ------
@@ -352,6 +383,8 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
     statistic = float(difference @ np.linalg.pinv(correlation, hermitian=True) @ difference)
     from scipy import special
 
+    if not count:
+        return WaldTest(float("nan"), float("nan"), "F" if use_f else "chi2", 0, df if use_f else 0)
     if use_f:
         statistic /= count
         return WaldTest(statistic, float(special.fdtrc(count, df, statistic)), "F", count, df)

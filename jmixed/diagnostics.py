@@ -20,10 +20,11 @@ from jmixed.inference.variance_explained import (
     variance_explained,
 )
 from jmixed.information import factors_of_theta, settled
+from jmixed.printed import Shown
 
 
-@dataclass(frozen=True, eq=False)
-class Influence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Influence(Shown):
     """Estimates without one group at a time, and how far each group moves them.
 
     Attributes
@@ -31,9 +32,11 @@ class Influence:
     group : str
         The grouping factor whose levels were left out.
     fixed : DataFrame (groups x coefficients)
-        Fixed effects without each group; NaN where the other groups do not determine them.
+        Fixed effects without each group; NaN where the other groups do not determine them, and where a grouping factor
+        is left with one level, to which the model cannot be fitted.
     ran_pars : DataFrame (groups x parameters)
-        Standard deviations, correlations and sigma without each group, named as in ``confint``.
+        Standard deviations, correlations and sigma without each group, named as in ``confint``; NaN, moreover, where
+        the likelihood without the group is flat or unbounded.
     cooks_distance : Series (groups,)
         (beta - beta_g)' C^-1 (beta - beta_g) / p with C the covariance of the fixed effects of all data (Cook 1977).
     dfbetas : DataFrame (groups x coefficients)
@@ -49,6 +52,20 @@ class Influence:
     cooks_distance: pd.Series
     dfbetas: pd.DataFrame
     converged: pd.Series
+
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        table = self.dfbetas.add_prefix("dfbetas ").assign(converged=self.converged)
+        table.insert(0, "Cook's distance", self.cooks_distance)
+        first = table.sort_values("Cook's distance", ascending=False, kind="stable").head(SHOWN)
+        most = f"; the first {SHOWN}" if len(table) > SHOWN else ""
+        return f"<Influence of {len(table)} levels of {self.group}{most}>", first
+
+
+SHOWN = 10
+"""Levels that a printed table of influence has."""
+
+UNDETERMINED = (Outcome.FLAT, Outcome.NOT_FINITE, Outcome.PERFECT_FIT, Outcome.RANK_DEFICIENT)
+"""Outcomes of fits whose variance parameters are no estimates."""
 
 
 class Diagnostics(FittedModel):
@@ -170,17 +187,36 @@ class Diagnostics(FittedModel):
             )
         found = leave_one_out(self.model.design, self._fit, codes, self.reml, one_step=method == "onestep")
         index, fixed = pd.Index(levels, name=group), list(self._names.fixed)
-        moved = self._fit.beta - found.beta
+        outcomes = [Outcome(int(code)) for code in found.outcome]
+        # What the model could not be fitted to has no estimates; a flat or unbounded likelihood none of variances.
+        unfit = self._fewest_levels_left(codes, len(levels)) < 2
+        unknown = unfit | np.array([outcome in UNDETERMINED for outcome in outcomes])
+        beta = np.where(unfit[:, None], np.nan, found.beta)
+        moved = self._fit.beta - beta
         error = np.sqrt(np.diagonal(found.vcov_beta, axis1=1, axis2=2))
-        cooks = np.einsum("gi,gi->g", moved, np.linalg.solve(self._fit.vcov_beta, moved.T).T) / max(self.k_fe, 1)
+        cooks = np.einsum("gi,gi->g", moved, np.linalg.solve(self._fit.vcov_beta, moved.T).T) / (self.k_fe or np.nan)
+        ran_pars = pd.DataFrame([self._components(*one) for one in zip(found.theta, found.sigma, strict=True)], index)
         return Influence(
             group,
-            pd.DataFrame(found.beta, index, fixed),
-            pd.DataFrame([self._components(*one) for one in zip(found.theta, found.sigma, strict=True)], index),
+            pd.DataFrame(beta, index, fixed),
+            ran_pars.mask(np.repeat(unknown[:, None], ran_pars.shape[1], axis=1)),
             pd.Series(cooks, index, name="cooks_distance"),
-            pd.DataFrame(moved / error, index, fixed),
-            pd.Series([Outcome(int(code)).ok for code in found.outcome], index, name="converged"),
+            pd.DataFrame(np.where(unknown[:, None], np.nan, moved / error), index, fixed),
+            pd.Series([outcome.ok for outcome in outcomes], index, name="converged") & ~unfit,
         )
+
+    def _fewest_levels_left(self, codes, count: int) -> np.ndarray:
+        """How many levels the term with fewest has left without each of the clusters, int array (count,)."""
+        fewest = np.full(count, np.iinfo(np.int64).max)
+        for term in self._spec.terms:
+            if term.structure == "identity":
+                continue
+            first, last = np.full(len(term.levels), count), np.full(len(term.levels), -1)
+            np.minimum.at(first, term.codes, codes)
+            np.maximum.at(last, term.codes, codes)
+            gone = np.bincount(first[first == last], minlength=count)
+            fewest = np.minimum(fewest, len(term.levels) - gone)
+        return fewest
 
     def _components(self, theta, sigma) -> dict[str, float]:
         factors = factors_of_theta(self.model.design.layout.terms, settled(self.model.design, theta))

@@ -31,6 +31,9 @@ class Distribution:
     def __init__(self, spec: ModelData, mean: np.ndarray, covariances: list[np.ndarray], scale: float):
         self._spec, self._mean, self._covariances, self._scale = spec, mean, covariances, scale
 
+    def __repr__(self) -> str:
+        return f"<Distribution of {len(self._mean)} responses, residual variance {self._scale:.6g}>"
+
     def rvs(self, n=None, rng=None) -> np.ndarray:
         """One simulated response for each row of the model.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jmixed.errors import Outcome
+from jmixed.facts import Facts
 from jmixed.information import diagonal_blocks
 from jmixed.names import parameter_names
 from jmixed.packing import Packing
@@ -16,8 +17,8 @@ from jmixed.timing import together
 from jmixed.wald import WaldInference
 
 
-@dataclass(frozen=True, eq=False)
-class Optimizer:
+@dataclass(frozen=True, eq=False, repr=False)
+class Optimizer(Facts):
     """How the optimiser ended: the certificate of a fit.
 
     Attributes
@@ -39,6 +40,15 @@ class Optimizer:
     gradient: np.ndarray
     hessian_eigenvalues: np.ndarray
     checked_beyond_zero: bool
+
+    def _facts(self) -> tuple[str, dict[str, object]]:
+        return f"{self.outcome.name}: {self.message}", {
+            "iterations": self.iterations,
+            "evaluations": self.evaluations,
+            "largest gradient": float(np.max(np.abs(self.gradient), initial=0)),
+            "least curvature": float(np.min(self.hessian_eigenvalues, initial=np.inf)),
+            "checked beyond zero": self.checked_beyond_zero,
+        }
 
 
 class Estimates(WaldInference):

@@ -13,6 +13,7 @@ from jmixed.inference import profiles
 from jmixed.inference.profiles import Parameter
 from jmixed.information import vanished
 from jmixed.parameters import cut, parameter_values
+from jmixed.printed import Shown, noted
 from jmixed.progress import bar
 from jmixed.resampling import Resampling, check_kind
 
@@ -20,8 +21,8 @@ BY_ML = "The profile is that of the ML deviance; the fit was by REML."
 """Said where a profile belongs to a fit by REML."""
 
 
-@dataclass(frozen=True, eq=False)
-class Profile:
+@dataclass(frozen=True, eq=False, repr=False)
+class Profile(Shown):
     """Profiles of the parameters of a fit.
 
     Attributes
@@ -68,10 +69,14 @@ class Profile:
             found = profiles.profile(self._fit, self._parameters, [cut(level)])
             self._known[level] = np.array([[trace.lower[0], trace.upper[0]] for trace in found])
         table = pd.DataFrame(self._known[level], index=self.estimates.index, columns=["lower", "upper"])
-        return tables.noted(table, BY_ML if self.reml else "")
+        return noted(table, BY_ML if self.reml else "")
 
-    def __repr__(self) -> str:
-        return f"<Profile: {len(self.table)} constrained fits of {len(self.estimates)} parameters>"
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        # The limits that are at hand: others take more fits.
+        level, limits = next(iter(self._known.items()))
+        fits = f"<Profile: {len(self.table)} constrained fits of {len(self.estimates)} parameters>"
+        columns = {"estimate": self.estimates, "lower": limits[:, 0], "upper": limits[:, 1]}
+        return f"{fits}, {100 * level:g}% limits", pd.DataFrame(columns, index=self.estimates.index)
 
 
 class Intervals(Resampling):

@@ -12,6 +12,7 @@ from jmixed import batches
 from jmixed.design.frame import as_frame, refuse_tracer
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.information import factors_of_theta, settled, singular_flags
+from jmixed.printed import Shown
 from jmixed.progress import bar
 from jmixed.tables import Component, components
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from jmixed.design.terms import ModelData
 
 
-@dataclass(frozen=True)
-class ManyResults:
+@dataclass(frozen=True, repr=False)
+class ManyResults(Shown):
     """Fits of many responses: tables with a row for each response, by its name.
 
     Attributes
@@ -58,12 +59,18 @@ class ManyResults:
     vcov_beta: np.ndarray
     reml: bool
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, pd.DataFrame]:
         bad = int((~self.converged).sum())
-        return (
+        title = (
             f"<ManyResults: {len(self.objective)} responses, {'REML' if self.reml else 'ML'}; "
             f"{int(self.singular.sum())} singular; {bad} without a certified optimum>"
         )
+        table = self.fe_params.assign(sigma=self.sigma, objective=self.objective, outcome=self.outcome)
+        return title, table.head(SHOWN)
+
+
+SHOWN = 10
+"""Responses that a printed table has."""
 
 
 def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | None, progress: bool) -> ManyResults:

@@ -17,6 +17,7 @@ from jmixed.inference.profiles import Parameter
 from jmixed.inference.simulation import draw_responses, generator
 from jmixed.information import factors_of_theta, settled
 from jmixed.parameters import named_parameters, parameter_values, relative_covariances
+from jmixed.printed import Shown, noted
 from jmixed.progress import bar
 
 DRAWN = 2**28
@@ -25,8 +26,8 @@ DRAWN = 2**28
 KINDS = ("percentile", "basic")
 
 
-@dataclass(frozen=True, eq=False)
-class Bootstrap:
+@dataclass(frozen=True, eq=False, repr=False)
+class Bootstrap(Shown):
     """Replicates of the parameters of a fit.
 
     Attributes
@@ -78,7 +79,7 @@ class Bootstrap:
         low, high = quantiles.to_numpy()
         if kind == "basic":
             low, high = 2 * self.estimates.to_numpy() - high, 2 * self.estimates.to_numpy() - low
-        return pd.DataFrame({"lower": low, "upper": high}, index=self.estimates.index)
+        return noted(pd.DataFrame({"lower": low, "upper": high}, index=self.estimates.index))
 
     @property
     def bse(self) -> pd.Series:
@@ -103,8 +104,10 @@ class Bootstrap:
         """
         return self.replicates[self.converged].mean() - self.estimates
 
-    def __repr__(self) -> str:
-        return f"<Bootstrap: {len(self.replicates)} replicates, {int(self.converged.sum())} converged>"
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        title = f"<Bootstrap: {len(self.replicates)} replicates, {int(self.converged.sum())} converged>"
+        table = pd.DataFrame({"estimate": self.estimates, "bias": self.bias, "bse": self.bse})
+        return title, table.join(self.confint())
 
 
 def check_kind(kind: str) -> None:

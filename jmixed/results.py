@@ -18,6 +18,7 @@ from jmixed.held import without_coefficients
 from jmixed.inference.variance_profile import profile_variance
 from jmixed.intervals import Intervals
 from jmixed.packing import Packing
+from jmixed.printed import noted
 from jmixed.testing import DDF, SmallSampleTests
 
 
@@ -110,10 +111,10 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
 
         Examples
         --------
-        >>> result.tidy(conf_int=True)[["term", "estimate", "conf.low", "conf.high"]].round(2)
-                term  estimate  conf.low  conf.high
-        0  Intercept    251.41    238.03     264.78
-        1       Days     10.47      7.44      13.50
+        >>> result.tidy(conf_int=True)
+          effect       term estimate std.error statistic conf.low conf.high
+        0  fixed  Intercept  251.405     6.825    36.838  238.029   264.781
+        1  fixed       Days   10.467     1.546     6.771    7.438    13.497
         """
         level = tables.level_of(conf_level) if conf_int else None
         parts = []
@@ -127,7 +128,7 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
                 parts.append(tables.tidy_ran_vals(modes, covariances, level))
             else:
                 raise ModelError(f"tidy: effects={effect!r}; use 'fixed', 'ran_pars', 'ran_vals' or a list of these")
-        return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+        return noted(parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True))
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()
@@ -140,7 +141,7 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         Parameters
         ----------
         yname, title : str, optional
-            Names to print in place of the model's.
+            Names to print in place of the model's. A `yname` that is one of the words for `ddf` is taken as such.
         xname_fe, xname_re : list of str, optional
             Names of the coefficients and of the variance parameters.
         alpha : float
@@ -164,6 +165,9 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         >>> result.summary(ddf="satterthwaite").tables[1].loc["Days"].tolist()
         ['10.467', '1.546', '17.0', '6.771', '0.000', '7.206', '13.729']
         """
+        if isinstance(yname, str) and yname in DDF and yname != self._spec.endog_name:
+            # By position: nobody calls a response so.
+            yname, ddf = None, yname
         fixed = summary.replaced("xname_fe", self._names.fixed, xname_fe)
         variance = summary.replaced("xname_re", self._names.variance, xname_re)
         error, df = self._tests_of_coefficients(ddf)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from jmixed import gaussian
 from jmixed.errors import DataError, Outcome
+from jmixed.printed import decimals, fixed
 
 TITLE = "Mixed Linear Model Regression Results"
 
@@ -154,18 +155,25 @@ def parameter_table(
 
         half, p = stdtrit(df, 1 - alpha / 2) * errors, 2 * stdtr(df, -np.abs(t))
     columns = {
-        "Coef.": map(number, estimates),
-        "Std.Err.": map(number, errors),
+        "Coef.": map(_beside, estimates, errors),
+        "Std.Err.": map(_beside, errors, errors),
         **({} if normal else {"df": map(_degrees, df)}),
         "z" if normal else "t": map(_fixed, t),
         "P>|z|" if normal else "P>|t|": map(_fixed, p),
-        f"[{alpha / 2:g}": map(number, estimates - half),
-        f"{1 - alpha / 2:g}]": map(number, estimates + half),
+        f"[{alpha / 2:g}": map(_beside, estimates - half, errors),
+        f"{1 - alpha / 2:g}]": map(_beside, estimates + half, errors),
     }
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     empty = [""] * (len(columns) - 2)
-    rows += [[number(v), number(s), *empty] for v, s in zip(variances, variance_errors, strict=True)]
+    rows += [[_beside(v, s), _beside(s, s), *empty] for v, s in zip(variances, variance_errors, strict=True)]
     return pd.DataFrame(rows, index=list(names), columns=list(columns), dtype=object)
+
+
+def _beside(value, error):
+    """A number with as many decimals as its standard error needs, if there is one."""
+    if not error > 0 or np.isnan(value):
+        return number(value)
+    return fixed(value, decimals(error), least=0)
 
 
 def _degrees(value):

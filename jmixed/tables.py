@@ -10,6 +10,7 @@ import pandas as pd
 from jmixed import gaussian
 from jmixed.errors import ModelError
 from jmixed.precision import FLOAT
+from jmixed.printed import noted
 
 
 class Component(NamedTuple):
@@ -28,31 +29,6 @@ class Component(NamedTuple):
             return "sigma"
         kind, term = ("sd", self.first) if self.second is None else ("cor", f"{self.second}.{self.first}")
         return f"{kind}_{term}|{self.group}"
-
-
-class Noted(pd.DataFrame):
-    """A table that prints a remark below itself, kept in ``attrs["note"]``."""
-
-    @property
-    def _constructor(self):
-        return Noted
-
-    def __repr__(self) -> str:
-        return "\n".join([super().__repr__(), *filter(None, [self.attrs.get("note")])])
-
-    def _repr_html_(self):
-        return (
-            f"{super()._repr_html_()}<p>{self.attrs['note']}</p>" if self.attrs.get("note") else super()._repr_html_()
-        )
-
-
-def noted(table: pd.DataFrame, note: str) -> pd.DataFrame:
-    """The table with a remark, or as it is when there is none to make."""
-    if not note:
-        return table
-    table = Noted(table)
-    table.attrs["note"] = note
-    return table
 
 
 def components(term, cov) -> Iterator[Component]:
@@ -108,7 +84,7 @@ def var_corr(spec, fit) -> pd.DataFrame:
     table = pd.DataFrame(names).rename(columns={"first": "var1", "second": "var2"})
     table["vcov"] = np.array([row.vcov for row in rows], FLOAT)
     table["sdcor"] = np.array([row.sdcor for row in rows], FLOAT)
-    return table
+    return noted(table)
 
 
 def wald_intervals(spec, fit, level: float) -> pd.DataFrame:
@@ -130,7 +106,7 @@ def wald_intervals(spec, fit, level: float) -> pd.DataFrame:
     limits = np.column_stack([fit.beta - half, fit.beta + half])
     others = [part.name for part in all_components(spec, fit)]
     values = np.vstack([limits, np.full((len(others), 2), np.nan)])
-    return pd.DataFrame(values, index=[*spec.exog_names, *others], columns=["lower", "upper"])
+    return noted(pd.DataFrame(values, index=[*spec.exog_names, *others], columns=["lower", "upper"]))
 
 
 def glance(fit, nobs: int, n_params: int, reml: bool) -> pd.DataFrame:
@@ -157,7 +133,7 @@ def glance(fit, nobs: int, n_params: int, reml: bool) -> pd.DataFrame:
         criterion: fit.objective,
         "df.residual": nobs - n_params,
     }
-    return pd.DataFrame([values])
+    return noted(pd.DataFrame([values]))
 
 
 def tidy_fixed(spec, fit, level: float | None) -> pd.DataFrame:

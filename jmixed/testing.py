@@ -20,6 +20,7 @@ from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covaria
 from jmixed.inference.term_contrasts import term_contrasts
 from jmixed.inference.variance_parameters import standard_deviations, theta_and_sigma
 from jmixed.precision import FLOAT
+from jmixed.printed import noted
 from jmixed.programs import Fit
 from jmixed.tables import all_components
 
@@ -166,13 +167,13 @@ class SmallSampleTests:
         --------
         >>> import jmixed as jm
         >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> result.test().round(3)
-                   estimate     se    df       t    p
-        Intercept   251.405  6.825  17.0  36.838  0.0
-        Days         10.467  1.546  17.0   6.771  0.0
-        >>> result.test("Days = 10", ddf="kenward-roger").round(3)
-                   estimate     se    df      t      p
-        Days = 10    10.467  1.546  17.0  0.302  0.766
+        >>> result.test()
+                  estimate     se    df       t        p
+        Intercept  251.405  6.825  17.0  36.838  1.2e-17
+        Days        10.467  1.546  17.0   6.771  3.3e-06
+        >>> result.test("Days = 10", ddf="kenward-roger")
+                  estimate     se    df      t       p
+        Days = 10   10.467  1.546  17.0  0.302  0.7661
         """
         tests = read_hypotheses(L, self._spec.exog_names)
         by = self._denominator(ddf)
@@ -213,9 +214,9 @@ class SmallSampleTests:
         >>> import jmixed as jm
         >>> data = jm.datasets.load("machines")
         >>> result = jm.mixedlm("score ~ Machine + (1 | Worker/Machine)", data).fit()
-        >>> result.anova()[["num_df", "den_df", "F"]].round(3)
-                 num_df  den_df       F
-        Machine       2    10.0  20.576
+        >>> result.anova()[["F", "num_df", "den_df", "p"]]
+                      F num_df den_df       p
+        Machine  20.576      2   10.0  0.0003
         """
         if not isinstance(type, int | str) or type not in TYPES:
             raise ModelError(f"anova: type is {type!r}; it must be 3 (marginal), 2 or 1 (sequential)")
@@ -342,13 +343,14 @@ def _described(R, q, names) -> str:
 
 
 def _single_table(tests, beta, by) -> pd.DataFrame:
-    R, q = np.vstack([one.R for one in tests]), np.concatenate([one.q for one in tests])
+    R = np.vstack([np.zeros((0, len(beta))), *(one.R for one in tests)])
+    q = np.concatenate([np.zeros(0), *(one.q for one in tests)])
     estimate, df = R @ beta, by.single(R)
     se = np.sqrt(np.diag(contrast_covariance(R, by.covariance)))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(se > 0, (estimate - q) / se, np.nan)
     columns = {"estimate": estimate, "se": se, "df": df, "t": t, "p": p_of_t(t, df)}
-    return pd.DataFrame(columns, index=[one.label for one in tests])
+    return noted(pd.DataFrame(columns, index=[one.label for one in tests]))
 
 
 def _joint_table(tests, beta, by) -> pd.DataFrame:
@@ -363,7 +365,7 @@ def _table_of_F(labels, tests: Sequence[JointTest]) -> pd.DataFrame:
         "den_df": np.array([joint.den_df for joint in tests], FLOAT),
         "p": np.array([_p_of_F(joint) for joint in tests], FLOAT),
     }
-    return pd.DataFrame(columns, index=list(labels))
+    return noted(pd.DataFrame(columns, index=list(labels)))
 
 
 def _wald(covariance, df, L, difference) -> JointTest:

@@ -121,6 +121,27 @@ class TestDrop1:
         direct = jm.mixedlm("Reaction ~ 1 + (1 | Subject)", SLEEP.assign(Reaction=y)).fit(reml=False)
         assert by_formula.refit(y).drop1().loc["Days", "AIC"] == pytest.approx(direct.aic)
 
+    def test_a_likelihood_without_a_maximum_is_not_compared(self):
+        """Without noise the likelihood grows beyond all bounds: where a fit of it stopped means nothing."""
+        x = np.tile(np.arange(5.0), 6)
+        data = pd.DataFrame({"g": np.repeat(list("abcdef"), 5), "x": x, "y": 2 * x + np.repeat(np.arange(6.0) ** 2, 5)})
+        data["z"] = np.random.default_rng(0).normal(size=30)
+        with pytest.warns(jm.ConvergenceWarning, match="PERFECT_FIT"):
+            result = jm.mixedlm("y ~ x + z + (1 | g)", data).fit(reml=False)
+        with pytest.warns(jm.ConvergenceWarning, match="without z"):
+            table = result.drop1()
+        # Without x there is noise.
+        assert table["logLik"].isna().tolist() == [True, False, True]
+        assert table[["Chisq", "p"]].isna().all(axis=None)
+        assert "no maximum" in repr(table)
+        smaller = jm.mixedlm("y ~ z + (1 | g)", data).fit(reml=False)
+        table = jm.compare(result, smaller, names=["with", "without"])
+        assert table.loc["with"].drop(["npar", "Df"]).isna().all()
+        assert np.isfinite(table.loc["without", "AIC"])
+        assert "with: PERFECT_FIT" in repr(table)
+        with pytest.raises(jm.ModelError, match="PERFECT_FIT"):
+            jm.test_variance(result)
+
     def test_progress(self, capsys):
         fitted(BASIC).drop1(progress=True)
         assert "drop1" in capsys.readouterr().err

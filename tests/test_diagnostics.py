@@ -116,6 +116,31 @@ class TestInfluence:
         assert influence.fixed.index.name == "batch:cask"
         assert influence.ran_pars.shape == (30, 3)
 
+    @pytest.mark.parametrize("method", ["exact", "onestep"])
+    @pytest.mark.parametrize("reml", [True, False])
+    def test_one_group_left_has_no_estimates(self, method, reml):
+        """mixedlm refuses what is left, so there is nothing to report of it."""
+        data = jm.datasets.load("sleepstudy")
+        two = data[data["Subject"].isin(["308", "309"])]
+        with pytest.raises(jm.ModelError, match="one level"):
+            jm.mixedlm("Reaction ~ Days + (1 | Subject)", data[data["Subject"] == "308"])
+        influence = jm.mixedlm("Reaction ~ Days + (1 | Subject)", two).fit(reml=reml).influence(method=method)
+        assert influence.fixed.shape == influence.dfbetas.shape == influence.ran_pars.shape == (2, 2)
+        for table in (influence.fixed, influence.ran_pars, influence.dfbetas, influence.cooks_distance):
+            assert np.all(np.isnan(table))
+        assert not influence.converged.any()
+
+    def test_one_level_left_of_another_factor(self):
+        data = jm.datasets.load("sleepstudy").assign(half=lambda d: np.where(d["Subject"] < "335", "early", "late"))
+        data = data[~data["Subject"].isin(["308", "309", "310", "330", "331", "332", "333"])]
+        with pytest.warns(jm.SingularWarning):
+            result = jm.mixedlm("Reaction ~ Days + (1 | Subject) + (1 | half)", data).fit()
+        found = result.influence("Subject")
+        lost = found.fixed.isna().any(axis=1)
+        assert lost[lost].index.tolist() == ["334"]
+        assert found.ran_pars.isna().any(axis=1).equals(lost)
+        assert not found.converged["334"]
+
     def test_bad_input(self):
         with pytest.raises(jm.ModelError, match="'exact' or 'onestep'"):
             sleep().influence(method="newton")
@@ -170,3 +195,50 @@ def test_after_the_rows_are_gone():
             call()
     assert result.vcov().shape == (2, 2)
     assert len(result.re_pca()["Subject"]) == 2
+
+
+class TestWithoutFixedEffects:
+    """Everything works, with tables that have no rows or no columns."""
+
+    @staticmethod
+    @functools.cache
+    def result():
+        return jm.mixedlm("Reaction ~ 0 + (1 | Subject)", jm.datasets.load("sleepstudy")).fit()
+
+    def test_every_table(self):
+        result = self.result()
+        assert result.fe_params.shape == result.bse_fe.shape == (0,)
+        for ddf in ("satterthwaite", "kenward-roger", "residual", "none"):
+            assert result.test(ddf=ddf).shape == (0, 5)
+            assert result.anova(ddf=ddf).shape == (0, 6)
+            assert "Subject Var" in str(result.summary(ddf=ddf))
+        assert result.drop1().index.tolist() == ["<none>"]
+        assert result.tidy().shape == (0, 5)
+        assert result.confint().index.tolist() == ["sd_Intercept|Subject", "sigma"]
+        assert result.vcov_kenward_roger.shape == result.robust_cov().shape == (0, 0)
+        assert result.wald_test_terms().table.shape == (0, 3)
+        assert np.isnan(result.f_test(np.zeros((0, 0))).pvalue)
+        assert result.t_test(np.zeros((0, 0))).effect.shape == (0,)
+        assert result.r2().marginal == 0
+
+    def test_joint_covariance_is_that_of_the_random_effects(self):
+        result, table = self.result(), self.result().vcov(full=True)
+        n, ratio = 10, result.theta[0] ** 2
+        # y_ij = b_i + e_ij: the conditional variance of b_i is sigma^2 / (n + 1 / theta^2).
+        np.testing.assert_allclose(table, np.eye(18) * result.scale / (n + 1 / ratio), rtol=1e-10)
+
+    def test_augment(self):
+        table, result = self.result().augment(), self.result()
+        assert table[".hat"].sum() == pytest.approx(18 * 10 / (10 + 1 / result.theta[0] ** 2))
+        assert table[".cooksd"].isna().all()
+        assert table[".fixed"].eq(0).all()
+
+    @pytest.mark.parametrize("method", ["exact", "onestep"])
+    def test_influence(self, method):
+        found = self.result().influence(method=method)
+        assert found.fixed.shape == found.dfbetas.shape == (18, 0)
+        assert found.cooks_distance.isna().all()
+        if method == "exact":
+            data = jm.datasets.load("sleepstudy")
+            alone = jm.mixedlm("Reaction ~ 0 + (1 | Subject)", data[data["Subject"] != "309"]).fit()
+            np.testing.assert_allclose(found.ran_pars.loc["309"], alone.tidy("ran_pars")["estimate"], rtol=1e-6)

@@ -13,7 +13,7 @@ PACKAGE = HOME / "jmixed"
 
 # A room is a module or a package directly under jmixed. It imports from lower floors, or from its own without a circle.
 FLOORS = {
-    0: ("errors", "precision", "compilation", "executables", "device", "timing", "progress", "gaussian"),
+    0: ("errors", "precision", "compilation", "executables", "device", "timing", "progress", "gaussian", "facts"),
     1: ("linalg", "covariance", "layout", "memory", "data"),
     2: ("design", "likelihood"),
     3: ("optimize", "trust_region", "information"),
@@ -34,6 +34,7 @@ FLOORS = {
             "comparison",
             "intervals",
             "parameters",
+            "printed",
         ),
         *("results", "summary", "predict", "diagnostics"),
     ),

@@ -426,6 +426,30 @@ class TestContrasts:
         assert "10.4673" in text
         assert "1.5458" in text
 
+    def test_one_contrast_is_a_number_too(self):
+        one, two = sleep().t_test([0, 1]), sleep().t_test(np.eye(2))
+        z = sleep().fe_params["Days"] / sleep().bse_fe["Days"]
+        for name, value in {
+            "effect": sleep().fe_params["Days"],
+            "sd": sleep().bse_fe["Days"],
+            "tvalue": z,
+            "statistic": z,
+            "pvalue": 2 * stats.norm.sf(z),
+        }.items():
+            found = getattr(one, name)
+            assert isinstance(float(found), float)
+            assert float(found) == found[0] == found.item() == pytest.approx(value, rel=1e-9)
+            assert f"{found:.3f}" == f"{value:.3f}"
+            assert f"{found:.2e}" == f"{value:.2e}"
+            assert round(found, 3) == round(float(value), 3)
+            assert found.shape == (1,)
+            assert repr(found).startswith("array(")
+            with pytest.raises((TypeError, ValueError)):
+                float(getattr(two, name))
+        assert bool(one.pvalue < 0.05)
+        kept = pickle.loads(pickle.dumps(one))
+        assert float(kept.pvalue) == float(one.pvalue)
+
     def test_redundant_rows_count_once(self):
         test = sleep().wald_test([[0, 1], [0, 2]])
         assert test.df_num == 1

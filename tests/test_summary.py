@@ -145,6 +145,19 @@ class TestNotes:
         assert lines == {"No. Observations": "144", "No. plate": "24", "No. sample": "6"}
 
 
+class TestWordsByPosition:
+    @pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "residual", "none"])
+    def test_of_tests(self, ddf):
+        """summary("kenward-roger") means the tests, not a name for the response."""
+        assert str(sleep().summary(ddf)) == str(sleep().summary(ddf=ddf))
+        assert "Reaction" in str(sleep().summary(ddf))
+
+    def test_a_response_may_have_the_name(self):
+        data = jm.datasets.load("sleepstudy").rename(columns={"Reaction": "residual"})
+        result = quietly("residual ~ Days + (1 | Subject)", data)
+        assert "P>|z|" in str(result.summary("residual"))
+
+
 class TestFormats:
     def test_html_holds_every_cell_and_is_well_formed(self):
         result = sleep().summary(yname="<b>&", xname_fe=["a<b", "c"])

@@ -151,9 +151,8 @@ class JointCovariance:
 
     def dense(self) -> np.ndarray:
         """The whole matrix (p + N, p + N): beta first, then the coefficients term by term, level by level."""
-        K = np.concatenate(
-            [np.zeros((0, len(self.M))), *(part.reshape(-1, len(self.M)) for part in self.original(self.K))]
-        )
+        p = len(self.M)
+        K = np.concatenate([np.zeros((0, p)), *(np.vstack([*part]) for part in self.original(self.K))])
         half = np.concatenate([part.reshape(-1, self.size) for part in self.original(self.times(np.eye(self.size)))])
         P = np.concatenate([part.reshape(-1, len(half)) for part in self.original(half.T)])
         cross = -self.M @ K.T

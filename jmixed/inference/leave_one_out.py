@@ -79,11 +79,11 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     limit = np.int32(ONE_STEP if one_step else optimize.MAX_ITERATIONS)
     with double_precision():
         out = _program(rows, padded, chosen, fit.theta, limit, bool(reml), side_by_side=side_by_side)
-        *numbers, outcome, sound = (part[:count] for part in jax.device_get(out))
-    theta, beta, sigma, vcov_beta = (
-        np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for part in numbers
-    )
-    return LeftOut(theta, beta, sigma, vcov_beta, outcome)
+        numbers, outcome, sound = jax.tree.map(lambda part: part[:count], jax.device_get(out))
+    p = rows.X.shape[1]
+    found = {"beta": np.zeros((count, p)), "vcov_beta": np.zeros((count, p, p)), **numbers}
+    found = {name: np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for name, part in found.items()}
+    return LeftOut(**found, outcome=outcome)
 
 
 @program(static_argnames=("side_by_side",))
@@ -93,11 +93,12 @@ def _program(rows, clusters, chosen, theta, limit, reml, side_by_side):
     def without(cluster):
         held = moments(replace(rows, weights=jnp.where(clusters == cluster, 0, rows.weights)), columns)
         # All data together have the identity here: an eigenvalue of zero is a coefficient that the rest does not tell.
-        told = eigh(held.G[:-1, :-1])[0] > 1e-10
+        told = eigh(held.G[:-1, :-1])[0] > 1e-10 if rows.X.shape[1] else jnp.ones(0, bool)
         solution = optimize.minimize(held, start_at(theta, held), reml, limit, others=limit > ONE_STEP)
         result = estimates(solution.roots, held, reml)
-        numbers = (result[name] for name in ("theta", "beta", "sigma", "vcov_beta"))
+        # JAX maps no empty arrays: those of a model without fixed effects are left out.
+        numbers = {name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta") if result[name].size}
         sound = jnp.all(told) & jnp.isfinite(result["objective"])
-        return *numbers, outcome_of(solution, result["sigma"], held), sound
+        return numbers, outcome_of(solution, result["sigma"], held), sound
 
     return jax.lax.map(without, chosen, batch_size=side_by_side)

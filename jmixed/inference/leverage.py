@@ -44,10 +44,11 @@ def row_diagnostics(data: ModelData, joint: JointCovariance, residuals) -> RowDi
     Returns
     -------
     RowDiagnostics
-        NaN where a leverage of one leaves no residual.
+        NaN where a leverage of one leaves no residual, and Cook's distance of a model without fixed effects.
     """
     Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms])
     hat = data.weights * joint.variances(data.X, Z) / joint.sigma**2
     left = np.where(1 - hat > 1e-10, 1 - hat, np.nan)
     standardised = residuals * np.sqrt(data.weights / left) / joint.sigma
-    return RowDiagnostics(hat, standardised, standardised**2 * hat / left / data.X.shape[1])
+    # Without fixed effects there is nothing that a row could move.
+    return RowDiagnostics(hat, standardised, standardised**2 * hat / left / (data.X.shape[1] or np.nan))

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from jmixed.design.terms import ModelData
+from jmixed.facts import Facts
 from jmixed.information import diagonal_blocks
 from jmixed.programs import Fit
 
 
-@dataclass(frozen=True)
-class VarianceExplained:
+@dataclass(frozen=True, repr=False)
+class VarianceExplained(Facts):
     """Shares of the variance of a response.
 
     Attributes
@@ -29,9 +30,18 @@ class VarianceExplained:
     random: float
     residual: float
 
+    def _facts(self) -> tuple[str, dict[str, object]]:
+        return "Share of the variance explained (R2)", {
+            "marginal, by the fixed effects": self.marginal,
+            "conditional, by fixed and random effects": self.conditional,
+            "variance of the fixed effects": self.fixed,
+            "variance of the random effects": self.random,
+            "residual variance": self.residual,
+        }
 
-@dataclass(frozen=True)
-class IntraclassCorrelation:
+
+@dataclass(frozen=True, repr=False)
+class IntraclassCorrelation(Facts):
     """Share of the random effects in the variance.
 
     Attributes
@@ -47,6 +57,14 @@ class IntraclassCorrelation:
     adjusted: float
     unadjusted: float
     by_group: dict[str, float]
+
+    def _facts(self) -> tuple[str, dict[str, object]]:
+        shares = {f"adjusted, of {group}": share for group, share in self.by_group.items()}
+        return "Intraclass correlation", {
+            "adjusted": self.adjusted,
+            "unadjusted": self.unadjusted,
+            **(shares if len(shares) > 1 else {}),
+        }
 
 
 def variance_explained(data: ModelData, fit: Fit) -> VarianceExplained:

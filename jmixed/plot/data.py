@@ -326,5 +326,7 @@ def known(name, names, what):
         return names[0]
     if name not in names:
         shown = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
-        raise ModelError(f"{name!r} is not a {what} of this model; use one of {shown}")
+        raise ModelError(
+            f"{name!r} is not a {what} of this model; " + (f"use one of {shown}" if names else "it has none")
+        )
     return name
