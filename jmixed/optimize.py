@@ -227,7 +227,7 @@ def _is_better(search: Search, state: State):
     own, other = _is_certified(state), _is_certified(search.best)
     value, least = state.derivatives.value, search.best.derivatives.value
     rounding = jnp.maximum(1e-8, 2 * ROUNDING * jnp.abs(value))
-    margin = jnp.where(own == other, rounding, jnp.where(own, -1e-5, 1e-5))
+    margin = jnp.where(own & other, rounding, jnp.where(own & ~other, -1e-5, 1e-5))
     return (search.start == 0) | (value < least - margin)
 
 
