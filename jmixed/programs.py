@@ -16,7 +16,7 @@ from jmixed.compilation import program
 from jmixed.covariance import IDENTITY, join
 from jmixed.data import Design, Moments, Rows
 from jmixed.errors import DataError, ModelError, Outcome
-from jmixed.estimation import level_count, outcome_of, start_at
+from jmixed.estimation import SMALL, level_count, outcome_of, start_at
 from jmixed.information import Curvature, Uncertainty, psi_map, roots_of_psi, row_major, singular_terms
 from jmixed.layout import bucket
 from jmixed.likelihood import criterion
@@ -94,9 +94,6 @@ FEW_LEVELS = 8
 THIN = 1000
 """So do crossed factors with more coefficients than half of so few rows."""
 OTHER_STARTS = 8
-
-SMALL = 1 << 17
-"""Bytes of a fit's tables of derivatives up to which its programs are compiled for small problems."""
 
 
 class Found(NamedTuple):
