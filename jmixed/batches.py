@@ -1,7 +1,7 @@
 """Thousands of fits at once: one compiled program over batches of responses, which share all that they can."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,12 +14,20 @@ from jmixed import optimize
 from jmixed.compilation import program
 from jmixed.data import Design
 from jmixed.errors import DataError, Outcome
-from jmixed.estimation import Estimate, estimate_at, outcome_of, say_once_if_narrowed
+from jmixed.estimation import (
+    Estimate,
+    compiled,
+    estimate_at,
+    known_design,
+    named_estimate,
+    outcome_of,
+    say_once_if_narrowed,
+)
 from jmixed.layout import bucket
 from jmixed.likelihood.collapse import Classes, classes_of, collapse
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.precision import double_precision, exact_products
+from jmixed.precision import FLOAT, double_precision, exact_products
 
 MEMORY = 2**28
 """Bytes that a batch may take, unless told otherwise."""
@@ -101,34 +109,39 @@ def estimate_many(design: Design, Y, reml: bool = True, *, X=None, Z=None, weigh
     >>> np.asarray(many.sigma).round(3)
     array([30.991, 61.982])
     """
-    design.require_rows("estimate_many")
+    known_design(design).require_rows("estimate_many")
     given = {"y": Y, "X": X, "Z": Z, "weights": weights, "offset": offset}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: _as_arrays(name, value) for name, value in given.items() if value is not None}
     m = _check_batch(design, given)
     say_once_if_narrowed(design)
+    Y = given["y"]
     if not isinstance(Y, Tracer) and np.any(missing := np.isnan(Y)):
-        own = jnp.asarray(design.weights if weights is None else weights)
+        own = jnp.asarray(design.weights if weights is None else given["weights"])
         given |= {"y": jnp.where(missing, 0, jnp.asarray(Y)), "weights": jnp.where(missing, 0, own)}
     own = given.get("weights")
     parts = (design.Z, design.weights, design.index, own)
     concrete = Z is None and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts))
     classes = classes_of(_on_host(design), None if own is None else np.asarray(own)) if concrete else None
     chunks = -(-m // _lanes(design, classes, MEMORY))
-    return _estimate_many(design, given, classes, reml, chunks, own is not None)
+    if "Z" in given:
+        given["Z"] = tuple(given["Z"].get(label) for label in design.labels)
+    found = compiled(_estimate_many, design.rows(), given, classes, reml, chunks=chunks, apart=own is not None)
+    return named_estimate(found, design, m)
 
 
-@partial(jax.jit, static_argnames=("chunks", "apart"))
-def _estimate_many(design, given, classes, reml, chunks, apart):
+def _estimate_many(rows, given, classes, reml, chunks, apart):
     """Batch after batch; `apart`: each fit has classes of its own."""
     m = given["y"].shape[0]
     lanes = -(-m // chunks)
 
     def one(lane):
         arrays, own = lane
-        changed = design.replace(**arrays)
-        held = cross_products(jax.tree.map(jnp.asarray, changed.rows()))
+        if "Z" in arrays:
+            Z = zip(arrays["Z"], rows.Z, strict=True)
+            arrays = {**arrays, "Z": tuple(kept if new is None else new for new, kept in Z)}
+        held = cross_products(jax.tree.map(jnp.asarray, replace(rows, **arrays)))
         solution = _minimize(stop_gradient(held), own if apart else classes, reml, optimize.MAX_ITERATIONS)
-        return estimate_at(solution, held, design, reml)
+        return estimate_at(solution, held, reml)
 
     def split(array):
         array = jnp.asarray(array)
@@ -249,6 +262,29 @@ def _lanes(design, classes, memory):
     apart = sum(layout.stage_width(s) * count for s, count in enumerate(layout.blocks)) * border
     each = 8 * rows + 4 * apart + replace(layout, blocks=blocks).fit_bytes(design.X.shape[1])
     return bucket(max(min(LANES, memory // each), 1))
+
+
+def _as_arrays(name, value):
+    """What was given for the fits, as arrays of numbers."""
+    if name == "Z":
+        if not isinstance(value, Mapping):
+            raise DataError(f"estimate_many: Z is a {type(value).__name__}; give a dict of arrays by the term's label")
+        return {label: _as_arrays(f"Z[{label!r}]", own) for label, own in value.items()}
+    if isinstance(value, jax.Array):
+        return value
+    title = "Y" if name == "y" else name
+    if hasattr(value, "columns"):
+        raise DataError(
+            f"{title} is a {type(value).__name__}, whose columns might be responses or rows: give an array (m, nobs), "
+            f"a response a row, as in {title}.to_numpy().T, or use model.fit_many, which takes a response a column"
+        )
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{title} is no array ({error}): give a row for each fit, all of one length") from None
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{title} has dtype {array.dtype}; it must hold numbers, with NaN for missing values")
+    return array if array.dtype.kind == "f" else array.astype(FLOAT)
 
 
 def _check_batch(design, given) -> int:

@@ -1,15 +1,17 @@
 """The pytrees that the likelihood takes: row arrays with their layout, and the cross-products made from them."""
 
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import dataclass, field, fields
 from dataclasses import replace as _replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from jmixed.errors import DataError
-from jmixed.layout import Layout
+from jmixed.layout import Layout, bucket
 from jmixed.memory import padded
 
 Array = Any
@@ -140,10 +142,110 @@ class Totals:
     log_weights: Array
 
 
-@jax.tree_util.register_dataclass
+class Names:
+    """What people call the terms of a design, and how much of its arrays is no padding: no part of a program.
+
+    In a pytree the names of one design equal those of any other, so that designs of one shape share a program. A
+    program cannot bring names along, but a number: every tree that has names has their `key` among its arrays, and
+    whoever asks for a name when the program has run finds it by that. Once names have been read while JAX traces, what
+    was traced may depend on them: from then on they equal the same names only.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        The terms' labels in the order of theta.
+    counts : tuple of int
+        True number of levels of each factor.
+    rows : int
+        True number of rows.
+    key : int array ()
+        The number of these names in this process.
+    """
+
+    def __init__(self, labels, counts, rows):
+        self.labels, self.counts, self.rows = tuple(labels), tuple(map(int, counts)), int(rows)
+        self.key = np.asarray(_number_of(self.stated), np.int32)
+        self._read = self._shared = False
+
+    @property
+    def stated(self):
+        """All of them, as one tuple."""
+        return self.labels, self.counts, self.rows
+
+    def __eq__(self, other):
+        if not isinstance(other, Names):
+            return NotImplemented
+        same = self.stated == other.stated
+        if self._read or other._read:
+            # What is found by the one has been read, too, whenever it is found by the other.
+            self._read, other._read = self._read or same, other._read or same
+            return same
+        if not same:
+            self._shared = other._shared = True
+        return True
+
+    def __hash__(self):
+        return hash(Names)
+
+    def __reduce__(self):
+        return Names, self.stated
+
+    def __repr__(self):
+        return f"Names{self.stated}"
+
+    def known_by(self, key) -> "Names":
+        """The names that belong to a key: these, while it is traced; else those that it is the number of.
+
+        Parameters
+        ----------
+        key : int array (...)
+            Of one tree, or of a batch whose terms have one set of labels.
+
+        Raises
+        ------
+        DataError
+            The key has been computed with, or belongs to a batch of models of different terms.
+        """
+        if key is self.key:
+            return self
+        if isinstance(key, Tracer):
+            self._read = True
+            return self
+        whole = isinstance(key, np.ndarray | np.generic | jax.Array) and np.issubdtype(key.dtype, np.integer)
+        found = {_stated.get(int(number)) for number in np.unique(np.asarray(key))} if whole else {None}
+        if None in found:
+            if self._shared:
+                raise DataError(
+                    "the names of these terms are lost: the arrays went through a program that serves other models, "
+                    "too, and were then computed with as a whole; compute with the fields one by one"
+                )
+            return self
+        labels, counts, rows = zip(*found, strict=True)
+        if len(set(labels)) > 1:
+            raise DataError(f"a batch of models of different terms, {sorted(set(labels))}, has no names for its terms")
+        return Names(labels[0], np.max(counts, axis=0), max(rows))
+
+
+_stated: dict[int, Any] = {}
+"""All names of this process by their key."""
+
+
+def _number_of(stated) -> int:
+    """A number for names, the same in every process unless two of them collide."""
+    number = zlib.crc32(repr(stated).encode()) >> 2
+    while _stated.setdefault(number, stated) != stated:
+        number = (number + 1) % (1 << 30)
+    return number
+
+
 @dataclass(frozen=True)
 class Design:
     """The arrays of a mixed model, row by row. A pytree: it passes through jit, grad and vmap.
+
+    As a pytree it has its arrays padded, by rows of weight zero, to one of a few sizes, and neither labels nor true
+    numbers of rows and levels belong to its structure: a function under jit that takes a design is compiled once for
+    all designs of about one size. If it asks for the rows or the names, ``design.y`` or ``design.Z``, it gets them as
+    they are, and is compiled for each.
 
     Attributes
     ----------
@@ -160,9 +262,9 @@ class Design:
     index : Index
         Where rows and levels belong.
     labels : tuple of str
-        The terms' labels in the order of theta; static.
+        The terms' labels in the order of theta.
     counts : tuple of int
-        True number of levels of each factor; static.
+        True number of levels of each factor.
     layout : Layout
         Shapes and the order of elimination; static.
     totals : Totals or None
@@ -182,10 +284,43 @@ class Design:
     weights: Array
     offset: Array
     index: Index
-    labels: tuple[str, ...] = static()
-    counts: tuple[int, ...] = static()
-    layout: Layout = static()
+    labels: tuple[str, ...]
+    counts: tuple[int, ...]
+    layout: Layout
     totals: Totals | None = None
+
+    def __getattr__(self, name):
+        """What a design that comes out of a pytree has been made of: without padding, by name."""
+        if name not in _FIELDS or "_rows" not in self.__dict__:
+            raise AttributeError(f"a Design has no attribute {name!r}")
+        rows = self.__dict__["_rows"]
+        if name in ("index", "layout", "totals"):
+            return getattr(rows, name)
+        known = self.__dict__["_names"].known_by(self.__dict__["_key"])
+        if name in ("labels", "counts"):
+            return getattr(known, name)
+        if name == "Z":
+            return {label: _cut(Z, known.rows, -2) for label, Z in zip(known.labels, rows.Z, strict=True)}
+        return _cut(getattr(rows, name), known.rows, -2 if name == "X" else -1)
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if "_rows" in self.__dict__ or key[0] != "_"}
+
+    def padded_rows(self) -> "Rows":
+        """The arrays without names, padded to a bucket of their number; what a pytree is made of.
+
+        Returns
+        -------
+        Rows
+
+        Examples
+        --------
+        >>> model.design.padded_rows().y.shape
+        (192,)
+        """
+        if (rows := self.__dict__.get("_rows")) is not None:
+            return rows
+        return self.rows(bucket(np.shape(self.y)[-1]) if np.ndim(self.y) else None)
 
     @property
     def nobs(self) -> int:
@@ -196,7 +331,7 @@ class Design:
         >>> model.design.nobs
         180
         """
-        return self.y.shape[0] if self.totals is None else int(self.totals.nobs)
+        return self.y.shape[-1] if self.totals is None else int(self.totals.nobs)
 
     def require_rows(self, what: str) -> None:
         """Refuse what takes the rows one by one when they stand for others.
@@ -274,11 +409,60 @@ class Design:
         >>> model.design.rows(256).y.shape
         (256,)
         """
-        columns = (self.y, self.X, tuple(self.Z[label] for label in self.labels), self.weights, self.offset)
-        if size is not None:
-            columns = jax.tree.map(lambda array: padded(array, size), columns)
-        y, X, Z, weights, offset = columns
-        return Rows(y, X, Z, weights, offset, self.index, self.layout, self.totals)
+        Z = tuple(_extend(self.Z[label], size, -2) for label in self.labels)
+        y, weights, offset = (_extend(array, size, -1) for array in (self.y, self.weights, self.offset))
+        return Rows(y, _extend(self.X, size, -2), Z, weights, offset, self.index, self.layout, self.totals)
+
+
+_FIELDS = frozenset(one.name for one in fields(Design))
+
+
+def names_of(design: Design) -> tuple[Names, Any]:
+    """The names of a design, and their key, which may be traced."""
+    own = vars(design)
+    if "_names" not in own:
+        own["_names"] = Names(design.labels, design.counts, np.shape(design.y)[-1])
+    return own["_names"], own.get("_key", own["_names"].key)
+
+
+def _flatten(design):
+    names, key = names_of(design)
+    return (design.padded_rows(), key), names
+
+
+def _flatten_with_keys(design):
+    children, names = _flatten(design)
+    return tuple(zip(map(jax.tree_util.GetAttrKey, ("rows", "names")), children, strict=True)), names
+
+
+def _unflatten(names, children):
+    """A design that takes its padding off when it is asked for an array."""
+    design = object.__new__(Design)
+    vars(design).update(_rows=children[0], _names=names, _key=children[1])
+    return design
+
+
+jax.tree_util.register_pytree_with_keys(Design, _flatten_with_keys, _unflatten, _flatten)
+
+
+def _extend(array, size, axis):
+    """An array with zeros behind it along an axis, up to a size; what is no array stays as it is."""
+    if size is None or np.ndim(array) < -axis:
+        return array
+    if isinstance(array, np.ndarray) and array.ndim == -axis:
+        return padded(array, size)
+    if array.shape[axis] == size:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, size - array.shape[axis])
+    return np.pad(array, widths) if isinstance(array, np.ndarray) else jnp.pad(array, widths)
+
+
+def _cut(array, size, axis):
+    """An array without what is behind that size along an axis; what is no array stays as it is."""
+    if np.ndim(array) < -axis or np.shape(array)[axis] == size:
+        return array
+    return array[..., :size] if axis == -1 else array[..., :size, :]
 
 
 def _check(name, value, old):
@@ -399,3 +583,30 @@ class Moments:
         3.0
         """
         return sums if self.axis is None else jax.lax.psum(sums, self.axis)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Effects:
+    """Random effects of all terms, under numbers in a pytree and by name for people.
+
+    Attributes
+    ----------
+    arrays : tuple of arrays (levels, q)
+        By term, padded to a bucket of levels.
+    key : int array ()
+        Of the names: see `Names`.
+    names : Names
+    layout : Layout
+    """
+
+    arrays: tuple[Array, ...]
+    key: Array
+    names: Names = static()
+    layout: Layout = static()
+
+    def by_label(self) -> dict[str, Array]:
+        """The effects of the true levels, by the term's label."""
+        known = self.names.known_by(self.key)
+        counts = {t: n for n, members in zip(known.counts, self.layout.factors, strict=True) for t in members}
+        return {label: _cut(self.arrays[t], counts[t], -2) for t, label in enumerate(known.labels)}

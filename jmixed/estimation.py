@@ -1,19 +1,24 @@
 """The fit as a pure function of arrays: it composes with jit, vmap and grad."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.lax import stop_gradient
 
 from jmixed import optimize
-from jmixed.data import Design, Moments
+from jmixed.compilation import program
+from jmixed.data import Design, Effects, Moments, Rows, names_of
 from jmixed.errors import DataError, Outcome, PrecisionWarning, warn
+from jmixed.layout import Layout
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.moments import redundancy
 from jmixed.linalg import diagonal, eigh
 from jmixed.precision import exact_products
 from jmixed.sharing import axis_to_share, minimize_shared, shares
@@ -22,11 +27,19 @@ BLUR = 3e9
 """Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
 
 
-REDUNDANT = 1e-7
-"""Part of a fixed-effects column, relative to its length, below which the columns before it explain all of it."""
+class _ByLabel:
+    """A field that holds `Effects`, or a dict of arrays, and gives a dict."""
+
+    def __get__(self, estimate, owner=None):
+        if estimate is None:
+            raise AttributeError("b belongs to an Estimate")
+        held = vars(estimate)["b"]
+        return held.by_label() if isinstance(held, Effects) else held
+
+    def __set__(self, estimate, value):
+        vars(estimate)["b"] = value
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Estimate:
     """The fit of a mixed model as a pytree of arrays.
@@ -63,11 +76,26 @@ class Estimate:
     theta: Any
     beta: Any
     sigma: Any
-    b: dict[str, Any]
+    b: Any
     vcov_beta: Any
     log_likelihood: Any
     objective: Any
     outcome: Any
+
+
+Estimate.b = _ByLabel()
+_FIELDS = tuple(one.name for one in fields(Estimate))
+
+
+def _flatten(estimate):
+    return tuple(vars(estimate)[name] for name in _FIELDS), None
+
+
+def _flatten_with_keys(estimate):
+    return tuple((jax.tree_util.GetAttrKey(name), vars(estimate)[name]) for name in _FIELDS), None
+
+
+jax.tree_util.register_pytree_with_keys(Estimate, _flatten_with_keys, lambda _, held: Estimate(*held), _flatten)
 
 
 @exact_products
@@ -96,10 +124,24 @@ def moments(design: Design) -> Moments:
     ...     float(jm.moments(design).nobs)
     180.0
     """
+    say_once_if_narrowed(known_design(design))
+    return compiled(_moments, design.padded_rows())
+
+
+def _moments(rows):
+    return cross_products(jax.tree.map(jnp.asarray, rows))
+
+
+def known_design(design) -> Design:
+    """The design that a caller gave: one, of one model."""
     if not isinstance(design, Design):
         raise DataError(f"design is a {type(design).__name__}; give the design of a model, model.design")
-    say_once_if_narrowed(design)
-    return cross_products(jax.tree.map(jnp.asarray, design.rows()))
+    if (axes := np.ndim(design.padded_rows().y)) != 1:
+        raise DataError(
+            f"the design's response has {axes} axes: it holds several designs; map over them, as in "
+            "jax.vmap(jm.estimate)(designs)"
+        )
+    return design
 
 
 @exact_products
@@ -130,8 +172,20 @@ def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     ...     round(float(jm.profiled_deviance(np.array([1.2]), design)), 4)
     1786.4652
     """
-    held = design if isinstance(design, Moments) else moments(design)
-    return criterion.deviance_of_theta(theta_of(held, theta), held, reml)
+    data = _known_data(design)
+    return compiled(_profiled_deviance, data, theta_of(data.layout, theta), reml)
+
+
+def _profiled_deviance(data, theta, reml):
+    return criterion.deviance_of_theta(theta, data if isinstance(data, Moments) else _moments(data), reml)
+
+
+def _known_data(design) -> Moments | Rows:
+    """What programs take of a design or of cross-products that a caller gave."""
+    if isinstance(design, Moments):
+        return design
+    say_once_if_narrowed(known_design(design))
+    return design.padded_rows()
 
 
 @exact_products
@@ -165,14 +219,36 @@ def log_likelihood(beta, theta, sigma, design: Design | Moments):
     ...     round(float(jm.log_likelihood(np.array([251.4, 10.5]), np.array([1.2]), 31.0, design)), 3)
     -897.059
     """
-    held = design if isinstance(design, Moments) else moments(design)
-    beta = _of_shape("beta", beta, held.R.shape[:1], "a number for each column of X")
-    return criterion.log_density(beta, theta_of(held, theta), jnp.asarray(sigma), held)
+    data = _known_data(design)
+    p = data.beta0.shape[0] if isinstance(data, Moments) else data.X.shape[1]
+    beta = _of_shape("beta", beta, (p,), "a number for each column of X")
+    return compiled(_log_likelihood, data, beta, theta_of(data.layout, theta), jnp.asarray(sigma))
 
 
-def theta_of(held: Moments, theta, name: str = "theta") -> jax.Array:
+def _log_likelihood(data, beta, theta, sigma):
+    if isinstance(data, Moments):
+        return criterion.log_density(beta, theta, sigma, data)
+    # Of the residuals, the density asks nothing of the columns of X: they may be collinear.
+    held = moments_of_residuals(data, data.y - data.offset - data.X @ beta)
+    return criterion.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held)
+
+
+def moments_of_residuals(rows: Rows, residuals) -> Moments:
+    """The cross-products of residuals from any mean: those of a design without fixed effects.
+
+    Parameters
+    ----------
+    rows : Rows
+    residuals : array (rows,)
+    """
+    residuals = jnp.asarray(residuals)
+    bare = {"X": jnp.zeros((*residuals.shape, 0), residuals.dtype), "offset": jnp.zeros_like(residuals)}
+    return _moments(replace(rows, y=residuals, **bare))
+
+
+def theta_of(layout: Layout, theta, name: str = "theta") -> jax.Array:
     """Relative covariance factors that a caller gave, as many as the terms have."""
-    return _of_shape(name, theta, (sum(term.size for term in held.layout.terms),), "in the order of model.theta_names")
+    return _of_shape(name, theta, (sum(term.size for term in layout.terms),), "in the order of model.theta_names")
 
 
 def _of_shape(name, value, shape, what):
@@ -231,18 +307,62 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
     >>> round(float(influence @ design.y), 4)
     10.4673
     """
+    say_once_if_narrowed(known_design(design))
     shared_over = axis_to_share(design, mesh, axis)
+    if mesh is None or shared_over is None:
+        return named_estimate(compiled(_estimate, design.padded_rows(), theta0, reml), design)
     held = moments(design)
     constant = stop_gradient(held)
-    start = start_at(theta0, constant)
-    if mesh is None or shared_over is None:
-        solution = optimize.minimize(constant, start, reml, optimize.MAX_ITERATIONS)
-    else:
-        solution = minimize_shared(constant, start, reml, mesh, shared_over, shares(design, mesh.shape[shared_over]))
-    return estimate_at(solution, held, design, reml)
+    shared_out = shares(design, mesh.shape[shared_over])
+    solution = minimize_shared(constant, start_at(theta0, constant), reml, mesh, shared_over, shared_out)
+    return named_estimate(estimate_at(solution, held, reml), design)
 
 
-def estimate_at(solution: optimize.Solution, held: Moments, design: Design, reml) -> Estimate:
+def _estimate(rows, theta0, reml):
+    held = cross_products(jax.tree.map(jnp.asarray, rows))
+    constant = stop_gradient(held)
+    solution = optimize.minimize(constant, start_at(theta0, constant), reml, optimize.MAX_ITERATIONS)
+    return estimate_at(solution, held, reml)
+
+
+def compiled(function, *args, **static):
+    """Call a pure function of arrays by its compiled program, or as part of the program that is being traced."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+        return _traced(function, tuple(static))(*args, **static)
+    with jax.ensure_compile_time_eval():
+        return _program(function, tuple(static))(*args, **static)
+
+
+@cache
+def _program(function, static):
+    return program(function, static_argnames=static, brief=_is_small)
+
+
+SMALL = 1 << 17
+"""Bytes of a fit's tables of derivatives up to which its programs are compiled for small problems."""
+
+
+def _is_small(data, *_, **__):
+    """Whether all steps are so little work that optimised code would save less than compiling it costs."""
+    if isinstance(data, Moments):
+        return data.layout.fit_bytes(data.beta0.shape[0]) <= SMALL
+    numbers = data.y.shape[0] * (sum(Z.shape[1] for Z in data.Z) + data.X.shape[1])
+    return numbers <= SMALL // 8 and data.layout.fit_bytes(data.X.shape[1]) <= SMALL
+
+
+@cache
+def _traced(function, static):
+    return jax.jit(function, static_argnames=static)
+
+
+def named_estimate(estimate: Estimate, design: Design, fits: int | None = None) -> Estimate:
+    """An estimate whose effects know the names of the design's terms; that of so many fits has an axis of them."""
+    names, key = names_of(design)
+    key = key if fits is None else jnp.broadcast_to(key, (fits,))
+    return replace(estimate, b=Effects(tuple(vars(estimate)["b"]), key, names, design.layout))
+
+
+def estimate_at(solution: optimize.Solution, held: Moments, reml) -> Estimate:
     """The estimate at an optimum, as a differentiable function of the cross-products.
 
     Parameters
@@ -250,18 +370,20 @@ def estimate_at(solution: optimize.Solution, held: Moments, design: Design, reml
     solution : Solution
         Of these cross-products; nothing is differentiated through it.
     held : Moments
-    design : Design
-        What the cross-products are of.
     reml : bool
+
+    Returns
+    -------
+    Estimate
+        With the effects of all levels, padding too, by the number of the term.
     """
     solution = stop_gradient(solution)
     unit = optimize.units(solution.chart, held.layout.terms)
     phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian, unit), held, reml)
     roots = optimize.chart_roots(optimize.Chart(solution.chart.bases, phi), held.layout.terms)
     result = estimates(roots, held, reml)
-    b = by_level(result.pop("modes"), held)
     return Estimate(
-        b={label: b[t][: level_count(design, t)] for t, label in enumerate(design.labels)},
+        b=tuple(by_level(result.pop("modes"), held)),
         outcome=outcome_of(solution, stop_gradient(result["sigma"]), stop_gradient(held)),
         log_likelihood=-result["objective"] / 2,
         **{name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")},
@@ -276,7 +398,7 @@ def level_count(design, term):
 def start_at(theta0, held):
     if theta0 is None:
         return None
-    theta = theta_of(held, theta0, "theta0")
+    theta = theta_of(held.layout, theta0, "theta0")
     return criterion.squares(criterion.precondition(criterion.factors_of(theta, held), held))
 
 
@@ -344,13 +466,14 @@ def outcome_of(solution, sigma, held):
     ok = (solution.outcome == Outcome.CONVERGED.value) | (solution.outcome == Outcome.PRECISION_LIMIT.value)
     outcome = jnp.where(ok & (blur > BLUR), Outcome.ROUNDED.value, solution.outcome)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
-    # A column's length in R is its own; its diagonal entry is what the columns before it do not explain.
-    redundant = jnp.abs(diagonal(held.R)) <= REDUNDANT * jnp.sqrt(jnp.sum(held.R**2, axis=0))
+    # Of a column's unit length, what the columns before it do not explain.
+    redundant = diagonal(held.G)[:-1] <= redundancy(held.G.dtype) ** 2
     return jnp.where(jnp.any(redundant), Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
 
 
 def say_once_if_narrowed(design):
-    wide = any(getattr(a, "dtype", None) == np.dtype("f8") for a in (design.y, design.X))
+    rows = design.padded_rows()
+    wide = any(getattr(a, "dtype", None) == np.dtype("f8") for a in (rows.y, rows.X))
     if wide and jax.dtypes.canonicalize_dtype(np.dtype("f8")).itemsize == 4:
         warn(
             "this design holds 64-bit floats, but JAX works in 32 bits here: the likelihood keeps about 4 digits. "

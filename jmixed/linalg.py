@@ -347,7 +347,8 @@ def _triangle_of_many(size, batched, a):
 
 def _gram_schmidt(a):
     """R by modified Gram-Schmidt, whose R is as good as that of reflections (Björck 1967)."""
-    rows = min(a.shape)
+    if not (rows := min(a.shape)):
+        return jnp.zeros((rows, a.shape[1]), a.dtype)
 
     def reduce(k, carry):
         a, triangle = carry

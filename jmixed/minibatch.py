@@ -2,17 +2,15 @@
 
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from jmixed.data import Design, Grouping, Index
 from jmixed.errors import DataError, ModelError
-from jmixed.estimation import theta_of
+from jmixed.estimation import compiled, known_design, moments_of_residuals, theta_of
 from jmixed.layout import bucket
 from jmixed.likelihood import criterion
-from jmixed.likelihood.moments import moments
 from jmixed.precision import exact_products
 
 CHUNK = 16
@@ -155,13 +153,18 @@ def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | Non
     ...     round(float(jm.marginal_loss(design.y - 251.4 - 10.5 * design.X[:, 1], np.array([1.2]), design, 31.0)), 3)
     897.059
     """
-    residual = jnp.asarray(residual)
-    changed = design.replace(y=residual, offset=jnp.zeros_like(residual))
-    held = moments(
-        jax.tree.map(jnp.asarray, replace(changed, X=jnp.zeros((residual.shape[0], 0), residual.dtype)).rows())
-    )
-    theta = theta_of(held, theta)
+    rows = known_design(design).replace(y=residual).padded_rows()
+    theta = theta_of(rows.layout, theta)
     if sigma is None:
-        return criterion.deviance_of_theta(theta, held, False) / 2
-    loss = -criterion.log_density(jnp.zeros(0, residual.dtype), theta, jnp.asarray(sigma), held)
+        return compiled(_profiled_loss, rows, theta)
+    loss = compiled(_loss, rows, theta, jnp.asarray(sigma))
     return loss if groups is None else loss * (groups / design.counts[0])
+
+
+def _profiled_loss(rows, theta):
+    return criterion.deviance_of_theta(theta, moments_of_residuals(rows, rows.y), False) / 2
+
+
+def _loss(rows, theta, sigma):
+    held = moments_of_residuals(rows, rows.y)
+    return -criterion.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held)

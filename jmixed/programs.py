@@ -15,7 +15,7 @@ from jmixed.compilation import program
 from jmixed.covariance import IDENTITY, join
 from jmixed.data import Design, Moments, Rows
 from jmixed.errors import DataError, ModelError, Outcome
-from jmixed.estimation import level_count, outcome_of, start_at
+from jmixed.estimation import SMALL, level_count, outcome_of, start_at
 from jmixed.information import (
     Curvature,
     Uncertainty,
@@ -98,8 +98,6 @@ class Fit:
         return self.outcome.ok
 
 
-SMALL = 1 << 17
-"""Bytes of a fit's tables of derivatives up to which its programs are compiled for small problems."""
 
 
 class Found(NamedTuple):

@@ -59,18 +59,19 @@ def conditional_modes(result, held):
 
 
 def by_level(blocks, held):
-    """From blocks (Q, ..., blocks) per stage to terms (levels, q, ...), on the original scale of Z."""
+    """From blocks (Q, ..., blocks) per stage to terms (levels, q, ...), on the original scale of Z; padding is 0."""
     layout, index = held.layout, held.index
     terms = {}
     for f, members in enumerate(layout.factors):
         stage, width = layout.stage_of(f), layout.factor_width(f)
-        block = index.block[f].at[index.position[f]].get(mode="fill", fill_value=0)
+        # A level that is padding lies in no block.
+        block = index.block[f].at[index.position[f]].get(mode="fill", fill_value=layout.blocks[stage])
         slot = index.slot[f].at[index.position[f]].get(mode="fill", fill_value=0)
         start = layout.offset_in_stage(f) + slot * width
         own = (
             blocks[stage]
             .at[start[:, None] + jnp.arange(width, dtype=start.dtype)[None], block[:, None]]
-            .get(mode="clip")
+            .get(mode="fill", fill_value=0)
         )
         offset = 0
         for t in members:

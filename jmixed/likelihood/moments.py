@@ -259,9 +259,20 @@ def _fixed(arrays, preconditioners):
     return jnp.tensordot(preconditioners.basis.T, X, 1), (arrays["y"] - explained)[None]
 
 
+def redundancy(dtype) -> float:
+    """Part of a fixed-effects column, relative to its length, below which the columns before it explain all of it."""
+    return max(1e-7, 8 * float(jnp.finfo(dtype).eps))
+
+
 def _precondition_fixed(rows):
-    """R with W^(1/2) X = QR, and R^-1."""
+    """R with W^(1/2) X = QR, and R^-1.
+
+    What is left of a column that the ones before it explain is not brought to unit length: it counts for what it is.
+    """
     length, triangle = _triangle(rows.X, rows.weights)
+    explained = jnp.abs(diagonal(triangle)) <= redundancy(triangle.dtype)
+    unit: Any = np.eye(len(length), dtype=triangle.dtype)
+    triangle = jnp.where(explained[:, None], unit, triangle)
     return triangle * length[None], triangular_inverse(triangle) / length[:, None]
 
 
@@ -300,7 +311,7 @@ def _precondition_term(structure, Z, weights, nobs):
     this centres the others. A column that the ones before it explain keeps its direction.
     """
     unit: Any = np.eye(structure.q, dtype=Z.dtype)
-    root = jnp.sqrt(nobs)
+    root = jnp.sqrt(jnp.maximum(nobs, 1))
     size, triangle = _triangle(Z, weights, zero=root)
     if structure.kind == "identity":
         return unit * root / jnp.sqrt(jnp.mean(size**2))
