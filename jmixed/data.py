@@ -538,6 +538,8 @@ class Moments:
         Number of rows of positive weight.
     total : scalar
         Weighted sum of squares of y - offset, the yardstick for a perfect fit.
+    redundant : bool scalar
+        Whether the other columns of X explain one of them in the rows at hand.
     index : Index
         Where rows and levels belong.
     shift : tuple of (array (Q, border, blocks) or None), one per stage
@@ -558,6 +560,7 @@ class Moments:
     log_weights: Array
     nobs: Array
     total: Array
+    redundant: Array
     index: Index
     shift: tuple[Array | None, ...]
     layout: Layout = static()

@@ -18,8 +18,7 @@ from jmixed.layout import Layout
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.likelihood.moments import redundancy
-from jmixed.linalg import diagonal, eigh
+from jmixed.linalg import eigh
 from jmixed.precision import exact_products
 from jmixed.sharing import axis_to_share, minimize_shared, shares
 
@@ -466,9 +465,7 @@ def outcome_of(solution, sigma, held):
     ok = (solution.outcome == Outcome.CONVERGED.value) | (solution.outcome == Outcome.PRECISION_LIMIT.value)
     outcome = jnp.where(ok & (blur > BLUR), Outcome.ROUNDED.value, solution.outcome)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
-    # Of a column's unit length, what the columns before it do not explain.
-    redundant = diagonal(held.G)[:-1] <= redundancy(held.G.dtype) ** 2
-    return jnp.where(jnp.any(redundant), Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
+    return jnp.where(held.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
 
 
 def say_once_if_narrowed(design):

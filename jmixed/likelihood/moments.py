@@ -76,6 +76,8 @@ def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}
     C, B, A = _stack_stages(rows, arrays, preconditioned)
     G, log_weights, total = sum_in_blocks(_totals, arrays, preconditioned, axis=0, blocks=MANY)
+    # Of a column's unit length, what the columns before it do not explain.
+    redundant = jnp.any(diagonal(G)[:-1] <= redundancy(G.dtype) ** 2)
     beta0, shift, known = preconditioned.beta0, (None,) * len(C), rows.totals
     # Of rows that stand for others there are cross-products only, whose digits are lost already.
     if known is None and C and max(map(rows.layout.factor_width, range(len(rows.layout.factors)))) <= UNROLLED:
@@ -95,6 +97,7 @@ def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
         log_weights=log_weights if known is None else known.log_weights,
         nobs=_count(rows.weights) if known is None else known.nobs,
         total=total,
+        redundant=redundant,
         index=rows.index,
         shift=shift,
         layout=rows.layout,
