@@ -203,6 +203,8 @@ def test_several_factors_are_bars(table, groups):
     given = table[["g", "f"]] if groups == "columns" else groups
     said = ["one grouping factor", "without groups=", "(1 | g) + (1 | f)", "(1 | g/f) for f within g"]
     says(table, "y ~ x", DataError, *said, groups=given)
+    with pytest.raises(DataError, match=r"shape \(60, 2\).*Several grouping factors are bars"):
+        from_arrays(table["y"], table[["x"]], table[["g", "f"]])
 
 
 def test_groups(table):
@@ -281,6 +283,7 @@ def test_tables(table):
     says(table, None, DataError, "do not form a table", "'x': 1", data={"y": [1.0, 2.0], "x": [1.0], "g": [1, 2]})
     says(table, None, DataError, "subset", "100", subset=[0, 100])
     says(table, None, DataError, "subset", "2 instead of 60", subset=[True, False])
+    says(table, None, DataError, "subset=data.eval('x > 0')", subset="x > 0")
     says(table, None, DataError, "subset selects none", subset=table["x"] > 100)
 
 
