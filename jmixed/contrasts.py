@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from jmixed import gaussian
 from jmixed.errors import DataError
 from jmixed.facts import Facts
 from jmixed.printed import Shown, as_text
@@ -82,7 +83,7 @@ class ContrastTest(Shown):
         """
         from scipy import special
 
-        upper = 1 - alpha / 2
+        upper = gaussian.outer(alpha)
         quantile = special.stdtrit(self.df_denom, upper) if self.distribution == "t" else special.ndtri(upper)
         half = quantile * self.sd
         return np.column_stack([self.effect - half, self.effect + half])

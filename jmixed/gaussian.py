@@ -1,9 +1,12 @@
 """The normal distribution, without the second that importing all of scipy.special would take from a first fit."""
 
 import math
+from numbers import Real
 from statistics import NormalDist
 
 import numpy as np
+
+from jmixed.errors import ModelError
 
 
 def quantile(probability: float) -> float:
@@ -22,3 +25,22 @@ def two_sided(z) -> np.ndarray:
     """The probability of a standard normal value at least as far from zero, for an array of any shape."""
     tails = [math.erfc(abs(value) / math.sqrt(2)) for value in np.ravel(z)]
     return np.reshape(tails, np.shape(z))
+
+
+def outer(alpha: float) -> float:
+    """``1 - alpha / 2``, the probability below the upper of two limits; refused when alpha is none.
+
+    Raises
+    ------
+    ModelError
+        For an `alpha` that does not lie between 0 and 1.
+
+    Examples
+    --------
+    >>> from jmixed.gaussian import outer
+    >>> outer(0.05)
+    0.975
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < 1:
+        raise ModelError(f"alpha is {alpha!r}; it must lie between 0 and 1: limits of 95% have alpha=0.05")
+    return 1 - float(alpha) / 2

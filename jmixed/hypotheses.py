@@ -43,13 +43,64 @@ def hypotheses(spec, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return _read_texts([spec], names)
     if isinstance(spec, Mapping):
         return _read_texts([f"{left} = {right}" for left, right in spec.items()], names)
-    if isinstance(spec, Sequence) and len(spec) > 0 and all(isinstance(part, str) for part in spec):
+    if in_words(spec):
         return _read_texts(spec, names)
     if isinstance(spec, tuple) and len(spec) == 2 and np.ndim(spec[0]) > 0:
-        R, q = np.atleast_2d(np.asarray(spec[0], FLOAT)), np.asarray(spec[1], FLOAT)
+        R, q = np.atleast_2d(np.asarray(by_name(spec[0], names), FLOAT)), np.asarray(spec[1], FLOAT)
         if not (np.ndim(spec[0]) == 1 and q.ndim == 1 and len(q) == R.shape[1] > 1):
             return _checked(R, q, names)
-    return _checked(np.atleast_2d(np.asarray(spec, FLOAT)), np.zeros(()), names)
+    return _checked(np.atleast_2d(np.asarray(by_name(spec, names), FLOAT)), np.zeros(()), names)
+
+
+def in_words(spec) -> bool:
+    """Whether hypotheses are given as text, a list of texts, or a mapping."""
+    several = isinstance(spec, Sequence) and len(spec) > 0 and all(isinstance(part, str) for part in spec)
+    return isinstance(spec, str | Mapping) or several
+
+
+def positional(spec, names: Sequence[str]) -> bool:
+    """Whether weights or places are given without the names of the coefficients that they belong to."""
+    matrix = spec[0] if isinstance(spec, tuple) and len(spec) == 2 and np.ndim(spec[0]) > 0 else spec
+    return not in_words(spec) and not set(names) <= set(_labels(matrix))
+
+
+def _labels(spec) -> Sequence:
+    """The names that a DataFrame or a Series has for its weights."""
+    labels = () if isinstance(spec, Sequence) else getattr(spec, "columns", getattr(spec, "index", ()))
+    return list(labels) if np.iterable(labels) else ()
+
+
+def by_name(spec, names: Sequence[str]):
+    """A Series, or a DataFrame of several rows, whose labels are the names in another order, in their order.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from jmixed.hypotheses import by_name
+    >>> by_name(pd.Series({"x": 1.0, "Intercept": 0.0}), ["Intercept", "x"]).tolist()
+    [0.0, 1.0]
+    """
+    labels = _labels(spec)
+    return spec[list(names)] if len(labels) == len(names) and set(labels) == set(names) else spec
+
+
+def require_consistent(R: np.ndarray, q: np.ndarray) -> None:
+    """Refuse equations that no coefficients fulfil together, such as "a = 1, a = 2".
+
+    Raises
+    ------
+    DataError
+    """
+    if len(R) < 2 or not np.all(np.isfinite(R)):
+        return
+    unit = np.sqrt(np.sum(R**2, axis=1))
+    rows, right = R / unit[:, None], q / unit
+    rest = right - rows @ np.linalg.lstsq(rows, right, rcond=None)[0]
+    if np.abs(rest).max() > 1e-8 * np.abs(right).max(initial=0):
+        raise DataError(
+            "these hypotheses contradict each other: no coefficients fulfil all of them. Test them one at a time, by "
+            "t_test or a list of texts for test"
+        )
 
 
 def _checked(R, q, names):
@@ -59,6 +110,8 @@ def _checked(R, q, names):
         )
     if q.size not in (1, len(R)):
         raise DataError(f"the right-hand side should have one value or {len(R)}, one per row; it has {q.size}")
+    for k in np.flatnonzero(~np.any(R != 0, axis=1)):
+        raise DataError(f"r_matrix says nothing in row {k}, where all weights are zero: leave the row out")
     return R, np.broadcast_to(q.ravel() if q.size > 1 else q.reshape(-1)[:1], (len(R),)).astype(FLOAT)
 
 
@@ -84,7 +137,10 @@ def _read_text(text, names):
         sides = [_linear(side, len(names), text, names) for side in part.split("=")]
         if len(sides) == 1:
             sides.append(np.zeros(len(names) + 1))
-        rows.extend(left - right for left, right in zip(sides[:-1], sides[1:], strict=True))
+        own = [left - right for left, right in zip(sides[:-1], sides[1:], strict=True)]
+        if not all(np.any(row[:-1]) for row in own):
+            raise FormulaError(f"cannot read the hypothesis {text!r}: an equation in it holds no coefficient")
+        rows += own
     return rows
 
 
@@ -122,7 +178,7 @@ def _linear(expression, p, text, names):
     try:
         tree = ast.parse(expression.strip(), mode="eval")
     except SyntaxError as error:
-        raise refuse("it is not an equation") from error
+        raise refuse("it is not an equation" + (", which has one =" if "==" in text else "")) from error
     return visit(tree.body)
 
 

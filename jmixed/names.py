@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from jmixed.design.materialise import known_factors
+
 
 @dataclass(frozen=True)
 class ParameterNames:
@@ -138,3 +140,30 @@ def left_out(spec) -> list[str]:
                 "Look at the column and the subset, or remove the term"
             )
     return messages
+
+
+def patsy_order(spec) -> list[str]:
+    """The coefficients in the order that statsmodels has them, by patsy: those of categories alone come first.
+
+    Parameters
+    ----------
+    spec : ModelData
+
+    Returns
+    -------
+    list of str
+        The model's own order where it was not stated in statsmodels' manner, by `groups`.
+    """
+    names = list(spec.exog_names)
+    if spec.recipe is None or spec.group_name is None:
+        return names
+    rhs = spec.recipe.specs["rhs"]
+    place_of = {int(column): place for place, column in enumerate(spec.kept)}
+    numbers = {factor.expr for factor, (kind, _) in known_factors(rhs).items() if kind == "numerical"}
+    factors = [[f.expr for f in term.factors if f.expr != "1"] for term in rhs.term_slices]
+    within = [frozenset(own) & numbers for own in factors]
+    first: list[frozenset] = [frozenset(), *within]
+    ranked = sorted(range(len(factors)), key=lambda k: (first.index(within[k]), len(factors[k])))
+    slices = list(rhs.term_slices.values())
+    columns = [column for k in ranked for column in range(slices[k].start, slices[k].stop)]
+    return [names[place_of[column]] for column in columns if column in place_of]

@@ -149,11 +149,11 @@ def parameter_table(
         t = np.where(errors > 0, estimates / errors, np.nan)
     normal = df is None
     if df is None:
-        half, p = gaussian.quantile(1 - alpha / 2) * errors, gaussian.two_sided(t)
+        half, p = gaussian.quantile(gaussian.outer(alpha)) * errors, gaussian.two_sided(t)
     else:
         from scipy.special import stdtr, stdtrit  # a tenth of a second
 
-        half, p = stdtrit(df, 1 - alpha / 2) * errors, 2 * stdtr(df, -np.abs(t))
+        half, p = stdtrit(df, gaussian.outer(alpha)) * errors, 2 * stdtr(df, -np.abs(t))
     columns = {
         "Coef.": map(_beside, estimates, errors),
         "Std.Err.": map(_beside, errors, errors),

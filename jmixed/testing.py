@@ -13,7 +13,7 @@ from jmixed.design.complete import CompleteTerms, complete_terms
 from jmixed.design.terms import ModelData
 from jmixed.errors import DataError, ModelError
 from jmixed.held import without_coefficients
-from jmixed.hypotheses import hypotheses
+from jmixed.hypotheses import by_name, hypotheses, require_consistent
 from jmixed.inference import kenward_roger, satterthwaite
 from jmixed.inference.curvature import Curvature, curvature
 from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, principal_contrasts
@@ -68,6 +68,7 @@ class SmallSampleTests:
     _fit: Fit
     _free: np.ndarray
     _need_data: Callable[..., None]
+    _by_position: Callable[[Any], None]
 
     @cached_property
     def _free_beta(self) -> np.ndarray:
@@ -175,6 +176,8 @@ class SmallSampleTests:
                   estimate     se    df      t       p
         Days = 10   10.467  1.546  17.0  0.302  0.7661
         """
+        if L is not None:
+            self._by_position(L)
         tests = read_hypotheses(L, self._spec.exog_names)
         by = self._denominator(ddf)
         table = _joint_table if any(len(one.R) > 1 for one in tests) else _single_table
@@ -313,10 +316,11 @@ def _one(L, names) -> Hypothesis:
     """One test, of one or several equations."""
     if isinstance(L, str | Mapping):
         R, q = hypotheses(L, names)
+        require_consistent(R, q)
         return Hypothesis(L if isinstance(L, str) else _described(R, q, names), R, q)
     matrix, right = L if isinstance(L, tuple) and len(L) == 2 and np.ndim(L[0]) > 0 else (L, 0.0)
     try:
-        R, q = np.atleast_2d(np.asarray(matrix, FLOAT)), np.asarray(right, FLOAT)
+        R, q = np.atleast_2d(np.asarray(by_name(matrix, names), FLOAT)), np.asarray(right, FLOAT)
     except (TypeError, ValueError) as error:
         raise DataError(f"test: the contrasts are no array of numbers ({error})") from error
     if R.ndim != 2 or R.shape[1] != len(names) or not len(R):
@@ -329,6 +333,7 @@ def _one(L, names) -> Hypothesis:
     if not np.all(np.isfinite(R)) or not np.all(np.any(R != 0, axis=1)):
         raise DataError("test: a contrast must have finite weights that are not all zero")
     q = np.broadcast_to(q.reshape(-1), len(R))
+    require_consistent(R, q)
     return Hypothesis(_described(R, q, names), R, q)
 
 

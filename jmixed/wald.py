@@ -8,10 +8,10 @@ import pandas as pd
 
 from jmixed import contrasts, gaussian
 from jmixed.design.terms import ModelData
-from jmixed.errors import DataError, ModelError
-from jmixed.hypotheses import hypotheses
+from jmixed.errors import DataError, ModelError, warn
+from jmixed.hypotheses import hypotheses, in_words, positional, require_consistent
 from jmixed.information import diagonal_blocks
-from jmixed.names import ParameterNames, fixed_terms
+from jmixed.names import ParameterNames, fixed_terms, patsy_order
 from jmixed.precision import FLOAT
 from jmixed.programs import Fit
 
@@ -187,7 +187,9 @@ class WaldInference:
         Intercept  238.03  264.78
         Days         7.44   13.50
         """
-        half = gaussian.quantile(1 - alpha / 2) * self._bse
+        half = gaussian.quantile(gaussian.outer(alpha)) * self._bse
+        if cols is not None:
+            self._by_position(cols)
         limits = np.column_stack([self._estimate - half, self._estimate + half])
         table = pd.DataFrame(limits, index=list(self._names.all)) if self._labelled else limits
         if cols is None:
@@ -232,6 +234,7 @@ class WaldInference:
         cov = self._cov if scale is None else self._cov / self._fit.sigma**2 * scale
         cov = cov if cov_p is None else np.asarray(cov_p, FLOAT)
         if column is not None:
+            self._by_position(column)
             places = np.asarray(column)
             return cov[places, places] if places.ndim == 0 else cov[np.ix_(places, places)]
         if r_matrix is not None:
@@ -239,6 +242,18 @@ class WaldInference:
             right = left if other is None else np.asarray(other, FLOAT)
             return left @ cov @ right.T
         return self._matrix(cov, self._names.all)
+
+    def _by_position(self, given) -> None:
+        """Warn, once, of coefficients that are `given` by position where statsmodels has another order."""
+        theirs, own = patsy_order(self._spec), list(self._names.fixed)
+        if theirs == own or not positional(given, own) or self.__dict__.get("_told_of_positions"):
+            return
+        self.__dict__["_told_of_positions"] = True
+        warn(
+            f"coefficients by position: here they are in the order of the formula, {own}, where statsmodels puts "
+            f"categories first, {theirs}. Use names: t_test({f'{own[-1]} = 0'!r}), or a DataFrame with these columns",
+            UserWarning,
+        )
 
     def t_test(self, r_matrix, use_t: bool | None = None) -> contrasts.ContrastTest:
         """Test linear combinations of the coefficients one by one.
@@ -267,6 +282,7 @@ class WaldInference:
         >>> result.t_test("Days = 0").tvalue.round(2)
         array([6.77])
         """
+        self._by_position(r_matrix)
         R, q = hypotheses(r_matrix, self._names.fixed)
         use_t = self.use_t if use_t is None else use_t
         return contrasts.contrast_test(R, q, self._fit.beta, self._fit.vcov_beta, self.df_resid, use_t)
@@ -300,7 +316,9 @@ class WaldInference:
         >>> result.wald_test("Intercept = 250, Days = 10").pvalue > 0.9
         True
         """
+        self._by_position(r_matrix)
         R, q = self._hypotheses(r_matrix)
+        require_consistent(R, q)
         cov = self._cov if cov_p is None else np.asarray(cov_p, FLOAT)
         # Parameters without a standard error do not matter unless they are tested.
         used = np.any(R != 0, axis=0)
@@ -332,8 +350,7 @@ class WaldInference:
     def _hypotheses(self, spec):
         """Hypotheses about all parameters; a matrix may also have columns for the coefficients only."""
         matrix = spec[0] if isinstance(spec, tuple) and len(spec) == 2 and not isinstance(spec[0], str) else spec
-        words = isinstance(spec, str | dict) or (len(matrix) and isinstance(next(iter(matrix)), str))
-        if not words and np.atleast_2d(np.asarray(matrix)).shape[1] == len(self._names.fixed):
+        if not in_words(spec) and np.atleast_2d(np.asarray(matrix)).shape[1] == len(self._names.fixed):
             R, q = hypotheses(spec, self._names.fixed)
             return np.hstack([R, np.zeros((len(R), len(self._names.variance)))]), q
         return hypotheses(spec, self._names.all)
@@ -377,6 +394,7 @@ class WaldInference:
             if not places:
                 raise ModelError(f"combine_terms: no term contains {text!r}; the terms are {list(terms)}")
             tests.append((text, places))
-        rows = [(name, self.wald_test(np.eye(len(self._estimate))[list(places)])) for name, places in tests]
+        own = pd.DataFrame(np.eye(len(self._estimate)), columns=list(self._names.all))
+        rows = [(name, self.wald_test(own.iloc[list(places)])) for name, places in tests]
         rows += [(name, self.wald_test(spec)) for name, spec in extra_constraints or ()]
         return contrasts.wald_table(rows)

@@ -94,6 +94,9 @@ def test_terms_that_share_a_factor_are_eliminated_together():
     assert merged.objective == pytest.approx(fitted("y ~ x + (x || s)").objective, abs=1e-9)
 
 
-def test_double_bars_give_every_column_of_a_factor_a_variance():
-    terms = jm.mixedlm("y ~ x + (f || i)", data()).spec.terms
-    assert [term.columns for term in terms] == [("Intercept",), ("f[T.q]",), ("f[T.r]",)]
+def test_double_bars_take_the_terms_apart_and_leave_a_factor_whole():
+    """As lme4 has it, whatever the coding: ``(f || i)`` is ``(1 | i) + (0 + f | i)``."""
+    for formula in ("y ~ x + (f || i)", "y ~ x + (C(f, contr.sum) || i)", "y ~ x + (C(f, Treatment('r')) || i)"):
+        terms = jm.mixedlm(formula, data()).spec.terms
+        assert [len(term.columns) for term in terms] == [1, 3]
+        assert [term.structure for term in terms] == ["unstructured", "unstructured"]

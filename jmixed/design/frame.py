@@ -145,9 +145,10 @@ def subset_positions(frame: pd.DataFrame, subset: Any) -> np.ndarray:
     try:
         chosen = np.atleast_1d(np.asarray(positions.loc[wanted]))
     except (KeyError, IndexError, pd.errors.IndexingError) as error:
+        condition = f". A condition is subset=data.eval({subset!r})" if isinstance(subset, str) else ""
         raise DataError(
             f"subset cannot be applied to the {len(frame)} rows of data ({error}); "
-            "it must be booleans (one for each row) or labels of the index, as in data.loc[subset]"
+            f"it must be booleans (one for each row) or labels of the index, as in data.loc[subset]{condition}"
         ) from None
     if not len(chosen):
         raise DataError(f"subset selects none of the {len(frame)} rows of data")
@@ -188,7 +189,8 @@ def one_dimensional(value: Any, what: str) -> np.ndarray:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        raise DataError(f"{what} has shape {array.shape}; it must be a column name or one value for each row")
+        several = ". Several grouping factors are bars in a formula, (1 | a) + (1 | b)" if what == "groups" else ""
+        raise DataError(f"{what} has shape {array.shape}; it must be a column name or one value for each row{several}")
     return array
 
 

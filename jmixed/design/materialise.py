@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -166,12 +166,11 @@ def _as_spelled(formula: SimpleFormula, code: str) -> SimpleFormula:
         if token.kind == "python":
             inner = token.text.removeprefix("{").removesuffix("}")
             own.setdefault(sanitize_python_code(inner), spelled(inner))
-    terms = [
+    terms: Any = [
         Term([Factor(own.get(f.expr, f.expr), eval_method=f.eval_method, token=f.token) for f in term.factors])
         for term in formula
     ]
-    made: Any = SimpleFormula(terms, _ordering="none")
-    return made
+    return cast(SimpleFormula, SimpleFormula(terms, _ordering="none"))
 
 
 def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: str) -> tuple[str, ...]:

@@ -155,7 +155,9 @@ def stated(
         raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
     for name, value in beside.items():
         if value is not None and not isinstance(value, str):
-            raise DataError(f"from_batches: {name} is a {type(value).__name__}; it must be the name of a column")
+            several = "; several grouping factors are bars, (1 | a) + (1 | b)" if name == "groups" else ""
+            kind = type(value).__name__
+            raise DataError(f"from_batches: {name} is a {kind}; it must be the name of a column{several}")
     for number, table in enumerate(tables):
         if not len(table):
             continue

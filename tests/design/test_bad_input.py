@@ -86,6 +86,127 @@ def test_powers_as_in_r(table):
     assert from_formula("y ~ (x + z)^2 + I((x > 0) ^ (z > 0)) + (1 | g)", table).X.shape == (60, 5)
 
 
+@pytest.mark.parametrize(
+    "text", ["x^2", "x**2", "(x)^2", "(x - z)^2", "(x:z)**2", "x*x", "x:x", "x/x", "np.log(z)^2", "`x`^3"]
+)
+def test_a_term_with_itself_is_no_power(table, text):
+    """formulaic would read x alone; R and patsy do so in silence."""
+    wrong = "A power is written I("
+    words = [
+        f"y ~ {text} + (1 | g)",
+        f"y ~ z + ({text} | g)",
+        f"y ~ z + (0 + {text} || g)",
+        f"y ~ 1 - z + {text} + (1 | g)",
+    ]
+    for formula in words:
+        says(table, formula, FormulaError, wrong, formula, "^")
+    says(table, "y ~ z", FormulaError, wrong, groups="g", re_formula=text)
+    says(table, "y ~ z", FormulaError, wrong, groups="g", vc_formula={"a": f"0 + {text}"})
+    says(table, f"{text} ~ z + (1 | g)", FormulaError, wrong)
+
+
+def test_powers_of_sums_are_interactions(table):
+    for text in ("(x + z)^2", "(x + z)**2", "(x * z)^2", "(x + z)^2 + x:f"):
+        assert "x:z" in from_formula(f"y ~ {text} + (1 | g)", table).exog_names
+
+
+@pytest.mark.parametrize("text", ["x 0", "x 1", "(x + z) 0", "np.log(z) 0", "`x` 0", "x + z 0"])
+def test_an_operator_that_is_missing(table, text):
+    """formulaic would take ``x 0`` for ``x - 1``, and leave the intercept out."""
+    for formula in (f"y ~ {text} + (1 | g)", f"y ~ x + ({text} | g)"):
+        says(table, formula, FormulaError, f"an operator is missing before '{text[-1]}'", formula)
+    says(table, "y ~ x", FormulaError, "an operator is missing", groups="g", re_formula=text)
+
+
+@pytest.mark.parametrize("text", ["y", "x + y", "x*y", "C(y)", 'Q("y")', "`y`", "y:f"])
+def test_the_response_does_not_explain_itself(table, text):
+    said = "the response 'y' cannot explain itself"
+    for formula in (f"y ~ {text} + (1 | g)", f"y ~ x + ({text} | g)", f"y ~ x + ({text} || g)"):
+        says(table, formula, FormulaError, said, formula)
+    says(table, "y ~ x + (1 | y)", FormulaError, said)
+    says(table, "y ~ x + (1 | g/y)", FormulaError, said)
+    says(table, "y ~ x", FormulaError, said, groups="g", re_formula=text)
+    says(table, "y ~ x", FormulaError, said, groups="g", vc_formula={"a": f"0 + {text}"})
+    says(table, "y ~ x", DataError, "groups= is the response 'y'", groups="y")
+    says(table, "np.log( z ) ~ np.log(z) + (1 | g)", FormulaError, "the response 'np.log( z )' cannot")
+    assert from_formula("np.log(z) ~ x + (1 | g)", table).endog_name == "np.log(z)"
+    assert from_formula("y ~ x - y + (1 | g)", table).exog_names == ("Intercept", "x")
+
+
+@pytest.mark.parametrize("nest", ["g/g", "g:g", "g/f/g", "(g/f):g", "C(g)/g", "`g`:g"])
+def test_a_factor_within_itself(table, nest):
+    says(table, f"y ~ x + (1 | {nest})", FormulaError, "'g' within 'g' is 'g' itself", f"(1 | {nest})")
+
+
+@pytest.mark.parametrize("bar", ["(0 || g)", "(-1 || g)", "(0 | g)", "(0 + 0 || g)"])
+def test_bars_without_columns(table, bar):
+    says(table, f"y ~ x + {bar}", ModelError, "has no columns; use 1 for a random intercept")
+
+
+def test_a_dot_cannot_be_taken_apart(table):
+    says(table, "y ~ x + (. || g)", FormulaError, "a dot cannot be taken apart by ||", "\n" + " " * 13 + "^")
+
+
+def test_columns_to_drop(table):
+    says(table, "y ~ x", DataError, "drop_cols is the text 'x'", "drop_cols=['x']", groups="g", drop_cols="x")
+    for wrong in (["xx"], ["x", "xx"], ("f[T.v]", "xx")):
+        said = ["drop_cols names the column 'xx', which is not in the fixed effects", "did you mean 'x'?"]
+        says(table, "y ~ x + f", DataError, *said, groups="g", drop_cols=wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("as.factor(f)", "categories are written C(x)"),
+        ("interaction(f, g)", "written a:b"),
+        ("sqrt(z)", "write np.sqrt"),
+        ("ifelse(x > 0, 1, 0)", "np.where"),
+        ('relevel(f, ref = "v")', 'C(x, contr.treatment("level"))'),
+        ("scale(x, scale = FALSE)", "Python writes False"),
+        ("poly(x, 2, raw = TRUE)", "Python writes True"),
+        ("C(f, contr.sdif)", "contr.diff"),
+        ("C(f, contr.nothing)", "there is no coding contr.nothing: there are treatment, sum"),
+        ('C(f, "contr.sum")', "contr.sum, without quotation marks"),
+        ("C(f, sum)", "contr.sum, without quotation marks"),
+        ("as.numeric(f)", "pd.to_numeric"),
+        ("x > 0", "a comparison stands in a call, as in I(x > 0)"),
+    ],
+)
+def test_words_of_r_lead_on(table, text, hint):
+    for formula in (f"y ~ {text} + (1 | g)", f"y ~ x + ({text} | g)"):
+        says(table, formula, FormulaError, hint, formula)
+
+
+def test_words_of_r_in_grouping_factors(table):
+    for call in ("factor(g)", "as.factor(g)"):
+        says(table, f"y ~ x + (1 | {call})", FormulaError, call.partition("(")[0], "a grouping factor needs no C()")
+    says(table, "y ~ x + (1 | interaction(g, f))", FormulaError, "interaction", "written a:b")
+
+
+def test_names_with_dots(table):
+    """In Python a.b is a part of a; of a column of pandas x.T is x itself."""
+    dotted = table.assign(**{"Sepal.Width": table["z"] + 1, "x.T": table["z"]})
+    for text, name in (("np.log(Sepal.Width)", "Sepal.Width"), ("I(x.T)", "x.T"), ("I(2 * x.T)", "x.T")):
+        for formula in (f"y ~ {text} + (1 | g)", f"y ~ ({text} | g)", f"{text} ~ x + (1 | g)", f"y ~ (1 | {text})"):
+            says(dotted, formula, FormulaError, f"in backticks, `{name}`", data=dotted)
+        says(dotted, f"y ~ x + offset({text}) + (1 | g)", FormulaError, f"`{name}`", data=dotted)
+    says(table, "y ~ I(x.T) + (1 | g)", FormulaError, "`x.T`")
+    for text in ("Sepal.Width", "I(`Sepal.Width`)"):
+        np.testing.assert_array_equal(from_formula(f"y ~ {text} + (1 | g)", dotted).X[:, 1], dotted["Sepal.Width"])
+    np.testing.assert_array_equal(from_formula("y ~ I(x.abs()) + (1 | g)", table).X[:, 1], table["x"].abs())
+
+
+@pytest.mark.parametrize(
+    "groups", [["g", "f"], ("g", "f"), "g/f", "g:f", "g + f", "g*f", "1 | g/f", "(1 | g) + (1 | f)", "columns"]
+)
+def test_several_factors_are_bars(table, groups):
+    given = table[["g", "f"]] if groups == "columns" else groups
+    said = ["one grouping factor", "without groups=", "(1 | g) + (1 | f)", "(1 | g/f) for f within g"]
+    says(table, "y ~ x", DataError, *said, groups=given)
+    with pytest.raises(DataError, match=r"shape \(60, 2\).*Several grouping factors are bars"):
+        from_arrays(table["y"], table[["x"]], table[["g", "f"]])
+
+
 def test_groups(table):
     says(table, "y ~ x", ModelError, "no random effects", "groups='group'", "ordinary least squares")
     says(table, "y ~ x", ModelError, "re_formula is given but groups= is missing", re_formula="x")
@@ -162,6 +283,7 @@ def test_tables(table):
     says(table, None, DataError, "do not form a table", "'x': 1", data={"y": [1.0, 2.0], "x": [1.0], "g": [1, 2]})
     says(table, None, DataError, "subset", "100", subset=[0, 100])
     says(table, None, DataError, "subset", "2 instead of 60", subset=[True, False])
+    says(table, None, DataError, "subset=data.eval('x > 0')", subset="x > 0")
     says(table, None, DataError, "subset selects none", subset=table["x"] > 100)
 
 
