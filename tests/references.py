@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -53,3 +54,12 @@ def _data(name: str) -> pd.DataFrame:
 def beside(name: str) -> dict:
     """A table of reference values by case: "profile_ci" or "ranova"."""
     return json.loads((ROOT / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def as_in_patsy(fit: dict) -> dict:
+    """The fit with the names of a call in statsmodels' manner: the columns of splines are counted from 0."""
+
+    def name(own: str) -> str:
+        return re.sub(r"^(bs\(.*\))\[(\d+)\]$", lambda found: f"{found[1]}[{int(found[2]) - 1}]", own)
+
+    return fit | {"fixef": [row | {"name_formulaic": name(row["name_formulaic"])} for row in fit["fixef"]]}

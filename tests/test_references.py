@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from references import case, names, small_sample
+from references import as_in_patsy, case, names, small_sample
 
 import jmixed as jm
 
@@ -23,7 +23,7 @@ def fitted(name, words):
     reference, data = case(name)
     known = {"missing": "drop", "weights": reference["weights"], "offset": reference["offset"]}
     if words:
-        arguments = dict(reference["statsmodels"])
+        reference, arguments = as_in_patsy(reference), dict(reference["statsmodels"])
         if arguments["groups"] == "__const__":
             arguments["groups"] = np.ones(len(data))
         model = jm.mixedlm(arguments.pop("formula"), data, **arguments, **known)

@@ -1,5 +1,6 @@
 """From words and tables to arrays: both grammars, every kind of table and column, rows by subset and missing values."""
 
+import re
 from decimal import Decimal
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jmixed.design.matrices import from_formula
+from jmixed.design.matrices import from_formula, new_rows
 
 
 @pytest.fixture
@@ -194,6 +195,28 @@ def test_transforms_are_formulaics(table):
 def test_a_dot_stands_for_the_other_columns(table):
     model = from_formula("y ~ . + (1 | g)", table[["y", "x", "g", "z", "f"]], weights="z")
     assert model.exog_names == ("Intercept", "x", "f[T.v]", "f[T.w]")
+
+
+def test_a_dot_in_bars_leaves_the_response_and_the_groups_out(table):
+    data = table[["y", "x", "g", "z"]].assign(g=table["g"] % 3)
+    bars = from_formula("y ~ x + (. | g)", data)
+    assert bars.terms[0].columns == ("Intercept", "x", "z")
+    words = from_formula("np.log(y**2) ~ x", data, groups="g", re_formula="0 + .")
+    assert words.terms[0].columns == ("x", "z")
+
+
+@pytest.mark.parametrize("text", ["(x > 0)", "((x >= 0)):z", "z + (f == 'u')", "(f != 'v')", "0 + (x < z)"])
+def test_comparisons_in_parentheses(table, text):
+    """As in R and patsy; formulaic knows no such operator."""
+    in_calls = re.sub(r"\(+(.*?[<>=!].*?)\)+", r"I(\1)", text)
+    found, wanted = (from_formula(f"y ~ {words} + ({words} | g)", table) for words in (text, in_calls))
+    np.testing.assert_array_equal(found.X, wanted.X)
+    np.testing.assert_array_equal(found.terms[0].Z, wanted.terms[0].Z)
+    assert found.exog_names[-1].startswith(in_calls.partition("I(")[2].partition(")")[0])
+    assert "{" not in found.terms[0].label
+    again = new_rows(found, table.iloc[:5], random=True)
+    np.testing.assert_array_equal(again.X, found.X[:5])
+    same(from_formula("y ~ z", table, groups="g", re_formula=text), from_formula(f"y ~ z + ({text} | g)", table))
 
 
 def test_an_expression_may_group(table):

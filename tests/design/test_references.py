@@ -54,6 +54,6 @@ def test_statsmodels_arguments(name):
     fit, data = references.case(name)
     words = statsmodels_arguments(fit, data)
     model = from_formula(**words, data=data, missing="drop", weights=fit["weights"], offset=fit["offset"])
-    check(model, fit)
+    check(model, references.as_in_patsy(fit))
     assert model.groups is not None
     assert len(model.groups) == fit["n_obs"]
