@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.design import checks, vc
-from jmixed.design.factors import Factor, cross, factor
+from jmixed.design.factors import Factor, cross, factor, plain_labels
 from jmixed.design.formula import FormulaParts, RandomPart, normalise
 from jmixed.design.frame import (
     any_of,
@@ -162,6 +162,7 @@ def assemble(words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: 
     frame = working_frame(rows.frame, recipe.columns(recipe.specs), recipe.aliases)
     plans = [vc.plan(name, part, recipe, frame) for name, part in words.components]
     made, learnt = _evaluate(words, recipe, plans, rows, frame, missing)
+    learnt = replace(learnt, dtypes={name: column(frame, name).dtype for name in frame})
     grouping = grouping_factors(words, made.sources)
     built = _components(plans, recipe, made, grouping)
     if any(len(b.missing) for b in built.values()):
@@ -323,7 +324,7 @@ def _model(
         index=rows.frame.index,
         rows=positions,
         frame=rows.frame,
-        groups=np.asarray(rows.beside["groups"]) if words.group_name is not None else None,
+        groups=np.asarray(plain_labels(rows.beside["groups"])) if words.group_name is not None else None,
         group_name=words.group_name,
         formula=words.parts.text,
         kept=kept,

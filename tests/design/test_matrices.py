@@ -271,7 +271,7 @@ def test_boolean_columns(table):
     data = table.assign(b=table["x"] > 0, n=(table["x"] > 0).astype("boolean"))
     model = from_formula("y ~ n + (b | h)", data)
     np.testing.assert_array_equal(model.X[:, 1], data["b"])
-    assert model.exog_names == ("Intercept", "n")
+    assert model.exog_names == ("Intercept", "n[T.True]")
     assert list(from_formula("y ~ x + (1 | b)", data).terms[0].levels) == [False, True]
     np.testing.assert_array_equal(from_formula("b ~ x + (1 | g)", data).y, data["b"])
 

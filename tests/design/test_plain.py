@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from formulaic import ModelSpec
-from formulaic.materializers import PandasMaterializer
+from jmixed.design.evaluated import RowMaterializer
 
 from jmixed.design import plain
 from jmixed.design.frame import working_frame
@@ -80,7 +80,7 @@ def frame():
 def by_rows(text, frame):
     """Formulaic's own answer from all rows."""
     spec = ModelSpec(next(iter(_formulas("z0", text, text, ()).values())))
-    made = PandasMaterializer(frame).get_model_matrix(spec, output="numpy")
+    made = RowMaterializer(frame).get_model_matrix(spec, output="numpy")
     return made.model_spec, np.asarray(made, float).reshape(len(frame), len(made.model_spec.column_names))
 
 
