@@ -217,7 +217,10 @@ def sources(words: Words, rows: Rows, recipe: Recipe) -> dict[str, Any]:
 def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str, ...], Factor]:
     """The grouping factors of the model by their sources, each made once from the sources' labels."""
     wanted = [part.factors for part in words.random] if words.group_name is None else []
-    single = {name: factor(name, values) for name, values in labels.items()}
+    try:
+        single = {name: factor(name, values) for name, values in labels.items()}
+    except DataError as error:
+        raise DataError(mark(error.args[0], words.parts.text) if wanted else error.args[0]) from None
     factors: dict[tuple[str, ...], Factor] = {(name,): f for name, f in single.items()}
     for names in wanted:
         for k in range(2, len(names) + 1):
@@ -360,9 +363,9 @@ def weights_of(rows: Rows) -> np.ndarray:
 def offset_of(words: Words, made: Evaluated) -> np.ndarray:
     parts = [made.matrices[f"offset{i}"] for i in range(len(words.parts.offsets))]
     for text, matrix in zip(words.parts.offsets, parts, strict=True):
+        if text in made.rows.frame:
+            numbers(column(made.rows.frame, text), f"offset({text})")
         if len(matrix.names) != 1:
-            if text in made.rows.frame and holds_text(column(made.rows.frame, text)):
-                raise text_error(f"offset({text})", column(made.rows.frame, text))
             raise DataError(f"offset({text}) gives {len(matrix.names)} columns; it must be one column of numbers")
     values = [matrix.values[:, 0] for matrix in parts]
     if "offset" in made.rows.beside:

@@ -25,7 +25,7 @@ class RowMaterializer(PandasMaterializer):
 
 def is_truth(values: Any) -> bool:
     """Whether a factor has truth values, which are two categories and no numbers, as in R and patsy."""
-    return isinstance(values, pd.Series | np.ndarray) and values.ndim == 1 and values.dtype == bool
+    return isinstance(values, pd.Series | np.ndarray) and values.ndim == 1 and values.dtype == "bool"
 
 
 def require_rows(name: str, values: Any, index: pd.Index) -> None:

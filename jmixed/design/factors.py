@@ -145,6 +145,8 @@ def plain_labels(values: pd.Series | np.ndarray) -> pd.Series | np.ndarray:
     dtype = values.dtype
     if isinstance(dtype, np.dtype) or not isinstance(values, pd.Series):
         return values
+    if str(dtype).startswith("dictionary<"):
+        return values.to_numpy(object)
     if pd.api.types.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
         return values.to_numpy(dtype=bool)
     return values.to_numpy(np.uint64 if dtype.kind == "u" else np.int64) if dtype.kind in "iu" else values
@@ -204,7 +206,7 @@ def _lookup(name: str, table: pd.Index, values: pd.Series | np.ndarray) -> np.nd
 
 
 def _refuse_other_kind(name: str, table: pd.Index, unknown: pd.Index) -> None:
-    """Refuse labels that are unknown for their type only, as "300" where the model knows 300: they are no new groups."""
+    """Refuse labels that are unknown for their type only, as "300" where the model knows 300: no new groups."""
     own = _kind(table[0])
     others = [label for label in unknown if _kind(label) != own]
     known = {label: label for label in table.tolist()} if others else {}
@@ -212,8 +214,8 @@ def _refuse_other_kind(name: str, table: pd.Index, unknown: pd.Index) -> None:
         for other in _other_spellings(label, own):
             if other in known:
                 raise DataError(
-                    f"the grouping factor {name!r} has {_kind(label)} in the new data, {label!r}, but {own} in the data "
-                    f"that the model was fitted to, {known[other]!r}: convert the new column to the same type"
+                    f"the grouping factor {name!r} has {_kind(label)} in the new data, {label!r}, but {own} in the "
+                    f"data that the model was fitted to, {known[other]!r}: convert the new column to the same type"
                 )
 
 

@@ -3,7 +3,7 @@
 import difflib
 import numbers as kinds
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, cast
 
@@ -229,10 +229,15 @@ def numbers(series: pd.Series, what: str) -> np.ndarray:
     if holds_text(series):
         raise text_error(what, series)
     dtype = series.dtype
-    kind = pd.api.types.infer_dtype(series, skipna=True) if dtype == object else ""
-    if (not pd.api.types.is_numeric_dtype(dtype) and dtype != object) or dtype.kind == "c" or kind in DATES:
-        raise DataError(f"{what} holds {kind or 'values'} of dtype {dtype}; it must hold numbers")
+    kind = pd.api.types.infer_dtype(series, skipna=True) if dtype == "object" else str(dtype)
+    right = kind in NUMBERS if dtype == "object" else pd.api.types.is_numeric_dtype(dtype) and dtype.kind != "c"
+    if not right:
+        raise DataError(f"{what} holds values of type {kind}; it must hold numbers")
     return series.to_numpy(dtype=FLOAT, na_value=np.nan)
+
+
+NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty", "mixed", "mixed-integer")
+"""What pandas calls objects that may be numbers; mixed ones, without text, are numbers of several types."""
 
 
 DATES = ("date", "datetime", "datetime64", "timedelta", "timedelta64", "time", "period", "interval")
@@ -276,6 +281,8 @@ def _to_numbers(series: pd.Series) -> str:
         return f'for example data[{name!r}] = data[{name!r}] == "True"'
     spelled: Any = pd.to_numeric(values.astype(str), errors="coerce")
     bad = np.isnan(np.asarray(spelled, FLOAT))
+    if len(values) and bad.all() and values.astype(str).str.contains(",").any():
+        return f'for example data[{name!r}] = pd.to_numeric(data[{name!r}].str.replace(",", "."))'
     some = ', errors="coerce"' if bad.any() and not bad.all() else ""
     return f"for example data[{name!r}] = pd.to_numeric(data[{name!r}]{some})"
 
@@ -295,10 +302,12 @@ def spell_numbers(labels: Sequence[Any]) -> bool:
 def prepare(series: pd.Series) -> Any:
     """A column as formulaic understands it: used categories only, text as text, numbers wide enough for transforms."""
     dtype = series.dtype
-    if dtype == object:
+    if dtype == "object":
         return _prepare_objects(series)
     if isinstance(dtype, np.dtype):
-        if dtype.kind in "iuf" and dtype.itemsize < 8:
+        if dtype.kind == "u" and (dtype.itemsize < 8 or not len(series) or series.max() < 2**63):
+            return series.to_numpy(np.int64)
+        if dtype.kind in "if" and dtype.itemsize < 8:
             return series.to_numpy(FLOAT if dtype.kind == "f" else np.int64)
         return series.array
     if isinstance(dtype, pd.CategoricalDtype):
@@ -307,10 +316,12 @@ def prepare(series: pd.Series) -> Any:
         return series.to_numpy(dtype=bool)
     if pd.api.types.is_numeric_dtype(dtype):
         if dtype.kind in "iu" and not series.isna().any():
-            return series.to_numpy(np.uint64 if dtype.kind == "u" else np.int64)
+            return prepare(pd.Series(series.to_numpy(np.uint64 if dtype.kind == "u" else np.int64)))
         return series.to_numpy(dtype=FLOAT, na_value=np.nan)
     if pd.api.types.is_string_dtype(dtype) and dtype != "str":
         return series.astype(object).where(series.notna(), None).array
+    if str(dtype).startswith("dictionary<"):
+        return prepare(pd.Series(pd.Categorical(series.to_numpy(object)), name=series.name))
     return series.array
 
 
@@ -318,8 +329,14 @@ def _prepare_objects(series: pd.Series) -> Any:
     kind = pd.api.types.infer_dtype(series, skipna=True)
     if kind == "string":
         return series.array
-    if kind == "decimal" or (kind in ("mixed", "mixed-integer") and _all_real(series.dropna())):
-        return series.to_numpy(FLOAT, na_value=np.nan)
+    if kind in ("decimal", "mixed", "mixed-integer"):
+        values = series.dropna()
+        if _all_real(values):
+            return series.to_numpy(FLOAT, na_value=np.nan)
+        if any(not isinstance(value, Hashable) for value in values):
+            raise DataError(
+                f"the column {series.name!r} holds values such as {values.iloc[0]!r}; a row must have a number or a label"
+            )
     return series.infer_objects().array
 
 
@@ -348,9 +365,9 @@ def as_learnt(values: Any, dtype: Any, name: str) -> Any:
         return values
     if isinstance(own, pd.CategoricalDtype):
         return as_learnt(prepare(pd.Series(np.asarray(values))), dtype, name)
-    if dtype == bool:
+    if dtype == "bool":
         return _as_truth(pd.Series(values, name=name))
-    return np.asarray(values).astype(dtype) if own == bool else values
+    return np.asarray(values).astype(dtype) if own == "bool" else values
 
 
 def _as_categories(values: Any, dtype: pd.CategoricalDtype) -> pd.Categorical:

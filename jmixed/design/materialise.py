@@ -325,36 +325,43 @@ def _refuse_dates(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.Data
     for part, name in _looked_up(specs, frame):
         dtype = column(frame, name).dtype
         if dtype.kind in "Mm" or isinstance(dtype, pd.PeriodDtype):
-            raise _dates_error(name, str(dtype), recipe, part)
+            raise _marked(_dates(name, str(dtype)), name, recipe, part)
+        if isinstance(dtype, pd.IntervalDtype):
+            named = restore(name, recipe.aliases)
+            how = f"make categories of them: data[{named!r}] = data[{named!r}].astype('category')"
+            raise _marked(f"the column {named!r} holds intervals; {how}", name, recipe, part)
 
 
-def _dates_error(name: str, kind: str, recipe: Recipe, part: str) -> DataError:
-    named = restore(name, recipe.aliases)
-    when = f"pd.to_datetime(data[{named!r}])" if kind == "date" else f"data[{named!r}]"
-    message = (
-        f"the column {named!r} holds dates or times ({kind}) where numbers are needed; convert it first, "
+def _dates(name: str, kind: str) -> str:
+    when = f"pd.to_datetime(data[{name!r}])" if kind == "date" else f"data[{name!r}]"
+    return (
+        f"the column {name!r} holds dates or times ({kind}) where numbers are needed; convert it first, "
         f"for example to days: ({when} - {when}.min()) / pd.Timedelta('1D')"
     )
-    return DataError(mark(message, recipe.texts[part], find(named, recipe.texts[part])))
+
+
+def _marked(message: str, name: str, recipe: Recipe, part: str) -> DataError:
+    """The error for a column, shown where its formula names it."""
+    named, text = restore(name, recipe.aliases), recipe.texts[part]
+    return DataError(mark(restore(message, recipe.aliases), text, find(named, text)))
 
 
 def _refuse_objects(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame) -> None:
-    """Refuse columns of objects that formulaic would take for categories: dates, text and numbers, text of numbers."""
+    """Refuse columns that would be categories, or lose digits: dates, numbers of 64 bits, text and numbers together."""
     for part, name in _looked_up({part: recipe.specs[part] for part in parts}, frame):
         series = column(frame, name)
-        if series.dtype not in ("object", "str"):
+        if series.dtype not in ("object", "str", "uint64"):
             continue
         labels = series.dropna().unique().tolist()
         kind = pd.api.types.infer_dtype(labels)
         if kind in DATES:
-            raise _dates_error(name, kind, recipe, part)
+            raise _marked(_dates(name, kind), name, recipe, part)
         if kind == "integer":
-            named, text = restore(name, recipe.aliases), recipe.texts[part]
             message = (
-                f"the column {named!r} holds whole numbers of more than 64 bits, such as {max(labels, key=abs)}; "
-                f"convert it first, for example data[{named!r}] = data[{named!r}].astype(float)"
+                f"the column {name!r} holds whole numbers of more than 63 bits, such as {max(labels, key=abs)}: write "
+                f"C({quoted(name)}) if these are labels, or data[{name!r}] = data[{name!r}].astype(float)"
             )
-            raise DataError(mark(message, text, find(named, text)))
+            raise _marked(message, name, recipe, part)
         _require_categories(recipe, part, name, labels)
 
 
@@ -368,15 +375,16 @@ def _refuse_labels(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.Dat
 
 
 def _require_categories(recipe: Recipe, part: str, expr: str, labels: Sequence[Any], plain: bool = True) -> None:
-    named, text = restore(expr, recipe.aliases), recipe.texts[part]
-    if len(found := label_kinds(labels)) > 1:
-        message = f"{named!r} mixes {' and '.join(f'{kind} ({label!r})' for kind, label in found.items())}"
-        raise DataError(mark(f"{message}; convert it to one type", text, find(named, text)))
-    # In a variance component, as in a grouping factor, numbers can be nothing but labels.
-    if plain and part != "lhs" and not part.startswith("v") and spell_numbers(labels):
-        error = text_error(f"the column {named!r}", pd.Series(labels, dtype=object, name=named))
-        message = f"{error.args[0]}. If these are categories, write C({quoted(named)})"
-        raise DataError(mark(message, text, find(named, text)))
+    found = label_kinds(labels)
+    # In a variance component, as in a grouping factor, text of numbers can be labels only; the response has own words.
+    numerals = plain and part != "lhs" and not part.startswith("v") and spell_numbers(labels)
+    if numerals or (plain and found.keys() == {"numbers", "text"}):
+        error = text_error(f"the column {expr!r}", pd.Series(labels, dtype=object, name=expr))
+        hint = f". If these are categories, write C({quoted(expr)})" if numerals else ""
+        raise _marked(f"{error.args[0]}{hint}", expr, recipe, part)
+    if len(found) > 1:
+        message = f"{expr!r} mixes {' and '.join(f'{kind} ({label!r})' for kind, label in found.items())}"
+        raise _marked(f"{message}; convert it to one type", expr, recipe, part)
 
 
 def _floats(part: str, found: Any, recipe: Recipe, n: int) -> tuple[ModelSpec, np.ndarray]:

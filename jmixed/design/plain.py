@@ -84,11 +84,11 @@ def _evaluate(spec: ModelSpec, frame: pd.DataFrame, coded: dict[str, Any]) -> tu
 def _code(series: pd.Series) -> np.ndarray | tuple[np.ndarray, str, tuple] | None:
     """The numbers of a column; or codes of its categories, their kind, and the categories; None if neither."""
     dtype = series.dtype
-    if dtype == bool:
+    if dtype == "bool":
         values = series.to_numpy()
         low, high = bool(values.min()), bool(values.max())
         return values.astype(np.int8) - low, "truth", (low, high) if high > low else (low,)
-    if isinstance(dtype, np.dtype) and dtype.kind in "iuf":
+    if isinstance(dtype, np.dtype) and dtype.kind in "if":
         values = series.to_numpy()
         with np.errstate(all="ignore"):
             return values if np.isfinite(values.sum()) else None

@@ -225,7 +225,7 @@ def checksum(frame: pd.DataFrame, names: Iterable[str]) -> Checksum:
     for k, name in enumerate(names):
         own = column(frame, name)
         simple = isinstance(own.dtype, np.dtype) and own.dtype.kind in "iufb"
-        values = own.to_numpy() if own.dtype == object else own.array
+        values = own.to_numpy() if own.dtype == "object" else own.array
         hashed = cast(Any, util).hash_array(own.to_numpy(FLOAT) if simple else values)
         columns[k] = hashed.sum()
         rows = (rows ^ hashed) * np.uint64(0x9E3779B97F4A7C15)

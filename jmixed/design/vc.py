@@ -98,7 +98,7 @@ def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
     name = bare_name(factor.expr)
     if name in frame.columns and recipe.env.get("C", PATSY["C"]) is PATSY["C"]:
         wrapped, own = factor.expr.startswith("C("), column(frame, name)
-        if own.dtype == bool:
+        if own.dtype == "bool":
             return "truth"
         return "categorical" if wrapped or _is_categorical(own) else "numeric"
     return "numeric" if _row_by_row(factor.expr, recipe, frame) else "other"

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from formulaic import ModelSpec
-from jmixed.design.evaluated import RowMaterializer
 
 from jmixed.design import plain
+from jmixed.design.evaluated import RowMaterializer
 from jmixed.design.frame import working_frame
 from jmixed.design.materialise import _formulas, evaluate, read
 
