@@ -227,5 +227,5 @@ def _other_spellings(label: Any, kind: str) -> list[Any]:
         return [True] if label.lower() == "true" else [False] if label.lower() == "false" else []
     if kind not in ("numbers", "truth values"):
         return []
-    number = float(pd.to_numeric(label, errors="coerce")) if isinstance(label, str) else label
+    number: Any = pd.to_numeric(label, errors="coerce") if isinstance(label, str) else label
     return [number == 1] if kind == "truth values" and number in (0, 1) else [number]

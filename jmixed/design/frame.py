@@ -335,7 +335,7 @@ def _prepare_objects(series: pd.Series) -> Any:
             return series.to_numpy(FLOAT, na_value=np.nan)
         if any(not isinstance(value, Hashable) for value in values):
             raise DataError(
-                f"the column {series.name!r} holds values such as {values.iloc[0]!r}; a row must have a number or a label"
+                f"the column {series.name!r} holds values such as {values.iloc[0]!r}; it must hold numbers or labels"
             )
     return series.infer_objects().array
 

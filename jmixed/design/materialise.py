@@ -259,12 +259,11 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
 
 def _truth_as_number(matrix: Matrix, spec: ModelSpec, recipe: Recipe) -> Matrix:
     """A response or an offset of truth values, which are 0 and 1 there and no categories."""
-    known = known_factors(spec)
-    factor = next(iter(known), None)
-    labels = known[factor][1].get("categories", []) if factor and len(known) == 1 else []
-    if not labels or not all(isinstance(v, bool | np.bool_) for v in labels) or len(labels) != len(matrix.names):
-        return matrix
-    return Matrix((restore(factor.expr, recipe.aliases),), matrix.values @ np.array(labels, FLOAT)[:, None])
+    for factor, (_, state) in known_factors(spec).items():
+        labels = state.get("categories", [])
+        if len(labels) == len(matrix.names) and all(isinstance(label, bool | np.bool_) for label in labels):
+            return Matrix((restore(factor.expr, recipe.aliases),), matrix.values @ np.array(labels, FLOAT)[:, None])
+    return matrix
 
 
 def _materialise(
