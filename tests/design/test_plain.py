@@ -130,6 +130,17 @@ def test_other_categories_are_not_taken_for_those_remembered(frame):
             assert states(learnt) == states(spec)
 
 
+def test_truth_values_and_numbers_are_told_apart_in_what_is_remembered():
+    truth, numbers = np.array([False, True] * 4), np.array([0, 1] * 4)
+    for values in (pd.Categorical(numbers), truth, pd.Categorical(numbers), truth[1::2]):
+        spec, _ = by_rows("f", data := pd.DataFrame({"f": values}))
+        learnt, _ = plain.plain_columns({"z0": ModelSpec(spec.formula)}, data)["z0"]
+        assert list(map(repr, learnt.column_names)) == list(map(repr, spec.column_names))
+        assert list(map(repr, learnt.encoder_state["f"][1]["categories"])) == list(
+            map(repr, spec.encoder_state["f"][1]["categories"])
+        )
+
+
 def test_many_categories_are_left_to_formulaic():
     names = [f"n{k}" for k in range(plain.FEW + 1)]
     data = pd.DataFrame({"f": names, "g": pd.Categorical(names), "h": names[:-1] + names[:1]})
