@@ -372,7 +372,7 @@ def as_learnt(values: Any, dtype: Any, name: str) -> Any:
 
 def _as_categories(values: Any, dtype: pd.CategoricalDtype) -> pd.Categorical:
     """Values matched with categories as Python does, where 2019 is 2019.0; what is none of them is one more."""
-    codes, labels = pd.factorize(values)
+    codes, labels = pd.factorize(pd.Series(values))
     known = {label: label for label in dtype.categories.tolist()}
     return pd.Categorical.from_codes(codes, [known.get(label, label) for label in pd.Index(labels).tolist()])
 
