@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import effects, predict, tables
-from jmixed.design.frame import as_frame
+from jmixed.design.frame import new_table
 from jmixed.errors import ModelError, Outcome
 from jmixed.fitted import FittedModel
 from jmixed.inference.leave_one_out import leave_one_out
@@ -95,7 +95,7 @@ class Diagnostics(FittedModel):
         [249.56, 253.66, -4.1, 0.23, 0.0]
         """
         if data is not None:
-            frame = as_frame(data)
+            frame = new_table(data)
             fitted = self.predict(frame, random_effects=True, new_levels="population")
             return frame.assign(**{".fitted": fitted, ".fixed": self.predict(frame)})
         self._need_data("augment")

@@ -142,7 +142,8 @@ class FittedModel(Estimates):
         Parameters
         ----------
         data : DataFrame or other columns, or array (k, k_fe), optional
-            New rows; by default the rows of the model. For a model made from arrays: columns of X.
+            New rows; by default the rows of the model. A mapping of scalars, and a Series with a value for each column,
+            are one row. For a model made from arrays: columns of X.
         transform : bool
             False: `data` holds the columns of X already.
         random_effects : bool, str or list of str

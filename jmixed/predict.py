@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import gaussian
-from jmixed.design.frame import as_frame
+from jmixed.design.frame import new_table
 from jmixed.design.matrices import new_rows
 from jmixed.errors import DataError
 from jmixed.precision import FLOAT
@@ -162,7 +162,7 @@ def from_data(spec, data, selected: Collection[int], new_levels: str, every: boo
     DataError
         When `new_levels` is "raise" and a level is unknown.
     """
-    frame = as_frame(data)
+    frame = new_table(data, spec.recipe.columns(part for part in spec.recipe.specs if part != "lhs"))
     used = [k for k in range(len(spec.terms)) if every or k in selected]
     terms = tuple(spec.terms[k] for k in used)
     if every:

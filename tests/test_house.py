@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,19 @@ def test_readme_is_short_and_has_two_commands():
     commands = re.findall(r"^```bash\n(.*?)\n```$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(commands) == 2, "the bash blocks of the README are what CI runs: one installs and fits, one tests"
     assert all("\n" not in command for command in commands)
+
+
+def test_the_lowest_versions_are_those_that_are_tested():
+    """The bounds of what users install and what the tests need, against the file that holds the versions tested."""
+    project = tomllib.loads((HOME / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    used = ("dataframes", "dask", "parquet", "plot", "interop", "test")
+    bounds = project["dependencies"] + [text for name in used for text in extras[name]]
+    lowest = (HOME / ".ci" / "lowest.txt").read_text(encoding="utf-8")
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", lowest, flags=re.MULTILINE))
+    for text in bounds:
+        name, _, bound = re.fullmatch(r"([\w-]+)(\[.*\])?(?:>=([\d.]+))?", text).groups()
+        if name != "jmixed":
+            assert tested.get(name, "none").startswith(str(bound)), (
+                f"{text} in pyproject.toml, {tested.get(name)} tested"
+            )

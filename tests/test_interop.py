@@ -126,6 +126,21 @@ class TestArviz:
             self.draws(sleep(), draws=0)
 
 
+def test_categories_of_numbers_and_truth_values():
+    """Averages by a category are those of the fixed part, and contrasts the coefficients."""
+    from marginaleffects import avg_comparisons, avg_predictions
+
+    sleep = jm.datasets.load("sleepstudy")
+    data = sleep.assign(year=pd.Categorical(sleep.Days % 3 + 2019), late=sleep.Days > 4)
+    result = jm.mixedlm("Reaction ~ year + late + (1 | Subject)", data).fit()
+    model, b = jm.interop.to_marginaleffects(result), result.fe_params
+    fixed = data.assign(fixed=result.model.exog @ b)
+    for name in ("year", "late"):
+        found = avg_predictions(model, by=name).sort(name)
+        np.testing.assert_allclose(found["estimate"], fixed.groupby(name, observed=True)["fixed"].mean(), rtol=1e-12)
+    np.testing.assert_allclose(avg_comparisons(model, variables="late")["estimate"], b[["late[T.True]"]], rtol=1e-9)
+
+
 def test_a_missing_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'jmixed\[interop\]'"):

@@ -758,3 +758,24 @@ def test_mediation_of_statsmodels_finds_what_it_needs(data):
     kwds = jm.MixedLM(data["y"], data[["x", "z"]], data["school"])._get_init_kwds()
     again = jm.MixedLM(data["y"], data[["x", "z"]], **kwds)
     assert again.fit().llf == jm.MixedLM(data["y"], data[["x", "z"]], data["school"]).fit().llf
+
+
+@pytest.mark.filterwarnings("ignore:the fit is singular:jmixed.SingularWarning")
+@pytest.mark.parametrize(
+    ("words", "objective"),
+    [
+        ("Reaction ~ 0 + b + (1 | Subject)", 1896.091459),
+        ("Reaction ~ Days:b + (1 | Subject)", 1783.322513),
+        ("Reaction ~ b/Days + (1 | Subject)", 1776.839797),
+        ("Reaction ~ b + (0 + b | Subject)", 1895.670402),
+    ],
+)
+def test_truth_values_are_two_categories_as_in_lme4(words, objective):
+    sleep = jm.datasets.load("sleepstudy")
+    assert jm.mixedlm(words, sleep.assign(b=sleep.Days % 3 == 1)).fit().objective == pytest.approx(objective, abs=1e-5)
+
+
+def test_type_three_of_truth_values_is_that_of_lmertest():
+    sleep = jm.datasets.load("sleepstudy")
+    table = jm.mixedlm("Reaction ~ Days * b + (1 | Subject)", sleep.assign(b=sleep.Days % 3 == 1)).fit().anova()
+    np.testing.assert_allclose(table["F"], [102.86308, 0.12652, 0.79229], rtol=1e-4)

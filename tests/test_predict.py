@@ -56,6 +56,22 @@ class TestRows:
     def test_the_fixed_part_needs_no_groups(self):
         assert sleep().predict({"Days": [0.0]}).iloc[0] == pytest.approx(251.405105, rel=1e-7)
 
+    def test_one_row_and_no_rows(self, tmp_path):
+        data = jm.datasets.load("sleepstudy")
+        sleep().save(tmp_path / "fit")
+        for result in (sleep(), jm.load(tmp_path / "fit")):
+            expected = result.fittedvalues.iloc[[4]]
+            for one in (data.iloc[4], data.iloc[4].to_dict(), data.iloc[4].to_frame().T):
+                np.testing.assert_allclose(result.predict(one, random_effects=True), expected)
+                assert result.predict(one, random_effects=True, interval="prediction").shape == (1, 4)
+        np.testing.assert_allclose(sleep().predict(data[["Days"]].mean()), sleep().fe_params @ [1, data["Days"].mean()])
+        np.testing.assert_allclose(sleep().predict(data["Days"]), sleep().predict(data))
+        for none in (data.iloc[:0], {"Days": [], "Subject": []}):
+            assert sleep().predict(none).shape == sleep().predict(none, random_effects=True).shape == (0,)
+            for interval in ("confidence", "prediction"):
+                assert sleep().predict(none, random_effects=True, interval=interval).shape == (0, 4)
+        assert len(sleep().augment(data.iloc[:0])) == 0
+
     def test_missing_values_give_nan(self):
         new = pd.DataFrame({"Days": [1.0, np.nan, 2.0], "Subject": ["308", "308", None]})
         assert sleep().predict(new).isna().tolist() == [False, True, False]
@@ -98,8 +114,11 @@ class TestLevels:
     def test_labels_keep_their_type_in_messages(self):
         data = jm.datasets.load("sleepstudy").assign(Subject=lambda rows: rows["Subject"].astype(int))
         result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).fit()
-        with pytest.raises(jm.DataError, match=r"'308' is not among the levels of 'Subject'.*\(such as 308\)"):
-            result.predict({"Days": [1], "Subject": ["308"]}, random_effects=True)
+        for new_levels in ("raise", "population"):
+            with pytest.raises(jm.DataError, match=r"'Subject' has text in the new data, '308', but numbers .*, 308:"):
+                result.predict({"Days": [1], "Subject": ["308"]}, random_effects=True, new_levels=new_levels)
+        with pytest.raises(jm.DataError, match=r"'Subject' has numbers in the new data, 308, but text .*, '308':"):
+            sleep().augment(pd.DataFrame({"Days": [1], "Subject": [308]}))
         with pytest.raises(jm.DataError, match="predict: 7 is not among"):
             result.predict({"Days": [1], "Subject": [7]}, random_effects=True)
 
@@ -240,6 +259,22 @@ class TestIntervals:
         np.testing.assert_allclose(result.predict(data, interval="prediction"), own, rtol=1e-10)
         with pytest.raises(jm.DataError, match="'own' are made within each group"):
             result.predict({"Days": [1.0]}, interval="prediction")
+
+    def test_one_row_and_no_rows(self, tmp_path):
+        data = jm.datasets.load("sleepstudy")
+        sleep().save(tmp_path / "fit")
+        for result in (sleep(), jm.load(tmp_path / "fit")):
+            expected = result.fittedvalues.iloc[[4]]
+            for one in (data.iloc[4], data.iloc[4].to_dict(), data.iloc[4].to_frame().T):
+                np.testing.assert_allclose(result.predict(one, random_effects=True), expected)
+                assert result.predict(one, random_effects=True, interval="prediction").shape == (1, 4)
+        np.testing.assert_allclose(sleep().predict(data[["Days"]].mean()), sleep().fe_params @ [1, data["Days"].mean()])
+        np.testing.assert_allclose(sleep().predict(data["Days"]), sleep().predict(data))
+        for none in (data.iloc[:0], {"Days": [], "Subject": []}):
+            assert sleep().predict(none).shape == sleep().predict(none, random_effects=True).shape == (0,)
+            for interval in ("confidence", "prediction"):
+                assert sleep().predict(none, random_effects=True, interval=interval).shape == (0, 4)
+        assert len(sleep().augment(data.iloc[:0])) == 0
 
     def test_missing_values_give_nan(self):
         new = pd.DataFrame({"Days": [1.0, np.nan], "Subject": ["308", "308"]})

@@ -44,7 +44,7 @@ def schools():
         + rng.normal(size=n)
     )
     data["y"] += rng.normal(size=3)[data.arm.factorize()[0]] + rng.normal(size=4)[data["class"]]
-    return data.assign(w=rng.uniform(0.5, 2, n))
+    return data.assign(w=rng.uniform(0.5, 2, n), b=data.z > 0)
 
 
 CASES = {
@@ -62,6 +62,7 @@ CASES = {
     ),
     "only components": ("y ~ x", schools(), {"groups": "one", "vc_formula": {"c": "0+C(class)", "s": "0+C(school)"}}),
     "columns": ("y ~ x", schools(), {"groups": "school", "vc_formula": {"b": "1 + z", "c": "0 + C(class):x"}}),
+    "truth": ("y ~ 0 + b:x + (0 + b | school)", schools(), {}),
     "ranks": ("y ~ x", schools(), {"groups": "school", "vc_formula": {"b": "C(class) + z"}, "weights": "w"}),
 }
 
@@ -385,6 +386,20 @@ def test_batches_may_be_cut_anywhere(size):
     np.testing.assert_allclose(
         ours.T @ ours / np.outer(size, size), theirs.T @ theirs / np.outer(size, size), atol=1e-14
     )
+
+
+@pytest.mark.parametrize("kind", [object, "string", "category"])
+def test_text_of_every_kind(kind):
+    """Text is of dtype object wherever pandas is older than version 3."""
+    data = simulated().iloc[::2]
+    words = "y ~ year + c + (1 | g)"
+    columns = data.astype({"c": kind, "g": kind})
+    batched = jm.from_batches(words, [columns[:100], columns[100:]]).fit()
+    whole = jm.mixedlm(words, data).fit()
+    np.testing.assert_allclose(batched.objective, whole.objective, rtol=1e-12)
+    assert list(batched.fe_params.index) == list(whole.fe_params.index)
+    new = columns.iloc[:3]
+    np.testing.assert_allclose(batched.predict(new, random_effects=True), whole.fittedvalues.iloc[:3], rtol=1e-8)
 
 
 def test_columns_that_the_model_does_not_use_may_differ():

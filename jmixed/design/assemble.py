@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.design import checks, vc
-from jmixed.design.factors import Factor, cross, factor
+from jmixed.design.factors import Factor, cross, factor, plain_labels
 from jmixed.design.formula import FormulaParts, RandomPart, normalise
 from jmixed.design.frame import (
     any_of,
@@ -162,6 +162,7 @@ def assemble(words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: 
     frame = working_frame(rows.frame, recipe.columns(recipe.specs), recipe.aliases)
     plans = [vc.plan(name, part, recipe, frame) for name, part in words.components]
     made, learnt = _evaluate(words, recipe, plans, rows, frame, missing)
+    learnt = replace(learnt, dtypes={name: column(frame, name).dtype for name in frame})
     grouping = grouping_factors(words, made.sources)
     built = _components(plans, recipe, made, grouping)
     if any(len(b.missing) for b in built.values()):
@@ -216,7 +217,10 @@ def sources(words: Words, rows: Rows, recipe: Recipe) -> dict[str, Any]:
 def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str, ...], Factor]:
     """The grouping factors of the model by their sources, each made once from the sources' labels."""
     wanted = [part.factors for part in words.random] if words.group_name is None else []
-    single = {name: factor(name, values) for name, values in labels.items()}
+    try:
+        single = {name: factor(name, values) for name, values in labels.items()}
+    except DataError as error:
+        raise DataError(mark(error.args[0], words.parts.text) if wanted else error.args[0]) from None
     factors: dict[tuple[str, ...], Factor] = {(name,): f for name, f in single.items()}
     for names in wanted:
         for k in range(2, len(names) + 1):
@@ -323,7 +327,7 @@ def _model(
         index=rows.frame.index,
         rows=positions,
         frame=rows.frame,
-        groups=np.asarray(rows.beside["groups"]) if words.group_name is not None else None,
+        groups=np.asarray(plain_labels(rows.beside["groups"])) if words.group_name is not None else None,
         group_name=words.group_name,
         formula=words.parts.text,
         kept=kept,
@@ -359,9 +363,9 @@ def weights_of(rows: Rows) -> np.ndarray:
 def offset_of(words: Words, made: Evaluated) -> np.ndarray:
     parts = [made.matrices[f"offset{i}"] for i in range(len(words.parts.offsets))]
     for text, matrix in zip(words.parts.offsets, parts, strict=True):
+        if text in made.rows.frame:
+            numbers(column(made.rows.frame, text), f"offset({text})")
         if len(matrix.names) != 1:
-            if text in made.rows.frame and holds_text(column(made.rows.frame, text)):
-                raise text_error(f"offset({text})", column(made.rows.frame, text))
             raise DataError(f"offset({text}) gives {len(matrix.names)} columns; it must be one column of numbers")
     values = [matrix.values[:, 0] for matrix in parts]
     if "offset" in made.rows.beside:

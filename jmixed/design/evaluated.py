@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from formulaic.materializers import PandasMaterializer
 from interface_meta import override
@@ -16,6 +17,15 @@ class RowMaterializer(PandasMaterializer):
     def _check_for_nulls(self, name: str, values: Any, na_action: Any, drop_rows: set[int]) -> None:
         require_rows(name, getattr(values, "__wrapped__", values), self.data.index)
         super()._check_for_nulls(name, values, na_action, drop_rows)
+
+    @override
+    def _is_categorical(self, values: Any) -> bool:
+        return is_truth(values) or super()._is_categorical(values)
+
+
+def is_truth(values: Any) -> bool:
+    """Whether a factor has truth values, which are two categories and no numbers, as in R and patsy."""
+    return isinstance(values, pd.Series | np.ndarray) and values.ndim == 1 and values.dtype == "bool"
 
 
 def require_rows(name: str, values: Any, index: pd.Index) -> None:

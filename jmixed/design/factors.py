@@ -1,7 +1,10 @@
 """Grouping factors: labels become level codes, alone or in combination, now and for new data."""
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,7 +52,7 @@ class Factor:
         array (k,) of int32
             The level of each row, -1 where the model has not seen it.
         """
-        codes = _lookup(self.tables[0], columns[0])
+        codes = _lookup(self.sources[0], self.tables[0], columns[0])
         for stage, column in enumerate(columns[1:]):
             codes = self.extend(codes, stage, column)
         return codes.astype(np.int32)
@@ -57,7 +60,7 @@ class Factor:
     def extend(self, codes: np.ndarray, stage: int, column: pd.Series | np.ndarray) -> np.ndarray:
         """Codes of combinations from those of the outer factor and the labels of the next source, -1 if unknown."""
         table, cells = self.tables[stage + 1], self.cells[stage]
-        inner = _lookup(table, column)
+        inner = _lookup(self.sources[stage + 1], table, column)
         key = codes * np.int64(len(table)) + inner
         place = np.minimum(np.searchsorted(cells, key), len(cells) - 1)
         return np.where((codes >= 0) & (inner >= 0) & (cells[place] == key), place, -1)
@@ -114,12 +117,50 @@ def compress(keys: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(distinct), codes.astype(np.int32)
 
 
+def label_kinds(labels: Iterable[Any]) -> dict[str, Any]:
+    """What labels are, "text", "numbers", "truth values", or by the name of their type, each with its first label.
+
+    Examples
+    --------
+    >>> from jmixed.design.factors import label_kinds
+    >>> label_kinds([308, 309.0, "308"])
+    {'numbers': 308, 'text': '308'}
+    """
+    found: dict[str, Any] = {}
+    for label in labels:
+        found.setdefault(_kind(label), label)
+    return found
+
+
+def _kind(label: Any) -> str:
+    if isinstance(label, str):
+        return "text"
+    if isinstance(label, bool | np.bool_):
+        return "truth values"
+    return "numbers" if isinstance(label, numbers.Number | Decimal) else type(label).__name__
+
+
+def plain_labels(values: pd.Series | np.ndarray) -> pd.Series | np.ndarray:
+    """Labels without missing values as NumPy has them: whole numbers and truth values of pandas' own types."""
+    dtype = values.dtype
+    if isinstance(dtype, np.dtype) or not isinstance(values, pd.Series):
+        return values
+    if str(dtype).startswith("dictionary<"):
+        return values.to_numpy(object)
+    if pd.api.types.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
+        return values.to_numpy(dtype=bool)
+    return values.to_numpy(np.uint64 if dtype.kind == "u" else np.int64) if dtype.kind in "iu" else values
+
+
 def _factorise(name: str, values: pd.Series | np.ndarray) -> tuple[np.ndarray, pd.Index]:
+    values = plain_labels(values)
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         categorical = pd.Categorical(values)
         used, codes = compress(categorical.codes.astype(np.int64), len(categorical.categories))
-        return codes, categorical.categories.take(used)
+        levels = categorical.categories.take(used)
+        _require_one_kind(name, levels, values)
+        return codes, levels
     if isinstance(dtype, np.dtype) and dtype.kind in "iu":
         numbers = np.asarray(values)
         low, high = int(numbers.min()), int(numbers.max())
@@ -135,11 +176,56 @@ def _factorise(name: str, values: pd.Series | np.ndarray) -> tuple[np.ndarray, p
             f"the grouping factor {name!r} mixes values that cannot be sorted ({', '.join(kinds)}); "
             f"convert it to one type, for example data[{name!r}].astype(str)"
         ) from None
-    return codes.astype(np.int32), pd.Index(levels, tupleize_cols=False)
+    table = pd.Index(levels, tupleize_cols=False)
+    _require_one_kind(name, table, values)
+    return codes.astype(np.int32), table
 
 
-def _lookup(table: pd.Index, values: pd.Series | np.ndarray) -> np.ndarray:
+def _require_one_kind(name: str, levels: pd.Index, values: pd.Series | np.ndarray) -> None:
+    """Refuse labels that are text and numbers, as 308 and "308": what was read in parts is one group, not two."""
+    if levels.dtype != object or pd.api.types.infer_dtype(levels) == "string" or len(found := label_kinds(levels)) < 2:
+        return
+    kinds = np.array([_kind(value) for value in values])
+    rows = values.index if isinstance(values, pd.Series) else pd.RangeIndex(len(kinds))
+    first = {kind: int(np.flatnonzero(kinds == kind)[0]) for kind in found}
+    shown = " and ".join(f"{kind} ({np.asarray(values)[k]!r} in row {rows[k]!r})" for kind, k in first.items())
+    raise DataError(
+        f"the grouping factor {name!r} mixes {shown}; convert it to one type, for example data[{name!r}].astype(str)"
+    )
+
+
+def _lookup(name: str, table: pd.Index, values: pd.Series | np.ndarray) -> np.ndarray:
     """Position of each value in the table, -1 where it is not there."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = np.asarray(values)
-    return table.get_indexer(pd.Index(values, tupleize_cols=False)).astype(np.int64)
+    wanted = pd.Index(values, tupleize_cols=False)
+    found = table.get_indexer(wanted).astype(np.int64)
+    if (found < 0).any():
+        _refuse_other_kind(name, table, wanted[found < 0].dropna().unique())
+    return found
+
+
+def _refuse_other_kind(name: str, table: pd.Index, unknown: pd.Index) -> None:
+    """Refuse labels that are unknown for their type only, as "300" where the model knows 300: no new groups."""
+    own = _kind(table[0])
+    others = [label for label in unknown if _kind(label) != own]
+    known = {label: label for label in table.tolist()} if others else {}
+    for label in others:
+        for other in _other_spellings(label, own):
+            if other in known:
+                raise DataError(
+                    f"the grouping factor {name!r} has {_kind(label)} in the new data, {label!r}, but {own} in the "
+                    f"data that the model was fitted to, {known[other]!r}: convert the new column to the same type"
+                )
+
+
+def _other_spellings(label: Any, kind: str) -> list[Any]:
+    """A label as it would be if it were of another kind."""
+    if kind == "text":
+        return [str(label), *([str(int(label))] if isinstance(label, float) and label.is_integer() else [])]
+    if isinstance(label, str) and kind == "truth values":
+        return [True] if label.lower() == "true" else [False] if label.lower() == "false" else []
+    if kind not in ("numbers", "truth values"):
+        return []
+    number: Any = pd.to_numeric(label, errors="coerce") if isinstance(label, str) else label
+    return [number == 1] if kind == "truth values" and number in (0, 1) else [number]

@@ -1,7 +1,10 @@
 """The caller's data: any table as a DataFrame, its columns by name, rows by subset, missing values by position."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import numbers as kinds
+import re
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, cast
 
 import numpy as np
@@ -70,13 +73,34 @@ def refuse_tracer(
 def _from_columns(columns: dict[str, Any]) -> pd.DataFrame:
     for name, values in columns.items():
         refuse_tracer(values, f"the column {name!r}")
+    single = {name for name, values in columns.items() if is_scalar(values)}
     try:
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns, index=range(1) if columns and len(single) == len(columns) else None)
     except ValueError as error:
-        sizes = {name: len(values) if hasattr(values, "__len__") else "a scalar" for name, values in columns.items()}
+        sizes = {name: "a scalar" if name in single else len(values) for name, values in columns.items()}
         raise DataError(
             f"data is a mapping whose columns do not form a table ({error}); their lengths: {sizes}"
         ) from None
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is one for all rows: a number, text, a date, an array without axes."""
+    return isinstance(value, str | bytes) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
+
+
+def new_table(data: Any, needed: Collection[str] = ()) -> pd.DataFrame:
+    """New rows, which may be none: a table, or a Series with a value for each column, which is one row.
+
+    Parameters
+    ----------
+    data : Series, or what `as_frame` takes
+    needed : collection of str
+        The columns that are asked for. A Series of that name is a column, unless its labels are some of them.
+    """
+    if isinstance(data, pd.Series):
+        is_column = data.name in needed and not any(name in data.index for name in needed)
+        data = data.to_frame() if is_column else data.to_frame().T
+    return as_frame(data, allow_empty=True)
 
 
 def _from_narwhals(data: Any) -> pd.DataFrame:
@@ -102,6 +126,9 @@ def _from_narwhals(data: Any) -> pd.DataFrame:
 
 def _column_from(series: Any, nw: Any) -> Any:
     """One column of a narwhals table as an array that pandas takes."""
+    if series.dtype.is_integer() and series.null_count():
+        # NumPy has no missing whole number: floats would merge those beyond 2^53.
+        return pd.array(series.to_list(), dtype="Int64" if series.dtype.is_signed_integer() else "UInt64")
     values = series.to_numpy()
     if isinstance(series.dtype, nw.Enum):
         return pd.Categorical(values, categories=list(series.dtype.categories))
@@ -186,6 +213,9 @@ def one_dimensional(value: Any, what: str) -> np.ndarray:
         array[:] = value
         return array
     array = np.asarray(value)
+    if array.dtype.kind in "SU" and isinstance(value, (list, tuple)) and not all(isinstance(v, str) for v in value):
+        # NumPy makes one text of 308 and "308".
+        array = np.array(value, dtype=object)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -198,9 +228,20 @@ def numbers(series: pd.Series, what: str) -> np.ndarray:
     """A column as floats, missing values as NaN; text is refused even when it spells numbers."""
     if holds_text(series):
         raise text_error(what, series)
-    if not pd.api.types.is_numeric_dtype(series.dtype) and series.dtype != object:
-        raise DataError(f"{what} has dtype {series.dtype}; it must hold numbers")
+    dtype = series.dtype
+    kind = pd.api.types.infer_dtype(series, skipna=True) if dtype == "object" else str(dtype)
+    right = kind in NUMBERS if dtype == "object" else pd.api.types.is_numeric_dtype(dtype) and dtype.kind != "c"
+    if not right:
+        raise DataError(f"{what} holds values of type {kind}; it must hold numbers")
     return series.to_numpy(dtype=FLOAT, na_value=np.nan)
+
+
+NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty", "mixed", "mixed-integer")
+"""What pandas calls objects that may be numbers; mixed ones, without text, are numbers of several types."""
+
+
+DATES = ("date", "datetime", "datetime64", "timedelta", "timedelta64", "time", "period", "interval")
+"""What pandas calls objects that are dates, times, or their like."""
 
 
 def holds_text(series: pd.Series) -> bool:
@@ -208,50 +249,153 @@ def holds_text(series: pd.Series) -> bool:
     dtype = series.dtype
     if isinstance(dtype, (pd.CategoricalDtype, pd.StringDtype)):
         return True
-    return (
-        pd.api.types.infer_dtype(series, skipna=True) in ("string", "mixed", "mixed-integer")
-        and dtype.kind not in "iufb"
-    )
+    if dtype.kind in "iufb":
+        return False
+    kind = pd.api.types.infer_dtype(series, skipna=True)
+    return kind == "string" or (kind in ("mixed", "mixed-integer") and not _all_real(series.dropna()))
+
+
+def _all_real(values: Iterable[Any]) -> bool:
+    """Whether all values are numbers: fractions, decimals, or of several types."""
+    return all(isinstance(value, kinds.Real | Decimal) for value in values)
 
 
 def text_error(what: str, series: pd.Series) -> DataError:
     """The error for text where numbers are needed, with the first value that is none as example."""
-    values = series.dropna()
-    numbers: Any = pd.to_numeric(values.astype(str), errors="coerce")
-    bad = np.flatnonzero(np.isnan(np.asarray(numbers, FLOAT)))
+    values, name = series.dropna(), str(series.name)
+    if isinstance(series.dtype, pd.CategoricalDtype) and not holds_text(pd.Series(series.cat.categories)):
+        return DataError(
+            f"{what} is a pandas category where numbers are needed; convert it first, "
+            f"for example data[{name!r}] = data[{name!r}].astype(float)"
+        )
+    spelled: Any = pd.to_numeric(values.astype(str), errors="coerce")
+    bad = np.flatnonzero(np.isnan(np.asarray(spelled, FLOAT)))
     example = f"for example {values.iloc[bad[0] if len(bad) else 0]!r}" if len(values) else "and no values"
-    # Where only some values are no numbers, these are marks of missing ones.
-    some = ', errors="coerce"' if 0 < len(bad) < len(values) else ""
-    return DataError(
-        f"{what} holds text ({example}) where numbers are needed; convert it first, "
-        f"for example data[{str(series.name)!r}] = pd.to_numeric(data[{str(series.name)!r}]{some})"
-    )
+    return DataError(f"{what} holds text ({example}) where numbers are needed; convert it first, {_to_numbers(series)}")
+
+
+def _to_numbers(series: pd.Series) -> str:
+    """How text is made numbers; where only some values are no numbers, these are marks of missing ones."""
+    values, name = series.dropna(), str(series.name)
+    if len(values) and values.isin(["True", "False"]).all():
+        return f'for example data[{name!r}] = data[{name!r}] == "True"'
+    spelled: Any = pd.to_numeric(values.astype(str), errors="coerce")
+    bad = np.isnan(np.asarray(spelled, FLOAT))
+    if len(values) and bad.all() and values.astype(str).str.contains(",").any():
+        return f'for example data[{name!r}] = pd.to_numeric(data[{name!r}].str.replace(",", "."))'
+    some = ', errors="coerce"' if bad.any() and not bad.all() else ""
+    return f"for example data[{name!r}] = pd.to_numeric(data[{name!r}]{some})"
+
+
+NUMERAL = re.compile(r"\s*[<>≤≥~=]*\s*[-+−]?(?!0\d)[\d.,]*\d[\d.,]*([eE][-+]?\d+)?\s*%?\s*")
+"""A number as people write it; with a zero in front it is a code."""
+
+
+def spell_numbers(labels: Sequence[Any]) -> bool:
+    """Whether more than half of the labels, which are distinct text, spell numbers; two labels may be a code of a pair.
+
+    Of two labels the slope of their numbers and the difference of their categories are one model.
+    """
+    return len(labels) > 2 and 2 * sum(isinstance(v, str) and bool(NUMERAL.fullmatch(v)) for v in labels) > len(labels)
 
 
 def prepare(series: pd.Series) -> Any:
     """A column as formulaic understands it: used categories only, text as text, numbers wide enough for transforms."""
     dtype = series.dtype
+    if dtype == "object":
+        return _prepare_objects(series)
     if isinstance(dtype, np.dtype):
-        if dtype.kind == "O" and pd.api.types.infer_dtype(series, skipna=True) == "decimal":
-            return series.to_numpy(FLOAT, na_value=np.nan)
-        if dtype.kind in "iuf" and dtype.itemsize < 8:
+        if dtype.kind == "u" and (dtype.itemsize < 8 or not len(series) or series.max() < 2**63):
+            return series.to_numpy(np.int64)
+        if dtype.kind in "if" and dtype.itemsize < 8:
             return series.to_numpy(FLOAT if dtype.kind == "f" else np.int64)
-        return series.infer_objects().array if dtype.kind == "O" else series.array
+        return series.array
     if isinstance(dtype, pd.CategoricalDtype):
         return series.cat.remove_unused_categories().array
     if pd.api.types.is_bool_dtype(dtype) and not series.isna().any():
         return series.to_numpy(dtype=bool)
     if pd.api.types.is_numeric_dtype(dtype):
+        if dtype.kind in "iu" and not series.isna().any():
+            return prepare(pd.Series(series.to_numpy(np.uint64 if dtype.kind == "u" else np.int64)))
         return series.to_numpy(dtype=FLOAT, na_value=np.nan)
     if pd.api.types.is_string_dtype(dtype) and dtype != "str":
         return series.astype(object).where(series.notna(), None).array
+    if str(dtype).startswith("dictionary<"):
+        return prepare(pd.Series(pd.Categorical(series.to_numpy(object)), name=series.name))
     return series.array
 
 
-def working_frame(frame: pd.DataFrame, columns: Iterable[str], aliases: Mapping[str, str]) -> pd.DataFrame:
-    """The columns that formulas need, as formulaic understands them; nothing is copied that need not be."""
+def _prepare_objects(series: pd.Series) -> Any:
+    kind = pd.api.types.infer_dtype(series, skipna=True)
+    if kind == "string":
+        return series.array
+    if kind in ("decimal", "mixed", "mixed-integer"):
+        values = series.dropna()
+        if _all_real(values):
+            return series.to_numpy(FLOAT, na_value=np.nan)
+        if any(not isinstance(value, Hashable) for value in values):
+            raise DataError(
+                f"the column {series.name!r} holds values such as {values.iloc[0]!r}; it must hold numbers or labels"
+            )
+    return series.infer_objects().array
+
+
+def as_learnt(values: Any, dtype: Any, name: str) -> Any:
+    """A prepared column of new data, without missing values, as what the model knows it to be.
+
+    Parameters
+    ----------
+    values : array
+    dtype : dtype
+        Of the prepared column in the data that were fitted: categories may come as their values, truth values as 0 and
+        1 or in a column of objects, numbers as a category of them.
+    name : str
+
+    Raises
+    ------
+    DataError
+        For anything but truth values where the model knows these.
+    """
+    own = values.dtype
+    if own == dtype:
+        return values
+    if isinstance(dtype, pd.CategoricalDtype):
+        return values if isinstance(own, pd.CategoricalDtype) else _as_categories(values, dtype)
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "iufb":
+        return values
+    if isinstance(own, pd.CategoricalDtype):
+        return as_learnt(prepare(pd.Series(np.asarray(values))), dtype, name)
+    if dtype == "bool":
+        return _as_truth(pd.Series(values, name=name))
+    return np.asarray(values).astype(dtype) if own == "bool" else values
+
+
+def _as_categories(values: Any, dtype: pd.CategoricalDtype) -> pd.Categorical:
+    """Values matched with categories as Python does, where 2019 is 2019.0; what is none of them is one more."""
+    codes, labels = pd.factorize(pd.Series(values))
+    known = {label: label for label in dtype.categories.tolist()}
+    return pd.Categorical.from_codes(codes, [known.get(label, label) for label in pd.Index(labels).tolist()])
+
+
+def _as_truth(series: pd.Series) -> np.ndarray:
+    found = series.unique().tolist()
+    if all(value in (False, True) for value in found):
+        return series.to_numpy().astype(bool)
+    hint = f"; convert it first, {_to_numbers(series)}" if holds_text(series) else ""
+    shown = ", ".join(map(repr, found[:3]))
+    raise DataError(f"the column {series.name!r} holds {shown} where the model knows True and False{hint}")
+
+
+def working_frame(
+    frame: pd.DataFrame, columns: Iterable[str], aliases: Mapping[str, str], learnt: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
+    """The columns that formulas need, as formulaic understands them; nothing is copied that need not be.
+
+    With `learnt`, dtypes by column, new data is brought to what the model knows: see `as_learnt`.
+    """
     index = frame.index if frame.index.is_unique else pd.RangeIndex(len(frame))
     ready = {name: prepare(column(frame, name)) for name in columns}
+    ready = {name: as_learnt(values, learnt[name], name) if learnt else values for name, values in ready.items()}
     ready |= {alias: ready[name] for alias, name in aliases.items() if name in ready}
     return pd.DataFrame(ready, index=index, copy=False)
 

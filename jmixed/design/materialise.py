@@ -4,7 +4,7 @@ import builtins
 import functools
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,13 +20,15 @@ from formulaic.utils.stateful_transforms import stateful_eval
 
 from jmixed.design.evaluated import RowMaterializer, require_rows
 from jmixed.design.expressions import names_in, refuse_dotted, spelled
+from jmixed.design.factors import label_kinds
 from jmixed.design.formula import quoted, replace_keywords, scan
-from jmixed.design.frame import column, holds_text, text_error, unknown_column
+from jmixed.design.frame import DATES, column, holds_text, spell_numbers, text_error, unknown_column
 from jmixed.design.marks import find, mark, syntax_error
 from jmixed.design.plain import plain_columns
 from jmixed.design.r_words import hint
 from jmixed.errors import DataError, FormulaError, JmixedError
 from jmixed.memory import roomy
+from jmixed.precision import FLOAT
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Recipe:
         The caller's functions and constants that the formulas use.
     texts : dict
         Part to the text of its formula, for messages.
+    dtypes : dict
+        Of the columns of the working frame that was fitted, to which new data is brought.
     """
 
     specs: dict[str, ModelSpec]
@@ -60,6 +64,7 @@ class Recipe:
     aliases: dict[str, str]
     env: dict[str, Any] = field(repr=False)
     texts: dict[str, str] = field(repr=False)
+    dtypes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def columns(self, parts: Iterable[str]) -> list[str]:
         """The columns of the data that some parts use, each once."""
@@ -237,20 +242,38 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     """
     found = plain_columns({part: recipe.specs[part] for part in parts}, frame) if fresh else {}
     others = [part for part in parts if part not in found]
+    if fresh:
+        _refuse_objects(recipe, others, frame)
     made, missing = _materialise(recipe, others, frame, fresh) if others else ({}, np.zeros(0, np.int64))
     if len(missing):
         found = {part: (spec, np.delete(values, missing, axis=0)) for part, (spec, values) in found.items()}
     found |= made
+    if fresh:
+        _refuse_labels(recipe, {part: spec for part, (spec, _) in found.items()}, frame)
     matrices = {part: Matrix(_column_names(spec, recipe), values) for part, (spec, values) in found.items()}
+    for part in matrices:
+        if part == "lhs" or part.startswith("offset"):
+            matrices[part] = _truth_as_number(matrices[part], found[part][0], recipe)
     return Evaluation(matrices, {part: spec for part, (spec, _) in found.items()}, missing)
+
+
+def _truth_as_number(matrix: Matrix, spec: ModelSpec, recipe: Recipe) -> Matrix:
+    """A response or an offset of truth values, which are 0 and 1 there and no categories."""
+    for factor, (_, state) in known_factors(spec).items():
+        labels = state.get("categories", [])
+        if len(labels) == len(matrix.names) and all(isinstance(label, bool | np.bool_) for label in labels):
+            return Matrix((restore(factor.expr, recipe.aliases),), matrix.values @ np.array(labels, FLOAT)[:, None])
+    return matrix
 
 
 def _materialise(
     recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool
 ) -> tuple[dict[str, tuple[ModelSpec, np.ndarray]], np.ndarray]:
     """The learnt spec and the columns of each part, and the positions of rows with missing values."""
-    shared: dict[str, dict] = {"transform_state": {}, "encoder_state": {}} if fresh else {}
-    specs: dict[str, Any] = {part: recipe.specs[part].update(**shared) for part in parts}
+    shared: dict[str, dict] = {"transform_state": {}, "encoder_state": {}}
+    specs: dict[str, Any] = {
+        part: recipe.specs[part].update(**(shared if fresh else _own_state(recipe.specs[part]))) for part in parts
+    }
     materializer = RowMaterializer(frame, context=recipe.env)
     dropped: set[int] = set()
     _refuse_dates(recipe, specs, frame)
@@ -269,6 +292,7 @@ def _materialise(
         raise _explain(error, recipe, specs, frame) from error
     made = {part: _floats(part, result[part], recipe, len(frame) - len(dropped)) for part in specs}
     if not fresh:
+        _require_same_kinds(recipe, {part: spec for part, (spec, _) in made.items()})
         dropped = _nulls(materializer)
     # Its objects refer to each other in a circle, which would keep every column until Python looks for circles.
     for cache in (materializer.factor_cache, materializer.encoded_cache):
@@ -276,15 +300,90 @@ def _materialise(
     return made, np.fromiter(sorted(dropped), np.int64, len(dropped))
 
 
+def _own_state(spec: ModelSpec) -> dict[str, dict]:
+    """What a spec has learnt, in dictionaries that formulaic may write to: those of the model stay as they are."""
+
+    def copied(state: Any) -> Any:
+        if isinstance(state, dict):
+            return {key: copied(value) for key, value in state.items()}
+        return tuple(map(copied, state)) if type(state) is tuple else state
+
+    return {"transform_state": copied(spec.transform_state), "encoder_state": copied(spec.encoder_state)}
+
+
+def _looked_up(specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """The columns that formulas use as they are, each with the part."""
+    for part, spec in specs.items():
+        factors = (factor for term in spec.formula for factor in term.factors)
+        names = (factor.expr for factor in factors if factor.eval_method.value == "lookup" and factor.expr in frame)
+        yield from ((part, name) for name in dict.fromkeys(names))
+
+
 def _refuse_dates(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
     """A date is no number; formulaic would count its microseconds, or fail without naming the column."""
-    for name in (f.expr for spec in specs.values() for term in spec.formula for f in term.factors if f.expr in frame):
-        if column(frame, name).dtype.kind in "Mm":
+    for part, name in _looked_up(specs, frame):
+        dtype = column(frame, name).dtype
+        if dtype.kind in "Mm" or isinstance(dtype, pd.PeriodDtype):
+            raise _marked(_dates(name, str(dtype)), name, recipe, part)
+        if isinstance(dtype, pd.IntervalDtype):
             named = restore(name, recipe.aliases)
-            raise DataError(
-                f"the column {named!r} holds dates or times ({column(frame, name).dtype}) where numbers are needed; "
-                f"convert it first, for example to days: (data[{named!r}] - data[{named!r}].min()) / pd.Timedelta('1D')"
+            how = f"make categories of them: data[{named!r}] = data[{named!r}].astype('category')"
+            raise _marked(f"the column {named!r} holds intervals; {how}", name, recipe, part)
+
+
+def _dates(name: str, kind: str) -> str:
+    when = f"pd.to_datetime(data[{name!r}])" if kind == "date" else f"data[{name!r}]"
+    return (
+        f"the column {name!r} holds dates or times ({kind}) where numbers are needed; convert it first, "
+        f"for example to days: ({when} - {when}.min()) / pd.Timedelta('1D')"
+    )
+
+
+def _marked(message: str, name: str, recipe: Recipe, part: str) -> DataError:
+    """The error for a column, shown where its formula names it."""
+    named, text = restore(name, recipe.aliases), recipe.texts[part]
+    return DataError(mark(restore(message, recipe.aliases), text, find(named, text)))
+
+
+def _refuse_objects(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame) -> None:
+    """Refuse columns that would be categories, or lose digits: dates, numbers of 64 bits, text and numbers together."""
+    for part, name in _looked_up({part: recipe.specs[part] for part in parts}, frame):
+        series = column(frame, name)
+        if series.dtype not in ("object", "str", "uint64"):
+            continue
+        labels = series.dropna().unique().tolist()
+        kind = pd.api.types.infer_dtype(labels)
+        if kind in DATES:
+            raise _marked(_dates(name, kind), name, recipe, part)
+        if kind == "integer":
+            message = (
+                f"the column {name!r} holds whole numbers of more than 63 bits, such as {max(labels, key=abs)}: write "
+                f"C({quoted(name)}) if these are labels, or data[{name!r}] = data[{name!r}].astype(float)"
             )
+            raise _marked(message, name, recipe, part)
+        _require_categories(recipe, part, name, labels)
+
+
+def _refuse_labels(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
+    """Refuse categories that mix text and numbers, and text of numbers that is not called a category."""
+    for part, spec in specs.items():
+        for factor, (kind, state) in known_factors(spec).items():
+            if kind == "categorical" and "categories" in state:
+                plain = factor.eval_method.value == "lookup" and column(frame, factor.expr).dtype in ("object", "str")
+                _require_categories(recipe, part, factor.expr, state["categories"], plain)
+
+
+def _require_categories(recipe: Recipe, part: str, expr: str, labels: Sequence[Any], plain: bool = True) -> None:
+    found = label_kinds(labels)
+    # In a variance component, as in a grouping factor, text of numbers can be labels only; the response has own words.
+    numerals = plain and part != "lhs" and not part.startswith("v") and spell_numbers(labels)
+    if numerals or (plain and found.keys() == {"numbers", "text"}):
+        error = text_error(f"the column {expr!r}", pd.Series(labels, dtype=object, name=expr))
+        hint = f". If these are categories, write C({quoted(expr)})" if numerals else ""
+        raise _marked(f"{error.args[0]}{hint}", expr, recipe, part)
+    if len(found) > 1:
+        message = f"{expr!r} mixes {' and '.join(f'{kind} ({label!r})' for kind, label in found.items())}"
+        raise _marked(f"{message}; convert it to one type", expr, recipe, part)
 
 
 def _floats(part: str, found: Any, recipe: Recipe, n: int) -> tuple[ModelSpec, np.ndarray]:
@@ -349,14 +448,30 @@ def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.
             continue
         lookup, transforms = factor.eval_method.value == "lookup", dict(spec.transform_state)
         found = layers[factor.expr] if lookup else stateful_eval(factor.expr, layers, {}, transforms, spec)
-        values = pd.Series(getattr(found, "__wrapped__", found)).dropna().unique().tolist()
-        unseen = [value for value in values if value not in set(state["categories"])]
+        values = pd.Series(getattr(found, "__wrapped__", found)).dropna().unique()
+        labels = list(state["categories"])
+        # As formulaic will match them: 2019.0 is 2019, but True is not 1.
+        place = pd.Index(labels, tupleize_cols=False).get_indexer_for(np.asarray(values))
+        unseen = np.asarray(values)[place < 0].tolist()
         if unseen:
+            ours, theirs = (" and ".join(label_kinds(some)) for some in (labels, unseen))
+            kinds = f" ({theirs} where the model knows {ours})" if ours != theirs else ""
             raise DataError(
-                f"new data has categories of {name!r} that the model has not seen: {unseen[:5]}; the known ones are "
-                f"{list(state['categories'])[:20]}. Leave these rows out or refit with them",
+                f"new data has categories of {name!r} that the model has not seen: {unseen[:5]}{kinds}; the known ones "
+                f"are {labels[:20]}. Leave these rows out or refit with them",
                 page="new-groups.md",
             )
+
+
+def _require_same_kinds(recipe: Recipe, specs: Mapping[str, ModelSpec]) -> None:
+    """Refuse new data in which a factor gives numbers where the model has categories, or the other way round."""
+    for part, spec in specs.items():
+        learnt = {factor.expr: kind for factor, (kind, _) in known_factors(recipe.specs[part]).items()}
+        for factor, (kind, _) in known_factors(spec).items():
+            if kind != (known := learnt.get(factor.expr, kind)):
+                name, text = restore(factor.expr, recipe.aliases), recipe.texts[part]
+                message = f"{name!r} is {kind} in the new data, but {known} in the data that the model was fitted to"
+                raise DataError(mark(message, text, find(name, text)))
 
 
 def _nulls(materializer: RowMaterializer) -> set[int]:

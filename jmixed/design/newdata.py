@@ -1,11 +1,12 @@
 """New rows through the eyes of a model: the same columns, the same levels."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from jmixed.design.frame import as_frame, numbers, per_row, unknown_column, working_frame
+from jmixed.design.frame import column, missing_rows, new_table, numbers, per_row, unknown_column, working_frame
 from jmixed.design.materialise import Evaluation, Recipe, evaluate, source
 from jmixed.design.terms import ModelData, NewRows, RandomTerm
 from jmixed.errors import DataError
@@ -20,7 +21,8 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     model : ModelData
         The model.
     data : table
-        New data, k rows; it needs the columns of the predictors only. For a model made of arrays: an array (k, p).
+        New data, k rows; it needs the columns of the predictors only. A mapping of scalars and a Series with a value
+        for each column are one row. For a model made of arrays: an array (k, p).
     random : bool
         Whether to look up levels and make the columns of the random effects too.
 
@@ -42,7 +44,6 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     """
     if model.recipe is None:
         return _from_array(model, data, random)
-    frame = as_frame(data)
     recipe = model.recipe
     parts = ["rhs", *(part for part in recipe.specs if part.startswith("offset"))]
     local = [t.rebuild.local for t in model.terms if t.rebuild and t.rebuild.local] if random else []
@@ -50,17 +51,27 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
         parts += [t.rebuild.part for t in model.terms if t.rebuild and t.rebuild.part]
     parts = list(dict.fromkeys(parts))
     needed = list(dict.fromkeys([*recipe.columns(parts), *(c for made in local for c in recipe.needs[made.part])]))
+    frame = new_table(data, needed)
     for name in [*needed, *(_sources(model, recipe) if random else ())]:
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, "the model"))
-    working = working_frame(frame, needed, recipe.aliases)
-    found = evaluate(recipe, parts, working, fresh=False)
-    X = np.ascontiguousarray(found.matrices["rhs"].values[:, model.kept])
     missing = np.zeros(len(frame), bool)
-    missing[found.missing] = True
-    X[missing] = np.nan
-    offset = _offset(model, found, frame)
-    codes, Z = _random(model.terms, recipe, found, frame, working) if random else ((), ())
+    for mask in missing_rows({name: column(frame, name) for name in needed}).values():
+        missing |= mask
+    X, offset = np.full((len(frame), len(model.kept)), np.nan), np.full(len(frame), np.nan)
+    codes = tuple(np.full(len(frame), -1, np.int32) for _ in model.terms) if random else ()
+    Z = tuple(np.full((len(frame), len(term.columns)), np.nan) for term in model.terms) if random else ()
+    there = np.flatnonzero(~missing)
+    if len(there):
+        # Transforms see what they saw when they learnt: rows without missing values.
+        some = frame if len(there) == len(frame) else frame.iloc[there]
+        working = working_frame(some, needed, recipe.aliases, recipe.dtypes)
+        found = evaluate(recipe, parts, working, fresh=False)
+        X[there] = found.matrices["rhs"].values[:, model.kept]
+        X[there[found.missing]] = np.nan
+        offset[there] = _offset(model, found, some)
+        for term, (code, values) in enumerate(_random(model.terms, recipe, found, some, working) if random else ()):
+            codes[term][there], Z[term][there] = code, values
     missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
     return NewRows(X, offset, frame.index, codes, Z, missing)
 
@@ -89,9 +100,8 @@ def _offset(model: ModelData, found: Evaluation, frame: pd.DataFrame) -> np.ndar
 
 def _random(
     terms: tuple[RandomTerm, ...], recipe: Recipe, found: Evaluation, frame: pd.DataFrame, working: pd.DataFrame
-) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Levels and columns of each term."""
-    codes, columns = [], []
     for term in terms:
         made = term.rebuild
         if made is None:
@@ -103,9 +113,7 @@ def _random(
             values = np.ones((len(frame), 1))
         else:
             values = found.matrices[made.part].values
-        codes.append(level)
-        columns.append(values)
-    return tuple(codes), tuple(columns)
+        yield level, values
 
 
 def _from_array(model: ModelData, data: Any, random: bool) -> NewRows:

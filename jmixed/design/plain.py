@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from formulaic import ModelSpec, SimpleFormula
-from formulaic.materializers import PandasMaterializer
 from formulaic.parser.types import Factor, Term
 
+from jmixed.design.evaluated import RowMaterializer
 from jmixed.design.factors import compress
 from jmixed.design.frame import column
 from jmixed.memory import roomy
@@ -29,8 +29,8 @@ Stated = tuple[tuple[tuple[str, str], ...], ...]
 
 class _Categories(NamedTuple):
     name: str
-    ordinary: bool
-    """Whether the column was text, and no categorical."""
+    kind: str
+    """What the column held: "text", "truth" values, or a "categorical"."""
     levels: tuple
 
 
@@ -81,10 +81,14 @@ def _evaluate(spec: ModelSpec, frame: pd.DataFrame, coded: dict[str, Any]) -> tu
     return answer.spec, _columns(answer, numbers, place, len(frame))
 
 
-def _code(series: pd.Series) -> np.ndarray | tuple[np.ndarray, bool, tuple] | None:
-    """The numbers of a column; or codes of its categories, whether it is text, and the categories; None if neither."""
+def _code(series: pd.Series) -> np.ndarray | tuple[np.ndarray, str, tuple] | None:
+    """The numbers of a column; or codes of its categories, their kind, and the categories; None if neither."""
     dtype = series.dtype
-    if isinstance(dtype, np.dtype) and dtype.kind in "iufb":
+    if dtype == "bool":
+        values = series.to_numpy()
+        low, high = bool(values.min()), bool(values.max())
+        return values.astype(np.int8) - low, "truth", (low, high) if high > low else (low,)
+    if isinstance(dtype, np.dtype) and dtype.kind in "if":
         values = series.to_numpy()
         with np.errstate(all="ignore"):
             return values if np.isfinite(values.sum()) else None
@@ -97,7 +101,8 @@ def _code(series: pd.Series) -> np.ndarray | tuple[np.ndarray, bool, tuple] | No
         return None
     levels = tuple(levels.tolist()) if len(levels) <= FEW else ()
     alike = all(type(level) is str for level in levels) or (not text and all(type(level) is int for level in levels))
-    return (codes, text, levels) if levels and alike and codes.min() >= 0 else None
+    kind = "text" if text else "categorical"
+    return (codes, kind, levels) if levels and alike and codes.min() >= 0 else None
 
 
 def _combinations(codes: list[np.ndarray], sizes: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -115,12 +120,12 @@ def _ask(stated: Stated, numbers: tuple[str, ...], categories: tuple[_Categories
     """Formulaic's columns of a formula, for a row for each cell (codes of all categories)."""
     codes = np.array(cells, np.int64).reshape(len(cells), len(categories))
     table: dict[str, Any] = {name: np.ones(len(cells)) for name in numbers}
-    for own, (name, ordinary, levels) in zip(codes.T, categories, strict=True):
+    for own, (name, kind, levels) in zip(codes.T, categories, strict=True):
         values = pd.Categorical.from_codes(own, list(levels))
-        table[name] = values.astype(object) if ordinary else values
+        table[name] = values if kind == "categorical" else values.astype(bool if kind == "truth" else object)
     frame = pd.DataFrame(table, index=range(len(cells)))
     formula: Any = SimpleFormula([Term([Factor(name, eval_method=way) for name, way in term]) for term in stated])
-    made: Any = PandasMaterializer(frame).get_model_matrix(ModelSpec(formula), output="numpy")
+    made: Any = RowMaterializer(frame).get_model_matrix(ModelSpec(formula), output="numpy")
     spec = made.model_spec
     values = np.asarray(made, FLOAT) if spec.column_names else np.empty((len(cells), 0))
     return _Answer(spec, values)

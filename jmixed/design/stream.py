@@ -225,7 +225,9 @@ def checksum(frame: pd.DataFrame, names: Iterable[str]) -> Checksum:
     for k, name in enumerate(names):
         own = column(frame, name)
         simple = isinstance(own.dtype, np.dtype) and own.dtype.kind in "iufb"
-        hashed = cast(Any, util).hash_array(own.to_numpy(FLOAT) if simple else own.array)
+        # An array of pandas' own around one of NumPy, as text has before pandas 3, cannot be hashed.
+        other = own.to_numpy() if own.dtype == "object" else own.array
+        hashed = cast(Any, util).hash_array(own.to_numpy(FLOAT) if simple else other)
         columns[k] = hashed.sum()
         rows = (rows ^ hashed) * np.uint64(0x9E3779B97F4A7C15)
     return Checksum(names, columns, rows.sum(keepdims=True))

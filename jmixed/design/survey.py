@@ -287,7 +287,8 @@ def learn(statement: Statement, found: Survey) -> tuple[Statement, Rows]:
     beside = {name: per_row(value, frame, name) for name, value in statement.beside.items()}
     rows, recipe = Rows(frame, beside, np.arange(len(frame))), statement.recipe
     working = statement.working(frame)
-    learnt = replace(recipe, specs=evaluate(recipe, recipe.specs, working, fresh=True).specs)
+    dtypes = {name: column(working, name).dtype for name in working}
+    learnt = replace(recipe, specs=evaluate(recipe, recipe.specs, working, fresh=True).specs, dtypes=dtypes)
     _require_row_by_row(replace(statement, recipe=learnt), rows, working)
     return replace(statement, recipe=learnt), rows
 

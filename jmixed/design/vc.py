@@ -23,7 +23,7 @@ from formulaic.transforms import TRANSFORMS
 from jmixed.design.factors import Factor, cross, factor
 from jmixed.design.formula import bare_name
 from jmixed.design.frame import column
-from jmixed.design.materialise import Matrix, Recipe, evaluate, restore
+from jmixed.design.materialise import Matrix, Recipe, evaluate, known_factors, restore
 from jmixed.design.patsy_words import PATSY
 from jmixed.design.terms import RandomTerm, Rebuild
 
@@ -59,14 +59,18 @@ def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
     """Decide how to evaluate the component `name`; `frame` is the working frame."""
     terms = [term.factors for term in recipe.specs[part].formula]
     kinds = {f: _kind(f, recipe, frame) for factors in terms for f in factors}
+    # Truth values are False and True in every group, whether both occur or not.
+    many = ("categorical",) if len(terms) > 1 else ("categorical", "truth")
+    categories = tuple((f.expr, bare_name(f.expr)) for f, kind in kinds.items() if kind in many)
     if "other" in kinds.values():
         return Plan(name, part, "groups")
-    categories = tuple((f.expr, bare_name(f.expr)) for f, kind in kinds.items() if kind == "categorical")
     if not categories:
         return Plan(name, part, "whole")
     if len(terms) > 1:
         return Plan(name, part, "ranks", categories)
     numeric = tuple(f for f, kind in kinds.items() if kind == "numeric")
+    if any(_gives_truth(f, part, recipe, frame) for f in numeric):
+        return Plan(name, part, "groups")
     return Plan(name, part, "indicators", categories, numeric, tuple(f.expr for f in terms[0]))
 
 
@@ -88,14 +92,25 @@ def _numeric_spec(made: Plan) -> ModelSpec:
 
 
 def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
-    """ "categorical", "numeric" (each value depends on its own row only), "one", or "other"."""
+    """ "categorical", "truth", "numeric" (each value depends on its own row only), "one", or "other"."""
     if factor.eval_method.value == "literal":
         return "one"
     name = bare_name(factor.expr)
     if name in frame.columns and recipe.env.get("C", PATSY["C"]) is PATSY["C"]:
-        wrapped = factor.expr.startswith("C(")
-        return "categorical" if wrapped or _is_categorical(column(frame, name)) else "numeric"
+        wrapped, own = factor.expr.startswith("C("), column(frame, name)
+        if own.dtype == "bool":
+            return "truth"
+        return "categorical" if wrapped or _is_categorical(own) else "numeric"
     return "numeric" if _row_by_row(factor.expr, recipe, frame) else "other"
+
+
+def _gives_truth(factor: FormulaFactor, part: str, recipe: Recipe, frame: pd.DataFrame) -> bool:
+    """Whether an expression gives truth values, which are categories, as ``I(x > 0)``."""
+    if factor.eval_method.value != "python":
+        return False
+    spec = ModelSpec(formula=cast(SimpleFormula, SimpleFormula([Term((factor,))])))
+    learnt = evaluate(replace(recipe, specs={part: spec}), [part], frame.iloc[:1], fresh=True).specs[part]
+    return known_factors(learnt)[factor][0] == "categorical"
 
 
 def _is_categorical(series: pd.Series) -> bool:
@@ -273,7 +288,7 @@ def _by_rank(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Bu
         recoded[name] = pd.Categorical.from_codes(_ranks(own)[own.codes], categories=_tokens(k, own))
         factors.append(own)
     found = evaluate(recipe, [made.part], recoded, fresh=True)
-    learnt = Recipe(found.specs, recipe.needs, recipe.aliases, recipe.env, recipe.texts)
+    learnt = replace(recipe, specs=found.specs)
     local = RankColumns(tuple(factors), tuple(name for _, name in made.categories), made.part, learnt)
     matrix = found.matrices[made.part]
     return Built(matrix, found.missing, local, _names_by_rank(matrix.names, factors, len(top.levels)))
@@ -328,7 +343,7 @@ def _by_group(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> B
         matrix = found.matrices[made.part]
         values[np.delete(rows, found.missing), : len(matrix.names)] = matrix.values
     names = [found.matrices[made.part].names for _, found in pieces]
-    recipes = tuple(Recipe(found.specs, recipe.needs, recipe.aliases, recipe.env, recipe.texts) for _, found in pieces)
+    recipes = tuple(replace(recipe, specs=found.specs) for _, found in pieces)
     padded = tuple(own + (None,) * (max(widths) - len(own)) for own in names)
     columns = names[int(np.argmax(widths))]
     return Built(

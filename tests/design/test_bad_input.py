@@ -1,5 +1,7 @@
 """Bad input: every mistake has an error of the library's own that names the offender and says what to do."""
 
+import datetime
+
 import jax
 import numpy as np
 import pandas as pd
@@ -262,6 +264,80 @@ def test_responses(table):
 def test_numbers_as_text(table, call):
     for words in (f"y ~ {call} + (1 | g)", f"y ~ x + ({call} | g)"):
         says(table, words, DataError, "'text'", "holds text", f"{table['text'][0]!r}", "pd.to_numeric(data['text'])")
+
+
+@pytest.mark.parametrize(
+    "words", ["y ~ {} + (1 | g)", "y ~ x + ({} | g)", "y ~ x:{} + (1 | g)", "y ~ x + {} + C(f) + (1 | g)"]
+)
+def test_numbers_as_text_are_no_categories(table, words):
+    words = words.format("v")
+    spot = "\n    " + words + "\n    " + " " * words.index("v") + "^"
+    rounded = table["x"].round(1)
+    for values in (rounded.astype(str), rounded.astype(str).astype(object), table["g"].astype(str).astype("string")):
+        says(table, words, DataError, "'v' holds text (for example '", "C(v)", spot, data=table.assign(v=values))
+    marked = rounded.astype(str).where(table.index != 7, "<5")
+    hint = "pd.to_numeric(data['v'], errors=\"coerce\")"
+    says(table, words, DataError, "'v' holds text (for example '<5')", hint, spot, data=table.assign(v=marked))
+    mixed = table["x"].astype(object).where(table.index != 7, "n/a")
+    says(table, words, DataError, "'v' holds text (for example 'n/a')", hint, spot, data=table.assign(v=mixed))
+    comma = rounded.astype(str).str.replace(".", ",")
+    says(table, words, DataError, """.str.replace(",", ".")""", spot, data=table.assign(v=comma))
+
+
+def test_objects_that_would_be_categories(table):
+    words = "y ~ x + v + (1 | g)"
+    spot = "\n    y ~ x + v + (1 | g)\n            ^"
+    days = [datetime.date(2020, 1, 1) + datetime.timedelta(days=int(k)) for k in table["row"]]
+    kinds = (
+        pd.Series(days, dtype=object),
+        pd.Series(days).astype("date32[pyarrow]"),
+        pd.period_range("2020", periods=60),
+    )
+    for values in (*kinds, pd.Series([datetime.time(k % 24) for k in table["row"]], dtype=object)):
+        says(table, words, DataError, "'v' holds dates or times", spot, data=table.assign(v=values))
+        says(table, "v ~ x + (1 | g)", DataError, "'v' holds dates or times", data=table.assign(v=values))
+    says(table, words, DataError, "pd.to_datetime(data['v'])", data=table.assign(v=kinds[0]))
+    large = (table["row"].map(lambda k: 2**64 + k), table["row"].astype("uint64") + 2**63)
+    for values in (*large, table["row"].map(lambda k: 2**63 if k else -1)):
+        says(table, words, DataError, "'v' holds whole numbers", "C(v)", spot, data=table.assign(v=values))
+        assert (
+            len(
+                from_formula("y ~ x + (1 | v)", table.assign(v=values.where(table.index > 5, values[0])))
+                .terms[0]
+                .levels
+            )
+            > 1
+        )
+    says(table, words, DataError, "'v' holds intervals", data=table.assign(v=list(pd.cut(table["x"], 3))))
+    for thing in ([1], {"a": 1}):
+        says(table, words, DataError, "'v' holds values such as", data=table.assign(v=[thing] * 60))
+
+
+def test_labels_of_two_types_are_not_two_groups(table):
+    """308 and "308", as a file that is read in parts gives them, would be two levels in silence."""
+    labels = table["g"].astype(object).where(table.index % 7 != 3, table["g"].astype(str))
+    said = ["grouping factor", "numbers (0 in row 0) and text ('0' in row 3)", "astype(str)"]
+    for values in (labels, pd.Categorical(labels)):
+        data = table.assign(g=values)
+        says(table, "y ~ x + (1 | g)", DataError, *said, "y ~ x + (1 | g)", data=data)
+        says(table, "y ~ x + (1 | f/g)", DataError, *said, data=data)
+        says(table, "y ~ x", DataError, *said, data=data, groups="g")
+    says(table, "y ~ x", DataError, *said, groups=list(labels))
+    says(table, "y ~ x", DataError, *said, data=table.assign(v=labels), groups="f", vc_formula={"a": "0 + v"})
+    for words in ("y ~ C(v) + (1 | g)", "y ~ x + (C(v) | g)"):
+        says(table, words, DataError, "'C(v)' mixes numbers (0) and text", data=table.assign(v=labels))
+    truth = table["g"].astype(object).where(table.index % 7 != 3, True)
+    says(table, "y ~ x", DataError, "truth values (True in row 3)", groups=truth)
+
+
+def test_weights_and_offsets_that_are_no_numbers(table):
+    days = pd.Series([datetime.date(2020, 1, 1)] * 60, dtype=object)
+    for values in (days, pd.to_datetime(days), table["x"] + 1j, pd.Series([b"a"] * 60, dtype=object)):
+        for what in ("weights", "offset"):
+            says(table, None, DataError, f"{what} holds values of type", data=table.assign(v=values), **{what: "v"})
+    category = table.assign(v=pd.Categorical(table["row"] + 1))
+    says(table, None, DataError, "weights is a pandas category", "astype(float)", data=category, weights="v")
+    says(table, "y ~ offset(v) + (1 | g)", DataError, "offset(v) holds text", data=table.assign(v="a"))
 
 
 def test_weights_and_offsets_of_text(table):

@@ -2,15 +2,18 @@
 
 import re
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
+import patsy
 import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jmixed.design.frame import as_frame
 from jmixed.design.matrices import from_formula, new_rows
 
 
@@ -294,9 +297,81 @@ def test_boolean_columns(table):
     data = table.assign(b=table["x"] > 0, n=(table["x"] > 0).astype("boolean"))
     model = from_formula("y ~ n + (b | h)", data)
     np.testing.assert_array_equal(model.X[:, 1], data["b"])
-    assert model.exog_names == ("Intercept", "n")
+    assert model.exog_names == ("Intercept", "n[T.True]")
     assert list(from_formula("y ~ x + (1 | b)", data).terms[0].levels) == [False, True]
     np.testing.assert_array_equal(from_formula("b ~ x + (1 | g)", data).y, data["b"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["b", "0 + b", "b * x", "x:b", "0 + x:b", "b / x", "b + f:b", "I(x > 0) + b", "I(b * x)", "C(b)", "0 + C(b):x"],
+)
+@pytest.mark.parametrize("kind", [bool, "boolean", object, "bool[pyarrow]"])
+def test_truth_values_are_the_categories_that_they_are_in_patsy(table, words, kind):
+    data = table.assign(b=table["z"] > 0.5)
+    theirs = patsy.dmatrix(words, data)
+    ours = from_formula(f"y ~ {words} + (1 | g)", data.assign(b=data["b"].astype(kind)))
+    span = np.linalg.lstsq(ours.X, np.asarray(theirs), rcond=None)[0]
+    np.testing.assert_allclose(ours.X @ span, theirs, atol=1e-12)
+    assert np.linalg.matrix_rank(ours.X) == np.linalg.matrix_rank(theirs) == ours.X.shape[1]
+    if words != "b + f:b":
+        assert set(ours.exog_names) == set(theirs.design_info.column_names)
+
+
+@pytest.mark.parametrize("words", ["(0 + b | h)", "(b | h)", "(x:b | h)", "(0 + b:f | h)"])
+def test_truth_values_vary_as_text_does(table, words):
+    data = table.assign(b=table["z"] > 0.5)
+    same(from_formula(f"y ~ x + {words}", data), from_formula(f"y ~ x + {words}", data.astype({"b": str})))
+
+
+@pytest.mark.parametrize("kind", ["bool", "boolean", "object"])
+def test_truth_values_are_numbers_as_response_and_offset(table, kind):
+    data = table.assign(b=(table["z"] > 0.5).astype(kind))
+    model = from_formula("b ~ x + (1 | g)", data)
+    assert model.endog_name == "b"
+    np.testing.assert_array_equal(model.y, table["z"] > 0.5)
+    for offset in (from_formula("y ~ offset(b) + (1 | g)", data), from_formula("y ~ (1 | g)", data, offset="b")):
+        np.testing.assert_array_equal(offset.offset, table["z"] > 0.5)
+        np.testing.assert_array_equal(new_rows(offset, {"b": [True, False]}).offset, [1, 0])
+
+
+def test_whole_numbers_stay_whole(table):
+    holes = [None, *range(2**60, 2**60 + 9)]
+    labels = [holes[k] for k in table["g"]]
+    tables = (pl.DataFrame({"g": labels}), pa.table({"g": labels}), {"g": pd.array(labels, dtype="Int64")})
+    for columns in (*tables, {"g": pd.Series(labels, dtype=object)}):
+        frame = as_frame(columns).assign(y=table["y"].to_numpy(), x=table["x"].to_numpy())
+        model = from_formula("y ~ C(g) + x + (x | g)", frame, missing="drop")
+        assert model.exog_names[1:9] == tuple(f"C(g)[T.{2**60 + k}]" for k in range(1, 9))
+        assert list(model.terms[0].levels) == list(range(2**60, 2**60 + 9))
+        crossed = from_formula("y ~ x", frame, groups=np.ones(len(frame)), vc_formula={"a": "0 + C(g)"}, missing="drop")
+        assert list(crossed.terms[0].levels) == list(range(2**60, 2**60 + 9))
+
+
+def test_text_and_categories_of_arrow(table):
+    kinds = (pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string())), pd.ArrowDtype(pa.large_string()), "category")
+    for kind in kinds:
+        data = table.assign(f=table["f"].astype(kind))
+        same(from_formula("y ~ f*x + (1 | f)", data), from_formula("y ~ f*x + (1 | f)", table))
+
+
+@pytest.mark.parametrize("make", [Fraction, Decimal, np.float32])
+def test_objects_that_are_numbers(table, make):
+    data = table.assign(x=pd.Series([make(float(v)) for v in table["x"]], table.index, dtype=object))
+    model = from_formula("y ~ x + (x | g)", data)
+    np.testing.assert_array_equal(model.X[:, 1], data["x"].astype(float))
+
+
+def test_text_that_is_a_label(table):
+    """Codes of two values or with zeros in front, and what is called a category, are no numbers."""
+    whole = table["g"].astype(str)
+    assert from_formula("y ~ k + (1 | g)", table.assign(k=(table["g"] > 4).astype(int).astype(str))).X.shape[1] == 2
+    assert from_formula("y ~ k + (1 | g)", table.assign(k="0" + whole)).X.shape[1] == 10
+    assert from_formula("y ~ C(k) + (1 | k)", table.assign(k=whole)).X.shape[1] == 10
+    assert from_formula("y ~ k + (1 | g)", table.assign(k=pd.Categorical(whole))).X.shape[1] == 10
+    for name in ("k", "C(k)"):
+        component = from_formula("y ~ x", table.assign(k=whole), groups="h", vc_formula={"a": f"0 + {name}"})
+        assert component.terms[0].columns == ("Intercept",)
 
 
 def test_categories_that_do_not_occur_are_dropped(table):

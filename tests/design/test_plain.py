@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from formulaic import ModelSpec
-from formulaic.materializers import PandasMaterializer
 
 from jmixed.design import plain
+from jmixed.design.evaluated import RowMaterializer
 from jmixed.design.frame import working_frame
 from jmixed.design.materialise import _formulas, evaluate, read
 
@@ -80,7 +80,7 @@ def frame():
 def by_rows(text, frame):
     """Formulaic's own answer from all rows."""
     spec = ModelSpec(next(iter(_formulas("z0", text, text, ()).values())))
-    made = PandasMaterializer(frame).get_model_matrix(spec, output="numpy")
+    made = RowMaterializer(frame).get_model_matrix(spec, output="numpy")
     return made.model_spec, np.asarray(made, float).reshape(len(frame), len(made.model_spec.column_names))
 
 
@@ -128,6 +128,17 @@ def test_other_categories_are_not_taken_for_those_remembered(frame):
             learnt, columns = plain.plain_columns({"z0": ModelSpec(spec.formula)}, data)["z0"]
             np.testing.assert_array_equal(columns, values)
             assert states(learnt) == states(spec)
+
+
+def test_truth_values_and_numbers_are_told_apart_in_what_is_remembered():
+    truth, numbers = np.array([False, True] * 4), np.array([0, 1] * 4)
+    for values in (pd.Categorical(numbers), truth, pd.Categorical(numbers), truth[1::2]):
+        spec, _ = by_rows("f", data := pd.DataFrame({"f": values}))
+        learnt, _ = plain.plain_columns({"z0": ModelSpec(spec.formula)}, data)["z0"]
+        assert list(map(repr, learnt.column_names)) == list(map(repr, spec.column_names))
+        assert list(map(repr, learnt.encoder_state["f"][1]["categories"])) == list(
+            map(repr, spec.encoder_state["f"][1]["categories"])
+        )
 
 
 def test_many_categories_are_left_to_formulaic():

@@ -105,6 +105,29 @@ def test_new_rows_get_the_columns_that_they_had(table, formula):
     np.testing.assert_array_equal(strange.codes[0], [-1, -1, -1])
 
 
+TRUTH = [
+    *("0 + b", "b", "b*x", "0 + b:x", "0 + C(f):b", "0 + C(b)", "b + C(f)", "0 + I(x > 0)", "0 + C(f):I(x > 0)"),
+    "0 + I(b * x)",
+]
+
+
+@pytest.mark.parametrize("formula", TRUTH)
+def test_truth_values_are_two_categories_in_every_group(table, formula):
+    """As patsy has them, where only one of them occurs too."""
+    data = table.assign(b=((table["z"] > 0.5) & (table["g"] != 3)) | (table["g"] == 5))
+    model = from_formula("y ~ x", data, groups="g", vc_formula={"a": formula})
+    (term,) = model.terms
+    expected = np.zeros((N, N))
+    for label in sorted(set(data["g"])):
+        own = np.flatnonzero(data["g"] == label)
+        columns = np.asarray(patsy.dmatrix(formula, data.iloc[own]))
+        expected[np.ix_(own, own)] = columns @ columns.T
+    np.testing.assert_allclose(covariance(term.codes, term.Z), expected, atol=1e-12)
+    rows = new_rows(model, data.iloc[5:60:3], random=True)
+    np.testing.assert_array_equal(rows.codes[0], term.codes[5:60:3])
+    np.testing.assert_allclose(rows.Z[0], term.Z[5:60:3], atol=1e-12)
+
+
 def test_a_level_that_is_new_in_its_group_is_unknown(table):
     data = table[~((table["g"] == 3) & (table["c"] == 2))]
     model = from_formula("y ~ x", data, groups="g", vc_formula={"a": "0 + C(c)", "b": "f + C(c)"})
