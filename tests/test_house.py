@@ -216,3 +216,13 @@ def test_readme_is_short_and_has_two_commands():
     commands = re.findall(r"^```bash\n(.*?)\n```$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(commands) == 2, "the bash blocks of the README are what CI runs: one installs and fits, one tests"
     assert all("\n" not in command for command in commands)
+
+
+def test_the_citation_is_of_this_version():
+    facts = dict(
+        re.findall(r"^([\w-]+): \"?(.*?)\"?$", (HOME / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert facts["version"] == jmixed.__version__
+    assert facts["title"].startswith("jmixed")
+    assert {"cff-version", "message"} <= facts.keys()
+    assert "CITATION.cff" in (HOME / "README.md").read_text(encoding="utf-8")

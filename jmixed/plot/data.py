@@ -318,7 +318,7 @@ def strata_of(frame: pd.DataFrame, by: str | None) -> tuple[np.ndarray, list]:
     return codes, labels.tolist()
 
 
-def same(column: pd.Series, place: int) -> pd.Series:
+def same(column: Any, place: int) -> pd.Series:
     """A column that has in every row what it has at one place, whatever type that is."""
     return column.take(np.full(len(column), place)).set_axis(column.index)
 

@@ -312,7 +312,7 @@ def fitted(
     few = len(shown) <= LEGEND and by is None
     # Many lines are one colour, so faint that their crowd is seen and not the last ones drawn.
     crowd: dict[str, Any] = {"alpha": float(np.clip(15 / len(shown), 0.15, 0.8)), "linewidth": 0.8}
-    rows, values = np.isin(own, shown), at(frame[across])
+    rows, values = np.isin(own, list(shown)), at(frame[across])
     for k in range(len(shown) if few else len(strata)):
         mine = rows & (own == shown[k] if few else stratum == k)
         colour = f"C{k}" if few or by is not None else PALE
