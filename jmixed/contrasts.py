@@ -335,8 +335,10 @@ def contrast_test(R, q, estimate, cov, df: float, use_t: bool = False, names=Non
 
     tail = special.stdtr(df, -np.abs(tvalue)) if use_t else special.ndtr(-np.abs(tvalue))
     labels = tuple(names) if names is not None else tuple(f"c{k}" for k in range(len(R)))
-    values = (value.view(Values) for value in (effect, sd, tvalue, 2 * tail))
-    return ContrastTest(*values, df, "t" if use_t else "norm", labels)
+    kind = "t" if use_t else "norm"
+    return ContrastTest(
+        effect.view(Values), sd.view(Values), tvalue.view(Values), (2 * tail).view(Values), df, kind, labels
+    )
 
 
 def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: int | None = None) -> WaldTest:

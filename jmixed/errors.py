@@ -3,6 +3,7 @@
 import enum
 import sys
 import warnings
+from typing import Any
 
 PAGES = "docs/"
 """Where the pages are that explain messages: the folder of the source, or the address of the site."""
@@ -178,7 +179,7 @@ MIDDLEMEN = ("jax", "jaxlib", "functools", "contextlib")
 """Packages through which a call into jmixed may pass on its way."""
 
 
-def warn(message: str, category: type[Warning], page: str | None = None) -> None:
+def warn(message: str, category: Any, page: str | None = None) -> None:
     """Warn at the line that called jmixed, however deep inside the package the reason was found.
 
     Parameters

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from jmixed.errors import Outcome
 from jmixed.facts import Facts
@@ -128,7 +129,7 @@ class Estimates(WaldInference):
         return np.array(self._fit.uncertainty.vcov_theta)
 
     @property
-    def cov_re(self):
+    def cov_re(self) -> pd.DataFrame:
         """Covariance of the random effects, on the scale of the data: DataFrame, or array (k_re, k_re).
 
         Variance components are not in it: see `vcomp`, and `var_corr` for both together.
@@ -143,7 +144,7 @@ class Estimates(WaldInference):
         return self._matrix(self._cov_re, self._names.random)
 
     @property
-    def cov_re_unscaled(self):
+    def cov_re_unscaled(self) -> pd.DataFrame:
         """``cov_re / scale``: DataFrame, or array (k_re, k_re).
 
         Examples

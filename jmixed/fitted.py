@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ class FittedModel(Estimates):
         return effects.group_sizes(self._spec)
 
     @cached_property
-    def random_effects(self) -> dict:
+    def random_effects(self) -> dict[Any, pd.Series]:
         """Conditional modes by top-level group: dict of group -> Series, groups sorted.
 
         The index of a Series names the columns of ``cov_re``, then ``component[column]``. A model with several
@@ -42,7 +42,7 @@ class FittedModel(Estimates):
         return self._groups.modes(self._fit.b)
 
     @cached_property
-    def random_effects_cov(self) -> dict:
+    def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
         """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame.
 
         Examples
@@ -54,6 +54,12 @@ class FittedModel(Estimates):
         """
         self._need_data("random_effects_cov", rows=False)
         return self._groups.covariances(self._spec.weights, self._fit)
+
+    @overload
+    def ranef(self, cond_var: Literal[False] = False) -> dict[str, pd.DataFrame]: ...
+
+    @overload
+    def ranef(self, cond_var: Literal[True]) -> tuple[dict[str, pd.DataFrame], dict[str, np.ndarray]]: ...
 
     def ranef(self, cond_var: bool = False) -> Any:
         """Conditional modes of the random effects by grouping factor.
@@ -85,7 +91,7 @@ class FittedModel(Estimates):
         return {group: self._joint.level_blocks(members) for group, members in factors.items()}
 
     @property
-    def fittedvalues(self):
+    def fittedvalues(self) -> pd.Series:
         """``X beta + offset + Z b``, in the unit of the response: Series, or array (nobs,).
 
         Examples
@@ -96,7 +102,7 @@ class FittedModel(Estimates):
         return self._rows(self._fitted)
 
     @property
-    def resid(self):
+    def resid(self) -> pd.Series:
         """Response less ``fittedvalues``: Series, or array (nobs,).
 
         Examples
@@ -118,8 +124,48 @@ class FittedModel(Estimates):
         codes = [term.codes for term in self._spec.terms]
         return joint_covariance(self.model.design, codes, self._fit)
 
-    def _rows(self, values):
-        return pd.Series(values, index=self._spec.index) if self._labelled else values.copy()
+    def _rows(self, values) -> pd.Series:
+        found: Any = pd.Series(values, index=self._spec.index) if self._labelled else values.copy()
+        return found
+
+    @overload
+    def predict(
+        self,
+        data: None = None,
+        transform: bool = True,
+        *,
+        random_effects: bool | str | Collection[str] = False,
+        new_levels: str = "raise",
+        interval: None = None,
+        level: float = 0.95,
+        exog: None = None,
+    ) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self,
+        data: Any = None,
+        transform: bool = True,
+        *,
+        random_effects: bool | str | Collection[str] = False,
+        new_levels: str = "raise",
+        interval: None = None,
+        level: float = 0.95,
+        exog: Any = None,
+    ) -> pd.Series: ...
+
+    @overload
+    def predict(
+        self,
+        data: Any = None,
+        transform: bool = True,
+        *,
+        random_effects: bool | str | Collection[str] = False,
+        new_levels: str = "raise",
+        interval: str,
+        level: float = 0.95,
+        exog: Any = None,
+    ) -> pd.DataFrame: ...
 
     def predict(
         self,
@@ -131,7 +177,7 @@ class FittedModel(Estimates):
         interval: str | None = None,
         level: float = 0.95,
         exog=None,
-    ):
+    ) -> Any:
         """Predict the response: the fixed part and the offset, and on demand the conditional modes.
 
         Intervals come from the joint covariance of the fixed and the random effects at the estimated variances

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,12 @@ def to_marginaleffects(result: MixedLMResults) -> Any:
 
     There ``vcov=True`` means the covariance by generalised least squares, ``vcov="CR0"``, ``"CR1"`` and ``"CR2"`` that
     of `robust_cov`. Text columns become categories, and predictions include the offset. Intervals and p-values are
-    normal: ``result.test`` has degrees of freedom. (Comparisons of categories by marginaleffects 0.6 need Polars below
-    version 2; contrasts by its ``hypothesis`` argument do not.) Predictions are linear in the coefficients: with
-    ``eps_vcov=1.0`` the finite differences behind the standard errors of slopes are exact.
+    normal: ``result.test`` has degrees of freedom. Predictions are linear in the coefficients: with ``eps_vcov=1.0``
+    the finite differences behind the standard errors of slopes are exact.
+
+    Two faults of marginaleffects 0.6 are mended where they are found, for all its models in the process: comparisons
+    of categories fail with Polars 2, and groups after a ``|`` in ``hypothesis`` change their order from call to call,
+    which takes differences between strangers for derivatives (standard errors of 1e8, or an internal error).
 
     Parameters
     ----------
@@ -57,6 +61,7 @@ def to_marginaleffects(result: MixedLMResults) -> Any:
     ([52.356, 60.322, 66.272], [1.681, 3.529, 1.806])
     """
     classes = _module("marginaleffects.classes")
+    _mend_marginaleffects()
     spec = result.model.spec
     if spec.recipe is None or spec.frame is None:
         raise DataError(
@@ -111,6 +116,43 @@ def to_marginaleffects(result: MixedLMResults) -> Any:
         },
     )
     return JmixedModel(result, vault)
+
+
+def _mend_marginaleffects() -> None:
+    """Replace two functions of marginaleffects by ones that call them with what they can take, once in a process."""
+    formula = _module("marginaleffects.test.formula")
+    _replace(formula, "eval_hypothesis_formula", _in_order)
+    for name in ("marginaleffects.comparisons", "marginaleffects.sanitize.newdata"):
+        _replace(_module(name), "upcast", _with_categories)
+
+
+def _replace(module, name: str, mended) -> None:
+    theirs = getattr(module, name, None)
+    if theirs is not None and not hasattr(theirs, "_of_marginaleffects"):
+        ours = functools.wraps(theirs)(functools.partial(mended, theirs))
+        ours._of_marginaleffects = theirs
+        setattr(module, name, ours)
+
+
+def _in_order(theirs, x, hypothesis, lab):
+    """A hypothesis with groups, its rows in the order in which the groups occur in `x`."""
+    out = theirs(x, hypothesis, lab)
+    groups = [name for name in out.columns if name not in ("term", "estimate")]
+    if not groups:
+        return out
+    first: dict[tuple, int] = {}
+    for key in x.select(groups).iter_rows():
+        first.setdefault(key, len(first))
+    places = [first[key] for key in out.select(groups).iter_rows()]
+    return out[np.argsort(places, kind="stable").tolist()]
+
+
+def _with_categories(theirs, df, reference):
+    """Columns of `df` cast to the types of `reference`: to categories first, which Polars 2 no longer lists."""
+    polars = _module("polars")
+    kinds = {name: kind for name, kind in reference.schema.items() if isinstance(kind, polars.Enum)}
+    same = [name for name, kind in kinds.items() if name in df.columns and df.schema[name] != kind]
+    return theirs(df.with_columns(polars.col(name).cast(kinds[name]) for name in same), reference)
 
 
 def _type(column):

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -157,7 +157,7 @@ class Resampling(FittedModel):
         terms = [(t.codes, t.Z, fit.sigma * factor) for t, factor in zip(spec.terms, factors, strict=True)]
         return draw_responses(spec.X @ fit.beta + spec.offset, terms, fit.sigma / np.sqrt(spec.weights), n, rng)
 
-    def refit(self, y) -> Any:
+    def refit(self, y) -> Self:
         """Fit the same model to another response; all else stays, and nothing is compiled anew.
 
         Parameters
@@ -193,7 +193,7 @@ class Resampling(FittedModel):
         """Arguments of a fit that holds what this one held."""
         return {} if self.freepat is None else {"free": self.freepat, "start_params": self.params_object}
 
-    def _by_ml(self, what: str) -> Any:
+    def _by_ml(self, what: str) -> Self:
         """This result, or the ML fit of the same model."""
         self._refuse_penalised(what)
         return copy.copy(self.model).fit(reml=False, **self._pattern) if self.reml else self

@@ -253,7 +253,7 @@ class GroupedRows:
         return np.hstack(columns) if columns else None
 
     @cached_property
-    def exog_vc(self):
+    def exog_vc(self) -> VCSpec:
         """Variance components as dense blocks, one for each group: a `VCSpec`.
 
         Examples

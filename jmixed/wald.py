@@ -1,7 +1,7 @@
 """Parameters with their covariance, and the tests that rest on it: the part of a result that statsmodels defines."""
 
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -29,12 +29,15 @@ class WaldInference:
     df_resid: int
     use_t: bool
 
-    def _vector(self, values, names) -> Any:
-        return pd.Series(values, index=list(names)) if self._labelled else np.array(values, FLOAT)
+    # Type checkers are told of the tables that nearly all models give; those of arrays without labels give arrays.
+    def _vector(self, values, names) -> pd.Series:
+        found: Any = pd.Series(values, index=list(names)) if self._labelled else np.array(values, FLOAT)
+        return found
 
-    def _matrix(self, values, names) -> Any:
+    def _matrix(self, values, names) -> pd.DataFrame:
         names = list(names)
-        return pd.DataFrame(values, index=names, columns=names) if self._labelled else np.array(values, FLOAT)
+        found: Any = pd.DataFrame(values, index=names, columns=names) if self._labelled else np.array(values, FLOAT)
+        return found
 
     @cached_property
     def _psi(self) -> np.ndarray:
@@ -74,7 +77,7 @@ class WaldInference:
         return np.sqrt(np.where(held, 0.0, np.where(variances >= 0, variances, np.nan)))
 
     @property
-    def params(self):
+    def params(self) -> pd.Series:
         """Coefficients, then variance parameters divided by ``scale``: Series, or array (k,) without labels.
 
         Examples
@@ -85,7 +88,7 @@ class WaldInference:
         return self._vector(self._estimate, self._names.all)
 
     @property
-    def fe_params(self):
+    def fe_params(self) -> pd.Series:
         """Fixed-effects coefficients, in the response's unit per unit of the column: Series, or array (k_fe,).
 
         Examples
@@ -96,7 +99,7 @@ class WaldInference:
         return self._vector(self._fit.beta, self._names.fixed)
 
     @property
-    def bse(self):
+    def bse(self) -> pd.Series:
         """Standard errors of ``params``, on its scale: Series, or array (k,).
 
         Examples
@@ -107,7 +110,7 @@ class WaldInference:
         return self._vector(self._bse, self._names.all)
 
     @property
-    def bse_fe(self):
+    def bse_fe(self) -> pd.Series:
         """Standard errors of the coefficients by generalised least squares, sigma^2 (X'V^-1 X)^-1, as `fe_params`.
 
         Examples
@@ -118,7 +121,7 @@ class WaldInference:
         return self._vector(self._bse[: len(self._fit.beta)], self._names.fixed)
 
     @property
-    def bse_re(self):
+    def bse_re(self) -> pd.Series:
         """Standard errors of the variance parameters on the scale of the data, that of ``cov_re`` and ``vcomp``.
 
         By the delta method from the joint information of the relative variances and the residual variance. Their
@@ -132,7 +135,7 @@ class WaldInference:
         return self._vector(self._bse_re, self._names.variance)
 
     @property
-    def tvalues(self):
+    def tvalues(self) -> pd.Series:
         """``params / bse``: Series, or array (k,).
 
         Examples
@@ -144,7 +147,7 @@ class WaldInference:
             return self._vector(self._estimate / self._bse, self._names.all)
 
     @property
-    def pvalues(self):
+    def pvalues(self) -> pd.Series:
         """Two-sided normal p-values of ``tvalues``; for variance parameters they mean little.
 
         Examples
@@ -166,7 +169,7 @@ class WaldInference:
         """
         return self._cov / self._fit.sigma**2
 
-    def conf_int(self, alpha: float = 0.05, cols=None):
+    def conf_int(self, alpha: float = 0.05, cols=None) -> pd.DataFrame:
         """Normal confidence limits of ``params``, for variance parameters too; `confint` has better ones for these.
 
         Parameters
@@ -191,12 +194,22 @@ class WaldInference:
         if cols is not None:
             self._by_position(cols)
         limits = np.column_stack([self._estimate - half, self._estimate + half])
-        table = pd.DataFrame(limits, index=list(self._names.all)) if self._labelled else limits
+        table: Any = pd.DataFrame(limits, index=list(self._names.all)) if self._labelled else limits
         if cols is None:
             return table
         return table.iloc[np.asarray(cols)] if isinstance(table, pd.DataFrame) else table[np.asarray(cols)]
 
-    def cov_params(self, r_matrix=None, column=None, scale=None, cov_p=None, other=None):
+    @overload
+    def cov_params(
+        self, r_matrix: None = None, column: None = None, scale: float | None = None, cov_p=None, other: None = None
+    ) -> pd.DataFrame: ...
+
+    @overload
+    def cov_params(
+        self, r_matrix=None, column=None, scale: float | None = None, cov_p=None, other=None
+    ) -> np.ndarray: ...
+
+    def cov_params(self, r_matrix=None, column=None, scale=None, cov_p=None, other=None) -> Any:
         """Covariance of ``params``: generalised least squares for the coefficients, observed information for the rest.
 
         Parameters

@@ -9,6 +9,7 @@ import pkgutil
 import re
 import textwrap
 import types
+import typing
 
 import pytest
 
@@ -136,3 +137,11 @@ def test_all_that_users_are_given_is_looked_at():
     expected |= {"plot.caterpillar_data", "datasets.load", "interop.to_arviz", "Summary.as_latex", "Estimate"}
     assert expected <= NAMES.keys()
     assert len(NAMES) > 150
+
+
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("MixedLMResults.")))
+def test_results_tell_type_checkers_what_they_hold(name):
+    function = function_of(NAMES[name])
+    told = typing.get_overloads(function) or [function]
+    kinds = [str(inspect.signature(one).return_annotation) for one in told]
+    assert not {"typing.Any", str(inspect.Signature.empty)} & set(kinds)

@@ -228,8 +228,18 @@ def test_the_lowest_versions_are_those_that_are_tested():
     lowest = (HOME / ".ci" / "lowest.txt").read_text(encoding="utf-8")
     tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", lowest, flags=re.MULTILINE))
     for text in bounds:
-        name, _, bound = re.fullmatch(r"([\w-]+)(\[.*\])?(?:>=([\d.]+))?", text).groups()
+        name, _, bound = re.fullmatch(r"([\w-]+)(\[.*\])?(?:>=([\d.]+))?(?:,<[\d.]+)?", text).groups()
         if name != "jmixed":
             assert tested.get(name, "none").startswith(str(bound)), (
                 f"{text} in pyproject.toml, {tested.get(name)} tested"
             )
+
+
+def test_the_citation_is_of_this_version():
+    facts = dict(
+        re.findall(r"^([\w-]+): \"?(.*?)\"?$", (HOME / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert facts["version"] == jmixed.__version__
+    assert facts["title"].startswith("jmixed")
+    assert {"cff-version", "message"} <= facts.keys()
+    assert "CITATION.cff" in (HOME / "README.md").read_text(encoding="utf-8")

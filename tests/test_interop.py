@@ -70,6 +70,48 @@ class TestMarginaleffects:
         half = (slope["conf_high"] - slope["conf_low"]).item() / 2
         assert half == pytest.approx(1.959963984540054 * error, rel=1e-5)
 
+    @staticmethod
+    @functools.cache
+    def two_factors():
+        shift = np.where(np.arange(54) % 5 < 2, "night", "day")
+        data = jm.datasets.load("machines").assign(shift=shift, load=np.linspace(-1, 1, 54) ** 2)
+        return jm.mixedlm("score ~ Machine * shift + load + (1 | Worker)", data).fit()
+
+    def test_comparisons_of_categories(self):
+        """They are coefficients where nothing interacts; averages over the rows where something does."""
+        from marginaleffects import avg_comparisons
+
+        result = jm.mixedlm("score ~ Machine + (1 | Worker)", jm.datasets.load("machines")).fit()
+        found = avg_comparisons(jm.interop.to_marginaleffects(result), variables="Machine")
+        assert found["contrast"].to_list() == ["B - A", "C - A"]
+        np.testing.assert_allclose(found["estimate"], result.fe_params.iloc[1:], rtol=1e-8)
+        np.testing.assert_allclose(found["std_error"], result.bse_fe.iloc[1:], rtol=1e-6)
+        result = self.two_factors()
+        found = avg_comparisons(jm.interop.to_marginaleffects(result), variables="shift")
+        data = result.model.data.frame
+        expected = (result.predict(data.assign(shift="night")) - result.predict(data.assign(shift="day"))).mean()
+        assert found["estimate"].item() == pytest.approx(expected, rel=1e-8)
+
+    def test_hypotheses_within_groups_are_the_same_every_time(self):
+        from marginaleffects import predictions
+
+        result = self.two_factors()
+        model, names = jm.interop.to_marginaleffects(result), list(result.fe_params.index)
+        by = {"newdata": "balanced", "by": ["Machine", "shift"]}
+        for _ in range(12):
+            found = predictions(model, hypothesis="difference ~ reference | shift", **by)
+            # The order of the words in a label is that of a set.
+            labels = [tuple(frozenset(side.strip("()").split(", ")) for side in t.split(" - ")) for t in found["term"]]
+            terms = dict(zip(labels, zip(found["estimate"], found["std_error"], strict=True), strict=True))
+            for shift in ("day", "night"):
+                for machine in "BC":
+                    L = np.zeros(len(names))
+                    L[names.index(f"Machine[T.{machine}]")] = 1
+                    L[names.index(f"Machine[T.{machine}]:shift[T.night]")] = shift == "night"
+                    estimate, error = terms[frozenset({machine, shift}), frozenset({"A", shift})]
+                    assert estimate == pytest.approx(L @ result.fe_params, rel=1e-7)
+                    assert error == pytest.approx(np.sqrt(L @ result.vcov() @ L), rel=1e-5)
+
     def test_offset_missing_values_and_unused_categories(self):
         from marginaleffects import predictions
 

@@ -31,6 +31,46 @@ def schools(count):
     return jm.mixedlm("score ~ x + (x | school)", pd.DataFrame({"score": y, "x": x, "school": names})).fit()
 
 
+TRIAL = "y ~ x * arm + C(dose) + (1 | patient)"
+
+
+def trial_data():
+    rng = np.random.default_rng(8)
+    patient = np.repeat(np.arange(12), 10)
+    data = pd.DataFrame({"patient": [f"p{k}" for k in patient], "x": rng.normal(size=120)})
+    data["arm"] = rng.choice(["control", "treated"], 120, p=[0.3, 0.7])
+    data["dose"] = rng.integers(1, 4, 120)
+    data["site"] = np.where(patient % 3 == 0, "north", "south")
+    noise = rng.normal(size=12)[patient] + rng.normal(size=120)
+    return data.assign(y=data.x + 10 * (data.arm == "treated") + data.dose**2 + noise)
+
+
+@functools.cache
+def trial():
+    return jm.mixedlm(TRIAL, trial_data()).fit()
+
+
+def legend(ax):
+    return [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
+
+
+def test_the_legend_says_which_line_is_drawn():
+    assert legend(jm.plot.fitted(sleep(), levels=["308"])) == ["308", "fixed effects"]
+    assert legend(jm.plot.fitted(trial()))[-1] == "fixed effects, mean over the rows"
+    names = [f"fixed effects, arm = {arm}, mean over the rows" for arm in ("control", "treated")]
+    assert legend(jm.plot.fitted(trial(), by="arm")) == names
+
+
+def test_categories_are_named_on_the_axis():
+    ax = jm.plot.fitted(trial(), "arm")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["control", "treated"]
+    dashed = next(line for line in ax.get_lines() if line.get_linestyle() == "--")
+    table = jm.plot.fitted_data(trial(), "arm")
+    np.testing.assert_allclose(dashed.get_ydata(), table.loc[table["patient"].isna(), "fitted"])
+    machines = jm.mixedlm("score ~ Machine + (1 | Worker)", jm.datasets.load("machines")).fit()
+    assert jm.plot.fitted(machines).get_xlabel() == "Machine"
+
+
 REPLICATES = pd.DataFrame({"Intercept": np.random.default_rng(1).normal(250, 7, 500), "sigma": 25.0})
 PROFILE = pd.DataFrame({"parameter": ["sigma"] * 3 + ["Days"], "value": [30.0, 22, 26, 10], "zeta": [2.5, -2.5, 0, 0]})
 PICTURES = {
@@ -130,6 +170,47 @@ class TestData:
         assert table["age"].iloc[0] == own["age"].min()
         assert table["fitted"].iloc[0] == pytest.approx(result.predict(new, random_effects=True).iloc[0])
 
+    @pytest.mark.parametrize(
+        ("x", "by"), [(x, by) for x in ("x", "arm", "dose") for by in (None, "arm", "site") if x != by]
+    )
+    def test_lines_are_means_of_predictions_over_the_rows(self, x, by):
+        result, data = trial(), trial_data()
+        table = jm.plot.fitted_data(result, x, levels=["p0", "p7"], by=by)
+        strata = [None] if by is None else sorted(data[by].unique())
+        for level, which in [(level, which) for level in ("p0", "p7", None) for which in strata]:
+            rows = data if level is None else data[data["patient"] == level]
+            if by == "arm" and level is None:
+                rows = rows.assign(arm=which)
+            elif by is not None:
+                rows = rows[rows[by] == which]
+            line = table[table["patient"].isna() if level is None else table["patient"] == level]
+            line = line if by is None else line[line[by] == which]
+            assert len(line) == (0 if rows.empty else 30 if x == "x" else rows[x].nunique())
+            for _, point in line.iloc[:: max(1, len(line) - 1)].iterrows():
+                expected = result.predict(rows.assign(**{x: point[x]}), random_effects=level is not None).mean()
+                assert point["fitted"] == pytest.approx(expected, rel=1e-9)
+
+    def test_lines_by_level_differ_by_the_coefficient(self):
+        result = jm.mixedlm("y ~ x + arm + C(dose) + (1 | patient)", trial_data()).fit()
+        table = jm.plot.fitted_data(result, by="arm")
+        whole = table[table["patient"].isna()].pivot(index="x", columns="arm", values="fitted")
+        np.testing.assert_allclose(whole["treated"] - whole["control"], result.fe_params["arm[T.treated]"], rtol=1e-9)
+
+    def test_the_order_of_rows_does_not_matter(self):
+        for data in (trial_data().iloc[::-1], trial_data().sample(frac=1, random_state=3)):
+            other = jm.mixedlm(TRIAL, data).fit()
+            for words in ({}, {"x": "arm"}, {"by": "arm"}):
+                mine, theirs = (jm.plot.fitted_data(result, **words) for result in (trial(), other))
+                pd.testing.assert_frame_equal(mine, theirs, rtol=1e-6)
+
+    def test_columns_that_cannot_have_a_line_a_level(self):
+        with pytest.raises(jm.ModelError, match=r"by='x' has 120 different values.*pandas\.cut"):
+            jm.plot.fitted_data(trial(), "arm", by="x")
+        with pytest.raises(jm.ModelError, match="'sex' is not a column"):
+            jm.plot.fitted_data(trial(), by="sex")
+        with pytest.raises(jm.ModelError, match="along the axis"):
+            jm.plot.fitted_data(trial(), by="arm", x="arm")
+
     def test_profile(self):
         table = jm.plot.profile_data(PROFILE)
         assert table["value"].tolist() == [22, 26, 30]
@@ -178,7 +259,9 @@ def test_fitted_takes_numbers_that_are_categories_as_they_are():
     result = jm.mixedlm("Reaction ~ late + C(`test room`) + Days + (1 | Subject)", data).fit()
     table = jm.plot.fitted_data(result)
     assert table.columns[1] == "Days"
-    first = table.iloc[[0]].assign(late=False, **{"test room": 0})
-    assert table["fitted"].iloc[0] == pytest.approx(result.predict(first, random_effects=True).iloc[0])
-    with pytest.raises(jm.ModelError, match="'test room' is not a numeric predictor"):
-        jm.plot.fitted_data(result, "test room")
+    rows = data[data["Subject"] == table["Subject"].iloc[0]].assign(Days=0)
+    assert table["fitted"].iloc[0] == pytest.approx(result.predict(rows, random_effects=True).mean())
+    rooms = jm.plot.fitted_data(result, "test room")
+    assert rooms["test room"].tolist() == [0, 1, 2] * 19
+    with pytest.raises(jm.ModelError, match="'Subject' is not a predictor"):
+        jm.plot.fitted_data(result, "Subject")

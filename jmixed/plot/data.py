@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,17 @@ from jmixed import effects, gaussian, tables
 from jmixed.design.expressions import names_in
 from jmixed.design.materialise import known_factors
 from jmixed.errors import DataError, ModelError
+from jmixed.precision import FLOAT
 
 if TYPE_CHECKING:
     from jmixed.results import MixedLMResults
 
 GRID = 30
 """Points of a fitted line."""
+STRATA = 12
+"""Levels that can have a line each."""
+PREDICTED = 2**18
+"""Rows that are predicted at a time."""
 
 
 def caterpillar_data(result: MixedLMResults, group=None, column=None, level: float = 0.95) -> pd.DataFrame:
@@ -225,34 +230,42 @@ def replicates_of(replicates, parameter):
     return table[known(parameter, list(table.columns), "parameter")].dropna()
 
 
-def fitted_data(result: MixedLMResults, x: str | None = None, group=None, levels=None) -> pd.DataFrame:
+def fitted_data(
+    result: MixedLMResults, x: str | None = None, group=None, levels=None, by: str | None = None
+) -> pd.DataFrame:
     """What `fitted` draws: the line of each group, and last that of the fixed effects.
 
-    Other numeric predictors are held at the group's mean, everything else is as in the group's first row. The last
-    rows, without a level, are the fixed effects along the whole range.
+    A point of a line is the mean of the predictions for all rows that the line stands for, with `x` at the point and
+    everything else as it is in each row: for a group its own rows, for the fixed effects the rows of all data. No
+    category of another predictor stands for the others, and the order of the rows does not matter.
 
     Parameters
     ----------
     result : MixedLMResults
         Of a model stated by a formula.
     x : str, optional
-        A numeric predictor, by default the first.
+        A predictor, by default the first numeric one, or the first category when there is none.
     group : str, optional
         Grouping factor, by default the first.
     levels : list, optional
         Levels to show, by default all.
+    by : str, optional
+        A column of categories: a line for each of its levels. Those of a group are means over the rows that have the
+        level; those of the fixed effects over all rows as if they had it, if it is a predictor.
 
     Returns
     -------
     DataFrame
-        The group's level, x, and fitted, along a grid of x within the range of each group.
+        The group's level, x, the level of `by` if it is given, and fitted: along a grid of x within the range of each
+        group, or at the categories that it has. The last rows, whose group has no level, are the fixed effects along
+        the whole range.
 
     Raises
     ------
     DataError
-        Without a formula, its data, or a numeric predictor.
+        Without a formula, its data, or a predictor.
     ModelError
-        For an unknown predictor, factor or level.
+        For an unknown predictor, factor or level, and a `by` of too many levels, or that is `x`.
 
     Examples
     --------
@@ -267,20 +280,76 @@ def fitted_data(result: MixedLMResults, x: str | None = None, group=None, levels
     group = known(group, list(effects.by_factor(spec.terms)), "grouping factor")
     term = next(term for term in spec.terms if term.group == group)
     names = term.levels.tolist()
-    places = range(len(names)) if levels is None else [names.index(known(one, names, "level")) for one in levels]
-    held = [name for name in _numeric_predictors(spec) if name != x]
-    grids = [_grid(frame[term.codes == place], x, held) for place in places]
-    grid = pd.concat([*grids, _grid(frame, x, held)], ignore_index=True)
-    lines = result.predict(grid.iloc[:-GRID], random_effects=True)
-    values = np.concatenate([lines, result.predict(grid.iloc[-GRID:])])
-    labels = [names[place] for place in places for _ in range(GRID)] + [None] * GRID
-    return pd.DataFrame({group: pd.Series(labels, dtype=object), x: grid[x], "fitted": values})
+    shown = names if levels is None else list(dict.fromkeys(known(one, names, "level") for one in levels))
+    if by == x:
+        raise ModelError(f"by={by!r} is the predictor along the axis; name another column")
+    stratum, strata = strata_of(frame, by)
+    place = pd.Index([names.index(one) for one in shown]).get_indexer(term.codes)
+    rows = place >= 0
+    keys, lines = pd.factorize(place[rows] * len(strata) + stratum[rows], sort=True)
+    own = _lines(result, frame[rows], x, keys, len(lines), True) if rows.any() else []
+    if by in _predictors(spec):
+        # Whatever else differs between the rows of two levels is no difference between their lines.
+        versions = [frame.assign(**{by: same(frame[by], int(np.argmax(stratum == k)))}) for k in range(len(strata))]
+        whole = [_lines(result, version, x, np.zeros(len(frame), int), 1, False)[0] for version in versions]
+    else:
+        whole = _lines(result, frame, x, stratum, len(strata), False)
+    labels = [(shown[line // len(strata)], strata[line % len(strata)]) for line in lines]
+    pieces = []
+    labels += [(None, which) for which in strata]
+    for (level, which), (at, values) in zip(labels, [*own, *whole], strict=True):
+        columns = {group: pd.Series([level] * len(values), dtype=object), x: at}
+        columns |= {by: pd.Series([which] * len(values), dtype=object)} if by is not None else {}
+        pieces.append(pd.DataFrame({**columns, "fitted": values}))
+    return pd.concat(pieces, ignore_index=True)
 
 
-def _grid(rows, x, held):
-    """The first row again and again, with `x` from its least to its greatest value and the others at their mean."""
-    grid = rows.iloc[np.zeros(GRID, int)].reset_index(drop=True)
-    return grid.assign(**rows[held].mean(), **{x: np.linspace(rows[x].min(), rows[x].max(), GRID)})
+def strata_of(frame: pd.DataFrame, by: str | None) -> tuple[np.ndarray, list]:
+    """Which of the lines asked for each row belongs to, and their labels."""
+    if by is None:
+        return np.zeros(len(frame), int), [None]
+    column = frame[known(by, list(frame.columns), "column")]
+    codes, labels = pd.factorize(column, sort=True)
+    if len(labels) > STRATA or (codes < 0).any():
+        raise ModelError(
+            f"by={by!r} has {len(labels)} different values{' and missing ones' if (codes < 0).any() else ''}: "
+            f"a line is drawn for each of at most {STRATA} levels. Cut numbers into classes first, with pandas.cut"
+        )
+    return codes, labels.tolist()
+
+
+def same(column: Any, place: int) -> pd.Series:
+    """A column that has in every row what it has at one place, whatever type that is."""
+    return column.take(np.full(len(column), place)).set_axis(column.index)
+
+
+def _lines(result, frame, x, key, count, random_effects) -> list[tuple[Any, np.ndarray]]:
+    """For each of `count` sets of rows, by `key`, the points of x and the means of the predictions there."""
+    column, n = frame[x], len(frame)
+    size = np.bincount(key, minlength=count)
+    if is_category(result._spec, x):
+        codes, categories = pd.factorize(column, sort=True)
+        versions = [same(column, int(np.argmax(codes == k))) for k in range(len(categories))]
+        there = np.zeros((len(categories), count), bool)
+        there[codes, key] = True
+        points = [categories[there[:, k]] for k in range(count)]
+    else:
+        values = column.to_numpy(dtype=FLOAT)
+        low, high = np.full(count, np.inf), np.full(count, -np.inf)
+        np.minimum.at(low, key, values if random_effects else values.min())
+        np.maximum.at(high, key, values if random_effects else values.max())
+        grid = np.linspace(low, high, GRID)
+        versions = [at[key] for at in grid]
+        there = np.ones((GRID, count), bool)
+        points = list(grid.T)
+    means, together = [], max(1, PREDICTED // max(n, 1))
+    for start in range(0, len(versions), together):
+        block = [frame.assign(**{x: version}) for version in versions[start : start + together]]
+        predicted = result.predict(pd.concat(block, ignore_index=True), random_effects=random_effects)
+        for part in np.asarray(predicted).reshape(len(block), n):
+            means.append(np.bincount(key, part, minlength=count) / np.maximum(size, 1))
+    table = np.array(means)
+    return [(at, table[there[:, k], k]) for k, at in enumerate(points)]
 
 
 def _frame(spec) -> pd.DataFrame:
@@ -289,13 +358,20 @@ def _frame(spec) -> pd.DataFrame:
     return spec.frame
 
 
-def _numeric_predictors(spec):
-    frame = _frame(spec)
+def _predictors(spec) -> list[str]:
+    """The columns of the data that the model predicts from, numbers first."""
+    _frame(spec)
     names = spec.recipe.columns([part for part in spec.recipe.specs if part != "lhs"])
-    # A grouping factor of numbers is no predictor, and categories that are numbers, C(dose), have none between them.
-    others = {name for term in spec.terms for name in term.rebuild.factor.sources} | _categorical(spec.recipe)
-    numeric = {name for name in names if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool}
-    return [name for name in names if name in numeric - others]
+    # A grouping factor is no predictor.
+    factors = {name for term in spec.terms for name in term.rebuild.factor.sources}
+    return sorted((name for name in names if name not in factors), key=lambda name: is_category(spec, name))
+
+
+def is_category(spec, name: str) -> bool:
+    """Whether a predictor has categories: words, truth values, or numbers used as such, C(dose), with none between."""
+    column = spec.frame[name]
+    number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return not number or name in _categorical(spec.recipe)
 
 
 def _categorical(recipe) -> set[str]:
@@ -306,10 +382,16 @@ def _categorical(recipe) -> set[str]:
 
 
 def predictor(result, x):
-    names = _numeric_predictors(result._spec)
+    names = _predictors(result._spec)
     if x is None and not names:
-        raise DataError("fitted lines need a numeric predictor, and this model has none")
-    return known(x, names, "numeric predictor")
+        raise DataError("fitted lines need a numeric predictor or a category, and this model has none")
+    return known(x, names, "predictor")
+
+
+def others(result, x: str, by: str | None) -> list[str]:
+    """The predictors that a fitted line averages over."""
+    spec = result._spec
+    return [name for name in _predictors(spec) if name not in (x, by) and spec.frame[name].nunique() > 1]
 
 
 def effect(result, group, column):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from jmixed import gaussian, tables
 from jmixed.plot.data import (
@@ -12,10 +14,13 @@ from jmixed.plot.data import (
     caterpillar_data,
     effect,
     fitted_data,
+    is_category,
+    others,
     profile_data,
     qq_data,
     replicates_of,
     residuals_data,
+    strata_of,
 )
 
 if TYPE_CHECKING:
@@ -257,19 +262,26 @@ def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=
     return ax
 
 
-def fitted(result: MixedLMResults, x: str | None = None, group=None, levels=None, ax=None) -> Any:
+def fitted(
+    result: MixedLMResults, x: str | None = None, group=None, levels=None, by: str | None = None, ax=None
+) -> Any:
     """The data against one predictor, with a fitted line for each group and, dashed, the line of the fixed effects.
+
+    Lines are means of predictions over the rows, with all other predictors as they are; `by` asks for a line for each
+    level of one of them. The legend says which: see `fitted_data`.
 
     Parameters
     ----------
     result : MixedLMResults
         Of a model stated by a formula.
     x : str, optional
-        A numeric predictor, by default the first.
+        A predictor, by default the first numeric one, or the first category when there is none.
     group : str, optional
         Grouping factor, by default the first.
     levels : list, optional
         Levels to show, by default all.
+    by : str, optional
+        A column of categories, whose levels have a colour and a line of the fixed effects each.
     ax : matplotlib Axes, optional
 
     Returns
@@ -279,7 +291,7 @@ def fitted(result: MixedLMResults, x: str | None = None, group=None, levels=None
     Raises
     ------
     ModelError
-        For an unknown predictor, factor or level.
+        For an unknown predictor, factor or level, and a `by` of too many levels, or that is `x`.
     ModuleNotFoundError
         When matplotlib is not installed; it says how to.
 
@@ -289,29 +301,62 @@ def fitted(result: MixedLMResults, x: str | None = None, group=None, levels=None
     >>> jm.plot.fitted(result, levels=["308", "309"]).get_ylabel()
     'Reaction'
     """
-    lines = fitted_data(result, x, group, levels)
+    lines = fitted_data(result, x, group, levels, by)
     factor, across = lines.columns[:2]
-    spec, values = result._spec, result.model.data.frame[across].to_numpy()
+    spec, frame = result._spec, result.model.data.frame
     term = next(term for term in spec.terms if term.group == factor)
-    own, shown = term.levels.to_numpy()[term.codes], lines[factor].dropna().unique()
-    few = len(shown) <= LEGEND
+    stratum, strata = strata_of(frame, by)
     ax = _axes(ax, (7, 5))
+    at = _positions(ax, spec, across)
+    own, shown = term.levels.to_numpy()[term.codes], lines[factor].dropna().unique()
+    few = len(shown) <= LEGEND and by is None
+    # Many lines are one colour, so faint that their crowd is seen and not the last ones drawn.
+    crowd: dict[str, Any] = {"alpha": float(np.clip(15 / len(shown), 0.15, 0.8)), "linewidth": 0.8}
+    rows, values = np.isin(own, list(shown)), at(frame[across])
+    for k in range(len(shown) if few else len(strata)):
+        mine = rows & (own == shown[k] if few else stratum == k)
+        colour = f"C{k}" if few or by is not None else PALE
+        dots = {"color": colour, "markersize": 4 if few else 2.5}
+        ax.plot(values[mine], spec.y[mine], "o", markeredgewidth=0, alpha=0.6, zorder=1, **dots)
+    # At the categories of a predictor there are points, and what joins them is for the eye.
+    marks = {"marker": "o", "markersize": 4} if is_category(spec, across) else {}
     for k, level in enumerate(shown):
-        # Many lines are one colour, so faint that their crowd is seen and not the last ones drawn.
-        crowd: dict[str, Any] = {"color": INK, "alpha": float(np.clip(15 / len(shown), 0.15, 0.8)), "linewidth": 0.8}
-        style = {"color": f"C{k}", "label": str(level), "linewidth": 1.5} if few else crowd
-        rows, line = own == level, lines[lines[factor] == level]
-        dots = {"color": f"C{k}" if few else PALE, "markersize": 4 if few else 2.5}
-        ax.plot(values[rows], spec.y[rows], "o", markeredgewidth=0, alpha=0.6, zorder=1, **dots)
-        ax.plot(line[across], line["fitted"], zorder=2, **style)
-    whole = lines[lines[factor].isna()]
-    ax.plot(whole[across], whole["fitted"], color="black", linewidth=2, linestyle="--", label="fixed effects")
+        for j, which in enumerate(strata):
+            line = lines[(lines[factor] == level) & _of(lines, by, which)]
+            colour = f"C{k}" if few else INK if by is None else f"C{j}"
+            style = {"label": str(level), "linewidth": 1.5} if few else crowd
+            ax.plot(at(line[across]), line["fitted"], zorder=2, color=colour, **style, **marks)
+    averaged = ", mean over the rows" if others(result, across, by) else ""
+    for j, which in enumerate(strata):
+        whole = lines[lines[factor].isna() & _of(lines, by, which)]
+        name = f"fixed effects{averaged}" if by is None else f"fixed effects, {by} = {which}{averaged}"
+        colour = "black" if by is None else f"C{j}"
+        style = {"linewidth": 2, "linestyle": "--", "label": textwrap.fill(name, 26), "zorder": 3}
+        ax.plot(at(whole[across]), whole["fitted"], color=colour, **style, **marks)
     ax.set_xlabel(across)
     ax.set_ylabel(spec.endog_name)
     # Beside the picture: inside it would cover data.
     title = factor if few else f"{len(shown):,} levels of {factor}"
     ax.legend(title=title, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax
+
+
+def _of(lines, by, which):
+    """The rows of one level of `by`; all where there is no column of it."""
+    return lines[by] == which if by in lines.columns else np.ones(len(lines), bool)
+
+
+def _positions(ax, spec, name):
+    """From values of a predictor to places on the axis: categories side by side, named on it."""
+    if not is_category(spec, name):
+        return lambda column: column.to_numpy()
+    _, categories = pd.factorize(spec.frame[name], sort=True)
+    categories = pd.Index(categories)
+    ax.set_xticks(range(len(categories)), [str(one) for one in categories])
+    if max(len(str(one)) for one in categories) * len(categories) > 60:
+        ax.tick_params(axis="x", labelrotation=90)
+    ax.set_xlim(-0.5, len(categories) - 0.5)
+    return lambda column: categories.get_indexer(column)
 
 
 def _axes(ax, size):
