@@ -16,7 +16,7 @@ from jmixed.held import without_coefficients
 from jmixed.hypotheses import by_name, hypotheses, require_consistent
 from jmixed.inference import kenward_roger, satterthwaite
 from jmixed.inference.curvature import Curvature, curvature
-from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, principal_contrasts
+from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, unit_contrasts
 from jmixed.inference.term_contrasts import term_contrasts
 from jmixed.inference.variance_parameters import standard_deviations, theta_and_sigma
 from jmixed.precision import FLOAT
@@ -375,10 +375,10 @@ def _table_of_F(labels, tests: Sequence[JointTest]) -> pd.DataFrame:
 
 def _wald(covariance, df, L, difference) -> JointTest:
     """Wald's F with given denominator degrees of freedom."""
-    variances, vectors = principal_contrasts(L, covariance)
-    if not len(variances):
+    weights = unit_contrasts(L, covariance)
+    if not weights.shape[1]:
         return UNTESTED
-    return JointTest(float(np.mean((vectors.T @ difference) ** 2 / variances)), len(variances), df)
+    return JointTest(float(np.mean((weights.T @ difference) ** 2)), weights.shape[1], df)
 
 
 def p_of_t(t, df) -> np.ndarray:

@@ -139,25 +139,64 @@ UNBALANCED = {
 }
 
 
-@pytest.mark.parametrize(
-    "formula",
-    [
-        "y ~ A*B + x*A + (1 + x | g)",
-        "y ~ C(A, contr.sum)*C(B, contr.helmert) + C(A, contr.sum)*x + (1 + x | g)",
-    ],
-)
-def test_anova_does_not_depend_on_the_coding(formula):
-    with pytest.warns(jm.RankWarning), pytest.warns(jm.SingularWarning):
-        result = jm.mixedlm(formula, unbalanced()).fit()
+def test_anova_does_not_depend_on_the_coding():
+    coded = "y ~ C(A, contr.sum)*C(B, contr.helmert) + C(A, contr.sum)*x + (1 + x | g)"
+    results = []
+    for formula in ("y ~ A*B + x*A + (1 + x | g)", coded):
+        with pytest.warns(jm.RankWarning), pytest.warns(jm.SingularWarning):
+            results.append(jm.mixedlm(formula, unbalanced()).fit())
     for (kind, ddf), (F, den_df) in UNBALANCED.items():
-        table = result.anova(ddf, type=kind)
-        assert list(table.num_df) == [2, 2, 1, 3, 2]
+        first, second = (result.anova(ddf, type=kind) for result in results)
+        np.testing.assert_allclose(first, second, rtol=1e-6)
+        assert list(first.num_df) == [2, 2, 1, 3, 2]
         # lmer stops where its objective is flat to nine digits.
-        np.testing.assert_allclose(table.F, F, rtol=2e-6)
-        np.testing.assert_allclose(table.den_df, den_df, rtol=2e-6)
-        np.testing.assert_allclose(table.p, stats.f.sf(table.F, table.num_df, table.den_df))
-        np.testing.assert_allclose(table.mean_sq, table.F * result.scale)
-        np.testing.assert_allclose(table.sum_sq, table.mean_sq * table.num_df)
+        np.testing.assert_allclose(first.F, F, rtol=2e-6)
+        same = (first.num_df == 1) | (ddf == "kenward-roger")
+        np.testing.assert_allclose(first.den_df[same], np.array(den_df)[same], rtol=2e-6)
+        # Of joint tests lmerTest's depends on the rows of the contrasts: x:A is one hypothesis in all three types.
+        assert np.all(first.den_df <= np.array(den_df) * (1 + 2e-6))
+        np.testing.assert_allclose(first.p, stats.f.sf(first.F, first.num_df, first.den_df))
+        np.testing.assert_allclose(first.mean_sq, first.F * results[0].scale)
+        np.testing.assert_allclose(first.sum_sq, first.mean_sq * first.num_df)
+    assert np.ptp([results[0].anova(type=kind).den_df.iloc[-1] for kind in (1, 2, 3)]) < 1e-6
+
+
+@functools.cache
+def machines():
+    """Unbalanced, and one of the machines differs between workers."""
+    data = jm.datasets.load("machines").iloc[[k for k in range(54) if k not in (0, 1, 7, 20, 33, 34, 35, 50)]]
+    data = data.assign(third=(data.Machine == "C") * 1.0)
+    return jm.mixedlm("score ~ Machine + (third || Worker)", data).fit()
+
+
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "residual"])
+@pytest.mark.parametrize("basis", [[[1, -1], [0, 1]], [[1, 0], [0, 1e6]], [[1, 1], [1, 1 + 1e-3]]])
+def test_one_hypothesis_has_one_test_in_any_basis(ddf, basis):
+    result = machines()
+    L = np.eye(3)[1:]
+    wanted = result.test(L, ddf=ddf).iloc[0]
+    np.testing.assert_allclose(result.test(np.array(basis) @ L, ddf=ddf).iloc[0], wanted, rtol=1e-5)
+    # The same hypothesis with a redundant equation.
+    three = np.vstack([np.array(basis) @ L, [[0, 0.5, -2]]])
+    np.testing.assert_allclose(result.test(three, ddf=ddf).iloc[0], wanted, rtol=1e-5)
+    for kind in (1, 2, 3):
+        np.testing.assert_allclose(
+            result.anova(ddf, type=kind).loc["Machine", ["F", "den_df"]], wanted[["F", "den_df"]]
+        )
+
+
+def test_the_denominator_of_a_joint_test_is_the_smallest_of_all_bases():
+    """By all rotations of two uncorrelated contrasts of equal variance, each with its own degrees of freedom."""
+    result = machines()
+    root = np.linalg.inv(np.linalg.cholesky(result.cov_params().iloc[1:3, 1:3]))
+    angle = np.linspace(0, np.pi / 2, 401)
+    first = np.column_stack([np.zeros(401), np.column_stack([np.cos(angle), np.sin(angle)]) @ root])
+    second = np.column_stack([np.zeros(401), np.column_stack([-np.sin(angle), np.cos(angle)]) @ root])
+    pairs = np.array([result.test({str(k): row for k, row in enumerate(rows)}).df for rows in (first, second)])
+    E = np.sum(pairs / (pairs - 2), axis=0)
+    harmonic, denominators = np.sum(1 / pairs, axis=0), 2 * E / (E - 2)
+    assert result.anova().den_df["Machine"] == pytest.approx(denominators[np.argmax(harmonic)], rel=1e-5)
+    assert np.ptp(denominators) > 1
 
 
 def test_anova_accepts_roman_types_and_names_terms():
