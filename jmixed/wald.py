@@ -64,12 +64,10 @@ class WaldInference:
     def _bse_re(self) -> np.ndarray:
         """Delta method for ``scale * psi``, with the uncertainty of the scale and its covariance with psi."""
         fit, psi, known = self._fit, self._psi, self._fit.uncertainty
-        jacobian = fit.sigma**2 * np.eye(len(psi)) + np.outer(psi, known.scale_gradient)
         # A variance of zero has no error, and the others have theirs as if it was known.
-        untold = np.isnan(np.diag(known.vcov_psi))
-        vcov_psi = np.where(np.logical_or.outer(untold, untold), 0, known.vcov_psi)
-        variances = np.einsum("ij,jk,ik->i", jacobian, vcov_psi, jacobian) + psi**2 * fit.scale_variance
-        variances[untold] = np.nan
+        across, spread = known.with_scale
+        own = fit.sigma**4 * np.diag(known.vcov_psi) + 2 * fit.sigma**2 * psi * across
+        variances = own + psi**2 * (spread + fit.scale_variance)
         held = np.diag(known.vcov_psi) == 0
         return np.sqrt(np.where(held, 0.0, np.where(variances >= 0, variances, np.nan)))
 
