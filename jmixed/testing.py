@@ -109,6 +109,13 @@ class SmallSampleTests:
         """Degrees of freedom of the given kind, for contrasts of all coefficients."""
         if not isinstance(ddf, str) or ddf not in DDF:
             raise ModelError(f"ddf is {ddf!r}; it must be one of {', '.join(map(repr, DDF))}")
+        if ddf != "none" and not self.outcome.ok:
+            raise ModelError(
+                f"ddf={ddf!r}: the fit has no certified optimum ({self.outcome.name}: {self.outcome.message}), so that "
+                "there are no degrees of freedom to its tests. ddf='none' gives z tests at the estimates as they are, "
+                "which are no more certain",
+                page="singular.md#outcomes",
+            )
         covariance = self._fit.vcov_beta
         if ddf in ("residual", "none"):
             df = float(self.df_resid) if ddf == "residual" else np.inf
@@ -156,7 +163,8 @@ class SmallSampleTests:
         DataError, FormulaError
             For contrasts of the wrong width and for unknown names.
         ModelError
-            For an unknown `ddf`, and for "kenward-roger" after ML.
+            For an unknown `ddf`, for "kenward-roger" after ML, and for degrees of freedom (any `ddf` but "none") of a
+            fit without a certified optimum.
 
         Notes
         -----
@@ -210,7 +218,7 @@ class SmallSampleTests:
         Raises
         ------
         ModelError
-            For another `type` or `ddf`, and for "kenward-roger" after ML.
+            For another `type` or `ddf`, for "kenward-roger" after ML, and for a fit without a certified optimum.
 
         Examples
         --------

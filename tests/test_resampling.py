@@ -65,7 +65,6 @@ class TestSimulate:
             with pytest.raises(jm.DataError, match="n is"):
                 result.simulate(bad)
 
-
     @pytest.mark.parametrize("weights", [None, np.linspace(0.3, 3, 180)], ids=["plain", "weighted"])
     def test_given_the_random_effects(self, weights):
         """Mean and covariance of 20,000 draws are those of the fitted values and the residuals alone."""

@@ -1,6 +1,9 @@
 """Tests of coefficients and terms as people call them; the numbers against R are in test_references."""
 
+import copy
+import dataclasses
 import functools
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -312,3 +315,55 @@ def test_summary_stays_normal_by_default():
     assert "z" in sleep().summary().tables[1]
     with pytest.raises(jm.ModelError, match="ddf is 'z'"):
         sleep().summary(ddf="z")
+
+
+@pytest.mark.parametrize("kind", [2, 3])
+@pytest.mark.parametrize(
+    ("without", "with_one"),
+    [("0 + A*B", "A*B"), ("0 + B*A + x", "B*A + x"), ("0 + A + B + x", "A + B + x"), ("0 + A*B*x", "A*B*x")],
+)
+def test_anova_without_intercept_is_that_of_the_same_model_with_one(kind, without, with_one):
+    """Two categories: either's columns span the constant, so that the other's have no more than contrasts to say."""
+    data = unbalanced()
+    data = data.assign(y=data.y + 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.RankWarning)
+        fits = [jm.mixedlm(f"y ~ {text} + (1 | g)", data).fit() for text in (without, with_one)]
+    assert fits[0].objective == pytest.approx(fits[1].objective, rel=1e-9)
+    first, second = (fit.anova(type=kind) for fit in fits)
+    assert list(first.index) == list(second.index)
+    np.testing.assert_allclose(first[["num_df", "den_df", "F"]], second[["num_df", "den_df", "F"]], rtol=1e-6)
+
+
+def test_a_category_alone_without_intercept_has_all_its_levels_tested():
+    data = jm.datasets.load("machines")
+    result = jm.mixedlm("score ~ 0 + Machine + (1 | Worker)", data).fit()
+    for kind in (1, 2, 3):
+        table = result.anova(type=kind)
+        assert table.num_df["Machine"] == 3
+        wald = result.wald_test(np.eye(3)).statistic / 3
+        assert table.F["Machine"] == pytest.approx(float(wald), rel=1e-9)
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in jm.Outcome if not outcome.ok])
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "residual"])
+def test_a_fit_without_an_optimum_has_no_degrees_of_freedom(outcome, ddf):
+    result = copy.copy(sleep())
+    result._fit = dataclasses.replace(result._fit, outcome=outcome)
+    for call in (result.test, result.anova, result.summary):
+        with pytest.raises(jm.ModelError, match=f"no certified optimum .{outcome.name}.*ddf='none'"):
+            call(ddf=ddf)
+    assert result.test(ddf="none").se["Days"] > 0
+
+
+def test_a_flat_fit_is_not_tested():
+    """A slope within groups that the fixed effects know already: its variance is not determined."""
+    data = jm.datasets.load("sleepstudy").assign(copy=lambda d: d.Subject)
+    with pytest.warns(jm.ConvergenceWarning, match="FLAT"):
+        result = jm.mixedlm("Reaction ~ Days + (1 | Subject) + (1 | copy)", data).fit()
+    for call in (result.test, result.anova):
+        with pytest.raises(jm.ModelError, match="FLAT"):
+            call(ddf="kenward-roger")
+    with pytest.raises(jm.ModelError, match="FLAT"):
+        _ = result.vcov_kenward_roger
+    assert result.summary().as_text()
