@@ -186,7 +186,7 @@ class SmallSampleTests:
         """
         if L is not None:
             self._by_position(L)
-        tests = read_hypotheses(L, self._spec.exog_names)
+        tests = read_hypotheses(L, self._spec.exog_names, self._spec.dropped)
         by = self._denominator(ddf)
         table = _joint_table if any(len(one.R) > 1 for one in tests) else _single_table
         return table(tests, self._fit.beta, by)
@@ -298,7 +298,7 @@ class SmallSampleTests:
         return pd.DataFrame(found.covariance, index=names, columns=names)
 
 
-def read_hypotheses(L, names: Sequence[str]) -> list[Hypothesis]:
+def read_hypotheses(L, names: Sequence[str], dropped: Sequence[str] = ()) -> list[Hypothesis]:
     """The tests that a user's `L` asks for: see `SmallSampleTests.test`.
 
     Parameters
@@ -306,6 +306,8 @@ def read_hypotheses(L, names: Sequence[str]) -> list[Hypothesis]:
     L : optional
     names : sequence of str
         Of the p coefficients.
+    dropped : sequence of str
+        Of the columns that were left out as redundant.
 
     Returns
     -------
@@ -314,16 +316,16 @@ def read_hypotheses(L, names: Sequence[str]) -> list[Hypothesis]:
     if L is None:
         return [Hypothesis(name, row[None], np.zeros(1)) for name, row in zip(names, np.eye(len(names)), strict=True)]
     if isinstance(L, Mapping) and not all(isinstance(right, Real) for right in L.values()):
-        return [_one(value, names)._replace(label=str(name)) for name, value in L.items()]
+        return [_one(value, names, dropped)._replace(label=str(name)) for name, value in L.items()]
     if isinstance(L, list | tuple) and len(L) and all(isinstance(part, str) for part in L):
-        return [_one(text, names) for text in L]
-    return [_one(L, names)]
+        return [_one(text, names, dropped) for text in L]
+    return [_one(L, names, dropped)]
 
 
-def _one(L, names) -> Hypothesis:
+def _one(L, names, dropped) -> Hypothesis:
     """One test, of one or several equations."""
     if isinstance(L, str | Mapping):
-        R, q = hypotheses(L, names)
+        R, q = hypotheses(L, names, dropped)
         require_consistent(R, q)
         return Hypothesis(L if isinstance(L, str) else _described(R, q, names), R, q)
     matrix, right = L if isinstance(L, tuple) and len(L) == 2 and np.ndim(L[0]) > 0 else (L, 0.0)

@@ -281,7 +281,7 @@ class WaldInference:
         array([6.77])
         """
         self._by_position(r_matrix)
-        R, q = hypotheses(r_matrix, self._names.fixed)
+        R, q = hypotheses(r_matrix, self._names.fixed, self._spec.dropped)
         use_t = self.use_t if use_t is None else use_t
         return contrasts.contrast_test(R, q, self._fit.beta, self._fit.vcov_beta, self.df_resid, use_t)
 
@@ -349,9 +349,9 @@ class WaldInference:
         """Hypotheses about all parameters; a matrix may also have columns for the coefficients only."""
         matrix = spec[0] if isinstance(spec, tuple) and len(spec) == 2 and not isinstance(spec[0], str) else spec
         if not in_words(spec) and np.atleast_2d(np.asarray(matrix)).shape[1] == len(self._names.fixed):
-            R, q = hypotheses(spec, self._names.fixed)
+            R, q = hypotheses(spec, self._names.fixed, self._spec.dropped)
             return np.hstack([R, np.zeros((len(R), len(self._names.variance)))]), q
-        return hypotheses(spec, self._names.all)
+        return hypotheses(spec, self._names.all, self._spec.dropped)
 
     def wald_test_terms(
         self, skip_single=False, extra_constraints=None, combine_terms=None, scalar=True

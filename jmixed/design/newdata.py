@@ -8,8 +8,11 @@ import pandas as pd
 from jmixed.design.frame import as_frame, numbers, per_row, unknown_column, working_frame
 from jmixed.design.materialise import Evaluation, Recipe, evaluate, source
 from jmixed.design.terms import ModelData, NewRows, RandomTerm
-from jmixed.errors import DataError
+from jmixed.errors import DataError, RankWarning, warn
 from jmixed.precision import FLOAT
+
+ESTIMABLE = 1e-6
+"""How far, relative to its size, a redundant column of a new row may be from what the model's rows make of it."""
 
 
 def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
@@ -58,11 +61,37 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     X = np.ascontiguousarray(found.matrices["rhs"].values[:, model.kept])
     missing = np.zeros(len(frame), bool)
     missing[found.missing] = True
+    lost = ~missing & _without_estimate(model, found.matrices["rhs"].values)
+    if lost.any():
+        warn(_not_estimable(model, frame.index, lost), RankWarning)
+    missing |= lost
     X[missing] = np.nan
     offset = _offset(model, found, frame)
     codes, Z = _random(model.terms, recipe, found, frame, working) if random else ((), ())
     missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
     return NewRows(X, offset, frame.index, codes, Z, missing)
+
+
+def _without_estimate(model: ModelData, columns: np.ndarray) -> np.ndarray:
+    """Rows (k,) of all columns (k, c) of the formula whose mean the model's own rows do not determine.
+
+    The mean of a row is estimable if it is a combination of the model's rows: if the redundant columns are there what
+    they are in those, whichever of the columns were left out.
+    """
+    if model.redundant is None or model.explained is None:
+        return np.zeros(len(columns), bool)
+    X, others = columns[:, model.kept], columns[:, model.redundant]
+    size = np.abs(others) + np.abs(X) @ np.abs(model.explained)
+    return np.any(np.abs(others - X @ model.explained) > ESTIMABLE * size, axis=1)
+
+
+def _not_estimable(model: ModelData, index: pd.Index, lost: np.ndarray) -> str:
+    first, count = index[np.flatnonzero(lost)[0]], int(lost.sum())
+    return (
+        f"{count} of {len(lost)} new rows, the first of them {first!r}, {'have' if count > 1 else 'has'} no estimate, "
+        f"and NaN in its place: the data do not determine it, as for a combination of categories without rows, where "
+        f"{', '.join(model.dropped)} had to be left out"
+    )
 
 
 def _sources(model: ModelData, recipe: Recipe) -> list[str]:
