@@ -109,9 +109,9 @@ class SmallSampleTests:
         """Degrees of freedom of the given kind, for contrasts of all coefficients."""
         if not isinstance(ddf, str) or ddf not in DDF:
             raise ModelError(f"ddf is {ddf!r}; it must be one of {', '.join(map(repr, DDF))}")
-        if ddf != "none" and not self.outcome.ok:
+        if ddf != "none" and not (outcome := self._fit.outcome).ok:
             raise ModelError(
-                f"ddf={ddf!r}: the fit has no certified optimum ({self.outcome.name}: {self.outcome.message}), so that "
+                f"ddf={ddf!r}: the fit has no certified optimum ({outcome.name}: {outcome.message}), so that "
                 "there are no degrees of freedom to its tests. ddf='none' gives z tests at the estimates as they are, "
                 "which are no more certain",
                 page="singular.md#outcomes",
