@@ -365,7 +365,9 @@ def _difference(full: Sequence[RandomTerm], reduced: Sequence[RandomTerm]) -> tu
             return own.label, r
     raise ModelError(
         f"test_variance: the models differ by {[t.label for t in more]} in the first and {[t.label for t in less]} in "
-        "the second; the second must be the first without one random effect",
+        "the second; the second must be the first without one random effect. For several at once, such as all slopes "
+        "of a factor, jm.compare(smaller, larger, refit=False) gives the ratio, with a chi-square for all their "
+        "parameters that is conservative",
         page="p-values.md#for-a-variance-jmtest_variance",
     )
 

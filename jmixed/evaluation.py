@@ -10,6 +10,7 @@ from jmixed import programs
 from jmixed.distribution import Distribution
 from jmixed.errors import DataError
 from jmixed.inference.given_coefficients import given_coefficients
+from jmixed.information import preconditioners, singular_terms
 from jmixed.packing import Packing
 from jmixed.params import as_array, is_params
 
@@ -181,10 +182,8 @@ class Likelihood:
         """
         beta, psi, root = self._point(params, profile_fe=False, direct=True)
         _, _, hessian = self._evaluate(psi, beta, 2)
-        factors = self._packing.matrices(root, lower=True)
-        lengths = [np.sqrt(np.sum(factor**2, axis=1)) for factor in factors]
-        singular = any(np.any(np.diag(f) <= 1e-6 * size) for f, size in zip(factors, lengths, strict=True))
-        return hessian, singular
+        structures, theta = self.design.layout.terms, self._packing.theta_from_root(root)
+        return hessian, any(singular_terms(structures, theta, preconditioners(self.design)))
 
     def information(self, params) -> np.ndarray:
         """Observed information, minus the Hessian.

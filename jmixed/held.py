@@ -11,7 +11,7 @@ from jmixed import programs
 from jmixed.data import Design
 from jmixed.errors import DataError, Outcome
 from jmixed.inference.given_coefficients import given_coefficients
-from jmixed.information import Uncertainty, singular_terms, told_psi, vanished
+from jmixed.information import Uncertainty, preconditioners, singular_terms, told_psi, vanished
 from jmixed.packing import Packing
 from jmixed.params import MixedLMParams, is_params
 
@@ -241,7 +241,7 @@ def at_coefficients(fit: programs.Fit, task: Task, root: np.ndarray, beta: np.nd
         covariances=_covariances(task, psi, scale),
         uncertainty=Uncertainty(known.vcov_psi, known.vcov_theta, given.rss_gradient / nu),
         scale_variance=2 * scale**2 / nu,
-        singular=singular_terms(design, theta),
+        singular=singular_terms(design.layout.terms, theta, preconditioners(design)),
     )
 
 

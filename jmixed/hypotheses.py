@@ -10,7 +10,7 @@ from jmixed.errors import DataError, FormulaError
 from jmixed.precision import FLOAT
 
 
-def hypotheses(spec, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def hypotheses(spec, names: Sequence[str], dropped: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
     """Read linear hypotheses about named coefficients.
 
     Parameters
@@ -19,6 +19,8 @@ def hypotheses(spec, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         ``"x1 = x2, x3 = 0"``, a list of such texts, ``{"x1 - x2": 0}``, or a matrix with one column per name.
     names : sequence of str
         Names of the p coefficients.
+    dropped : sequence of str
+        Names of columns that were left out as redundant, which have no coefficient.
 
     Returns
     -------
@@ -28,7 +30,7 @@ def hypotheses(spec, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     FormulaError
-        When a text is not a linear equation in the names.
+        When a text is not a linear equation in the names, or names a redundant column.
     DataError
         When a matrix does not have p columns.
 
@@ -40,11 +42,11 @@ def hypotheses(spec, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     ([[0.0, 2.0, -1.0]], [3.0])
     """
     if isinstance(spec, str):
-        return _read_texts([spec], names)
+        return _read_texts([spec], names, dropped)
     if isinstance(spec, Mapping):
-        return _read_texts([f"{left} = {right}" for left, right in spec.items()], names)
+        return _read_texts([f"{left} = {right}" for left, right in spec.items()], names, dropped)
     if in_words(spec):
-        return _read_texts(spec, names)
+        return _read_texts(spec, names, dropped)
     if isinstance(spec, tuple) and len(spec) == 2 and np.ndim(spec[0]) > 0:
         R, q = np.atleast_2d(np.asarray(by_name(spec[0], names), FLOAT)), np.asarray(spec[1], FLOAT)
         if not (np.ndim(spec[0]) == 1 and q.ndim == 1 and len(q) == R.shape[1] > 1):
@@ -115,21 +117,32 @@ def _checked(R, q, names):
     return R, np.broadcast_to(q.ravel() if q.size > 1 else q.reshape(-1)[:1], (len(R),)).astype(FLOAT)
 
 
-def _read_texts(texts, names):
-    rows = [row for text in texts for row in _read_text(text, names)]
+def _read_texts(texts, names, dropped):
+    rows = [row for text in texts for row in _read_text(text, names, dropped)]
     if not rows:
         raise FormulaError("an empty hypothesis: write an equation such as 'x1 = x2' or 'x1 = 0'")
     table = np.array(rows, FLOAT)
     return table[:, :-1], 0.0 - table[:, -1]
 
 
-def _read_text(text, names):
+def _read_text(text, names, dropped):
     """Rows (coefficients, constant) of each equation, everything brought to the left."""
     # Names such as "C(g, Sum)[S.a]" hold commas and brackets: they become plain identifiers before anything is split.
-    ordered = sorted(range(len(names)), key=lambda k: -len(names[k]))
-    pattern = "|".join(rf"`{re.escape(names[k])}`|(?<![\w.`]){re.escape(names[k])}(?![\w.`\[(:])" for k in ordered)
+    ordered = sorted([*names, *dropped], key=lambda name: -len(name))
+    pattern = "|".join(rf"`{re.escape(name)}`|(?<![\w.`]){re.escape(name)}(?![\w.`\[(:])" for name in ordered)
     lookup = {name: k for k, name in enumerate(names)}
-    marked = re.sub(pattern, lambda match: f"_v{lookup[match.group().strip('`')]}_", text) if names else text
+
+    def mark(match):
+        name = match.group().strip("`")
+        if name not in lookup:
+            raise FormulaError(
+                f"cannot read the hypothesis {text!r}: {name!r} has no coefficient, because its column was left out as "
+                "redundant: the data do not determine it beside the columns to its left",
+                page="formula.md#redundant-columns",
+            )
+        return f"_v{lookup[name]}_"
+
+    marked = re.sub(pattern, mark, text) if ordered else text
     rows = []
     for part in filter(str.strip, marked.split(",")):
         enclosed = re.fullmatch(r"\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)\s*", part)

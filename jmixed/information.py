@@ -25,6 +25,11 @@ class Uncertainty:
     vcov_theta: np.ndarray
     scale_gradient: np.ndarray
 
+    @property
+    def with_scale(self) -> tuple[np.ndarray, float]:
+        """Covariance (m,) of psi with the profiled sigma^2, and the variance that psi gives to that."""
+        return _with_scale(self)
+
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
@@ -49,39 +54,68 @@ class Curvature:
     slope: np.ndarray
 
     @cached_property
-    def _back(self):
-        """From psi of the original columns to that of the preconditioned ones."""
-        return np.linalg.inv(psi_map(self.structures, self.T))
+    def _vcov(self):
+        """Inverse observed information of psi in preconditioned columns, where no origin is far away."""
+        return inverse_information(self.hessian)
 
     @cached_property
     def _hessian(self):
-        return self._back.T @ self.hessian @ self._back
+        """In psi of the original columns."""
+        back = np.linalg.inv(psi_map(self.structures, self.T))
+        return back.T @ self.hessian @ back
+
+    @cached_property
+    def _told(self):
+        """Which entries of psi belong to variances that are positive."""
+        terms = zip(self.structures, factors_of_theta(self.structures, self.theta), strict=True)
+        told = [told_psi(structure, np.any(factor != 0, axis=-1)) for structure, factor in terms]
+        return np.concatenate([np.zeros(0, bool), *told])
 
     @cached_property
     def vcov_psi(self) -> np.ndarray:
         """Inverse observed information of psi; nan where it is not positive definite, and of variances of zero."""
-        told = [
-            told_psi(structure, np.any(factor != 0, axis=-1))
-            for structure, factor in zip(self.structures, factors_of_theta(self.structures, self.theta), strict=True)
-        ]
-        return _information_of(self._hessian, told)
+        if not self._told.all():
+            return _information_of(self._hessian, self._told)
+        forward = psi_map(self.structures, self.T)
+        return forward @ self._vcov @ forward.T
 
     @cached_property
     def vcov_theta(self) -> np.ndarray:
         """Inverse observed information of theta; nan where it is not positive definite, and beside a zero pivot."""
-        gradient = self._back.T @ self.gradient
-        hessian = theta_hessian(self.structures, self.theta, gradient, self._hessian)
-        told = []
-        for structure, factor in zip(self.structures, factors_of_theta(self.structures, self.theta), strict=True):
+        factors = factors_of_theta(self.structures, self.theta)
+        if not any(vanishing(self.structures, factors, self.T)):
+            terms = zip(self.structures, factors, self.T, strict=True)
+            slopes = diagonal_blocks(*(theta_slopes(*term) for term in terms))
+            return slopes @ self._vcov @ slopes.T
+        # Where a covariance is singular theta bends more than psi, and the gradient in psi does not vanish.
+        gradient = np.linalg.solve(psi_map(self.structures, self.T).T, self.gradient)
+        hessian, told = theta_hessian(self.structures, self.theta, gradient, self._hessian), []
+        for structure, factor in zip(self.structures, factors, strict=True):
             rows, columns = (np.zeros(1, int),) * 2 if structure.kind == "identity" else structure.theta_indices()
             pivots = np.diagonal(factor) != 0
             told.append(np.any(factor != 0, axis=-1)[rows] & pivots[columns])
-        return _information_of(hessian, told)
+        return _information_of(hessian, np.concatenate(told))
 
     @cached_property
     def scale_gradient(self) -> np.ndarray:
         """Derivative of the profiled sigma^2 in psi."""
-        return self._back.T @ self.slope
+        return np.linalg.solve(psi_map(self.structures, self.T).T, self.slope)
+
+    @property
+    def with_scale(self) -> tuple[np.ndarray, float]:
+        """Covariance (m,) of psi with the profiled sigma^2, and the variance that psi gives to that."""
+        if not self._told.all():
+            return _with_scale(self)
+        across = self._vcov @ self.slope
+        return psi_map(self.structures, self.T) @ across, float(self.slope @ across)
+
+
+def _with_scale(known):
+    """By psi of the original columns; a variance of zero counts as known."""
+    untold = np.isnan(np.diag(known.vcov_psi))
+    vcov_psi = np.where(np.logical_or.outer(untold, untold), 0, known.vcov_psi)
+    across = vcov_psi @ known.scale_gradient
+    return across, float(known.scale_gradient @ across)
 
 
 def row_major(structures, values):
@@ -164,7 +198,7 @@ def told_psi(structure, positive) -> np.ndarray:
 
 def _information_of(hessian, told):
     """Inverse information of the parameters that are told; a zero at its boundary counts as known, without an error."""
-    chosen = np.flatnonzero(np.concatenate([np.zeros(0, bool), *told]))
+    chosen = np.flatnonzero(told)
     covariance = np.full(hessian.shape, np.nan)
     covariance[np.ix_(chosen, chosen)] = inverse_information(hessian[np.ix_(chosen, chosen)])
     return covariance
@@ -197,17 +231,6 @@ def vanished(design, label, sd):
     """
     Z = design.Z[label]
     return sd * np.sqrt(np.einsum("i,ij,ij->j", design.weights, Z, Z) / design.nobs) <= SINGULAR
-
-
-def singular_flags(design, theta):
-    """Whether each term's covariance is singular: (..., terms)."""
-    flags = []
-    structures = design.layout.terms
-    for label, factor in zip(design.labels, factors_of_theta(structures, theta), strict=True):
-        length = np.sqrt(np.sum(factor**2, axis=-1))
-        dependent = np.diagonal(factor, axis1=-2, axis2=-1) <= SINGULAR * length
-        flags.append(np.any(dependent | vanished(design, label, length), axis=-1))
-    return np.stack(flags, axis=-1) if flags else np.zeros((*np.shape(theta)[:-1], 0), bool)
 
 
 def settled(design, theta) -> np.ndarray:
@@ -246,9 +269,68 @@ def _rectified(root):
     return out
 
 
-def singular_terms(design, theta):
+def theta_slopes(structure, factor, T):
+    """Derivatives (size, size) of theta in psi of preconditioned columns, for a factor of full rank.
+
+    With R = T^-1 lambda, a change E of the covariance in preconditioned columns moves lambda by lambda L, where L is
+    the lower triangle of R^-1 E R^-T with half its diagonal. R is as well conditioned as the covariance itself, however
+    far away the origin of a column is.
+    """
+    if structure.kind == "identity":
+        return T[:1, :1] ** 2 / (2 * factor[:1, :1])
+    rows, columns = structure.psi_indices()
+    units = np.zeros((structure.size, structure.q, structure.q))
+    units[np.arange(structure.size), rows, columns] = units[np.arange(structure.size), columns, rows] = 1
+    inverse = np.linalg.inv(np.linalg.solve(T, factor))
+    half = np.tril(inverse @ units @ inverse.T)
+    half[:, range(structure.q), range(structure.q)] /= 2
+    return (factor @ half)[:, *structure.theta_indices()].T
+
+
+def preconditioners(design):
+    """T of every term, (q, q): as of `Moments`, for designs whose cross-products are not at hand."""
+    found = []
+    for structure, label in zip(design.layout.terms, design.labels, strict=True):
+        Z = np.sqrt(design.weights / design.nobs)[:, None] * design.Z[label]
+        size = np.linalg.norm(Z, axis=0)
+        size = np.where(size > 0, size, 1)
+        if structure.kind == "identity":
+            found.append(np.eye(structure.q) / np.sqrt(np.mean(size**2)))
+            continue
+        triangle = np.linalg.qr(Z / size, mode="r")
+        triangle = triangle * np.where(np.diag(triangle) < 0, -1, 1)[:, None]
+        triangle = np.where(np.diag(triangle) < 1e-8, np.eye(structure.q), triangle)
+        found.append(np.linalg.inv(triangle) / size[:, None])
+    return tuple(found)
+
+
+def vanishing(structures, factors, T):
+    """Whether each term's covariance is singular, by a measure without units (1e-4, as lme4's): list of (...,).
+
+    In preconditioned columns, so that a standard deviation is compared with sigma as the rows of the data see it, and
+    so that neither the unit of a column nor, beside an intercept, its origin matters.
+    """
+    flags = []
+    for structure, factor, basis in zip(structures, factors, T, strict=True):
+        if structure.kind == "identity":
+            flags.append(np.abs(factor[..., 0, 0]) <= SINGULAR * basis[0, 0])
+            continue
+        root = np.linalg.solve(basis, factor)
+        pivots = np.abs(np.diagonal(np.linalg.qr(np.swapaxes(root, -1, -2), mode="r"), axis1=-2, axis2=-1))
+        length = np.sqrt(np.sum(root**2, axis=-1))
+        flags.append(np.any((pivots <= SINGULAR * length) | (length <= SINGULAR), axis=-1))
+    return flags
+
+
+def singular_flags(structures, theta, T):
+    """Whether the covariance of each term is singular at theta (..., m): bool array (..., terms)."""
+    flags = vanishing(structures, factors_of_theta(structures, theta), T)
+    return np.stack(flags, axis=-1) if flags else np.zeros((*np.shape(theta)[:-1], 0), bool)
+
+
+def singular_terms(structures, theta, T):
     """The same for one theta (m,), as a tuple of bool."""
-    return tuple(bool(flag) for flag in singular_flags(design, theta))
+    return tuple(bool(flag) for flag in singular_flags(structures, theta, T))
 
 
 def roots_of_psi(structures, psi, T):

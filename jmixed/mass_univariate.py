@@ -11,7 +11,7 @@ import pandas as pd
 from jmixed import batches
 from jmixed.design.frame import as_frame, refuse_tracer
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
-from jmixed.information import factors_of_theta, settled, singular_flags
+from jmixed.information import factors_of_theta, preconditioners, settled, singular_flags
 from jmixed.printed import Shown
 from jmixed.progress import bar
 from jmixed.tables import Component, components
@@ -81,6 +81,7 @@ def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | 
         found = batches.fit_responses(design, values, reml, memory=memory or batches.MEMORY, progress=advance)
     _warn(found, names)
     fixed, theta = list(spec.exog_names), settled(design, found.theta)
+    flags = singular_flags(design.layout.terms, theta, preconditioners(design))
 
     def series(array: Any, name: str) -> pd.Series:
         return pd.Series(array, index=names, name=name)
@@ -93,7 +94,7 @@ def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | 
         sigma=series(found.sigma, "sigma"),
         var_corr=_var_corr(spec, design, theta, found.sigma, names),
         converged=series(found.converged, "converged"),
-        singular=series(np.any(singular_flags(design, found.theta), axis=1), "singular"),
+        singular=series(np.any(flags, axis=1), "singular"),
         outcome=series([Outcome(int(value)).name for value in found.outcome], "outcome"),
         nobs=series(found.nobs, "nobs"),
         vcov_beta=found.vcov_beta,

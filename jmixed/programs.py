@@ -228,7 +228,7 @@ def _collect(design, found, reml, timings, settle):
         label: own[: level_count(design, t)] for t, (label, own) in enumerate(zip(labels, result["modes"], strict=True))
     }
     # Held entries must keep the numbers that they were given.
-    singular = singular_terms(design, theta)
+    singular = singular_terms(structures, theta, found.T)
     if settle and any(singular):
         theta = settled(design, theta)
         for label, factor in zip(labels, factors_of_theta(structures, theta), strict=True):

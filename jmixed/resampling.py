@@ -1,6 +1,7 @@
 """New responses for a fitted model: simulation, refits, the bootstrap; `MixedLMResults` is built on it."""
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -8,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from jmixed import tables
+from jmixed import predict, tables
 from jmixed.batches import fit_responses
 from jmixed.covariance import Structure
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
@@ -119,8 +120,8 @@ def check_kind(kind: str) -> None:
 class Resampling(FittedModel):
     """Simulation from a fit, and the same fit to other responses."""
 
-    def simulate(self, n: int = 1, key: Any = 0) -> np.ndarray:
-        """Draw new responses from the fitted model: new random effects, new residuals.
+    def simulate(self, n: int = 1, key: Any = 0, *, random_effects: str | Collection[str] = "new") -> np.ndarray:
+        """Draw new responses from the fitted model: new residuals, and new random effects unless they are given.
 
         Parameters
         ----------
@@ -128,6 +129,10 @@ class Resampling(FittedModel):
             Number of responses.
         key : JAX random key, or int
             The same key gives the same responses.
+        random_effects : str or collection of str
+            "new": drawn from their distribution. "conditional": those of the fit, the conditional modes, so that only
+            the residuals are new (lme4's ``re.form = NULL`` and ``use.u = TRUE``). Names of grouping factors: those of
+            the fit for these, new ones for the others.
 
         Returns
         -------
@@ -137,7 +142,7 @@ class Resampling(FittedModel):
         Raises
         ------
         DataError
-            For an `n` or a `key` that is none, or after `remove_data`.
+            For an `n`, a `key` or `random_effects` that are none, or after `remove_data`.
 
         Examples
         --------
@@ -145,17 +150,34 @@ class Resampling(FittedModel):
         >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.simulate(3, key=1).shape
         (3, 180)
+        >>> same = result.simulate(1000, key=1, random_effects="conditional")
+        >>> bool(abs(same.mean(axis=0) - result.fittedvalues).max() < 5)
+        True
         """
-        return self._draw(count(n, "simulate"), generator(key))
+        return self._draw(count(n, "simulate"), generator(key), self._kept(random_effects))
 
-    def _draw(self, n: int, rng) -> np.ndarray:
-        """`n` responses from a generator."""
+    def _kept(self, random_effects) -> list[int]:
+        """Positions of the terms whose conditional modes stand in the place of new random effects."""
+        if isinstance(random_effects, str) and random_effects in ("new", "conditional"):
+            return predict.select_terms(self._spec.terms, random_effects == "conditional")
+        groups = list(dict.fromkeys(term.group for term in self._spec.terms))
+        wanted = [random_effects] if isinstance(random_effects, str) else random_effects
+        if not isinstance(wanted, Collection) or not wanted or not all(name in groups for name in wanted):
+            raise DataError(
+                f"random_effects={random_effects!r}: use 'new', 'conditional' (those of the fit), or the names of the "
+                f"grouping factors that keep theirs, out of {groups}"
+            )
+        return predict.select_terms(self._spec.terms, wanted)
+
+    def _draw(self, n: int, rng, kept: Collection[int] = ()) -> np.ndarray:
+        """`n` responses from a generator, given the random effects of the terms at the positions kept."""
         self._need_data("simulation")
         spec, fit = self._spec, self._fit
         structures = [Structure(len(term.columns), term.structure) for term in spec.terms]
-        factors = factors_of_theta(structures, fit.theta)
-        terms = [(t.codes, t.Z, fit.sigma * factor) for t, factor in zip(spec.terms, factors, strict=True)]
-        return draw_responses(spec.X @ fit.beta + spec.offset, terms, fit.sigma / np.sqrt(spec.weights), n, rng)
+        drawn = zip(spec.terms, factors_of_theta(structures, fit.theta), strict=True)
+        terms = [(t.codes, t.Z, fit.sigma * factor) for k, (t, factor) in enumerate(drawn) if k not in kept]
+        mean = predict.mean(spec, fit, predict.in_sample(spec, kept))
+        return draw_responses(mean, terms, fit.sigma / np.sqrt(spec.weights), n, rng)
 
     def refit(self, y) -> Self:
         """Fit the same model to another response; all else stays, and nothing is compiled anew.
@@ -198,7 +220,14 @@ class Resampling(FittedModel):
         self._refuse_penalised(what)
         return copy.copy(self.model).fit(reml=False, **self._pattern) if self.reml else self
 
-    def bootstrap(self, n: int = 1000, key: Any = 0, *, progress: bool = False) -> Bootstrap:
+    def bootstrap(
+        self,
+        n: int = 1000,
+        key: Any = 0,
+        *,
+        random_effects: str | Collection[str] = "new",
+        progress: bool = False,
+    ) -> Bootstrap:
         """Parametric bootstrap: refit to `n` responses simulated from this fit, many at a time in a compiled call.
 
         Parameters
@@ -207,6 +236,9 @@ class Resampling(FittedModel):
             Number of replicates.
         key : JAX random key, or int
             The same key gives the same replicates.
+        random_effects : str or collection of str
+            Of the simulated responses, as in `simulate`. Given the random effects, replicates tell how well the
+            coefficients are known for these very groups; standard deviations of random effects come out too large.
         progress : bool
             Show a bar: by tqdm where it is installed.
 
@@ -218,9 +250,9 @@ class Resampling(FittedModel):
         Raises
         ------
         DataError
-            For an `n` or a `key` that is none, or after `remove_data`.
+            For an `n`, a `key` or `random_effects` that are none, or after `remove_data`.
         ModelError
-            Redundant columns of the fixed effects had to be left out, or some parameters were held or penalised.
+            Some parameters were held or penalised.
 
         Examples
         --------
@@ -232,18 +264,13 @@ class Resampling(FittedModel):
         >>> list(replicates.confint(0.9).columns)
         ['lower', 'upper']
         """
-        n, rng = count(n, "bootstrap"), generator(key)
+        n, rng, kept = count(n, "bootstrap"), generator(key), self._kept(random_effects)
         self._need_data("bootstrap")
         self._refuse_held("bootstrap")
-        if self._spec.dropped:
-            raise ModelError(
-                f"bootstrap: the fixed effects are rank deficient ({', '.join(self._spec.dropped)} left out as "
-                "redundant); state the model without the redundant terms"
-            )
         pieces, room = [], max(1, DRAWN // (8 * self.nobs))
         with bar(n, progress, "bootstrap") as advance:
             for start in range(0, n, room):
-                Y = self._draw(min(room, n - start), rng)
+                Y = self._draw(min(room, n - start), rng, kept)
                 pieces.append(fit_responses(self.model.design, Y, self.reml, progress=advance))
         values = np.concatenate([self._values(fit.theta, fit.beta, fit.sigma) for fit in pieces])
         names = [name for name, _ in self._parameters]

@@ -16,7 +16,7 @@ from jmixed.held import without_coefficients
 from jmixed.hypotheses import by_name, hypotheses, require_consistent
 from jmixed.inference import kenward_roger, satterthwaite
 from jmixed.inference.curvature import Curvature, curvature
-from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, principal_contrasts
+from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, unit_contrasts
 from jmixed.inference.term_contrasts import term_contrasts
 from jmixed.inference.variance_parameters import standard_deviations, theta_and_sigma
 from jmixed.precision import FLOAT
@@ -109,6 +109,13 @@ class SmallSampleTests:
         """Degrees of freedom of the given kind, for contrasts of all coefficients."""
         if not isinstance(ddf, str) or ddf not in DDF:
             raise ModelError(f"ddf is {ddf!r}; it must be one of {', '.join(map(repr, DDF))}")
+        if ddf != "none" and not (outcome := self._fit.outcome).ok:
+            raise ModelError(
+                f"ddf={ddf!r}: the fit has no certified optimum ({outcome.name}: {outcome.message}), so that "
+                "there are no degrees of freedom to its tests. ddf='none' gives z tests at the estimates as they are, "
+                "which are no more certain",
+                page="singular.md#outcomes",
+            )
         covariance = self._fit.vcov_beta
         if ddf in ("residual", "none"):
             df = float(self.df_resid) if ddf == "residual" else np.inf
@@ -156,7 +163,8 @@ class SmallSampleTests:
         DataError, FormulaError
             For contrasts of the wrong width and for unknown names.
         ModelError
-            For an unknown `ddf`, and for "kenward-roger" after ML.
+            For an unknown `ddf`, for "kenward-roger" after ML, and for degrees of freedom (any `ddf` but "none") of a
+            fit without a certified optimum.
 
         Notes
         -----
@@ -178,7 +186,7 @@ class SmallSampleTests:
         """
         if L is not None:
             self._by_position(L)
-        tests = read_hypotheses(L, self._spec.exog_names)
+        tests = read_hypotheses(L, self._spec.exog_names, self._spec.dropped)
         by = self._denominator(ddf)
         table = _joint_table if any(len(one.R) > 1 for one in tests) else _single_table
         return table(tests, self._fit.beta, by)
@@ -210,7 +218,7 @@ class SmallSampleTests:
         Raises
         ------
         ModelError
-            For another `type` or `ddf`, and for "kenward-roger" after ML.
+            For another `type` or `ddf`, for "kenward-roger" after ML, and for a fit without a certified optimum.
 
         Examples
         --------
@@ -290,7 +298,7 @@ class SmallSampleTests:
         return pd.DataFrame(found.covariance, index=names, columns=names)
 
 
-def read_hypotheses(L, names: Sequence[str]) -> list[Hypothesis]:
+def read_hypotheses(L, names: Sequence[str], dropped: Sequence[str] = ()) -> list[Hypothesis]:
     """The tests that a user's `L` asks for: see `SmallSampleTests.test`.
 
     Parameters
@@ -298,6 +306,8 @@ def read_hypotheses(L, names: Sequence[str]) -> list[Hypothesis]:
     L : optional
     names : sequence of str
         Of the p coefficients.
+    dropped : sequence of str
+        Of the columns that were left out as redundant.
 
     Returns
     -------
@@ -306,16 +316,16 @@ def read_hypotheses(L, names: Sequence[str]) -> list[Hypothesis]:
     if L is None:
         return [Hypothesis(name, row[None], np.zeros(1)) for name, row in zip(names, np.eye(len(names)), strict=True)]
     if isinstance(L, Mapping) and not all(isinstance(right, Real) for right in L.values()):
-        return [_one(value, names)._replace(label=str(name)) for name, value in L.items()]
+        return [_one(value, names, dropped)._replace(label=str(name)) for name, value in L.items()]
     if isinstance(L, list | tuple) and len(L) and all(isinstance(part, str) for part in L):
-        return [_one(text, names) for text in L]
-    return [_one(L, names)]
+        return [_one(text, names, dropped) for text in L]
+    return [_one(L, names, dropped)]
 
 
-def _one(L, names) -> Hypothesis:
+def _one(L, names, dropped) -> Hypothesis:
     """One test, of one or several equations."""
     if isinstance(L, str | Mapping):
-        R, q = hypotheses(L, names)
+        R, q = hypotheses(L, names, dropped)
         require_consistent(R, q)
         return Hypothesis(L if isinstance(L, str) else _described(R, q, names), R, q)
     matrix, right = L if isinstance(L, tuple) and len(L) == 2 and np.ndim(L[0]) > 0 else (L, 0.0)
@@ -375,10 +385,10 @@ def _table_of_F(labels, tests: Sequence[JointTest]) -> pd.DataFrame:
 
 def _wald(covariance, df, L, difference) -> JointTest:
     """Wald's F with given denominator degrees of freedom."""
-    variances, vectors = principal_contrasts(L, covariance)
-    if not len(variances):
+    weights = unit_contrasts(L, covariance)
+    if not weights.shape[1]:
         return UNTESTED
-    return JointTest(float(np.mean((vectors.T @ difference) ** 2 / variances)), len(variances), df)
+    return JointTest(float(np.mean((weights.T @ difference) ** 2)), weights.shape[1], df)
 
 
 def p_of_t(t, df) -> np.ndarray:

@@ -67,12 +67,10 @@ class WaldInference:
     def _bse_re(self) -> np.ndarray:
         """Delta method for ``scale * psi``, with the uncertainty of the scale and its covariance with psi."""
         fit, psi, known = self._fit, self._psi, self._fit.uncertainty
-        jacobian = fit.sigma**2 * np.eye(len(psi)) + np.outer(psi, known.scale_gradient)
         # A variance of zero has no error, and the others have theirs as if it was known.
-        untold = np.isnan(np.diag(known.vcov_psi))
-        vcov_psi = np.where(np.logical_or.outer(untold, untold), 0, known.vcov_psi)
-        variances = np.einsum("ij,jk,ik->i", jacobian, vcov_psi, jacobian) + psi**2 * fit.scale_variance
-        variances[untold] = np.nan
+        across, spread = known.with_scale
+        own = fit.sigma**4 * np.diag(known.vcov_psi) + 2 * fit.sigma**2 * psi * across
+        variances = own + psi**2 * (spread + fit.scale_variance)
         held = np.diag(known.vcov_psi) == 0
         return np.sqrt(np.where(held, 0.0, np.where(variances >= 0, variances, np.nan)))
 
@@ -296,7 +294,7 @@ class WaldInference:
         array([6.77])
         """
         self._by_position(r_matrix)
-        R, q = hypotheses(r_matrix, self._names.fixed)
+        R, q = hypotheses(r_matrix, self._names.fixed, self._spec.dropped)
         use_t = self.use_t if use_t is None else use_t
         return contrasts.contrast_test(R, q, self._fit.beta, self._fit.vcov_beta, self.df_resid, use_t)
 
@@ -364,9 +362,9 @@ class WaldInference:
         """Hypotheses about all parameters; a matrix may also have columns for the coefficients only."""
         matrix = spec[0] if isinstance(spec, tuple) and len(spec) == 2 and not isinstance(spec[0], str) else spec
         if not in_words(spec) and np.atleast_2d(np.asarray(matrix)).shape[1] == len(self._names.fixed):
-            R, q = hypotheses(spec, self._names.fixed)
+            R, q = hypotheses(spec, self._names.fixed, self._spec.dropped)
             return np.hstack([R, np.zeros((len(R), len(self._names.variance)))]), q
-        return hypotheses(spec, self._names.all)
+        return hypotheses(spec, self._names.all, self._spec.dropped)
 
     def wald_test_terms(
         self, skip_single=False, extra_constraints=None, combine_terms=None, scalar=True

@@ -187,3 +187,19 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'jmixed\[interop\]'"):
         jm.interop.to_arviz(sleep())
+
+
+def test_a_cell_without_rows_has_no_marginal_mean():
+    from marginaleffects import predictions
+
+    data = jm.datasets.load("machines").assign(block=lambda d: np.where(d.Worker.isin(["W1", "W2"]), "u", "v"))
+    data = data[(data.Machine != "C") | (data.block != "v")]
+    with pytest.warns(jm.RankWarning):
+        result = jm.mixedlm("score ~ Machine * block + (1 | Worker)", data).fit()
+    model = jm.interop.to_marginaleffects(result)
+    with pytest.warns(jm.RankWarning, match="1 of 6 new rows"):
+        table = predictions(model, newdata="balanced", by=["Machine", "block"]).to_pandas()
+    table = table.set_index(["Machine", "block"])
+    assert np.isnan(table.estimate["C", "v"])
+    assert table.estimate.notna().sum() == 5
+    assert table.std_error.notna().sum() == 5

@@ -1,6 +1,7 @@
 """Predictions: the fixed part, the levels that the model knows, and everything that new data can have wrong."""
 
 import functools
+import io
 
 import numpy as np
 import pandas as pd
@@ -299,3 +300,82 @@ class TestIntervals:
             sleep().predict(interval="confidence", random_effects=["school"])
         with pytest.raises(jm.DataError, match="'nobody' is not among the levels of 'Subject'"):
             sleep().predict({"Days": [1.0], "Subject": ["nobody"]}, random_effects=True, interval="prediction")
+
+
+def empty_cell(first="1", by=None):
+    """Four by three categories without the cell (4, 3), by their reference category; `by` makes the model."""
+    rng = np.random.default_rng(8)
+    cells = [(a, b) for a in "1234" for b in "123" if (a, b) != ("4", "3")]
+    a, b = (np.repeat([cell[k] for cell in cells], 6) for k in (0, 1))
+    r = np.tile(np.arange(6), len(cells))
+    y = a.astype(float) * b.astype(float) + rng.normal(size=6)[r] + rng.normal(size=len(r))
+    order = [first, *(k for k in "1234" if k != first)]
+    data = pd.DataFrame({"y": y, "a": pd.Categorical(a, categories=order), "b": b, "r": r.astype(str)})
+    with pytest.warns(jm.RankWarning, match="left out"):
+        return data, (by or jm.mixedlm)("y ~ a * b + (1 | r)", data)
+
+
+class TestEstimability:
+    """The mean of a cell without rows is not determined: balanced cells are predicted by their means."""
+
+    @pytest.mark.parametrize("first", list("1234"))
+    def test_an_empty_cell_has_no_prediction_whatever_the_reference(self, first):
+        data, model = empty_cell(first)
+        result = model.fit()
+        new = pd.DataFrame({"a": ["4", "4", "1"], "b": ["3", "2", "3"], "r": ["0", "1", "2"]}, index=["p", "q", "s"])
+        means = data.groupby(["a", "b"], observed=True)["y"].mean()
+        with pytest.warns(jm.RankWarning, match=r"1 of 3 new rows, the first of them 'p', has no estimate.*left out"):
+            found = result.predict(new)
+        assert np.isnan(found["p"])
+        np.testing.assert_allclose(found[["q", "s"]], [means["4", "2"], means["1", "3"]], rtol=1e-6)
+        for interval in ("confidence", "prediction"):
+            with pytest.warns(jm.RankWarning, match="1 of 3 new rows"):
+                table = result.predict(new, interval=interval, random_effects=True)
+            assert table.loc["p"].isna().all()
+            assert table.loc[["q", "s"]].notna().all(axis=None)
+        with pytest.warns(jm.RankWarning, match="1 of 3 new rows"):
+            assert np.isnan(result.augment(new)[".fitted"].iloc[0])
+
+    def test_the_own_rows_are_all_estimable(self):
+        data, model = empty_cell()
+        result = model.fit()
+        np.testing.assert_allclose(result.predict(data), result.predict(), rtol=1e-9)
+
+    def test_without_rows_and_from_a_file(self):
+        _, model = empty_cell()
+        result = model.fit()
+        file = io.BytesIO()
+        result.save(file, remove_data=True)
+        file.seek(0)
+        with pytest.warns(jm.RankWarning, match="1 of 1 new rows"):
+            assert np.isnan(jm.load(file).predict({"a": ["4"], "b": ["3"]})[0])
+
+    def test_from_batches(self):
+        def by(formula, data):
+            return jm.from_batches(formula, [data.iloc[:30], data.iloc[30:]])
+
+        result = empty_cell(by=by)[1].fit()
+        with pytest.warns(jm.RankWarning, match="1 of 2 new rows"):
+            found = result.predict({"a": ["4", "4"], "b": ["3", "2"]})
+        assert list(np.isnan(found)) == [True, False]
+
+    def test_collinear_numbers_must_stay_collinear(self):
+        data = jm.datasets.load("sleepstudy").assign(Hours=lambda d: 24 * d.Days)
+        with pytest.warns(jm.RankWarning, match="Hours, I"):
+            result = jm.mixedlm("Reaction ~ Days + Hours + I(Days / 7) + (1 | Subject)", data).fit()
+        new = pd.DataFrame({"Days": [0.0, 1e4, 3.0], "Hours": [0.0, 24e4, 73.0]})
+        with pytest.warns(jm.RankWarning, match="1 of 3 new rows, the first of them 2"):
+            found = result.predict(new)
+        assert list(found.isna()) == [False, False, True]
+        slope = jm.mixedlm("Reaction ~ Days + (1 | Subject)", data).fit()
+        np.testing.assert_allclose(found[:2], slope.predict(new)[:2], rtol=1e-8)
+
+    def test_a_redundant_coefficient_cannot_be_tested(self):
+        _, model = empty_cell()
+        result = model.fit()
+        (name,) = result.model.spec.dropped
+        for call in (result.test, result.t_test, result.wald_test):
+            for words in (f"{name} = 0", [f"{name} - Intercept = 0"], {name: 0}):
+                with pytest.raises(jm.FormulaError, match=r"has no coefficient.*redundant"):
+                    call(words)
+        assert result.test("Intercept = 0").df.iloc[0] > 0

@@ -65,6 +65,37 @@ class TestSimulate:
             with pytest.raises(jm.DataError, match="n is"):
                 result.simulate(bad)
 
+    @pytest.mark.parametrize("weights", [None, np.linspace(0.3, 3, 180)], ids=["plain", "weighted"])
+    def test_given_the_random_effects(self, weights):
+        """Mean and covariance of 20,000 draws are those of the fitted values and the residuals alone."""
+        result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", SLEEP, weights=weights).fit()
+        y = result.simulate(20_000, key=3, random_effects="conditional")
+        sd = result.sigma / np.sqrt(np.ones(180) if weights is None else weights)
+        z = (y.mean(axis=0) - result.fittedvalues) / sd * np.sqrt(len(y))
+        assert np.max(np.abs(z)) < 5
+        assert np.mean(z**2) == pytest.approx(1, abs=0.5)
+        correlation = np.cov(y.T) / np.outer(sd, sd)
+        assert np.max(np.abs(correlation - np.eye(180))) < 6 * np.sqrt(2 / len(y))
+
+    def test_given_those_of_some_factors(self):
+        result = jm.mixedlm("diameter ~ 1 + (1 | plate) + (1 | sample)", jm.datasets.load("penicillin")).fit()
+        y = result.simulate(5_000, key=0, random_effects="plate")
+        np.testing.assert_array_equal(y, result.simulate(5_000, key=0, random_effects=["plate"]))
+        plate, sample = result.model.spec.terms
+        V = result.scale * np.eye(len(plate.codes))
+        V += np.where(sample.codes[:, None] == sample.codes, result._fit.covariances[sample.label], 0)
+        assert np.max(np.abs(np.cov(y.T) - V)) < 6 * V.max() * np.sqrt(2 / len(y))
+        wanted = result.predict(random_effects="plate")
+        assert np.max(np.abs(y.mean(axis=0) - wanted)) < 5 * np.sqrt(V.max() / len(y))
+        both = result.simulate(2, key=1, random_effects=["plate", "sample"])
+        np.testing.assert_array_equal(both, result.simulate(2, key=1, random_effects="conditional"))
+
+    @pytest.mark.parametrize("bad", ["old", True, None, [], ["plate", "lab"], 3])
+    def test_random_effects_that_there_are_none_of(self, bad):
+        result = jm.mixedlm("diameter ~ 1 + (1 | plate) + (1 | sample)", jm.datasets.load("penicillin")).fit()
+        with pytest.raises(jm.DataError, match=r"'conditional' .* out of \['plate', 'sample'\]"):
+            result.simulate(1, random_effects=bad)
+
 
 class TestRefit:
     def test_is_the_fit_of_the_new_response(self):
@@ -154,6 +185,27 @@ class TestBootstrap:
         own = result.var_corr()["sdcor"].iloc[[0, 2, 1, 3]]
         np.testing.assert_allclose(boot.estimates, [*result.fe_params, *own], rtol=1e-9)
 
+    def test_given_the_random_effects(self):
+        result = fitted(reml=False)
+        boot = result.bootstrap(20, key=11, random_effects="conditional")
+        simulated = result.simulate(20, key=11, random_effects="conditional")
+        for y, (_, row) in list(zip(simulated, boot.replicates.iterrows(), strict=True))[::9]:
+            refit = result.refit(y)
+            np.testing.assert_allclose(row[["Intercept", "Days", "sigma"]], [*refit.fe_params, refit.sigma], rtol=1e-6)
+        assert boot.bse["Intercept"] < result.bootstrap(20, key=11).bse["Intercept"]
+
+    def test_with_redundant_columns(self):
+        """An empty cell of an interaction: a column is left out, and all others are there."""
+        data = SLEEP.assign(a=np.tile(list("xyz"), 60), b=np.repeat(list("uvwuvw"), 30))
+        data = data[(data.a != "z") | (data.b != "w")]
+        with pytest.warns(jm.RankWarning):
+            result = jm.mixedlm("Reaction ~ a * b + (1 | Subject)", data).fit()
+        boot = result.bootstrap(20, key=2)
+        assert boot.replicates.columns.tolist() == result.confint().index.tolist()
+        refit = result.refit(result.simulate(20, key=2)[3])
+        np.testing.assert_allclose(boot.replicates.iloc[3, :8], refit.fe_params, rtol=1e-6)
+        assert boot.confint().notna().all(axis=None)
+
     def test_keys_and_chunks(self, monkeypatch):
         result = fitted()
         first = result.bootstrap(20, key=3).replicates
@@ -239,10 +291,8 @@ class TestBootstrap:
                 call()
         with pytest.raises(jm.ModelError, match="level is"):
             result.bootstrap(20).confint(1.5)
-        with pytest.warns(jm.RankWarning):
-            model = jm.mixedlm("Reaction ~ Days + I(2 * Days) + (1 | Subject)", SLEEP)
-        with pytest.raises(jm.ModelError, match=r"rank deficient \(I\(2 \* Days\) left out"):
-            model.fit().bootstrap(5)
+        with pytest.raises(jm.DataError, match=r"random_effects=True: use 'new', 'conditional'"):
+            result.bootstrap(2, random_effects=True)
         model = jm.mixedlm("Reaction ~ Days", SLEEP, groups="Subject", re_formula="~Days")
         held = model.fit(free=jm.MixedLMParams.from_components(np.ones(2), cov_re=np.eye(2)))
         with pytest.raises(jm.ModelError, match="held"):

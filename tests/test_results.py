@@ -746,3 +746,43 @@ class TestIndependence:
 
     def test_repr(self):
         assert repr(sleep()) == "<MixedLMResults: Reaction ~ Days + (Days | Subject); REML objective 1743.6283>"
+
+
+@pytest.mark.parametrize("origin", [2000.0, 20000.0, 45000.0, 2460000.0])
+def test_the_origin_of_a_slope_changes_neither_its_variance_nor_singular(origin):
+    """A calendar year, days since 1970, a spreadsheet's date, a Julian day: the same model of the slope."""
+    data = jm.datasets.load("sleepstudy").assign(t=lambda d: d.Days + origin)
+    base = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).fit()
+    model = jm.mixedlm("Reaction ~ t + (t | Subject)", data)
+    result = model.fit()
+    assert result.objective == pytest.approx(base.objective, rel=1e-9)
+    assert not result.singular
+    assert result.bse_re["t Var"] == pytest.approx(base.bse_re["Days Var"], rel=1e-6)
+    assert result.bse["t Var"] == pytest.approx(base.bse["Days Var"], rel=1e-6)
+    # The intercept's standard deviation is that of the slope times the distance, as near as can be.
+    sd, own = result.vcov_variance(), base.vcov_variance()
+    assert sd.loc["sd_t|Subject", "sd_t|Subject"] == pytest.approx(own.iloc[2, 2], rel=1e-6)
+    assert sd.iloc[0, 0] == pytest.approx(own.iloc[2, 2] * origin**2, rel=0.2 * 2000 / origin)
+    # The last entry of theta is the deviation that the intercept leaves of the slope: it is sd / |origin| in the limit.
+    theta = result.vcov_variance("theta")
+    np.testing.assert_allclose(theta.iloc[:3, :3], result.vcov_theta, rtol=1e-4)
+    assert theta.iloc[3, 3] == pytest.approx(base.vcov_variance("theta").iloc[3, 3], rel=1e-6)
+    many = model.fit_many(data.Reaction.to_numpy()[None])
+    assert not many.singular.iloc[0]
+    assert not model.hessian(result.params)[1]
+
+
+def test_singular_stays_singular_at_any_origin():
+    """An estimate without variance between slopes, and one of perfect correlation."""
+    rng = np.random.default_rng(3)
+    days, subject = np.tile(np.arange(10.0), 18), np.repeat(np.arange(18), 10)
+    level, noise = rng.normal(size=18)[subject], rng.normal(size=180)
+    noise -= sum(
+        np.where(subject == s, np.polyval(np.polyfit(days[:10], noise[subject == s], 1), days), 0) for s in range(18)
+    )
+    for name, y in {"no slopes": level + noise, "perfect": level * (1 + 0.1 * days) + noise}.items():
+        for origin in (0.0, 2000.0, 45000.0):
+            data = pd.DataFrame({"y": y, "t": days + origin, "s": subject})
+            with pytest.warns(jm.SingularWarning):
+                result = jm.mixedlm("y ~ t + (t | s)", data).fit()
+            assert result.singular, (name, origin)

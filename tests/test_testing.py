@@ -1,6 +1,9 @@
 """Tests of coefficients and terms as people call them; the numbers against R are in test_references."""
 
+import copy
+import dataclasses
 import functools
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -139,25 +142,64 @@ UNBALANCED = {
 }
 
 
-@pytest.mark.parametrize(
-    "formula",
-    [
-        "y ~ A*B + x*A + (1 + x | g)",
-        "y ~ C(A, contr.sum)*C(B, contr.helmert) + C(A, contr.sum)*x + (1 + x | g)",
-    ],
-)
-def test_anova_does_not_depend_on_the_coding(formula):
-    with pytest.warns(jm.RankWarning), pytest.warns(jm.SingularWarning):
-        result = jm.mixedlm(formula, unbalanced()).fit()
+def test_anova_does_not_depend_on_the_coding():
+    coded = "y ~ C(A, contr.sum)*C(B, contr.helmert) + C(A, contr.sum)*x + (1 + x | g)"
+    results = []
+    for formula in ("y ~ A*B + x*A + (1 + x | g)", coded):
+        with pytest.warns(jm.RankWarning), pytest.warns(jm.SingularWarning):
+            results.append(jm.mixedlm(formula, unbalanced()).fit())
     for (kind, ddf), (F, den_df) in UNBALANCED.items():
-        table = result.anova(ddf, type=kind)
-        assert list(table.num_df) == [2, 2, 1, 3, 2]
+        first, second = (result.anova(ddf, type=kind) for result in results)
+        np.testing.assert_allclose(first, second, rtol=1e-6)
+        assert list(first.num_df) == [2, 2, 1, 3, 2]
         # lmer stops where its objective is flat to nine digits.
-        np.testing.assert_allclose(table.F, F, rtol=2e-6)
-        np.testing.assert_allclose(table.den_df, den_df, rtol=2e-6)
-        np.testing.assert_allclose(table.p, stats.f.sf(table.F, table.num_df, table.den_df))
-        np.testing.assert_allclose(table.mean_sq, table.F * result.scale)
-        np.testing.assert_allclose(table.sum_sq, table.mean_sq * table.num_df)
+        np.testing.assert_allclose(first.F, F, rtol=2e-6)
+        same = (first.num_df == 1) | (ddf == "kenward-roger")
+        np.testing.assert_allclose(first.den_df[same], np.array(den_df)[same], rtol=2e-6)
+        # Of joint tests lmerTest's depends on the rows of the contrasts: x:A is one hypothesis in all three types.
+        assert np.all(first.den_df <= np.array(den_df) * (1 + 2e-6))
+        np.testing.assert_allclose(first.p, stats.f.sf(first.F, first.num_df, first.den_df))
+        np.testing.assert_allclose(first.mean_sq, first.F * results[0].scale)
+        np.testing.assert_allclose(first.sum_sq, first.mean_sq * first.num_df)
+    assert np.ptp([results[0].anova(type=kind).den_df.iloc[-1] for kind in (1, 2, 3)]) < 1e-6
+
+
+@functools.cache
+def machines():
+    """Unbalanced, and one of the machines differs between workers."""
+    data = jm.datasets.load("machines").iloc[[k for k in range(54) if k not in (0, 1, 7, 20, 33, 34, 35, 50)]]
+    data = data.assign(third=(data.Machine == "C") * 1.0)
+    return jm.mixedlm("score ~ Machine + (third || Worker)", data).fit()
+
+
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "residual"])
+@pytest.mark.parametrize("basis", [[[1, -1], [0, 1]], [[1, 0], [0, 1e6]], [[1, 1], [1, 1 + 1e-3]]])
+def test_one_hypothesis_has_one_test_in_any_basis(ddf, basis):
+    result = machines()
+    L = np.eye(3)[1:]
+    wanted = result.test(L, ddf=ddf).iloc[0]
+    np.testing.assert_allclose(result.test(np.array(basis) @ L, ddf=ddf).iloc[0], wanted, rtol=1e-5)
+    # The same hypothesis with a redundant equation.
+    three = np.vstack([np.array(basis) @ L, [[0, 0.5, -2]]])
+    np.testing.assert_allclose(result.test(three, ddf=ddf).iloc[0], wanted, rtol=1e-5)
+    for kind in (1, 2, 3):
+        np.testing.assert_allclose(
+            result.anova(ddf, type=kind).loc["Machine", ["F", "den_df"]], wanted[["F", "den_df"]]
+        )
+
+
+def test_the_denominator_of_a_joint_test_is_the_smallest_of_all_bases():
+    """By all rotations of two uncorrelated contrasts of equal variance, each with its own degrees of freedom."""
+    result = machines()
+    root = np.linalg.inv(np.linalg.cholesky(result.cov_params().iloc[1:3, 1:3]))
+    angle = np.linspace(0, np.pi / 2, 401)
+    first = np.column_stack([np.zeros(401), np.column_stack([np.cos(angle), np.sin(angle)]) @ root])
+    second = np.column_stack([np.zeros(401), np.column_stack([-np.sin(angle), np.cos(angle)]) @ root])
+    pairs = np.array([result.test({str(k): row for k, row in enumerate(rows)}).df for rows in (first, second)])
+    E = np.sum(pairs / (pairs - 2), axis=0)
+    harmonic, denominators = np.sum(1 / pairs, axis=0), 2 * E / (E - 2)
+    assert result.anova().den_df["Machine"] == pytest.approx(denominators[np.argmax(harmonic)], rel=1e-5)
+    assert np.ptp(denominators) > 1
 
 
 def test_anova_accepts_roman_types_and_names_terms():
@@ -178,7 +220,7 @@ def test_a_model_of_arrays_has_a_term_for_each_column():
 
 def test_a_coding_with_fewer_columns_is_tested_as_it_is():
     data = jm.datasets.load("sleepstudy")
-    result = jm.mixedlm("Reaction ~ C(Days, contr.poly) + (1 | Subject)", data, drop_cols=["C(Days, contr.poly)^9"])
+    result = jm.mixedlm("Reaction ~ C(Days, contr.poly) + (1 | Subject)", data, drop_cols=["C(Days, contr.poly)[^9]"])
     found = result.fit()
     table = found.anova()
     assert list(table.num_df) == [found.k_fe - 1]
@@ -273,3 +315,55 @@ def test_summary_stays_normal_by_default():
     assert "z" in sleep().summary().tables[1]
     with pytest.raises(jm.ModelError, match="ddf is 'z'"):
         sleep().summary(ddf="z")
+
+
+@pytest.mark.parametrize("kind", [2, 3])
+@pytest.mark.parametrize(
+    ("without", "with_one"),
+    [("0 + A*B", "A*B"), ("0 + B*A + x", "B*A + x"), ("0 + A + B + x", "A + B + x"), ("0 + A*B*x", "A*B*x")],
+)
+def test_anova_without_intercept_is_that_of_the_same_model_with_one(kind, without, with_one):
+    """Two categories: either's columns span the constant, so that the other's have no more than contrasts to say."""
+    data = unbalanced()
+    data = data.assign(y=data.y + 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.RankWarning)
+        fits = [jm.mixedlm(f"y ~ {text} + (1 | g)", data).fit() for text in (without, with_one)]
+    assert fits[0].objective == pytest.approx(fits[1].objective, rel=1e-9)
+    first, second = (fit.anova(type=kind) for fit in fits)
+    assert list(first.index) == list(second.index)
+    np.testing.assert_allclose(first[["num_df", "den_df", "F"]], second[["num_df", "den_df", "F"]], rtol=1e-6)
+
+
+def test_a_category_alone_without_intercept_has_all_its_levels_tested():
+    data = jm.datasets.load("machines")
+    result = jm.mixedlm("score ~ 0 + Machine + (1 | Worker)", data).fit()
+    for kind in (1, 2, 3):
+        table = result.anova(type=kind)
+        assert table.num_df["Machine"] == 3
+        wald = result.wald_test(np.eye(3)).statistic / 3
+        assert table.F["Machine"] == pytest.approx(float(wald), rel=1e-9)
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in jm.Outcome if not outcome.ok])
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "residual"])
+def test_a_fit_without_an_optimum_has_no_degrees_of_freedom(outcome, ddf):
+    result = copy.copy(sleep())
+    result._fit = dataclasses.replace(result._fit, outcome=outcome)
+    for call in (result.test, result.anova, result.summary):
+        with pytest.raises(jm.ModelError, match=f"no certified optimum .{outcome.name}.*ddf='none'"):
+            call(ddf=ddf)
+    assert result.test(ddf="none").se["Days"] > 0
+
+
+def test_a_flat_fit_is_not_tested():
+    """A slope within groups that the fixed effects know already: its variance is not determined."""
+    data = jm.datasets.load("sleepstudy").assign(copy=lambda d: d.Subject)
+    with pytest.warns(jm.ConvergenceWarning, match="FLAT"):
+        result = jm.mixedlm("Reaction ~ Days + (1 | Subject) + (1 | copy)", data).fit()
+    for call in (result.test, result.anova):
+        with pytest.raises(jm.ModelError, match="FLAT"):
+            call(ddf="kenward-roger")
+    with pytest.raises(jm.ModelError, match="FLAT"):
+        _ = result.vcov_kenward_roger
+    assert result.summary().as_text()

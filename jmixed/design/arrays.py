@@ -316,6 +316,7 @@ def _model(
         require_finite(term.Z, term.columns, keep)
         checks.require_identifiable(term)
     kept = checks.independent_columns(right.values)
+    redundant = np.setdiff1d(np.arange(len(right.names)), kept)
     names = tuple(right.names[j] for j in kept)
     checks.require_rows(n, names)
     return ModelData(
@@ -326,12 +327,14 @@ def _model(
         terms=checks.distinct(terms),
         endog_name=blocks["endog"].names[0],
         exog_names=names,
-        dropped=tuple(name for j, name in enumerate(right.names) if j not in set(kept.tolist())),
+        dropped=tuple(right.names[j] for j in redundant),
         index=index,
         rows=keep,
         frame=None,
         groups=np.asarray(labels.iloc[keep]),
         group_name="Group",
         kept=kept,
+        redundant=redundant,
+        explained=checks.explained(right.values, kept, redundant),
         offset_source="" if "offset" in blocks else None,
     )

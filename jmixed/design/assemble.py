@@ -313,6 +313,7 @@ def _model(
     X = right.values if everything else np.ascontiguousarray(right.values[:, allowed])
     chosen = checks.independent_columns(X)
     kept = allowed[chosen]
+    redundant = np.setdiff1d(allowed, kept)
     names = tuple(right.names[j] for j in kept)
     checks.require_rows(len(y), names)
     return ModelData(
@@ -323,7 +324,7 @@ def _model(
         terms=terms,
         endog_name=endog_name,
         exog_names=names,
-        dropped=tuple(right.names[j] for j in allowed if j not in set(kept.tolist())),
+        dropped=tuple(right.names[j] for j in redundant),
         index=rows.frame.index,
         rows=positions,
         frame=rows.frame,
@@ -331,6 +332,8 @@ def _model(
         group_name=words.group_name,
         formula=words.parts.text,
         kept=kept,
+        redundant=redundant,
+        explained=checks.explained(right.values, kept, redundant),
         recipe=recipe,
         offset_source=offset_source(rows),
     )

@@ -45,6 +45,15 @@ def independent_columns(X: np.ndarray) -> np.ndarray:
     return _orthogonalise(np.asarray(np.linalg.qr(unit, mode="r")) if len(X) > X.shape[1] else unit)
 
 
+def explained(X: np.ndarray, kept: np.ndarray, redundant: np.ndarray) -> np.ndarray | None:
+    """What the redundant columns are of those kept, (p, d): columns of X (n, c) at given positions."""
+    if not len(redundant):
+        return None
+    size, others = np.linalg.norm(X[:, kept], axis=0), np.linalg.norm(X[:, redundant], axis=0)
+    weights = np.linalg.lstsq(X[:, kept] / size, X[:, redundant], rcond=None)[0]
+    return np.where(np.abs(weights) > 1e-10 * others, weights, 0) / size[:, None]
+
+
 def _orthogonalise(columns: np.ndarray) -> np.ndarray:
     """Gram-Schmidt, each column orthogonalised twice, leaving out those of which less than REDUNDANT remains."""
     basis = np.zeros((len(columns), 0))

@@ -9,8 +9,11 @@ import pandas as pd
 from jmixed.design.frame import column, missing_rows, new_table, numbers, per_row, unknown_column, working_frame
 from jmixed.design.materialise import Evaluation, Recipe, evaluate, source
 from jmixed.design.terms import ModelData, NewRows, RandomTerm
-from jmixed.errors import DataError
+from jmixed.errors import DataError, RankWarning, warn
 from jmixed.precision import FLOAT
+
+ESTIMABLE = 1e-6
+"""How far, relative to its size, a redundant column of a new row may be from what the model's rows make of it."""
 
 
 def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
@@ -67,13 +70,41 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
         some = frame if len(there) == len(frame) else frame.iloc[there]
         working = working_frame(some, needed, recipe.aliases, recipe.dtypes)
         found = evaluate(recipe, parts, working, fresh=False)
-        X[there] = found.matrices["rhs"].values[:, model.kept]
-        X[there[found.missing]] = np.nan
+        columns = found.matrices["rhs"].values
+        X[there] = columns[:, model.kept]
+        lost = np.zeros(len(frame), bool)
+        lost[there] = _without_estimate(model, columns)
+        lost[there[found.missing]] = False
+        if lost.any():
+            warn(_not_estimable(model, frame.index, lost), RankWarning)
+        X[there[found.missing]] = X[lost] = np.nan
         offset[there] = _offset(model, found, some)
         for term, (code, values) in enumerate(_random(model.terms, recipe, found, some, working) if random else ()):
             codes[term][there], Z[term][there] = code, values
     missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
     return NewRows(X, offset, frame.index, codes, Z, missing)
+
+
+def _without_estimate(model: ModelData, columns: np.ndarray) -> np.ndarray:
+    """Rows (k,) of all columns (k, c) of the formula whose mean the model's own rows do not determine.
+
+    The mean of a row is estimable if it is a combination of the model's rows: if the redundant columns are there what
+    they are in those, whichever of the columns were left out.
+    """
+    if model.redundant is None or model.explained is None:
+        return np.zeros(len(columns), bool)
+    X, others = columns[:, model.kept], columns[:, model.redundant]
+    size = np.abs(others) + np.abs(X) @ np.abs(model.explained)
+    return np.any(np.abs(others - X @ model.explained) > ESTIMABLE * size, axis=1)
+
+
+def _not_estimable(model: ModelData, index: pd.Index, lost: np.ndarray) -> str:
+    first, count = index[np.flatnonzero(lost)[0]], int(lost.sum())
+    return (
+        f"{count} of {len(lost)} new rows, the first of them {first!r}, {'have' if count > 1 else 'has'} no estimate, "
+        f"and NaN in its place: the data do not determine it, as for a combination of categories without rows, where "
+        f"{', '.join(model.dropped)} had to be left out"
+    )
 
 
 def _sources(model: ModelData, recipe: Recipe) -> list[str]:

@@ -135,6 +135,7 @@ def _checked(made: Plan, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...]
     for term in terms:
         checks.require_identifiable(term, total.nobs)
     kept = checks.independent_columns(X)
+    redundant = np.setdiff1d(np.arange(X.shape[1]), kept)
     names = tuple(made.exog_names[j] for j in kept)
     checks.require_rows(total.nobs, names)
     return ModelData(
@@ -145,7 +146,7 @@ def _checked(made: Plan, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...]
         terms=terms,
         endog_name=made.endog_name,
         exog_names=names,
-        dropped=tuple(name for j, name in enumerate(made.exog_names) if j not in set(kept.tolist())),
+        dropped=tuple(made.exog_names[j] for j in redundant),
         index=pd.RangeIndex(n),
         rows=np.arange(n),
         frame=None,
@@ -153,6 +154,8 @@ def _checked(made: Plan, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...]
         group_name=words.group_name,
         formula=words.parts.text,
         kept=kept,
+        redundant=redundant,
+        explained=checks.explained(X, kept, redundant),
         recipe=recipe,
         offset_source=made.offset_source,
         represents=represents,

@@ -120,6 +120,10 @@ class ModelData:
         The formula as given.
     kept : array (p,) of int
         Positions of the columns of `X` among all columns of the formula.
+    redundant : array (d,) of int, or None
+        Positions of the redundant columns among all columns of the formula.
+    explained : array (p, d) or None
+        The redundant columns are those of `X` times this, in the model's own rows.
     recipe : Recipe or None
         The formulas with the state of their transforms, for new data.
     offset_source : str or None
@@ -145,6 +149,8 @@ class ModelData:
     group_name: str | None = None
     formula: str | None = None
     kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    redundant: np.ndarray | None = field(default=None, repr=False)
+    explained: np.ndarray | None = field(default=None, repr=False)
     recipe: Recipe | None = field(default=None, repr=False)
     offset_source: str | None = None
     represents: np.ndarray | None = field(default=None, repr=False)
@@ -184,7 +190,7 @@ class NewRows:
     Z : tuple of arrays (k, q)
         For each term its columns. Empty unless asked for.
     missing : array (k,) of bool
-        Rows with a missing value; their X is NaN.
+        Rows with a missing value, or without an estimate; their X is NaN.
     """
 
     X: np.ndarray

@@ -4,11 +4,12 @@ Each is a smooth unconstrained problem in a chart of its own. A term's relative 
 so that those of the held parameter come first; then, with t = log sigma,
 
     a standard deviation v has       L_00 = v exp(-t)
-    a correlation sin(u) has         L_10 = r sin(u), L_11 = r cos(u), r free
+    a correlation sin(u) has         L_00 = s^2, L_10 = r sin(u), L_11 = r cos(u), r = x^2, s and x free
     sigma has                        t = u
 
-and a coefficient is a linear constraint. All are one compiled program: what distinguishes them are arrays, and many
-are solved in one call.
+and a coefficient is a linear constraint. The squares keep the standard deviations beside a correlation from changing
+sign, which would turn it into its opposite; where one of them vanishes all correlations are alike. All are one compiled
+program: what distinguishes them are arrays, and many are solved in one call.
 """
 
 from functools import partial
@@ -35,6 +36,8 @@ class Held(NamedTuple):
         A of every term.
     keep : array (m,)
         One for entries of L that are free as they stand, else zero.
+    squared : array (m,)
+        One for the entry that is the square of its coordinate, else zero.
     direct : array (m,)
         The unit of the entry that holds a standard deviation, else zero.
     first, second : arrays (m,)
@@ -43,11 +46,12 @@ class Held(NamedTuple):
         One when sigma is held, else zero.
     border : Border
     active : bool array (m + 1,)
-        Which of the entries of L, and of t, are free; r is free in the place of the cosine.
+        Which of the entries of L, and of t, are free; x is free in the place of the cosine.
     """
 
     bases: tuple[Array, ...]
     keep: Array
+    squared: Array
     direct: Array
     first: Array
     second: Array
@@ -175,8 +179,8 @@ def _roots(held: Held, structures, z):
     """Square roots of the terms' Sigma, and t, at the coordinates z = (free, u)."""
     x, u = z[:-2], z[-1]
     t = jnp.where(held.sigma > 0, u, z[-2])
-    turned = (jnp.sin(u) * held.first + jnp.cos(u) * held.second) * (held.second @ x)
-    chart = Chart(held.bases, held.keep * x + held.direct * u * jnp.exp(-t) + turned)
+    turned = (jnp.sin(u) * held.first + jnp.cos(u) * held.second) * (held.second @ x) ** 2
+    chart = Chart(held.bases, held.keep * x + held.squared * x**2 + held.direct * u * jnp.exp(-t) + turned)
     return chart, chart_roots(chart, structures), t
 
 
@@ -196,15 +200,17 @@ def _derivatives(held: Held, moments: Moments, z):
 def _chart_derivatives(held: Held, z, t, slope):
     """Derivatives of (phi, t, w) in z, (m + 2, m + 2), and the second derivatives of slope'phi in z."""
     m, u, unit = len(z) - 2, z[-1], jnp.eye(len(z), dtype=z.dtype)
-    r, shrink = held.second @ z[:m], jnp.exp(-t)
+    x, shrink = held.second @ z[:m], jnp.exp(-t)
     along = jnp.sin(u) * held.first + jnp.cos(u) * held.second
     across = jnp.cos(u) * held.first - jnp.sin(u) * held.second
-    d_x = jnp.diag(held.keep) + along[:, None] * held.second[None]
-    d_t, d_u = -held.direct * u * shrink, held.direct * shrink + across * r
+    d_x = jnp.diag(held.keep + 2 * held.squared * z[:m]) + 2 * x * along[:, None] * held.second[None]
+    d_t, d_u = -held.direct * u * shrink, held.direct * shrink + across * x**2
     d_phi = jnp.concatenate([d_x, d_t[:, None], d_u[:, None]], axis=1)
     jacobian = jnp.concatenate([d_phi, ((1 - held.sigma) * unit[m] + held.sigma * unit[m + 1])[None], unit[-1:]])
-    x_u = jnp.append(slope @ across * held.second, jnp.stack([-slope @ held.direct * shrink, -slope @ along * r / 2]))
-    bends = jnp.outer(x_u, unit[-1]) + jnp.outer(unit[-1], x_u)
+    mixed = jnp.stack([-slope @ held.direct * shrink, -slope @ along * x**2 / 2])
+    x_u = jnp.append(2 * x * (slope @ across) * held.second, mixed)
+    own = jnp.append(2 * (slope * held.squared + slope @ along * held.second), jnp.zeros(2, z.dtype))
+    bends = jnp.outer(x_u, unit[-1]) + jnp.outer(unit[-1], x_u) + jnp.diag(own)
     return jacobian, bends + jnp.outer(unit[m], unit[m]) * (slope @ held.direct * u * shrink)
 
 

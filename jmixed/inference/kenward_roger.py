@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jmixed.inference.curvature import Curvature
-from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, principal_contrasts
+from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, unit_contrasts
 
 FLAT = 1e-12
 """Directions whose information is below this fraction of the largest, on the scale of correlations, are left out."""
@@ -114,10 +114,10 @@ def joint_test(pieces: KenwardRoger, L, difference) -> JointTest:
     -------
     JointTest
     """
-    _, vectors = principal_contrasts(L, pieces.covariance)
-    if not vectors.shape[1] or not np.all(np.isfinite(contrast_covariance(L, pieces.adjusted))):
+    weights = unit_contrasts(L, pieces.covariance)
+    if not weights.shape[1] or not np.all(np.isfinite(contrast_covariance(L, pieces.adjusted))):
         return UNTESTED
-    L, difference = vectors.T @ L, vectors.T @ difference
+    L, difference = weights.T @ L, weights.T @ difference
     scale, denominator = _scale_and_denominator(pieces, L)
     wald = difference @ np.linalg.solve(contrast_covariance(L, pieces.adjusted), difference) / len(L)
     return JointTest(float(scale * wald), len(L), denominator)

@@ -2,7 +2,9 @@
 
 The signed root zeta(u) = sign(u - u^) sqrt(D(u) - D^) of each parameter is followed outwards from the estimate, all
 parameters and both directions in one batch. The derivative of D in u is exact (envelope theorem): it predicts where
-zeta reaches a level, and each constrained fit starts from the last one by the tangent.
+zeta reaches a level, and each constrained fit starts from the last one by the tangent. The constrained deviance may
+have several minima, and another than the one that the estimate leads to may become the lowest: every fit is also
+started from elsewhere (`_others`), and the best counts.
 """
 
 from collections.abc import Callable
@@ -26,6 +28,8 @@ TOLERANCE = 1e-8
 MEMORY = 2**28
 """Bytes of derivative tables that a batch may take."""
 MAX_CALLS = 40
+NEGLIGIBLE = 0.03
+"""A standard deviation, in sigma of the rows, that is next to zero but not at it, where symmetry takes every slope."""
 SPACING = 0.05
 """Of zeta between the points of a trace."""
 
@@ -149,12 +153,15 @@ class _Batch:
 
     def __init__(self, estimate: Estimate, lanes: list):
         self.lanes, self.moments = lanes, estimate.moments
-        size = bucket(len(lanes))
+        self.counts = [1 + len(lane.others) for lane in lanes]
+        size = bucket(sum(self.counts))
         table = max(estimate.moments.layout.fit_bytes(len(estimate.beta) + 1), 1)
         room = max(1, min(size, MEMORY // table))
         self.batch = size if room >= size else 1 << (room.bit_length() - 1)
-        self.fill = -(-size // self.batch) * self.batch - len(lanes)
-        self.held = self._stack([lane.held for lane in lanes])
+        self.fill = -(-size // self.batch) * self.batch - sum(self.counts)
+        self.held = self._stack(
+            [lane.held for lane, count in zip(lanes, self.counts, strict=True) for _ in range(count)]
+        )
 
     def _stack(self, trees):
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees, *trees[:1] * self.fill)
@@ -163,13 +170,27 @@ class _Batch:
         """Constrained fits at (u, start) of each lane; None repeats the last point, and is not recorded."""
         if all(proposal is None for proposal in proposals):
             return
-        places = [lane.last if p is None else p for lane, p in zip(self.lanes, proposals, strict=True)]
-        u, start = self._stack([(np.asarray(u, FLOAT), free) for u, free in places])
+        places = []
+        for lane, proposal in zip(self.lanes, proposals, strict=True):
+            u, free = lane.last if proposal is None else proposal
+            others = [free] * len(lane.others) if proposal is None else lane.others
+            places += [(np.asarray(u, FLOAT), start) for start in (free, *others)]
+        u, start = self._stack(places)
         with double_precision():
             points = jax.device_get(solve_all(self.held, u, start, self.moments, batch=self.batch))
-        for k, (lane, proposal) in enumerate(zip(self.lanes, proposals, strict=True)):
+        first = 0
+        for lane, proposal, count in zip(self.lanes, proposals, self.counts, strict=True):
             if proposal is not None:
-                lane.record(proposal[0], jax.tree.map(lambda leaf, k=k: leaf[k], points))
+                best = first + _best(points.value[first : first + count], points.converged[first : first + count])
+                lane.record(proposal[0], jax.tree.map(lambda leaf, k=best: leaf[k], points))
+            first += count
+
+
+def _best(values, converged) -> int:
+    """The lowest value; of those that are the lowest but for rounding the first that is certainly a minimum."""
+    values = np.where(np.isfinite(values), values, np.inf)
+    lowest = values <= values.min() + 1e-9 * max(1, abs(values.min()))
+    return int(np.argmax(lowest & converged) if np.any(lowest & converged) else np.argmin(values))
 
 
 class _Lane:
@@ -178,6 +199,7 @@ class _Lane:
     def __init__(self, estimate: Estimate, parameter: Parameter, side: int):
         self.kind, self.side, self.objective = parameter.kind, side, estimate.objective
         self.held, self.start, self.free = _chart(estimate, parameter)
+        self.others = _others(estimate, parameter)
         self.shift = _shift(estimate, parameter)
         self.step = _first_step(estimate, parameter)
         self.bound = {SD: 0.0 if side < 0 else np.inf, CORRELATION: side * np.pi / 2}.get(self.kind, side * np.inf)
@@ -271,37 +293,61 @@ def _unit(estimate: Estimate, parameter: Parameter) -> float:
     return float(np.linalg.norm(estimate.moments.T[parameter.term][parameter.first]))
 
 
-def _chart(estimate: Estimate, parameter: Parameter) -> tuple[Held, float, np.ndarray]:
-    """The chart in which a parameter is a coordinate, its value u at the estimate, and the other coordinates there."""
-    bases, x = _bases(estimate, parameter)
+def _others(estimate: Estimate, parameter: Parameter) -> list[np.ndarray]:
+    """Where else constrained fits start: coordinates of the chart.
+
+    Variances of one in preconditioned columns; each term in turn with next to nothing, where a zero may become the
+    best; of a correlation moreover the estimate itself, and it with either standard deviation next to zero, where all
+    correlations are alike.
+    """
+    ones = [np.eye(structure.q) for structure in estimate.structures]
+    roots = [ones]
+    if len(ones) > 1:
+        roots += [[NEGLIGIBLE * one if t == k else one for t, one in enumerate(ones)] for k in range(len(ones))]
+    back = [[T @ root for T, root in zip(estimate.moments.T, every, strict=True)] for every in roots]
+    found = [_chart(estimate, parameter, factors)[2] for factors in back]
+    if parameter.kind == CORRELATION:
+        own = _chart(estimate, parameter)[2]
+        start = sum(s.size for s in estimate.structures[: parameter.term])
+        found += [own, *(np.where(np.arange(len(own)) == start + k, np.sqrt(NEGLIGIBLE), own) for k in (0, 2))]
+    return found
+
+
+def _chart(estimate: Estimate, parameter: Parameter, factors=None) -> tuple[Held, float, np.ndarray]:
+    """The chart in which a parameter is a coordinate, its value u at the estimate, and the other coordinates there.
+
+    With `factors`, square roots of the terms' relative covariances, in the place of the estimate's.
+    """
+    bases, x = _bases(estimate, parameter, factors)
     start = sum(s.size for s in estimate.structures[: parameter.term])
-    u, keep, direct, first, second = 0.0, np.ones(len(x)), np.zeros(len(x)), np.zeros(len(x)), np.zeros(len(x))
+    u, keep, squared, direct, first, second = 0.0, np.ones(len(x)), *(np.zeros(len(x)) for _ in range(4))
     active = np.ones(len(x) + 1, bool)
     if parameter.kind == SD:
         direct[start] = 1 / _unit(estimate, parameter)
         u, keep[start], active[start] = abs(x[start]) * estimate.sigma / direct[start], 0, False
     elif parameter.kind == CORRELATION:
         row = slice(start + 1, start + 3)
-        u, x[start + 2] = np.arctan2(*x[row]), np.hypot(*x[row])
-        first[start + 1] = second[start + 2] = 1
-        keep[row], active[start + 1] = 0, False
+        u, x[start + 2] = np.arctan2(*x[row]), np.sqrt(np.hypot(*x[row]))
+        x[start] = np.sqrt(x[start])
+        squared[start] = first[start + 1] = second[start + 2] = 1
+        keep[start : start + 3], active[start + 1] = 0, False
     elif parameter.kind == SIGMA:
         u, active[-1] = np.log(estimate.sigma), False
     else:
         u = estimate.beta[parameter.first] - _shift(estimate, parameter)
     border = _border(estimate.moments.R, parameter.first if parameter.kind == COEFFICIENT else None)
     sigma = np.asarray(parameter.kind == SIGMA, FLOAT)
-    held = Held(bases, keep, direct, first, second, sigma, border, active)
+    held = Held(bases, keep, squared, direct, first, second, sigma, border, active)
     return held, float(u), np.append(x, np.log(estimate.sigma))
 
 
-def _bases(estimate: Estimate, parameter: Parameter) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def _bases(estimate: Estimate, parameter: Parameter, factors=None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Bases with the parameter's columns first in their term, the others orthogonal to them, and the estimate in them.
 
     In preconditioned columns, so that what is nearly collinear as it was written is not in the chart.
     """
     bases, pieces = [], []
-    factors = factors_of_theta(estimate.structures, estimate.theta)
+    factors = factors_of_theta(estimate.structures, estimate.theta) if factors is None else factors
     terms = zip(estimate.structures, estimate.moments.T, factors, strict=True)
     for t, (structure, T, factor) in enumerate(terms):
         if structure.kind == IDENTITY:

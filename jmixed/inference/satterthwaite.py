@@ -9,10 +9,14 @@ information. Both are exact. The degrees of freedom do not depend on how the var
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
 from jmixed.inference.curvature import Curvature
+
+SWEEPS = 50
+"""Most passes over the planes of a joint diagonalisation, which takes about five."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,12 @@ def degrees_of_freedom(curvature: Curvature, L) -> np.ndarray:
 
 
 def joint_test(curvature: Curvature, L, difference, covariance) -> JointTest:
-    """F test of L beta = q, with the denominator of Fai and Cornelius (1996) as in lmerTest.
+    """F test of L beta = q, with the denominator of Fai and Cornelius (1996) for the contrasts of `independent`.
 
-    The statistic is a sum of squares of independent t statistics, one for each eigenvector of the covariance of L beta;
-    an F distribution with the mean of their sum of squares gives the denominator.
+    The statistic is a sum of squares of t statistics, and an F distribution with the mean that their sum of squares has
+    if they are independent gives the denominator. Any basis of the hypothesis in which the estimates are uncorrelated
+    gives the same statistic, but each its own degrees of freedom. lmerTest takes the eigenvectors of the covariance of
+    L beta, which depend on how the hypothesis is written down: on the units of its rows, on the type of the test.
 
     Parameters
     ----------
@@ -80,12 +86,66 @@ def joint_test(curvature: Curvature, L, difference, covariance) -> JointTest:
     -------
     JointTest
     """
-    variances, vectors = principal_contrasts(L, covariance)
-    if not len(variances):
+    weights = unit_contrasts(L, covariance)
+    if not weights.shape[1]:
         return UNTESTED
-    squares = (vectors.T @ difference) ** 2 / variances
-    each = degrees_of_freedom(curvature, vectors.T @ L)
+    squares = (weights.T @ difference) ** 2
+    each = degrees_of_freedom(curvature, independent(curvature, weights.T @ L))
     return JointTest(float(np.mean(squares)), len(squares), _denominator(each))
+
+
+def independent(curvature: Curvature, L) -> np.ndarray:
+    """The basis of a hypothesis in which variances are estimated as independently of each other as can be.
+
+    In a basis of uncorrelated contrasts of variance one, let M_k be the derivatives of their covariance in the variance
+    parameters, and C the covariance of these. Contrasts have independent t statistics where all M_k are diagonal. The
+    basis is the rotation that brings them as near to that as can be: it makes the sum over the contrasts of
+
+        sum C_kl (M_k)_ii (M_l)_ii = 2 / df_i
+
+    a maximum (joint diagonalisation: Cardoso and Souloumiac 1996, SIAM J. Matrix Anal. Appl. 17). That is a property of
+    the hypothesis: of all bases the one of the smallest degrees of freedom, in their harmonic mean.
+
+    Parameters
+    ----------
+    curvature : Curvature
+    L : array (r, p)
+        Contrasts whose estimates are uncorrelated, with variances of one.
+
+    Returns
+    -------
+    array (r, p)
+    """
+    if len(L) == 1 or not np.all(np.isfinite(curvature.joint_covariance)):
+        return L
+    pulled = L @ curvature.to_beta @ curvature.inverse
+    slopes = -np.einsum("ai,mij,bj,mk->kab", pulled, curvature.first, pulled, curvature.directions, optimize=True)
+    # The covariance is proportional to sigma^2.
+    M = np.concatenate([slopes * curvature.sigma**2, np.eye(len(L))[None] / curvature.sigma**2])
+    values, vectors = np.linalg.eigh(curvature.joint_covariance)
+    M = np.tensordot(np.sqrt(np.maximum(values, 0))[:, None] * vectors.T, M, 1)
+    return _joint_diagonaliser(M).T @ L
+
+
+def _joint_diagonaliser(M):
+    """The rotation Q (r, r) for which the diagonals of Q'M_k Q have the largest sum of squares, by plane rotations."""
+    # From eigenvectors that do not depend on the basis: where there are several maxima it is always the same one.
+    Q = np.linalg.eigh(np.einsum("kab,kbc->ac", M, M))[1]
+    M = Q.T @ M @ Q
+    for _ in range(SWEEPS):
+        largest = 0.0
+        for i, j in combinations(range(len(Q)), 2):
+            g = np.stack([M[:, i, i] - M[:, j, j], 2 * M[:, i, j]])
+            G = g @ g.T
+            angle = np.arctan2(2 * G[0, 1], G[0, 0] - G[1, 1]) / 4
+            plane = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            M[:, :, [i, j]] = M[:, :, [i, j]] @ plane
+            M[:, [i, j]] = plane.T @ M[:, [i, j]]
+            Q[:, [i, j]] = Q[:, [i, j]] @ plane
+            largest = max(largest, abs(angle))
+        if largest < 1e-9:
+            break
+    return Q
 
 
 def contrast_covariance(L, covariance):
@@ -96,17 +156,24 @@ def contrast_covariance(L, covariance):
     return np.where(np.logical_or.outer(touched, touched), np.nan, spread)
 
 
-def principal_contrasts(L, covariance):
-    """Variances (r,) and weights (k, r) of the uncorrelated combinations of k contrasts.
+def unit_contrasts(L, covariance):
+    """Weights (k, r) of combinations of k contrasts that are uncorrelated and have a variance of one.
 
-    Redundant ones are left out; there are none if a contrast has no variance that is known.
+    Redundant ones are left out, whatever the units of the contrasts; there are none if one has no variance that is
+    known.
     """
-    spread = contrast_covariance(L, covariance)
-    if not np.all(np.isfinite(spread)):
-        return np.zeros(0), np.zeros((len(L), 0))
-    values, vectors = np.linalg.eigh(spread)
-    kept = values > np.sqrt(np.finfo(values.dtype).eps) * values[-1]
-    return values[kept], vectors[:, kept]
+    if not np.all(np.isfinite(contrast_covariance(L, covariance))):
+        return np.zeros((len(L), 0))
+    known = np.nan_to_num(covariance)
+    size = np.sqrt(np.diag(known))
+    size = np.where(size > 0, size, 1)
+    values, vectors = np.linalg.eigh(known / np.outer(size, size))
+    root = L @ (size[:, None] * vectors * np.sqrt(np.maximum(values, 0)))
+    length = np.linalg.norm(root, axis=1)
+    length = np.where(length > 0, length, 1)
+    U, lengths, _ = np.linalg.svd(root / length[:, None], full_matrices=False)
+    kept = lengths > np.sqrt(np.finfo(lengths.dtype).eps) * lengths[0]
+    return U[:, kept] / lengths[kept] / length[:, None]
 
 
 def _denominator(each):

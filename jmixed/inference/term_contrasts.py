@@ -12,6 +12,8 @@ Type III  the estimable functions of its own coefficients that are orthogonal to
 
 import numpy as np
 
+from jmixed.design.checks import independent_columns
+
 
 def term_contrasts(X, values, term, basis, contained_in, kind: int) -> list[np.ndarray]:
     """Contrasts that test each term.
@@ -40,19 +42,21 @@ def term_contrasts(X, values, term, basis, contained_in, kind: int) -> list[np.n
     length = np.where(length > 0, length, 1)
     width = np.where((size := np.linalg.norm(X, axis=0)) > 0, size, 1)
     triangle = np.asarray(np.linalg.qr(np.hstack([values / length, X / width]), mode="r"))
-    full, model = triangle[:, : len(term)], triangle[:, len(term) :]
-    chosen, owner, unit = full[:, basis], np.asarray(term)[basis], length[basis]
-    # gamma of the basis from beta, in columns of the model as they are.
-    to_basis = np.linalg.lstsq(chosen, model, rcond=None)[0] * width / unit[:, None]
-    count = len(contained_in)
-    if kind == 3:
-        estimable = np.linalg.lstsq(chosen, full, rcond=None)[0] * length / unit[:, None]
-        found = [_marginal(estimable, owner, t, contained_in[t])[:, basis] for t in range(count)]
-    elif kind == 2:
-        found = [_beyond_others(chosen * unit, owner, t, contained_in[t]) for t in range(count)]
-    else:
-        found = [_rows(chosen * unit, owner == t) for t in range(count)]
-    return [rows @ to_basis for rows in found]
+    full, model, term = triangle[:, : len(term)], triangle[:, len(term) :], np.asarray(term)
+    found = []
+    for t, containing in enumerate(contained_in):
+        own, within = term == t, np.isin(term, containing)
+        if kind == 3:
+            chosen, rows = basis, _marginal(full, basis, length, own, within)
+        else:
+            # After the terms before it, or after all that do not contain it: these leave of it what they do not span.
+            order = np.arange(len(term)) if kind == 1 else np.argsort(own + 2 * within, kind="stable")
+            chosen = basis if kind == 1 else order[independent_columns(full[:, order])]
+            rows = _rows(full[:, chosen] * length[chosen], own[chosen])
+        # gamma of the chosen columns from beta, in columns of the model as they are.
+        to_chosen = np.linalg.lstsq(full[:, chosen], model, rcond=None)[0] * width / length[chosen][:, None]
+        found.append(rows @ to_chosen)
+    return found
 
 
 def _rows(columns, own):
@@ -61,19 +65,20 @@ def _rows(columns, own):
     return triangle / triangle[np.arange(len(triangle)), np.flatnonzero(own)][:, None]
 
 
-def _beyond_others(columns, owner, t, containing):
-    """Type II: as type I, with the term after all that do not contain it."""
-    if not containing:
-        return np.eye(len(owner))[owner == t]
-    rank = np.where(owner == t, 1, np.where(np.isin(owner, containing), 2, 0))
-    order = np.argsort(rank, kind="stable")
-    rows = np.zeros((np.sum(owner == t), len(owner)))
-    rows[:, order] = _rows(columns[:, order], rank[order] == 1)
-    return rows
+def _marginal(full, basis, length, own, within):
+    """Type III: functions of the term and of those that contain it, orthogonal to the functions of the latter alone.
+
+    Rows of weights of the basis columns. Without an intercept the first factor's columns span the constant: its
+    functions are then contrasts where another factor's columns span it too, since those must have no weight.
+    """
+    estimable = np.linalg.lstsq(full[:, basis], full, rcond=None)[0]
+    functions, others = (_without(estimable, rest) * length for rest in (~(own | within), ~within))
+    left = functions - np.linalg.lstsq(others.T, functions.T, rcond=None)[0].T @ others if len(others) else functions
+    return np.linalg.svd(left, full_matrices=False)[2][: len(functions) - len(others), basis]
 
 
-def _marginal(estimable, owner, t, containing):
-    """Type III: the term's own estimable functions, orthogonal to those of the terms that contain it."""
-    own, others = estimable[owner == t], estimable[np.isin(owner, containing)]
-    left = own - np.linalg.lstsq(others.T, own.T, rcond=None)[0].T @ others if len(others) else own
-    return left[np.sum(np.abs(left), axis=1) > 1e-8 * np.max(np.abs(own), initial=0)]
+def _without(estimable, columns):
+    """A basis of the estimable functions (rows) that have no weight in the given columns."""
+    left, sizes, _ = np.linalg.svd(estimable[:, columns])
+    found = left[:, np.sum(sizes > 1e-8 * np.max(sizes, initial=0)) :].T @ estimable
+    return np.where(columns, 0, found)

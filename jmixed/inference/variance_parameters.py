@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jmixed.covariance import IDENTITY
-from jmixed.inference.curvature import ZERO, Curvature, pivoted, psi_slopes
-from jmixed.information import factors_of_theta
+from jmixed.inference.curvature import ZERO, Curvature, pivoted
+from jmixed.information import diagonal_blocks, factors_of_theta, theta_slopes
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def standard_deviations(curvature: Curvature, structures, theta) -> VariancePara
         slopes.append(wide)
         start += structure.size
     last = np.append(np.zeros(len(theta)), 1 / (2 * sigma))
-    return _delta(curvature, np.array([*values, sigma]), np.vstack([*slopes, last]))
+    moves = curvature.to_psi @ curvature.directions
+    return _delta(curvature, np.array([*values, sigma]), np.vstack([*slopes, last]), moves)
 
 
 def _of_term(structure, relative, sigma, size_of_Z):
@@ -106,25 +107,18 @@ def theta_and_sigma(curvature: Curvature, structures, theta) -> VarianceParamete
         At a singular fit the terms that are singular have nan.
     """
     theta = np.asarray(theta)
-    m, start = len(theta), 0
-    slopes = np.zeros((m + 1, m + 1))
-    slopes[-1, -1] = 1 / (2 * curvature.sigma)
-    factors = factors_of_theta(structures, theta)
-    for structure, factor, root in zip(structures, factors, curvature.roots, strict=True):
-        own = slice(start, start + structure.size)
-        if structure.kind == IDENTITY:
-            jacobian = np.array([[2 * theta[start]]])
-        else:
-            jacobian = psi_slopes(structure, factor, *structure.theta_indices())
-        slopes[own, own] = np.linalg.inv(jacobian) if pivoted(root)[2] == structure.q else np.nan
-        start += structure.size
-    return _delta(curvature, np.append(theta, curvature.sigma), slopes)
+    blocks = []
+    terms = zip(structures, factors_of_theta(structures, theta), curvature.T, curvature.roots, strict=True)
+    for structure, factor, T, root in terms:
+        full = pivoted(root)[2] == structure.q
+        blocks.append(theta_slopes(structure, factor, T) if full else np.full((structure.size,) * 2, np.nan))
+    slopes = diagonal_blocks(*blocks, np.array([[1 / (2 * curvature.sigma)]]))
+    return _delta(curvature, np.append(theta, curvature.sigma), slopes, curvature.directions)
 
 
-def _delta(curvature, values, slopes):
-    """Covariance of functions with the given derivatives (k, m + 1) in psi of the original columns and sigma^2."""
+def _delta(curvature, values, slopes, moves):
+    """Covariance of functions with the given derivatives (k, m + 1) in psi and sigma^2, where psi moves as given."""
     undefined = np.any(np.isnan(slopes), axis=1)
-    moves = curvature.to_psi @ curvature.directions
     slopes = np.where(undefined[:, None], 0, slopes)
     reduced = np.column_stack([slopes[:, :-1] @ moves, slopes[:, -1]])
     covariance = reduced @ curvature.joint_covariance @ reduced.T

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from references import beside, case
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.stats import multivariate_normal, norm
 
 import jmixed as jm
@@ -193,3 +193,74 @@ def test_coefficients_are_profiled_without_a_design_matrix_of_their_own():
     best = programs.fit(design, reml=False)
     assert refit.objective - best.objective == pytest.approx(row["zeta"] ** 2, abs=1e-7)
     assert refit.sigma == pytest.approx(row["sigma"], rel=1e-5)
+
+
+class Balanced:
+    """Groups of the same rows, y = a + b t + u0 + u1 t: the dense deviance, minimised from many starts."""
+
+    def __init__(self, seed, groups=12, rows=4, spread=(0.5, 0.4), correlation=0.3):
+        r = np.random.default_rng(seed)
+        t = np.arange(float(rows))
+        self.Z, self.groups = np.column_stack([np.ones(rows), t]), groups
+        u = r.normal(size=(groups, 2))
+        u[:, 1] = correlation * u[:, 0] + np.sqrt(1 - correlation**2) * u[:, 1]
+        y = (u * spread) @ self.Z.T + r.normal(size=(groups, rows))
+        self.data = pd.DataFrame(
+            {"y": y.ravel(), "t": np.tile(t, groups), "g": np.repeat(np.arange(groups), rows).astype(str)}
+        )
+        rest = y - y.mean(axis=0) @ self.Z @ np.linalg.solve(self.Z.T @ self.Z, self.Z.T)
+        self.products = rest.T @ rest
+
+    def deviance(self, sd, correlation, sigma):
+        root = np.array(sd)[:, None] * [[1, 0], [correlation, np.sqrt(max(1 - correlation**2, 0))]]
+        V = sigma**2 * np.eye(len(self.Z)) + self.Z @ root @ root.T @ self.Z.T
+        value = self.groups * (np.linalg.slogdet(V)[1] + len(V) * np.log(2 * np.pi))
+        return value + np.trace(np.linalg.solve(V, self.products))
+
+    def lowest(self, name, value, correlated=True):
+        """The best of the models in which one parameter has a value."""
+
+        def at(x):
+            sd, rho, sigma = np.abs(x[:2]), np.tanh(x[2]) if correlated else 0.0, np.exp(x[3])
+            held = {"sd_Intercept|g": 0, "sd_t|g": 1}.get(name)
+            if held is not None:
+                sd[held] = value
+            return self.deviance(sd, value if name.startswith("cor") else rho, value if name == "sigma" else sigma)
+
+        correlations = (-1.5, 1.5) if correlated else (0,)
+        tries = [(a, b, c, 0.0) for a in (0.03, 0.8) for b in (0.03, 0.8) for c in correlations]
+        found = [minimize(at, start, method="BFGS", options={"gtol": 1e-7}) for start in tries]
+        # Absolute values have edges, which slopes do not see.
+        exact = {"xatol": 1e-6, "fatol": 1e-9, "maxiter": 2000}
+        return min(minimize(at, one.x, method="Nelder-Mead", options=exact).fun for one in found)
+
+
+@pytest.mark.parametrize("seed", [12, 18])
+def test_the_profile_of_a_correlation_is_that_of_the_best_constrained_fits(seed):
+    """Each point against a dense search; no rise above that of the models without either effect; the range's ends."""
+    own = Balanced(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.SingularWarning)
+        result = jm.mixedlm("y ~ t + (t | g)", own.data).fit(reml=False)
+        bound = min(jm.mixedlm(f"y ~ t + ({text} | g)", own.data).fit(reml=False).objective for text in ("1", "0 + t"))
+    name = "cor_t.Intercept|g"
+    profile = result.profile([name, "sd_t|g"], level=0.95, steps=2)
+    limits = profile.confint(0.95)
+    for _, row in profile.table.iterrows():
+        rise = own.lowest(row["parameter"], row["value"]) - result.objective
+        assert row["zeta"] ** 2 == pytest.approx(max(rise, 0), abs=1e-5), (row["parameter"], row["value"])
+        if row["parameter"] == name:
+            assert row["zeta"] ** 2 < bound - result.objective + 1e-6
+    for value, end in zip(limits.loc[name], (-1, 1), strict=True):
+        zeta = np.sqrt(own.lowest(name, value) - result.objective)
+        assert zeta == pytest.approx(cut(0.95), abs=1e-5) if value != end else zeta < cut(0.95)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_the_profile_of_independent_effects_is_that_of_the_best_constrained_fits(seed):
+    own = Balanced(seed, correlation=-0.9, spread=(2, 1))
+    result = jm.mixedlm("y ~ t + (t || g)", own.data).fit(reml=False)
+    profile = result.profile(["sd_Intercept|g", "sd_t|g", "sigma"], level=0.95, steps=2)
+    for _, row in profile.table.iterrows():
+        rise = own.lowest(row["parameter"], row["value"], correlated=False) - result.objective
+        assert row["zeta"] ** 2 == pytest.approx(max(rise, 0), abs=1e-5), (row["parameter"], row["value"])
