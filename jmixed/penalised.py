@@ -34,12 +34,15 @@ class Penalised(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The best point with the criterion's derivatives at it, the step to try from there, and how it is going."""
+    """The best point with the criterion's derivatives at it, the point to try next, and how it is going."""
 
     x: jax.Array
     value: jax.Array
     gradient: jax.Array
     hessian: jax.Array
+    trial: jax.Array
+    predicted: jax.Array
+    boundary: jax.Array
     radius: jax.Array
     iteration: jax.Array
     outcome: jax.Array
@@ -139,41 +142,42 @@ def _away_from_zero(t, structures):
 
 
 def _search(function, start) -> _State:
-    """Trust-region Newton steps to a minimum."""
+    """Trust-region Newton steps to a minimum; one traced copy of the function and its derivatives."""
 
-    def at(x):
-        return function(x), jax.grad(function)(x), jax.hessian(function)(x)
+    def slope_and_all(x):
+        value, gradient = jax.value_and_grad(function)(x)
+        return gradient, (value, gradient)
 
     def proceed(state):
-        values, vectors = eigh(state.hessian)
-        slope = vectors.T @ state.gradient
-        largest = jnp.maximum(values[-1], 1)
+        hessian, (value, gradient) = jax.jacfwd(slope_and_all, has_aux=True)(state.trial)
+        starting, gain = jnp.isinf(state.value), state.value - value
+        noise = jnp.maximum(ROUNDING, 8 * jnp.finfo(value.dtype).eps) * jnp.where(starting, 0, jnp.abs(state.value))
+        usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(hessian)) & jnp.all(jnp.isfinite(gradient))
+        accepted = usable & (starting | (gain >= 1e-4 * state.predicted - 2 * noise))
+        length = jnp.sqrt(jnp.sum((state.trial - state.x) ** 2))
+        good = accepted & ~starting & (gain > 0.75 * state.predicted)
+        radius = jnp.where(good & state.boundary, 2 * state.radius, state.radius)
+        poor = ~accepted | (~starting & (gain < 0.25 * state.predicted - noise))
+        radius = jnp.where(poor, length / 4, radius)
+        new = (state.trial, value, gradient, hessian)
+        kept = (state.x, state.value, state.gradient, state.hessian)
+        x, value, gradient, hessian = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, kept)
+        values, vectors = eigh(hessian)
+        slope, largest = vectors.T @ gradient, jnp.maximum(values[-1], 1)
+        move, predicted, boundary = trust_region_step(values, slope, radius)
         decrement = jnp.sum(slope**2 / jnp.maximum(values, 1e-10 * largest)) / 2
         optimal = (decrement < DECREMENT) & (values[0] > CURVATURE * largest)
-        move, predicted, boundary = trust_region_step(values, slope, state.radius)
-        trial = state.x + vectors @ move
-        value, gradient, hessian = at(trial)
-        noise = jnp.maximum(ROUNDING, 8 * jnp.finfo(value.dtype).eps) * jnp.abs(state.value)
-        usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(hessian)) & jnp.all(jnp.isfinite(gradient))
-        gain = state.value - value
-        accepted = usable & (gain >= 1e-4 * predicted - 2 * noise)
-        good, length = accepted & (gain > 0.75 * predicted), jnp.sqrt(jnp.sum(move**2))
-        radius = jnp.where(good & boundary, 2 * state.radius, state.radius)
-        radius = jnp.where(~accepted | (gain < 0.25 * predicted - noise), length / 4, radius)
-        outcome = jnp.where(predicted <= noise, Outcome.PRECISION_LIMIT.value, _RUNNING)
+        drowned = ~starting & (state.predicted <= noise)
+        outcome = jnp.where(drowned, Outcome.PRECISION_LIMIT.value, _RUNNING)
         outcome = jnp.where(optimal, Outcome.CONVERGED.value, outcome)
-        # The last step is taken, so that estimates can be differenced.
-        new = _State(trial, value, gradient, hessian, radius, state.iteration + 1, outcome.astype(jnp.int32))
-        kept = new._replace(x=state.x, value=state.value, gradient=state.gradient, hessian=state.hessian)
-        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, kept)
+        outcome = jnp.where(jnp.isfinite(value), outcome, Outcome.NOT_FINITE.value).astype(jnp.int32)
+        trial = x + vectors @ move
+        return _State(x, value, gradient, hessian, trial, predicted, boundary, radius, state.iteration + 1, outcome)
 
-    zero = jnp.zeros((), jnp.int32)
-    value, gradient, hessian = at(start)
-    radius = jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum(start**2)))
-    begun = _State(start, value, gradient, hessian, radius, zero, zero + _RUNNING)
-    state = jax.lax.while_loop(
-        lambda s: (s.outcome == _RUNNING) & (s.iteration < ITERATIONS) & jnp.isfinite(s.value), proceed, begun
-    )
+    zero, dtype = jnp.zeros((), jnp.int32), start.dtype
+    infinite, square = jnp.full((), jnp.inf, dtype), jnp.zeros((len(start), len(start)), dtype)
+    radius, never = jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum(start**2))), jnp.zeros((), bool)
+    begun = _State(start, infinite, 0 * start, square, start, infinite, never, radius, zero, zero + _RUNNING)
+    state = jax.lax.while_loop(lambda s: (s.outcome == _RUNNING) & (s.iteration < ITERATIONS), proceed, begun)
     outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome)
-    outcome = jnp.where(jnp.isfinite(state.value), outcome, Outcome.NOT_FINITE.value)
     return state._replace(outcome=outcome.astype(jnp.int32))
