@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from jmixed.layout import Layout
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.likelihood.second_order import Derivatives
 from jmixed.linalg import eigh
 from jmixed.penalised import penalised_optimum
 from jmixed.precision import exact_products
@@ -363,7 +362,8 @@ def _estimate_at_theta(rows, theta, reml):
     held = _moments(rows)
     roots = criterion.precondition(criterion.factors_of(theta, held), held)
     found = _described(estimates(roots, held, reml), held)
-    return replace(found, outcome=outcome_of(_ended(roots, found.objective), found.sigma, held))
+    ended = jnp.where(jnp.isfinite(found.objective), Outcome.CONVERGED.value, Outcome.NOT_FINITE.value)
+    return replace(found, outcome=outcome_of(_Ended(ended), found.sigma, held))
 
 
 def _estimate_penalised(rows, theta0, reml, penalty):
@@ -380,19 +380,14 @@ def _estimate_penalised(rows, theta0, reml, penalty):
     best["vcov_beta"] = best["vcov_beta"] * (found.sigma / best["sigma"]) ** 2
     best |= {"sigma": found.sigma, "objective": found.deviance}
     estimate = _described(best, held)
-    outcome = outcome_of(_ended(roots, found.deviance)._replace(outcome=found.outcome), found.sigma, held)
     total = found.deviance + penalty(found.beta, found.theta)
-    return replace(estimate, objective=total, outcome=outcome)
+    return replace(estimate, objective=total, outcome=outcome_of(_Ended(found.outcome), found.sigma, held))
 
 
-def _ended(roots, objective):
-    """What nothing was optimised for, as if it had been."""
-    m = sum(root.shape[0] * (root.shape[0] + 1) // 2 for root in roots)
-    none, square, zero = jnp.zeros(m, objective.dtype), jnp.zeros((m, m), objective.dtype), jnp.zeros((), jnp.int32)
-    at = Derivatives(objective, none, square, none)
-    outcome = jnp.where(jnp.isfinite(objective), Outcome.CONVERGED.value, Outcome.NOT_FINITE.value).astype(jnp.int32)
-    chart = optimize.Chart((), none)
-    return stop_gradient(optimize.Solution(chart, tuple(roots), at, none, square, none, zero, zero + 1, outcome))
+class _Ended(NamedTuple):
+    """How the search for an estimate ended that is not `optimize`'s."""
+
+    outcome: Any
 
 
 def modes_of_residuals(roots, held):

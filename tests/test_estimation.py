@@ -276,7 +276,7 @@ def test_a_penalised_estimate_and_its_derivatives():
     direction = np.random.default_rng(0).normal(size=layouts.ROWS)
 
     @layouts.quick_jit
-    def both(y, weight, d):
+    def both(y, weight):
         def of(y, weight):
             found = jm.estimate(case.design.replace(y=y), penalty=penalty(weight))
             return found, found.beta.sum() + found.theta.sum() + found.sigma
@@ -287,9 +287,9 @@ def test_a_penalised_estimate_and_its_derivatives():
         return of(y, weight), jax.grad(total, argnums=(0, 1))(y, weight)
 
     with double_precision():
-        (found, _), (by_y, by_weight) = jax.device_get(both(case.y, 5.0, direction))
-        along = [both(case.y + s * step * direction, 5.0, direction)[0][1] for s in (-2, -1, 1, 2)]
-        weights = [both(case.y, 5.0 + s * step, direction)[0][1] for s in (-2, -1, 1, 2)]
+        (found, _), (by_y, by_weight) = jax.device_get(both(case.y, 5.0))
+        along = [float(both(case.y + s * step * direction, 5.0)[0][1]) for s in (-2, -1, 1, 2)]
+        weights = [float(both(case.y, 5.0 + s * step)[0][1]) for s in (-2, -1, 1, 2)]
     criterion = penalised_criterion(case, 5.0, True)
     assert Outcome(int(found.outcome)) == Outcome.CONVERGED
     np.testing.assert_allclose(found.objective, criterion(np.concatenate([found.beta, found.theta])), rtol=1e-10)
