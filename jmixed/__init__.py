@@ -14,6 +14,7 @@ try:
     from jmixed.comparison import compare
     from jmixed.comparison import variance_test as test_variance
     from jmixed.compilation import enable_compilation_cache
+    from jmixed.design.bare import design
     from jmixed.errors import (
         ConvergenceWarning,
         DataError,
@@ -30,6 +31,7 @@ try:
     from jmixed.minibatch import marginal_loss, take_groups
     from jmixed.model import MixedLM, mixedlm
     from jmixed.params import MixedLMParams, VCSpec
+    from jmixed.pure import conditional_modes, log_likelihood_by_group, predict, simulate
     from jmixed.results import MixedLMResults, load
     from jmixed.streamed import from_batches
 finally:
@@ -80,7 +82,9 @@ __all__ = [
     "VCSpec",
     "__version__",
     "compare",
+    "conditional_modes",
     "datasets",
+    "design",
     "enable_compilation_cache",
     "estimate",
     "estimate_many",
@@ -88,11 +92,14 @@ __all__ = [
     "interop",
     "load",
     "log_likelihood",
+    "log_likelihood_by_group",
     "marginal_loss",
     "mixedlm",
     "moments",
     "plot",
+    "predict",
     "profiled_deviance",
+    "simulate",
     "take_groups",
     "test_variance",
 ]

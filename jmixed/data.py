@@ -269,6 +269,8 @@ class Design:
         Shapes and the order of elimination; static.
     totals : Totals or None
         When the rows stand for those of data that are not held in memory (`jmixed.from_batches`).
+    levels : tuple of sequences or None
+        Names of each factor's levels, where they are known: trees do not take them along.
 
     Examples
     --------
@@ -288,6 +290,7 @@ class Design:
     counts: tuple[int, ...]
     layout: Layout
     totals: Totals | None = None
+    levels: tuple[Any, ...] | None = field(default=None, repr=False, compare=False)
 
     def __getattr__(self, name):
         """What a design that comes out of a pytree has been made of: without padding, by name."""
@@ -414,7 +417,7 @@ class Design:
         return Rows(y, _extend(self.X, size, -2), Z, weights, offset, self.index, self.layout, self.totals)
 
 
-_FIELDS = frozenset(one.name for one in fields(Design))
+_FIELDS = frozenset(one.name for one in fields(Design)) - {"levels"}
 
 
 def names_of(design: Design) -> tuple[Names, Any]:

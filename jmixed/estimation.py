@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,15 @@ from jax.lax import stop_gradient
 
 from jmixed import optimize
 from jmixed.compilation import program
+from jmixed.covariance import join, rectify
 from jmixed.data import Design, Effects, Moments, Rows, names_of
 from jmixed.errors import DataError, Outcome, PrecisionWarning, warn
 from jmixed.layout import Layout
 from jmixed.likelihood import criterion
-from jmixed.likelihood.estimates import by_level, estimates
+from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.linalg import eigh
+from jmixed.penalised import penalised_optimum
 from jmixed.precision import exact_products
 from jmixed.sharing import axis_to_share, minimize_shared, shares
 
@@ -219,17 +221,20 @@ def log_likelihood(beta, theta, sigma, design: Design | Moments):
     -897.059
     """
     data = _known_data(design)
-    p = data.beta0.shape[0] if isinstance(data, Moments) else data.X.shape[1]
-    beta = _of_shape("beta", beta, (p,), "a number for each column of X")
-    return compiled(_log_likelihood, data, beta, theta_of(data.layout, theta), jnp.asarray(sigma))
+    return compiled(_log_likelihood, data, *parameters_of(data, beta, theta, sigma))
 
 
 def _log_likelihood(data, beta, theta, sigma):
     if isinstance(data, Moments):
         return criterion.log_density(beta, theta, sigma, data)
-    # Of the residuals, the density asks nothing of the columns of X: they may be collinear.
-    held = moments_of_residuals(data, data.y - data.offset - data.X @ beta)
+    # Of residuals the density asks nothing of the columns of X: they may be collinear.
+    held = moments_at(data, beta)
     return criterion.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held)
+
+
+def moments_at(rows: Rows, beta) -> Moments:
+    """The cross-products of the residuals at given coefficients."""
+    return moments_of_residuals(rows, rows.y - rows.offset - rows.X @ beta)
 
 
 def moments_of_residuals(rows: Rows, residuals) -> Moments:
@@ -245,6 +250,13 @@ def moments_of_residuals(rows: Rows, residuals) -> Moments:
     return _moments(replace(rows, y=residuals, **bare))
 
 
+def parameters_of(data: Moments | Rows, beta, theta, sigma):
+    """Parameters that a caller gave, of the shapes that the data have."""
+    p = data.beta0.shape[0] if isinstance(data, Moments) else data.X.shape[1]
+    beta = _of_shape("beta", beta, (p,), "a number for each column of X")
+    return beta, theta_of(data.layout, theta), _of_shape("sigma", sigma, (), "one number")
+
+
 def theta_of(layout: Layout, theta, name: str = "theta") -> jax.Array:
     """Relative covariance factors that a caller gave, as many as the terms have."""
     return _of_shape(name, theta, (sum(term.size for term in layout.terms),), "in the order of model.theta_names")
@@ -258,7 +270,9 @@ def _of_shape(name, value, shape, what):
 
 
 @exact_products
-def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis: str | None = None) -> Estimate:
+def estimate(
+    design: Design, reml: bool = True, theta0=None, *, theta=None, penalty=None, mesh=None, axis: str | None = None
+) -> Estimate:
     """Fit a mixed model as one pure function: jit, vmap and differentiate it in every array of the design.
 
     Derivatives are those of the optimum (implicit function theorem), in forward and reverse mode; the iterations are
@@ -274,6 +288,14 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
         Restricted maximum likelihood, or maximum likelihood.
     theta0 : array (m,), optional
         Start; by default one is found.
+    theta : array (m,), optional
+        Relative covariance factors to keep: beta, sigma and b are the best at them, and nothing is optimised.
+    penalty : callable, optional
+        ``penalty(beta, theta)``, a scalar that is added to the deviance, as twice the negative logarithm of a prior
+        density is. Then beta and theta minimise the sum; sigma is the best for them, `objective` is the sum,
+        `log_likelihood` goes without the penalty, and `vcov_beta` is that of generalised least squares at theta. First
+        derivatives only, also in what the penalty closes over. Such a call is compiled each time, unless it is part of
+        a function under `jax.jit`.
     mesh : jax.sharding.Mesh, optional
         Devices, of one or several processes, over which the groups are shared out: each evaluation of the likelihood
         then works on the groups of each device and sums once over devices. Of nested factors the outermost is shared
@@ -293,7 +315,7 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
         With a mesh: the model has crossed factors that hang together.
     DataError
         The mesh has no such axis, or more devices than there are groups; an axis without a mesh; `theta0` has another
-        length.
+        length; `theta` or `penalty` together with another of theta, penalty, theta0 and mesh.
 
     Examples
     --------
@@ -307,6 +329,18 @@ def estimate(design: Design, reml: bool = True, theta0=None, *, mesh=None, axis:
     10.4673
     """
     say_once_if_narrowed(known_design(design))
+    given = {"theta": theta, "penalty": penalty, "theta0": theta0, "mesh": mesh}
+    given = [name for name, value in given.items() if value is not None]
+    if len(given) > 1 and given[0] in ("theta", "penalty") and given != ["penalty", "theta0"]:
+        raise DataError(f"estimate: {given[0]} and {given[1]} exclude each other; give one of them")
+    if theta is not None:
+        rows = design.padded_rows()
+        return named_estimate(compiled(_estimate_at_theta, rows, theta_of(rows.layout, theta), reml), design)
+    if penalty is not None:
+        if not callable(penalty):
+            raise DataError(f"penalty is a {type(penalty).__name__}; give a function of (beta, theta)")
+        minimise = jax.jit(lambda rows: _estimate_penalised(rows, theta0, reml, penalty))
+        return named_estimate(minimise(design.padded_rows()), design)
     shared_over = axis_to_share(design, mesh, axis)
     if mesh is None or shared_over is None:
         return named_estimate(compiled(_estimate, design.padded_rows(), theta0, reml), design)
@@ -322,6 +356,43 @@ def _estimate(rows, theta0, reml):
     constant = stop_gradient(held)
     solution = optimize.minimize(constant, start_at(theta0, constant), reml, optimize.MAX_ITERATIONS)
     return estimate_at(solution, held, reml)
+
+
+def _estimate_at_theta(rows, theta, reml):
+    held = _moments(rows)
+    roots = criterion.precondition(criterion.factors_of(theta, held), held)
+    found = _described(estimates(roots, held, reml), held)
+    ended = jnp.where(jnp.isfinite(found.objective), Outcome.CONVERGED.value, Outcome.NOT_FINITE.value)
+    return replace(found, outcome=outcome_of(_Ended(ended), found.sigma, held))
+
+
+def _estimate_penalised(rows, theta0, reml, penalty):
+    held = _moments(rows)
+    constant = stop_gradient(held)
+    start = optimize.minimize(constant, start_at(theta0, constant), reml, optimize.MAX_ITERATIONS)
+    factors = [rectify(T @ root) for T, root in zip(constant.T, start.roots, strict=True)]
+    theta = join([s.theta(f) for s, f in zip(held.layout.terms, factors, strict=True)], held.G.dtype)
+    found = penalised_optimum(held, penalty, theta, reml)
+    roots = criterion.precondition(criterion.factors_of(found.theta, held), held)
+    best = estimates(roots, held, reml)
+    at_beta = moments_at(rows, found.beta)
+    best |= {"modes": modes_of_residuals(roots, at_beta), "beta": found.beta, "theta": found.theta}
+    best["vcov_beta"] = best["vcov_beta"] * (found.sigma / best["sigma"]) ** 2
+    best |= {"sigma": found.sigma, "objective": found.deviance}
+    estimate = _described(best, held)
+    total = found.deviance + penalty(found.beta, found.theta)
+    return replace(estimate, objective=total, outcome=outcome_of(_Ended(found.outcome), found.sigma, held))
+
+
+class _Ended(NamedTuple):
+    """How the search for an estimate ended that is not `optimize`'s."""
+
+    outcome: Any
+
+
+def modes_of_residuals(roots, held):
+    """Conditional modes of every stage's blocks, from cross-products of residuals from a mean."""
+    return conditional_modes(criterion.profile(criterion.squares(roots), roots, held), held)
 
 
 def compiled(function, *args, **static):
@@ -380,13 +451,15 @@ def estimate_at(solution: optimize.Solution, held: Moments, reml) -> Estimate:
     unit = optimize.units(solution.chart, held.layout.terms)
     phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian, unit), held, reml)
     roots = optimize.chart_roots(optimize.Chart(solution.chart.bases, phi), held.layout.terms)
-    result = estimates(roots, held, reml)
-    return Estimate(
-        b=tuple(by_level(result.pop("modes"), held)),
-        outcome=outcome_of(solution, stop_gradient(result["sigma"]), stop_gradient(held)),
-        log_likelihood=-result["objective"] / 2,
-        **{name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")},
-    )
+    found = _described(estimates(roots, held, reml), held)
+    return replace(found, outcome=outcome_of(solution, stop_gradient(found.sigma), stop_gradient(held)))
+
+
+def _described(result, held):
+    """What `estimates` finds as an `Estimate` that does not know yet how its optimiser ended."""
+    numbers = {name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")}
+    b = tuple(by_level(result["modes"], held))
+    return Estimate(b=b, outcome=None, log_likelihood=-result["objective"] / 2, **numbers)
 
 
 def level_count(design, term):

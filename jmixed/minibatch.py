@@ -88,6 +88,7 @@ def take_groups(design: Design, groups):
         offset=jnp.asarray(design.offset)[rows],
         index=index,
         counts=(k,),
+        levels=None,
         layout=replace(layout, blocks=(size,), levels=(size,)),
     )
     return rows, part

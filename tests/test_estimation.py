@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import layouts
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from scipy import optimize
 
 import jmixed as jm
 from jmixed import programs
@@ -249,3 +251,96 @@ def test_what_does_not_fit_the_design_is_named():
             jm.marginal_loss(model.endog, np.ones(1), model.design)
         with pytest.raises(jm.DataError, match=r"design is a MixedLM; give the design of a model, model\.design"):
             jm.estimate(model)
+
+
+def penalty(weight):
+    """One that pulls coefficients to 1 and keeps standard deviations off zero."""
+    return lambda beta, theta: weight * jnp.sum((beta - 1) ** 2) - 2 * jnp.log(theta[0]) - 2 * jnp.log(theta[2])
+
+
+def penalised_criterion(case, weight, reml):
+    """The deviance at given coefficients plus that penalty, by dense matrices."""
+
+    def criterion(x):
+        beta, theta = x[:3], x[3:]
+        d = layouts.generalised(case, [f @ f.T for f in layouts.factors(case, theta)], reml, beta)
+        logdet = np.linalg.slogdet(d.V)[1] + (np.linalg.slogdet(d.A)[1] if reml else 0)
+        added = weight * np.sum((beta - 1) ** 2) - 2 * np.log(abs(theta[0])) - 2 * np.log(abs(theta[2]))
+        return logdet + d.nu * (1 + np.log(2 * np.pi * d.rss / d.nu)) + added
+
+    return criterion
+
+
+def test_a_penalised_estimate_and_its_derivatives():
+    case, step = layouts.case("slope", seed=1), 1e-4
+    direction = np.random.default_rng(0).normal(size=layouts.ROWS)
+
+    @layouts.quick_jit
+    def both(y, weight):
+        def of(y, weight):
+            found = jm.estimate(case.design.replace(y=y), penalty=penalty(weight))
+            return found, found.beta.sum() + found.theta.sum() + found.sigma
+
+        def total(y, weight):
+            return of(y, weight)[1]
+
+        return of(y, weight), jax.grad(total, argnums=(0, 1))(y, weight)
+
+    with double_precision():
+        (found, _), (by_y, by_weight) = jax.device_get(both(case.y, 5.0))
+        along = [float(both(case.y + s * step * direction, 5.0)[0][1]) for s in (-2, -1, 1, 2)]
+        weights = [float(both(case.y, 5.0 + s * step)[0][1]) for s in (-2, -1, 1, 2)]
+    criterion = penalised_criterion(case, 5.0, True)
+    assert Outcome(int(found.outcome)) == Outcome.CONVERGED
+    np.testing.assert_allclose(found.objective, criterion(np.concatenate([found.beta, found.theta])), rtol=1e-10)
+    start = np.concatenate([found.beta, found.theta]) + 0.1
+    best = optimize.minimize(criterion, start, method="BFGS", options={"gtol": 1e-6})
+    np.testing.assert_allclose(np.concatenate([found.beta, found.theta]), best.x, atol=1e-4)
+    assert found.objective <= best.fun + 1e-8
+    for pulled, (a, b, c, d) in ((by_y @ direction, along), (by_weight, weights)):
+        np.testing.assert_allclose(pulled, (a - 8 * b + 8 * c - d) / (12 * step), rtol=1e-6)
+
+
+def test_without_a_penalty_to_speak_of_the_estimate_is_the_one_without():
+    design = layouts.case("slope", seed=1).design
+    with double_precision():
+        free = jm.estimate(design, False)
+        none = jm.estimate(design, False, penalty=lambda beta, theta: 0 * beta.sum())
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-7, atol=1e-9), none, free)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_an_estimate_at_a_given_theta(reml):
+    case = layouts.case("nested and crossed")
+    theta = layouts.draw_theta(case)
+    with double_precision():
+        found = jax.device_get(jm.estimate(case.design, reml, theta=theta))
+        slope = jax.jacobian(lambda theta: jm.estimate(case.design, reml, theta=theta).beta)(theta)
+    dense = layouts.generalised(case, [f @ f.T for f in layouts.factors(case, theta)], reml)
+    np.testing.assert_allclose(found.beta, dense.beta, rtol=1e-9)
+    np.testing.assert_allclose(found.sigma, np.sqrt(dense.rss / dense.nu), rtol=1e-10)
+    np.testing.assert_allclose(found.objective, layouts.deviance(case, theta, reml), rtol=1e-10)
+    np.testing.assert_allclose(found.vcov_beta, found.sigma**2 * np.linalg.inv(dense.A), rtol=1e-8)
+    np.testing.assert_allclose(np.abs(found.theta), np.abs(theta), rtol=1e-12)
+    assert Outcome(int(found.outcome)) == Outcome.CONVERGED
+    for label, modes in layouts.modes(case, theta).items():
+        np.testing.assert_allclose(found.b[label], modes, rtol=1e-8, atol=1e-10)
+    step = 1e-5 * np.eye(len(theta))[0]
+    ends = [
+        layouts.generalised(case, [f @ f.T for f in layouts.factors(case, theta + s * step)], reml).beta
+        for s in (-1, 1)
+    ]
+    np.testing.assert_allclose(slope[:, 0], (ends[1] - ends[0]) / 2e-5, rtol=1e-5, atol=1e-8)
+
+
+def test_what_excludes_each_other_is_named():
+    design = layouts.case("intercept").design
+    with double_precision():
+        with pytest.raises(jm.DataError, match="theta and penalty exclude each other"):
+            jm.estimate(design, theta=np.ones(1), penalty=lambda beta, theta: 0.0)
+        with pytest.raises(jm.DataError, match="theta and theta0 exclude each other"):
+            jm.estimate(design, theta=np.ones(1), theta0=np.ones(1))
+        with pytest.raises(jm.DataError, match=r"penalty is a float; give a function of \(beta, theta\)"):
+            jm.estimate(design, penalty=1.0)
+        with pytest.raises(jm.DataError, match="design is a Moments"):
+            jm.estimate(jm.moments(design))

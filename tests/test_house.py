@@ -17,8 +17,8 @@ FLOORS = {
     0: ("errors", "precision", "compilation", "executables", "device", "timing", "progress", "gaussian", "facts"),
     1: ("linalg", "covariance", "layout", "memory", "data"),
     2: ("design", "likelihood"),
-    3: ("optimize", "trust_region", "information"),
-    4: ("estimation", "sharing", "programs", "batches", "minibatch"),
+    3: ("optimize", "trust_region", "information", "penalised"),
+    4: ("estimation", "sharing", "programs", "batches", "minibatch", "pure"),
     5: ("inference",),
     6: (
         *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
@@ -55,7 +55,7 @@ ARRAY_SIDE = {
     "trust_region",
     "information",
 }
-ARRAY_SIDE |= {"estimation", "sharing", "programs", "batches", "minibatch", "inference"}
+ARRAY_SIDE |= {"penalised", "estimation", "sharing", "programs", "batches", "minibatch", "pure", "inference"}
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}
 

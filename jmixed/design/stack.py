@@ -80,6 +80,7 @@ def stack(data, density=DENSITY) -> Design:
         counts=tuple(counts),
         layout=layout,
         totals=data.totals,
+        levels=tuple(data.terms[members[0]].levels for members in factors),
     )
 
 
