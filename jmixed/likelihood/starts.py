@@ -27,8 +27,8 @@ FEW_LEVELS = 8
 THIN = 1000
 """So it can with crossed factors that have more coefficients than half of so few rows."""
 RANDOM_STARTS = 8
-MULTIPLES = np.arange(-2.0, 9.0)
-"""Decimal logarithms of the multiples of the identity that are tried."""
+EXPONENTS = np.arange(-2.0, 9.0)
+"""Decimal logarithms of the multiples of the identity, in preconditioned columns, that are looked at."""
 
 
 class Starts(NamedTuple):
@@ -52,8 +52,9 @@ def starts_of(moments: Moments, reml) -> Starts:
     layout, dtype = moments.layout, moments.G.dtype
     starts = [moment_covariances(moments)]
     if terms_compete(layout):
-        multiple = _best_multiple(moments, reml)
-        starts.append([multiple * np.eye(term.q, dtype=dtype) for term in layout.terms])
+        units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
+        multiple = best_multiple(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
+        starts.append([multiple * unit for unit in units])
     count = jnp.full((), len(starts), jnp.int32)
     if _may_be_thin(layout):
         starts.extend(_random_covariances(layout, dtype))
@@ -67,18 +68,25 @@ def terms_compete(layout: Layout) -> bool:
     return shared or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
 
 
-def _best_multiple(moments: Moments, reml):
-    """The multiple of the identity with the lowest deviance: the best of a grid, moved to the parabola's vertex."""
-    units = [np.eye(term.q, dtype=moments.G.dtype) for term in moments.layout.terms]
+def best_multiple(moments: Moments, reml, roots_at) -> jax.Array:
+    """The multiple with the lowest deviance: the best of a grid, moved to the vertex of a parabola.
+
+    Parameters
+    ----------
+    moments : Moments
+    reml : bool
+    roots_at : callable
+        Square roots (q, q) of all terms' covariances, for a multiple.
+    """
 
     def at(exponent):
-        roots = [10 ** (exponent / 2) * unit for unit in units]
+        roots = roots_at(10**exponent)
         return deviance_at(squares(roots), roots, moments, reml)
 
-    grid = jnp.asarray(MULTIPLES, moments.G.dtype)
+    grid = jnp.asarray(EXPONENTS, moments.G.dtype)
     values = jax.lax.map(at, grid)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-    best = jnp.clip(jnp.argmin(values), 1, len(MULTIPLES) - 2)
+    best = jnp.clip(jnp.argmin(values), 1, len(EXPONENTS) - 2)
     left, middle, right = values[best - 1], values[best], values[best + 1]
     bend = left - 2 * middle + right
     usable = jnp.isfinite(bend) & (bend > 0)
