@@ -133,9 +133,36 @@ def test_groups_left_out_leave_refits_at_their_lowest_minimum():
 
 def test_one_term_with_many_levels_has_one_start():
     # Thousands of random designs have shown one minimum: fits do not pay for others.
-    found = programs.fit(layouts.case("slope", seed=1).design)
+    model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
+    found = programs.fit(model.design)
     assert found.starts == 1
     assert found.evaluations == found.iterations
+
+
+def few_levels(seed):
+    """Two groups and three correlated columns."""
+    rng = np.random.default_rng(seed)
+    g = np.repeat([0, 1], [14, 3])
+    Z = np.column_stack([np.ones(17), rng.normal(size=(17, 2))])
+    y = 1 + 0.5 * Z[:, 1] + Z[:, 2] * np.array([0.5, -2.0])[g] + rng.normal(size=17)
+    return pd.DataFrame({"y": y, "x": Z[:, 1], "z": Z[:, 2], "g": g})
+
+
+def test_few_levels_have_one_optimum_for_every_way_of_fitting():
+    """Searches by moments alone end up to 2.9 above the lowest minimum in one of forty such data sets."""
+    ways = jax.jit(lambda design: jm.estimate(design, False).objective)
+    rng, apart, above = np.random.default_rng(0), [], []
+    for seed in range(40):
+        design = jm.mixedlm("y ~ x + (x + z | g)", few_levels(seed)).design
+        found = programs.fit(design, reml=False)
+        with double_precision():
+            others = [float(ways(design)), fit_responses(design, design.y[None], reml=False).objective[0]]
+        apart.append(max(abs(other - found.objective) for other in others))
+        starts = rng.normal(size=(3, 6)) * 10 ** rng.uniform(-2, 2, size=(3, 1))
+        searched = [programs.fit(design, reml=False, theta0=start) for start in starts]
+        above.append(found.objective - min(one.objective for one in searched))
+    assert max(apart) < 1e-6
+    assert max(above) < 1e-5
 
 
 def test_the_common_multiple_is_the_best_on_its_line():
