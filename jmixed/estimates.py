@@ -28,16 +28,24 @@ class Optimizer(Facts):
     message : str
         What the outcome means and what to do next.
     iterations, evaluations : int
+        Of the search that ended at the estimate, and of those from all starts.
+    starts : int
+        From how many starts the optimum was searched; the lowest is reported. One where the model is known to have
+        one minimum, or where `start_params` were given.
     gradient, hessian_eigenvalues : arrays (m,)
-        Of the objective in theta, at the estimate.
+        Of the objective at the estimate, in the optimiser's own coordinates: square roots of the terms' relative
+        covariances along their principal axes, in columns of unit size. A standard deviation of zero is an ordinary
+        point there, and its curvature tells whether the objective rises beyond it. They are not derivatives in theta.
     checked_beyond_zero : bool
-        Whether a better optimum was looked for beyond a zero column of a relative covariance factor.
+        Whether an optimum was found and the objective has, in these coordinates, no direction of negative curvature:
+        no variance or direction of a covariance that is zero would lower it if it were not.
     """
 
     outcome: Outcome
     message: str
     iterations: int
     evaluations: int
+    starts: int
     gradient: np.ndarray
     hessian_eigenvalues: np.ndarray
     checked_beyond_zero: bool
@@ -281,8 +289,12 @@ class Estimates(WaldInference):
         ('CONVERGED', True)
         """
         fit = self._fit
-        numbers = (fit.iterations, fit.evaluations, fit.gradient, fit.hessian_eigenvalues, fit.checked_beyond_zero)
-        return Optimizer(self.outcome, self.outcome.message, *numbers)
+        message = self.outcome.message
+        if self.outcome.ok and fit.starts > 1:
+            message += f"; no lower minimum from {fit.starts} starts"
+        counts = fit.iterations, fit.evaluations, fit.starts
+        derivatives = fit.gradient, fit.hessian_eigenvalues, fit.checked_beyond_zero
+        return Optimizer(self.outcome, message, *counts, *derivatives)
 
     mle_retvals = optimizer
 

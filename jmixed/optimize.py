@@ -9,7 +9,7 @@ The criterion is even in each column of L: at a zero column its gradient is zero
 Hessian there is the slope beyond the boundary, so a positive definite Hessian certifies the zero.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from jmixed.covariance import IDENTITY, block_diagonal, join, split
 from jmixed.data import Moments
 from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
+from jmixed.likelihood.moment_start import moment_covariances
 from jmixed.likelihood.second_order import Derivatives, derivatives
-from jmixed.likelihood.starts import starts_of
+from jmixed.likelihood.starts import best_multiple, starts_of
 from jmixed.linalg import diagonal, eigh, sweep, take
 from jmixed.trust_region import CURVATURE, trust_region_step
 
@@ -128,7 +129,7 @@ def minimize(
     max_iterations : int or scalar array
         Of the search from each start.
     held : bool array (m,), optional
-        Entries of phi that keep their value; then `chart` is the only start and its bases stay fixed.
+        Entries of phi that keep their value; then `chart` is the first start, and all keep its bases.
     chart : Chart, optional
         Start for `held`.
     others : bool or scalar bool array, optional
@@ -145,7 +146,7 @@ def minimize(
     if chart is None:
         charts, count = _charts(moments, start, reml, others)
     else:
-        charts, count = jax.tree.map(lambda a: a[None], chart), jnp.ones((), jnp.int32)
+        charts, count = _charts_beside(chart, held, moments, reml)
 
     def in_chart(chart, at):
         gradient, hessian = _pull_back(chart, structures, at)
@@ -193,6 +194,27 @@ def _charts(moments: Moments, start, reml, others):
         covariances = [jnp.concatenate([own[None], found]) for own, found in zip(first, rest, strict=True)]
     structures, dtype = moments.layout.terms, moments.G.dtype
     return jax.vmap(lambda own: chart_at(own, structures, dtype))(covariances), count.astype(jnp.int32)
+
+
+def _charts_beside(chart: Chart, held, moments: Moments, reml):
+    """A chart with some entries held, and other starts for its free ones: by moments, and of a common size."""
+    structures, dtype = moments.layout.terms, moments.G.dtype
+    found, sizes = [], []
+    for structure, T, own in zip(structures, moments.T, moment_covariances(moments), strict=True):
+        one: Any = np.eye(structure.q, dtype=dtype)
+        # The chart of an identity term has no basis: its phi belongs to preconditioned columns.
+        scaled = structure.kind != IDENTITY
+        found.append(structure.psi(jnp.linalg.cholesky(T @ own @ T.T) if scaled else jnp.sqrt(own)))
+        sizes.append(structure.psi(jnp.abs(T) * one if scaled else one))
+    sizes = join(sizes, dtype)
+
+    def phi_at(multiple):
+        return jnp.where(held, chart.phi, jnp.sqrt(multiple) * sizes)
+
+    multiple = best_multiple(moments, reml, lambda c: chart_roots(Chart(chart.bases, phi_at(c)), structures))
+    phi = jnp.stack([chart.phi, jnp.where(held, chart.phi, join(found, dtype)), phi_at(multiple)])
+    charts = Chart(tuple(jnp.broadcast_to(basis, (3, *basis.shape)) for basis in chart.bases), phi)
+    return charts, jnp.where(jnp.all(held), 1, 3).astype(jnp.int32)
 
 
 class Search(NamedTuple):
@@ -325,6 +347,11 @@ def _is_optimum(values, slope):
     largest = jnp.maximum(values[-1], 1)
     decrement = jnp.sum(slope**2 / jnp.maximum(values, 1e-10 * largest)) / 2
     return (decrement < DECREMENT) & (values[0] > CURVATURE * largest)
+
+
+def is_convex(eigenvalues: np.ndarray) -> bool:
+    """Whether the Hessian at the end has no direction of negative curvature, by its ascending eigenvalues."""
+    return not len(eigenvalues) or bool(eigenvalues[0] > CURVATURE * max(eigenvalues[-1], 1))
 
 
 def _pull_back(chart: Chart, structures, at: Derivatives):

@@ -60,10 +60,13 @@ class Fit:
     singular : tuple of bool
         By term.
     iterations, evaluations : int
+        Of the search that ended here, and of those from all starts.
+    starts : int
+        From how many starts the optimum was searched.
     gradient, hessian_eigenvalues : arrays (m,)
         Of the deviance, in the optimiser's last chart.
     checked_beyond_zero : bool
-        The curvature beyond every vanished direction was computed, and none leads down.
+        An optimum was found, and no direction of negative curvature there: none beyond a zero of Sigma leads down.
     timings : dict
         Seconds spent by step: cross-products, compiling, the optimum, this object.
     """
@@ -252,7 +255,7 @@ def _collect(design, found, reml, timings, settle):
         starts=int(found.starts),
         gradient=found.gradient,
         hessian_eigenvalues=found.eigenvalues,
-        checked_beyond_zero=outcome.ok,
+        checked_beyond_zero=outcome.ok and optimize.is_convex(found.eigenvalues),
         timings=timings,
     )
 

@@ -26,9 +26,10 @@ FEW_LEVELS = 8
 """With a factor of so few levels the deviance can have several minima."""
 THIN = 1000
 """So it can with crossed factors that have more coefficients than half of so few rows."""
-RANDOM_STARTS = 8
-MULTIPLES = np.arange(-2.0, 9.0)
-"""Decimal logarithms of the multiples of the identity that are tried."""
+RANDOM_STARTS, FEW_ROWS = 8, 50
+"""Other starts where levels are few or data thin; three times as many with at most so few rows."""
+EXPONENTS = np.arange(-2.0, 9.0)
+"""Decimal logarithms of the multiples of the identity, in preconditioned columns, that are looked at."""
 
 
 class Starts(NamedTuple):
@@ -50,14 +51,16 @@ def starts_of(moments: Moments, reml) -> Starts:
     reml : bool
     """
     layout, dtype = moments.layout, moments.G.dtype
-    starts = [moment_covariances(moments)]
-    if terms_compete(layout):
-        multiple = _best_multiple(moments, reml)
-        starts.append([multiple * np.eye(term.q, dtype=dtype) for term in layout.terms])
-    count = jnp.full((), len(starts), jnp.int32)
-    if _may_be_thin(layout):
+    starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
+    count = jnp.full((), 2 if compete else 1, jnp.int32)
+    if compete or thin:
+        units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
+        multiple = best_multiple(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
+        starts.append([multiple * unit for unit in units])
+    if thin:
         starts.extend(_random_covariances(layout, dtype))
-        count = jnp.where(_is_thin(moments), len(starts), count).astype(jnp.int32)
+        called_for = jnp.where(moments.nobs > FEW_ROWS, 2 + RANDOM_STARTS, len(starts))
+        count = jnp.where(_is_thin(moments), called_for, count).astype(jnp.int32)
     return Starts([jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))], count)
 
 
@@ -67,18 +70,25 @@ def terms_compete(layout: Layout) -> bool:
     return shared or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
 
 
-def _best_multiple(moments: Moments, reml):
-    """The multiple of the identity with the lowest deviance: the best of a grid, moved to the parabola's vertex."""
-    units = [np.eye(term.q, dtype=moments.G.dtype) for term in moments.layout.terms]
+def best_multiple(moments: Moments, reml, roots_at) -> jax.Array:
+    """The multiple with the lowest deviance: the best of a grid, moved to the vertex of a parabola.
+
+    Parameters
+    ----------
+    moments : Moments
+    reml : bool
+    roots_at : callable
+        Square roots (q, q) of all terms' covariances, for a multiple.
+    """
 
     def at(exponent):
-        roots = [10 ** (exponent / 2) * unit for unit in units]
+        roots = roots_at(10**exponent)
         return deviance_at(squares(roots), roots, moments, reml)
 
-    grid = jnp.asarray(MULTIPLES, moments.G.dtype)
+    grid = jnp.asarray(EXPONENTS, moments.G.dtype)
     values = jax.lax.map(at, grid)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-    best = jnp.clip(jnp.argmin(values), 1, len(MULTIPLES) - 2)
+    best = jnp.clip(jnp.argmin(values), 1, len(EXPONENTS) - 2)
     left, middle, right = values[best - 1], values[best], values[best + 1]
     bend = left - 2 * middle + right
     usable = jnp.isfinite(bend) & (bend > 0)
@@ -105,6 +115,6 @@ def _coefficients(layout: Layout) -> int:
 def _random_covariances(layout: Layout, dtype):
     """Random starts on all scales, the same in every run."""
     rng = np.random.default_rng(0)
-    for _ in range(RANDOM_STARTS):
+    for _ in range(3 * RANDOM_STARTS):
         roots = [10 ** rng.uniform(-1, 3) * rng.normal(size=(term.q, term.q)) for term in layout.terms]
         yield [(root @ root.T).astype(dtype) for root in roots]
