@@ -98,8 +98,6 @@ class Fit:
         return self.outcome.ok
 
 
-
-
 class Found(NamedTuple):
     """What a program finds: the estimates, and how its optimiser ended.
 

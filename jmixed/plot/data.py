@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import effects, gaussian, tables
+from jmixed.arguments import checked
 from jmixed.design.expressions import names_in
 from jmixed.design.materialise import known_factors
 from jmixed.errors import DataError, ModelError
@@ -19,6 +20,7 @@ GRID = 30
 """Points of a fitted line."""
 
 
+@checked
 def caterpillar_data(result: MixedLMResults, group=None, column=None, level: float = 0.95) -> pd.DataFrame:
     """What `caterpillar` shows: the conditional modes of one column, ordered by their size.
 
@@ -58,6 +60,7 @@ def caterpillar_data(result: MixedLMResults, group=None, column=None, level: flo
     return pd.DataFrame(columns).sort_values("estimate", ignore_index=True)
 
 
+@checked
 def residuals_data(result: MixedLMResults) -> pd.DataFrame:
     """What `residuals` shows: fitted values and residuals, one row for each row of the data.
 
@@ -82,6 +85,7 @@ def residuals_data(result: MixedLMResults) -> pd.DataFrame:
     return pd.DataFrame({"fitted": table[".fitted"], "residual": table[".std.resid"]})
 
 
+@checked
 def qq_data(result: MixedLMResults, group=None, column=None) -> pd.DataFrame:
     """What `qq` shows: normal and sample quantiles.
 
@@ -146,6 +150,7 @@ def _standardised_modes(result, group, column):
     return result._fit.b[spec.terms[t].label][:, k] / np.sqrt(np.where(variance > floor, variance, np.nan))
 
 
+@checked
 def profile_data(profile, parameter: str | None = None) -> pd.DataFrame:
     """What `profile` shows: the profile of one parameter.
 
@@ -178,6 +183,7 @@ def profile_data(profile, parameter: str | None = None) -> pd.DataFrame:
     return own.dropna().sort_values("value", ignore_index=True)
 
 
+@checked
 def bootstrap_data(replicates, parameter: str | None = None) -> pd.DataFrame:
     """What `bootstrap` shows: a Gaussian kernel estimate with Scott's bandwidth.
 
@@ -225,6 +231,7 @@ def replicates_of(replicates, parameter):
     return table[known(parameter, list(table.columns), "parameter")].dropna()
 
 
+@checked
 def fitted_data(result: MixedLMResults, x: str | None = None, group=None, levels=None) -> pd.DataFrame:
     """What `fitted` draws: the line of each group, and last that of the fixed effects.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jmixed import gaussian, tables
+from jmixed.arguments import checked
 from jmixed.plot.data import (
     bootstrap_data,
     caterpillar_data,
@@ -30,6 +31,7 @@ BINS = 15
 INK, ACCENT, PALE = "#1f4e79", "#c8501e", "#9aa5b1"
 
 
+@checked
 def caterpillar(result: MixedLMResults, group=None, column=None, level: float = 0.95, ax=None) -> Any:
     """Conditional modes with their intervals, smallest first.
 
@@ -80,6 +82,7 @@ def caterpillar(result: MixedLMResults, group=None, column=None, level: float = 
     return ax
 
 
+@checked
 def residuals(result: MixedLMResults, ax=None) -> Any:
     """Standardised conditional residuals against fitted values, with a running mean.
 
@@ -120,6 +123,7 @@ def residuals(result: MixedLMResults, ax=None) -> Any:
     return ax
 
 
+@checked
 def qq(result: MixedLMResults, group=None, column=None, ax=None) -> Any:
     """Quantiles of residuals, or of the random effects of a group, against the normal distribution's.
 
@@ -160,6 +164,7 @@ def qq(result: MixedLMResults, group=None, column=None, ax=None) -> Any:
     return ax
 
 
+@checked
 def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None) -> Any:
     """Profile of one parameter: the signed root of the increase in deviance; straight where Wald's limits are right.
 
@@ -206,6 +211,7 @@ def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None)
     return ax
 
 
+@checked
 def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=None) -> Any:
     """Density of the bootstrap replicates of one parameter, with its percentile interval.
 
@@ -257,6 +263,7 @@ def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=
     return ax
 
 
+@checked
 def fitted(result: MixedLMResults, x: str | None = None, group=None, levels=None, ax=None) -> Any:
     """The data against one predictor, with a fitted line for each group and, dashed, the line of the fixed effects.
 
