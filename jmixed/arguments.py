@@ -337,8 +337,8 @@ def out_of_memory(error: MemoryError | RuntimeError, called: str) -> OutOfMemory
     if isinstance(error, OutOfMemoryError) or not (isinstance(error, MemoryError) or "RESOURCE_EXH" in str(error)):
         return None
     return OutOfMemoryError(
-        f"{called}: memory did not suffice ({' '.join(str(error).split())[:200]}). Free some, ask for less at a time, or "
-        "use a machine or a device with more"
+        f"{called}: memory did not suffice ({' '.join(str(error).split())[:200]}). Free some, ask for less at a time, "
+        "or use a machine or a device with more"
     )
 
 

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jmixed import executables
 from jmixed.arguments import checked, out_of_memory
+from jmixed.errors import warn
 from jmixed.files import is_own
 from jmixed.forks import refuse_fork
 
@@ -77,11 +77,10 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
         with contextlib.suppress(OSError):
             directory.chmod(directory.stat().st_mode & 0o755)
     if not is_own(directory.stat()):
-        warnings.warn(
+        warn(
             f"nothing is kept in {directory}, for other users can write to it and so have programs run as you: give "
             f"a directory of your own that they cannot write to (chmod go-w {directory}), or none, for the default",
             UserWarning,
-            stacklevel=2,
         )
         return None
     jax.config.update("jax_compilation_cache_dir", str(directory))

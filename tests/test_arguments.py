@@ -100,8 +100,7 @@ def test_values_that_jax_traces_pass(result):
 def test_names_of_the_caller_are_found_through_the_checks():
     factor = 1000
 
-    def model():
-        inner = 2
+    def model(inner):
         return jm.mixedlm("Reaction ~ I(Days / inner) + (1 | Subject)", jm.datasets.load("sleepstudy"))
 
     def outer(eval_env):
@@ -109,7 +108,7 @@ def test_names_of_the_caller_are_found_through_the_checks():
             "Reaction ~ I(Days / factor) + (1 | Subject)", jm.datasets.load("sleepstudy"), eval_env=eval_env
         )
 
-    assert model().exog[1, 1] == 0.5
+    assert model(2).exog[1, 1] == 0.5
     assert factor == 1000
     assert outer(1).exog[1, 1] == 0.001
     assert arguments.caller_of(sys._getframe()).f_code.co_name == sys._getframe().f_code.co_name
