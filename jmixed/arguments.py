@@ -54,7 +54,10 @@ def _array(value) -> np.ndarray | None:
         return None
     try:
         found = np.asarray(value)
-        return found.astype(FLOAT) if found.dtype == object else found if found.dtype.kind in "biuf" else None
+        if found.dtype == object:
+            # NumPy makes nothing a number that is not one.
+            return None if any(one is None for one in found.flat) else found.astype(FLOAT)
+        return found if found.dtype.kind in "biuf" else None
     except (TypeError, ValueError, OverflowError):
         return None
 
@@ -100,7 +103,9 @@ def numbers(words: str, *dimensions: int, shape: Callable[[Any], tuple] | None =
     """An array of numbers of so many dimensions; of a shape, if the object whose method is called knows it."""
 
     def holds(value, owner):
-        found = _array(value)
+        # What a device holds, or JAX is tracing, need not come here to tell its shape.
+        there = isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, np.number)
+        found = value if there else _array(value)
         if found is None or (dimensions and found.ndim not in dimensions):
             return False
         return shape is None or found.shape == shape(owner)
@@ -181,7 +186,6 @@ def _square(result) -> tuple[int, int]:
     return (_parameter_count(result),) * 2
 
 
-vector = numbers("a list or array of numbers", 1)
 covariance = numbers("a matrix of numbers with a row and a column for each parameter", shape=_square)
 matrix = numbers("a matrix of numbers", 2)
 table = numbers("an array of numbers", 1, 2)
@@ -203,13 +207,15 @@ ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(
         ("endog", "exog", "exog_re", "groups", "weights", "offset", "y", "Y", "X", "subset", "array"), even
     ),
-    **dict.fromkeys(("xname", "xname_fe", "xname_re", "drop_cols", "names", "colnames"), texts),
+    **dict.fromkeys(("xname", "xname_fe", "xname_re", "drop_cols", "names"), texts),
+    **dict.fromkeys(("colnames", "mats"), Kind("a list", lambda value, _: isinstance(value, list | tuple))),
     **dict.fromkeys(("which",), text | texts),
     "effects": text | Kind("a list of texts", lambda value, _: _are_texts(value) and len(value) > 0),
     "combine_terms": texts,
     "extra_constraints": Kind("a list of pairs (name, hypotheses)", _are_tests),
     "random_effects": Kind("True or False", lambda value, _: isinstance(value, bool | np.bool_)) | text | texts,
     "df_constraints": whole(1, 2**31),
+    "n": Kind("a number that memory can hold", lambda value, _: not isinstance(value, int) or value < 2**40),
     "maxiter": whole(0, 2**31 - 1),
     "type": Kind("1, 2 or 3", lambda value, _: isinstance(value, int | str)),
     "Z": Kind("a dict of arrays by term", lambda value, _: isinstance(value, Mapping)),
@@ -218,7 +224,7 @@ ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(("cov_p",), covariance),
     "r_matrix": hypothesis,
     "invcov": matrix,
-    "theta0": vector,
+    **dict.fromkeys(("theta0", "theta", "beta", "sigma", "residual"), numbers("an array of numbers")),
     "fe_pen": Kind("an object with methods func(params) and deriv(params)", _is_penalty("func", "deriv")),
     "cov_pen": Kind("an object with methods func(mat, mat_inv) and deriv(mat, mat_inv)", _is_penalty("func", "deriv")),
     "rng": Kind("a whole number, or a random generator of NumPy", _is_random),
