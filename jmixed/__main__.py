@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or 2 for bad input, with one line on standard error.
+        The exit status: 0, or 2 for bad input or output that cannot be written, with one line on standard error.
     """
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
@@ -48,7 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except JmixedError as error:
             print(f"jmixed: error: {_one_line(error)}".replace('missing="drop"', "--missing drop"), file=sys.stderr)
             return 2
-    print(result.summary())
+    return _print_out(str(result.summary()))
+
+
+def _print_out(text: str) -> int:
+    """Print to standard output, and give the exit status: whoever reads it may have enough, or its disk be full."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer would be tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0
+        print(f"jmixed: error: the summary cannot be written: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.lax import stop_gradient
 
 from jmixed import optimize
+from jmixed.arguments import checked
 from jmixed.compilation import program
 from jmixed.data import Design
 from jmixed.errors import DataError, Outcome
@@ -69,6 +70,7 @@ class ManyFits:
         return np.isin(self.outcome, [outcome.value for outcome in Outcome if outcome.ok])
 
 
+@checked
 @exact_products
 def estimate_many(design: Design, Y, reml: bool = True, *, X=None, Z=None, weights=None, offset=None) -> Estimate:
     """Fit many responses on one design, or many designs of one shape: one pure, differentiable, compiled function.

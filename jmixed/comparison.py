@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import programs
+from jmixed.arguments import checked
 from jmixed.design.formula import quoted
 from jmixed.design.terms import RandomTerm
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
@@ -18,6 +19,7 @@ from jmixed.progress import bar
 from jmixed.resampling import Resampling
 
 
+@checked
 def compare(*results, refit: bool = True, names: Sequence[str] | None = None) -> pd.DataFrame:
     """A likelihood-ratio table of fits to the same data, as lme4's ``anova(m1, m2)``.
 
@@ -275,6 +277,7 @@ class VarianceTest(Facts):
         }
 
 
+@checked
 def variance_test(r_full, r_reduced=None) -> VarianceTest:
     """Test one variance component: the ratio of (restricted) likelihoods against a mixture of chi-squares.
 

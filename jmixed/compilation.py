@@ -1,5 +1,6 @@
 """Less waiting for compilation: programs that compile quickly, and a cache that keeps them on disk."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -13,6 +14,10 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from jmixed import executables
+from jmixed.arguments import checked, out_of_memory
+from jmixed.errors import warn
+from jmixed.files import is_own
+from jmixed.forks import refuse_fork
 
 OLDER = jax.__version_info__ < (0, 12)
 QUICK: Any = {"xla_cpu_use_fusion_emitters": False} if OLDER else {}
@@ -28,12 +33,14 @@ _options_of_jax: Any = jax.config
 OFF = ("off", "0", "none", "false", "no")
 
 
+@checked
 def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | None:
     """Keep compiled programs on disk and reuse them in later processes.
 
     This sets options of JAX itself, so every JAX program of the process uses the cache; nothing else in jmixed does.
-    jmixed's own programs are kept whole there, and a later process does not even trace them. As with pickle, use a
-    directory that only people you trust can write to.
+    jmixed's own programs are kept whole there, and a later process does not even trace them. Who can write to the
+    directory can have programs run as you: one that belongs to somebody else, or that others can write to, is not
+    used, and a warning says so.
 
     Parameters
     ----------
@@ -44,12 +51,12 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     Returns
     -------
     Path or None
-        The directory in use, or None when the cache is off.
+        The directory in use, or None when the cache is off or others can write to the directory.
 
     Raises
     ------
     OSError
-        When the directory cannot be made.
+        When the directory cannot be made, or none is given and the user has no home directory.
 
     Examples
     --------
@@ -60,8 +67,22 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     choice = str(path) if path is not None else os.environ.get("JMIXED_CACHE", "")
     if choice.strip().lower() in OFF:
         return None
-    directory = Path(choice).expanduser() if choice.strip() else default_directory()
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory = Path(choice).expanduser() if choice.strip() else default_directory()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{error}: set HOME, or JMIXED_CACHE to a directory or to off") from error
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not choice.strip():
+        # Made before under a mask that lets a group write: it is the user's own, to be closed.
+        with contextlib.suppress(OSError):
+            directory.chmod(directory.stat().st_mode & 0o755)
+    if not is_own(directory.stat()):
+        warn(
+            f"nothing is kept in {directory}, for other users can write to it and so have programs run as you: give "
+            f"a directory of your own that they cannot write to (chmod go-w {directory}), or none, for the default",
+            UserWarning,
+        )
+        return None
     jax.config.update("jax_compilation_cache_dir", str(directory))
     # A mixed model is many programs of a tenth of a second: by default JAX would store none of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -111,11 +132,14 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
             # Step by step the programs would meet NumPy's arrays where they count on JAX's.
             with jax.disable_jit(False):
                 return call(*args, **kwargs)
+        refuse_fork()
         started = time.perf_counter()
         small = brief is not None and brief(*args, **kwargs)
         try:
             out, afresh = call_compiled(small, args, kwargs)
         except jax.errors.JaxRuntimeError as error:
+            if (refusal := out_of_memory(error, function.__name__)) is not None:
+                raise refusal from error
             if not _refuse_options(str(error)):
                 raise
             compiled.cache_clear()

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from jmixed import gaussian
-from jmixed.errors import DataError
+from jmixed.arguments import checked
+from jmixed.errors import ArgumentError, DataError
 from jmixed.facts import Facts
 from jmixed.printed import Shown, as_text
 
@@ -28,6 +29,7 @@ class Values(np.ndarray):
         return repr(np.asarray(self))
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class ContrastTest(Shown):
     """Tests of single linear combinations, one per row of R.
@@ -102,11 +104,18 @@ class ContrastTest(Shown):
         -------
         DataFrame
 
+        Raises
+        ------
+        ArgumentError
+            For another number of labels than there are rows.
+
         Examples
         --------
         >>> result.t_test("Days = 0").summary_frame(["slope"]).round(2).loc["slope"].tolist()
         [10.47, 1.55, 6.77, 0.0, 7.44, 13.5]
         """
+        if xname is not None and len(xname) != len(self.effect):
+            raise ArgumentError(f"xname has {len(xname)} labels for {len(self.effect)} rows: give one for each")
         letter = "t" if self.distribution == "t" else "z"
         limits = self.conf_int(alpha)
         columns = {
@@ -151,6 +160,7 @@ class ContrastTest(Shown):
         return "Test for Constraints", frame
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class WaldTest(Facts):
     """A joint test of all rows of R b = q.
@@ -218,6 +228,7 @@ class WaldTest(Facts):
         return self.summary()
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class WaldTable(Shown):
     """Joint tests of several hypotheses.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jmixed.arguments import checked
 from jmixed.errors import DataError
 from jmixed.layout import Layout, bucket
 from jmixed.memory import padded
@@ -238,6 +239,7 @@ def _number_of(stated) -> int:
     return number
 
 
+@checked
 @dataclass(frozen=True)
 class Design:
     """The arrays of a mixed model, row by row. A pytree: it passes through jit, grad and vmap.

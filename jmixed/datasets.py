@@ -6,6 +6,7 @@ from importlib import resources
 
 import pandas as pd
 
+from jmixed.arguments import checked
 from jmixed.errors import DataError
 
 
@@ -31,6 +32,7 @@ class Dataset:
     source: str
 
 
+@checked
 def names() -> list[str]:
     """Names of the bundled data sets, in alphabetical order.
 
@@ -47,6 +49,7 @@ def names() -> list[str]:
     return sorted(_DATASETS)
 
 
+@checked
 def load(name: str) -> pd.DataFrame:
     """Read a bundled data set into a new DataFrame.
 
@@ -82,6 +85,7 @@ def load(name: str) -> pd.DataFrame:
         return pd.read_csv(file, dtype=dict.fromkeys(text, str))
 
 
+@checked
 def describe(name: str) -> str:
     """What a bundled data set holds: its title, its columns with their units, and its original publication.
 

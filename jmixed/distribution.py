@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jmixed.arguments import checked
 from jmixed.packing import psd_cholesky
 from jmixed.views import columns_by_level
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from jmixed.design.terms import ModelData
 
 
+@checked
 class Distribution:
     """The distribution of the response at given parameters, for the rows of a model.
 

@@ -106,6 +106,44 @@ class ModelError(JmixedError, ValueError):
     """
 
 
+class ArgumentError(ModelError, TypeError):
+    """An argument that a function has not, is not given, or cannot take: of another kind, or out of range.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).fit(do_cg="yes")
+    Traceback (most recent call last):
+    jmixed.errors.ArgumentError: fit: do_cg is 'yes'; it must be True or False
+    """
+
+
+class OutOfMemoryError(JmixedError, MemoryError):
+    """Memory, of the machine or of the device, that did not suffice for a computation.
+
+    Examples
+    --------
+    >>> from jmixed.errors import OutOfMemoryError
+    >>> issubclass(OutOfMemoryError, MemoryError)
+    True
+    """
+
+    page = "limits.md#where-it-gets-difficult"
+
+
+class ForkError(JmixedError, RuntimeError):
+    """A fit in a process that was forked while JAX ran, where it would wait for ever.
+
+    Examples
+    --------
+    >>> from jmixed.errors import ForkError
+    >>> issubclass(ForkError, RuntimeError)
+    True
+    """
+
+    page = "many.md#processes"
+
+
 class ConvergenceWarning(_Explained, UserWarning):
     """A fit ended without a certified optimum. The message names the outcome and what to try.
 

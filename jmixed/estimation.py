@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.lax import stop_gradient
 
 from jmixed import optimize
+from jmixed.arguments import checked
 from jmixed.compilation import program
 from jmixed.covariance import join, rectify
 from jmixed.data import Design, Effects, Moments, Rows, names_of
@@ -99,6 +100,7 @@ def _flatten_with_keys(estimate):
 jax.tree_util.register_pytree_with_keys(Estimate, _flatten_with_keys, lambda _, held: Estimate(*held), _flatten)
 
 
+@checked
 @exact_products
 def moments(design: Design) -> Moments:
     """The cross-products of a design: all that the likelihood needs of the data, differentiable in every array.
@@ -145,6 +147,7 @@ def known_design(design) -> Design:
     return design
 
 
+@checked
 @exact_products
 def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
     """-2 log-likelihood, or the REML criterion, with beta and sigma profiled out (Bates et al. 2015, eqs. 34 and 42).
@@ -189,6 +192,7 @@ def _known_data(design) -> Moments | Rows:
     return design.padded_rows()
 
 
+@checked
 @exact_products
 def log_likelihood(beta, theta, sigma, design: Design | Moments):
     """The marginal Gaussian log density of the response (Bates et al. 2015, section 3.4).
@@ -269,6 +273,7 @@ def _of_shape(name, value, shape, what):
     return value
 
 
+@checked
 @exact_products
 def estimate(
     design: Design, reml: bool = True, theta0=None, *, theta=None, penalty=None, mesh=None, axis: str | None = None

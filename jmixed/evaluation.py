@@ -277,13 +277,16 @@ class Likelihood:
         >>> model.predict([250.0, 10.0])[:3]
         array([250., 260., 270.])
         """
-        beta = as_array(params.fe_params if is_params(params) else params, "params")[: self.k_fe]
+        beta = as_array(params.fe_params if is_params(params) else params, "params")
+        if beta.ndim != 1 or len(beta) < self.k_fe:
+            raise DataError(f"predict: params has shape {beta.shape}, but the model has {self.k_fe} fixed effects")
+        beta = beta[: self.k_fe]
         if exog is None:
             return self.exog @ beta + self.offset
         columns = as_array(exog, "exog")
         columns = columns[:, None] if columns.ndim == 1 and self.k_fe == 1 else columns
-        if len(beta) != self.k_fe or columns.shape[-1] != self.k_fe:
-            raise DataError(f"predict: params and exog of shape {columns.shape} must have {self.k_fe} fixed effects")
+        if columns.ndim not in (1, 2) or columns.shape[-1] != self.k_fe:
+            raise DataError(f"predict: exog has shape {columns.shape}, but the model has {self.k_fe} fixed effects")
         return columns @ beta
 
     def get_distribution(self, params, scale, exog=None) -> Distribution:
@@ -314,7 +317,7 @@ class Likelihood:
         """
         beta, psi, _ = self._point(params, profile_fe=False, direct=True)
         mean = self.predict(beta, self.exog if exog is None else exog)
-        if len(mean) != self.nobs:
-            raise DataError(f"get_distribution: exog has {len(mean)} rows, the model has {self.nobs}")
+        if np.shape(mean) != (self.nobs,):
+            raise DataError(f"get_distribution: exog has shape {np.shape(exog)}, the model has {self.nobs} rows")
         mean = mean + self.offset
         return Distribution(self.spec, mean, [scale * matrix for matrix in self._packing.matrices(psi)], scale)

@@ -4,13 +4,14 @@ JAX's own cache saves compiling alone; tracing and lowering a fit take as long a
 everything that goes into a program, and to one kind of processor.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import pickle
 import platform
+import secrets
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import serialize_executable
-from jax.experimental.compilation_cache import compilation_cache
 from jaxlib.version import __version__ as jaxlib_version
+
+from jmixed.files import is_own, seal, seal_holds, write_whole
 
 Kind = tuple[tuple[int, ...], str, bool]
 
@@ -58,15 +60,20 @@ def call_from(directory: Path, jitted: Any, name: str, options: Any, static: dic
 
 
 def _compile_afresh(lowered):
-    """Compile past JAX's own cache: an executable that was read from there cannot be written whole again."""
-    directory = jax.config.values["jax_compilation_cache_dir"]
-    try:
-        jax.config.update("jax_compilation_cache_dir", None)
-        compilation_cache.reset_cache()
-        return lowered.compile()
-    finally:
-        jax.config.update("jax_compilation_cache_dir", directory)
-        compilation_cache.reset_cache()
+    """Compile past JAX's own cache: an executable that was read from there cannot be written whole again.
+
+    JAX looks programs up by the options they are compiled with, among others: one that says how much to print when
+    memory is assigned makes this a program that JAX has never seen. No option of the process is touched.
+    """
+    with _nothing_written():
+        return lowered.compile(compiler_options={"xla_debug_buffer_assignment_show_max": 16 + secrets.randbelow(2**30)})
+
+
+def _nothing_written():
+    """Context in which this thread writes nothing into JAX's cache; one without effect where JAX knows no such."""
+    options = getattr(getattr(jax, "_src", None), "config", None)
+    state = getattr(options, "persistent_cache_min_compile_time_secs", None)
+    return state(float("inf")) if callable(state) else contextlib.nullcontext()
 
 
 def count() -> int:
@@ -94,9 +101,18 @@ def _kind(leaf) -> Kind:
 
 
 def _read(path: Path, tree):
-    """The executable in a file; None where there is none, or none that can be used."""
+    """The executable in a file; None where there is none, or none that can be used.
+
+    A program that is damaged, or that somebody else has put there, must not even be looked into.
+    """
     try:
-        content, example = pickle.loads(path.read_bytes())
+        with path.open("rb") as file:
+            if not (is_own(path.parent.stat()) and is_own(os.fstat(file.fileno()))):
+                return None
+            kept = file.read()
+        if not seal_holds(kept):
+            return None
+        content, example = pickle.loads(kept)
         _find_lapack()
         return serialize_executable.deserialize_and_load(content, tree, jax.tree.structure(example))
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, ImportError):
@@ -126,12 +142,9 @@ def _write(path: Path, compiled, tree) -> None:
     if own != tree:
         return
     example = jax.tree.unflatten(results, range(results.num_leaves))
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(pickle.dumps((content, example)))
-        os.replace(file.name, path)
-    except OSError:
-        return
+    with contextlib.suppress(OSError):
+        if is_own(path.parent.stat()):
+            write_whole(path, seal(pickle.dumps((content, example))), mode=0o600)
 
 
 @functools.cache

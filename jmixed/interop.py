@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from jmixed.arguments import checked
 from jmixed.design.formula import quoted
 from jmixed.design.matrices import new_rows
 from jmixed.errors import DataError, ModelError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from jmixed.results import MixedLMResults
 
 
+@checked
 def to_marginaleffects(result: MixedLMResults) -> Any:
     """A model for the functions of marginaleffects: predictions of the fixed part, their averages and contrasts.
 
@@ -178,6 +180,7 @@ def _categories(frame, names):
     return frame.assign(**made)
 
 
+@checked
 def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     """Draws of the fixed and random effects for ArviZ's plots and comparisons.
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import programs, tables
+from jmixed.arguments import checked
 from jmixed.errors import ConvergenceWarning, ModelError, warn
 from jmixed.inference import profiles
 from jmixed.inference.profiles import Parameter
@@ -21,6 +22,7 @@ BY_ML = "The profile is that of the ML deviance; the fit was by REML."
 """Said where a profile belongs to a fit by REML."""
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Profile(Shown):
     """Profiles of the parameters of a fit.

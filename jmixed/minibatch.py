@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jmixed.arguments import checked
 from jmixed.data import Design, Grouping, Index
 from jmixed.errors import DataError, ModelError
 from jmixed.estimation import compiled, known_design, moments_of_residuals, theta_of
@@ -17,6 +18,7 @@ CHUNK = 16
 """Rows of a group that are summed in one written-out step."""
 
 
+@checked
 def take_groups(design: Design, groups):
     """The rows of some groups and the design on them, of one shape whatever the groups: a mini-batch.
 
@@ -115,6 +117,7 @@ def _rows_of_groups(design):
     return table
 
 
+@checked
 @exact_products
 def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | None = None):
     """Negative marginal log-likelihood of residuals from any mean function: what a training loop minimises.

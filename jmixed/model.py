@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from jmixed.arguments import checked
 from jmixed.data import Design
 from jmixed.design import checks, matrices
 from jmixed.design.frame import reordered
@@ -25,6 +26,7 @@ from jmixed.timing import Timings
 from jmixed.views import GroupedRows, ModelFrame, theta_names
 
 
+@checked
 def mixedlm(
     formula,
     data,
@@ -92,6 +94,7 @@ def mixedlm(
     return MixedLM.from_formula(formula, data, **words, **kwargs)
 
 
+@checked
 class MixedLM(Fitting, GroupedRows):
     """A linear mixed model, stated by arrays; `mixedlm` and `MixedLM.from_formula` state it by formulas.
 

@@ -163,7 +163,7 @@ class Packing:
         """
         cov_re, vcomp = np.atleast_2d(np.asarray(cov_re)), np.asarray(vcomp)
         k_re, k_vc = self.shape
-        if cov_re.size != k_re**2 or vcomp.shape != (k_vc,):
+        if (cov_re.shape != (k_re, k_re) and (k_re or cov_re.size)) or vcomp.shape != (k_vc,):
             raise DataError(
                 f"{name} has cov_re of shape {cov_re.shape} and vcomp of shape {vcomp.shape}, "
                 f"but the model has shapes ({k_re}, {k_re}) and ({k_vc},)"

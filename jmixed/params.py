@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jmixed.arguments import checked
 from jmixed.design.frame import refuse_tracer
 from jmixed.errors import DataError, ModelError
 from jmixed.packing import psd_cholesky
@@ -40,6 +41,7 @@ def as_array(value, name: str) -> np.ndarray:
         raise DataError(f"{name} must hold numbers: {error}") from error
 
 
+@checked
 class MixedLMParams:
     """The parameters of a mixed model in statsmodels' form: fixed effects, one covariance, and variance components.
 
@@ -101,7 +103,7 @@ class MixedLMParams:
         Raises
         ------
         DataError
-            For a covariance that is not square.
+            For a covariance that is not square, and for other parts that are no list.
 
         Examples
         --------
@@ -113,11 +115,14 @@ class MixedLMParams:
         variances = as_array([] if vcomp is None else vcomp, "vcomp")
         if cov_re_sqrt is not None:
             root = as_array(cov_re_sqrt, "cov_re_sqrt")
-            covariance = root @ root.T
+            covariance = root @ root.T if root.ndim == 2 else root
         else:
             covariance = as_array(np.zeros((0, 0)) if cov_re is None else cov_re, "cov_re")
         if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
             raise DataError(f"cov_re has shape {covariance.shape}: give a square matrix (k_re, k_re)")
+        for name, values in (("fe_params", fixed), ("vcomp", variances)):
+            if values.ndim != 1:
+                raise DataError(f"{name} has shape {values.shape}: give a list of numbers")
         params = MixedLMParams(len(fixed), len(covariance), len(variances))
         params.fe_params, params.cov_re, params.vcomp = fixed, covariance, variances
         return params
@@ -223,6 +228,7 @@ def is_params(value) -> bool:
     return hasattr(value, "get_packed") and hasattr(value, "cov_re") and hasattr(value, "vcomp")
 
 
+@checked
 @dataclass
 class VCSpec:
     """The design of variance components, in statsmodels' form.

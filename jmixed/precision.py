@@ -7,6 +7,8 @@ from typing import TypeVar, cast
 import jax
 import numpy as np
 
+from jmixed.forks import refuse_fork
+
 FLOAT = np.float64
 F = TypeVar("F", bound=Callable)
 
@@ -17,10 +19,14 @@ def double_precision():
 
 
 def exact_products(function: F) -> F:
-    """The function with products of 32-bit floats in 32 bits, where accelerators would round their factors to fewer."""
+    """The function with products of 32-bit floats in 32 bits, where accelerators would round their factors to fewer.
+
+    Where its process was forked and nothing can be computed, it is refused.
+    """
 
     @functools.wraps(function)
     def call(*args, **kwargs):
+        refuse_fork()
         with jax.default_matmul_precision("highest"):
             return function(*args, **kwargs)
 

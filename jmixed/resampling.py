@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import predict, tables
+from jmixed.arguments import checked
 from jmixed.batches import fit_responses
 from jmixed.covariance import Structure
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
@@ -27,6 +28,7 @@ DRAWN = 2**28
 KINDS = ("percentile", "basic")
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Bootstrap(Shown):
     """Replicates of the parameters of a fit.

@@ -8,6 +8,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
+from jmixed.arguments import caller_of
 from jmixed.design.formula import RandomPart, parse, quoted
 from jmixed.errors import FormulaError, ModelError
 
@@ -57,9 +58,9 @@ def names_of_caller(eval_env, frame: FrameType) -> Mapping:
         raise FormulaError(f"eval_env is {eval_env!r}; it must be a number of callers, or a mapping of names to values")
     if eval_env < 0:
         return {}
-    found: FrameType | None = frame
+    found = caller_of(frame)
     for _ in range(eval_env):
-        found = found and found.f_back
+        found = found and caller_of(found.f_back)
     if found is None:
         raise FormulaError(f"eval_env is {eval_env}, but there are not so many callers: use 0")
     return ChainMap(dict(found.f_locals), found.f_globals)

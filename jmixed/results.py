@@ -11,9 +11,11 @@ import pandas as pd
 
 from jmixed import effects as by_effect
 from jmixed import summary, tables
+from jmixed.arguments import checked
 from jmixed.comparison import Comparisons
 from jmixed.diagnostics import Diagnostics
-from jmixed.errors import DataError, ModelError
+from jmixed.errors import ArgumentError, DataError, ModelError
+from jmixed.files import seal, seal_holds, write_whole
 from jmixed.held import without_coefficients
 from jmixed.inference.variance_profile import profile_variance
 from jmixed.intervals import Intervals
@@ -21,7 +23,14 @@ from jmixed.packing import Packing
 from jmixed.printed import noted
 from jmixed.testing import DDF, SmallSampleTests
 
+UNREADABLE = (
+    *(pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError),
+    *(ArithmeticError, MemoryError, RuntimeError, AssertionError),
+)
+"""What pickle ends in when it is given something else than it wrote."""
 
+
+@checked
 class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
@@ -228,6 +237,8 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
                [  35.1, -871.8],
                [  53.2, -872.3]])
         """
+        if unknown := fit_kwargs.keys() - {"method", "maxiter", "gtol"}:
+            raise ArgumentError(f"profile_re has no argument {min(unknown)!r}; refits take method, maxiter and gtol")
         self._need_data("profile_re", rows=False)
         term, column = self._find_variance(re_ix, vtype)
         covariance = self._fit.covariances[self._spec.terms[term].label]
@@ -296,6 +307,8 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         ------
         DataError
             When the formulas use a function that pickle cannot store.
+        OSError
+            When the file cannot be written, as on a full disk. A file that was there is as it was.
 
         Examples
         --------
@@ -317,7 +330,7 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
                 "the top of a module, not inside a function and not as a lambda"
             ) from error
         if isinstance(fname, str | os.PathLike):
-            Path(fname).write_bytes(content)
+            write_whole(fname, seal(content))
         else:
             fname.write(content)
 
@@ -336,7 +349,9 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         Raises
         ------
         DataError
-            When the file holds something else.
+            When the file holds something else, or not all that was written, or was changed since.
+        OSError
+            When there is no such file, or it cannot be read.
 
         Examples
         --------
@@ -348,11 +363,16 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         >>> jm.MixedLMResults.load(file)
         <MixedLMResults: Reaction ~ Days + (Days | Subject); REML objective 1743.6283>
         """
-        if isinstance(fname, str | os.PathLike):
-            with Path(fname).open("rb") as file:
-                found = pickle.load(file)
-        else:
-            found = pickle.load(fname)
+        kept = Path(fname).read_bytes() if isinstance(fname, str | os.PathLike) else None
+        if kept is not None and seal_holds(kept) is False:
+            raise DataError(f"{fname}: is damaged: its content is not what was saved. Save the result again")
+        try:
+            found = pickle.load(fname) if kept is None else pickle.loads(kept)
+        except UNREADABLE as error:
+            raise DataError(
+                f"{fname}: is no whole file of a saved {cls.__name__} ({type(error).__name__}: {error}). It may be cut "
+                "off, of another kind, or saved by another version of jmixed or of a package it needs"
+            ) from error
         if not isinstance(found, cls):
             raise DataError(f"{fname}: holds a {type(found).__name__}, not a saved {cls.__name__}")
         return found
@@ -363,6 +383,7 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         return f"<MixedLMResults: {formula}; {self.method} objective {self.objective:.4f}{state}>"
 
 
+@checked
 def load(fname) -> MixedLMResults:
     """Read a result that ``result.save`` wrote. Open only files that you trust: pickle can run any code.
 

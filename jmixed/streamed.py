@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from jmixed.arguments import checked
 from jmixed.design import compress, survey
 from jmixed.design.represent import represent
 from jmixed.design.stack import stack
@@ -30,6 +31,7 @@ OF_ROWS += ("update", "with_response", "group_list")
 """What a model in memory has, and one of batches has not."""
 
 
+@checked
 def from_batches(
     formula,
     batches,
@@ -174,6 +176,7 @@ def _computed(delayed: Any) -> Any:
         ) from error
 
 
+@checked
 class StreamedLM(Fitting):
     """A linear mixed model of data in batches, made by `from_batches`. It is fitted as `MixedLM` is.
 

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from jmixed import gaussian
+from jmixed.arguments import checked
 from jmixed.errors import DataError, Outcome
 from jmixed.printed import decimals, fixed
 
 TITLE = "Mixed Linear Model Regression Results"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Summary:
     """Tables and notes about a fit; prints as text, shows as HTML in a notebook.

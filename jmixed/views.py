@@ -289,8 +289,8 @@ class GroupedRows:
         if array is None:
             return None
         rows = np.asarray(array)
-        if len(rows) != len(self.spec.y):
-            raise DataError(f"group_list: the array has {len(rows)} rows, the model has {len(self.spec.y)}")
+        if rows.shape[:1] != self.spec.y.shape:
+            raise DataError(f"group_list: the array has shape {rows.shape}, the model has {len(self.spec.y)} rows")
         return [rows[own] for own in self.row_indices.values()]
 
     @property

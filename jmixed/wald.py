@@ -230,7 +230,7 @@ class WaldInference:
         Raises
         ------
         DataError
-            For `column` together with a matrix, and for `other` alone.
+            For `column` together with a matrix, for `other` alone, and for a matrix of another number of columns.
 
         Examples
         --------
@@ -251,6 +251,9 @@ class WaldInference:
         if r_matrix is not None:
             left = np.asarray(r_matrix, FLOAT)
             right = left if other is None else np.asarray(other, FLOAT)
+            for name, factor in (("r_matrix", left), ("other", right)):
+                if factor.shape[-1] != len(cov):
+                    raise DataError(f"{name} has shape {factor.shape}: give a column for each of {len(cov)} parameters")
             return left @ cov @ right.T
         return self._matrix(cov, self._names.all)
 
@@ -322,6 +325,11 @@ class WaldInference:
         -------
         WaldTest
 
+        Raises
+        ------
+        DataError
+            For an `invcov` of another shape.
+
         Examples
         --------
         >>> result.wald_test("Intercept = 250, Days = 10").pvalue > 0.9
@@ -335,6 +343,10 @@ class WaldInference:
         used = np.any(R != 0, axis=0)
         R, estimate, cov = R[:, used], self._estimate[used], cov[np.ix_(used, used)]
         if invcov is not None:
+            if np.shape(invcov) != (len(R), len(R)):
+                raise DataError(
+                    f"invcov has shape {np.shape(invcov)}: give a row and a column for each of {len(R)} rows"
+                )
             estimate, q, cov, R = R @ estimate - q, np.zeros(len(q)), np.linalg.inv(invcov), np.eye(len(q))
         use_f = self.use_t if use_f is None else use_f
         return contrasts.wald_test(R, q, estimate, cov, self.df_resid, use_f, df_constraints)

@@ -44,7 +44,7 @@ def test_the_page_exists_and_has_the_section(where, page):
 def test_what_is_wrong_with_a_fit_or_a_formula_has_a_page():
     without = {kind.__name__ for kind in CLASSES if not kind.page and not kind.__name__.startswith("_")}
     # These are raised for many things: some have a page and name it where they are raised.
-    assert without == {"JmixedError", "DataError", "ModelError"}
+    assert without == {"JmixedError", "DataError", "ModelError", "ArgumentError"}
 
 
 def test_a_message_ends_with_its_page():

@@ -14,7 +14,20 @@ PACKAGE = HOME / "jmixed"
 
 # A room is a module or a package directly under jmixed. It imports from lower floors, or from its own without a circle.
 FLOORS = {
-    0: ("errors", "precision", "compilation", "executables", "device", "timing", "progress", "gaussian", "facts"),
+    0: (
+        "errors",
+        "precision",
+        "compilation",
+        "executables",
+        "device",
+        "timing",
+        "progress",
+        "gaussian",
+        "facts",
+        "files",
+        "forks",
+        "arguments",
+    ),
     1: ("linalg", "covariance", "layout", "memory", "data"),
     2: ("design", "likelihood"),
     3: ("optimize", "trust_region", "information", "penalised"),

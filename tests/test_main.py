@@ -1,5 +1,6 @@
 """The command line: prints the summary and exits 0, or says in one line what is wrong and exits 2."""
 
+import os
 import subprocess
 import sys
 
@@ -147,6 +148,75 @@ def test_the_cache_keeps_small_programs(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 0
+
+
+def run_alone(tmp_path, stdout=subprocess.PIPE, **environment):
+    """The command line in a process of its own, without more of an environment than is given."""
+    command = [sys.executable, "-m", "jmixed", "Yield ~ 1 + (1 | Batch)", "--data", "dyestuff"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "JMIXED_CACHE", "XDG_CACHE_HOME")}
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=kept | environment)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a disk that is always full")
+def test_a_full_disk_is_one_line_and_status_2(tmp_path):
+    with open("/dev/full", "w") as full:
+        process = run_alone(tmp_path, stdout=full, JMIXED_CACHE=str(tmp_path / "kept"))
+        _, err = process.communicate()
+    assert process.returncode == 2
+    assert err.startswith("jmixed: error: the summary cannot be written: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes like these there")
+def test_who_has_read_enough_is_not_told_off(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = run_alone(tmp_path, stdout=writing, JMIXED_CACHE=str(tmp_path / "kept"))
+    os.close(writing)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+
+
+def test_without_a_home_directory_one_line_says_so(capsys, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("jmixed.compilation.Path.home", homeless)
+    for name in ("JMIXED_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    status, out, err = run(capsys, "Yield ~ 1 + (1 | Batch)", "--data", "dyestuff")
+    assert status == 0
+    assert "Batch" in out
+    assert err.startswith("jmixed: warning: no compilation cache (")
+    assert "JMIXED_CACHE" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions as POSIX has them")
+def test_a_cache_directory_is_the_users_alone(monkeypatch, tmp_path):
+    before = {name: jax.config.values[name] for name in jax.config.values if "compilation_cache" in name}
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.warns(UserWarning, match="nothing is kept in .*open.*chmod go-w"):
+        assert jm.enable_compilation_cache(open_to_all) is None
+    assert before == {name: jax.config.values[name] for name in before}
+    code = (
+        "import os, jmixed as jm\n"
+        "os.umask(0)\n"
+        "paths = [jm.enable_compilation_cache(), jm.enable_compilation_cache(os.environ['HOME'] + '/own')]\n"
+        "paths[0].chmod(0o775)\n"
+        "print(*(oct(path.stat().st_mode & 0o777) for path in [*paths, jm.enable_compilation_cache()]))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("JMIXED_CACHE", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"HOME": str(tmp_path)},
+    )
+    assert done.stdout.split() == ["0o755", "0o700", "0o755"]
 
 
 def test_a_later_process_does_not_even_trace_the_programs_of_a_fit(tmp_path):

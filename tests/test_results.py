@@ -1,8 +1,10 @@
 """The result object: statsmodels' names and labels, lme4's numbers, and independence of everything that comes later."""
 
 import copy
+import errno
 import functools
 import io
+import os
 import pickle
 import time
 import warnings
@@ -786,3 +788,65 @@ def test_singular_stays_singular_at_any_origin():
             with pytest.warns(jm.SingularWarning):
                 result = jm.mixedlm("y ~ t + (t | s)", data).fit()
             assert result.singular, (name, origin)
+
+
+class TestFiles:
+    """Saved results: whole, or what was there before; damaged and foreign files are told apart."""
+
+    @pytest.fixture
+    def result(self):
+        return jm.mixedlm("Yield ~ 1 + (1 | Batch)", jm.datasets.load("dyestuff")).fit()
+
+    def test_a_saved_result_comes_back_from_a_path_and_from_a_file(self, result, tmp_path):
+        path = tmp_path / "result.pickle"
+        result.save(path)
+        for name in (path, str(path)):
+            assert jm.load(name).objective == result.objective
+        with path.open("rb") as file:
+            assert jm.load(file).objective == result.objective
+        # A result that was saved before files were sealed.
+        path.write_bytes(pickle.dumps(result))
+        assert jm.load(path).objective == result.objective
+
+    def test_damaged_truncated_and_foreign_files_are_refused(self, result, tmp_path):
+        path = tmp_path / "result.pickle"
+        result.save(path)
+        whole = path.read_bytes()
+        wrong = [whole[: len(whole) * k // 7] for k in range(7)] + [pickle.dumps({"a": 1}), b"text", bytes(100)]
+        for place in range(0, 8 * len(whole), 8 * len(whole) // 23):
+            damaged = bytearray(whole)
+            damaged[place // 8] ^= 1 << place % 8
+            wrong.append(bytes(damaged))
+        for content in wrong:
+            path.write_bytes(content)
+            with pytest.raises(jm.DataError, match="result.pickle: "):
+                jm.load(path)
+        for content in (b"", whole[: len(whole) // 2], b"text"):
+            with pytest.raises(jm.DataError, match="no whole file of a saved MixedLMResults"):
+                jm.load(io.BytesIO(content))
+
+    def test_a_file_that_is_not_there_is_pythons_error(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            jm.load(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("place", [None, 3, b"text", ["a"]])
+    def test_what_is_no_file(self, result, place):
+        with pytest.raises(jm.ModelError, match="a path, or a binary file"):
+            jm.load(place)
+        with pytest.raises(jm.ModelError, match="a path, or a binary file"):
+            result.save(place)
+
+    def test_save_on_a_full_disk_keeps_the_old_file(self, result, tmp_path, monkeypatch):
+        path = tmp_path / "result.pickle"
+        result.save(path)
+
+        def fail(descriptor, _):
+            os.close(descriptor)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdopen", fail)
+            with pytest.raises(OSError, match="No space left"):
+                result.save(path)
+        assert list(tmp_path.iterdir()) == [path]
+        assert jm.load(path).objective == result.objective

@@ -171,7 +171,7 @@ def subset_positions(frame: pd.DataFrame, subset: Any) -> np.ndarray:
     wanted = subset if isinstance(subset, (pd.Series, slice)) else np.asarray(subset)
     try:
         chosen = np.atleast_1d(np.asarray(positions.loc[wanted]))
-    except (KeyError, IndexError, pd.errors.IndexingError) as error:
+    except (LookupError, TypeError, ValueError, pd.errors.IndexingError) as error:
         condition = f". A condition is subset=data.eval({subset!r})" if isinstance(subset, str) else ""
         raise DataError(
             f"subset cannot be applied to the {len(frame)} rows of data ({error}); "

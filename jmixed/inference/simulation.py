@@ -27,8 +27,8 @@ def generator(key: Any) -> np.random.Generator:
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         if 0 <= key < 2**64:
             words = np.array([int(key) >> 32, int(key) & 0xFFFFFFFF], np.uint32)
-    elif (dtype := getattr(key, "dtype", None)) is not None:
-        typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    elif isinstance(key, np.ndarray | jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         words = np.asarray(jax.random.key_data(key) if typed else key)
     if words.ndim != 1 or words.dtype != np.uint32 or not len(words):
         raise DataError(f"key is {key!r}; give a seed, a whole number of zero or more, or one key of jax.random.key")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import effects, gaussian, tables
+from jmixed.arguments import checked
 from jmixed.design.expressions import names_in
 from jmixed.design.materialise import known_factors
 from jmixed.errors import DataError, ModelError
@@ -24,6 +25,7 @@ PREDICTED = 2**18
 """Rows that are predicted at a time."""
 
 
+@checked
 def caterpillar_data(result: MixedLMResults, group=None, column=None, level: float = 0.95) -> pd.DataFrame:
     """What `caterpillar` shows: the conditional modes of one column, ordered by their size.
 
@@ -63,6 +65,7 @@ def caterpillar_data(result: MixedLMResults, group=None, column=None, level: flo
     return pd.DataFrame(columns).sort_values("estimate", ignore_index=True)
 
 
+@checked
 def residuals_data(result: MixedLMResults) -> pd.DataFrame:
     """What `residuals` shows: fitted values and residuals, one row for each row of the data.
 
@@ -87,6 +90,7 @@ def residuals_data(result: MixedLMResults) -> pd.DataFrame:
     return pd.DataFrame({"fitted": table[".fitted"], "residual": table[".std.resid"]})
 
 
+@checked
 def qq_data(result: MixedLMResults, group=None, column=None) -> pd.DataFrame:
     """What `qq` shows: normal and sample quantiles.
 
@@ -151,6 +155,7 @@ def _standardised_modes(result, group, column):
     return result._fit.b[spec.terms[t].label][:, k] / np.sqrt(np.where(variance > floor, variance, np.nan))
 
 
+@checked
 def profile_data(profile, parameter: str | None = None) -> pd.DataFrame:
     """What `profile` shows: the profile of one parameter.
 
@@ -183,6 +188,7 @@ def profile_data(profile, parameter: str | None = None) -> pd.DataFrame:
     return own.dropna().sort_values("value", ignore_index=True)
 
 
+@checked
 def bootstrap_data(replicates, parameter: str | None = None) -> pd.DataFrame:
     """What `bootstrap` shows: a Gaussian kernel estimate with Scott's bandwidth.
 
@@ -230,6 +236,7 @@ def replicates_of(replicates, parameter):
     return table[known(parameter, list(table.columns), "parameter")].dropna()
 
 
+@checked
 def fitted_data(
     result: MixedLMResults, x: str | None = None, group=None, levels=None, by: str | None = None
 ) -> pd.DataFrame:

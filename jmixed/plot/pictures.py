@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed import gaussian, tables
+from jmixed.arguments import checked
 from jmixed.plot.data import (
     bootstrap_data,
     caterpillar_data,
@@ -35,6 +36,7 @@ BINS = 15
 INK, ACCENT, PALE = "#1f4e79", "#c8501e", "#9aa5b1"
 
 
+@checked
 def caterpillar(result: MixedLMResults, group=None, column=None, level: float = 0.95, ax=None) -> Any:
     """Conditional modes with their intervals, smallest first.
 
@@ -85,6 +87,7 @@ def caterpillar(result: MixedLMResults, group=None, column=None, level: float = 
     return ax
 
 
+@checked
 def residuals(result: MixedLMResults, ax=None) -> Any:
     """Standardised conditional residuals against fitted values, with a running mean.
 
@@ -125,6 +128,7 @@ def residuals(result: MixedLMResults, ax=None) -> Any:
     return ax
 
 
+@checked
 def qq(result: MixedLMResults, group=None, column=None, ax=None) -> Any:
     """Quantiles of residuals, or of the random effects of a group, against the normal distribution's.
 
@@ -165,6 +169,7 @@ def qq(result: MixedLMResults, group=None, column=None, ax=None) -> Any:
     return ax
 
 
+@checked
 def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None) -> Any:
     """Profile of one parameter: the signed root of the increase in deviance; straight where Wald's limits are right.
 
@@ -211,6 +216,7 @@ def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None)
     return ax
 
 
+@checked
 def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=None) -> Any:
     """Density of the bootstrap replicates of one parameter, with its percentile interval.
 
@@ -262,6 +268,7 @@ def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=
     return ax
 
 
+@checked
 def fitted(
     result: MixedLMResults, x: str | None = None, group=None, levels=None, by: str | None = None, ax=None
 ) -> Any:
