@@ -148,8 +148,8 @@ def conditional_modes(beta, theta, sigma, design: Design) -> dict:
     >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
     >>> with jax.enable_x64(True):
     ...     b = jm.conditional_modes(np.array([251.4, 10.5]), np.array([1.2]), 31.0, design)
-    >>> b["1 | Subject"][:2, 0].round(2).tolist()
-    [40.65, -77.82]
+    >>> np.asarray(b["1 | Subject"])[:2, 0].round(1).tolist()
+    [40.7, -78.0]
     """
     say_once_if_narrowed(known_design(design))
     rows = design.padded_rows()
@@ -196,8 +196,9 @@ def predict(estimate: Estimate, design: Design, new_design: Design | None = None
     >>> last = jm.mixedlm("Reaction ~ Days + (1 | Subject)", sleep[sleep.Subject.isin(["371", "372"])]).design
     >>> with jax.enable_x64(True):
     ...     fit = jm.estimate(design)
-    ...     jm.predict(fit, design)[170].round(3), jm.predict(fit, design, last)[10].round(3)
-    (Array(263.6, dtype=float64), Array(263.6, dtype=float64))
+    ...     here, there = jm.predict(fit, design), jm.predict(fit, design, last)
+    >>> round(float(here[170]), 3), round(float(there[10]), 3)
+    (269.521, 269.521)
     """
     effects = _effects(estimate, design)
     target = design if new_design is None else known_design(new_design)
