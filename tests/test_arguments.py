@@ -146,7 +146,7 @@ def test_memory_that_runs_out_has_an_error_of_its_own(result, monkeypatch, failu
 
 def test_real_memory_that_runs_out(result):
     with pytest.raises(OutOfMemoryError, match="simulate: memory did not suffice"):
-        result.simulate(2**45)
+        result.simulate(2**39)
 
 
 def test_other_failures_of_xla_stay_what_they_are(result, monkeypatch):
