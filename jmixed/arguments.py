@@ -11,9 +11,10 @@ from dataclasses import dataclass, is_dataclass
 from numbers import Real
 from operator import index
 from types import FrameType, FunctionType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -104,7 +105,7 @@ def numbers(words: str, *dimensions: int, shape: Callable[[Any], tuple] | None =
 
     def holds(value, owner):
         # What a device holds, or JAX is tracing, need not come here to tell its shape.
-        there = isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, np.number)
+        there = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, np.number)
         found = value if there else _array(value)
         if found is None or (dimensions and found.ndim not in dimensions):
             return False
@@ -173,7 +174,7 @@ def has(words: str, *names: str) -> Kind:
 def _for_jax(value, _) -> bool:
     """Whether JAX can take numbers as they are."""
     if isinstance(value, jax.Array):
-        return bool(jax.dtypes.issubdtype(value.dtype, np.number))
+        return bool(jnp.issubdtype(value.dtype, np.number))
     found = (
         None if isinstance(value, str | bytes | Mapping | set) or callable(value) or not _is_even(value, _) else value
     )
@@ -186,7 +187,7 @@ def _for_jax(value, _) -> bool:
 
 def _are_positions(value, _) -> bool:
     found = value if isinstance(value, jax.Array) else _array(value)
-    return found is not None and found.ndim == 1 and bool(jax.dtypes.issubdtype(found.dtype, np.integer))
+    return found is not None and found.ndim == 1 and bool(jnp.issubdtype(found.dtype, np.integer))
 
 
 for_jax = Kind("an array of numbers", _for_jax)
@@ -213,7 +214,7 @@ def _parameter_count(result) -> int:
     return len(result._estimate)
 
 
-def _square(result) -> tuple[int, int]:
+def _square(result) -> tuple[int, ...]:
     return (_parameter_count(result),) * 2
 
 
@@ -313,7 +314,7 @@ def checked(thing: T) -> T:
                 # Results are made by the package itself: their fields are not arguments.
                 if not name.startswith("_") or (name == "__init__" and not is_dataclass(thing)):
                     _replace(thing, name, member)
-    return thing
+    return cast(T, thing)
 
 
 def _replace(kind, name, member):
@@ -328,7 +329,7 @@ def _replace(kind, name, member):
     setattr(kind, name, wrap(face) if wrap else face)
 
 
-def _face(function):
+def _face(function) -> Any:
     parameters = inspect.signature(function).parameters
     several = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
     any_word = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
