@@ -7,13 +7,14 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from numbers import Real
 from operator import index
 from types import FrameType, FunctionType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -104,7 +105,7 @@ def numbers(words: str, *dimensions: int, shape: Callable[[Any], tuple] | None =
 
     def holds(value, owner):
         # What a device holds, or JAX is tracing, need not come here to tell its shape.
-        there = isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, np.number)
+        there = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, np.number)
         found = value if there else _array(value)
         if found is None or (dimensions and found.ndim not in dimensions):
             return False
@@ -165,6 +166,37 @@ def _is_random(value, _) -> bool:
     return numpys or callable(getattr(value, "normal", None)) or whole(0).holds(value, _)
 
 
+def has(words: str, *names: str) -> Kind:
+    """An object, not a class, with attributes of these names."""
+    return Kind(words, lambda value, _: not isinstance(value, type) and all(hasattr(type(value), n) for n in names))
+
+
+def _for_jax(value, _) -> bool:
+    """Whether JAX can take numbers as they are."""
+    if isinstance(value, jax.Array):
+        return bool(jnp.issubdtype(value.dtype, np.number))
+    found = (
+        None if isinstance(value, str | bytes | Mapping | set) or callable(value) or not _is_even(value, _) else value
+    )
+    try:
+        found = np.asarray(found)
+    except (TypeError, ValueError):
+        return isinstance(value, list | tuple) and all(_for_jax(one, _) for one in value)
+    return found.dtype.kind in "uif" and (found.dtype.kind == "f" or not found.size or int(np.max(abs(found))) < 2**31)
+
+
+def _are_positions(value, _) -> bool:
+    found = value if isinstance(value, jax.Array) else _array(value)
+    return found is not None and found.ndim == 1 and bool(jnp.issubdtype(found.dtype, np.integer))
+
+
+for_jax = Kind("an array of numbers", _for_jax)
+drawn = has("replicates, as result.bootstrap() gives", "bse", "confint") | Kind(
+    "a table of them", lambda value, _: len(getattr(value, "columns", ())) > 0
+)
+traced = has("a profile, as result.profile() gives", "confint") | Kind(
+    "a table of one", lambda value, _: {"parameter", "value", "zeta"} <= set(getattr(value, "columns", ()))
+)
 flag = Kind("True or False", _is_flag)
 probability = number("a number that lies between 0 and 1", 0, 1)
 positive = number("a positive number", 0)
@@ -182,7 +214,7 @@ def _parameter_count(result) -> int:
     return len(result._estimate)
 
 
-def _square(result) -> tuple[int, int]:
+def _square(result) -> tuple[int, ...]:
     return (_parameter_count(result),) * 2
 
 
@@ -224,7 +256,17 @@ ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(("cov_p",), covariance),
     "r_matrix": hypothesis,
     "invcov": matrix,
-    **dict.fromkeys(("theta0", "theta", "beta", "sigma", "residual"), numbers("an array of numbers")),
+    **dict.fromkeys(("theta0", "theta", "beta", "residual"), for_jax),
+    "sigma": Kind("a number", lambda value, _: _for_jax(value, _) and np.ndim(value) == 0),
+    **dict.fromkeys(("result", "r_full", "r_reduced"), has("a result, as model.fit() gives", "fe_params", "augment")),
+    **dict.fromkeys(("bootstrap.replicates", "bootstrap_data.replicates"), drawn),
+    **dict.fromkeys(("profile.profile", "profile_data.profile"), traced),
+    "ax": has("axes of matplotlib", "plot", "set_xlabel", "get_figure"),
+    "levels": Kind("a list of levels", lambda value, _: isinstance(value, Sequence) or np.ndim(value) == 1),
+    "take_groups.design": has("a design, as model.design", "require_rows"),
+    "marginal_loss.design": has("a design, as model.design", "require_rows"),
+    "take_groups.groups": Kind("a list of positions of groups", _are_positions),
+    "marginal_loss.groups": whole(1),
     "fe_pen": Kind("an object with methods func(params) and deriv(params)", _is_penalty("func", "deriv")),
     "cov_pen": Kind("an object with methods func(mat, mat_inv) and deriv(mat, mat_inv)", _is_penalty("func", "deriv")),
     "rng": Kind("a whole number, or a random generator of NumPy", _is_random),
@@ -269,9 +311,10 @@ def checked(thing: T) -> T:
     for home in reversed(thing.__mro__):
         if home is thing or home.__module__.startswith("jmixed"):
             for name, member in list(vars(home).items()):
-                if name == "__init__" or not name.startswith("_"):
+                # Results are made by the package itself: their fields are not arguments.
+                if not name.startswith("_") or (name == "__init__" and not is_dataclass(thing)):
                     _replace(thing, name, member)
-    return thing
+    return cast(T, thing)
 
 
 def _replace(kind, name, member):
@@ -286,7 +329,7 @@ def _replace(kind, name, member):
     setattr(kind, name, wrap(face) if wrap else face)
 
 
-def _face(function):
+def _face(function) -> Any:
     parameters = inspect.signature(function).parameters
     several = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
     any_word = any(one.kind is one.VAR_KEYWORD for one in parameters.values())

@@ -69,7 +69,7 @@ def _compile_afresh(lowered):
         return lowered.compile(compiler_options={"xla_debug_buffer_assignment_show_max": 16 + secrets.randbelow(2**30)})
 
 
-def _nothing_written():
+def _nothing_written() -> Any:
     """Context in which this thread writes nothing into JAX's cache; one without effect where JAX knows no such."""
     options = getattr(getattr(jax, "_src", None), "config", None)
     state = getattr(options, "persistent_cache_min_compile_time_secs", None)

@@ -146,7 +146,7 @@ def test_memory_that_runs_out_has_an_error_of_its_own(result, monkeypatch, failu
 
 def test_real_memory_that_runs_out(result):
     with pytest.raises(OutOfMemoryError, match="simulate: memory did not suffice"):
-        result.simulate(2**45)
+        result.simulate(2**39)
 
 
 def test_other_failures_of_xla_stay_what_they_are(result, monkeypatch):
@@ -171,7 +171,7 @@ SLOW += ("MixedLMResults.profile_re", "interop.to_arviz", "estimate", "estimate_
 
 
 def test_a_sample_of_wrong_arguments_to_every_public_function():
-    ends = [trial for trial in wrong_arguments.trials(1500, seed=1, skip=SLOW)]
+    ends = [trial for trial in wrong_arguments.trials(600, seed=1, skip=SLOW)]
     foreign = ["\t".join(trial) for trial in ends if trial[-1] not in ("works", "refused")]
     assert not foreign, "\n".join(foreign)
-    assert sum(trial[-1] == "refused" for trial in ends) > 1000
+    assert sum(trial[-1] == "refused" for trial in ends) > 400

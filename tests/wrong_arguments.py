@@ -111,7 +111,12 @@ def subjects() -> dict:
     needed = {
         **{"formula": "Reaction ~ Days + (Days | Subject)", "data": sleep, "endog": model.endog, "exog": model.exog},
         **{"groups": np.asarray(model.groups), "design": model.design, "theta": result.theta, "sigma": result.sigma},
-        **{"beta": np.asarray(result.fe_params), "residual": result.resid, "Y": result.simulate(2), "y": model.endog},
+        **{
+            "beta": np.asarray(result.fe_params),
+            "residual": np.asarray(result.resid),
+            "Y": result.simulate(2),
+            "y": model.endog,
+        },
         **{"params": result.params, "scale": result.scale, "fe_params": result.fe_params, "cov_re": cov_re},
         **{"vcomp": vcomp, "r_matrix": np.eye(2), "k_fe": 2, "k_re": 2, "k_vc": 0, "use_sqrt": True, "has_fe": True},
         **{"result": result, "results": result, "r_full": result, "array": model.endog, "re_ix": 0, "vtype": "re"},
