@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from jmixed.estimation import (
 from jmixed.layout import bucket
 from jmixed.likelihood.collapse import Classes, classes_of, collapse
 from jmixed.likelihood.estimates import estimates
+from jmixed.likelihood.moments import is_drowned
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.precision import FLOAT, double_precision, exact_products
 
@@ -221,8 +223,12 @@ def _fit_alike(found: ManyFits, design, Y, members, masked, reml, memory, progre
         own = classes if weights is None or classes is None else Classes(*(a[filled] for a in classes))
         w = None if weights is None else weights[filled]
         y = Y[members[filled]]
-        out = _batch_program(rows, np.where(np.isnan(y), 0, y) if masked else y, w, own, reml, np.int32(max_iterations))
-        for name, values in jax.device_get(out).items():
+        y = np.where(np.isnan(y), 0, y) if masked else y
+        fit = partial(_batch_program, rows, y, w, own, reml, np.int32(max_iterations))
+        out, drowned = jax.device_get(fit(counted=False))
+        if np.any(drowned):
+            out, _ = jax.device_get(fit(counted=True))
+        for name, values in out.items():
             getattr(found, name)[members[chosen]] = values[: len(chosen)]
 
     def batches(chosen):
@@ -237,15 +243,17 @@ def _fit_alike(found: ManyFits, design, Y, members, masked, reml, memory, progre
             solve(chosen, optimize.MAX_ITERATIONS)
 
 
-@program
-def _batch_program(rows, Y, weights, classes, reml, max_iterations):
+@program(static_argnames=("counted",))
+def _batch_program(rows, Y, weights, classes, reml, max_iterations, counted):
     def one(y, w, own):
-        held = cross_products(replace(rows, y=y) if w is None else replace(rows, y=y, weights=w))
+        own_rows = replace(rows, y=y) if w is None else replace(rows, y=y, weights=w)
+        held = cross_products(own_rows, counted=counted)
+        drowned = False if counted else is_drowned(own_rows, held)
         held = held if own is None else collapse(held, own)
         solution = optimize.minimize(held, None, reml, max_iterations)
         found = estimates(solution.roots, held, reml)
         found["outcome"], found["nobs"] = outcome_of(solution, found["sigma"], held), held.nobs
-        return {name: value for name, value in found.items() if name != "modes"}
+        return {name: value for name, value in found.items() if name != "modes"}, jnp.asarray(drowned)
 
     own = None if weights is None else 0
     return jax.vmap(one, in_axes=(0, own, own))(Y, weights, classes)

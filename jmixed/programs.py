@@ -4,6 +4,7 @@ A program is compiled once for all data sets of one shape class, and for REML an
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ from jmixed.information import (
 from jmixed.layout import bucket
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, estimates
+from jmixed.likelihood.moments import is_drowned
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.second_order import Derivatives, derivatives
 from jmixed.likelihood.stages import covariances_of
@@ -67,6 +69,8 @@ class Fit:
         Of the deviance, in the optimiser's last chart.
     checked_beyond_zero : bool
         An optimum was found, and no direction of negative curvature there: none beyond a zero of Sigma leads down.
+    counted : bool
+        The random effects were counted from their least-squares estimates, to keep digits.
     timings : dict
         Seconds spent by step: cross-products, compiling, the optimum, this object.
     """
@@ -88,6 +92,7 @@ class Fit:
     gradient: np.ndarray
     hessian_eigenvalues: np.ndarray
     checked_beyond_zero: bool
+    counted: bool
     timings: dict[str, float]
 
     @property
@@ -105,7 +110,8 @@ class Found(NamedTuple):
     """What a program finds: the estimates, and how its optimiser ended.
 
     `roots` are square roots of the terms' relative covariances on the scale of the data, `T` the preconditioners, and
-    the derivatives those in psi of preconditioned columns; for all else see `optimize.Solution`.
+    the derivatives those in psi of preconditioned columns; `drowned` asks for another program, in which effects are
+    counted from estimates; for all else see `optimize.Solution`.
     """
 
     estimates: dict[str, Any]
@@ -118,6 +124,7 @@ class Found(NamedTuple):
     evaluations: jax.Array
     starts: jax.Array
     outcome: jax.Array
+    drowned: jax.Array
 
 
 def _is_small(data, *_, **__):
@@ -125,16 +132,31 @@ def _is_small(data, *_, **__):
     return data.layout.fit_bytes(fixed) <= SMALL
 
 
-def _has_few_rows(rows):
+def _has_few_rows(rows, **_):
     return rows.y.shape[0] * (sum(Z.shape[1] for Z in rows.Z) + rows.X.shape[1]) <= SMALL // 8
 
 
-_cross_products = program(cross_products, brief=_has_few_rows)
+@program(static_argnames=("counted",), brief=_has_few_rows)
+def _cross_products(rows, counted):
+    """Cross-products, and whether they should be those of effects that are counted from estimates but are not.
+
+    A program of both ways would take half as long again to compile.
+    """
+    found = cross_products(rows, counted=counted)
+    return found, False if counted else is_drowned(rows, found)
 
 
-@program(static_argnames=("method",), brief=_is_small)
-def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, method):
-    held = cross_products(data) if isinstance(data, Rows) else data
+def _moments_of(rows) -> Moments:
+    found, drowned = _cross_products(rows, counted=False)
+    return _cross_products(rows, counted=True)[0] if drowned else found
+
+
+@program(static_argnames=("method", "counted"), brief=_is_small)
+def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, method, counted):
+    held, drowned = data, False
+    if isinstance(data, Rows):
+        held = cross_products(data, counted=counted)
+        drowned = drowned if counted else is_drowned(data, held)
     structures = held.layout.terms
     start = start_at(theta0, held)
     if free is not None:
@@ -155,7 +177,8 @@ def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, m
     result["modes"] = by_level(result["modes"], held)
     roots = [T @ root for T, root in zip(held.T, solution.roots, strict=True)]
     certificate = solution.gradient, solution.eigenvalues, solution.iterations, solution.evaluations, solution.starts
-    return Found(result, roots, held.T, solution.derivatives, *certificate, outcome_of(solution, result["sigma"], held))
+    outcome = outcome_of(solution, result["sigma"], held)
+    return Found(result, roots, held.T, solution.derivatives, *certificate, outcome, jnp.asarray(drowned))
 
 
 def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, gtol=None, free=None) -> Fit:
@@ -193,18 +216,22 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     # One program for both steps starts sooner; a second one of many rows would have to read them again.
     if not _has_few_rows(data):
         with double_precision(), timings.step("cross_products"):
-            data = _cross_products(data)
+            data = _moments_of(data)
             jax.block_until_ready(data.G)
             if many:
                 memory.give_back()
     with double_precision(), timings.step("optimise"):
         limit = np.int32(optimize.MAX_ITERATIONS if maxiter is None else maxiter)
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
-        found = _in_numpy(_fit_program(data, theta0, free, limit, tolerance, reml=bool(reml), method=method))
+        solve = partial(_fit_program, data, theta0, free, limit, tolerance, reml=bool(reml), method=method)
+        found = _in_numpy(solve(counted=False))
+        counted = bool(found.drowned) if isinstance(data, Rows) else any(shift is not None for shift in data.shift)
+        if found.drowned:
+            found = _in_numpy(solve(counted=True))
     with timings.step("results"):
         if many:
             memory.give_back()
-        return _collect(design, found, reml, timings, settle=free is None)
+        return _collect(design, found, reml, timings, settle=free is None, counted=counted)
 
 
 def _in_numpy(tree):
@@ -220,7 +247,7 @@ def _check_scales(design):
             raise DataError(f"the largest value of {name} is {size:.3g}; rescale it to between 1e-50 and 1e50 in size")
 
 
-def _collect(design, found, reml, timings, settle):
+def _collect(design, found, reml, timings, settle, counted):
     """Bring the program's arrays to the original scale of Z and into a `Fit`, with zeros for variances of zero."""
     result, at, outcome = found.estimates, found.derivatives, Outcome(int(found.outcome))
     structures, labels = design.layout.terms, design.labels
@@ -256,6 +283,7 @@ def _collect(design, found, reml, timings, settle):
         gradient=found.gradient,
         hessian_eigenvalues=found.eigenvalues,
         checked_beyond_zero=outcome.ok and optimize.is_convex(found.eigenvalues),
+        counted=counted,
         timings=timings,
     )
 
@@ -349,4 +377,4 @@ def _gls_program(held, roots):
 def design_moments(design: Design) -> Moments:
     """The cross-products of a design, as numpy arrays in double precision."""
     with double_precision():
-        return jax.device_get(_cross_products(design.rows(bucket(design.y.shape[0]))))
+        return jax.device_get(_moments_of(design.rows(bucket(design.y.shape[0]))))

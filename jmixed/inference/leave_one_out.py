@@ -78,7 +78,8 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     side_by_side = max(1, min(CHUNK, len(chosen), NUMBERS // (len(rows.y) * width)))
     limit = np.int32(ONE_STEP if one_step else optimize.MAX_ITERATIONS)
     with double_precision():
-        out = _program(rows, padded, chosen, fit.theta, limit, bool(reml), side_by_side=side_by_side)
+        given = rows, padded, chosen, fit.theta, limit, bool(reml)
+        out = _program(*given, counted=fit.counted, side_by_side=side_by_side)
         numbers, outcome, sound = jax.tree.map(lambda part: part[:count], jax.device_get(out))
     p = rows.X.shape[1]
     found = {"beta": np.zeros((count, p)), "vcov_beta": np.zeros((count, p, p)), **numbers}
@@ -86,14 +87,16 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     return LeftOut(**found, outcome=outcome)
 
 
-@program(static_argnames=("side_by_side",))
-def _program(rows, clusters, chosen, theta, limit, reml, side_by_side):
+@program(static_argnames=("counted", "side_by_side"))
+def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
     columns = preconditioners(rows)
+    X = rows.X @ columns.basis
 
     def without(cluster):
-        held = moments(replace(rows, weights=jnp.where(clusters == cluster, 0, rows.weights)), columns)
+        weights = jnp.where(clusters == cluster, 0, rows.weights)
+        held = moments(replace(rows, weights=weights), columns, counted)
         # All data together have the identity here: an eigenvalue of zero is a coefficient that the rest does not tell.
-        told = eigh(held.G[:-1, :-1])[0] > 1e-10 if rows.X.shape[1] else jnp.ones(0, bool)
+        told = eigh(X.T @ (weights[:, None] * X))[0] > 1e-10 if X.shape[1] else jnp.ones(0, bool)
         solution = optimize.minimize(held, start_at(theta, held), reml, limit, others=limit > ONE_STEP)
         result = estimates(solution.roots, held, reml)
         # JAX maps no empty arrays: those of a model without fixed effects are left out.

@@ -5,6 +5,7 @@ on them, so that derivatives through the preconditioned columns alone are exact.
 """
 
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +61,7 @@ def preconditioners(rows: Rows) -> Preconditioners:
     return Preconditioners(R, basis, basis @ (basis.T @ across), T)
 
 
-def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
+def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | None = None) -> Moments:
     """Precondition the columns and form the cross-products of every stage of the elimination.
 
     The response goes its own way until the small arrays are put together: a batch of responses shares all the rest.
@@ -71,6 +72,9 @@ def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
         A row of weight zero does not count.
     given : Preconditioners, optional
         Those of other weights on the same columns: exact all the same, and cheaper than new ones.
+    counted : bool, optional
+        Whether random effects are counted from estimates, which keeps digits where they drown the rest (see
+        `Moments.shift` and `is_drowned`). By default the data decide, in a program that holds both ways.
     """
     preconditioned = preconditioners(rows) if given is None else given
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}
@@ -79,13 +83,15 @@ def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
     # Of a column's unit length, what the columns before it do not explain.
     redundant = jnp.any(diagonal(G)[:-1] <= redundancy(G.dtype) ** 2)
     beta0, shift, known = preconditioned.beta0, (None,) * len(C), rows.totals
-    # Of rows that stand for others there are cross-products only, whose digits are lost already.
-    if known is None and C and max(map(rows.layout.factor_width, range(len(rows.layout.factors)))) <= UNROLLED:
+    if counted is not False and _can_be_counted(rows):
         plain = C, B, A, G, tuple(map(jnp.zeros_like, B)), beta0
         count = partial(_counted_from_estimates, rows, arrays, preconditioned, total)
-        C, B, A, G, shift, beta0 = jax.lax.cond(
-            _anywhere(_is_drowned(rows.layout, C, B, G)), lambda _: count(), lambda plain: plain, plain
-        )
+        if counted:
+            C, B, A, G, shift, beta0 = count()
+        else:
+            C, B, A, G, shift, beta0 = jax.lax.cond(
+                _anywhere(_is_drowned(rows.layout, C, B, G)), lambda _: count(), lambda plain: plain, plain
+            )
     return Moments(
         C=C,
         B=B,
@@ -104,6 +110,18 @@ def moments(rows: Rows, given: Preconditioners | None = None) -> Moments:
     )
 
 
+def _can_be_counted(rows):
+    """Of rows that stand for others there are cross-products only, whose digits are lost already."""
+    layout = rows.layout
+    widths = [layout.factor_width(f) for f in range(len(layout.factors))]
+    return rows.totals is None and bool(layout.stages) and max(widths) <= UNROLLED
+
+
+def is_drowned(rows: Rows, plain: Moments):
+    """Whether random effects of these rows should be counted from estimates, by their moments that are not."""
+    return _is_drowned(plain.layout, plain.C, plain.B, plain.G) if _can_be_counted(rows) else jnp.zeros((), bool)
+
+
 def _is_drowned(layout, C, B, G):
     """Whether the random effects explain so much of the response that differences of sums would lose the rest.
 
@@ -112,12 +130,13 @@ def _is_drowned(layout, C, B, G):
     C, B, G = stop_gradient((C, B, G))
     left = G
     for s in range(len(C)):
-        for place in places(layout, s):
+        for _, of_factor in groupby(places(layout, s), key=lambda place: place.start):
+            terms = list(of_factor)
+            at = np.concatenate([place.columns() for place in terms], axis=1)
             # A lone column of a factor that holds another one, an intercept mostly, adds nothing to that.
-            if s == 0 or place.q > 1 or layout.crossed or not layout.is_chain(s):
-                at = place.columns()
+            if s == 0 or at.shape[1] > 1 or layout.crossed or not layout.is_chain(s):
                 own = jnp.moveaxis(C[s][at[:, :, None], at[:, None]], 0, 2)
-                border = jnp.moveaxis(place.rows(B[s][:, -len(G) :]), 0, 2)
+                border = jnp.moveaxis(B[s][at, -len(G) :], 0, 2)
                 _, part = semidefinite_triangle(own.reshape(*own.shape[:2], -1), border.reshape(*border.shape[:2], -1))
                 left -= jnp.einsum("qrg,qsg->rs", part, part)
     return (_without_fixed(left)[0] < TELLING * G[-1, -1]) & (G[-1, -1] > 0)
