@@ -4,8 +4,9 @@ The deviance of a single unstructured term with enough levels has one minimum. I
 has a variance of zero, where the gradient vanishes by symmetry, when terms compete for the same part of the response:
 terms that share a factor, and those without an intercept of their own. A search then starts
 
-* from the solution of moment equations, which tends to give a competitor all or nothing; and
-* from the best common multiple of the identity, along which no term is favoured.
+* from the solution of moment equations, which tends to give a competitor all or nothing;
+* from the best common multiple of the identity, along which no term is favoured; and
+* from the identity itself: where columns nearly coincide, as with an origin far away, the best multiple may be huge.
 
 With few levels, or crossed factors with nearly as many coefficients as rows, random starts are added, the same in
 every run. Measured by `benchmarks/stress.py`.
@@ -52,14 +53,14 @@ def starts_of(moments: Moments, reml) -> Starts:
     """
     layout, dtype = moments.layout, moments.G.dtype
     starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
-    count = jnp.full((), 2 if compete else 1, jnp.int32)
+    count = jnp.full((), 3 if compete else 1, jnp.int32)
     if compete or thin:
         units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
         multiple = best_multiple(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
-        starts.append([multiple * unit for unit in units])
+        starts.extend([[multiple * unit for unit in units], units])
     if thin:
         starts.extend(_random_covariances(layout, dtype))
-        called_for = jnp.where(moments.nobs > FEW_ROWS, 2 + RANDOM_STARTS, len(starts))
+        called_for = jnp.where(moments.nobs > FEW_ROWS, 3 + RANDOM_STARTS, len(starts))
         count = jnp.where(_is_thin(moments), called_for, count).astype(jnp.int32)
     return Starts([jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))], count)
 

@@ -172,8 +172,9 @@ def test_the_common_multiple_is_the_best_on_its_line():
         covariances, count = jax.device_get(starts_of(own, True))
         T = jax.device_get(own.T)
     multiple = covariances[0][1][0, 0]
-    assert int(count) == 2
+    assert int(count) == 3
     for found in covariances:
+        np.testing.assert_array_equal(found[2], np.eye(found.shape[1]))
         np.testing.assert_allclose(found[1], multiple * np.eye(found.shape[1]))
 
     def deviance(c):
