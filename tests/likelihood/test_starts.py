@@ -13,7 +13,7 @@ from jmixed import programs
 from jmixed.batches import fit_responses
 from jmixed.inference.leave_one_out import leave_one_out
 from jmixed.likelihood.moments import moments
-from jmixed.likelihood.starts import starts_of
+from jmixed.likelihood.starts import RANDOM_STARTS, starts_of
 from jmixed.precision import double_precision
 
 
@@ -42,7 +42,8 @@ def test_a_zero_variance_is_not_taken_for_the_optimum(seed, groups, times, lowes
     assert result.converged
     assert not result.singular
     assert abs(result.objective - lowest) < 1e-4
-    assert result.optimizer.starts > 1
+    assert result.optimizer.starts == 3
+    assert result.optimizer.message.endswith("no lower minimum from 3 starts")
 
 
 STATEMENTS = {
@@ -172,7 +173,8 @@ def test_the_common_multiple_is_the_best_on_its_line():
         covariances, count = jax.device_get(starts_of(own, True))
         T = jax.device_get(own.T)
     multiple = covariances[0][1][0, 0]
-    assert int(count) == 3
+    # Its factor has few levels, which adds random starts.
+    assert int(count) == 3 + RANDOM_STARTS
     for found in covariances:
         np.testing.assert_array_equal(found[2], np.eye(found.shape[1]))
         np.testing.assert_allclose(found[1], multiple * np.eye(found.shape[1]))
