@@ -21,7 +21,7 @@ from jmixed.errors import Outcome
 from jmixed.likelihood.criterion import deviance_at, psi_of, squares
 from jmixed.likelihood.moment_start import moment_covariances
 from jmixed.likelihood.second_order import Derivatives, derivatives
-from jmixed.likelihood.starts import best_multiple, starts_of
+from jmixed.likelihood.starts import best_multiples, starts_of
 from jmixed.linalg import diagonal, eigh, sweep, take
 from jmixed.trust_region import CURVATURE, trust_region_step
 
@@ -211,10 +211,12 @@ def _charts_beside(chart: Chart, held, moments: Moments, reml):
     def phi_at(multiple):
         return jnp.where(held, chart.phi, jnp.sqrt(multiple) * sizes)
 
-    multiple = best_multiple(moments, reml, lambda c: chart_roots(Chart(chart.bases, phi_at(c)), structures))
-    phi = jnp.stack([chart.phi, jnp.where(held, chart.phi, join(found, dtype)), phi_at(multiple)])
-    charts = Chart(tuple(jnp.broadcast_to(basis, (3, *basis.shape)) for basis in chart.bases), phi)
-    return charts, jnp.where(jnp.all(held), 1, 3).astype(jnp.int32)
+    multiples = best_multiples(moments, reml, lambda c: chart_roots(Chart(chart.bases, phi_at(c)), structures))
+    by_moments = jnp.where(held, chart.phi, join(found, dtype))
+    phi = jnp.stack([chart.phi, by_moments, phi_at(multiples[0]), phi_at(multiples[1])])
+    charts = Chart(tuple(jnp.broadcast_to(basis, (4, *basis.shape)) for basis in chart.bases), phi)
+    count = jnp.where(multiples[0] == multiples[1], 3, 4)
+    return charts, jnp.where(jnp.all(held), 1, count).astype(jnp.int32)
 
 
 class Search(NamedTuple):

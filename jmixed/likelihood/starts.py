@@ -4,8 +4,10 @@ The deviance of a single unstructured term with enough levels has one minimum. I
 has a variance of zero, where the gradient vanishes by symmetry, when terms compete for the same part of the response:
 terms that share a factor, and those without an intercept of their own. A search then starts
 
-* from the solution of moment equations, which tends to give a competitor all or nothing; and
-* from the best common multiple of the identity, along which no term is favoured.
+* from the solution of moment equations, which tends to give a competitor all or nothing;
+* from the best common multiple of the identity, along which no term is favoured;
+* from the identity itself: with an origin far away columns nearly coincide, and the best multiple may be huge; and
+* from the largest multiple at which the deviance dips, if that is another.
 
 With few levels, or crossed factors with nearly as many coefficients as rows, random starts are added, the same in
 every run. Measured by `benchmarks/stress.py`.
@@ -28,7 +30,7 @@ THIN = 1000
 """So it can with crossed factors that have more coefficients than half of so few rows."""
 RANDOM_STARTS, FEW_ROWS = 8, 50
 """Other starts where levels are few or data thin; three times as many with at most so few rows."""
-EXPONENTS = np.arange(-2.0, 9.0)
+EXPONENTS = np.arange(-2.0, 12.0)
 """Decimal logarithms of the multiples of the identity, in preconditioned columns, that are looked at."""
 
 
@@ -52,14 +54,17 @@ def starts_of(moments: Moments, reml) -> Starts:
     """
     layout, dtype = moments.layout, moments.G.dtype
     starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
-    count = jnp.full((), 2 if compete else 1, jnp.int32)
+    count = jnp.ones((), jnp.int32)
     if compete or thin:
         units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
-        multiple = best_multiple(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
-        starts.append([multiple * unit for unit in units])
+        multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
+        starts.extend([multiple * unit for unit in units] for multiple in (multiples[0], 1, multiples[1]))
+    if compete:
+        # The last dip may be the lowest.
+        count = jnp.where(multiples[0] == multiples[1], 3, 4).astype(jnp.int32)
     if thin:
         starts.extend(_random_covariances(layout, dtype))
-        called_for = jnp.where(moments.nobs > FEW_ROWS, 2 + RANDOM_STARTS, len(starts))
+        called_for = jnp.where(moments.nobs > FEW_ROWS, 4 + RANDOM_STARTS, len(starts))
         count = jnp.where(_is_thin(moments), called_for, count).astype(jnp.int32)
     return Starts([jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))], count)
 
@@ -70,8 +75,8 @@ def terms_compete(layout: Layout) -> bool:
     return shared or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
 
 
-def best_multiple(moments: Moments, reml, roots_at) -> jax.Array:
-    """The multiple with the lowest deviance: the best of a grid, moved to the vertex of a parabola.
+def best_multiples(moments: Moments, reml, roots_at) -> jax.Array:
+    """Two multiples, of the lowest deviance on a grid and of its last dip, moved to the vertices of parabolas.
 
     Parameters
     ----------
@@ -88,12 +93,15 @@ def best_multiple(moments: Moments, reml, roots_at) -> jax.Array:
     grid = jnp.asarray(EXPONENTS, moments.G.dtype)
     values = jax.lax.map(at, grid)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-    best = jnp.clip(jnp.argmin(values), 1, len(EXPONENTS) - 2)
-    left, middle, right = values[best - 1], values[best], values[best + 1]
+    lowest = jnp.clip(jnp.argmin(values), 1, len(EXPONENTS) - 2)
+    dips = (values[1:-1] < values[:-2]) & (values[1:-1] <= values[2:])
+    last = jnp.max(jnp.where(dips, jnp.arange(1, len(EXPONENTS) - 1, dtype=lowest.dtype), 0))
+    places = jnp.stack([lowest, jnp.where(last > 0, last, lowest)])
+    left, middle, right = values[places - 1], values[places], values[places + 1]
     bend = left - 2 * middle + right
     usable = jnp.isfinite(bend) & (bend > 0)
     move = jnp.where(usable, (left - right) / jnp.where(usable, 2 * bend, 1), 0)
-    return 10 ** (grid[best] + jnp.clip(move, -1, 1))
+    return 10 ** (grid[places] + jnp.clip(move, -1, 1))
 
 
 def _may_be_thin(layout: Layout) -> bool:
