@@ -291,12 +291,20 @@ NUMERAL = re.compile(r"\s*[<>≤≥~=]*\s*[-+−]?(?!0\d)[\d.,]*\d[\d.,]*([eE][-
 """A number as people write it; with a zero in front it is a code."""
 
 
-def spell_numbers(labels: Sequence[Any]) -> bool:
-    """Whether more than half of the labels, which are distinct text, spell numbers; two labels may be a code of a pair.
+CODES = 8
+"""Whole numbers in text are codes of categories if there are no more of them; more are taken for measurements."""
 
-    Of two labels the slope of their numbers and the difference of their categories are one model.
+
+def spell_numbers(labels: Sequence[Any]) -> bool:
+    """Whether more than half of the labels, which are distinct text, spell numbers that are no codes.
+
+    Of two labels the slope of their numbers and the difference of their categories are one model. A few whole numbers
+    are the codes of a table that was read with ``dtype=str``.
     """
-    return len(labels) > 2 and 2 * sum(isinstance(v, str) and bool(NUMERAL.fullmatch(v)) for v in labels) > len(labels)
+    texts = [label for label in labels if isinstance(label, str)]
+    numerals = sum(bool(NUMERAL.fullmatch(text)) for text in texts)
+    codes = len(labels) <= CODES and all(text.strip().isdecimal() for text in texts)
+    return len(labels) > 2 and 2 * numerals > len(labels) and not codes
 
 
 def prepare(series: pd.Series) -> Any:

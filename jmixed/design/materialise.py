@@ -149,19 +149,19 @@ def _formulas(part: str, code: str, text: str, available: tuple[str, ...]) -> di
     raise FormulaError(mark(f"this formula must have {allowed}", text))
 
 
-def terms_in(effects: str, text: str) -> list[str]:
-    """The terms of random effects as text, "1" for an intercept; `effects` stand in the formula `text`.
+def terms_in(effects: str, text: str) -> list[tuple[str, ...]]:
+    """The terms of random effects, each the texts of its factors; `effects` stand in the formula `text`.
 
     Examples
     --------
     >>> from jmixed.design.materialise import terms_in
     >>> terms_in("f * np.log(`body mass`)", "y ~ (f * np.log(`body mass`) || g)")
-    ['1', 'f', 'np.log(`body mass`)', 'f:np.log(`body mass`)']
+    [('1',), ('f',), ('np.log(`body mass`)',), ('f', 'np.log(`body mass`)')]
     """
     code, aliases = replace_keywords(effects, set(re.findall(r"\w+", effects)))
     factors = [term.factors for term in next(iter(_formulas("effects", code, text, ()).values()))]
     names = [[quoted(f.expr) if f.eval_method.value == "lookup" else f.expr for f in own] for own in factors]
-    return [restore(":".join(own), aliases) for own in names]
+    return [tuple(restore(name, aliases) for name in own) for own in names]
 
 
 def _as_spelled(formula: SimpleFormula, code: str) -> SimpleFormula:

@@ -21,7 +21,7 @@ from jmixed.design.formula import (
     quoted,
     scan,
 )
-from jmixed.design.frame import as_frame, per_row, subset_positions
+from jmixed.design.frame import as_frame, column, holds_text, per_row, subset_positions
 from jmixed.design.materialise import Recipe, read, terms_in
 from jmixed.design.newdata import new_rows
 from jmixed.design.patsy_words import PATSY
@@ -165,7 +165,7 @@ def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: An
             page="formula.md",
         )
     response = parts.fixed.partition("~")[0].strip()
-    random, name = tuple(own for part in parts.random for own in _apart(part, parts.text)), None
+    random, name = tuple(own for part in parts.random for own in _apart(part, parts.text, table)), None
     if groups is not None:
         _refuse_several(groups, table)
         name = _group_name(groups, table)
@@ -215,25 +215,43 @@ def _refuse_several(groups: Any, table: pd.DataFrame) -> None:
     )
 
 
-def _apart(part: RandomPart, text: str) -> tuple[RandomPart, ...]:
+def _apart(part: RandomPart, text: str, table: pd.DataFrame) -> tuple[RandomPart, ...]:
     """The parts that a part with ``||`` stands for: one for each term of its effects, as lme4 has it.
 
     ``(x + f || g)`` is ``(1 | g) + (0 + x | g) + (0 + f | g)``: without covariances between them, and for a category
-    f with those among its levels, whatever its coding.
+    f with those among its levels, whatever its coding. Those of f hold every variance of the intercept already, as a
+    common part: the two together have the likelihood of ``(0 + x | g) + (0 + f | g)``, and a flat direction. So a term
+    is left out when another one has its numbers and its categories and more categories.
     """
     if not part.independent:
         return (part,)
     dot = next((token for token in scan(part.spelled) if token.text == "."), None)
     if dot:
         raise FormulaError(mark("a dot cannot be taken apart by ||: write the columns out", text, dot.start))
+    terms = terms_in(part.spelled, text)
+    if not terms:
+        raise ModelError(f"the random-effects term {part.label!r} has no columns; use 1 for a random intercept")
+    kinds = []
+    for factors in terms:
+        categories = frozenset(name for name in factors if _is_category(name, table))
+        kinds.append((frozenset(factors) - categories - {"1"}, categories))
     found = []
-    for term in terms_in(part.spelled, text):
-        effects = term if term == "1" else f"0 + {term}"
+    for factors, (numbers, categories) in zip(terms, kinds, strict=True):
+        if any(numbers == other and categories < more for other, more in kinds):
+            continue
+        effects = "1" if factors == ("1",) else f"0 + {':'.join(factors)}"
         label = f"{effects} | {':'.join(part.factors)}"
         found.append(RandomPart(label, effects, part.factors, spelled=effects))
-    if not found:
-        raise ModelError(f"the random-effects term {part.label!r} has no columns; use 1 for a random intercept")
     return tuple(found)
+
+
+def _is_category(factor: str, table: pd.DataFrame) -> bool:
+    """Whether a factor of a term stands for a category: a column of labels or truth values, C(...), a comparison."""
+    name = bare_name(factor)
+    if name in table.columns:
+        values = column(table, name)
+        return pd.api.types.infer_dtype(values, skipna=True) == "boolean" or holds_text(values)
+    return bool(re.match(r"C\s*\(|\(.*[<>=].*\)$", factor))
 
 
 def _standard(re_formula: Any, vc_formula: Any, name: str, response: str) -> tuple[RandomPart, ...]:

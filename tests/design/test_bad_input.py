@@ -280,8 +280,22 @@ def test_numbers_as_text_are_no_categories(table, words):
     says(table, words, DataError, "'v' holds text (for example '<5')", hint, spot, data=table.assign(v=marked))
     mixed = table["x"].astype(object).where(table.index != 7, "n/a")
     says(table, words, DataError, "'v' holds text (for example 'n/a')", hint, spot, data=table.assign(v=mixed))
+    few = table["g"].mod(4).astype(str)
+    says(
+        table,
+        words,
+        DataError,
+        "'v' holds text (for example '<1')",
+        spot,
+        data=table.assign(v=few.where(few != "0", "<1")),
+    )
     comma = rounded.astype(str).str.replace(".", ",")
     says(table, words, DataError, """.str.replace(",", ".")""", spot, data=table.assign(v=comma))
+
+
+def test_a_few_whole_numbers_in_text_are_codes(table):
+    codes = table.assign(v=table["g"].mod(4).astype(str))
+    assert from_formula("y ~ v + (1 | g)", codes).exog_names == ("Intercept", "v[T.1]", "v[T.2]", "v[T.3]")
 
 
 def test_objects_that_would_be_categories(table):

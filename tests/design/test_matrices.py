@@ -72,16 +72,24 @@ def test_arrays_of_a_random_slope(table):
 
 def test_double_bars_make_one_term_per_term_of_the_effects(table):
     f = ("f[u]", "f[v]", "f[w]")
-    assert summary(from_formula("y ~ x + (x * f || g)", table)) == [
+    assert summary(from_formula("y ~ x + (x * z || g)", table)) == [
         ("1 | g", "g", ("Intercept",), "unstructured", 0),
         ("0 + x | g", "g", ("x",), "unstructured", None),
+        ("0 + z | g", "g", ("z",), "unstructured", None),
+        ("0 + x:z | g", "g", ("x:z",), "unstructured", None),
+    ]
+    # What a category's covariances hold already, as a common part, is left out.
+    assert summary(from_formula("y ~ x + (x * f + z || g)", table)) == [
         ("0 + f | g", "g", f, "unstructured", None),
+        ("0 + z | g", "g", ("z",), "unstructured", None),
         ("0 + x:f | g", "g", tuple(f"x:{name}" for name in f), "unstructured", None),
     ]
+    truth = from_formula("y ~ x + (b * z || g)", table.assign(b=table["x"] > 1))
+    assert [t.label for t in truth.terms] == ["0 + b | g", "0 + b:z | g"]
     apart = from_formula("y ~ x + (0 + poly(x, 2) + `body mass` || g:C(class))", table)
     assert [t.label for t in apart.terms] == ["0 + poly(x, 2) | g:class", "0 + `body mass` | g:class"]
     assert [t.columns for t in apart.terms] == [("poly(x, 2)[1]", "poly(x, 2)[2]"), ("body mass",)]
-    same(from_formula("y ~ (C(class) || g)", table), from_formula("y ~ (1 | g) + (0 + C(class) | g)", table))
+    same(from_formula("y ~ (C(class) || g)", table), from_formula("y ~ (0 + C(class) | g)", table))
 
 
 def test_labels_of_terms_are_unique(table):
