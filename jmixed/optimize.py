@@ -193,6 +193,9 @@ def _charts(moments: Moments, start, reml, others):
             count = jnp.where(others & (count > 1), count + 1, 1)
         covariances = [jnp.concatenate([own[None], found]) for own, found in zip(first, rest, strict=True)]
     structures, dtype = moments.layout.terms, moments.G.dtype
+    if len(covariances[0]) == 1:
+        only = chart_at([own[0] for own in covariances], structures, dtype)
+        return jax.tree.map(lambda a: a[None], only), count.astype(jnp.int32)
     return jax.vmap(lambda own: chart_at(own, structures, dtype))(covariances), count.astype(jnp.int32)
 
 
