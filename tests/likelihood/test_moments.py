@@ -10,8 +10,10 @@ import pytest
 
 import jmixed as jm
 from jmixed.data import Grouping
-from jmixed.likelihood.criterion import deviance_of_theta
+from jmixed.likelihood.criterion import deviance_of_theta, factors_of, precondition, psi_of, squares
+from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.moments import crossproduct, moments
+from jmixed.likelihood.second_order import derivatives
 from jmixed.linalg import BLOCK, SHORT
 from jmixed.precision import double_precision
 
@@ -146,3 +148,37 @@ def test_derivatives_of_many_rows_are_those_of_the_sums(monkeypatch):
         monkeypatch.setattr("jmixed.likelihood.moments.MANY", 4)
         blocked = slope(rows)
     np.testing.assert_allclose(blocked, plain, rtol=1e-5, atol=1e-6)
+
+
+EVERYWHERE = ("intercept", "slope", "three", "independent", "identity", "nested", "nested three")
+EVERYWHERE += ("nested and crossed", "crossed", "sparse")
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_effects_counted_from_estimates_change_no_result(monkeypatch, name):
+    case = layouts.case(name, seed=3)
+    theta = layouts.draw_theta(case)
+
+    def everything(rows):
+        held = moments(rows)
+        roots = precondition(factors_of(theta, held), held)
+        psi = psi_of(squares(roots), held.layout.terms, held.G.dtype)
+        at = derivatives(psi, roots, held, True)
+        found = estimates(roots, held, True)
+        return at, {**found, "modes": by_level(found["modes"], held)}, held.shift
+
+    def slopes(arrays, rows):
+        return deviance_of_theta(theta, moments(replace(rows, **arrays)), True)
+
+    with double_precision():
+        rows = jax.tree.map(jnp.asarray, case.design.rows())
+        arrays = {"y": rows.y, "X": rows.X, "Z": rows.Z, "weights": rows.weights}
+        results = []
+        for least in (-np.inf, np.inf):
+            monkeypatch.setattr("jmixed.likelihood.moments.TELLING", least)
+            *found, shift = jax.device_get(layouts.quick_jit(lambda rows: everything(rows))(rows))
+            tangents = jax.device_get(layouts.quick_jit(jax.grad(lambda *own: slopes(*own)))(arrays, rows))
+            results.append((*found, tangents))
+            assert all(np.any(own) == (least > 0) for own in shift)
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-9 * np.max(np.abs(one)))
