@@ -234,7 +234,7 @@ ARGUMENTS: dict[str, Kind] = {
     "memory": whole(1),
     **dict.fromkeys(("k_fe", "k_re", "k_vc", "niter_sa"), whole(0, 2**31)),
     **dict.fromkeys(("title", "yname", "parameter", "vtype", "ddf", "interval", "new_levels", "missing"), text),
-    **dict.fromkeys(("kind", "name", "what"), text),
+    **dict.fromkeys(("kind", "name", "what", "check"), text),
     **dict.fromkeys(("group", "x"), label),
     **dict.fromkeys(
         ("endog", "exog", "exog_re", "groups", "weights", "offset", "y", "Y", "X", "subset", "array"), even

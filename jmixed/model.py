@@ -38,6 +38,7 @@ def mixedlm(
     groups=None,
     weights=None,
     offset=None,
+    check="raise",
     **kwargs,
 ) -> MixedLM:
     """State a linear mixed model by formulas: statsmodels' arguments, or lme4's bars in the formula.
@@ -64,6 +65,10 @@ def mixedlm(
         Prior weights w > 0: the residual variance is sigma^2 / w.
     offset : str or array, optional
         A known part of the linear predictor, in the unit of the response.
+    check : str
+        "raise" refuses random effects that cannot be told from the residual: those with as many coefficients as rows
+        and no pattern of their own, and terms that together reproduce any response. "ignore" fits them all the same,
+        and the outcome says what came of it.
     **kwargs
         use_sqrt, drop_cols and eval_env, as in `MixedLM.from_formula`.
 
@@ -86,7 +91,7 @@ def mixedlm(
     <MixedLM: Reaction ~ Days + (Days | Subject); 180 rows; Subject: 18 levels>
     """
     words = {"re_formula": re_formula, "vc_formula": vc_formula, "subset": subset, "missing": missing, "groups": groups}
-    words |= {"use_sparse": use_sparse, "weights": weights, "offset": offset}
+    words |= {"use_sparse": use_sparse, "weights": weights, "offset": offset, "check": check}
     refuse_strange(kwargs)
     kwargs.setdefault("eval_env", 0)
     if isinstance(kwargs["eval_env"], int) and kwargs["eval_env"] >= 0:
@@ -115,6 +120,8 @@ class MixedLM(Fitting, GroupedRows):
         is the same either way.
     missing : str
         "none", "raise" or "drop".
+    check : str
+        As in `mixedlm`.
     weights, offset : array-like (n,), optional
         Prior weights w (the residual variance is sigma^2 / w), and a known part of the linear predictor.
     **kwargs
@@ -155,6 +162,7 @@ class MixedLM(Fitting, GroupedRows):
         missing="none",
         weights=None,
         offset=None,
+        check="raise",
         **kwargs,
     ):
         for name in set(kwargs) - {"missing_idx", "model_spec", "formula"}:
@@ -174,7 +182,7 @@ class MixedLM(Fitting, GroupedRows):
             refuse_tracer(part, name)
         timings = Timings()
         with timings.step("materialise"):
-            spec = matrices.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset)
+            spec = matrices.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset, check)
         self._set_up(spec, timings, use_sqrt, any(isinstance(part, pd.DataFrame | pd.Series) for part in (endog, exog)))
 
     @classmethod
@@ -193,12 +201,13 @@ class MixedLM(Fitting, GroupedRows):
         use_sqrt=True,
         drop_cols=None,
         eval_env: int | Mapping = 0,
+        check="raise",
     ) -> MixedLM:
         """State a model by formulas: see `mixedlm`.
 
         Parameters
         ----------
-        formula, data, re_formula, vc_formula, subset, use_sparse, missing, groups, weights, offset
+        formula, data, re_formula, vc_formula, subset, use_sparse, missing, groups, weights, offset, check
             As in `mixedlm`.
         use_sqrt : bool
             As in `MixedLM`.
@@ -231,11 +240,13 @@ class MixedLM(Fitting, GroupedRows):
             offset=offset,
             env=env,
             drop_cols=drop_cols,
+            check=check,
             timings=timings,
         )
         model = cls.__new__(cls)
         model._set_up(spec, timings, use_sqrt, labelled=True)
         model._words = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing, "drop_cols": drop_cols}
+        model._words["check"] = check
         beside = {"groups": groups, "weights": weights, "offset": offset}
         model._words |= {
             name: value if value is None or isinstance(value, str) else np.asarray(value)[spec.rows]

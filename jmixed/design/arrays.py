@@ -40,6 +40,7 @@ def from_arrays(
     missing: str = "none",
     weights: Any = None,
     offset: Any = None,
+    check: str = "raise",
 ) -> ModelData:
     """Build a model from arrays.
 
@@ -60,6 +61,8 @@ def from_arrays(
         What to do with missing values in any of these.
     weights, offset : array (n,), optional
         Positive weights; a known part of the linear predictor.
+    check : {"raise", "ignore"}
+        Whether random effects that the data cannot tell from the residual are refused.
 
     Returns
     -------
@@ -96,7 +99,7 @@ def from_arrays(
         inner = tuple(block.inner[i] for i in before.get_indexer(top.levels))
         terms.append(_component(name, _Block(block.names, block.values[keep], inner), top))
     index = endog.index if isinstance(endog, (pd.Series, pd.DataFrame)) else pd.RangeIndex(n)
-    return _model(narrow, tuple(terms), labels, keep, index[keep])
+    return _model(narrow, tuple(terms), labels, keep, index[keep], check)
 
 
 def _matrix(value: Any, what: str) -> Matrix:
@@ -302,7 +305,12 @@ def _indicators(name: str, label: str, block: _Block, top: Factor) -> RandomTerm
 
 
 def _model(
-    blocks: Mapping[str, Matrix], terms: tuple[RandomTerm, ...], labels: pd.Series, keep: np.ndarray, index: pd.Index
+    blocks: Mapping[str, Matrix],
+    terms: tuple[RandomTerm, ...],
+    labels: pd.Series,
+    keep: np.ndarray,
+    index: pd.Index,
+    check: str,
 ) -> ModelData:
     y, right = blocks["endog"].values[:, 0], blocks["exog"]
     n = len(y)
@@ -314,7 +322,7 @@ def _model(
     checks.require_variation(y, offset, blocks["endog"].names[0])
     for term in terms:
         require_finite(term.Z, term.columns, keep)
-        checks.require_identifiable(term)
+    checks.require_identifiable(terms, weights, check)
     kept = checks.independent_columns(right.values)
     redundant = np.setdiff1d(np.arange(len(right.names)), kept)
     names = tuple(right.names[j] for j in kept)

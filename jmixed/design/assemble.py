@@ -143,7 +143,9 @@ def _grouping_columns(words: Words, columns: pd.Index) -> list[str]:
     return [name for name in names if name in columns]
 
 
-def assemble(words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: tuple[str, ...]) -> ModelData:
+def assemble(
+    words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: tuple[str, ...], check: str
+) -> ModelData:
     """Evaluate the formulas on rows whose columns have no missing values, and build the model.
 
     Parameters
@@ -154,6 +156,8 @@ def assemble(words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: 
         What to do with missing values that transforms make.
     drop_cols : tuple of str
         Fixed-effects columns to leave out.
+    check : str
+        "raise" refuses random effects that the data cannot tell from the residual, "ignore" lets them pass.
 
     Returns
     -------
@@ -172,7 +176,7 @@ def assemble(words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: 
         made.without(_component_masks(built, len(made.frame)), "raise")
     components = component_terms(words, plans, recipe, made, grouping, built)
     terms = checks.distinct([*random_terms(words, made, grouping), *components])
-    return _model(words, learnt, made, grouping, terms, drop_cols)
+    return _model(words, learnt, made, grouping, terms, drop_cols, check)
 
 
 def _evaluate(
@@ -292,6 +296,7 @@ def _model(
     grouping: dict,
     terms: tuple[RandomTerm, ...],
     drop_cols: tuple[str, ...],
+    check: str,
 ) -> ModelData:
     """Check the arrays and put them together."""
     positions, rows = made.rows.positions, made.rows
@@ -304,7 +309,7 @@ def _model(
     checks.require_variation(y, offset, endog_name)
     for term in terms:
         require_finite(term.Z, term.columns, positions)
-        checks.require_identifiable(term)
+    checks.require_identifiable(terms, weights, check)
     for name in drop_cols:
         if name not in right.names:
             raise DataError(unknown_column(name, right.names, "drop_cols", "the fixed effects"))

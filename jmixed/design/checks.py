@@ -99,26 +99,138 @@ def require_positive(weights: np.ndarray, positions: np.ndarray) -> None:
         )
 
 
-def require_identifiable(term: RandomTerm, nobs: int | None = None) -> None:
-    """More than one level, and fewer coefficients than rows, of which there are `nobs` if not as many as codes."""
-    n, (levels, q) = len(term.codes) if nobs is None else nobs, (len(term.levels), len(term.columns))
-    what = f"the random-effects term {term.label!r}" + (f" (component {term.vc!r})" if term.vc else "")
-    if q == 0:
+def require_levels(term: RandomTerm) -> None:
+    """Columns, and more than one level, unless the columns share one variance."""
+    what = _named(term)
+    if not term.columns:
         raise ModelError(f"{what} has no columns; use 1 for a random intercept")
-    if term.structure == "identity":
-        return
-    if levels < 2:
+    if term.structure != "identity" and len(term.levels) < 2:
         raise ModelError(
             f"{what}: its grouping factor {term.group!r} has one level, {term.levels[0]}; a variance between groups "
             "needs at least two. Check the column, or leave this random effect out",
             page=REFUSED,
         )
-    if levels * q >= n:
+
+
+def require_fewer_coefficients(term: RandomTerm, nobs: int) -> None:
+    """Fewer coefficients than rows, where the rows themselves are not at hand."""
+    if term.structure != "identity" and _coefficients(term) >= nobs:
         raise ModelError(
-            f"{what} has {levels * q} coefficients ({levels} levels x {q}) for {n} rows: a random effect with as many "
-            "coefficients as rows cannot be told from the residual. Use a coarser grouping factor or fewer columns",
+            f"{_counted(term, nobs)}: whether they can be told from the residual only the rows can say, of which "
+            "from_batches keeps sums. Use mixedlm, a coarser grouping factor or fewer columns",
             page=REFUSED,
         )
+
+
+def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check: str) -> None:
+    """Random effects that differ from the residual, and that leave it something.
+
+    As many coefficients as rows may be told from the residual by the pattern of the variances: by weights that differ,
+    or times that differ between levels. Effects of several terms that can reproduce any response leave a likelihood
+    that may be highest where the residual variance is zero.
+
+    Parameters
+    ----------
+    terms : sequence of RandomTerm
+    weights : array (n,)
+    check : str
+        "ignore" lets every model pass.
+    """
+    if check not in ("raise", "ignore"):
+        raise ModelError(f'check is {check!r}; it must be "raise" or "ignore"')
+    for term in terms:
+        require_levels(term)
+    if check == "ignore":
+        return
+    n, free = len(weights), [term for term in terms if term.structure != "identity"]
+    insist = "or have it fitted all the same with check='ignore'"
+    for term in free:
+        if _coefficients(term) >= n and _is_residual([t for t in free if _same_levels(t, term)], weights):
+            raise ModelError(
+                f"{_counted(term, n)}: with some covariance they vary like the residual, so that the two cannot be "
+                f"told apart. Use a coarser grouping factor or fewer columns, {insist}",
+                page=REFUSED,
+            )
+    for term in free:
+        inside = [other for other in free if _is_nested(other, term)]
+        count = sum(map(_coefficients, inside))
+        if len(inside) > 1 and count >= n and _reproduce(inside, term.codes):
+            labels = ", ".join(repr(other.label) for other in inside)
+            raise ModelError(
+                f"the random-effects terms {labels} have {count} coefficients for {n} rows and together reproduce any "
+                f"response: the likelihood may be highest where nothing is left for the residual. Leave out a term, "
+                f"use a coarser grouping factor, {insist}",
+                page=REFUSED,
+            )
+
+
+def _named(term: RandomTerm) -> str:
+    return f"the random-effects term {term.label!r}" + (f" (component {term.vc!r})" if term.vc else "")
+
+
+def _counted(term: RandomTerm, nobs: int) -> str:
+    shape = f"{len(term.levels)} levels x {len(term.columns)}"
+    return f"{_named(term)} has {_coefficients(term)} coefficients ({shape}) for {nobs} rows"
+
+
+def _coefficients(term: RandomTerm) -> int:
+    return len(term.levels) * len(term.columns)
+
+
+def _is_nested(inner: RandomTerm, outer: RandomTerm) -> bool:
+    """Whether every level of a term lies inside one of another's."""
+    owner = np.zeros(len(inner.levels), outer.codes.dtype)
+    owner[inner.codes] = outer.codes
+    return bool((owner[inner.codes] == outer.codes).all())
+
+
+def _same_levels(one: RandomTerm, other: RandomTerm) -> bool:
+    return len(one.levels) == len(other.levels) and _is_nested(one, other)
+
+
+def _is_residual(terms: Sequence[RandomTerm], weights: np.ndarray) -> bool:
+    """Whether terms of one factor can have the covariance of the residual.
+
+    Covariances are vectors with the product tr(W A W B): is the residual's W^-1 in the span of those Z D Z' of levels?
+    """
+    codes, levels = terms[0].codes, len(terms[0].levels)
+    root = np.sqrt(weights)[:, None]
+    Z = [np.linalg.qr(root * term.Z)[0] * np.sqrt(len(weights)) for term in terms]
+    products = np.zeros((levels, *(sum(z.shape[1] for z in Z),) * 2))
+    together = np.hstack(Z)
+    np.add.at(products, codes, together[:, :, None] * together[:, None])
+    directions, start = [], 0
+    for z in Z:
+        for a, b in zip(*np.tril_indices(z.shape[1]), strict=True):
+            directions.append(np.zeros(products.shape[1:]))
+            directions[-1][start + a, start + b] = directions[-1][start + b, start + a] = 1
+        start += z.shape[1]
+    moved = [direction @ products for direction in directions]
+    overlaps = np.array([[np.einsum("lij,lji->", a, b) for b in moved] for a in moved])
+    traces = np.array([np.einsum("lii->", a) for a in moved])
+    size = np.sqrt(np.maximum(np.diagonal(overlaps), np.finfo(float).tiny))
+    solved = np.linalg.lstsq(overlaps / size / size[:, None], traces / size, rcond=1e-12)[0]
+    return len(weights) - solved @ (traces / size) < 1e-8 * len(weights)
+
+
+LARGEST_LEVEL = 1000
+"""Rows of a level beyond which random effects are not thought to reproduce them all."""
+
+
+def _reproduce(terms: Sequence[RandomTerm], codes: np.ndarray) -> bool:
+    """Whether the columns of all terms span the rows of every level of the outermost one."""
+    order = np.argsort(codes, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
+        if len(rows) > LARGEST_LEVEL:
+            return False
+        columns = []
+        for term in terms:
+            own, place = np.unique(term.codes[rows], return_inverse=True)
+            indicator = np.eye(len(own))[place]
+            columns.append((indicator[:, :, None] * term.Z[rows][:, None]).reshape(len(rows), -1))
+        if np.linalg.matrix_rank(np.hstack(columns)) < len(rows):
+            return False
+    return True
 
 
 def constant_column(values: np.ndarray) -> int | None:

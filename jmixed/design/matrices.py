@@ -45,6 +45,7 @@ def from_formula(
     offset: Any = None,
     env: Mapping[str, Any] | None = None,
     drop_cols: Sequence[str] | None = None,
+    check: str = "raise",
     timings: Timings | None = None,
 ) -> ModelData:
     """Build the arrays of a model from words and a table.
@@ -71,6 +72,8 @@ def from_formula(
         Functions and constants that formulas may use.
     drop_cols : sequence of str, optional
         Fixed-effects columns to leave out.
+    check : {"raise", "ignore"}
+        Whether random effects that the data cannot tell from the residual are refused.
     timings : Timings, optional
         Where to note the time that is spent.
 
@@ -106,7 +109,7 @@ def from_formula(
         if subset is not None:
             rows = rows.take(subset_positions(table, subset))
         rows = leave_out_missing(rows, words, recipe, missing)
-        return assemble(words, recipe, rows, missing, tuple(drop_cols or ()))
+        return assemble(words, recipe, rows, missing, tuple(drop_cols or ()), check)
 
 
 def state(

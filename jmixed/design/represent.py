@@ -133,7 +133,8 @@ def _checked(made: Plan, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...]
     words, recipe, n = made.statement.words, made.statement.recipe, len(y)
     checks.require_variation(np.array([total.low[-1], total.high[-1]]), np.zeros(2), made.endog_name, total.nobs)
     for term in terms:
-        checks.require_identifiable(term, total.nobs)
+        checks.require_levels(term)
+        checks.require_fewer_coefficients(term, total.nobs)
     kept = checks.independent_columns(X)
     redundant = np.setdiff1d(np.arange(X.shape[1]), kept)
     names = tuple(made.exog_names[j] for j in kept)

@@ -90,7 +90,10 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
             C, B, A, G, shift, beta0 = count()
         else:
             C, B, A, G, shift, beta0 = jax.lax.cond(
-                _anywhere(_is_drowned(rows.layout, C, B, G)), lambda _: count(), lambda plain: plain, plain
+                _anywhere(_is_drowned(rows.layout, C, B, G, _count(rows.weights))),
+                lambda _: count(),
+                lambda plain: plain,
+                plain,
             )
     return Moments(
         C=C,
@@ -119,16 +122,20 @@ def _can_be_counted(rows):
 
 def is_drowned(rows: Rows, plain: Moments):
     """Whether random effects of these rows should be counted from estimates, by their moments that are not."""
-    return _is_drowned(plain.layout, plain.C, plain.B, plain.G) if _can_be_counted(rows) else jnp.zeros((), bool)
+    return (
+        _is_drowned(plain.layout, plain.C, plain.B, plain.G, plain.nobs)
+        if _can_be_counted(rows)
+        else jnp.zeros((), bool)
+    )
 
 
-def _is_drowned(layout, C, B, G):
+def _is_drowned(layout, C, B, G, nobs):
     """Whether the random effects explain so much of the response that differences of sums would lose the rest.
 
     Too much is taken for explained where factors that are not nested share it: that costs a second look at the rows.
     """
     C, B, G = stop_gradient((C, B, G))
-    left = G
+    left, known = G, len(G) - 1
     for s in range(len(C)):
         for _, of_factor in groupby(places(layout, s), key=lambda place: place.start):
             terms = list(of_factor)
@@ -137,9 +144,13 @@ def _is_drowned(layout, C, B, G):
             if s == 0 or at.shape[1] > 1 or layout.crossed or not layout.is_chain(s):
                 own = jnp.moveaxis(C[s][at[:, :, None], at[:, None]], 0, 2)
                 border = jnp.moveaxis(B[s][at, -len(G) :], 0, 2)
-                _, part = semidefinite_triangle(own.reshape(*own.shape[:2], -1), border.reshape(*border.shape[:2], -1))
+                triangle, part = semidefinite_triangle(
+                    own.reshape(*own.shape[:2], -1), border.reshape(*border.shape[:2], -1)
+                )
                 left -= jnp.einsum("qrg,qsg->rs", part, part)
-    return (_without_fixed(left)[0] < TELLING * G[-1, -1]) & (G[-1, -1] > 0)
+                known += jnp.sum((jnp.diagonal(triangle) > 0).astype(G.dtype))
+    # Where as many effects as rows leave nothing, the estimates say nothing of their size either.
+    return (_without_fixed(left)[0] < TELLING * G[-1, -1]) & (G[-1, -1] > 0) & (known < nobs)
 
 
 def _without_fixed(G):
