@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from scipy import optimize
 from scipy.optimize import approx_fprime
 from statsmodels.base import _penalties as penalties
 from statsmodels.regression.mixed_linear_model import MixedLM as TheirModel
@@ -779,3 +780,47 @@ def test_type_three_of_truth_values_is_that_of_lmertest():
     sleep = jm.datasets.load("sleepstudy")
     table = jm.mixedlm("Reaction ~ Days * b + (1 | Subject)", sleep.assign(b=sleep.Days % 3 == 1)).fit().anova()
     np.testing.assert_allclose(table["F"], [102.86308, 0.12652, 0.79229], rtol=1e-4)
+
+
+def test_one_row_a_study_with_known_weights():
+    """Molloy, O'Carroll and Ferguson (2014), from metafor: the criterion of lme4 without its checks, and of nlme."""
+    r = [0.187, 0.162, 0.34, 0.32, 0.27, 0, 0.175, 0.05, 0.26, 0.01, -0.09, 0.37, 0, 0.15, 0.24, 0.04]
+    n = [109, 749, 55, 107, 72, 65, 174, 326, 58, 771, 56, 91, 116, 537, 158, 65]
+    studies = pd.DataFrame({"z": np.arctanh(r), "w": np.array(n) - 3.0, "study": np.arange(16)})
+    fit = jm.mixedlm("z ~ 1 + (1 | study)", studies, weights="w").fit()
+    assert fit.converged
+    np.testing.assert_allclose(fit.objective, -14.78156886, rtol=1e-8)
+    with pytest.raises(jm.ModelError, match="vary like the residual"):
+        jm.mixedlm("z ~ 1 + (1 | study)", studies)
+
+
+def test_two_visits_at_times_of_their_own():
+    rng = np.random.default_rng(5)
+    person, t = np.repeat(np.arange(60), 2), rng.uniform(0, 4, 120)
+    y = 1 + rng.normal(size=60)[person] + (1 + rng.normal(size=60)[person]) * t + 0.5 * rng.normal(size=120)
+    visits = pd.DataFrame({"y": y, "t": t, "person": person})
+    fit = jm.mixedlm("y ~ t + (t | person)", visits).fit()
+    assert fit.converged
+    assert not fit.singular
+    X, same = np.column_stack([np.ones(120), t]), person[:, None] == person[None]
+
+    def criterion(parameters):
+        a, b, c, log_sigma = parameters
+        root = np.array([[a, 0], [b, c]])
+        V = same * (X @ root @ root.T @ X.T) + np.exp(2 * log_sigma) * np.eye(120)
+        inverse = np.linalg.inv(V)
+        A = X.T @ inverse @ X
+        rest = y - X @ np.linalg.solve(A, X.T @ inverse @ y)
+        return np.linalg.slogdet(V)[1] + np.linalg.slogdet(A)[1] + rest @ inverse @ rest + 118 * np.log(2 * np.pi)
+
+    best = optimize.minimize(criterion, [1, 0, 1, -0.7], method="BFGS")
+    np.testing.assert_allclose(fit.objective, best.fun, rtol=1e-8)
+    np.testing.assert_allclose(fit.sigma, np.exp(best.x[3]), rtol=1e-3)
+
+
+def test_what_cannot_be_told_apart_is_flat_for_those_who_insist(data):
+    rows = data.assign(row=np.arange(len(data)))
+    model = jm.mixedlm("y ~ x + (1 | row)", rows, check="ignore")
+    with pytest.warns(jm.ConvergenceWarning, match="FLAT"):
+        assert model.fit().outcome == jm.Outcome.FLAT
+    assert model.update(". ~ . + z").exog_names == ["Intercept", "x", "z"]

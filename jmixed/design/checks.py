@@ -126,8 +126,8 @@ def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check
     """Random effects that differ from the residual, and that leave it something.
 
     As many coefficients as rows may be told from the residual by the pattern of the variances: by weights that differ,
-    or times that differ between levels. Effects of several terms that can reproduce any response leave a likelihood
-    that may be highest where the residual variance is zero.
+    or times that differ between levels. Effects of several terms, or more than a level has rows, that can reproduce any
+    response leave a likelihood that may be highest where the residual variance is zero.
 
     Parameters
     ----------
@@ -154,12 +154,14 @@ def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check
     for term in free:
         inside = [other for other in free if _is_nested(other, term)]
         count = sum(map(_coefficients, inside))
-        if len(inside) > 1 and count >= n and _reproduce(inside, term.codes):
+        several = len(inside) > 1 or len(term.columns) > np.bincount(term.codes).max()
+        if several and count >= n and _reproduce(inside, term.codes):
             labels = ", ".join(repr(other.label) for other in inside)
+            what = f"the random-effects terms {labels} have {count} coefficients for {n} rows"
             raise ModelError(
-                f"the random-effects terms {labels} have {count} coefficients for {n} rows and together reproduce any "
-                f"response: the likelihood may be highest where nothing is left for the residual. Leave out a term, "
-                f"use a coarser grouping factor, {insist}",
+                f"{what if len(inside) > 1 else _counted(term, n)}, which reproduce any response: the likelihood may "
+                f"be highest where nothing is left for the residual. Leave out a term or columns, use a coarser "
+                f"grouping factor, {insist}",
                 page=REFUSED,
             )
 

@@ -379,8 +379,10 @@ def test_tables(table):
 
 def test_what_the_data_cannot_identify(table):
     says(table, "y ~ x + f + z + (1 | g)", ModelError, "4 rows cannot determine 4 fixed effects", subset=[0, 1, 7, 8])
-    says(table, "y ~ x + (1 | row)", ModelError, "60 coefficients (60 levels x 1) for 60 rows", "as many coefficients")
-    says(table, "y ~ x + (x + z + f + C(row % 4) | g)", ModelError, "80 coefficients (10 levels x 8)")
+    says(
+        table, "y ~ x + (1 | row)", ModelError, "60 coefficients (60 levels x 1) for 60 rows", "vary like the residual"
+    )
+    says(table, "y ~ x + (x + z + f + C(row % 4) | g)", ModelError, "80 coefficients (10 levels x 8)", "any response")
     says(table, "y ~ x + (1 | one)", ModelError, "'one' has one level")
     says(table, "y ~ x", ModelError, "'Group' has one level", groups=np.zeros(60))
     says(table, "y ~ x", ModelError, "component 'a'", "60 levels", groups="g", vc_formula={"a": "0 + C(row)"})

@@ -1,4 +1,7 @@
-"""Redundant columns and grouping factors, checked against definitions."""
+"""Redundant columns, grouping factors and what identifies a model, checked against definitions."""
+
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jmixed.design.checks import constant_column, independent_columns
+from jmixed.design.checks import constant_column, independent_columns, require_identifiable
 from jmixed.design.factors import compress, cross, factor
+from jmixed.design.terms import RandomTerm
+from jmixed.errors import ModelError
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 4), st.booleans())
@@ -88,3 +93,65 @@ def test_small_and_large_integers_are_levels(dtype):
     made = factor("g", values)
     np.testing.assert_array_equal(made.levels.to_numpy()[made.codes], values)
     assert made.levels.dtype == dtype
+
+
+def random_term(codes, *columns, label="term"):
+    codes = np.unique(codes, return_inverse=True)[1].astype(np.int32)
+    Z = np.column_stack(columns)
+    names = tuple(f"column {k}" for k in range(Z.shape[1]))
+    return RandomTerm(label, "g", codes, pd.RangeIndex(codes.max() + 1), names, Z)
+
+
+class TestIdentifiable:
+    n = 60
+    one = np.ones(n)
+    row = np.arange(n)
+    pair = row // 2
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(1, 3, n)
+    x, z = rng.normal(size=(2, n))
+    visit = row % 2 * 1.0
+    terms = {
+        "one row a level": [random_term(row, one)],
+        "one row a level, a slope": [random_term(row, one, x)],
+        "one row a level, in some rows": [random_term(row, visit)],
+        "two rows a level, at two times": [random_term(pair, one, visit + 2000)],
+        "two rows a level, at any time": [random_term(pair, one, x)],
+        "two slopes a level": [random_term(row // 3, one), random_term(row // 3, x), random_term(row // 3, z)],
+        "slopes, and levels inside": [
+            random_term(row // 4, one, x),
+            random_term(row // 4 * 3 + [0, 1, 2, 2] * 15, one),
+        ],
+        "levels inside, few of one row": [
+            random_term(row // 4, one),
+            random_term(row // 4 * 3 + [0, 1, 2, 2] * 15, one),
+        ],
+        "many columns of one variance": [replace(random_term(0 * row, *rng.normal(size=(n, n))), structure="identity")],
+    }
+
+    @pytest.mark.parametrize(
+        ("name", "weighted", "reason"),
+        [
+            ("one row a level", False, "60 levels x 1.* for 60 rows.* vary like the residual"),
+            ("one row a level", True, None),
+            ("one row a level, a slope", False, "vary like the residual"),
+            ("one row a level, in some rows", False, None),
+            ("two rows a level, at two times", False, "30 levels x 2.* vary like the residual"),
+            ("two rows a level, at two times", True, None),
+            ("two rows a level, at any time", False, None),
+            ("two slopes a level", False, "60 coefficients for 60 rows, which reproduce any response"),
+            ("slopes, and levels inside", False, "75 coefficients for 60 rows, which reproduce any response"),
+            ("levels inside, few of one row", False, None),
+            ("many columns of one variance", False, None),
+        ],
+    )
+    def test_what_can_be_told_from_the_residual(self, name, weighted, reason):
+        weights = self.weights if weighted else self.one
+        require_identifiable(self.terms[name], weights, "ignore")
+        refused = nullcontext() if reason is None else pytest.raises(ModelError, match=reason)
+        with refused:
+            require_identifiable(self.terms[name], weights, "raise")
+
+    def test_the_check_has_two_values(self):
+        with pytest.raises(ModelError, match="check is 'warn'; it must be"):
+            require_identifiable([], self.one, "warn")
