@@ -20,7 +20,7 @@ from jmixed.layout import Layout
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.linalg import eigh
+from jmixed.linalg import diagonal, eigh
 from jmixed.penalised import penalised_optimum
 from jmixed.precision import exact_products
 from jmixed.sharing import axis_to_share, minimize_shared, shares
@@ -453,8 +453,7 @@ def estimate_at(solution: optimize.Solution, held: Moments, reml) -> Estimate:
         With the effects of all levels, padding too, by the number of the term.
     """
     solution = stop_gradient(solution)
-    unit = optimize.units(solution.chart, held.layout.terms)
-    phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian, unit), held, reml)
+    phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian), held, reml)
     roots = optimize.chart_roots(optimize.Chart(solution.chart.bases, phi), held.layout.terms)
     found = _described(estimates(roots, held, reml), held)
     return replace(found, outcome=outcome_of(solution, stop_gradient(found.sigma), stop_gradient(held)))
@@ -479,12 +478,11 @@ def start_at(theta0, held):
     return criterion.squares(criterion.precondition(criterion.factors_of(theta, held), held))
 
 
-def _inverse(hessian, unit):
-    """The pseudo-inverse of the Hessian of an optimum, judged in the optimiser's units."""
+def _inverse(hessian):
+    """The pseudo-inverse of the Hessian of an optimum."""
     if not hessian.shape[0]:
         return hessian
-    values, vectors = eigh(hessian * (unit[:, None] * unit[None]))
-    vectors = unit[:, None] * vectors
+    values, vectors = eigh(hessian)
     sound = values > 1e-10 * jnp.maximum(values[-1], 1)
     return (vectors * jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)[None]) @ vectors.T
 
@@ -542,8 +540,33 @@ def outcome_of(solution, sigma, held):
     blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
     ok = (solution.outcome == Outcome.CONVERGED.value) | (solution.outcome == Outcome.PRECISION_LIMIT.value)
     outcome = jnp.where(ok & (blur > BLUR), Outcome.ROUNDED.value, solution.outcome)
+    if any(shift is not None for shift in held.shift):
+        flat = solution.outcome == Outcome.FLAT.value
+        outcome = jnp.where((ok | flat) & _is_blurred(solution.roots, rss, held), Outcome.ROUNDED.value, outcome)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
     return jnp.where(held.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
+
+
+def _is_blurred(roots, rss, held: Moments):
+    """Whether digits are lost although effects are counted from estimates.
+
+    A response has sixteen itself. A small variance across a large one is a difference in columns along which neither
+    lies; and so is what two large effects of crossed factors have in common.
+    """
+    sums, sizes = [], []
+    for s, (C, shift) in enumerate(zip(held.C, held.shift, strict=True)):
+        rows = jnp.max(jnp.diagonal(C, axis1=0, axis2=1))
+        own = [roots[t] for f, _ in held.layout.stages[s] for t in held.layout.factors[f]]
+        sizes.append(rows * jnp.max(jnp.stack([jnp.max(jnp.sum(root**2, axis=1)) for root in own])))
+        for root in own:
+            factor = rectify(root)
+            across = jnp.sum(jnp.tril(factor, -1) ** 2, axis=1) / jnp.maximum(diagonal(factor) ** 2, 1)
+            sums.append(rows * jnp.max(across) > BLUR)
+        if shift is not None:
+            sums.append(held.nobs * jnp.max(shift[:, -1] ** 2) > BLUR**2 * rss)
+    if not held.layout.is_nest():
+        sums.append(jnp.min(jnp.stack(sizes)) > BLUR)
+    return jnp.any(jnp.stack(sums))
 
 
 def say_once_if_narrowed(design):

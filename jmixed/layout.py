@@ -105,6 +105,10 @@ class Layout:
         """Whether what the stage explains goes to one block of each later stage: its sum over blocks is one product."""
         return all(count == 1 for count in self.blocks[stage + 1 :])
 
+    def is_nest(self) -> bool:
+        """Whether every stage is a chain's, and nothing is crossed."""
+        return not self.crossed and all(self.is_chain(stage) for stage in range(len(self.stages)))
+
     def is_chain(self, stage: int) -> bool:
         """Whether a block of the stage is one level of one factor."""
         return len(self.stages[stage]) == 1 and self.stages[stage][0][1] == 1

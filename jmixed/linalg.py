@@ -130,10 +130,15 @@ def semidefinite_triangle(a, b):
 
 def least_squares(a, b):
     """A solution x of ``a x = b`` for small semidefinite a (q, q, ...) and b (q, r, ...) in its range."""
-    triangle, right = semidefinite_triangle(a, b)
-    solution: list[Any] = [None] * a.shape[0]
-    for k in reversed(range(a.shape[0])):
-        rest = _less(right[k], (triangle[k, j][None] * solution[j] for j in range(k + 1, a.shape[0])))
+    return back_substitute(*semidefinite_triangle(a, b))
+
+
+def back_substitute(triangle, right):
+    """Solve ``R x = b`` for R (q, q, ...) as given by `semidefinite_triangle`: where its row is zero, so is x."""
+    q = triangle.shape[0]
+    solution: list[Any] = [None] * q
+    for k in reversed(range(q)):
+        rest = _less(right[k], (triangle[k, j][None] * solution[j] for j in range(k + 1, q)))
         sound = triangle[k, k] > 0
         solution[k] = jnp.where(sound, 1 / jnp.where(sound, triangle[k, k], 1), 0)[None] * rest
     return jnp.stack(solution)

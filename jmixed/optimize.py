@@ -36,7 +36,7 @@ FLATNESS = 1e-7
 BLURRED = 1e-3
 """Most that rounding is taken for in a curvature, relative to the largest."""
 LARGE = 1e3
-"""Roots of relative variances above this are measured in their own size, so that no tolerance takes them for flat."""
+"""Relative deviation beyond which a random column is measured in a unit of its own."""
 MAX_ITERATIONS = 200
 
 
@@ -90,25 +90,30 @@ def chart_roots(chart: Chart, structures):
     roots = []
     for structure, basis, phi in zip(structures, chart.bases, split(structures, chart.phi), strict=True):
         if structure.kind == IDENTITY:
-            roots.append(phi[0] * np.eye(structure.q, dtype=phi.dtype))
+            roots.append(phi[0] * basis)
         else:
             roots.append(basis @ (structure.covariance(phi) * np.tri(structure.q, dtype=phi.dtype)))
     return tuple(roots)
 
 
 def chart_at(covariances, structures, dtype) -> Chart:
-    """The chart whose bases are the eigenvectors of the terms' Sigma, largest first."""
+    """The chart whose bases are the eigenvectors of the terms' Sigma, largest first.
+
+    Columns with a large variance are measured in a unit of their own: a variance beside one that is 1e12 times larger
+    would be rounding among the eigenvalues, and its own curvature would count as none.
+    """
     bases, phis = [], []
     for structure, covariance in zip(structures, covariances, strict=True):
         q = structure.q
+        unit = jnp.maximum(jnp.sqrt(jnp.maximum(diagonal(covariance), 0)) / LARGE, 1)
         if structure.kind == IDENTITY:
-            bases.append(jnp.eye(q, dtype=dtype))
-            phis.append(jnp.sqrt(jnp.maximum(covariance[:1, 0], 0)))
+            bases.append(unit[0] * np.eye(q, dtype=dtype))
+            phis.append(jnp.sqrt(jnp.maximum(covariance[:1, 0], 0)) / unit[0])
             continue
-        values, vectors = eigh(covariance)
+        values, vectors = eigh(covariance / (unit[:, None] * unit[None]))
         # An eigenvalue at the rounding level of the largest is a zero of Sigma.
         values = jnp.where(values > 1e-15 * values[-1], values, 0)
-        bases.append(vectors[:, ::-1])
+        bases.append(unit[:, None] * vectors[:, ::-1])
         rows, columns = structure.psi_indices()
         phis.append(take(jnp.sqrt(values[::-1]), rows) * (rows == columns).astype(values.dtype))
     return Chart(tuple(bases), join(phis, dtype))
@@ -150,8 +155,6 @@ def minimize(
 
     def in_chart(chart, at):
         gradient, hessian = _pull_back(chart, structures, at)
-        unit = units(chart, structures)
-        gradient, hessian = gradient * unit, hessian * (unit[:, None] * unit[None])
         if held is None:
             return gradient, hessian
         free = (~held).astype(dtype)
@@ -301,15 +304,14 @@ def _iterate(state: State, moments, reml, in_chart, growth, moving) -> State:
         (settled, at, gradient, hessian),
         (state.chart, state.derivatives, state.gradient, state.hessian),
     )
-    length = jnp.sqrt(jnp.sum(((state.trial.phi - state.chart.phi) / units(state.chart, structures)) ** 2))
+    length = jnp.sqrt(jnp.sum((state.trial.phi - state.chart.phi) ** 2))
     grown = jnp.where((ratio > 0.75) & state.boundary, 2 * state.radius, state.radius)
     radius = jnp.where(~accepted | (ratio < 0.25), length / 4, grown)
-    unit = units(chart, structures)
-    fresh = jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum((chart.phi / unit) ** 2)))
+    fresh = jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum(chart.phi**2)))
     radius = jnp.where(jnp.isinf(state.predicted), fresh, radius)
     values, vectors = eigh(hessian)
     move, predicted, boundary = trust_region_step(values, vectors.T @ gradient, radius)
-    trial = Chart(chart.bases, chart.phi + unit * (vectors @ move))
+    trial = Chart(chart.bases, chart.phi + vectors @ move)
     outcome = jnp.where(state.polishing, Outcome.CONVERGED.value, _RUNNING)
     outcome = jnp.where((outcome == _RUNNING) & (stalled >= 2), Outcome.PRECISION_LIMIT.value, outcome)
     outcome = jnp.where(
@@ -377,8 +379,8 @@ def chart_map(chart: Chart, structures, gradient):
     phis = split(structures, chart.phi)
     for structure, A, R, own, phi in zip(structures, chart.bases, roots, gradients, phis, strict=True):
         if structure.kind == IDENTITY:
-            jacobians.append(2 * phi[:, None])
-            bends.append(2 * own[:, None])
+            jacobians.append(2 * A[0, 0] ** 2 * phi[:, None])
+            bends.append(2 * A[0, 0] ** 2 * own[:, None])
             continue
         rows, columns = structure.psi_indices()
         i, j = rows[:, None], columns[:, None]
@@ -394,16 +396,8 @@ def _is_certified(state: State):
     return (state.outcome == Outcome.CONVERGED.value) | (state.outcome == Outcome.PRECISION_LIMIT.value)
 
 
-def units(chart: Chart, structures):
-    """The unit (m,) of every entry of phi in which the optimiser counts: one, or the size of a large root.
-
-    The rows of a term's L belong to its directions of largest variance and downwards.
-    """
-    return jnp.maximum(_sizes(chart, structures) / LARGE, 1)
-
-
 def _sizes(chart, structures):
-    """For every entry of phi the length of its row of L, (m,)."""
+    """For every entry of phi the length of its row of L, (m,): a direction's deviation, largest first."""
     sizes = []
     for structure, phi in zip(structures, split(structures, chart.phi), strict=True):
         if structure.kind == IDENTITY:
@@ -433,9 +427,10 @@ def _growth(moments: Moments):
 
 def _is_flat(chart: Chart, structures, hessian, rows, grows):
     """Whether a direction has no curvature beyond rounding, each root measured by its size; see `_growth`."""
-    size = jnp.maximum(_sizes(chart, structures), jnp.maximum(1 / jnp.sqrt(rows), 1e-3)) / units(chart, structures)
+    size = jnp.maximum(_sizes(chart, structures), jnp.maximum(1 / jnp.sqrt(rows), 1e-3))
     relative = hessian * (size[:, None] * size[None])
-    rounding = jnp.finfo(hessian.dtype).eps * jnp.where(grows, rows * jnp.max(chart.phi**2) ** 2, 1)
+    largest = jnp.max(jnp.stack([jnp.max(root**2) for root in chart_roots(chart, structures)]))
+    rounding = jnp.finfo(hessian.dtype).eps * jnp.where(grows, rows * largest**2, 1)
     least = jnp.maximum(FLATNESS, jnp.minimum(rounding, BLURRED) * jnp.max(diagonal(relative)))
     # A matrix is positive definite when all its pivots are, and so have logarithms.
     _, logs = sweep(relative - least * jnp.eye(len(size), dtype=size.dtype), len(size))
@@ -443,14 +438,13 @@ def _is_flat(chart: Chart, structures, hessian, rows, grows):
 
 
 def _finish(state: State, structures, evaluations, starts) -> Solution:
-    unit = units(state.chart, structures)
     outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome).astype(jnp.int32)
     return Solution(
         chart=state.chart,
         roots=chart_roots(state.chart, structures),
         derivatives=state.derivatives,
-        gradient=state.gradient / unit,
-        hessian=state.hessian / (unit[:, None] * unit[None]),
+        gradient=state.gradient,
+        hessian=state.hessian,
         eigenvalues=state.eigenvalues,
         iterations=state.iteration,
         evaluations=evaluations,

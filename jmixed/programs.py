@@ -160,7 +160,10 @@ def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, m
     structures = held.layout.terms
     start = start_at(theta0, held)
     if free is not None:
-        bases = tuple(jnp.linalg.inv(T) for T in held.T)
+        bases = tuple(
+            jnp.eye(s.q, dtype=T.dtype) if s.kind == IDENTITY else jnp.linalg.inv(T)
+            for s, T in zip(structures, held.T, strict=True)
+        )
         factors = criterion.factors_of(theta0, held)
         # The chart of an identity term has no basis: its phi belongs to preconditioned columns.
         factors = [

@@ -35,6 +35,7 @@ from jmixed.linalg import (
     BlockDiagonal,
     add_up,
     back_solve,
+    back_substitute,
     cholesky,
     congruence,
     forward_solve,
@@ -123,15 +124,17 @@ def _eliminate_small(sigma, root, C, B, shift, summed):
     solved = forward_solve(factor, jnp.concatenate([R, left], axis=1))
     X, W = solved[:, :Q], solved[:, Q:]
     E = matmul(transpose(X), W)
-    U = matmul(sigma, E)
-    U = U if shift is None else U - shift
     half = forward_solve(
         cholesky(matmul(transpose(H), H) + identity), jnp.broadcast_to(transpose(root), (Q, Q, C.shape[2]))
     )
     P = matmul(transpose(half), half)
+    # R^-1 (I + HH')^-1 R, where R has an inverse: I - P C would lose what is left of a shift.
+    sound = jnp.all(jnp.diagonal(R) > 0, axis=-1)
+    T = jnp.where(sound, back_substitute(R, back_solve(factor, X)), identity - matmul(P, C))
+    U = matmul(sigma, E) if shift is None else matmul(P, B) - matmul(T, shift)
     K = _explained(B, U, E, shift, summed)
     logdet = _total(log_determinant(factor), summed)
-    return Elimination(logdet, K, P, identity - matmul(P, C), matmul(transpose(X), X), U, E)
+    return Elimination(logdet, K, P, T, matmul(transpose(X), X), U, E)
 
 
 def _explained(B, U, E, shift, summed):

@@ -36,6 +36,8 @@ TELLING = 1e-4
 """Part of the response's sum of squares left by the groups below which their effects are counted from estimates."""
 SWEEPS = 20
 """Rounds in which the effects of several factors are estimated in turn."""
+ROUNDS = 3
+"""Times that coefficients are fitted to effects whose sizes depend on them."""
 UNTOLD = 1e-12
 """Sum of squares of a column of X~, of unit length, left within groups, that tells nothing of its coefficient."""
 MANY = 64
@@ -193,23 +195,26 @@ def _counted_from_estimates(rows, arrays, preconditioners, total):
             effects = [*effects[:f], effects[f] + own, *effects[f + 1 :]]
         return left, effects
 
-    start = stop_gradient(columns), none
-    left, effects = sweep(0, start) if len(order) == 1 else jax.lax.fori_loop(0, SWEEPS, sweep, start)
-    # beta0 may be far off by the scale of what is left: the rows within groups tell of it what they can.
-    within = left.T @ (stop_gradient(arrays["weights"])[:, None] * left)
-    _, change = _without_fixed(within)
-    turn = jnp.eye(len(within), dtype=left.dtype).at[:-1, -1].set(-change)
+    state = stop_gradient(columns), none
+    if not layout.is_nest():
+        # What several factors can explain, an intercept above all, belongs to the one with the larger effects.
+        alone = [fits[f](state[0]) for f in factors]
+        best = jnp.argmin(jnp.stack([jnp.sum(left[:, -1] ** 2 * arrays["weights"]) for _, left in alone]))
+        effects = [jnp.where(best == f, own, 0) for f, (own, _) in enumerate(alone)]
+        state = jnp.stack([left for _, left in alone])[best], effects
+    left, effects = sweep(0, state) if len(order) == 1 else jax.lax.fori_loop(0, SWEEPS, sweep, state)
+    change = _better_coefficients(left, effects, stop_gradient(arrays["weights"]), total)
+    turn = jnp.eye(columns.shape[1], dtype=left.dtype).at[:-1, -1].set(-change)
     effects = [jnp.einsum("qrg,rs->qsg", own, turn) for own in effects]
     rest = columns @ turn
     for f in factors:
         rest = rest - _at_rows(index.groupings[f], Z[f], effects[f])
 
     later, shift, stages = None, [], range(len(layout.stages))
-    nest = not layout.crossed and all(map(layout.is_chain, stages))
     for s in reversed(stages):
         own = _border(layout, index, s, {(f, None): effects[f] for f, _ in layout.stages[s]})
         f = layout.stages[s][0][0]
-        if nest and later is not None:
+        if layout.is_nest() and later is not None:
             explained, _ = fits[f](stop_gradient(later))
             later = later - _at_rows(index.groupings[f], Z[f], explained)
         elif layout.crossed:
@@ -218,7 +223,7 @@ def _counted_from_estimates(rows, arrays, preconditioners, total):
             width = sum(layout.stage_width(t) for t in stages[s + 1 :])
             explained = jnp.zeros((own.shape[0], width, own.shape[2]), own.dtype)
         shift.insert(0, jnp.concatenate([explained, own], axis=1))
-        if nest and s > 0:
+        if layout.is_nest() and s > 0:
             later = Z[f] if later is None else jnp.concatenate([Z[f], later], axis=1)
     if later is not None:
         ends = np.cumsum([layout.stage_width(s) for s in stages[1:]])[:-1]
@@ -241,6 +246,26 @@ def _counted_from_estimates(rows, arrays, preconditioners, total):
     # A response has its own rounding, below which nothing is left.
     G = G.at[p, p].add(jnp.finfo(dtype).eps ** 2 * stop_gradient(total))
     return C, B, A, G, tuple(shift), preconditioners.beta0 + preconditioners.basis @ change
+
+
+def _better_coefficients(left, effects, weights, total):
+    """What beta0 lacks: it may be far off by the scale of what is left, and of all but the largest effects.
+
+    Least squares of what is left within levels and of every kind of effect, each by its own size.
+    """
+    within = left.T @ (weights[:, None] * left)
+    floor = jnp.finfo(left.dtype).eps ** 2 * stop_gradient(total)
+    change = jnp.zeros(len(within) - 1, left.dtype)
+    for _ in range(ROUNDS):
+        contrast = jnp.append(-change, 1)
+        A = within / (contrast @ within @ contrast + floor)
+        for own in effects:
+            size = jnp.sum(jnp.einsum("qrg,r->qg", own, contrast) ** 2, axis=1) + floor
+            A = A + jnp.einsum("qrg,qsg,q->rs", own, own, 1 / size)
+        scale = jnp.sqrt(jnp.where(diagonal(A) > 0, diagonal(A), 1))
+        _, found = _without_fixed(A / (scale[:, None] * scale[None]))
+        change = found * scale[-1] / scale[:-1]
+    return change
 
 
 def _fit_levels(grouping, Z, weights, columns):
