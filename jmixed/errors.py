@@ -302,9 +302,9 @@ _MESSAGES = {
         "out columns of X that others explain. Rows of weight zero, or without a response, do not count"
     ),
     Outcome.ROUNDED: (
-        "the residual variance is so small against the variance between groups that rounding blurs the deviance by "
-        "more than its tolerance: the estimates are near the optimum, their last digits are not certain. Take the "
-        "groups' means out of the response, or more of its variation into the fixed effects"
+        "the residual variance is so small against what the random effects explain that rounding blurs the deviance by "
+        "more than its tolerance: few digits of the variances are certain, or none. Put the largest of the effects "
+        "among the fixed effects, or fewer random columns to a factor"
     ),
     Outcome.PERFECT_FIT: (
         "the model reproduces the response to the precision of the arithmetic: the residual variance is zero and the "

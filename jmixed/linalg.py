@@ -102,10 +102,10 @@ def cholesky(a) -> Any:
     return factor
 
 
-def semidefinite_triangle(a, b):
+def semidefinite_triangle(a, b, least: Any = 0):
     """R, upper triangular with R'R = a, and x with R'x = b, for small semidefinite a (q, q, ...) and b in its range.
 
-    A pivot that is rounding of what it was left of is zero, and so is its row.
+    A pivot that is rounding of what it was left of, or not above `least` (q, ...), is zero, and so is its row.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def semidefinite_triangle(a, b):
     for k in range(q):
         rest = _less(a[k, k:], (row[k][None] * row[k:] for row in rows))
         pivot = rest[0]
-        sound = pivot > 4 * q * jnp.finfo(a.dtype).eps * a[k, k]
+        sound = (pivot > 4 * q * jnp.finfo(a.dtype).eps * a[k, k]) & (pivot > (least[k] if np.ndim(least) else least))
         scale = jnp.where(sound, 1 / jnp.sqrt(jnp.where(sound, pivot, 1)), 0)
         own = _less(b[k], (row[k][None] * x for row, x in zip(rows, right, strict=True)))
         rows.append(jnp.concatenate([jnp.zeros((k, *rest.shape[1:]), a.dtype), rest * scale[None]]))

@@ -33,7 +33,7 @@ ROUNDING = 4e-14
 """Relative rounding error of the deviance."""
 FLATNESS = 1e-7
 """Curvature, per relative change of phi, below which a direction is flat."""
-BLURRED = 1e-3
+BLURRED = 1e-2
 """Most that rounding is taken for in a curvature, relative to the largest."""
 LARGE = 1e3
 """Relative deviation beyond which a random column is measured in a unit of its own."""
@@ -252,12 +252,15 @@ def _is_better(search: Search, state: State):
     """Whether a run ended lower than those before it by more than rounding.
 
     Where a run came lower without reaching an optimum, as where so many coefficients fit the response perfectly that
-    the deviance has no minimum, it is no optimum that is to be reported; by less, an optimum is preferred.
+    the deviance has no minimum, it is no optimum that is to be reported; by less, an optimum is preferred. But one that
+    is no lower than a flat place is no optimum either: rounding made it one.
     """
     own, other = _is_certified(state), _is_certified(search.best)
+    own_flat, other_flat = (run.outcome == Outcome.FLAT.value for run in (state, search.best))
     value, least = state.derivatives.value, search.best.derivatives.value
     rounding = jnp.maximum(1e-8, 2 * ROUNDING * jnp.abs(value))
-    margin = jnp.where(own & other, rounding, jnp.where(own & ~other, -1e-5, 1e-5))
+    preferred = (own & ~other & ~other_flat) | (own_flat & other)
+    margin = jnp.where(own & other, rounding, jnp.where(preferred, -1e-5, 1e-5))
     return (search.start == 0) | (value < least - margin)
 
 
@@ -427,11 +430,13 @@ def _growth(moments: Moments):
 
 def _is_flat(chart: Chart, structures, hessian, rows, grows):
     """Whether a direction has no curvature beyond rounding, each root measured by its size; see `_growth`."""
-    size = jnp.maximum(_sizes(chart, structures), jnp.maximum(1 / jnp.sqrt(rows), 1e-3))
+    sizes = _sizes(chart, structures)
+    size = jnp.maximum(sizes, jnp.maximum(1 / jnp.sqrt(rows), 1e-3))
     relative = hessian * (size[:, None] * size[None])
     largest = jnp.max(jnp.stack([jnp.max(root**2) for root in chart_roots(chart, structures)]))
     rounding = jnp.finfo(hessian.dtype).eps * jnp.where(grows, rows * largest**2, 1)
-    least = jnp.maximum(FLATNESS, jnp.minimum(rounding, BLURRED) * jnp.max(diagonal(relative)))
+    scale = jnp.max(diagonal(hessian) * jnp.maximum(sizes, 1) ** 2)
+    least = jnp.maximum(FLATNESS, jnp.minimum(rounding, BLURRED) * scale)
     # A matrix is positive definite when all its pivots are, and so have logarithms.
     _, logs = sweep(relative - least * jnp.eye(len(size), dtype=size.dtype), len(size))
     return ~jnp.isfinite(logs)

@@ -23,6 +23,7 @@ from jmixed.estimation import (
 from jmixed.likelihood import criterion
 from jmixed.likelihood.estimates import by_level
 from jmixed.likelihood.moments import crossproduct
+from jmixed.likelihood.stages import sum_by_parent
 from jmixed.precision import exact_products
 
 PAGE = "jax.md#at-given-parameters"
@@ -103,7 +104,7 @@ def _by_group(rows, beta, theta, sigma):
     for s, stage in enumerate(stages):
         pieces = jnp.stack([stage.logdet, stage.K[-1, -1]])
         if s < last:
-            pieces = criterion.sum_by_parent(pieces, rows.index.parents[s][-1], layout.blocks[last])
+            pieces = sum_by_parent(pieces, rows.index.parents[s][-1], layout.blocks[last])
         logdet, square = logdet + pieces[0], square - pieces[1]
     each = -(count * jnp.log(2 * jnp.pi * sigma**2) - log_weights + logdet + square / sigma**2) / 2
     return each.at[rows.index.position[top]].get(mode="fill", fill_value=0)

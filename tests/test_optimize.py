@@ -1,5 +1,6 @@
 """The trust-region step against brute force; the optimum from every start; how a fit ends."""
 
+import warnings
 from dataclasses import replace
 from functools import cache
 
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import layouts
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize as scipy_optimize
 
+import jmixed as jm
 from jmixed import optimize
 from jmixed.covariance import Structure
 from jmixed.errors import Outcome
@@ -299,3 +302,31 @@ def test_nothing_to_optimise():
     assert found.theta.shape == (0,)
     np.testing.assert_allclose(found.objective, layouts.deviance(case, np.zeros(0), reml=True), rtol=1e-12)
     np.testing.assert_allclose(found.beta, layouts.generalised(case, [], True).beta, rtol=1e-10)
+
+
+def absorbed(seed, groups=4, n=200):
+    rng = np.random.default_rng(seed)
+    g, x, c = rng.integers(0, groups, n), rng.normal(size=n), rng.integers(0, 2, n)
+    b = 0.5 * rng.normal(size=(groups, 3))
+    y = rng.normal(size=n) + b[g, 0] + b[g, 1] * x + b[g, 2] * c
+    return pd.DataFrame({"y": y, "g": g, "x": x, "c": np.array(["X", "Y"])[c]})
+
+
+@pytest.mark.parametrize("formula", ["y ~ C(g) + x + (x | g)", "y ~ C(g) + (0 + c | g)", "y ~ x:C(g) + (x | g)"])
+def test_what_dummies_absorb_is_flat_however_far_out(formula):
+    for seed in (1, 4, 13, 18):
+        model = jm.mixedlm(formula, absorbed(seed))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", jm.SingularWarning)
+            with pytest.warns(jm.ConvergenceWarning, match="FLAT"):
+                assert model.fit().outcome is Outcome.FLAT
+            # ML tells: dummies take the variance to zero.
+            assert model.fit(reml=False).converged
+
+
+def test_what_few_groups_tell_is_not_flat():
+    for formula in ("y ~ x + (x | g)", "y ~ c + (0 + c | g)"):
+        for seed in range(3):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", jm.SingularWarning)
+                assert jm.mixedlm(formula, absorbed(seed, groups=8)).fit().converged

@@ -1,6 +1,8 @@
 """The host side's fit: fields against dense formulas, values at given parameters, and what is compiled when."""
 
+from collections import defaultdict
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import cache
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 
 import jmixed as jm
 from jmixed import memory, programs
+from jmixed.errors import Outcome
 
 LAYOUTS = ("slope", "identity", "nested three", "nested and crossed", "crossed")
 
@@ -254,3 +257,60 @@ def test_four_rows_are_no_optimum_where_the_deviance_has_none():
         assert not found.converged or found.objective <= min(others) + 1e-5
         outcomes.add(found.outcome.name)
     assert {"CONVERGED", "PERFECT_FIT"} <= outcomes
+
+
+def mean_squares(y, *levels):
+    """Mean squares of a balanced nest, the innermost last, in rational arithmetic."""
+    rows = [Fraction(value) for value in y.tolist()]
+    sums, counts = [], []
+    for codes in (np.zeros(len(y), int), *levels, np.arange(len(y))):
+        total = defaultdict(Fraction)
+        for code, value in zip(codes.tolist(), rows, strict=True):
+            total[code] += value
+        sums.append(sum(value * value for value in total.values()) * len(total) / len(rows))
+        counts.append(len(total))
+    return [(b - a) / (m - k) for a, b, k, m in zip(sums, sums[1:], counts, counts[1:], strict=False)]
+
+
+@pytest.mark.parametrize(("large", "ratio"), [("sample", 1e3), ("sample", 1e6), ("batch", 1e6), ("both", 1e6)])
+def test_variances_keep_their_digits_beside_larger_ones(large, ratio):
+    """In a balanced nest REML's estimates are those of the analysis of variance, where none of these is negative."""
+    rng = np.random.default_rng(1)
+    batch, sample = np.repeat(np.arange(12), 20), np.repeat(np.arange(48), 5)
+    sizes = {"sample": (ratio, ratio), "batch": (ratio, 1), "both": (ratio**1.4, ratio)}[large]
+    y = 20 + sizes[0] * rng.normal(size=12)[batch] + sizes[1] * rng.normal(size=48)[sample] + rng.normal(size=240)
+    data = pd.DataFrame({"y": y, "batch": batch, "sample": sample})
+    result = jm.mixedlm("y ~ 1 + (1 | batch) + (1 | sample)", data).fit()
+    between, within, residual = mean_squares(y, batch, sample)
+    expected = [(between - within) / 20, (within - residual) / 5, residual]
+    assert result.converged
+    np.testing.assert_allclose(result.var_corr().vcov, [float(value) for value in expected], rtol=1e-6)
+    np.testing.assert_allclose(result.bse_fe, np.sqrt(float(between) / 240), rtol=1e-6)
+    np.testing.assert_allclose(result.test()["df"], 11, rtol=1e-6)
+    one = jm.mixedlm("y ~ 1 + (1 | sample)", data).fit()
+    _, residual = mean_squares(y, sample)
+    np.testing.assert_allclose(one.sigma, np.sqrt(float(residual)), rtol=1e-8)
+    means = data.groupby("sample").y.mean().to_numpy()
+    modes = np.asarray(one.predict(random_effects=True))[::5]
+    np.testing.assert_allclose(modes, means, rtol=0, atol=1e-3 * float(residual) ** 0.5)
+
+
+def test_batches_keep_digits_where_one_of_them_needs_it():
+    rng = np.random.default_rng(2)
+    group = np.repeat(np.arange(30), 6)
+    effects, noise = rng.normal(size=30)[group], rng.normal(size=180)
+    Y = pd.DataFrame({"small": effects + noise, "large": 1e6 * effects + noise})
+    model = jm.mixedlm("small ~ 1 + (1 | group)", Y.assign(group=group))
+    found = model.fit_many(Y)
+    for name in Y:
+        _, residual = mean_squares(Y[name].to_numpy(), group)
+        np.testing.assert_allclose(found.sigma[name], np.sqrt(float(residual)), rtol=1e-8)
+    assert found.converged.all()
+
+
+def test_what_no_digits_are_left_for_is_said():
+    rng = np.random.default_rng(3)
+    a, b = np.repeat(np.arange(20), 12), np.tile(np.arange(12), 20)
+    y = 1e6 * rng.normal(size=20)[a] + 1e6 * rng.normal(size=12)[b] + rng.normal(size=240)
+    with pytest.warns(jm.ConvergenceWarning, match="ROUNDED: .* few digits of the variances are certain"):
+        assert jm.mixedlm("y ~ 1 + (1 | a) + (1 | b)", {"y": y, "a": a, "b": b}).fit().outcome is Outcome.ROUNDED

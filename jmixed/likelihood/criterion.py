@@ -15,7 +15,7 @@ from jmixed.covariance import join, split
 from jmixed.data import Moments
 from jmixed.likelihood.crossed import reduce_crossed
 from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
-from jmixed.likelihood.stages import stage_matrix
+from jmixed.likelihood.stages import stage_matrix, sum_by_parent
 from jmixed.linalg import diagonal, triangular_inverse
 
 
@@ -63,12 +63,6 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
         explained_fixed += rest if summed else jnp.sum(rest, axis=-1)
     logdet, explained_fixed = moments.over_devices((logdet, explained_fixed))
     return Reduced(moments.G - explained_fixed, logdet, tuple(results), tuple(B))
-
-
-def sum_by_parent(values, parent, blocks):
-    """Sum the last axis of (..., children) over the children of each parent: (..., blocks)."""
-    summed = jax.ops.segment_sum(jnp.moveaxis(values, -1, 0), parent, num_segments=blocks, indices_are_sorted=True)
-    return jnp.moveaxis(summed, 0, -1)
 
 
 class Profile(NamedTuple):

@@ -76,8 +76,9 @@ def _of_shift(part, C, shift, moments):
     """Sigma from the effects themselves where they are counted from their least-squares estimates."""
     effects = part.place.rows(shift[:, -1])
     times = jnp.ones(C.shape[2], C.dtype) if moments.repeats is None else moments.repeats
-    sizes = part.place.rows(jnp.diagonal(C, axis1=0, axis2=1).T)
-    levels = jnp.sum(jnp.any(sizes > 0, axis=1).astype(times.dtype) @ times)
+    # In a nest nothing may be left of an outer factor's C; but a level that there is has an effect on some column.
+    occurs = jnp.any(part.place.rows(shift) != 0, axis=(1, 2))
+    levels = jnp.sum(occurs.astype(times.dtype) @ times)
     squares, levels = moments.over_devices((jnp.einsum("lig,ljg->ij", effects, effects), levels))
     if moments.layout.terms[part.place.term].kind == IDENTITY:
         squares = jnp.mean(diagonal(squares)) * jnp.eye(part.place.q, dtype=C.dtype)

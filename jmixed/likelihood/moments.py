@@ -15,7 +15,7 @@ from jax.lax import stop_gradient
 
 from jmixed.data import Moments, Rows
 from jmixed.layout import SPARSE
-from jmixed.likelihood.stages import places
+from jmixed.likelihood.stages import places, sum_by_parent
 from jmixed.linalg import (
     BLOCK,
     SHORT,
@@ -92,7 +92,7 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
             C, B, A, G, shift, beta0 = count()
         else:
             C, B, A, G, shift, beta0 = jax.lax.cond(
-                _anywhere(_is_drowned(rows.layout, C, B, G, _count(rows.weights))),
+                _anywhere(_is_drowned(rows.layout, rows.index, C, B, G, _count(rows.weights))),
                 lambda _: count(),
                 lambda plain: plain,
                 plain,
@@ -124,35 +124,56 @@ def _can_be_counted(rows):
 
 def is_drowned(rows: Rows, plain: Moments):
     """Whether random effects of these rows should be counted from estimates, by their moments that are not."""
-    return (
-        _is_drowned(plain.layout, plain.C, plain.B, plain.G, plain.nobs)
-        if _can_be_counted(rows)
-        else jnp.zeros((), bool)
-    )
+    if not _can_be_counted(rows):
+        return jnp.zeros((), bool)
+    return _is_drowned(plain.layout, plain.index, plain.C, plain.B, plain.G, plain.nobs)
 
 
-def _is_drowned(layout, C, B, G, nobs):
+def _is_drowned(layout, index, C, B, G, nobs):
     """Whether the random effects explain so much of the response that differences of sums would lose the rest.
 
-    Too much is taken for explained where factors that are not nested share it: that costs a second look at the rows.
+    Where as many effects as rows leave nothing, estimates of them say nothing of their size, and it is not so.
     """
     C, B, G = stop_gradient((C, B, G))
-    left, known = G, len(G) - 1
+    explained, rank = (_nest_explains if layout.is_nest() else _factors_explain)(layout, index, C, B, len(G))
+    left, _ = _without_fixed(G - explained)
+    return (left < TELLING * G[-1, -1]) & (G[-1, -1] > 0) & (rank + len(G) - 1 < nobs)
+
+
+def _nest_explains(layout, index, C, B, width):
+    """What least squares on the effects of a nest explains of [X~ y~]'W[X~ y~], and their rank: level by level."""
+    left = list(C), list(B)
+    explained, rank = jnp.zeros((width, width), C[0].dtype), jnp.zeros((), C[0].dtype)
+    for s in range(len(C)):
+        # What those inside leave of an intercept is rounding.
+        least = 1e-10 * jnp.diagonal(C[s]).T
+        triangle, part = semidefinite_triangle(left[0][s], left[1][s], least)
+        rank += jnp.sum((jnp.diagonal(triangle) > 0).astype(rank.dtype))
+        explained += jnp.einsum("qrg,qsg->rs", part[:, -width:], part[:, -width:])
+        start = 0
+        for t, parent in zip(range(s + 1, len(C)), index.parents[s], strict=True):
+            stop = start + layout.stage_width(t)
+            own = sum_by_parent(
+                jnp.einsum("qrg,qsg->rsg", part[:, start:stop], part[:, start:]), parent, layout.blocks[t]
+            )
+            left[0][t], left[1][t] = left[0][t] - own[:, : stop - start], left[1][t] - own[:, stop - start :]
+            start = stop
+    return explained, rank
+
+
+def _factors_explain(layout, index, C, B, width):
+    """The same for each factor alone, summed: more than they explain together, at the cost of a second look at rows."""
+    explained, rank = jnp.zeros((width, width), C[0].dtype), jnp.zeros((), C[0].dtype)
     for s in range(len(C)):
         for _, of_factor in groupby(places(layout, s), key=lambda place: place.start):
-            terms = list(of_factor)
-            at = np.concatenate([place.columns() for place in terms], axis=1)
-            # A lone column of a factor that holds another one, an intercept mostly, adds nothing to that.
-            if s == 0 or at.shape[1] > 1 or layout.crossed or not layout.is_chain(s):
-                own = jnp.moveaxis(C[s][at[:, :, None], at[:, None]], 0, 2)
-                border = jnp.moveaxis(B[s][at, -len(G) :], 0, 2)
-                triangle, part = semidefinite_triangle(
-                    own.reshape(*own.shape[:2], -1), border.reshape(*border.shape[:2], -1)
-                )
-                left -= jnp.einsum("qrg,qsg->rs", part, part)
-                known += jnp.sum((jnp.diagonal(triangle) > 0).astype(G.dtype))
-    # Where as many effects as rows leave nothing, the estimates say nothing of their size either.
-    return (_without_fixed(left)[0] < TELLING * G[-1, -1]) & (G[-1, -1] > 0) & (known < nobs)
+            at = np.concatenate([place.columns() for place in of_factor], axis=1)
+            own = jnp.moveaxis(C[s][at[:, :, None], at[:, None]], 0, 2)
+            border = jnp.moveaxis(B[s][at, -width:], 0, 2)
+            own, border = (a.reshape(*a.shape[:2], -1) for a in (own, border))
+            triangle, part = semidefinite_triangle(own, border)
+            explained += jnp.einsum("qrg,qsg->rs", part, part)
+            rank += jnp.sum((jnp.diagonal(triangle) > 0).astype(rank.dtype))
+    return explained, rank
 
 
 def _without_fixed(G):
@@ -184,7 +205,8 @@ def _counted_from_estimates(rows, arrays, preconditioners, total):
     Z = [_random(layout, f, arrays, preconditioners).T for f in factors]
     fits = [partial(_fit_levels, index.groupings[f], stop_gradient(Z[f]), arrays["weights"]) for f in factors]
     order = [f for stage in reversed(layout.stages) for f, _ in stage]
-    X, y = _fixed(arrays, preconditioners)
+    # The response as it is: a value less its group's mean is exact, less a multiple of another column it is not.
+    X, y = _fixed(arrays, preconditioners)[0], arrays["y"][None]
     columns = jnp.concatenate([X, y]).T
     none = [jnp.zeros((z.shape[1], columns.shape[1], index.groupings[f].size), z.dtype) for f, z in enumerate(Z)]
 
@@ -205,10 +227,10 @@ def _counted_from_estimates(rows, arrays, preconditioners, total):
     left, effects = sweep(0, state) if len(order) == 1 else jax.lax.fori_loop(0, SWEEPS, sweep, state)
     change = _better_coefficients(left, effects, stop_gradient(arrays["weights"]), total)
     turn = jnp.eye(columns.shape[1], dtype=left.dtype).at[:-1, -1].set(-change)
-    effects = [jnp.einsum("qrg,rs->qsg", own, turn) for own in effects]
-    rest = columns @ turn
+    rest = columns
     for f in factors:
         rest = rest - _at_rows(index.groupings[f], Z[f], effects[f])
+    rest, effects = rest @ turn, [jnp.einsum("qrg,rs->qsg", own, turn) for own in effects]
 
     later, shift, stages = None, [], range(len(layout.stages))
     for s in reversed(stages):
@@ -245,11 +267,11 @@ def _counted_from_estimates(rows, arrays, preconditioners, total):
     G = _totals(left, as_is)[0]
     # A response has its own rounding, below which nothing is left.
     G = G.at[p, p].add(jnp.finfo(dtype).eps ** 2 * stop_gradient(total))
-    return C, B, A, G, tuple(shift), preconditioners.beta0 + preconditioners.basis @ change
+    return C, B, A, G, tuple(shift), preconditioners.basis @ change
 
 
 def _better_coefficients(left, effects, weights, total):
-    """What beta0 lacks: it may be far off by the scale of what is left, and of all but the largest effects.
+    """Coefficients of X~ that leave a small response: those of all rows may be off by the largest effects.
 
     Least squares of what is left within levels and of every kind of effect, each by its own size.
     """

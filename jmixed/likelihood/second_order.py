@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.data import Moments
-from jmixed.likelihood.criterion import degrees, deviance, sum_by_parent
+from jmixed.likelihood.criterion import degrees, deviance
 from jmixed.likelihood.crossed import crossed_jets
 from jmixed.likelihood.eliminate import eliminate, profile_fixed
 from jmixed.likelihood.jets import Jet, add_to, constant, directions, subtract
-from jmixed.likelihood.stages import covariances_of, stage_matrix
+from jmixed.likelihood.stages import covariances_of, stage_matrix, sum_by_parent
 from jmixed.linalg import UNROLLED, diagonal, sum_in_blocks
 
 

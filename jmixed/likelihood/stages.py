@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -64,3 +65,9 @@ def places(layout, stage) -> list[Place]:
             out.append(Place(t, layout.offset_in_stage(factor), slots, width, inner, layout.terms[t].q))
             inner += layout.terms[t].q
     return out
+
+
+def sum_by_parent(values, parent, blocks):
+    """Sum the last axis of (..., children) over the children of each parent: (..., blocks)."""
+    summed = jax.ops.segment_sum(jnp.moveaxis(values, -1, 0), parent, num_segments=blocks, indices_are_sorted=True)
+    return jnp.moveaxis(summed, 0, -1)
