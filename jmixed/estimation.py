@@ -29,6 +29,11 @@ BLUR = 3e9
 """Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
 
 
+COMMON = 1e7
+"""Relative variance times rows of a level, of the second largest crossed factor: what it shares with the largest is a
+difference that costs its square in digits. Beyond, sigma may be wrong in its fourth digit."""
+
+
 class _ByLabel:
     """A field that holds `Effects`, or a dict of arrays, and gives a dict."""
 
@@ -539,12 +544,27 @@ def outcome_of(solution, sigma, held):
     # r^2 is a difference of sums of squares: what rounding leaves of it moves the deviance by nu times as much.
     blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
     ok = (solution.outcome == Outcome.CONVERGED.value) | (solution.outcome == Outcome.PRECISION_LIMIT.value)
-    outcome = jnp.where(ok & (blur > BLUR), Outcome.ROUNDED.value, solution.outcome)
+    # A sigma that is nan is below no limit.
+    blurred = ~(blur <= BLUR)
+    if held.layout.crossed:
+        blurred |= jnp.sort(_drowning(solution.roots, held))[-2] > COMMON
+    outcome = jnp.where(ok & blurred, Outcome.ROUNDED.value, solution.outcome)
     if any(shift is not None for shift in held.shift):
         flat = solution.outcome == Outcome.FLAT.value
         outcome = jnp.where((ok | flat) & _is_blurred(solution.roots, rss, held), Outcome.ROUNDED.value, outcome)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
     return jnp.where(held.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
+
+
+def _drowning(roots, held: Moments):
+    """For every factor its largest relative variance times the most rows of a level, (factors,)."""
+    sizes = []
+    for C, stage in zip(held.C, held.layout.stages, strict=True):
+        rows = jnp.max(jnp.diagonal(C, axis1=0, axis2=1))
+        for f, _ in stage:
+            variances = [jnp.max(jnp.sum(roots[t] ** 2, axis=1)) for t in held.layout.factors[f]]
+            sizes.append(rows * jnp.max(jnp.stack(variances)))
+    return jnp.stack(sizes)
 
 
 def _is_blurred(roots, rss, held: Moments):

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import sys
 import weakref
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_what_needs_rows_says_so(attribute):
 
 
 def test_parquet_files_are_read_in_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("jmixed.design.files.BATCH", 50)
+    monkeypatch.setattr(sys.modules["jmixed.design.files"], "BATCH", 50)
     data = simulated().assign(c=pd.Categorical(simulated().c, categories=list("ecdab")))
     whole = jm.mixedlm("y ~ year + c + (1 | g)", data).fit()
     data[:350].to_parquet(tmp_path / "a.parquet", row_group_size=40)
@@ -330,7 +331,7 @@ def test_an_iterator_leaves_nothing_behind(ending, monkeypatch):
         files.append(io.BytesIO())
         return files[-1]
 
-    monkeypatch.setattr("jmixed.design.stream.TemporaryFile", temporary)
+    monkeypatch.setattr(sys.modules["jmixed.design.stream"], "TemporaryFile", temporary)
 
     def tables():
         yield data[:300]

@@ -135,9 +135,12 @@ def _is_drowned(layout, index, C, B, G, nobs):
     Where as many effects as rows leave nothing, estimates of them say nothing of their size, and it is not so.
     """
     C, B, G = stop_gradient((C, B, G))
-    explained, rank = (_nest_explains if layout.is_nest() else _factors_explain)(layout, index, C, B, len(G))
-    left, _ = _without_fixed(G - explained)
-    return (left < TELLING * G[-1, -1]) & (G[-1, -1] > 0) & (rank + len(G) - 1 < nobs)
+    ways = [_nest_explains(layout, index, C, B, len(G))] if layout.is_nest() else _factors_explain(layout, C, B, len(G))
+    drowned = jnp.zeros((), bool)
+    for explained, rank in ways:
+        left, _ = _without_fixed(G - explained)
+        drowned |= (left < TELLING * G[-1, -1]) & (rank + len(G) - 1 < nobs)
+    return drowned & (G[-1, -1] > 0)
 
 
 def _nest_explains(layout, index, C, B, width):
@@ -161,9 +164,8 @@ def _nest_explains(layout, index, C, B, width):
     return explained, rank
 
 
-def _factors_explain(layout, index, C, B, width):
-    """The same for each factor alone, summed: more than they explain together, at the cost of a second look at rows."""
-    explained, rank = jnp.zeros((width, width), C[0].dtype), jnp.zeros((), C[0].dtype)
+def _factors_explain(layout, C, B, width):
+    """The same for each factor alone: less than they explain together, where their sum would be more than there is."""
     for s in range(len(C)):
         for _, of_factor in groupby(places(layout, s), key=lambda place: place.start):
             at = np.concatenate([place.columns() for place in of_factor], axis=1)
@@ -171,9 +173,8 @@ def _factors_explain(layout, index, C, B, width):
             border = jnp.moveaxis(B[s][at, -width:], 0, 2)
             own, border = (a.reshape(*a.shape[:2], -1) for a in (own, border))
             triangle, part = semidefinite_triangle(own, border)
-            explained += jnp.einsum("qrg,qsg->rs", part, part)
-            rank += jnp.sum((jnp.diagonal(triangle) > 0).astype(rank.dtype))
-    return explained, rank
+            rank = jnp.sum((jnp.diagonal(triangle) > 0).astype(own.dtype))
+            yield jnp.einsum("qrg,qsg->rs", part, part), rank
 
 
 def _without_fixed(G):
