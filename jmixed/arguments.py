@@ -287,7 +287,7 @@ ARGUMENTS: dict[str, Kind] = {
     "vcov_variance.scale": text,
     "confint.method": text,
     "influence.method": text,
-    "fit.method": text | texts,
+    "fit.method": text | texts | Kind("None", lambda value, _: value is None),
 }
 """What arguments may be, by name; where one function means something else by it, by the function's name and its own."""
 
