@@ -65,8 +65,8 @@ def by_level(blocks, held):
     for f, members in enumerate(layout.factors):
         stage, width = layout.stage_of(f), layout.factor_width(f)
         # A level that is padding lies in no block.
-        block = jnp.asarray(index.block[f]).at[index.position[f]].get(mode="fill", fill_value=layout.blocks[stage])
-        slot = index.slot[f].at[index.position[f]].get(mode="fill", fill_value=0)
+        block = jnp.take(index.block[f], index.position[f], mode="fill", fill_value=layout.blocks[stage])
+        slot = jnp.take(index.slot[f], index.position[f], mode="fill", fill_value=0)
         start = layout.offset_in_stage(f) + slot * width
         own = (
             blocks[stage]
