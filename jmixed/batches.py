@@ -252,7 +252,8 @@ def _batch_program(rows, Y, weights, classes, reml, max_iterations, counted):
         held = held if own is None else collapse(held, own)
         solution = optimize.minimize(held, None, reml, max_iterations)
         found = estimates(solution.roots, held, reml)
-        found["outcome"], found["nobs"] = outcome_of(solution, found["sigma"], held), held.nobs
+        found["nobs"] = held.nobs
+        found["outcome"] = outcome_of(solution.outcome, solution.roots, found["sigma"], found["vcov_beta"], held)
         return {name: value for name, value in found.items() if name != "modes"}, jnp.asarray(drowned)
 
     own = None if weights is None else 0

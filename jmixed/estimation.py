@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -373,7 +373,7 @@ def _estimate_at_theta(rows, theta, reml):
     roots = criterion.precondition(criterion.factors_of(theta, held), held)
     found = _described(estimates(roots, held, reml), held)
     ended = jnp.where(jnp.isfinite(found.objective), Outcome.CONVERGED.value, Outcome.NOT_FINITE.value)
-    return replace(found, outcome=outcome_of(_Ended(ended), found.sigma, held))
+    return replace(found, outcome=outcome_of(ended, roots, found.sigma, found.vcov_beta, held))
 
 
 def _estimate_penalised(rows, theta0, reml, penalty):
@@ -391,13 +391,8 @@ def _estimate_penalised(rows, theta0, reml, penalty):
     best |= {"sigma": found.sigma, "objective": found.deviance}
     estimate = _described(best, held)
     total = found.deviance + penalty(found.beta, found.theta)
-    return replace(estimate, objective=total, outcome=outcome_of(_Ended(found.outcome), found.sigma, held))
-
-
-class _Ended(NamedTuple):
-    """How the search for an estimate ended that is not `optimize`'s."""
-
-    outcome: Any
+    outcome = outcome_of(found.outcome, roots, found.sigma, estimate.vcov_beta, held)
+    return replace(estimate, objective=total, outcome=outcome)
 
 
 def modes_of_residuals(roots, held):
@@ -461,7 +456,8 @@ def estimate_at(solution: optimize.Solution, held: Moments, reml) -> Estimate:
     phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian), held, reml)
     roots = optimize.chart_roots(optimize.Chart(solution.chart.bases, phi), held.layout.terms)
     found = _described(estimates(roots, held, reml), held)
-    return replace(found, outcome=outcome_of(solution, stop_gradient(found.sigma), stop_gradient(held)))
+    known = stop_gradient((found.sigma, found.vcov_beta, held))
+    return replace(found, outcome=outcome_of(solution.outcome, solution.roots, *known))
 
 
 def _described(result, held):
@@ -534,24 +530,32 @@ def _deviance_in_chart(phi, bases, held, reml):
     return criterion.deviance_at(criterion.squares(roots), roots, held, reml)
 
 
-def outcome_of(solution, sigma, held):
-    """The optimiser's outcome, unless the residual variance vanished: against the data, or against a random effect.
+def outcome_of(ended, roots, sigma, vcov_beta, held):
+    """The outcome `ended` of an optimiser, unless the residual variance vanished, against the data or an effect.
 
     A response of so many digits holds no smaller residuals, and cross-products none that are their own rounding.
+
+    Parameters
+    ----------
+    ended : integer of an `Outcome`
+    roots : sequence of arrays (q, q)
+        Square roots of the terms' relative covariances in preconditioned columns.
+    sigma, vcov_beta : estimates
+    held : Moments
     """
     rss = sigma**2 * held.nobs
     perfect = (rss <= 1e-27 * held.total) | (rss <= 1e-14 * held.G[-1, -1])
     # r^2 is a difference of sums of squares: what rounding leaves of it moves the deviance by nu times as much.
     blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
-    ok = (solution.outcome == Outcome.CONVERGED.value) | (solution.outcome == Outcome.PRECISION_LIMIT.value)
+    ok = (ended == Outcome.CONVERGED.value) | (ended == Outcome.PRECISION_LIMIT.value)
     # A sigma that is nan is below no limit.
     blurred = ~(blur <= BLUR)
-    if held.layout.crossed:
-        blurred |= jnp.sort(_drowning(solution.roots, held))[-2] > COMMON
-    outcome = jnp.where(ok & blurred, Outcome.ROUNDED.value, solution.outcome)
+    if not held.layout.is_nest():
+        blurred |= jnp.sort(_drowning(roots, held))[-2] > COMMON
+    outcome = jnp.where(ok & blurred, Outcome.ROUNDED.value, ended)
     if any(shift is not None for shift in held.shift):
-        flat = solution.outcome == Outcome.FLAT.value
-        outcome = jnp.where((ok | flat) & _is_blurred(solution.roots, rss, held), Outcome.ROUNDED.value, outcome)
+        blurred = _is_blurred(roots, vcov_beta / sigma**2, rss, held)
+        outcome = jnp.where((ok | (ended == Outcome.FLAT.value)) & blurred, Outcome.ROUNDED.value, outcome)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
     return jnp.where(held.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
 
@@ -567,26 +571,23 @@ def _drowning(roots, held: Moments):
     return jnp.stack(sizes)
 
 
-def _is_blurred(roots, rss, held: Moments):
+def _is_blurred(roots, inverse, rss, held: Moments):
     """Whether digits are lost although effects are counted from estimates.
 
     A response has sixteen itself. A small variance across a large one is a difference in columns along which neither
-    lies; and so is what two large effects of crossed factors have in common.
+    lies, and so is what large effects leave of a direction of X.
     """
-    sums, sizes = [], []
+    told = diagonal(held.R @ inverse @ held.R.T) * diagonal(held.G)[:-1]
+    lost = [jnp.max(told, initial=0) > BLUR]
     for s, (C, shift) in enumerate(zip(held.C, held.shift, strict=True)):
         rows = jnp.max(jnp.diagonal(C, axis1=0, axis2=1))
-        own = [roots[t] for f, _ in held.layout.stages[s] for t in held.layout.factors[f]]
-        sizes.append(rows * jnp.max(jnp.stack([jnp.max(jnp.sum(root**2, axis=1)) for root in own])))
-        for root in own:
+        for root in (roots[t] for f, _ in held.layout.stages[s] for t in held.layout.factors[f]):
             factor = rectify(root)
             across = jnp.sum(jnp.tril(factor, -1) ** 2, axis=1) / jnp.maximum(diagonal(factor) ** 2, 1)
-            sums.append(rows * jnp.max(across) > BLUR)
+            lost.append(rows * jnp.max(across) > BLUR)
         if shift is not None:
-            sums.append(held.nobs * jnp.max(shift[:, -1] ** 2) > BLUR**2 * rss)
-    if not held.layout.is_nest():
-        sums.append(jnp.min(jnp.stack(sizes)) > BLUR)
-    return jnp.any(jnp.stack(sums))
+            lost.append(held.nobs * jnp.max(shift[:, -1] ** 2) > BLUR**2 * rss)
+    return jnp.any(jnp.stack(lost))
 
 
 def say_once_if_narrowed(design):

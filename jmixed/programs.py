@@ -180,7 +180,7 @@ def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, m
     result["modes"] = by_level(result["modes"], held)
     roots = [T @ root for T, root in zip(held.T, solution.roots, strict=True)]
     certificate = solution.gradient, solution.eigenvalues, solution.iterations, solution.evaluations, solution.starts
-    outcome = outcome_of(solution, result["sigma"], held)
+    outcome = outcome_of(solution.outcome, solution.roots, result["sigma"], result["vcov_beta"], held)
     return Found(result, roots, held.T, solution.derivatives, *certificate, outcome, jnp.asarray(drowned))
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import layouts
 import numpy as np
+import pandas as pd
 import pytest
 from jax.test_util import check_grads
 from scipy import optimize
@@ -344,3 +345,24 @@ def test_what_excludes_each_other_is_named():
             jm.estimate(design, penalty=1.0)
         with pytest.raises(jm.DataError, match="design is a Moments"):
             jm.estimate(jm.moments(design))
+
+
+def test_digits_of_large_ratios_under_jit_vmap_and_grad():
+    """Balanced groups: sigma^2 is the mean square within, and its slope in y the deviations from the groups' means."""
+    rng = np.random.default_rng(4)
+    group = np.repeat(np.arange(20), 5)
+    y = 1e6 * rng.normal(size=20)[group] + rng.normal(size=100)
+    data = pd.DataFrame({"y": y, "group": group})
+    design = jm.mixedlm("y ~ 1 + (1 | group)", data).design
+    deviations = y - data.groupby("group").y.transform("mean").to_numpy()
+    variance = deviations @ deviations / 80
+    with double_precision():
+        found = jm.estimate(design)
+        slope = jax.grad(lambda y: jm.estimate(design.replace(y=y)).sigma ** 2)(design.y)
+        many = jm.estimate_many(design, np.stack([design.y, design.y / 1e6]))
+        held = jm.estimate(design, theta=found.theta)
+    assert Outcome(int(found.outcome)).ok
+    np.testing.assert_allclose(found.sigma**2, variance, rtol=1e-9)
+    np.testing.assert_allclose(held.sigma**2, variance, rtol=1e-9)
+    np.testing.assert_allclose(slope, deviations / 40, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(many.sigma**2, [variance, variance / 1e12], rtol=1e-9)

@@ -102,6 +102,7 @@ def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
         # JAX maps no empty arrays: those of a model without fixed effects are left out.
         numbers = {name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta") if result[name].size}
         sound = jnp.all(told) & jnp.isfinite(result["objective"])
-        return numbers, outcome_of(solution, result["sigma"], held), sound
+        outcome = outcome_of(solution.outcome, solution.roots, result["sigma"], result["vcov_beta"], held)
+        return numbers, outcome, sound
 
     return jax.lax.map(without, chosen, batch_size=side_by_side)
