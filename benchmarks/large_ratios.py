@@ -21,7 +21,7 @@ EXTENDED = np.longdouble
 
 def exact(y, x, g):
     """(criterion, sigma, standard deviation between groups, beta, standard errors) at the REML optimum."""
-    y, x = EXTENDED(y), EXTENDED(x)
+    y, x = np.asarray(y, EXTENDED), np.asarray(x, EXTENDED)
     sizes = np.bincount(g).astype(EXTENDED)
     X = np.stack([np.ones_like(y), x], axis=1)
     columns = np.column_stack([X, y])

@@ -212,7 +212,7 @@ def _is_residual(terms: Sequence[RandomTerm], weights: np.ndarray) -> bool:
     traces = np.array([np.einsum("lii->", a) for a in moved])
     size = np.sqrt(np.maximum(np.diagonal(overlaps), np.finfo(float).tiny))
     solved = np.linalg.lstsq(overlaps / size / size[:, None], traces / size, rcond=1e-12)[0]
-    return len(weights) - solved @ (traces / size) < 1e-8 * len(weights)
+    return bool(len(weights) - solved @ (traces / size) < 1e-8 * len(weights))
 
 
 LARGEST_LEVEL = 1000
