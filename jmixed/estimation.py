@@ -548,14 +548,14 @@ def outcome_of(ended, roots, sigma, vcov_beta, held):
     # r^2 is a difference of sums of squares: what rounding leaves of it moves the deviance by nu times as much.
     blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
     ok = (ended == Outcome.CONVERGED.value) | (ended == Outcome.PRECISION_LIMIT.value)
-    # A sigma that is nan is below no limit.
-    blurred = ~(blur <= BLUR)
-    if not held.layout.is_nest():
-        blurred |= jnp.sort(_drowning(roots, held))[-2] > COMMON
-    outcome = jnp.where(ok & blurred, Outcome.ROUNDED.value, ended)
+    # A sigma that is nan is below no limit. What looks flat may be no more than digits that are lost.
+    lost = ~(blur <= BLUR)
     if any(shift is not None for shift in held.shift):
-        blurred = _is_blurred(roots, vcov_beta / sigma**2, rss, held)
-        outcome = jnp.where((ok | (ended == Outcome.FLAT.value)) & blurred, Outcome.ROUNDED.value, outcome)
+        lost |= _is_blurred(roots, vcov_beta / sigma**2, rss, held)
+    rounded = (ok | (ended == Outcome.FLAT.value)) & lost
+    if not held.layout.is_nest():
+        rounded |= ok & (jnp.sort(_drowning(roots, held))[-2] > COMMON)
+    outcome = jnp.where(rounded, Outcome.ROUNDED.value, ended)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
     return jnp.where(held.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
 
