@@ -140,7 +140,7 @@ def one_fit(design, dtype) -> dict[str, Any]:
     def fit(design):
         held = jm.moments(design)
         solution = optimize.minimize(held, None, True, optimize.MAX_ITERATIONS)
-        return estimate_at(solution, held, design, True), solution
+        return estimate_at(solution, held, True), solution
 
     def evaluate(roots, held):
         psi = psi_of(squares(roots), held.layout.terms, held.G.dtype)

@@ -316,8 +316,9 @@ class Likelihood:
         (180,)
         """
         beta, psi, _ = self._point(params, profile_fe=False, direct=True)
-        mean = self.predict(beta, self.exog if exog is None else exog)
+        columns = self.exog if exog is None else exog
+        mean = self.predict(beta, columns)
         if np.shape(mean) != (self.nobs,):
-            raise DataError(f"get_distribution: exog has shape {np.shape(exog)}, the model has {self.nobs} rows")
+            raise DataError(f"get_distribution: exog has shape {np.shape(columns)}, the model has {self.nobs} rows")
         mean = mean + self.offset
         return Distribution(self.spec, mean, [scale * matrix for matrix in self._packing.matrices(psi)], scale)

@@ -1,6 +1,7 @@
 """The result of a fit: what its bases have, with tables, the summary, profiles of variances, and keeping it."""
 
 import copy
+import functools
 import os
 import pickle
 from collections.abc import Collection
@@ -363,11 +364,14 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         >>> jm.MixedLMResults.load(file)
         <MixedLMResults: Reaction ~ Days + (Days | Subject); REML objective 1743.6283>
         """
-        kept = Path(fname).read_bytes() if isinstance(fname, str | os.PathLike) else None
-        if kept is not None and seal_holds(kept) is False:
-            raise DataError(f"{fname}: is damaged: its content is not what was saved. Save the result again")
+        read = functools.partial(pickle.load, fname)
+        if isinstance(fname, str | os.PathLike):
+            content = Path(fname).read_bytes()
+            if seal_holds(content) is False:
+                raise DataError(f"{fname}: is damaged: its content is not what was saved. Save the result again")
+            read = functools.partial(pickle.loads, content)
         try:
-            found = pickle.load(fname) if kept is None else pickle.loads(kept)
+            found = read()
         except UNREADABLE as error:
             raise DataError(
                 f"{fname}: is no whole file of a saved {cls.__name__} ({type(error).__name__}: {error}). It may be cut "

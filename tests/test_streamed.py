@@ -171,9 +171,9 @@ def test_what_needs_rows_says_so(attribute):
     with pytest.raises(DataError, match=r"model\.endog needs the rows"):
         _ = batched.model.endog
     design = batched.model.design
-    for function in (jm.take_groups, jm.estimate_many):
+    for function, given in ((jm.take_groups, [0]), (jm.estimate_many, np.zeros((1, len(design.y))))):
         with pytest.raises(DataError, match=f"{function.__name__} needs the rows of the data"):
-            function(design, np.zeros((1, len(design.y))))
+            function(design, given)
     for call in (batched.augment, batched.predict, batched.r2, lambda: batched.simulate(1, 0)):
         with pytest.raises(DataError, match="from_batches keeps their cross-products only"):
             call()

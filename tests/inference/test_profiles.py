@@ -227,12 +227,13 @@ class Balanced:
                 sd[held] = value
             return self.deviance(sd, value if name.startswith("cor") else rho, value if name == "sigma" else sigma)
 
-        correlations = (-1.5, 1.5) if correlated else (0,)
-        tries = [(a, b, c, 0.0) for a in (0.03, 0.8) for b in (0.03, 0.8) for c in correlations]
+        correlations = (-1.5, 0, 1.5) if correlated else (0,)
+        tries = [(a, b, c, 0.0) for a in (0.03, 0.3, 0.8) for b in (0.03, 0.3, 0.8) for c in correlations]
         found = [minimize(at, start, method="BFGS", options={"gtol": 1e-7}) for start in tries]
         # Absolute values have edges, which slopes do not see.
         exact = {"xatol": 1e-6, "fatol": 1e-9, "maxiter": 2000}
-        return min(minimize(at, one.x, method="Nelder-Mead", options=exact).fun for one in found)
+        best = sorted(found, key=lambda one: one.fun)[:3]
+        return min(minimize(at, one.x, method="Nelder-Mead", options=exact).fun for one in best)
 
 
 @pytest.mark.parametrize("seed", [12, 18])
