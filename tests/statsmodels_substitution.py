@@ -6,9 +6,12 @@ from statsmodels.regression import mixed_linear_model
 
 import jmixed
 
-for place in (mixed_linear_model, statsmodels.api):
-    place.MixedLM = jmixed.MixedLM
-    place.VCSpec = jmixed.VCSpec
-mixed_linear_model.MixedLMParams = jmixed.MixedLMParams
-mixed_linear_model.MixedLMResults = jmixed.MixedLMResults
-statsmodels.formula.api.mixedlm = jmixed.MixedLM.from_formula
+
+def pytest_configure(config):
+    """Substitute where this is a plugin only: looking for examples in docstrings imports this file too."""
+    for place in (mixed_linear_model, statsmodels.api):
+        place.MixedLM = jmixed.MixedLM
+        place.VCSpec = jmixed.VCSpec
+    mixed_linear_model.MixedLMParams = jmixed.MixedLMParams
+    mixed_linear_model.MixedLMResults = jmixed.MixedLMResults
+    statsmodels.formula.api.mixedlm = jmixed.MixedLM.from_formula

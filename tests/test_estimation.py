@@ -68,8 +68,9 @@ def differences_of_refits(case, direction, reml=True, step=1e-4):
 
 
 # Seeds whose optimum is not singular.
-@pytest.mark.parametrize("reml", [True, False])
-@pytest.mark.parametrize(("name", "seed"), [("slope", 0), ("nested three", 0), ("crossed", 13)])
+@pytest.mark.parametrize(
+    ("name", "seed", "reml"), [("slope", 0, True), ("slope", 0, False), ("nested three", 0, False), ("crossed", 13, True)]
+)
 def test_estimate_and_its_derivatives(name, seed, reml):
     case = layouts.case(name, seed)
     expected = programs.fit(case.design, reml=reml)
@@ -102,7 +103,7 @@ def second_derivative(design, direction, cotangent):
     return jax.jvp(jax.grad(along), (0.0,), (1.0,))[1]
 
 
-@pytest.mark.parametrize(("name", "seed"), [("slope", 0), ("crossed", 13)])
+@pytest.mark.parametrize(("name", "seed"), [("slope", 0)])
 def test_second_derivatives_are_differences_of_first_ones(name, seed):
     case, step = layouts.case(name, seed), 1e-4
     direction, cotangent = draw_like(arrays_of(case), 3), draw_like(fields(programs.fit(case.design)), 4)

@@ -71,6 +71,12 @@ def test_categories_are_named_on_the_axis():
     assert jm.plot.fitted(machines).get_xlabel() == "Machine"
 
 
+class Drawn(SimpleNamespace):
+    """What stands in for the object of a bootstrap or of a profile."""
+
+    bse = confint = None
+
+
 REPLICATES = pd.DataFrame({"Intercept": np.random.default_rng(1).normal(250, 7, 500), "sigma": 25.0})
 PROFILE = pd.DataFrame({"parameter": ["sigma"] * 3 + ["Days"], "value": [30.0, 22, 26, 10], "zeta": [2.5, -2.5, 0, 0]})
 PICTURES = {
@@ -218,9 +224,9 @@ class TestData:
 
     def test_replicates_and_profiles_come_in_objects_too(self):
         kept = np.arange(500) < 400
-        found = jm.plot.bootstrap_data(SimpleNamespace(replicates=REPLICATES, converged=kept))
+        found = jm.plot.bootstrap_data(Drawn(replicates=REPLICATES, converged=kept))
         pd.testing.assert_frame_equal(found, jm.plot.bootstrap_data(REPLICATES[kept]))
-        found = jm.plot.profile_data(SimpleNamespace(table=PROFILE), "Days")
+        found = jm.plot.profile_data(Drawn(table=PROFILE), "Days")
         pd.testing.assert_frame_equal(found, jm.plot.profile_data(PROFILE, "Days"))
 
     def test_density(self):

@@ -116,7 +116,7 @@ def require_fewer_coefficients(term: RandomTerm, nobs: int) -> None:
     """Fewer coefficients than rows, where the rows themselves are not at hand."""
     if term.structure != "identity" and _coefficients(term) >= nobs:
         raise ModelError(
-            f"{_counted(term, nobs)}: whether they can be told from the residual only the rows can say, of which "
+            f"{_counted([term], nobs)}: whether they can be told from the residual only the rows can say, of which "
             "from_batches keeps sums. Use mixedlm, a coarser grouping factor or fewer columns",
             page=REFUSED,
         )
@@ -126,8 +126,8 @@ def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check
     """Random effects that differ from the residual, and that leave it something.
 
     As many coefficients as rows may be told from the residual by the pattern of the variances: by weights that differ,
-    or times that differ between levels. Effects of several terms, or more than a level has rows, that can reproduce any
-    response leave a likelihood that may be highest where the residual variance is zero.
+    or times that differ between levels. More coefficients than rows, of several terms or in every level, that can
+    reproduce any response leave a likelihood that may be highest where the residual variance is zero.
 
     Parameters
     ----------
@@ -145,23 +145,20 @@ def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check
     n, free = len(weights), [term for term in terms if term.structure != "identity"]
     insist = "or have it fitted all the same with check='ignore'"
     for term in free:
-        if _coefficients(term) >= n and _is_residual([t for t in free if _same_levels(t, term)], weights):
+        beside = [other for other in free if _same_levels(other, term)]
+        if sum(map(_coefficients, beside)) >= n and _is_residual(beside, weights):
             raise ModelError(
-                f"{_counted(term, n)}: with some covariance they vary like the residual, so that the two cannot be "
+                f"{_counted(beside, n)}: with some covariance they vary like the residual, so that the two cannot be "
                 f"told apart. Use a coarser grouping factor or fewer columns, {insist}",
                 page=REFUSED,
             )
     for term in free:
         inside = [other for other in free if _is_nested(other, term)]
-        count = sum(map(_coefficients, inside))
         several = len(inside) > 1 or len(term.columns) > np.bincount(term.codes).max()
-        if several and count >= n and _reproduce(inside, term.codes):
-            labels = ", ".join(repr(other.label) for other in inside)
-            what = f"the random-effects terms {labels} have {count} coefficients for {n} rows"
+        if several and sum(map(_coefficients, inside)) > n and _reproduce(inside, term.codes):
             raise ModelError(
-                f"{what if len(inside) > 1 else _counted(term, n)}, which reproduce any response: the likelihood may "
-                f"be highest where nothing is left for the residual. Leave out a term or columns, use a coarser "
-                f"grouping factor, {insist}",
+                f"{_counted(inside, n)}, which reproduce any response: the likelihood may be highest where nothing is "
+                f"left for the residual. Leave out a term or columns, use a coarser grouping factor, {insist}",
                 page=REFUSED,
             )
 
@@ -170,9 +167,13 @@ def _named(term: RandomTerm) -> str:
     return f"the random-effects term {term.label!r}" + (f" (component {term.vc!r})" if term.vc else "")
 
 
-def _counted(term: RandomTerm, nobs: int) -> str:
-    shape = f"{len(term.levels)} levels x {len(term.columns)}"
-    return f"{_named(term)} has {_coefficients(term)} coefficients ({shape}) for {nobs} rows"
+def _counted(terms: Sequence[RandomTerm], nobs: int) -> str:
+    count = sum(map(_coefficients, terms))
+    if len(terms) > 1:
+        labels = ", ".join(repr(term.label) for term in terms)
+        return f"the random-effects terms {labels} have {count} coefficients for {nobs} rows"
+    shape = f"{len(terms[0].levels)} levels x {len(terms[0].columns)}"
+    return f"{_named(terms[0])} has {count} coefficients ({shape}) for {nobs} rows"
 
 
 def _coefficients(term: RandomTerm) -> int:

@@ -66,12 +66,6 @@ def by_estimate(design):
         return float(jm.estimate(design).objective)
 
 
-def under_vmap(design):
-    with double_precision():
-        fits = jax.jit(jax.vmap(lambda y: jm.estimate(design.replace(y=y)).objective))
-        return float(fits(np.stack([design.y[::-1], design.y]))[1])
-
-
 def by_estimate_many(design):
     with double_precision():
         return float(jm.estimate_many(design, np.stack([design.y[::-1], design.y])).objective[1])
@@ -91,7 +85,6 @@ WAYS = {
     "fit": lambda design: programs.fit(design).objective,
     "lbfgs": lambda design: programs.fit(design, method="lbfgs").objective,
     "estimate": by_estimate,
-    "estimate under vmap": under_vmap,
     "estimate with derivatives": with_derivatives,
     "estimate on a mesh": on_a_mesh,
     "estimate_many": by_estimate_many,
@@ -164,11 +157,15 @@ def few_levels(seed):
     return pd.DataFrame({"y": y, "x": Z[:, 1], "z": Z[:, 2], "g": g})
 
 
+# Of sixty seeds the search by moments alone misses the optimum of the last.
+FEW = (*range(6), 26)
+
+
 def test_few_levels_have_one_optimum_for_every_way_of_fitting():
-    """Searches by moments alone end up to 2.9 above the lowest minimum in one of forty such data sets."""
+    """Searches by moments alone end up to 2.9 above the lowest minimum in one of forty such models."""
     ways = jax.jit(lambda design: jm.estimate(design, False).objective)
     rng, apart, above = np.random.default_rng(0), [], []
-    for seed in range(40):
+    for seed in FEW:
         design = jm.mixedlm("y ~ x + (x + z | g)", few_levels(seed)).design
         found = programs.fit(design, reml=False)
         with double_precision():
@@ -184,8 +181,8 @@ def test_few_levels_have_one_optimum_for_every_way_of_fitting():
 def test_the_common_multiple_is_the_best_on_its_line():
     case = layouts.case("independent", seed=1)
     with double_precision():
-        own = moments(jax.tree.map(np.asarray, case.design.rows()))
-        covariances, count = jax.device_get(starts_of(own, True))
+        own = layouts.quick_jit(moments)(jax.tree.map(np.asarray, case.design.rows()))
+        covariances, count = jax.device_get(layouts.quick_jit(lambda held: starts_of(held, True))(own))
         T = jax.device_get(own.T)
     multiple = covariances[0][1][0, 0]
     # Its factor has few levels, which adds random starts.
