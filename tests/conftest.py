@@ -1,5 +1,6 @@
 """What holds for the whole suite: strict JAX, compiled programs kept between runs, the same examples each time."""
 
+import gc
 import os
 
 import hypothesis
@@ -21,6 +22,8 @@ def pytest_configure(config):
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # Tracing makes millions of objects that live on: looking through them again and again frees nothing.
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -101,7 +101,7 @@ def test_a_batch_equals_one_fit_after_another(reml, monkeypatch):
 
 def test_every_response_has_its_own_missing_values():
     case = balanced()
-    Y = responses(case, 5)
+    Y = responses(case, 3)
     masks = np.random.default_rng(3).uniform(size=Y.shape) > 0.05
     masks[1] = True
     many = batches.fit_responses(case.design, np.where(masks, Y, np.nan))
@@ -121,7 +121,7 @@ def test_groups_of_different_size_and_weights_in_batches_of_one():
 
 def test_a_nest():
     case = layouts.case("nested")
-    Y = responses(case, 4)
+    Y = responses(case, 2)
     many = batches.fit_responses(case.design, Y)
     for k, y in enumerate(Y):
         alone = programs.fit(replace(case, y=y).design)
@@ -130,7 +130,7 @@ def test_a_nest():
 
 def test_estimate_many_equals_estimate_and_knows_every_group():
     case = balanced()
-    Y = responses(case, 5)
+    Y = responses(case, 3)
     with double_precision():
         many = jax.device_get(jm.estimate_many(case.design, Y))
         traced = jax.device_get(jax.jit(jm.estimate_many)(case.design, Y))
