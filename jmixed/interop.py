@@ -132,7 +132,7 @@ def _replace(module, name: str, mended) -> None:
     theirs = getattr(module, name, None)
     if theirs is not None and not hasattr(theirs, "_of_marginaleffects"):
         ours = functools.wraps(theirs)(functools.partial(mended, theirs))
-        setattr(ours, "_of_marginaleffects", theirs)  # noqa: B010 (pyright knows no such attribute)
+        vars(ours)["_of_marginaleffects"] = theirs
         setattr(module, name, ours)
 
 
