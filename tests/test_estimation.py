@@ -68,9 +68,10 @@ def differences_of_refits(case, direction, reml=True, step=1e-4):
 
 
 # Seeds whose optimum is not singular.
-@pytest.mark.parametrize(
-    ("name", "seed", "reml"), [("slope", 0, True), ("slope", 0, False), ("nested three", 0, False), ("crossed", 13, True)]
-)
+CASES = (("slope", 0, True), ("slope", 0, False), ("nested three", 0, False), ("crossed", 13, True))
+
+
+@pytest.mark.parametrize(("name", "seed", "reml"), CASES)
 def test_estimate_and_its_derivatives(name, seed, reml):
     case = layouts.case(name, seed)
     expected = programs.fit(case.design, reml=reml)

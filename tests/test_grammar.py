@@ -72,11 +72,8 @@ def test_nesting_is_seen_in_the_labels():
 CROSSED = "y ~ x + (x | s) + (1 | i) + (1 | a)"
 
 
-@pytest.mark.parametrize(
-    "formula", ["y ~ x + (1 | a) + (x | s) + (1 | i)", "y ~ x + (1 | i) + (1 | a) + (1 + x | s)"], ids=["first", "last"]
-)
-def test_order_of_terms_changes_only_the_order(formula):
-    result, other = fitted(CROSSED), fitted(formula)
+def test_order_of_terms_changes_only_the_order():
+    result, other = fitted(CROSSED), fitted("y ~ x + (1 | a) + (1 + x | s) + (1 | i)")
     assert other.objective == pytest.approx(result.objective, abs=1e-9)
     for group in ("s", "i", "a"):
         pd.testing.assert_frame_equal(other.ranef()[group], result.ranef()[group], atol=1e-6, rtol=1e-6)

@@ -91,7 +91,10 @@ def assert_close(actual, expected, tolerance=1e-10):
 
 
 # Weights and offsets are numbers like others: they change no program.
-@pytest.mark.parametrize(("name", "weighted"), [("crossed", False), *((name, True) for name in layouts.NAMES)])
+EVERY_ARGUMENT = (("crossed", False), ("crossed", True), ("sparse", True), ("identity", True), ("nested three", True))
+
+
+@pytest.mark.parametrize(("name", "weighted"), EVERY_ARGUMENT)
 def test_values_and_gradients_are_those_of_the_dense_density(name, weighted):
     case = layouts.case(name, seed=3, weighted=weighted)
     theta = layouts.draw_theta(case)
@@ -102,6 +105,18 @@ def test_values_and_gradients_are_those_of_the_dense_density(name, weighted):
             assert_close(gradients[key][k], expected[key])
         for label, slope in expected["Z"].items():
             assert_close(gradients["Z"][label][k], slope)
+
+
+@pytest.mark.parametrize("name", layouts.NAMES)
+def test_values_and_gradients_in_the_parameters_are_those_of_the_dense_density(name):
+    case = layouts.case(name, seed=2)
+    theta = layouts.draw_theta(case)
+    with double_precision():
+        values, slopes = jax.device_get(values_and_slopes(BETA, theta, np.asarray(SIGMA), case.design))
+    np.testing.assert_allclose(values, dense_values(case, theta), rtol=1e-10)
+    for k, expected in enumerate(dense_gradients(case, theta)):
+        for slope, name in zip(slopes, ("beta", "theta", "sigma"), strict=True):
+            assert_close(slope[k], expected[name])
 
 
 @pytest.mark.parametrize("name", ["slope", "crossed"])

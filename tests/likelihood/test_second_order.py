@@ -11,7 +11,7 @@ from jmixed.likelihood.moments import moments
 from jmixed.likelihood.second_order import derivatives
 from jmixed.precision import double_precision
 
-compiled_moments = layouts.quick_jit(moments)
+compiled_moments = layouts.quick_jit(lambda rows: moments(rows, counted=False))
 compiled_derivatives = layouts.quick_jit(derivatives)
 
 
