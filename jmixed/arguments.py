@@ -134,9 +134,9 @@ def _are_texts(value, _=None) -> bool:
 
 
 def _is_even(value, _) -> bool:
-    """Whether the parts of a list have one length, so that it can become an array; of other things nothing is asked."""
+    """Whether the parts of a list have one length, so that it can become an array; of other objects nothing is asked."""
     if not isinstance(value, list | tuple):
-        return True
+        return not isinstance(value, type)
     return len({len(one) if hasattr(one, "__len__") and not isinstance(one, str) else -1 for one in value}) <= 1
 
 
@@ -185,6 +185,15 @@ def _for_jax(value, _) -> bool:
     return found.dtype.kind in "uif" and (found.dtype.kind == "f" or not found.size or int(np.max(abs(found))) < 2**31)
 
 
+def _is_key(value, _) -> bool:
+    """Whether JAX draws from it: a new key, or an old one of two words; with an axis for each of several."""
+    if not isinstance(value, jax.Array):
+        return False
+    return bool(jnp.issubdtype(value.dtype, jax.dtypes.prng_key)) or (
+        value.dtype == jnp.uint32 and value.shape[-1:] == (2,)
+    )
+
+
 def _are_positions(value, _) -> bool:
     found = value if isinstance(value, jax.Array) else _array(value)
     return found is not None and found.ndim == 1 and bool(jnp.issubdtype(found.dtype, np.integer))
@@ -192,7 +201,8 @@ def _are_positions(value, _) -> bool:
 
 for_jax = Kind("an array of numbers", _for_jax)
 drawn = has("replicates, as result.bootstrap() gives", "bse", "confint") | Kind(
-    "a table of them", lambda value, _: len(getattr(value, "columns", ())) > 0
+    "a table of them",
+    lambda value, _: len(getattr(value, "columns", ())) > 0 and _for_jax(getattr(value, "to_numpy", list)(), _),
 )
 traced = has("a profile, as result.profile() gives", "confint") | Kind(
     "a table of one", lambda value, _: {"parameter", "value", "zeta"} <= set(getattr(value, "columns", ()))
@@ -235,7 +245,7 @@ ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(("k_fe", "k_re", "k_vc", "niter_sa"), whole(0, 2**31)),
     **dict.fromkeys(("title", "yname", "parameter", "vtype", "ddf", "interval", "new_levels", "missing"), text),
     **dict.fromkeys(("kind", "name", "what", "check"), text),
-    **dict.fromkeys(("group", "x"), label),
+    **dict.fromkeys(("group", "x", "by"), label),
     **dict.fromkeys(
         ("endog", "exog", "exog_re", "groups", "weights", "offset", "y", "Y", "X", "subset", "array"), even
     ),
@@ -262,7 +272,13 @@ ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(("bootstrap.replicates", "bootstrap_data.replicates"), drawn),
     **dict.fromkeys(("profile.profile", "profile_data.profile"), traced),
     "ax": has("axes of matplotlib", "plot", "set_xlabel", "get_figure"),
-    "levels": Kind("a list of levels", lambda value, _: isinstance(value, Sequence) or np.ndim(value) == 1),
+    "levels": Kind(
+        "a list of levels, of one at least",
+        lambda value, _: (isinstance(value, Sequence) or np.ndim(value) == 1) and len(value) > 0,
+    ),
+    "design.y": Kind("an array of numbers", lambda value, owner: value is not None and _is_even(value, owner)),
+    "simulate.key": whole(0, 2**64 - 1) | Kind("a key of jax.random", _is_key),
+    "to_arviz.draws": whole(1, 10_000_000),
     "take_groups.design": has("a design, as model.design", "require_rows"),
     "marginal_loss.design": has("a design, as model.design", "require_rows"),
     "take_groups.groups": Kind("a list of positions of groups", _are_positions),
@@ -312,7 +328,8 @@ def checked(thing: T) -> T:
         if home is thing or home.__module__.startswith("jmixed"):
             for name, member in list(vars(home).items()):
                 # Results are made by the package itself: their fields are not arguments.
-                if not name.startswith("_") or (name == "__init__" and not is_dataclass(thing)):
+                made_here = is_dataclass(thing) and thing.__dataclass_params__.frozen
+                if not name.startswith("_") or (name == "__init__" and not made_here):
                     _replace(thing, name, member)
     return cast(T, thing)
 

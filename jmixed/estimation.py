@@ -339,6 +339,7 @@ def estimate(
     10.4673
     """
     say_once_if_narrowed(known_design(design))
+    theta0 = theta0 if theta0 is None or isinstance(theta0, jax.Array) else np.asarray(theta0)
     given = {"theta": theta, "penalty": penalty, "theta0": theta0, "mesh": mesh}
     given = [name for name, value in given.items() if value is not None]
     if len(given) > 1 and given[0] in ("theta", "penalty") and given != ["penalty", "theta0"]:
@@ -349,6 +350,8 @@ def estimate(
     if penalty is not None:
         if not callable(penalty):
             raise DataError(f"penalty is a {type(penalty).__name__}; give a function of (beta, theta)")
+        if isinstance(penalty, type):
+            raise DataError(f"penalty is the class {penalty.__name__}; give a function of (beta, theta)")
         minimise = jax.jit(lambda rows: _estimate_penalised(rows, theta0, reml, penalty))
         return named_estimate(minimise(design.padded_rows()), design)
     shared_over = axis_to_share(design, mesh, axis)

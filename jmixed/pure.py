@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jmixed.arguments import checked
 from jmixed.covariance import split
 from jmixed.data import Design, Effects, names_of
 from jmixed.errors import DataError, ModelError
@@ -29,6 +30,7 @@ from jmixed.precision import exact_products
 PAGE = "jax.md#at-given-parameters"
 
 
+@checked
 @exact_products
 def log_likelihood_by_group(beta, theta, sigma, design: Design):
     """The marginal Gaussian log density of each group: they are independent of each other and add up to that of all.
@@ -119,6 +121,7 @@ def _sums_of_rows(arrays, _):
     return left, (jnp.ones_like(weights)[None],)
 
 
+@checked
 @exact_products
 def conditional_modes(beta, theta, sigma, design: Design) -> dict:
     """The random effects' conditional modes, their best linear predictions, at given parameters.
@@ -165,6 +168,7 @@ def _modes(rows, beta, theta):
     return tuple(by_level(modes_of_residuals(roots, held), held))
 
 
+@checked
 @exact_products
 def predict(estimate: Estimate, design: Design, new_design: Design | None = None):
     """The response that an estimate expects: fixed part, offset, and the random effects of the row's levels.
@@ -294,6 +298,7 @@ def _effects(estimate, design):
     return tuple(jnp.asarray(b[label]) for label in design.labels)
 
 
+@checked
 @exact_products
 def simulate(estimate: Estimate, design: Design, key, n: int):
     """Draw responses of the model at an estimate: new random effects and new residuals.
@@ -332,8 +337,8 @@ def simulate(estimate: Estimate, design: Design, key, n: int):
     >>> Y.shape, bool(abs(again.beta.mean(0)[1] - fit.beta[1]) < 0.3)
     ((100, 180), True)
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
-        raise DataError(f"n is {n!r}; give the number of responses, a whole number of zero or more")
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 0 <= n < 2**31:
+        raise DataError(f"n is {n!r}; give the number of responses, a whole number from 0 to 2^31 - 1")
     known_design(design).require_rows("simulate")
     rows = design.padded_rows()
     m, p = sum(term.size for term in rows.layout.terms), rows.X.shape[1]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jmixed as jm
+from jmixed import programs
 from jmixed.precision import double_precision
 
 BETA, SIGMA = np.array([1.0, 2.0, 0.1]), 0.8
@@ -161,31 +162,44 @@ def test_a_batch_without_a_row_has_the_density_of_nothing():
     np.testing.assert_array_equal(slope, 0)
 
 
+WEIGHTS = np.where(np.arange(layouts.ROWS) % 3 == 0, [[1.0], [0.0]], 1.0)
+"""Those of two members of a batch, by which the weights of a case are multiplied."""
+
+
 @pytest.mark.parametrize("columns", [0, 3])
-def test_weights_that_differ_between_the_members_of_a_batch(columns):
+def test_densities_with_weights_that_differ_between_the_members_of_a_batch(columns):
     case = layouts.case("slope")
     case = replace(case, X=case.X[:, :columns])
     design, theta, beta = case.design, layouts.draw_theta(case), BETA[:columns]
-    weights = np.stack([case.weights, np.where(np.arange(layouts.ROWS) % 3 == 0, 0, case.weights)])
 
     def of(weights):
         changed = design.replace(weights=weights)
-        fit = jm.estimate(changed)
-        return {
-            "fit": (fit.objective, fit.theta, fit.beta, fit.b),
-            "density": jm.log_likelihood(beta, theta, SIGMA, changed),
-            "groups": jm.log_likelihood_by_group(beta, theta, SIGMA, changed),
-            "loss": jm.marginal_loss(case.y, theta, changed, SIGMA),
-        }
+        groups = jm.log_likelihood_by_group(beta, theta, SIGMA, changed)
+        return jm.log_likelihood(beta, theta, SIGMA, changed), groups, jm.marginal_loss(case.y, theta, changed, SIGMA)
 
     with double_precision():
-        found = layouts.quick_jit(jax.vmap(of))(weights)
-        many = jm.estimate_many(design, np.stack([case.y, case.y]), weights=weights)
-        alone = layouts.quick_jit(of)
-        for k, own in enumerate(weights):
-            one = jax.tree.map(lambda leaf, k=k: leaf[k], found)
-            jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6), one, alone(own))
-            np.testing.assert_allclose(many.objective[k], one["fit"][0], rtol=1e-10)
+        whole, groups, losses = jax.device_get(layouts.quick_jit(jax.vmap(of))(case.weights * WEIGHTS))
+        alone = [jm.marginal_loss(case.y, theta, design.replace(weights=case.weights * own), SIGMA) for own in WEIGHTS]
+    for k, own in enumerate(WEIGHTS):
+        part = renumbered(bare(case, beta).take(np.flatnonzero(own)))
+        density = layouts.log_density(part, np.zeros(0), theta, SIGMA)
+        np.testing.assert_allclose([whole[k], groups[k].sum()], density, rtol=1e-10)
+        np.testing.assert_allclose(losses[k], alone[k], rtol=1e-10)
+
+
+def test_fits_with_weights_that_differ_between_the_members_of_a_batch():
+    case = layouts.case("slope")
+    design, weights = case.design, case.weights * WEIGHTS
+    with double_precision():
+        fits = layouts.quick_jit(jax.vmap(lambda own: jm.estimate(design.replace(weights=own))))(weights)
+        found = [fits, jm.estimate_many(design, np.stack([case.y, case.y]), weights=weights)]
+        found = jax.device_get([(many.objective, many.theta, many.beta, many.b) for many in found])
+    for k, own in enumerate(weights):
+        alone = programs.fit(design.replace(weights=own))
+        for many in found:
+            one = jax.tree.map(lambda leaf, k=k: leaf[k], many)
+            fields = alone.objective, alone.theta, alone.beta, alone.b
+            jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6), one, fields)
 
 
 def test_predictions():
@@ -214,23 +228,29 @@ def test_predictions_of_new_rows_match_levels_by_their_names():
         fit = jax.device_get(jm.estimate(design, theta=np.array([0.8, 0.5])))
         found = jm.predict(fit, design, new)
         slope = jax.jacobian(lambda x: jm.predict(fit, design, new.replace(X=x)))(new_X)
-        many = jm.predict(jm.estimate_many(design, np.stack([y, 2 * y])), design, new)
-        one = jm.predict(jm.estimate(design.replace(y=2 * y)), design, new)
+        fits = jax.device_get(jm.estimate_many(design, np.stack([y, 2 * y])))
+        many = np.asarray(jm.predict(fits, design, new))
         other = jm.design(np.zeros(4), new_X, {"who": new_groups, "item": new_items.astype(str)})
         with pytest.raises(jm.DataError, match="'0', .* are of another type than those of the design, 0"):
             jm.predict(fit, design, other)
         with pytest.raises(jm.DataError, match="close over both designs"):
             jax.jit(jm.predict)(fit, design, new)
     known, numbers = sorted(set(groups)), sorted(set(items.tolist()))
-    expected = new_X @ fit.beta + np.arange(4.0)
-    for k in range(4):
-        if new_groups[k] in known:
-            expected[k] += fit.b["who"][known.index(new_groups[k]), 0]
-        if new_items[k] in numbers:
-            expected[k] += fit.b["item"][numbers.index(new_items[k]), 0]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+    def predicted(beta, who, item):
+        rows = new_X @ beta + np.arange(4.0)
+        for k in range(4):
+            if new_groups[k] in known:
+                rows[k] += who[known.index(new_groups[k]), 0]
+            if new_items[k] in numbers:
+                rows[k] += item[numbers.index(new_items[k]), 0]
+        return rows
+
+    np.testing.assert_allclose(found, predicted(fit.beta, fit.b["who"], fit.b["item"]), rtol=1e-12)
     np.testing.assert_allclose(np.einsum("iij->ij", slope), np.tile(fit.beta, (4, 1)), rtol=1e-12)
-    np.testing.assert_allclose(many[1], one, rtol=1e-6)
+    for k in range(2):
+        expected = predicted(fits.beta[k], fits.b["who"][k], fits.b["item"][k])
+        np.testing.assert_allclose(many[k], expected, rtol=1e-12)
 
 
 def test_simulated_responses_have_the_moments_of_the_model():

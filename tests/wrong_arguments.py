@@ -136,7 +136,7 @@ def subjects() -> dict:
             "r_reduced": simple,
             "fit": result._fit,
         },
-        **{"model": model, "reml": True, "sums": moments},
+        **{"model": model, "reml": True, "sums": moments, "estimate": estimate, "X": model.exog, "key": 0, "n": 2},
     }
     return {"owners": {type(owner).__name__: owner for owner in owners}, "needed": needed}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jax.core import Tracer
 
+from jmixed.arguments import checked
 from jmixed.data import Design
 from jmixed.design import checks
 from jmixed.design.stack import stack
@@ -30,6 +31,7 @@ class _Rows:
     totals: None = None
 
 
+@checked
 def design(y, X, groups, Z=None, weights=None, offset=None) -> Design:
     """State a mixed model by arrays, for `jm.estimate` and JAX's transformations.
 
@@ -151,6 +153,8 @@ def _numbers(name, value) -> np.ndarray:
         raise DataError(f"{name} is no array: {error}") from None
     if array.dtype.kind not in "fiub":
         raise DataError(f"{name} has dtype {array.dtype}; it must hold numbers")
+    if array.size == 0 and array.ndim == 1:
+        raise DataError(f"{name} is empty; give one number for each row")
     if array.ndim not in (1, 2):
         raise DataError(f"{name} has shape {array.shape}; give one row per observation")
     return array

@@ -76,16 +76,10 @@ def on_a_mesh(design):
         return float(jm.estimate(design, mesh=jax.make_mesh((1,), ("groups",))).objective)
 
 
-def with_derivatives(design):
-    with double_precision():
-        return float(jax.value_and_grad(lambda y: jm.estimate(design.replace(y=y)).objective)(design.y)[0])
-
-
 WAYS = {
     "fit": lambda design: programs.fit(design).objective,
     "lbfgs": lambda design: programs.fit(design, method="lbfgs").objective,
     "estimate": by_estimate,
-    "estimate with derivatives": with_derivatives,
     "estimate on a mesh": on_a_mesh,
     "estimate_many": by_estimate_many,
     "many responses": lambda design: fit_responses(design, np.stack([design.y[::-1], design.y])).objective[1],
