@@ -134,7 +134,7 @@ def _are_texts(value, _=None) -> bool:
 
 
 def _is_even(value, _) -> bool:
-    """Whether the parts of a list have one length, so that it can become an array; of other objects nothing is asked."""
+    """Whether the parts of a list have one length, so that it can become an array; other objects all pass."""
     if not isinstance(value, list | tuple):
         return not isinstance(value, type)
     return len({len(one) if hasattr(one, "__len__") and not isinstance(one, str) else -1 for one in value}) <= 1
@@ -276,6 +276,7 @@ ARGUMENTS: dict[str, Kind] = {
         "a list of levels, of one at least",
         lambda value, _: (isinstance(value, Sequence) or np.ndim(value) == 1) and len(value) > 0,
     ),
+    **dict.fromkeys(("design.X", "design.Z", "design.groups"), Kind("arrays", lambda *_: True)),
     "design.y": Kind("an array of numbers", lambda value, owner: value is not None and _is_even(value, owner)),
     "simulate.key": whole(0, 2**64 - 1) | Kind("a key of jax.random", _is_key),
     "to_arviz.draws": whole(1, 10_000_000),
@@ -328,7 +329,7 @@ def checked(thing: T) -> T:
         if home is thing or home.__module__.startswith("jmixed"):
             for name, member in list(vars(home).items()):
                 # Results are made by the package itself: their fields are not arguments.
-                made_here = is_dataclass(thing) and thing.__dataclass_params__.frozen
+                made_here = is_dataclass(thing) and thing.__hash__ is not None
                 if not name.startswith("_") or (name == "__init__" and not made_here):
                     _replace(thing, name, member)
     return cast(T, thing)

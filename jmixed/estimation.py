@@ -273,6 +273,7 @@ def theta_of(layout: Layout, theta, name: str = "theta") -> jax.Array:
 
 def _of_shape(name, value, shape, what):
     value = jnp.asarray(value)
+    value = value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
     if value.shape != shape:
         raise DataError(f"{name} has shape {value.shape}, but this design needs {shape}: {what}")
     return value

@@ -33,6 +33,30 @@ def _forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _one_way_of_counting(request, monkeypatch):
+    """Traced functions hold a second program, for effects that drown all else, which takes as long again to compile.
+
+    The tests whose data need it, marked `drowned`, have it; the others are compiled without.
+    """
+    from jmixed import estimation
+    from jmixed.likelihood.moments import moments
+
+    drowned = request.node.get_closest_marker("drowned") is not None
+
+    def forget():
+        if drowned:
+            estimation._program.cache_clear()
+            estimation._traced.cache_clear()
+            jax.clear_caches()
+
+    if not drowned:
+        monkeypatch.setattr(moments, "__defaults__", (None, False))
+    forget()
+    yield
+    forget()
+
+
 # A first call compiles, so time per example says nothing; fixed seeds keep a red run reproducible.
 hypothesis.settings.register_profile(
     "house",

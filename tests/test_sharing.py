@@ -38,9 +38,8 @@ schools["y"] = own + at[:, 0] + at[:, 1] * schools["x"] + at[:, 2] * schools["z"
 sleep, pastes = jm.datasets.load("sleepstudy"), jm.datasets.load("pastes")
 CASES = {
     "slope": (jm.mixedlm("Reaction ~ Days + (Days | Subject)", sleep), True, line),
-    "weighted slopes": (jm.mixedlm("y ~ x + (x + z | school)", schools, weights="w"), True, square),
-    "nested": (jm.mixedlm("strength ~ 1 + (1 | batch/cask)", pastes), False, line),
-    "crossed inside": (jm.mixedlm("y ~ x + (1 | school/room) + (1 | school:arm)", schools), True, line),
+    "nested": (jm.mixedlm("strength ~ 1 + (1 | batch/cask)", pastes), False, square),
+    "crossed inside": (jm.mixedlm("y ~ x + (1 | school/room) + (1 | school:arm)", schools, weights="w"), True, line),
 }
 for name in sys.argv[4].split("; "):
     model, reml, mesh = CASES[name]
@@ -68,15 +67,13 @@ def run(processes, devices, cases):
     options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     started = [subprocess.Popen([*command, str(k), address, cases], **options) for k in range(processes)]
     try:
-        return [process.communicate(timeout=120)[0] for process in started]
+        return [process.communicate(timeout=300)[0] for process in started]
     finally:
         for process in started:
             process.kill()
 
 
-@pytest.mark.parametrize(
-    ("processes", "devices", "cases"), [(1, 4, "weighted slopes; nested; crossed inside"), (2, 2, "slope")]
-)
+@pytest.mark.parametrize(("processes", "devices", "cases"), [(1, 4, "nested; crossed inside"), (2, 2, "slope")])
 def test_shared_groups_give_the_estimate_of_one_device(processes, devices, cases):
     for output in run(processes, devices, cases):
         for name in cases.split("; "):
