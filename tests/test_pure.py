@@ -290,5 +290,5 @@ def test_what_does_not_belong_together_is_named():
             jm.simulate(fit, nested, 0, 3)
         with pytest.raises(jm.DataError, match="n is 0.5"):
             jm.simulate(fit, slope, 0, 0.5)
-        with pytest.raises(jm.DataError, match=r"sigma has shape \(2,\)"):
+        with pytest.raises(jm.ModelError, match=r"sigma is a ndarray of shape \(2,\); it must be a number"):
             jm.conditional_modes(BETA, np.ones(3), np.ones(2), slope)

@@ -115,8 +115,8 @@ def test_values_and_gradients_in_the_parameters_are_those_of_the_dense_density(n
         values, slopes = jax.device_get(values_and_slopes(BETA, theta, np.asarray(SIGMA), case.design))
     np.testing.assert_allclose(values, dense_values(case, theta), rtol=1e-10)
     for k, expected in enumerate(dense_gradients(case, theta)):
-        for slope, name in zip(slopes, ("beta", "theta", "sigma"), strict=True):
-            assert_close(slope[k], expected[name])
+        for slope, argument in zip(slopes, ("beta", "theta", "sigma"), strict=True):
+            assert_close(slope[k], expected.get(argument, 0 * slope[k]))
 
 
 @pytest.mark.parametrize("name", ["slope", "crossed"])
