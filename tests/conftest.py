@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 
 import hypothesis
 import jax
@@ -24,6 +25,26 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     # Tracing makes millions of objects that live on: looking through them again and again frees nothing.
     gc.set_threshold(100_000, 20, 20)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--one-in", type=int, default=1, metavar="N", help="of the cases of each test the first and then one in N"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out cases of tests that have several, for a quicker run; no test is left out whole."""
+    step, seen, left_out = config.getoption("--one-in"), Counter(), []
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        if seen[name] % step:
+            left_out.append(item)
+        seen[name] += 1
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        out = set(left_out)
+        items[:] = [item for item in items if item not in out]
 
 
 @pytest.fixture(autouse=True, scope="module")
