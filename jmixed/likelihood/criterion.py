@@ -92,8 +92,10 @@ def profile(covariances, roots, moments: Moments) -> Profile:
 
 
 def degrees(moments: Moments, reml: bool):
-    """nu: the number of rows, less the number of fixed effects under REML."""
-    return moments.nobs - jnp.where(reml, moments.G.shape[0] - 1, 0)
+    """nu: the number of rows, less the number of fixed effects under REML; nan where none is left."""
+    nu = moments.nobs - jnp.where(reml, moments.G.shape[0] - 1, 0)
+    # Of fewer rows than effects rounding leaves a sum of squares of either sign, and so a likelihood or none.
+    return jnp.where(nu > 0, nu, jnp.nan)
 
 
 def deviance(logdet, rss, nu):
