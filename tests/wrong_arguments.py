@@ -60,7 +60,7 @@ WRONG = {
     "ellipsis": ...,
     "slice": slice(None),
     "date": datetime.date(2020, 1, 1),
-    "not a time": np.datetime64("NaT"),
+    "not a time": np.datetime64("NaT", "s"),
     "NA": pd.NA,
     "empty array": np.array([]),
     "array of nan": np.array([np.nan, np.nan]),
