@@ -109,9 +109,9 @@ def semidefinite_triangle(a, b, least: Any = 0):
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import jax.numpy as jnp
     >>> from jmixed.linalg import semidefinite_triangle
-    >>> R, x = semidefinite_triangle(np.array([[4.0, 2.0], [2.0, 1.0]]), np.array([[6.0], [3.0]]))
+    >>> R, x = semidefinite_triangle(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([[6.0], [3.0]]))
     >>> R.tolist(), x.tolist()
     ([[2.0, 1.0], [0.0, 0.0]], [[3.0], [0.0]])
     """
