@@ -191,23 +191,28 @@ def effects(rng, kind, q, codes):
 
 @program(brief=lambda *_: True)
 def search(rows, starts, reml):
-    """Deviances reached from starts (k, q, q) in preconditioned columns."""
+    """Deviances reached from starts (k, q, q) in preconditioned columns, and how the searches ended."""
     own = moments(rows)
 
     def from_one(start):
-        return optimize.minimize(own, start, reml, optimize.MAX_ITERATIONS).derivatives.value
+        found = optimize.minimize(own, start, reml, optimize.MAX_ITERATIONS)
+        return found.derivatives.value, found.outcome
 
     return jax.vmap(from_one)(starts)
 
 
 def best_of_restarts(design, reml, restarts, rng):
-    """The lowest deviance from random starts on all scales."""
+    """The lowest optimum from random starts on all scales.
+
+    A search that ends without a certificate may have gone so far out that its deviance is rounding.
+    """
     sizes = [(restarts, term.q, term.q) for term in design.layout.terms]
     roots = [10 ** rng.uniform(-2, 3, (restarts, 1, 1)) * rng.normal(size=size) for size in sizes]
     starts = [root @ np.swapaxes(root, 1, 2) for root in roots]
     with double_precision():
-        values = jax.device_get(search(design.rows(bucket(design.nobs)), starts, reml))
-    return np.nanmin(np.where(np.isfinite(values), values, np.inf))
+        values, outcomes = jax.device_get(search(design.rows(bucket(design.nobs)), starts, reml))
+    certified = np.array([jm.Outcome(int(outcome)).ok for outcome in outcomes])
+    return np.min(np.where(certified, values, np.inf))
 
 
 pure = jax.jit(jm.estimate)
@@ -249,7 +254,9 @@ class Tally:
         if claimed and max(claimed.values()) > least + LOWER:
             self.lies.append((*entry, {name: value - least for name, value in claimed.items()}))
             print("worse than another start:", self.lies[-1], flush=True)
-        rounding = APART * max(1.0, 1e-6 * abs(value))
+        # Digits are lost in proportion to the largest relative variance.
+        largest = max(np.max(np.abs(result.theta), initial=0.0), 1.0) ** 2
+        rounding = max(APART, APART * 1e-6 * abs(value), np.finfo(float).eps * largest * result.nobs)
         if claimed and max(claimed.values()) - min(claimed.values()) > rounding:
             self.apart.append((*entry, {name: other - value for name, other in claimed.items()}))
             print("the ways of fitting differ:", self.apart[-1], flush=True)
