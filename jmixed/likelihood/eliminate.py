@@ -131,7 +131,10 @@ def _eliminate_small(sigma, root, C, B, shift, summed):
     # R^-1 (I + HH')^-1 R, where R has an inverse: I - P C would lose what is left of a shift.
     sound = jnp.all(jnp.diagonal(R) > 0, axis=-1)
     T = jnp.where(sound, back_substitute(R, back_solve(factor, X)), identity - matmul(P, C))
-    U = matmul(sigma, E) if shift is None else matmul(P, B) - matmul(T, shift)
+    U = matmul(sigma, E)
+    if shift is not None:
+        # Without a shift P B would lose what columns that nearly coincide leave of each other.
+        U = jnp.where(jnp.any(shift != 0), matmul(P, B) - matmul(T, shift), U)
     K = _explained(B, U, E, shift, summed)
     logdet = _total(log_determinant(factor), summed)
     return Elimination(logdet, K, P, T, matmul(transpose(X), X), U, E)

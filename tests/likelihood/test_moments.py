@@ -184,3 +184,20 @@ def test_effects_counted_from_estimates_change_no_result(name, slopes):
             assert all(np.any(own) == counted for own in shift)
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-9 * np.max(np.abs(one)))
+
+
+def test_columns_that_nearly_coincide_keep_their_digits_where_no_effects_are_counted():
+    """An origin far away: intercepts and slopes of huge variances cancel."""
+    r, g = np.random.default_rng(0), np.repeat(np.arange(24), 6)
+    x = 2000 + np.tile(np.arange(6.0), 24)
+    y = 9 * r.normal(size=24)[g] * (x - 2002.5) + r.normal(size=144)
+    terms = layouts.term("1 | g", g, np.ones(144), intercept=0), layouts.term("0 + x | g", g, x)
+    case = layouts.Case(y, np.column_stack([np.ones(144), x]), np.ones(144), np.zeros(144), terms)
+    theta = np.array([18000.0, 9.0])
+
+    def deviance(rows, counted):
+        return deviance_of_theta(theta, moments(rows, counted=counted), True)
+
+    with double_precision():
+        both, plain = (float(jax.jit(partial(deviance, counted=way))(case.design.rows())) for way in (None, False))
+    np.testing.assert_allclose(both, plain, rtol=1e-10)
