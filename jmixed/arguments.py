@@ -185,15 +185,6 @@ def _for_jax(value, _) -> bool:
     return found.dtype.kind in "uif" and (found.dtype.kind == "f" or not found.size or int(np.max(abs(found))) < 2**31)
 
 
-def _is_key(value, _) -> bool:
-    """Whether JAX draws from it: a new key, or an old one of two words; with an axis for each of several."""
-    if not isinstance(value, jax.Array):
-        return False
-    return bool(jnp.issubdtype(value.dtype, jax.dtypes.prng_key)) or (
-        value.dtype == jnp.uint32 and value.shape[-1:] == (2,)
-    )
-
-
 def _are_positions(value, _) -> bool:
     found = value if isinstance(value, jax.Array) else _array(value)
     return found is not None and found.ndim == 1 and bool(jnp.issubdtype(found.dtype, np.integer))
@@ -278,7 +269,6 @@ ARGUMENTS: dict[str, Kind] = {
     ),
     **dict.fromkeys(("design.X", "design.Z", "design.groups"), Kind("arrays", lambda *_: True)),
     "design.y": Kind("an array of numbers", lambda value, owner: value is not None and _is_even(value, owner)),
-    "simulate.key": whole(0, 2**64 - 1) | Kind("a key of jax.random", _is_key),
     "to_arviz.draws": whole(1, 10_000_000),
     "take_groups.design": has("a design, as model.design", "require_rows"),
     "marginal_loss.design": has("a design, as model.design", "require_rows"),
@@ -325,11 +315,11 @@ def checked(thing: T) -> T:
     """
     if not isinstance(thing, type):
         return _face(thing)
+    # Results, which are frozen and so keep a hash, are made by the package itself: their fields are not arguments.
+    made_here = is_dataclass(thing) and thing.__hash__ is not None
     for home in reversed(thing.__mro__):
         if home is thing or home.__module__.startswith("jmixed"):
             for name, member in list(vars(home).items()):
-                # Results are made by the package itself: their fields are not arguments.
-                made_here = is_dataclass(thing) and thing.__hash__ is not None
                 if not name.startswith("_") or (name == "__init__" and not made_here):
                     _replace(thing, name, member)
     return cast(T, thing)

@@ -349,7 +349,7 @@ def simulate(estimate: Estimate, design: Design, key, n: int):
             f"simulate: the estimate has {np.shape(estimate.beta)[-1]} fixed effects and "
             f"{np.shape(estimate.theta)[-1]} entries of theta, and the design {p} and {m}"
         )
-    key = jax.random.key(key) if isinstance(key, int | np.integer) and not isinstance(key, bool) else key
+    key = _known_key(key)
     parameters = estimate.beta, estimate.theta, estimate.sigma
     if np.ndim(estimate.beta) == 2:
         keys = jax.random.split(key, np.shape(estimate.beta)[0])
@@ -357,6 +357,17 @@ def simulate(estimate: Estimate, design: Design, key, n: int):
     else:
         drawn = compiled(_draw, rows, *parameters, key, n=int(n))
     return drawn[..., : design.y.shape[-1]]
+
+
+def _known_key(key):
+    """A key that JAX draws from: that of a seed, or the given one, new or old."""
+    if isinstance(key, int | np.integer) and not isinstance(key, bool) and 0 <= key < 2**64:
+        return jax.random.key(key)
+    if isinstance(key, np.ndarray | jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.shape == () if typed else (key.dtype == np.uint32 and key.shape == (2,)):
+            return key
+    raise DataError(f"key is {key!r}; give a seed, a whole number of zero or more, or one key of jax.random.key")
 
 
 def _draw(rows, beta, theta, sigma, key, n):

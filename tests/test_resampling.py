@@ -59,7 +59,7 @@ class TestSimulate:
         np.testing.assert_array_equal(y[0], result.simulate(1, key=7)[0])
         assert not np.any(y == result.simulate(2, key=8))
         for bad in ("seven", -1, 1.5, True, None, np.zeros((2, 2), np.uint32)):
-            with pytest.raises(jm.JmixedError, match="key is"):
+            with pytest.raises(jm.DataError, match="key is"):
                 result.simulate(1, key=bad)
         for bad in (0, 1.5, True):
             with pytest.raises(jm.DataError, match="n is"):
