@@ -86,7 +86,7 @@ def rates(dtype) -> tuple[float, float]:
     import jax
     import jax.numpy as jnp
 
-    from jmixed.device import on_cpu
+    from jmixed.runtime.device import on_cpu
 
     length, n = (2**24, 1024) if on_cpu() else (2**27, 8192)
     _, _, copied = seconds(jax.jit(lambda x: x + 1), jnp.zeros(length, dtype))
@@ -132,14 +132,14 @@ def one_fit(design, dtype) -> dict[str, Any]:
     import jax
 
     import jmixed as jm
-    from jmixed import optimize
-    from jmixed.estimation import estimate_at
-    from jmixed.likelihood.criterion import psi_of, squares
-    from jmixed.likelihood.second_order import derivatives
+    from jmixed.fit import solve
+    from jmixed.fit.estimate import estimate_at
+    from jmixed.likelihood.derivatives import derivatives
+    from jmixed.likelihood.gaussian import psi_of, squares
 
     def fit(design):
         held = jm.moments(design)
-        solution = optimize.minimize(held, None, True, optimize.MAX_ITERATIONS)
+        solution = solve.minimize(held, None, True, solve.MAX_ITERATIONS)
         return estimate_at(solution, held, True), solution
 
     def evaluate(roots, held):

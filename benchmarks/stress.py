@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 
 import jmixed as jm
-from jmixed import optimize
-from jmixed.compilation import program
-from jmixed.layout import bucket
+from jmixed.fit import solve
+from jmixed.layout.layout import bucket
 from jmixed.likelihood.moments import moments
-from jmixed.precision import double_precision
+from jmixed.runtime.compilation import program
+from jmixed.runtime.precision import double_precision
 
 LOWER, APART = 1e-5, 1e-6
 """Differences in deviance: another start was better; two ways of fitting disagree."""
@@ -195,7 +195,7 @@ def search(rows, starts, reml):
     own = moments(rows)
 
     def from_one(start):
-        found = optimize.minimize(own, start, reml, optimize.MAX_ITERATIONS)
+        found = solve.minimize(own, start, reml, solve.MAX_ITERATIONS)
         return found.derivatives.value, found.outcome
 
     return jax.vmap(from_one)(starts)

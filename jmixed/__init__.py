@@ -10,11 +10,7 @@ if _pause:
     gc.disable()
 try:
     from jmixed import datasets
-    from jmixed.batches import estimate_many
-    from jmixed.comparison import compare
-    from jmixed.comparison import variance_test as test_variance
-    from jmixed.compilation import enable_compilation_cache
-    from jmixed.design.bare import design
+    from jmixed.compat.params import MixedLMParams, VCSpec
     from jmixed.errors import (
         ConvergenceWarning,
         DataError,
@@ -27,12 +23,16 @@ try:
         RankWarning,
         SingularWarning,
     )
-    from jmixed.estimation import Estimate, estimate, log_likelihood, moments, profiled_deviance
-    from jmixed.minibatch import marginal_loss, take_groups
+    from jmixed.fit.estimate import Estimate, estimate, log_likelihood, moments, profiled_deviance
+    from jmixed.fit.many import estimate_many
+    from jmixed.fit.minibatch import marginal_loss, take_groups
+    from jmixed.fit.pure import conditional_modes, log_likelihood_by_group, predict, simulate
+    from jmixed.layout.bare import design
     from jmixed.model import MixedLM, mixedlm
-    from jmixed.params import MixedLMParams, VCSpec
-    from jmixed.pure import conditional_modes, log_likelihood_by_group, predict, simulate
+    from jmixed.reports.comparison import compare
+    from jmixed.reports.comparison import variance_test as test_variance
     from jmixed.results import MixedLMResults, load
+    from jmixed.runtime.compilation import enable_compilation_cache
     from jmixed.streamed import from_batches
 finally:
     if _pause:

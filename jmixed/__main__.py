@@ -12,9 +12,9 @@ from typing import NoReturn
 import pandas as pd
 
 from jmixed import datasets
-from jmixed.compilation import enable_compilation_cache
 from jmixed.errors import DataError, FormulaError, JmixedError
 from jmixed.model import mixedlm
+from jmixed.runtime.compilation import enable_compilation_cache
 
 EPILOG = """examples:
   python -m jmixed "Reaction ~ Days + (Days | Subject)" --data sleepstudy

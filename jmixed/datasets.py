@@ -6,8 +6,8 @@ from importlib import resources
 
 import pandas as pd
 
-from jmixed.arguments import checked
 from jmixed.errors import DataError
+from jmixed.runtime.arguments import checked
 
 
 @dataclass(frozen=True)

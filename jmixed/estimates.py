@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jmixed.compat.packing import Packing
+from jmixed.compat.params import MixedLMParams
+from jmixed.compat.wald import WaldInference
+from jmixed.covariance.scales import diagonal_blocks
 from jmixed.errors import Outcome
-from jmixed.facts import Facts
-from jmixed.information import diagonal_blocks
-from jmixed.names import parameter_names
-from jmixed.packing import Packing
-from jmixed.params import MixedLMParams
-from jmixed.precision import FLOAT
-from jmixed.timing import together
-from jmixed.wald import WaldInference
+from jmixed.reports.names import parameter_names
+from jmixed.runtime.facts import Facts
+from jmixed.runtime.precision import FLOAT
+from jmixed.runtime.timing import together
 
 
 @dataclass(frozen=True, eq=False, repr=False)

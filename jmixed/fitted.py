@@ -8,11 +8,11 @@ from typing import Any, Literal, overload
 import numpy as np
 import pandas as pd
 
-from jmixed import effects, predict
 from jmixed.errors import DataError
 from jmixed.estimates import Estimates
 from jmixed.inference.joint_covariance import JointCovariance, joint_covariance
-from jmixed.tables import level_of
+from jmixed.reports import effects, predict
+from jmixed.reports.components import level_of
 
 
 class FittedModel(Estimates):

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from jmixed import held, options, regularized
+from jmixed.compat import held, options, penalised
+from jmixed.compat.at_parameters import Likelihood
 from jmixed.errors import DataError, ModelError
-from jmixed.evaluation import Likelihood
-from jmixed.mass_univariate import ManyFitting
+from jmixed.reports.many import ManyFitting
 from jmixed.results import MixedLMResults
-from jmixed.timing import Timings
+from jmixed.runtime.timing import Timings
 
 
 class Fitting(Likelihood, ManyFitting):
@@ -86,7 +86,7 @@ class Fitting(Likelihood, ManyFitting):
         task = self._task(reml, start_params, free)
         if do_cg:
             fit = held.fit(task, options.solver(method), maxiter, gtol)
-            fit, penalty = regularized.fit_penalised(fit, task, fe_pen, cov_pen if self.k_re else None, maxiter)
+            fit, penalty = penalised.fit_penalised(fit, task, fe_pen, cov_pen if self.k_re else None, maxiter)
             options.warn_of_outcome(fit, task, self.spec.terms)
         else:
             fit, penalty = held.at_start(task), None
@@ -140,15 +140,15 @@ class Fitting(Likelihood, ManyFitting):
         {'Intercept': 258.68, 'Days': 8.85}
         """
         if not isinstance(method, str):
-            penalty = regularized.with_alpha(method, alpha)
+            penalty = penalised.with_alpha(method, alpha)
             return self.fit(reml=reml, start_params=start_params, free=free, fe_pen=penalty, **kwargs)
         if method.lower() != "l1":
             raise ModelError(f"method is {method!r}; it must be 'l1' or a Penalty object")
         options.warn_of_options(set(kwargs) - {"maxiter", "gtol"})
-        weights, task = regularized.penalty_weights(alpha, self.k_fe), self._task(reml, start_params, free)
+        weights, task = penalised.penalty_weights(alpha, self.k_fe), self._task(reml, start_params, free)
         fit = held.fit(task, maxiter=kwargs.get("maxiter"), gtol=kwargs.get("gtol"))
         options.warn_of_outcome(fit, task, self.spec.terms)
-        fit = regularized.fit_lasso(fit, task, weights[task.free_beta], ceps=ceps, ptol=ptol, maxit=maxit)
+        fit = penalised.fit_lasso(fit, task, weights[task.free_beta], ceps=ceps, ptol=ptol, maxit=maxit)
         return self._results(task, fit)
 
     def _task(self, reml, start_params, free) -> held.Task:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jmixed.arguments import checked
-from jmixed.design.formula import quoted
-from jmixed.design.matrices import new_rows
 from jmixed.errors import DataError, ModelError
+from jmixed.formulas.formula import quoted
+from jmixed.formulas.statement import new_rows
 from jmixed.inference.posterior_draws import posterior_draws
 from jmixed.inference.simulation import generator
+from jmixed.runtime.arguments import checked
 
 if TYPE_CHECKING:
     from jmixed.results import MixedLMResults

@@ -11,19 +11,19 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from jmixed.arguments import checked
-from jmixed.data import Design
-from jmixed.design import checks, matrices
-from jmixed.design.frame import reordered
-from jmixed.design.stack import stack
+from jmixed.compat.groups import GroupedRows, ModelFrame, theta_names
+from jmixed.compat.packing import Packing
+from jmixed.compat.params import as_array, refuse_tracer
 from jmixed.errors import DataError, ModelError, RankWarning, warn
 from jmixed.fitting import Fitting
-from jmixed.names import left_out
-from jmixed.packing import Packing
-from jmixed.params import as_array, refuse_tracer
-from jmixed.restate import names_of_caller, refuse_strange, restated
-from jmixed.timing import Timings
-from jmixed.views import GroupedRows, ModelFrame, theta_names
+from jmixed.formulas import checks, statement
+from jmixed.formulas.frame import reordered
+from jmixed.formulas.restate import names_of_caller, refuse_strange, restated
+from jmixed.layout.design import Design
+from jmixed.layout.stack import stack
+from jmixed.reports.names import left_out
+from jmixed.runtime.arguments import checked
+from jmixed.runtime.timing import Timings
 
 
 @checked
@@ -182,7 +182,7 @@ class MixedLM(Fitting, GroupedRows):
             refuse_tracer(part, name)
         timings = Timings()
         with timings.step("materialise"):
-            spec = matrices.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset, check)
+            spec = statement.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset, check)
         self._set_up(spec, timings, use_sqrt, any(isinstance(part, pd.DataFrame | pd.Series) for part in (endog, exog)))
 
     @classmethod
@@ -228,7 +228,7 @@ class MixedLM(Fitting, GroupedRows):
         """
         env = names_of_caller(eval_env, sys._getframe(1))
         timings = Timings()
-        spec = matrices.from_formula(
+        spec = statement.from_formula(
             formula,
             data,
             groups=groups,

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jmixed import effects as by_effect
-from jmixed import summary, tables
-from jmixed.arguments import checked
-from jmixed.comparison import Comparisons
-from jmixed.diagnostics import Diagnostics
+from jmixed.compat.held import without_coefficients
+from jmixed.compat.packing import Packing
+from jmixed.compat.profile_re import profile_variance
 from jmixed.errors import ArgumentError, DataError, ModelError
-from jmixed.files import seal, seal_holds, write_whole
-from jmixed.held import without_coefficients
-from jmixed.inference.variance_profile import profile_variance
-from jmixed.intervals import Intervals
-from jmixed.packing import Packing
-from jmixed.printed import noted
-from jmixed.testing import DDF, SmallSampleTests
+from jmixed.reports import components, summary
+from jmixed.reports import effects as by_effect
+from jmixed.reports.comparison import Comparisons
+from jmixed.reports.diagnostics import Diagnostics
+from jmixed.reports.intervals import Intervals
+from jmixed.reports.printed import noted
+from jmixed.reports.tests import DDF, SmallSampleTests
+from jmixed.runtime.arguments import checked
+from jmixed.runtime.files import seal, seal_holds, write_whole
 
 UNREADABLE = (
     *(pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError),
@@ -79,7 +79,7 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         >>> result.var_corr()["sdcor"].round(3).tolist()
         [24.74, 5.922, 0.066, 25.592]
         """
-        return tables.var_corr(self._spec, self._fit)
+        return components.var_corr(self._spec, self._fit)
 
     def glance(self) -> pd.DataFrame:
         """One row about the fit, with the column names of broom.mixed.
@@ -94,7 +94,7 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         >>> result.glance().round(2).loc[0, ["logLik", "AIC", "BIC"]].tolist()
         [-871.81, 1755.63, 1774.79]
         """
-        return tables.glance(self._fit, self.nobs, self._n_params, self.reml)
+        return components.glance(self._fit, self.nobs, self._n_params, self.reml)
 
     def tidy(
         self, effects: str | Collection[str] = "fixed", conf_int: bool = False, conf_level: float = 0.95
@@ -126,16 +126,16 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         0  fixed  Intercept  251.405     6.825    36.838  238.029   264.781
         1  fixed       Days   10.467     1.546     6.771    7.438    13.497
         """
-        level = tables.level_of(conf_level) if conf_int else None
+        level = components.level_of(conf_level) if conf_int else None
         parts = []
         for effect in [effects] if isinstance(effects, str) else effects:
             if effect == "fixed":
-                parts.append(tables.tidy_fixed(self._spec, self._fit, level))
+                parts.append(components.tidy_fixed(self._spec, self._fit, level))
             elif effect == "ran_pars":
-                parts.append(tables.tidy_ran_pars(self._spec, self._fit, level))
+                parts.append(components.tidy_ran_pars(self._spec, self._fit, level))
             elif effect == "ran_vals":
                 modes, covariances = self.ranef(), self._level_covariances
-                parts.append(tables.tidy_ran_vals(modes, covariances, level))
+                parts.append(components.tidy_ran_vals(modes, covariances, level))
             else:
                 raise ModelError(f"tidy: effects={effect!r}; use 'fixed', 'ran_pars', 'ran_vals' or a list of these")
         return noted(parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True))

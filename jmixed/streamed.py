@@ -11,20 +11,20 @@ from typing import Any
 
 import pandas as pd
 
-from jmixed.arguments import checked
-from jmixed.design import compress, survey
-from jmixed.design.represent import represent
-from jmixed.design.stack import stack
-from jmixed.design.stream import Reader, naming, reading
-from jmixed.design.terms import ModelData
+from jmixed.compat.groups import ModelFrame, theta_names
+from jmixed.compat.packing import Packing
+from jmixed.compat.params import MixedLMParams
 from jmixed.errors import DataError, JmixedError, RankWarning, warn
 from jmixed.fitting import Fitting
-from jmixed.names import left_out
-from jmixed.packing import Packing
-from jmixed.params import MixedLMParams
-from jmixed.restate import names_of_caller
-from jmixed.timing import Timings
-from jmixed.views import ModelFrame, theta_names
+from jmixed.formulas.model_data import ModelData
+from jmixed.formulas.restate import names_of_caller
+from jmixed.layout.stack import stack
+from jmixed.reports.names import left_out
+from jmixed.runtime.arguments import checked
+from jmixed.runtime.timing import Timings
+from jmixed.streams import sums, survey
+from jmixed.streams.reading import Reader, naming, reading
+from jmixed.streams.represent import represent
 
 OF_ROWS = ("endog", "exog", "groups", "exog_re", "exog_vc", "row_indices", "group_labels", "weights", "offset")
 OF_ROWS += ("update", "with_response", "group_list")
@@ -101,7 +101,7 @@ def from_batches(
         with timings.step("parse"):
             statement = survey.stated(formula, source.tables(None), beside, re_formula, vc_formula, env, missing)
         with timings.step("materialise"):
-            made = compress.plan(statement, source.survey(statement))
+            made = sums.plan(statement, source.survey(statement))
             spec = represent(made, source.sums(made))
     return StreamedLM(spec, timings)
 
@@ -121,8 +121,8 @@ class _InTurn:
     def survey(self, statement) -> survey.Survey | None:
         return survey.survey_of(statement, self.tables(statement.columns))
 
-    def sums(self, plan) -> compress.Sums | None:
-        return compress.sums_of(plan, self.tables(plan.statement.columns))
+    def sums(self, plan) -> sums.Sums | None:
+        return sums.sums_of(plan, self.tables(plan.statement.columns))
 
 
 def _is_dask(batches) -> bool:
@@ -144,8 +144,8 @@ class _OnDask:
     def survey(self, statement) -> survey.Survey | None:
         return self._reduced(statement.columns, lambda part: survey.survey(statement, part), statement)
 
-    def sums(self, plan) -> compress.Sums | None:
-        return self._reduced(plan.statement.columns, lambda part: compress.sums(plan, part), None)
+    def sums(self, plan) -> sums.Sums | None:
+        return self._reduced(plan.statement.columns, lambda part: sums.sums(plan, part), None)
 
     def _reduced(self, columns, function: Callable, statement) -> Any:
         from dask.delayed import delayed  # pyright: ignore[reportMissingImports]
@@ -153,7 +153,7 @@ class _OnDask:
         def join(one, other):
             if one is None or other is None:
                 return other if one is None else one
-            return compress.merge(one, other) if statement is None else survey.merge(statement, one, other)
+            return sums.merge(one, other) if statement is None else survey.merge(statement, one, other)
 
         def named(number, part):
             with naming(number):

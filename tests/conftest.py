@@ -60,15 +60,15 @@ def _one_way_of_counting(request, monkeypatch):
 
     The tests whose data need it, marked `drowned`, have it; the others are compiled without.
     """
-    from jmixed import estimation
+    from jmixed.fit import estimate
     from jmixed.likelihood.moments import moments
 
     drowned = request.node.get_closest_marker("drowned") is not None
 
     def forget():
         if drowned:
-            estimation._program.cache_clear()
-            estimation._traced.cache_clear()
+            estimate._program.cache_clear()
+            estimate._traced.cache_clear()
             jax.clear_caches()
 
     if not drowned:

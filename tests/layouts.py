@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from scipy import stats
 
-from jmixed.data import Design
-from jmixed.design.stack import stack
+from jmixed.layout.design import Design
+from jmixed.layout.stack import stack
 
 ROWS = 60
 

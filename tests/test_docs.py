@@ -53,6 +53,6 @@ def test_every_name_is_in_the_reference():
     for name in jm.__all__:
         value = getattr(jm, name)
         places = {f"jmixed.{name}", getattr(value, "__module__", ""), f"{getattr(value, '__module__', '')}.{name}"}
-        places |= {f"jmixed.comparison.{value.__name__}"} if name == "test_variance" else set()
+        places |= {f"jmixed.reports.comparison.{value.__name__}"} if name == "test_variance" else set()
         places |= {"jmixed.plot.pictures"} if name == "plot" else set()
         assert name == "__version__" or places & shown, f"jmixed.{name} is not in docs/reference.md"

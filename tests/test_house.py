@@ -165,7 +165,7 @@ def test_imports_keep_to_their_side(path):
 def test_only_precision_names_the_working_precision(path):
     word = "float64"
     named = [
-        f"{path.relative_to(HOME)}:{node.lineno} names {word}: take it from jmixed.precision"
+        f"{path.relative_to(HOME)}:{node.lineno} names {word}: take it from jmixed.runtime.precision"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if word in (getattr(node, "attr", None), getattr(node, "id", None), getattr(node, "value", None))
         or (isinstance(node, ast.alias) and node.name == word)

@@ -9,7 +9,7 @@ import pytest
 
 import jmixed as jm
 from jmixed.__main__ import main
-from jmixed.compilation import default_directory
+from jmixed.runtime.compilation import default_directory
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +181,7 @@ def test_without_a_home_directory_one_line_says_so(capsys, monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("jmixed.compilation.Path.home", homeless)
+    monkeypatch.setattr("jmixed.runtime.compilation.Path.home", homeless)
     for name in ("JMIXED_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     status, out, err = run(capsys, "Yield ~ 1 + (1 | Batch)", "--data", "dyestuff")

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmixed.compilation import program
-from jmixed.data import Array, Moments
+from jmixed.algebra.newton import CURVATURE, trust_region_step
+from jmixed.algebra.small import eigh
+from jmixed.fit.solve import DECREMENT, MAX_ITERATIONS, ROUNDING, Chart, chart_map, chart_roots
+from jmixed.layout.design import Array, Moments
 from jmixed.likelihood.constrained import Border, constrained_deviance
-from jmixed.likelihood.criterion import psi_of, squares
-from jmixed.linalg import eigh
-from jmixed.optimize import DECREMENT, MAX_ITERATIONS, ROUNDING, Chart, chart_map, chart_roots
-from jmixed.trust_region import CURVATURE, trust_region_step
+from jmixed.likelihood.gaussian import psi_of, squares
+from jmixed.runtime.compilation import program
 
 
 class Held(NamedTuple):
@@ -127,7 +127,7 @@ def _solve(held: Held, u, start, moments: Moments) -> Point:
 
 
 def _iterate(state: _State, u, evaluate, active) -> _State:
-    """One iteration: evaluate the trial point, accept or reject it, propose the next (as `jmixed.optimize`)."""
+    """One iteration: evaluate the trial point, accept or reject it, propose the next (as `jmixed.fit.solve`)."""
     value, gradient, hessian, beta = evaluate(jnp.append(state.trial, u))
     starting = jnp.isinf(state.predicted)
     gain = jnp.where(jnp.isfinite(value), jnp.where(starting, 0, state.value) - jnp.where(starting, 0, value), -jnp.inf)

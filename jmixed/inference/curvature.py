@@ -15,15 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jmixed import programs
-from jmixed.compilation import program
-from jmixed.covariance import IDENTITY, split
-from jmixed.data import Design
-from jmixed.information import diagonal_blocks, factors_of_theta, inverse_information, psi_map
-from jmixed.likelihood import criterion
+from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, inverse_information, psi_map
+from jmixed.covariance.structure import IDENTITY, split
+from jmixed.fit import host
+from jmixed.layout.design import Design
+from jmixed.likelihood import gaussian
+from jmixed.likelihood.derivatives import derivatives_of, jets
 from jmixed.likelihood.eliminate import profile_fixed
-from jmixed.likelihood.second_order import derivatives_of, jets
-from jmixed.precision import double_precision
+from jmixed.runtime.compilation import program
+from jmixed.runtime.precision import double_precision
 
 ZERO = 1e-4
 """A pivot of a relative covariance below this fraction of its row, or of sigma, is zero: the measure of `singular`."""
@@ -115,7 +115,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None) -> Cur
     Curvature
     """
     structures = design.layout.terms
-    held = programs.design_moments(design)
+    held = host.design_moments(design)
     factors = factors_of_theta(structures, np.asarray(theta))
     roots = tuple(np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True))
     with double_precision():
@@ -151,7 +151,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None) -> Cur
 
 @program
 def _program(held, roots, reml):
-    psi = criterion.psi_of(criterion.squares(roots), held.layout.terms, held.G.dtype)
+    psi = gaussian.psi_of(gaussian.squares(roots), held.layout.terms, held.G.dtype)
     logdet, G = jets(psi, roots, held)
     p = held.R.shape[0]
     A = jax.tree.map(lambda table: table[..., :p, :p], G)

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from jmixed.covariance import IDENTITY
-from jmixed.data import Design
-from jmixed.information import diagonal_blocks, factors_of_theta
-from jmixed.precision import FLOAT
-from jmixed.programs import Fit
+from jmixed.covariance.scales import diagonal_blocks, factors_of_theta
+from jmixed.covariance.structure import IDENTITY
+from jmixed.fit.host import Fit
+from jmixed.layout.design import Design
+from jmixed.runtime.precision import FLOAT
 
 ENTRIES = 2**24
 """Entries of a dense table that are made at a time."""

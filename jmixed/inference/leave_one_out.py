@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed import optimize
-from jmixed.compilation import program
-from jmixed.data import Design
-from jmixed.estimation import outcome_of, start_at
-from jmixed.layout import bucket
+from jmixed.algebra.small import eigh
+from jmixed.fit import solve
+from jmixed.fit.estimate import outcome_of, start_at
+from jmixed.fit.host import Fit
+from jmixed.layout.design import Design
+from jmixed.layout.layout import bucket
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import moments, preconditioners
-from jmixed.linalg import eigh
-from jmixed.precision import double_precision
-from jmixed.programs import Fit
+from jmixed.runtime.compilation import program
+from jmixed.runtime.precision import double_precision
 
 CHUNK = 8
 """Refits that run side by side."""
@@ -76,7 +76,7 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     chosen[:count] = np.arange(count)
     width = rows.X.shape[1] + sum(Z.shape[1] for Z in rows.Z)
     side_by_side = max(1, min(CHUNK, len(chosen), NUMBERS // (len(rows.y) * width)))
-    limit = np.int32(ONE_STEP if one_step else optimize.MAX_ITERATIONS)
+    limit = np.int32(ONE_STEP if one_step else solve.MAX_ITERATIONS)
     with double_precision():
         given = rows, padded, chosen, fit.theta, limit, bool(reml)
         out = _program(*given, counted=fit.counted, side_by_side=side_by_side)
@@ -97,7 +97,7 @@ def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
         held = moments(replace(rows, weights=weights), columns, counted)
         # All data together have the identity here: an eigenvalue of zero is a coefficient that the rest does not tell.
         told = eigh(X.T @ (weights[:, None] * X))[0] > 1e-10 if X.shape[1] else jnp.ones(0, bool)
-        solution = optimize.minimize(held, start_at(theta, held), reml, limit, others=limit > ONE_STEP)
+        solution = solve.minimize(held, start_at(theta, held), reml, limit, others=limit > ONE_STEP)
         result = estimates(solution.roots, held, reml)
         # JAX maps no empty arrays: those of a model without fixed effects are left out.
         numbers = {name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta") if result[name].size}

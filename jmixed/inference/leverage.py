@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmixed.design.terms import ModelData
+from jmixed.formulas.model_data import ModelData
 from jmixed.inference.joint_covariance import JointCovariance
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from jmixed.design.terms import ModelData
+from jmixed.fit.host import Fit
+from jmixed.formulas.model_data import ModelData
 from jmixed.inference.joint_covariance import JointCovariance
-from jmixed.programs import Fit
 
 
 def posterior_draws(data: ModelData, joint: JointCovariance, fit: Fit, draws: int, rng) -> tuple[np.ndarray, list]:

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jmixed.covariance import IDENTITY
-from jmixed.data import Moments
+from jmixed.covariance.scales import factors_of_theta
+from jmixed.covariance.structure import IDENTITY
 from jmixed.inference.constrained_fits import Held, Point, solve_all
-from jmixed.information import factors_of_theta
-from jmixed.layout import bucket
+from jmixed.layout.design import Moments
+from jmixed.layout.layout import bucket
 from jmixed.likelihood.constrained import Border
-from jmixed.precision import FLOAT, double_precision
+from jmixed.runtime.precision import FLOAT, double_precision
 
 SD, CORRELATION, SIGMA, COEFFICIENT = "sd", "cor", "sigma", "beta"
 TOLERANCE = 1e-8

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from jmixed.design.terms import ModelData
 from jmixed.errors import ModelError
+from jmixed.formulas.model_data import ModelData
 from jmixed.inference.joint_covariance import JointCovariance
-from jmixed.precision import FLOAT
+from jmixed.runtime.precision import FLOAT
 
 KINDS = ("CR0", "CR1", "CR2")
 

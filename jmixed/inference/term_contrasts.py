@@ -12,7 +12,7 @@ Type III  the estimable functions of its own coefficients that are orthogonal to
 
 import numpy as np
 
-from jmixed.design.checks import independent_columns
+from jmixed.formulas.checks import independent_columns
 
 
 def term_contrasts(X, values, term, basis, contained_in, kind: int) -> list[np.ndarray]:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmixed.design.terms import ModelData
-from jmixed.facts import Facts
-from jmixed.information import diagonal_blocks
-from jmixed.programs import Fit
+from jmixed.covariance.scales import diagonal_blocks
+from jmixed.fit.host import Fit
+from jmixed.formulas.model_data import ModelData
+from jmixed.runtime.facts import Facts
 
 
 @dataclass(frozen=True, repr=False)

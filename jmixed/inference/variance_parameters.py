@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmixed.covariance import IDENTITY
+from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, theta_slopes
+from jmixed.covariance.structure import IDENTITY
 from jmixed.inference.curvature import ZERO, Curvature, pivoted
-from jmixed.information import diagonal_blocks, factors_of_theta, theta_slopes
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.data import Moments, Rows
-from jmixed.layout import bucket
-from jmixed.linalg import semidefinite_root
+from jmixed.algebra.small import semidefinite_root
+from jmixed.layout.design import Moments, Rows
+from jmixed.layout.layout import bucket
 
 DIGITS = 11
 """Decimals of Z'WZ, relative to the largest group's, within which groups count as equal: rounding stays below."""

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmixed.data import Array, Moments
+from jmixed.algebra.small import inverse_and_log_determinant
+from jmixed.layout.design import Array, Moments
+from jmixed.likelihood.derivatives import jets
 from jmixed.likelihood.jets import Jet
-from jmixed.likelihood.second_order import jets
-from jmixed.linalg import inverse_and_log_determinant
 
 
 class Border(NamedTuple):

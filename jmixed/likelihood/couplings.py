@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.data import Moments
-from jmixed.linalg import add_up
+from jmixed.algebra.small import add_up
+from jmixed.layout.design import Moments
 
 
 class Dense(NamedTuple):
@@ -42,7 +42,7 @@ class Dense(NamedTuple):
 
 
 class Sparse(NamedTuple):
-    """The entries that occur, ``A`` (q, entries), with the index arrays of `jmixed.data.Links`."""
+    """The entries that occur, ``A`` (q, entries), with the index arrays of `jmixed.layout.design.Links`."""
 
     A: jax.Array
     leaf: jax.Array

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from jmixed.linalg import (
+from jmixed.algebra.small import (
     SWEPT,
     UNROLLED,
     BlockDiagonal,

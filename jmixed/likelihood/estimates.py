@@ -2,17 +2,17 @@
 
 import jax.numpy as jnp
 
-from jmixed.covariance import join, rectify
-from jmixed.likelihood import criterion
+from jmixed.algebra.small import matmul, triangular_inverse
+from jmixed.covariance.structure import join, rectify
+from jmixed.likelihood import gaussian
 from jmixed.likelihood.couplings import couplings
-from jmixed.linalg import matmul, triangular_inverse
 
 
 def estimates(roots, held, reml):
     """All estimates at the given square roots of the preconditioned covariances."""
     layout = held.layout
-    result = criterion.profile(criterion.squares(roots), roots, held)
-    nu = criterion.degrees(held, reml)
+    result = gaussian.profile(gaussian.squares(roots), roots, held)
+    nu = gaussian.degrees(held, reml)
     logdet = result.logdet - held.log_weights + jnp.where(reml, result.logdet_fixed, 0)
     scale = result.rss / nu
     to_original = triangular_inverse(held.R)
@@ -22,7 +22,7 @@ def estimates(roots, held, reml):
         "beta": held.beta0 + to_original @ result.beta,
         "sigma": jnp.sqrt(scale),
         "vcov_beta": scale * (to_original @ result.inverse @ to_original.T),
-        "objective": criterion.deviance(logdet, result.rss, nu),
+        "objective": gaussian.deviance(logdet, result.rss, nu),
         "modes": conditional_modes(result, held),
     }
 

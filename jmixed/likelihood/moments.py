@@ -13,10 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
-from jmixed.data import Moments, Rows
-from jmixed.layout import SPARSE
-from jmixed.likelihood.stages import places, sum_by_parent
-from jmixed.linalg import (
+from jmixed.algebra.small import (
     BLOCK,
     SHORT,
     UNROLLED,
@@ -31,6 +28,9 @@ from jmixed.linalg import (
     sweep,
     triangular_inverse,
 )
+from jmixed.layout.design import Moments, Rows
+from jmixed.layout.layout import SPARSE
+from jmixed.likelihood.stages import places, sum_by_parent
 
 TELLING = 1e-4
 """Part of the response's sum of squares left by the groups below which their effects are counted from estimates."""

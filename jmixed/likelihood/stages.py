@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.covariance import block_diagonal, split
-from jmixed.linalg import BlockDiagonal
+from jmixed.algebra.small import BlockDiagonal
+from jmixed.covariance.structure import block_diagonal, split
 
 
 def covariances_of(psi, structures):

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.data import Moments
-from jmixed.layout import Layout
-from jmixed.likelihood.criterion import deviance_at, squares
-from jmixed.likelihood.moment_start import moment_covariances
+from jmixed.layout.design import Moments
+from jmixed.layout.layout import Layout
+from jmixed.likelihood.gaussian import deviance_at, squares
+from jmixed.likelihood.start import moment_covariances
 
 FEW_LEVELS = 8
 """With a factor of so few levels the deviance can have several minima."""

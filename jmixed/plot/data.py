@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jmixed import effects, gaussian, tables
-from jmixed.arguments import checked
-from jmixed.design.expressions import names_in
-from jmixed.design.materialise import known_factors
 from jmixed.errors import DataError, ModelError
-from jmixed.precision import FLOAT
+from jmixed.formulas.evaluate import known_factors
+from jmixed.formulas.expressions import names_in
+from jmixed.inference import tails
+from jmixed.reports import components, effects
+from jmixed.runtime.arguments import checked
+from jmixed.runtime.precision import FLOAT
 
 if TYPE_CHECKING:
     from jmixed.results import MixedLMResults
@@ -59,7 +60,7 @@ def caterpillar_data(result: MixedLMResults, group=None, column=None, level: flo
     modes = effects.modes(result._spec.terms, result._fit.b)
     covariances = result._level_covariances
     k = modes[group].columns.get_loc(column)
-    half = gaussian.half_width(tables.level_of(level)) * np.sqrt(covariances[group][:, k, k])
+    half = tails.half_width(components.level_of(level)) * np.sqrt(covariances[group][:, k, k])
     estimate = modes[group][column].to_numpy()
     columns = {group: modes[group].index, "estimate": estimate, "lower": estimate - half, "upper": estimate + half}
     return pd.DataFrame(columns).sort_values("estimate", ignore_index=True)

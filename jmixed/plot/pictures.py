@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jmixed import gaussian, tables
-from jmixed.arguments import checked
+from jmixed.inference import tails
 from jmixed.plot.data import (
     bootstrap_data,
     caterpillar_data,
@@ -23,6 +22,8 @@ from jmixed.plot.data import (
     residuals_data,
     strata_of,
 )
+from jmixed.reports import components
+from jmixed.runtime.arguments import checked
 
 if TYPE_CHECKING:
     from jmixed.results import MixedLMResults
@@ -202,7 +203,7 @@ def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None)
     """
     table = profile_data(profile, parameter)
     ax = _axes(ax, (5.5, 4))
-    cut = gaussian.half_width(tables.level_of(level))
+    cut = tails.half_width(components.level_of(level))
     value, zeta = table["value"].to_numpy(), table["zeta"].to_numpy()
     ax.plot(value, zeta, "-o", color=INK, markersize=3.5)
     ax.axhline(0, color=PALE, linewidth=1)
@@ -251,7 +252,7 @@ def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=
     table = bootstrap_data(replicates, parameter)
     ax = _axes(ax, (5.5, 4))
     x, density = table["value"].to_numpy(), table["density"].to_numpy()
-    tail = (1 - tables.level_of(level)) / 2
+    tail = (1 - components.level_of(level)) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     inside = (x >= low) & (x <= high)
     ax.plot(x, density, color=INK)

@@ -6,15 +6,15 @@ import layouts
 import numpy as np
 import pytest
 
-from jmixed import programs
 from jmixed.errors import Outcome
+from jmixed.fit import host
 from jmixed.inference.leave_one_out import leave_one_out
 
 
 @functools.cache
 def fitted(name, reml):
     case = layouts.case(name, seed=1)
-    return case, programs.fit(case.design, reml=reml)
+    return case, host.fit(case.design, reml=reml)
 
 
 @pytest.mark.parametrize(("name", "reml", "checked"), [("slope", True, 7), ("nested and crossed", False, 1)])
@@ -26,7 +26,7 @@ def test_estimates_are_those_of_the_other_rows(name, reml, checked):
     for cluster in range(checked):
         rest = case.take(np.flatnonzero(clusters != cluster))
         terms = [layouts.term(t.label, t.codes, t.Z, structure=t.structure) for t in rest.terms]
-        alone = programs.fit(layouts.Case(rest.y, rest.X, rest.weights, rest.offset, tuple(terms)).design, reml=reml)
+        alone = host.fit(layouts.Case(rest.y, rest.X, rest.weights, rest.offset, tuple(terms)).design, reml=reml)
         assert Outcome(int(found.outcome[cluster])).ok
         assert alone.converged
         np.testing.assert_allclose(found.beta[cluster], alone.beta, atol=1e-6 * np.sqrt(np.diag(alone.vcov_beta)).min())
@@ -52,7 +52,7 @@ def test_a_coefficient_that_the_rest_does_not_tell_is_nan():
     clusters = case.terms[0].codes
     only = (clusters == 3) * 1.0
     case = layouts.Case(case.y, np.column_stack([case.X, only]), case.weights, case.offset, case.terms)
-    found = leave_one_out(case.design, programs.fit(case.design), clusters, True)
+    found = leave_one_out(case.design, host.fit(case.design), clusters, True)
     assert np.isnan(found.beta[3]).all()
     assert np.isnan(found.sigma[3])
     assert np.isfinite(np.delete(found.beta, 3, axis=0)).all()

@@ -13,12 +13,12 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.stats import multivariate_normal, norm
 
 import jmixed as jm
-from jmixed import programs
-from jmixed.held import without_coefficients
+from jmixed.compat.held import without_coefficients
+from jmixed.fit import host
 from jmixed.inference import constrained_fits, profiles
-from jmixed.intervals import ml_estimate, warn_of_traces
-from jmixed.parameters import named_parameters
-from jmixed.precision import double_precision
+from jmixed.reports.intervals import ml_estimate, warn_of_traces
+from jmixed.reports.parameters import named_parameters
+from jmixed.runtime.precision import double_precision
 
 LIMITS = beside("profile_ci")
 # One factor, a correlation that its profile does not confine, a nest, crossed factors, weights of one: a program each.
@@ -69,7 +69,7 @@ def density(result, row):
         factor = np.linalg.cholesky(correlation * np.outer(sd, sd)) / sigma
         theta.append(factor.T[np.triu_indices(len(sd))])
     with double_precision():
-        return -2 * float(DENSITY(beta, np.concatenate(theta), sigma, programs.design_moments(result.model.design)))
+        return -2 * float(DENSITY(beta, np.concatenate(theta), sigma, host.design_moments(result.model.design)))
 
 
 def test_zeta_is_the_root_of_the_rise_of_the_deviance():
@@ -189,8 +189,8 @@ def test_coefficients_are_profiled_without_a_design_matrix_of_their_own():
     place = result.model.exog_names.index("Temp")
     beta, free = np.zeros(4), np.arange(4) != place
     beta[place] = row["value"]
-    refit = programs.fit(without_coefficients(design, beta, free), reml=False)
-    best = programs.fit(design, reml=False)
+    refit = host.fit(without_coefficients(design, beta, free), reml=False)
+    best = host.fit(design, reml=False)
     assert refit.objective - best.objective == pytest.approx(row["zeta"] ** 2, abs=1e-7)
     assert refit.sigma == pytest.approx(row["sigma"], rel=1e-5)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jmixed.likelihood.eliminate import Elimination, FixedEffects, eliminate, profile_fixed
-from jmixed.precision import double_precision
+from jmixed.runtime.precision import double_precision
 
 BLOCKS, BORDER = 3, 4
 

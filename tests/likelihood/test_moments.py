@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import jmixed as jm
-from jmixed.data import Grouping
-from jmixed.likelihood.criterion import deviance_of_theta, factors_of, precondition, psi_of, squares
+from jmixed.algebra.small import BLOCK, SHORT
+from jmixed.layout.design import Grouping
+from jmixed.likelihood.derivatives import derivatives
 from jmixed.likelihood.estimates import by_level, estimates
+from jmixed.likelihood.gaussian import deviance_of_theta, factors_of, precondition, psi_of, squares
 from jmixed.likelihood.moments import crossproduct, moments
-from jmixed.likelihood.second_order import derivatives
-from jmixed.linalg import BLOCK, SHORT
-from jmixed.precision import double_precision
+from jmixed.runtime.precision import double_precision
 
 
 def held_of(case, size=None, **options):

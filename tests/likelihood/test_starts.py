@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 import jmixed as jm
-from jmixed import programs
-from jmixed.batches import fit_responses
+from jmixed.fit import host
+from jmixed.fit.many import fit_responses
 from jmixed.inference.leave_one_out import leave_one_out
 from jmixed.likelihood.moments import moments
 from jmixed.likelihood.starts import RANDOM_STARTS, starts_of
-from jmixed.precision import double_precision
+from jmixed.runtime.precision import double_precision
 
 
 def lines(seed, groups, times):
@@ -77,8 +77,8 @@ def on_a_mesh(design):
 
 
 WAYS = {
-    "fit": lambda design: programs.fit(design).objective,
-    "lbfgs": lambda design: programs.fit(design, method="lbfgs").objective,
+    "fit": lambda design: host.fit(design).objective,
+    "lbfgs": lambda design: host.fit(design, method="lbfgs").objective,
     "estimate": by_estimate,
     "estimate on a mesh": on_a_mesh,
     "estimate_many": by_estimate_many,
@@ -101,7 +101,7 @@ def test_covariances_held_at_zero_leave_the_same_minima():
 
 
 def test_a_start_that_is_given_is_the_only_one():
-    found = programs.fit(twelve_lines().design, theta0=np.array([0.0, 0.2]))
+    found = host.fit(twelve_lines().design, theta0=np.array([0.0, 0.2]))
     assert found.converged
     assert found.starts == 1
     np.testing.assert_allclose(found.objective, 233.789335, atol=1e-5)
@@ -111,7 +111,7 @@ def test_groups_left_out_leave_refits_at_their_lowest_minimum():
     model = twelve_lines()
     design, g = model.design, lines(0, 12, 4)["g"].to_numpy()
     # From the other minimum of the whole data.
-    found = leave_one_out(design, programs.fit(design, theta0=np.array([0.0, 0.2])), g, True)
+    found = leave_one_out(design, host.fit(design, theta0=np.array([0.0, 0.2])), g, True)
     for k in range(3):
         kept = lines(0, 12, 4)[g != k]
         refit = jm.mixedlm("y ~ t + (t || g)", kept).fit()
@@ -122,7 +122,7 @@ def test_groups_left_out_leave_refits_at_their_lowest_minimum():
 def test_one_term_with_many_levels_has_one_start():
     # Thousands of random designs have shown one minimum: fits do not pay for others.
     model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
-    found = programs.fit(model.design)
+    found = host.fit(model.design)
     assert found.starts == 1
     assert found.evaluations == found.iterations
 
@@ -135,10 +135,10 @@ def test_an_origin_far_away_leaves_a_minimum_with_huge_variances():
     y = 1000 + 0.5 * t + 25 * rng.normal(size=24)[g] * (t - 2.5) + 25 * rng.normal(size=24)[g] * z
     data = pd.DataFrame({"y": y + rng.normal(size=144), "x": t + 2000, "z": z, "g": g})
     design = jm.mixedlm("y ~ x + (x + z || g)", data).design
-    found = programs.fit(design, reml=False)
+    found = host.fit(design, reml=False)
     assert found.converged
     sizes = [(0.1, 0.1), (1, 1), (1e2, 1e2), (1e4, 1e4), (5e4, 25)]
-    others = [programs.fit(design, reml=False, theta0=np.array([a, a / 2000, b])) for a, b in sizes]
+    others = [host.fit(design, reml=False, theta0=np.array([a, a / 2000, b])) for a, b in sizes]
     assert found.objective <= min(other.objective for other in others if other.converged) + 1e-5
 
 
@@ -161,12 +161,12 @@ def test_few_levels_have_one_optimum_for_every_way_of_fitting():
     rng, apart, above = np.random.default_rng(0), [], []
     for seed in FEW:
         design = jm.mixedlm("y ~ x + (x + z | g)", few_levels(seed)).design
-        found = programs.fit(design, reml=False)
+        found = host.fit(design, reml=False)
         with double_precision():
             others = [float(ways(design)), fit_responses(design, design.y[None], reml=False).objective[0]]
         apart.append(max(abs(other - found.objective) for other in others))
         starts = rng.normal(size=(3, 6)) * 10 ** rng.uniform(-2, 2, size=(3, 1))
-        searched = [programs.fit(design, reml=False, theta0=start) for start in starts]
+        searched = [host.fit(design, reml=False, theta0=start) for start in starts]
         above.append(found.objective - min(one.objective for one in searched))
     assert max(apart) < 1e-6
     assert max(above) < 1e-5

@@ -1,0 +1,1 @@
+"""Small batched linear algebra, and the trust-region step."""

@@ -1,0 +1,339 @@
+"""A model's data under statsmodels' names: groups and their rows, labels, and the blocks of variance components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from jmixed.compat.params import VCSpec
+from jmixed.errors import DataError, ModelError
+from jmixed.reports import effects
+from jmixed.reports.names import parameter_names
+
+if TYPE_CHECKING:
+    from jmixed.formulas.model_data import ModelData, RandomTerm
+
+
+@dataclass(frozen=True)
+class ModelFrame:
+    """The ``data`` attribute of a model: its rows and its labels.
+
+    Attributes
+    ----------
+    frame : DataFrame or None
+        The caller's rows that are in the model, with all columns; None for a model made of arrays.
+    ynames : str
+        The response.
+    xnames : list of str
+        Fixed effects.
+    exog_re_names, exog_re_names_full : list of str
+        Random effects, and their variances and covariances.
+    vcomp_names : list of str
+        Variance components.
+    param_names : list of str
+        Labels of ``params``.
+    row_labels : Index
+        Labels of the rows.
+    """
+
+    frame: pd.DataFrame | None
+    ynames: str
+    xnames: list[str]
+    exog_re_names: list[str]
+    exog_re_names_full: list[str]
+    vcomp_names: list[str]
+    param_names: list[str]
+    row_labels: pd.Index
+
+    @classmethod
+    def of(cls, spec: ModelData) -> ModelFrame:
+        """Names and rows of a model."""
+        names = parameter_names(spec)
+        return cls(
+            frame=spec.frame,
+            ynames=spec.endog_name,
+            xnames=list(names.fixed),
+            exog_re_names=list(names.random),
+            exog_re_names_full=list(names.random_full),
+            vcomp_names=list(names.vcomp),
+            param_names=list(names.all),
+            row_labels=spec.index,
+        )
+
+
+def theta_names(terms: tuple[RandomTerm, ...]) -> list[str]:
+    """Labels of theta: ``group.column`` on the diagonal of a factor and ``group.row.column`` below it.
+
+    Parameters
+    ----------
+    terms : sequence of RandomTerm
+
+    Returns
+    -------
+    list of str (m,)
+    """
+    names = []
+    for term in terms:
+        columns = term.columns
+        if term.structure == "identity":
+            names.append(f"{term.group}.{columns[0] if len(columns) == 1 else term.vc or term.label}")
+            continue
+        for j, column in enumerate(columns):
+            names.append(f"{term.group}.{column}")
+            names += [f"{term.group}.{row}.{column}" for row in columns[j + 1 :]]
+    return names
+
+
+def top_level(spec: ModelData) -> tuple[np.ndarray, pd.Index, str]:
+    """The one grouping factor inside which all others lie.
+
+    Returns
+    -------
+    codes : int array (n,)
+    labels : Index
+        In sorted order.
+    name : str
+
+    Raises
+    ------
+    ModelError
+        There is no such factor.
+    """
+    if spec.groups is not None:
+        return *effects.top_level(spec), spec.group_name or "Group"
+    coarsest = min(spec.terms, key=lambda term: len(term.levels))
+    if not all(_lies_within(term.codes, coarsest.codes) for term in spec.terms):
+        raise ModelError(
+            f"the grouping factors {sorted({term.group for term in spec.terms})} are crossed, so the rows have no one "
+            "group; see the terms of model.spec, or result.ranef(), which has one table for each factor",
+            page="formula.md#crossed-factors",
+        )
+    return coarsest.codes, pd.Index(coarsest.levels), coarsest.group
+
+
+def _lies_within(fine: np.ndarray, coarse: np.ndarray) -> bool:
+    """Whether rows of the same fine level always have the same coarse level."""
+    home = np.empty(fine.max(initial=-1) + 1, coarse.dtype)
+    home[fine] = coarse
+    return bool(np.array_equal(home[fine], coarse))
+
+
+def rows_by_group(codes: np.ndarray, count: int) -> list[np.ndarray]:
+    """Row numbers of each group, ascending."""
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=count))[:-1])
+
+
+def columns_by_level(term: RandomTerm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The columns that a variance component has in each group, group by group as statsmodels lists them.
+
+    Returns
+    -------
+    group, level, column : int arrays (k,)
+        Each column belongs to a level of the term, and the level to a top-level group; sorted by group.
+    """
+    parents = term.parents if term.parents is not None else np.zeros(len(term.levels), int)
+    present = np.ones((len(term.levels), len(term.columns)), bool)
+    if term.inner is not None:
+        present = np.array([[name is not None for name in names] for names in term.inner])
+    order = np.argsort(parents, kind="stable")
+    level, column = np.nonzero(present[order])
+    return parents[order][level], order[level], column
+
+
+def vc_spec(spec: ModelData) -> VCSpec:
+    """The variance components of a model as dense blocks, one for each group.
+
+    Parameters
+    ----------
+    spec : ModelData
+
+    Returns
+    -------
+    VCSpec
+    """
+    components = [term for term in spec.terms if term.vc is not None]
+    if not components:
+        return VCSpec([], [], [])
+    codes, labels, _ = top_level(spec)
+    rows = rows_by_group(codes, len(labels))
+    blocks = [_blocks(term, rows) for term in components]
+    return VCSpec([term.vc for term in components], [names for names, _ in blocks], [mats for _, mats in blocks])
+
+
+def _blocks(term: RandomTerm, rows: list[np.ndarray]) -> tuple[list, list]:
+    """Column names and columns of one component in each group."""
+    group, level, column = columns_by_level(term)
+    bounds = np.searchsorted(group, np.arange(len(rows) + 1))
+    names, mats = [], []
+    for g, own in enumerate(rows):
+        levels, columns = (part[bounds[g] : bounds[g + 1]] for part in (level, column))
+        mats.append(np.where(term.codes[own][:, None] == levels, term.Z[np.ix_(own, columns)], 0.0))
+        inner = term.inner
+        names.append([inner[s][k] if inner else term.columns[k] for s, k in zip(levels, columns, strict=True)])
+    return names, mats
+
+
+class GroupedRows:
+    """A model's rows by top-level group, under statsmodels' names; `MixedLM` is built on it."""
+
+    spec: ModelData
+    endog: np.ndarray
+    exog: np.ndarray
+
+    @cached_property
+    def _top_level(self):
+        return top_level(self.spec)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Label of each row's top-level group, array (nobs,).
+
+        Examples
+        --------
+        >>> model.groups[:3].tolist()
+        ['308', '308', '308']
+        """
+        codes, labels, _ = self._top_level
+        return self.spec.groups if self.spec.groups is not None else np.asarray(labels)[codes]
+
+    @property
+    def group_labels(self) -> list:
+        """The groups in sorted order.
+
+        Examples
+        --------
+        >>> model.group_labels[:3]
+        ['308', '309', '310']
+        """
+        return list(self._top_level[1])
+
+    @property
+    def n_groups(self) -> int:
+        """Number of top-level groups.
+
+        Examples
+        --------
+        >>> model.n_groups
+        18
+        """
+        return len(self._top_level[1])
+
+    def _need_rows(self) -> None:
+        """Refuse what needs the rows of the data when they were removed."""
+        if not len(self.spec.y):
+            raise DataError("the rows of this model's data were removed by remove_data(); use a model that has them")
+
+    @cached_property
+    def row_indices(self) -> dict:
+        """Row numbers of each group, by its label.
+
+        Examples
+        --------
+        >>> model.row_indices["308"]
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+        """
+        self._need_rows()
+        codes, labels, _ = self._top_level
+        return dict(zip(labels, (rows.tolist() for rows in rows_by_group(codes, len(labels))), strict=True))
+
+    @cached_property
+    def exog_re(self) -> np.ndarray | None:
+        """Columns with correlated random coefficients, array (nobs, k_re); None if there are none.
+
+        Examples
+        --------
+        >>> model.exog_re[:2].tolist()
+        [[1.0, 0.0], [1.0, 1.0]]
+        """
+        columns = [term.Z for term in self.spec.terms if term.vc is None]
+        return np.hstack(columns) if columns else None
+
+    @cached_property
+    def exog_vc(self) -> VCSpec:
+        """Variance components as dense blocks, one for each group: a `VCSpec`.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> words = {"groups": "batch", "vc_formula": {"cask": "0 + C(cask)"}}
+        >>> jm.mixedlm("strength ~ 1", jm.datasets.load("pastes"), **words).exog_vc.names
+        ['cask']
+        """
+        return vc_spec(self.spec)
+
+    def group_list(self, array) -> list[np.ndarray] | None:
+        """Cut an array by top-level group, in the order of `group_labels`.
+
+        Parameters
+        ----------
+        array : array-like (nobs,) or (nobs, k), or None
+
+        Returns
+        -------
+        list of arrays, or None for None
+
+        Raises
+        ------
+        DataError
+            For an array of another length.
+
+        Examples
+        --------
+        >>> [len(part) for part in model.group_list(model.endog)][:3]
+        [10, 10, 10]
+        """
+        if array is None:
+            return None
+        rows = np.asarray(array)
+        if rows.shape[:1] != self.spec.y.shape:
+            raise DataError(f"group_list: the array has shape {rows.shape}, the model has {len(self.spec.y)} rows")
+        return [rows[own] for own in self.row_indices.values()]
+
+    @property
+    def endog_li(self) -> list[np.ndarray] | None:
+        """`endog` by group: a list of arrays (rows,).
+
+        Examples
+        --------
+        >>> model.endog_li[0].shape
+        (10,)
+        """
+        return self.group_list(self.endog)
+
+    @property
+    def exog_li(self) -> list[np.ndarray] | None:
+        """`exog` by group: a list of arrays (rows, k_fe).
+
+        Examples
+        --------
+        >>> model.exog_li[0].shape
+        (10, 2)
+        """
+        return self.group_list(self.exog)
+
+    @property
+    def exog_re_li(self) -> list[np.ndarray] | None:
+        """`exog_re` by group: a list of arrays (rows, k_re), or None if there are none.
+
+        Examples
+        --------
+        >>> model.exog_re_li[0].shape
+        (10, 2)
+        """
+        return self.group_list(self.exog_re)
+
+    @property
+    def exog_re2_li(self) -> list[np.ndarray] | None:
+        """Cross-products of `exog_re` by group: a list of arrays (k_re, k_re), or None if there are none.
+
+        Examples
+        --------
+        >>> model.exog_re2_li[0].tolist()
+        [[10.0, 45.0], [45.0, 285.0]]
+        """
+        blocks = self.exog_re_li
+        return None if blocks is None else [block.T @ block for block in blocks]

@@ -1,1 +1,0 @@
-"""Words to arrays: formulas and data frames become the arrays of a model."""

@@ -1,0 +1,208 @@
+"""Groups shared out over the devices of a mesh: one sum over devices for each evaluation of the likelihood.
+
+Blocks of the last stage of elimination have nothing to do with each other: with one grouping factor they are the
+groups, in a nest those of the outermost factor. Each goes to one device, with the blocks of all earlier stages that lie
+inside it. Everything of a block enters through sums: a device works on its own, and the sums over devices of
+log-determinants and of what the blocks explain, with their derivatives, are one `psum`. What fills up the shares that
+are smaller than others is empty, which is exact: its log-determinant is log|I| = 0.
+"""
+
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jmixed.errors import DataError, ModelError
+from jmixed.fit import solve
+from jmixed.layout.design import Design, Index, Moments
+
+
+class Share(NamedTuple):
+    """How the blocks of one stage are shared out.
+
+    Attributes
+    ----------
+    blocks : int array (devices, size)
+        The blocks of each device; those that fill up lie beyond the last.
+    parents : tuple of int arrays (devices, size)
+        For each later stage the block that holds each, counted among those of its device.
+    """
+
+    blocks: np.ndarray
+    parents: tuple[np.ndarray, ...]
+
+
+def shares(design: Design, devices: int) -> tuple[Share, ...]:
+    """Share the blocks of every stage out over so many devices.
+
+    Parameters
+    ----------
+    design : Design
+        Its blocks stand in the order of the blocks that hold them.
+    devices : int
+    """
+    last, counts = len(design.layout.stages) - 1, _block_counts(design)
+    holder = [np.arange(count) for count in counts]
+    for s in range(last):
+        holder[s] = _known(design.index.parents[s][-1])[: counts[s]]
+    bounds = np.minimum(np.arange(devices + 1) * -(-counts[-1] // devices), counts[-1])
+    starts = [np.searchsorted(own, bounds) for own in holder]
+    blocks = []
+    for first in starts:
+        size = int(np.diff(first).max())
+        place = first[:-1, None] + np.arange(size)
+        blocks.append(np.where(place < first[1:, None], place, BEYOND))
+    out = []
+    for s, own in enumerate(blocks):
+        real, parents = own != BEYOND, []
+        for t in range(s + 1, last + 1):
+            parent = _known(design.index.parents[s][t - s - 1])[np.where(real, own, 0)] - starts[t][:-1, None]
+            parents.append(np.where(real, parent, blocks[t].shape[1] - 1).astype(np.int32))
+        out.append(Share(own, tuple(parents)))
+    return tuple(out)
+
+
+BEYOND = np.iinfo(np.int32).max
+"""A block beyond every array: filling."""
+
+
+def _block_counts(design: Design) -> list[int]:
+    """True number of blocks of each stage."""
+    layout, counts = design.layout, []
+    for s, members in enumerate(layout.stages):
+        factor = members[0][0]
+        if layout.is_chain(s):
+            counts.append(design.counts[factor])
+        else:
+            block = _known(design.index.block[factor])
+            counts.append(int(block[block < layout.blocks[s]].max()) + 1)
+    return counts
+
+
+def _known(array: Any) -> np.ndarray:
+    if isinstance(array, Tracer):
+        raise DataError(
+            "mesh= shares out the blocks of nested factors, which must be known when the function is traced: the "
+            "arguments of a function under jit are to be what changes, not the whole design, as in "
+            "jax.jit(lambda y: jm.estimate(design.replace(y=y), mesh=mesh))"
+        )
+    return np.asarray(array)
+
+
+def minimize_shared(held: Moments, start, reml, mesh, axis: str, shared_out: tuple[Share, ...]) -> solve.Solution:
+    """Minimise the profiled deviance with the groups shared out over a mesh.
+
+    Parameters
+    ----------
+    held : Moments
+        Of a layout that is not crossed.
+    start : sequence of arrays (q, q), or None
+    reml : bool
+    mesh : Mesh
+    axis : str
+    shared_out : tuple of Share
+        For as many devices as the mesh has along the axis.
+
+    Returns
+    -------
+    Solution
+        The same on all devices.
+    """
+    # Where a mesh is explicit, arrays that are not yet shared out would be refused.
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    C, B, shift = (
+        tuple(
+            None if own is None else jnp.asarray(own).at[..., share.blocks.ravel()].get(mode="fill", fill_value=0)
+            for own, share in zip(arrays, shared_out, strict=True)
+        )
+        for arrays in (held.C, held.B, held.shift)
+    )
+    parents = tuple(tuple(own.ravel() for own in share.parents) for share in shared_out)
+    none: tuple = ()
+    index = Index(none, none, none, none, parents, none, none)
+    layout = replace(held.layout, blocks=tuple(share.blocks.shape[1] for share in shared_out))
+    shared = replace(held, C=C, B=B, shift=shift, index=index, layout=layout, axis=axis)
+    arguments = shared, start, jnp.asarray(reml)
+    specs = _specs(shared, axis), PartitionSpec(), PartitionSpec()
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
+        return _program(mesh, axis)(*arguments)
+    # Arrays of this process become arrays of the mesh, and the solution, the same everywhere, one of this process.
+    placed = [_placed(argument, spec, mesh) for argument, spec in zip(arguments, specs, strict=True)]
+    return jax.tree.map(jnp.asarray, jax.device_get(_program(mesh, axis)(*placed)))
+
+
+def axis_to_share(design: Design, mesh, axis: str | None) -> str | None:
+    """The axis of the mesh to use, after everything that can be wrong with it; None without a mesh.
+
+    Parameters
+    ----------
+    design : Design
+    mesh : Mesh or None
+    axis : str or None
+    """
+    if mesh is None:
+        if axis is not None:
+            raise DataError(f"axis is {axis!r}, but there is no mesh that it could be an axis of: give mesh= as well")
+        return None
+    if not hasattr(mesh, "axis_names"):
+        raise DataError(
+            f"mesh is a {type(mesh).__name__}; it must be a jax.sharding.Mesh, such as jax.make_mesh((4,), ('groups',))"
+        )
+    names, layout = tuple(mesh.axis_names), design.layout
+    axis = names[0] if axis is None and len(names) == 1 else axis
+    if axis is None or axis not in names:
+        raise DataError(f"axis is {axis!r}, but the axes of the mesh are {names}; give one of them")
+    if layout.crossed:
+        raise ModelError(
+            f"mesh= shares out groups that have no level in common, and the {len(layout.factors)} crossed factors of "
+            "this model hang together: leave mesh out, as one device works on all of it, or keep in the model the "
+            "factors that lie inside the one to be shared out"
+        )
+    groups = _block_counts(design)[-1]
+    if mesh.shape[axis] > groups:
+        raise DataError(
+            f"the mesh has {mesh.shape[axis]} devices along {axis!r}, but there are {groups} groups to share out: use "
+            "at most as many devices as groups"
+        )
+    return axis
+
+
+def _specs(shared: Moments, axis: str):
+    """Blocks along the axis, all else everywhere."""
+    specs = jax.tree.map(lambda _: PartitionSpec(), shared)
+    blocks, shift = (
+        jax.tree.map(lambda _: PartitionSpec(None, None, axis), arrays) for arrays in (shared.C, shared.shift)
+    )
+    parents = jax.tree.map(lambda _: PartitionSpec(axis), shared.index.parents)
+    return replace(specs, C=blocks, B=blocks, shift=shift, index=replace(specs.index, parents=parents))
+
+
+def _placed(tree, spec, mesh):
+    specs = jax.tree.map(lambda _: spec, tree) if isinstance(spec, PartitionSpec) else spec
+
+    def place(array, spec):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
+
+    return jax.tree.map(place, tree, specs)
+
+
+@cache
+def _program(mesh, axis):
+    return jax.jit(partial(_minimize, mesh, axis))
+
+
+def _minimize(mesh, axis, shared, start, reml):
+    def minimize(shared, start, reml):
+        return solve.minimize(shared, start, reml, solve.MAX_ITERATIONS)
+
+    everywhere = PartitionSpec()
+    specs = (_specs(shared, axis), everywhere, everywhere)
+    # Every device does the same with the same sums: the solution needs no check that it is the same.
+    run = jax.shard_map(minimize, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
+    return run(shared, start, reml)

@@ -1,0 +1,605 @@
+"""The fit as a pure function of arrays: it composes with jit, vmap and grad."""
+
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.lax import stop_gradient
+
+from jmixed.algebra.small import diagonal, eigh
+from jmixed.covariance.structure import join, rectify
+from jmixed.errors import DataError, Outcome, PrecisionWarning, warn
+from jmixed.fit import solve
+from jmixed.fit.devices import axis_to_share, minimize_shared, shares
+from jmixed.fit.penalised import penalised_optimum
+from jmixed.layout.design import Design, Effects, Moments, Rows, names_of
+from jmixed.layout.layout import Layout
+from jmixed.likelihood import gaussian
+from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
+from jmixed.likelihood.moments import moments as cross_products
+from jmixed.runtime.arguments import checked
+from jmixed.runtime.compilation import program
+from jmixed.runtime.precision import exact_products
+
+BLUR = 3e9
+"""Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
+
+
+COMMON = 1e7
+"""Relative variance times rows of a level, of the second largest crossed factor: what it shares with the largest is a
+difference that costs its square in digits. Beyond, sigma may be wrong in its fourth digit."""
+
+
+class _ByLabel:
+    """A field that holds `Effects`, or a dict of arrays, and gives a dict."""
+
+    def __get__(self, estimate, owner=None):
+        if estimate is None:
+            raise AttributeError("b belongs to an Estimate")
+        held = vars(estimate)["b"]
+        return held.by_label() if isinstance(held, Effects) else held
+
+    def __set__(self, estimate, value):
+        vars(estimate)["b"] = value
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The fit of a mixed model as a pytree of arrays.
+
+    Attributes
+    ----------
+    theta : array (m,)
+        Relative covariance factors, term by term, lower triangles column by column, rectified.
+    beta : array (k_fe,)
+        Fixed effects.
+    sigma : scalar
+        Residual standard deviation, in the response's unit.
+    b : dict of arrays (levels, q)
+        Conditional modes of the random effects by term.
+    vcov_beta : array (k_fe, k_fe)
+        Generalised-least-squares covariance of beta.
+    log_likelihood : scalar
+        Maximised log-likelihood; the restricted one under REML.
+    objective : scalar
+        -2 log-likelihood or REML criterion, with all constants.
+    outcome : int array
+        How the fit ended; `jmixed.Outcome(int(outcome))` names it.
+
+    Examples
+    --------
+    >>> import jax, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     fit = jm.estimate(design)
+    >>> fit.beta.round(3).tolist(), fit.b["1 | Subject"].shape, jm.Outcome(int(fit.outcome)).name
+    ([251.405, 10.467], (18, 1), 'CONVERGED')
+    """
+
+    theta: Any
+    beta: Any
+    sigma: Any
+    b: Any
+    vcov_beta: Any
+    log_likelihood: Any
+    objective: Any
+    outcome: Any
+
+
+Estimate.b = _ByLabel()
+_FIELDS = tuple(one.name for one in fields(Estimate))
+
+
+def _flatten(estimate):
+    return tuple(vars(estimate)[name] for name in _FIELDS), None
+
+
+def _flatten_with_keys(estimate):
+    return tuple((jax.tree_util.GetAttrKey(name), vars(estimate)[name]) for name in _FIELDS), None
+
+
+jax.tree_util.register_pytree_with_keys(Estimate, _flatten_with_keys, lambda _, held: Estimate(*held), _flatten)
+
+
+@checked
+@exact_products
+def moments(design: Design) -> Moments:
+    """The cross-products of a design: all that the likelihood needs of the data, differentiable in every array.
+
+    Parameters
+    ----------
+    design : Design
+        As in ``model.design``, or a replacement of its arrays.
+
+    Returns
+    -------
+    Moments
+
+    Raises
+    ------
+    DataError
+        For what is no design.
+
+    Examples
+    --------
+    >>> import jax, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     float(jm.moments(design).nobs)
+    180.0
+    """
+    say_once_if_narrowed(known_design(design))
+    return compiled(_moments, design.padded_rows())
+
+
+def _moments(rows):
+    return cross_products(jax.tree.map(jnp.asarray, rows))
+
+
+def known_design(design) -> Design:
+    """The design that a caller gave: one, of one model."""
+    if not isinstance(design, Design):
+        raise DataError(f"design is a {type(design).__name__}; give the design of a model, model.design")
+    if (axes := np.ndim(design.padded_rows().y)) != 1:
+        raise DataError(
+            f"the design's response has {axes} axes: it holds several designs; map over them, as in "
+            "jax.vmap(jm.estimate)(designs)"
+        )
+    return design
+
+
+@checked
+@exact_products
+def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
+    """-2 log-likelihood, or the REML criterion, with beta and sigma profiled out (Bates et al. 2015, eqs. 34 and 42).
+
+    Parameters
+    ----------
+    theta : array (m,)
+        Relative covariance factors; any signs.
+    design : Design or Moments
+    reml : bool
+
+    Returns
+    -------
+    scalar
+
+    Raises
+    ------
+    DataError
+        For another number of parameters than the design has.
+
+    Examples
+    --------
+    >>> import jax, numpy as np, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     round(float(jm.profiled_deviance(np.array([1.2]), design)), 4)
+    1786.4652
+    """
+    data = _known_data(design)
+    return compiled(_profiled_deviance, data, theta_of(data.layout, theta), reml)
+
+
+def _profiled_deviance(data, theta, reml):
+    return gaussian.deviance_of_theta(theta, data if isinstance(data, Moments) else _moments(data), reml)
+
+
+def _known_data(design) -> Moments | Rows:
+    """What programs take of a design or of cross-products that a caller gave."""
+    if isinstance(design, Moments):
+        return design
+    say_once_if_narrowed(known_design(design))
+    return design.padded_rows()
+
+
+@checked
+@exact_products
+def log_likelihood(beta, theta, sigma, design: Design | Moments):
+    """The marginal Gaussian log density of the response (Bates et al. 2015, section 3.4).
+
+    Parameters
+    ----------
+    beta : array (k_fe,)
+        Fixed effects.
+    theta : array (m,)
+        Relative covariance factors; any signs.
+    sigma : scalar
+        Residual standard deviation.
+    design : Design or Moments
+
+    Returns
+    -------
+    scalar
+
+    Raises
+    ------
+    DataError
+        For another number of parameters than the design has.
+
+    Examples
+    --------
+    >>> import jax, numpy as np, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     round(float(jm.log_likelihood(np.array([251.4, 10.5]), np.array([1.2]), 31.0, design)), 3)
+    -897.059
+    """
+    data = _known_data(design)
+    return compiled(_log_likelihood, data, *parameters_of(data, beta, theta, sigma))
+
+
+def _log_likelihood(data, beta, theta, sigma):
+    if isinstance(data, Moments):
+        return gaussian.log_density(beta, theta, sigma, data)
+    # Of residuals the density asks nothing of the columns of X: they may be collinear.
+    held = moments_at(data, beta)
+    return gaussian.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held)
+
+
+def moments_at(rows: Rows, beta) -> Moments:
+    """The cross-products of the residuals at given coefficients."""
+    return moments_of_residuals(rows, rows.y - rows.offset - rows.X @ beta)
+
+
+def moments_of_residuals(rows: Rows, residuals) -> Moments:
+    """The cross-products of residuals from any mean: those of a design without fixed effects.
+
+    Parameters
+    ----------
+    rows : Rows
+    residuals : array (rows,)
+    """
+    residuals = jnp.asarray(residuals)
+    bare = {"X": jnp.zeros((*residuals.shape, 0), residuals.dtype), "offset": jnp.zeros_like(residuals)}
+    return _moments(replace(rows, y=residuals, **bare))
+
+
+def parameters_of(data: Moments | Rows, beta, theta, sigma):
+    """Parameters that a caller gave, of the shapes that the data have."""
+    p = data.beta0.shape[0] if isinstance(data, Moments) else data.X.shape[1]
+    beta = _of_shape("beta", beta, (p,), "a number for each column of X")
+    return beta, theta_of(data.layout, theta), _of_shape("sigma", sigma, (), "one number")
+
+
+def theta_of(layout: Layout, theta, name: str = "theta") -> jax.Array:
+    """Relative covariance factors that a caller gave, as many as the terms have."""
+    return _of_shape(name, theta, (sum(term.size for term in layout.terms),), "in the order of model.theta_names")
+
+
+def _of_shape(name, value, shape, what):
+    value = jnp.asarray(value)
+    value = value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
+    if value.shape != shape:
+        raise DataError(f"{name} has shape {value.shape}, but this design needs {shape}: {what}")
+    return value
+
+
+@checked
+@exact_products
+def estimate(
+    design: Design, reml: bool = True, theta0=None, *, theta=None, penalty=None, mesh=None, axis: str | None = None
+) -> Estimate:
+    """Fit a mixed model as one pure function: jit, vmap and differentiate it in every array of the design.
+
+    Derivatives are those of the optimum (implicit function theorem), in forward and reverse mode; the iterations are
+    never unrolled. At a singular optimum first derivatives are those of the minimum-norm solution; at an ordinary one
+    second and higher derivatives are right too, and take longer to compile. In 32 bits, estimates and derivatives are
+    within 0.2% of their largest entry on small well-conditioned data: a minimum is known to the root of the precision.
+
+    Parameters
+    ----------
+    design : Design
+        As in ``model.design``, or a replacement of its arrays.
+    reml : bool
+        Restricted maximum likelihood, or maximum likelihood.
+    theta0 : array (m,), optional
+        Start; by default one is found.
+    theta : array (m,), optional
+        Relative covariance factors to keep: beta, sigma and b are the best at them, and nothing is optimised.
+    penalty : callable, optional
+        ``penalty(beta, theta)``, a scalar that is added to the deviance, as twice the negative logarithm of a prior
+        density is. Then beta and theta minimise the sum; sigma is the best for them, `objective` is the sum,
+        `log_likelihood` goes without the penalty, and `vcov_beta` is that of generalised least squares at theta. First
+        derivatives only, also in what the penalty closes over. Such a call is compiled each time, unless it is part of
+        a function under `jax.jit`.
+    mesh : jax.sharding.Mesh, optional
+        Devices, of one or several processes, over which the groups are shared out: each evaluation of the likelihood
+        then works on the groups of each device and sums once over devices. Of nested factors the outermost is shared
+        out; the number of groups need not be a multiple of that of devices. Cross-products are computed from the
+        design before that, and the estimate at the optimum after it, on one device of each process; every process
+        passes the same design.
+    axis : str, optional
+        The axis of the mesh to use; the only one by default.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    ModelError
+        With a mesh: the model has crossed factors that hang together.
+    DataError
+        The mesh has no such axis, or more devices than there are groups; an axis without a mesh; `theta0` has another
+        length; `theta` or `penalty` together with another of theta, penalty, theta0 and mesh.
+
+    Examples
+    --------
+    The slope of sleepstudy is linear in the response at the same theta, and theta does not depend on its unit:
+
+    >>> import jax, numpy as np, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     influence = np.asarray(jax.grad(lambda y: jm.estimate(design.replace(y=y)).beta[1])(design.y))
+    >>> round(float(influence @ design.y), 4)
+    10.4673
+    """
+    say_once_if_narrowed(known_design(design))
+    theta0 = theta0 if theta0 is None or isinstance(theta0, jax.Array) else np.asarray(theta0)
+    given = {"theta": theta, "penalty": penalty, "theta0": theta0, "mesh": mesh}
+    given = [name for name, value in given.items() if value is not None]
+    if len(given) > 1 and given[0] in ("theta", "penalty") and given != ["penalty", "theta0"]:
+        raise DataError(f"estimate: {given[0]} and {given[1]} exclude each other; give one of them")
+    if theta is not None:
+        rows = design.padded_rows()
+        return named_estimate(compiled(_estimate_at_theta, rows, theta_of(rows.layout, theta), reml), design)
+    if penalty is not None:
+        if not callable(penalty):
+            raise DataError(f"penalty is a {type(penalty).__name__}; give a function of (beta, theta)")
+        if isinstance(penalty, type):
+            raise DataError(f"penalty is the class {penalty.__name__}; give a function of (beta, theta)")
+        minimise = jax.jit(lambda rows: _estimate_penalised(rows, theta0, reml, penalty))
+        return named_estimate(minimise(design.padded_rows()), design)
+    shared_over = axis_to_share(design, mesh, axis)
+    if mesh is None or shared_over is None:
+        return named_estimate(compiled(_estimate, design.padded_rows(), theta0, reml), design)
+    held = moments(design)
+    constant = stop_gradient(held)
+    shared_out = shares(design, mesh.shape[shared_over])
+    solution = minimize_shared(constant, start_at(theta0, constant), reml, mesh, shared_over, shared_out)
+    return named_estimate(estimate_at(solution, held, reml), design)
+
+
+def _estimate(rows, theta0, reml):
+    held = cross_products(jax.tree.map(jnp.asarray, rows))
+    constant = stop_gradient(held)
+    solution = solve.minimize(constant, start_at(theta0, constant), reml, solve.MAX_ITERATIONS)
+    return estimate_at(solution, held, reml)
+
+
+def _estimate_at_theta(rows, theta, reml):
+    held = _moments(rows)
+    roots = gaussian.precondition(gaussian.factors_of(theta, held), held)
+    found = _described(estimates(roots, held, reml), held)
+    ended = jnp.where(jnp.isfinite(found.objective), Outcome.CONVERGED.value, Outcome.NOT_FINITE.value)
+    return replace(found, outcome=outcome_of(ended, roots, found.sigma, found.vcov_beta, held))
+
+
+def _estimate_penalised(rows, theta0, reml, penalty):
+    held = _moments(rows)
+    constant = stop_gradient(held)
+    start = solve.minimize(constant, start_at(theta0, constant), reml, solve.MAX_ITERATIONS)
+    factors = [rectify(T @ root) for T, root in zip(constant.T, start.roots, strict=True)]
+    theta = join([s.theta(f) for s, f in zip(held.layout.terms, factors, strict=True)], held.G.dtype)
+    found = penalised_optimum(held, penalty, theta, reml)
+    roots = gaussian.precondition(gaussian.factors_of(found.theta, held), held)
+    best = estimates(roots, held, reml)
+    at_beta = moments_at(rows, found.beta)
+    best |= {"modes": modes_of_residuals(roots, at_beta), "beta": found.beta, "theta": found.theta}
+    best["vcov_beta"] = best["vcov_beta"] * (found.sigma / best["sigma"]) ** 2
+    best |= {"sigma": found.sigma, "objective": found.deviance}
+    estimate = _described(best, held)
+    total = found.deviance + penalty(found.beta, found.theta)
+    outcome = outcome_of(found.outcome, roots, found.sigma, estimate.vcov_beta, held)
+    return replace(estimate, objective=total, outcome=outcome)
+
+
+def modes_of_residuals(roots, held):
+    """Conditional modes of every stage's blocks, from cross-products of residuals from a mean."""
+    return conditional_modes(gaussian.profile(gaussian.squares(roots), roots, held), held)
+
+
+def compiled(function, *args, **static):
+    """Call a pure function of arrays by its compiled program, or as part of the program that is being traced."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+        return _traced(function, tuple(static))(*args, **static)
+    with jax.ensure_compile_time_eval():
+        return _program(function, tuple(static))(*args, **static)
+
+
+@cache
+def _program(function, static):
+    return program(function, static_argnames=static, brief=_is_small)
+
+
+SMALL = 1 << 17
+"""Bytes of a fit's tables of derivatives up to which its programs are compiled for small problems."""
+
+
+def _is_small(data, *_, **__):
+    """Whether all steps are so little work that optimised code would save less than compiling it costs."""
+    if isinstance(data, Moments):
+        return data.layout.fit_bytes(data.beta0.shape[0]) <= SMALL
+    numbers = data.y.shape[0] * (sum(Z.shape[1] for Z in data.Z) + data.X.shape[1])
+    return numbers <= SMALL // 8 and data.layout.fit_bytes(data.X.shape[1]) <= SMALL
+
+
+@cache
+def _traced(function, static):
+    return jax.jit(function, static_argnames=static)
+
+
+def named_estimate(estimate: Estimate, design: Design, fits: int | None = None) -> Estimate:
+    """An estimate whose effects know the names of the design's terms; that of so many fits has an axis of them."""
+    names, key = names_of(design)
+    key = key if fits is None else jnp.broadcast_to(key, (fits,))
+    return replace(estimate, b=Effects(tuple(vars(estimate)["b"]), key, names, design.layout))
+
+
+def estimate_at(solution: solve.Solution, held: Moments, reml) -> Estimate:
+    """The estimate at an optimum, as a differentiable function of the cross-products.
+
+    Parameters
+    ----------
+    solution : Solution
+        Of these cross-products; nothing is differentiated through it.
+    held : Moments
+    reml : bool
+
+    Returns
+    -------
+    Estimate
+        With the effects of all levels, padding too, by the number of the term.
+    """
+    solution = stop_gradient(solution)
+    phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian), held, reml)
+    roots = solve.chart_roots(solve.Chart(solution.chart.bases, phi), held.layout.terms)
+    found = _described(estimates(roots, held, reml), held)
+    known = stop_gradient((found.sigma, found.vcov_beta, held))
+    return replace(found, outcome=outcome_of(solution.outcome, solution.roots, *known))
+
+
+def _described(result, held):
+    """What `estimates` finds as an `Estimate` that does not know yet how its optimiser ended."""
+    numbers = {name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")}
+    b = tuple(by_level(result["modes"], held))
+    return Estimate(b=b, outcome=None, log_likelihood=-result["objective"] / 2, **numbers)
+
+
+def level_count(design, term):
+    """True number of levels of a term's factor."""
+    return next(n for n, members in zip(design.counts, design.layout.factors, strict=True) if term in members)
+
+
+def start_at(theta0, held):
+    if theta0 is None:
+        return None
+    theta = theta_of(held.layout, theta0, "theta0")
+    return gaussian.squares(gaussian.precondition(gaussian.factors_of(theta, held), held))
+
+
+def _inverse(hessian):
+    """The pseudo-inverse of the Hessian of an optimum."""
+    if not hessian.shape[0]:
+        return hessian
+    values, vectors = eigh(hessian)
+    sound = values > 1e-10 * jnp.maximum(values[-1], 1)
+    return (vectors * jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)[None]) @ vectors.T
+
+
+@jax.custom_jvp
+def _optimum(phi, bases, inverse, held, reml):
+    """The optimum phi of its chart, as a function of the cross-products.
+
+    With d(phi, data) stationary at phi, the implicit function theorem gives d phi = -H^+ d2d/dphi ddata. The null
+    directions of the Hessian are left alone: the solution of minimum norm. The rule is written with functions of the
+    data alone, so that it can be differentiated again.
+    """
+    return phi
+
+
+@_optimum.defjvp
+def _optimum_tangent(primals, tangents):
+    phi, bases, inverse, held, reml = primals
+    if not held.layout.terms:
+        return phi, jnp.zeros_like(phi)
+    at = _optimum(*primals)
+    slope = jax.grad(_deviance_in_chart)
+    _, change = jax.jvp(lambda held: slope(at, bases, held, reml), (held,), (tangents[3],))
+    return at, -_inverse_at(at, bases, inverse, held, reml) @ change
+
+
+@jax.custom_jvp
+def _inverse_at(phi, bases, inverse, held, reml):
+    """The known inverse of the Hessian at phi, as a function of phi and the cross-products."""
+    return inverse
+
+
+@_inverse_at.defjvp
+def _inverse_tangent(primals, tangents):
+    phi, bases, _, held, reml = primals
+    inverse = _inverse_at(*primals)
+    curvature = jax.hessian(_deviance_in_chart)
+    _, change = jax.jvp(lambda phi, held: curvature(phi, bases, held, reml), (phi, held), (tangents[0], tangents[3]))
+    return inverse, -inverse @ change @ inverse
+
+
+def _deviance_in_chart(phi, bases, held, reml):
+    roots = solve.chart_roots(solve.Chart(bases, phi), held.layout.terms)
+    return gaussian.deviance_at(gaussian.squares(roots), roots, held, reml)
+
+
+def outcome_of(ended, roots, sigma, vcov_beta, held):
+    """The outcome `ended` of an optimiser, unless the residual variance vanished, against the data or an effect.
+
+    A response of so many digits holds no smaller residuals, and cross-products none that are their own rounding.
+
+    Parameters
+    ----------
+    ended : integer of an `Outcome`
+    roots : sequence of arrays (q, q)
+        Square roots of the terms' relative covariances in preconditioned columns.
+    sigma, vcov_beta : estimates
+    held : Moments
+    """
+    rss = sigma**2 * held.nobs
+    perfect = (rss <= 1e-27 * held.total) | (rss <= 1e-14 * held.G[-1, -1])
+    # r^2 is a difference of sums of squares: what rounding leaves of it moves the deviance by nu times as much.
+    blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
+    ok = (ended == Outcome.CONVERGED.value) | (ended == Outcome.PRECISION_LIMIT.value)
+    # A sigma that is nan is below no limit. What looks flat may be no more than digits that are lost.
+    lost = ~(blur <= BLUR)
+    if any(shift is not None for shift in held.shift):
+        lost |= _is_blurred(roots, vcov_beta / sigma**2, rss, held)
+    rounded = (ok | (ended == Outcome.FLAT.value)) & lost
+    if not held.layout.is_nest():
+        rounded |= ok & (jnp.sort(_drowning(roots, held))[-2] > COMMON)
+    outcome = jnp.where(rounded, Outcome.ROUNDED.value, ended)
+    outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
+    return jnp.where(held.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
+
+
+def _drowning(roots, held: Moments):
+    """For every factor its largest relative variance times the most rows of a level, (factors,)."""
+    sizes = []
+    for C, stage in zip(held.C, held.layout.stages, strict=True):
+        rows = jnp.max(jnp.diagonal(C, axis1=0, axis2=1))
+        for f, _ in stage:
+            variances = [jnp.max(jnp.sum(roots[t] ** 2, axis=1)) for t in held.layout.factors[f]]
+            sizes.append(rows * jnp.max(jnp.stack(variances)))
+    return jnp.stack(sizes)
+
+
+def _is_blurred(roots, inverse, rss, held: Moments):
+    """Whether digits are lost although effects are counted from estimates.
+
+    A response has sixteen itself. A small variance across a large one is a difference in columns along which neither
+    lies, and so is what large effects leave of a direction of X.
+    """
+    told = diagonal(held.R @ inverse @ held.R.T) * diagonal(held.G)[:-1]
+    lost = [jnp.max(told, initial=0) > BLUR]
+    for s, (C, shift) in enumerate(zip(held.C, held.shift, strict=True)):
+        rows = jnp.max(jnp.diagonal(C, axis1=0, axis2=1))
+        for root in (roots[t] for f, _ in held.layout.stages[s] for t in held.layout.factors[f]):
+            factor = rectify(root)
+            across = jnp.sum(jnp.tril(factor, -1) ** 2, axis=1) / jnp.maximum(diagonal(factor) ** 2, 1)
+            lost.append(rows * jnp.max(across) > BLUR)
+        if shift is not None:
+            lost.append(held.nobs * jnp.max(shift[:, -1] ** 2) > BLUR**2 * rss)
+    return jnp.any(jnp.stack(lost))
+
+
+def say_once_if_narrowed(design):
+    rows = design.padded_rows()
+    wide = any(getattr(a, "dtype", None) == np.dtype("f8") for a in (rows.y, rows.X))
+    if wide and jax.dtypes.canonicalize_dtype(np.dtype("f8")).itemsize == 4:
+        warn(
+            "this design holds 64-bit floats, but JAX works in 32 bits here: the likelihood keeps about 4 digits. "
+            "Set JAX_ENABLE_X64=1, or call under jax.enable_x64(True)",
+            PrecisionWarning,
+        )

@@ -1,0 +1,384 @@
+"""Compiled programs behind the data-frame side: numpy in, numpy out, in double precision.
+
+A program is compiled once for all data sets of one shape class, and for REML and ML alike.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmixed.covariance.scales import (
+    Curvature,
+    Uncertainty,
+    factors_of_theta,
+    psi_map,
+    roots_of_psi,
+    row_major,
+    settled,
+    singular_terms,
+)
+from jmixed.covariance.structure import IDENTITY, join
+from jmixed.errors import DataError, ModelError, Outcome
+from jmixed.fit import solve
+from jmixed.fit.estimate import SMALL, level_count, outcome_of, start_at
+from jmixed.layout.design import Design, Moments, Rows
+from jmixed.layout.layout import bucket
+from jmixed.likelihood import gaussian
+from jmixed.likelihood.derivatives import Derivatives, derivatives
+from jmixed.likelihood.estimates import by_level, estimates
+from jmixed.likelihood.moments import is_drowned
+from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.stages import covariances_of
+from jmixed.runtime import memory
+from jmixed.runtime.compilation import program
+from jmixed.runtime.precision import double_precision
+from jmixed.runtime.timing import Timings
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit with its certificate, in numpy arrays on the original scale of the data.
+
+    Attributes
+    ----------
+    theta : array (m,)
+    beta : array (p,)
+    sigma, objective, log_likelihood : float
+    vcov_beta : array (p, p)
+        sigma^2 (X'V^-1 X)^-1.
+    b : dict of arrays (levels, q)
+        Conditional modes by term.
+    covariances : dict of arrays (q, q)
+        Covariance of the random effects by term, in squared units of the response.
+    uncertainty : Curvature or Uncertainty
+        Inverse observed information of the profile log-likelihood in psi (relative covariances, lower triangles row
+        by row) and in theta, nan where it is not positive definite; and the derivative of the profiled sigma^2 in psi.
+    scale_variance : float
+        Variance of sigma^2 at fixed psi, 2 sigma^4 / nu.
+    outcome : Outcome
+    singular : tuple of bool
+        By term.
+    iterations, evaluations : int
+        Of the search that ended here, and of those from all starts.
+    starts : int
+        From how many starts the optimum was searched.
+    gradient, hessian_eigenvalues : arrays (m,)
+        Of the deviance, in the optimiser's last chart.
+    checked_beyond_zero : bool
+        An optimum was found, and no direction of negative curvature there: none beyond a zero of Sigma leads down.
+    counted : bool
+        The random effects were counted from their least-squares estimates, to keep digits.
+    timings : dict
+        Seconds spent by step: cross-products, compiling, the optimum, this object.
+    """
+
+    theta: np.ndarray
+    beta: np.ndarray
+    sigma: float
+    objective: float
+    vcov_beta: np.ndarray
+    b: dict[str, np.ndarray]
+    covariances: dict[str, np.ndarray]
+    uncertainty: Curvature | Uncertainty
+    scale_variance: float
+    outcome: Outcome
+    singular: tuple[bool, ...]
+    iterations: int
+    evaluations: int
+    starts: int
+    gradient: np.ndarray
+    hessian_eigenvalues: np.ndarray
+    checked_beyond_zero: bool
+    counted: bool
+    timings: dict[str, float]
+
+    @property
+    def log_likelihood(self) -> float:
+        """Maximised (restricted) log-likelihood."""
+        return -self.objective / 2
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimum carries its certificate."""
+        return self.outcome.ok
+
+
+class Found(NamedTuple):
+    """What a program finds: the estimates, and how its optimiser ended.
+
+    `roots` are square roots of the terms' relative covariances on the scale of the data, `T` the preconditioners, and
+    the derivatives those in psi of preconditioned columns; `drowned` asks for another program, in which effects are
+    counted from estimates; for all else see `optimize.Solution`.
+    """
+
+    estimates: dict[str, Any]
+    roots: list[jax.Array]
+    T: tuple[jax.Array, ...]
+    derivatives: Derivatives
+    gradient: jax.Array
+    eigenvalues: jax.Array
+    iterations: jax.Array
+    evaluations: jax.Array
+    starts: jax.Array
+    outcome: jax.Array
+    drowned: jax.Array
+
+
+def _is_small(data, *_, **__):
+    fixed = data.X.shape[1] if isinstance(data, Rows) else data.beta0.shape[0]
+    return data.layout.fit_bytes(fixed) <= SMALL
+
+
+def _has_few_rows(rows, **_):
+    return rows.y.shape[0] * (sum(Z.shape[1] for Z in rows.Z) + rows.X.shape[1]) <= SMALL // 8
+
+
+@program(static_argnames=("counted",), brief=_has_few_rows)
+def _cross_products(rows, counted):
+    """Cross-products, and whether they should be those of effects that are counted from estimates but are not.
+
+    A program of both ways would take half as long again to compile.
+    """
+    found = cross_products(rows, counted=counted)
+    return found, False if counted else is_drowned(rows, found)
+
+
+def _moments_of(rows) -> Moments:
+    found, drowned = _cross_products(rows, counted=False)
+    return _cross_products(rows, counted=True)[0] if drowned else found
+
+
+@program(static_argnames=("method", "counted"), brief=_is_small)
+def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, method, counted):
+    held, drowned = data, False
+    if isinstance(data, Rows):
+        held = cross_products(data, counted=counted)
+        drowned = drowned if counted else is_drowned(data, held)
+    structures = held.layout.terms
+    start = start_at(theta0, held)
+    if free is not None:
+        bases = tuple(
+            jnp.eye(s.q, dtype=T.dtype) if s.kind == IDENTITY else jnp.linalg.inv(T)
+            for s, T in zip(structures, held.T, strict=True)
+        )
+        factors = gaussian.factors_of(theta0, held)
+        # The chart of an identity term has no basis: its phi belongs to preconditioned columns.
+        factors = [
+            f / T[0, 0] if s.kind == IDENTITY else f for s, f, T in zip(structures, factors, held.T, strict=True)
+        ]
+        phi = join([s.psi(f) for s, f in zip(structures, factors, strict=True)], held.G.dtype)
+        chart = solve.Chart(bases, phi)
+        solution = solve.minimize(held, None, reml, max_iterations, ~free, chart)
+    elif method == "lbfgs" and structures:
+        solution = solve.minimize_lbfgs(held, start, reml, max_iterations, gradient_tolerance)
+    else:
+        solution = solve.minimize(held, start, reml, max_iterations)
+    result = estimates(solution.roots, held, reml)
+    result["modes"] = by_level(result["modes"], held)
+    roots = [T @ root for T, root in zip(held.T, solution.roots, strict=True)]
+    certificate = solution.gradient, solution.eigenvalues, solution.iterations, solution.evaluations, solution.starts
+    outcome = outcome_of(solution.outcome, solution.roots, result["sigma"], result["vcov_beta"], held)
+    return Found(result, roots, held.T, solution.derivatives, *certificate, outcome, jnp.asarray(drowned))
+
+
+def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, gtol=None, free=None) -> Fit:
+    """Fit a design in double precision.
+
+    Parameters
+    ----------
+    design : Design
+        Of numpy arrays.
+    reml : bool
+    theta0 : array (m,), optional
+        Start; the identity for held entries when `free` is given.
+    method : str
+        ``"newton"`` or ``"lbfgs"``.
+    maxiter : int, optional
+    gtol : float, optional
+        Gradient norm at which L-BFGS hands over to the Newton steps that certify the optimum.
+    free : bool array (m,), optional
+        Entries of theta to estimate; the others stay at `theta0`.
+    """
+    structures = design.layout.terms
+    if free is not None:
+        free = row_major(structures, np.asarray(free, bool))
+        theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
+    none = np.full(sum(s.size for s in structures), np.nan)
+    theta0 = none if theta0 is None else np.asarray(theta0, design.y.dtype)
+    _check_scales(design)
+    if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, (int, np.integer)) or maxiter < 0):
+        raise ModelError(f"maxiter is {maxiter!r}; it must be a whole number, zero or more")
+    if gtol is not None and not gtol > 0:
+        raise ModelError(f"gtol is {gtol!r}; it must be a positive number")
+    timings = Timings()
+    many = sum(array.nbytes for array in (design.X, *design.Z.values())) > memory.LARGE
+    data = design.rows(bucket(design.y.shape[0]))
+    # One program for both steps starts sooner; a second one of many rows would have to read them again.
+    if not _has_few_rows(data):
+        with double_precision(), timings.step("cross_products"):
+            data = _moments_of(data)
+            jax.block_until_ready(data.G)
+            if many:
+                memory.give_back()
+    with double_precision(), timings.step("optimise"):
+        limit = np.int32(solve.MAX_ITERATIONS if maxiter is None else maxiter)
+        tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
+        fit_counted = partial(_fit_program, data, theta0, free, limit, tolerance, reml=bool(reml), method=method)
+        found = _in_numpy(fit_counted(counted=False))
+        counted = bool(found.drowned) if isinstance(data, Rows) else any(shift is not None for shift in data.shift)
+        if found.drowned:
+            found = _in_numpy(fit_counted(counted=True))
+    with timings.step("results"):
+        if many:
+            memory.give_back()
+        return _collect(design, found, reml, timings, settle=free is None, counted=counted)
+
+
+def _in_numpy(tree):
+    """As `jax.device_get`, which takes longer over the many small arrays of a fit."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def _check_scales(design):
+    """Refuse columns whose squares would overflow or vanish."""
+    for name, values in {"the response": design.y, **{f"the columns of '{k}'": z for k, z in design.Z.items()}}.items():
+        size = np.max(np.abs(values), initial=0.0)
+        if 0 < size < np.inf and not 1e-50 < size < 1e50:
+            raise DataError(f"the largest value of {name} is {size:.3g}; rescale it to between 1e-50 and 1e50 in size")
+
+
+def _collect(design, found, reml, timings, settle, counted):
+    """Bring the program's arrays to the original scale of Z and into a `Fit`, with zeros for variances of zero."""
+    result, at, outcome = found.estimates, found.derivatives, Outcome(int(found.outcome))
+    structures, labels = design.layout.terms, design.labels
+    sigma, nu = float(result["sigma"]), design.nobs - (design.X.shape[1] if reml else 0)
+    theta = np.asarray(result["theta"])
+    covariances = {label: sigma**2 * (root @ root.T) for label, root in zip(labels, found.roots, strict=True)}
+    modes = {
+        label: own[: level_count(design, t)] for t, (label, own) in enumerate(zip(labels, result["modes"], strict=True))
+    }
+    # Held entries must keep the numbers that they were given.
+    singular = singular_terms(structures, theta, found.T)
+    if settle and any(singular):
+        theta = settled(design, theta)
+        for label, factor in zip(labels, factors_of_theta(structures, theta), strict=True):
+            there = np.any(factor != 0, axis=-1)
+            covariances[label] = np.where(np.logical_and.outer(there, there), covariances[label], 0)
+            modes[label] = np.where(there, modes[label], 0)
+    return Fit(
+        theta=theta,
+        beta=result["beta"],
+        sigma=sigma,
+        objective=float(result["objective"]),
+        vcov_beta=result["vcov_beta"],
+        b=modes,
+        covariances=covariances,
+        uncertainty=Curvature(structures, theta, found.T, at.gradient, at.hessian, at.scale_gradient),
+        scale_variance=2 * sigma**4 / nu,
+        outcome=outcome,
+        singular=singular,
+        iterations=int(found.iterations),
+        evaluations=int(found.evaluations),
+        starts=int(found.starts),
+        gradient=found.gradient,
+        hessian_eigenvalues=found.eigenvalues,
+        checked_beyond_zero=outcome.ok and solve.is_convex(found.eigenvalues),
+        counted=counted,
+        timings=timings,
+    )
+
+
+@program
+def _derivatives_program(held, psi, roots, reml):
+    return derivatives(psi, roots, held, reml)
+
+
+@program(static_argnames=("order",))
+def _at_beta_program(held, beta, psi, roots, reml, order):
+    m = len(psi)
+
+    def value(params):
+        beta, psi = params[: params.shape[0] - m], params[params.shape[0] - m :]
+        covariances = covariances_of(psi, held.layout.terms)
+        reduced = gaussian.reduce(covariances, roots, held)
+        fixed = gaussian.profile_fixed(reduced.G)
+        contrast = jnp.append(-held.R @ (beta - held.beta0), jnp.ones((), held.G.dtype))
+        logdet = reduced.logdet - held.log_weights
+        logdet_fixed = fixed.logdet + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(held.R))))
+        logdet = logdet + jnp.where(reml, logdet_fixed, 0)
+        return gaussian.deviance(logdet, contrast @ reduced.G @ contrast, gaussian.degrees(held, reml))
+
+    params = jnp.concatenate([beta, psi])
+    return value(params), jax.grad(value)(params), jax.hessian(value)(params) if order == 2 else None
+
+
+def evaluate(design: Design, psi, beta=None, reml=True, order=0):
+    """Profile log-likelihood at relative covariances psi (sigma profiled out), with exact derivatives.
+
+    Parameters
+    ----------
+    design : Design
+    psi : array (m,)
+        Relative covariances Sigma / sigma^2: lower triangles row by row.
+    beta : array (p,), optional
+        Fixed effects; by default profiled out by generalised least squares.
+    reml : bool
+    order : int
+        0: the value; 1: (value, gradient); 2: (value, gradient, Hessian), in psi or, with `beta`, in (beta, psi).
+        A psi outside the cone of positive semidefinite matrices has the value -inf and nan derivatives.
+    """
+    structures = design.layout.terms
+    held = design_moments(design)
+    transform = psi_map(structures, held.T)
+    back = np.linalg.inv(transform)
+    psi = np.asarray(psi, design.y.dtype)
+    roots = roots_of_psi(structures, psi, held.T)
+    size = len(psi) + (0 if beta is None else len(beta))
+    if roots is None:
+        return (-np.inf, np.full(size, np.nan), np.full((size, size), np.nan))[: order + 1] if order else -np.inf
+    with double_precision():
+        if beta is None:
+            at = jax.device_get(_derivatives_program(held, back @ psi, roots, reml=bool(reml)))
+            value, gradient, hessian = at.value, at.gradient, at.hessian
+        else:
+            beta = np.asarray(beta, design.y.dtype)
+            out = _at_beta_program(held, beta, back @ psi, roots, reml=bool(reml), order=order)
+            value, gradient, hessian = jax.device_get(out)
+            full = np.eye(size)
+            full[len(beta) :, len(beta) :] = back
+            back = full
+    if order == 0:
+        return -float(value) / 2
+    gradient = -back.T @ gradient / 2
+    return (-float(value) / 2, gradient) if order == 1 else (-float(value) / 2, gradient, -back.T @ hessian @ back / 2)
+
+
+def gls(design: Design, psi):
+    """Generalised least squares at relative covariances psi.
+
+    Returns
+    -------
+    (beta (p,), sigma^2 with divisor n - p, sigma^2 with divisor n)
+    """
+    held = design_moments(design)
+    roots = roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
+    with double_precision():
+        result = jax.device_get(_gls_program(held, roots))
+    n, p = design.nobs, design.X.shape[1]
+    return result["beta"], float(result["sigma"]) ** 2 * n / max(n - p, 1), float(result["sigma"]) ** 2
+
+
+@program
+def _gls_program(held, roots):
+    result = estimates(roots, held, False)
+    return {"beta": result["beta"], "sigma": result["sigma"]}
+
+
+def design_moments(design: Design) -> Moments:
+    """The cross-products of a design, as numpy arrays in double precision."""
+    with double_precision():
+        return jax.device_get(_moments_of(design.rows(bucket(design.y.shape[0]))))

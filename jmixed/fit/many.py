@@ -1,0 +1,328 @@
+"""Thousands of fits at once: one compiled program over batches of responses, which share all that they can."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.lax import stop_gradient
+
+from jmixed.errors import DataError, Outcome
+from jmixed.fit import solve
+from jmixed.fit.estimate import (
+    Estimate,
+    compiled,
+    estimate_at,
+    known_design,
+    named_estimate,
+    outcome_of,
+    say_once_if_narrowed,
+)
+from jmixed.layout.design import Design
+from jmixed.layout.layout import bucket
+from jmixed.likelihood.collapse import Classes, classes_of, collapse
+from jmixed.likelihood.estimates import estimates
+from jmixed.likelihood.moments import is_drowned
+from jmixed.likelihood.moments import moments as cross_products
+from jmixed.runtime.arguments import checked
+from jmixed.runtime.compilation import program
+from jmixed.runtime.precision import FLOAT, double_precision, exact_products
+
+MEMORY = 2**28
+"""Bytes that a batch may take, unless told otherwise."""
+LANES = 256
+"""Fits in one batch at most: enough to hide what a step costs whatever its size, few enough to stay in the cache."""
+FIRST_ROUND = 12
+"""Iterations after which the fits that have not ended go on in batches of their own: the others do not wait."""
+
+
+@dataclass(frozen=True)
+class ManyFits:
+    """Fits of many responses on one design, numpy arrays with one entry per response.
+
+    Attributes
+    ----------
+    theta : array (m, k)
+        Relative covariance factors, rectified.
+    beta : array (m, p)
+    sigma, objective : arrays (m,)
+    vcov_beta : array (m, p, p)
+        sigma^2 (X'V^-1 X)^-1.
+    outcome : int array (m,)
+        Values of `jmixed.Outcome`.
+    nobs : int array (m,)
+        Rows with a response.
+    """
+
+    theta: np.ndarray
+    beta: np.ndarray
+    sigma: np.ndarray
+    objective: np.ndarray
+    vcov_beta: np.ndarray
+    outcome: np.ndarray
+    nobs: np.ndarray
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Whether each optimum carries its certificate, (m,)."""
+        return np.isin(self.outcome, [outcome.value for outcome in Outcome if outcome.ok])
+
+
+@checked
+@exact_products
+def estimate_many(design: Design, Y, reml: bool = True, *, X=None, Z=None, weights=None, offset=None) -> Estimate:
+    """Fit many responses on one design, or many designs of one shape: one pure, differentiable, compiled function.
+
+    What the fits share is computed once, and groups with the same Z'WZ are put together: a balanced design with
+    thousands of groups costs as much as one with a few.
+
+    Parameters
+    ----------
+    design : Design
+        As in ``model.design``; its response is not used.
+    Y : array (m, nobs)
+        One response a row. NaN marks a missing value: the fit of that response leaves the row out. Under jit, grad or
+        vmap values cannot be looked at, and a NaN ends as an outcome; give zeros in `weights` there.
+    reml : bool
+        Restricted maximum likelihood, or maximum likelihood.
+    X : array (m, nobs, k_fe), optional
+    Z : dict of arrays (m, nobs, q), optional
+    weights, offset : arrays (m, nobs), optional
+        What differs between the fits besides the response, in place of the design's own arrays.
+
+    Returns
+    -------
+    Estimate
+        With a leading axis of length m on every array.
+
+    Raises
+    ------
+    DataError
+        When a shape does not match the design.
+
+    Examples
+    --------
+    >>> import jax, numpy as np, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     many = jm.estimate_many(design, np.stack([design.y, 2 * design.y]))
+    >>> np.asarray(many.sigma).round(3)
+    array([30.991, 61.982])
+    """
+    known_design(design).require_rows("estimate_many")
+    given = {"y": Y, "X": X, "Z": Z, "weights": weights, "offset": offset}
+    given = {name: _as_arrays(name, value) for name, value in given.items() if value is not None}
+    m = _check_batch(design, given)
+    say_once_if_narrowed(design)
+    Y = given["y"]
+    if not isinstance(Y, Tracer) and np.any(missing := np.isnan(Y)):
+        own = jnp.asarray(design.weights if weights is None else given["weights"])
+        given |= {"y": jnp.where(missing, 0, jnp.asarray(Y)), "weights": jnp.where(missing, 0, own)}
+    own = given.get("weights")
+    parts = (design.Z, design.weights, design.index, own)
+    concrete = Z is None and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts))
+    classes = classes_of(_on_host(design), None if own is None else np.asarray(own)) if concrete else None
+    chunks = -(-m // _lanes(design, classes, MEMORY))
+    if "Z" in given:
+        given["Z"] = tuple(given["Z"].get(label) for label in design.labels)
+    found = compiled(_estimate_many, design.rows(), given, classes, reml, chunks=chunks, apart=own is not None)
+    return named_estimate(found, design, m)
+
+
+def _estimate_many(rows, given, classes, reml, chunks, apart):
+    """Batch after batch; `apart`: each fit has classes of its own."""
+    m = given["y"].shape[0]
+    lanes = -(-m // chunks)
+
+    def one(lane):
+        arrays, own = lane
+        if "Z" in arrays:
+            Z = zip(arrays["Z"], rows.Z, strict=True)
+            arrays = {**arrays, "Z": tuple(kept if new is None else new for new, kept in Z)}
+        held = cross_products(jax.tree.map(jnp.asarray, replace(rows, **arrays)))
+        solution = _minimize(stop_gradient(held), own if apart else classes, reml, solve.MAX_ITERATIONS)
+        return estimate_at(solution, held, reml)
+
+    def split(array):
+        array = jnp.asarray(array)
+        last = jnp.broadcast_to(array[-1:], (chunks * lanes - m, *array.shape[1:]))
+        return jnp.concatenate([array, last]).reshape(chunks, lanes, *array.shape[1:])
+
+    found = jax.lax.map(jax.vmap(one), jax.tree.map(split, (given, classes if apart else None)))
+    return jax.tree.map(lambda a: a.reshape(chunks * lanes, *a.shape[2:])[:m], found)
+
+
+def _minimize(held, classes, reml, max_iterations):
+    return solve.minimize(held if classes is None else collapse(held, classes), None, reml, max_iterations)
+
+
+def fit_responses(design: Design, Y, reml: bool = True, *, memory: int = MEMORY, progress=None) -> ManyFits:
+    """Fit many responses on one design, in double precision: numpy arrays in and out.
+
+    Parameters
+    ----------
+    design : Design
+        Of numpy arrays; its response is not used.
+    Y : array (m, nobs)
+        One response a row; NaN marks a missing value, and that fit leaves the row out.
+    reml : bool
+    memory : int
+        Bytes that a batch of fits may take.
+    progress : callable, optional
+        Called with the number of fits that a batch has finished.
+
+    Returns
+    -------
+    ManyFits
+
+    Raises
+    ------
+    DataError
+        When the shape of `Y` does not match the design, or a value is infinite or of an extreme size.
+
+    Examples
+    --------
+    >>> import numpy as np, jmixed as jm
+    >>> from jmixed.fit.many import fit_responses
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> fit_responses(design, np.stack([design.y, 2 * design.y])).sigma.round(3)
+    array([30.991, 61.982])
+    """
+    Y = np.asarray(Y, design.y.dtype)
+    m = _check_batch(design, {"y": Y})
+    _check_values(Y)
+    missing = np.any(np.isnan(Y), axis=1)
+    found = _allocate(design, m)
+    for members, masked in ((np.flatnonzero(~missing), False), (np.flatnonzero(missing), True)):
+        if len(members):
+            _fit_alike(found, design, Y, members, masked, bool(reml), memory, progress or (lambda count: None))
+    return found
+
+
+def _allocate(design, m):
+    k, p, dtype = sum(s.size for s in design.layout.terms), design.X.shape[1], design.y.dtype
+    shapes = {"theta": (k,), "beta": (p,), "sigma": (), "objective": (), "vcov_beta": (p, p)}
+    arrays: dict[str, Any] = {name: np.empty((m, *shape), dtype) for name, shape in shapes.items()}
+    return ManyFits(**arrays, outcome=np.empty(m, np.int32), nobs=np.empty(m, np.int64))
+
+
+def _fit_alike(found: ManyFits, design, Y, members, masked, reml, memory, progress):
+    """Fit the given responses, of which all or none have missing values, into `found`."""
+    rows = _on_host(design)
+    weights = np.where(np.isnan(Y[members]), 0, rows.weights) if masked else None
+    classes = classes_of(rows, weights)
+    lanes = min(_lanes(design, classes, memory), bucket(len(members)))
+
+    def fit_chosen(chosen, max_iterations):
+        """The fits at positions `chosen` of `members`, the last repeated to fill the batch."""
+        filled = np.resize(chosen, lanes)
+        own = classes if weights is None or classes is None else Classes(*(a[filled] for a in classes))
+        w = None if weights is None else weights[filled]
+        y = Y[members[filled]]
+        y = np.where(np.isnan(y), 0, y) if masked else y
+        fit = partial(_batch_program, rows, y, w, own, reml, np.int32(max_iterations))
+        out, drowned = jax.device_get(fit(counted=False))
+        if np.any(drowned):
+            out, _ = jax.device_get(fit(counted=True))
+        for name, values in out.items():
+            getattr(found, name)[members[chosen]] = values[: len(chosen)]
+
+    def batches(chosen):
+        return (chosen[start : start + lanes] for start in range(0, len(chosen), lanes))
+
+    with double_precision():
+        for chosen in batches(np.arange(len(members))):
+            fit_chosen(chosen, FIRST_ROUND)
+            progress(len(chosen))
+        # Those that have not ended go on together, and nobody waits for them.
+        for chosen in batches(np.flatnonzero(found.outcome[members] == Outcome.MAX_ITERATIONS)):
+            fit_chosen(chosen, solve.MAX_ITERATIONS)
+
+
+@program(static_argnames=("counted",))
+def _batch_program(rows, Y, weights, classes, reml, max_iterations, counted):
+    def one(y, w, own):
+        own_rows = replace(rows, y=y) if w is None else replace(rows, y=y, weights=w)
+        held = cross_products(own_rows, counted=counted)
+        drowned = False if counted else is_drowned(own_rows, held)
+        held = held if own is None else collapse(held, own)
+        solution = solve.minimize(held, None, reml, max_iterations)
+        found = estimates(solution.roots, held, reml)
+        found["nobs"] = held.nobs
+        found["outcome"] = outcome_of(solution.outcome, solution.roots, found["sigma"], found["vcov_beta"], held)
+        return {name: value for name, value in found.items() if name != "modes"}, jnp.asarray(drowned)
+
+    own = None if weights is None else 0
+    return jax.vmap(one, in_axes=(0, own, own))(Y, weights, classes)
+
+
+def _on_host(design):
+    """The rows of a design as numpy arrays."""
+    return jax.tree.map(np.asarray, design.rows())
+
+
+def _lanes(design, classes, memory):
+    """How many fits a batch may hold."""
+    layout = design.layout
+    blocks = layout.blocks if classes is None else (classes.example.shape[-1],)
+    rows, border = design.X.shape[0] * 8, (design.X.shape[1] + 1) * 8
+    apart = sum(layout.stage_width(s) * count for s, count in enumerate(layout.blocks)) * border
+    each = 8 * rows + 4 * apart + replace(layout, blocks=blocks).fit_bytes(design.X.shape[1])
+    return bucket(max(min(LANES, memory // each), 1))
+
+
+def _as_arrays(name, value):
+    """What was given for the fits, as arrays of numbers."""
+    if name == "Z":
+        if not isinstance(value, Mapping):
+            raise DataError(f"estimate_many: Z is a {type(value).__name__}; give a dict of arrays by the term's label")
+        return {label: _as_arrays(f"Z[{label!r}]", own) for label, own in value.items()}
+    if isinstance(value, jax.Array):
+        return value
+    title = "Y" if name == "y" else name
+    if hasattr(value, "columns"):
+        raise DataError(
+            f"{title} is a {type(value).__name__}, whose columns might be responses or rows: give an array (m, nobs), "
+            f"a response a row, as in {title}.to_numpy().T, or use model.fit_many, which takes a response a column"
+        )
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{title} is no array ({error}): give a row for each fit, all of one length") from None
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{title} has dtype {array.dtype}; it must hold numbers, with NaN for missing values")
+    return array if array.dtype.kind == "f" else array.astype(FLOAT)
+
+
+def _check_batch(design, given) -> int:
+    """The number of fits, when every array has the design's shape behind a leading axis of one length."""
+    sizes = {}
+    for name, value in given.items():
+        pairs = {f"Z[{label!r}]": (z, design.Z.get(label)) for label, z in value.items()} if name == "Z" else {}
+        for key, (array, own) in (pairs or {name: (value, getattr(design, name))}).items():
+            title, wanted = "Y" if key == "y" else key, () if own is None else np.shape(own)
+            if own is None:
+                raise DataError(f"estimate_many: no random-effects term {key[2:-1]}; the terms are {design.labels}")
+            if len(np.shape(array)) != len(wanted) + 1 or np.shape(array)[1:] != wanted:
+                raise DataError(
+                    f"{title} has shape {np.shape(array)}, but (m, {', '.join(map(str, wanted))}) is needed for m fits "
+                    "on this design: a row per fit, and an entry per kept row, in the order of model.endog"
+                )
+            sizes[title] = np.shape(array)[0]
+    if len(set(sizes.values())) != 1 or not min(sizes.values()):
+        raise DataError(f"the arrays must hold the same number of fits, one at least; they hold {sizes}")
+    return sizes["Y"]
+
+
+def _check_values(Y):
+    """Refuse what is no missing value and no number to compute with."""
+    size = np.nanmax(np.abs(Y), axis=1, initial=0)
+    for k in np.flatnonzero((size > 1e50) | ((size < 1e-50) & (size > 0)))[:1]:
+        raise DataError(
+            f"the largest value of response {k} of Y is {size[k]:.3g}: use NaN for missing values, and rescale numbers "
+            "to between 1e-50 and 1e50 in size"
+        )

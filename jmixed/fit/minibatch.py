@@ -1,0 +1,174 @@
+"""The marginal likelihood as the loss of a training loop: of residuals from any mean function, on batches of groups."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jmixed.errors import DataError, ModelError
+from jmixed.fit.estimate import compiled, known_design, moments_of_residuals, theta_of
+from jmixed.layout.design import Design, Grouping, Index
+from jmixed.layout.layout import bucket
+from jmixed.likelihood import gaussian
+from jmixed.runtime.arguments import checked
+from jmixed.runtime.precision import exact_products
+
+CHUNK = 16
+"""Rows of a group that are summed in one written-out step."""
+
+
+@checked
+def take_groups(design: Design, groups):
+    """The rows of some groups and the design on them, of one shape whatever the groups: a mini-batch.
+
+    Groups are padded to the rows of the largest; padding rows have weight zero and count as left out.
+
+    Parameters
+    ----------
+    design : Design
+        With one grouping factor; not traced itself.
+    groups : int array (k,)
+        Numbers of groups, in the order of the factor's levels; may be traced. A group may occur more than once.
+
+    Returns
+    -------
+    (rows, design) : int array (n,), Design
+        ``rows`` are the numbers of the rows in the whole data, in the order of the new design's arrays. Evaluate the
+        mean function on them.
+
+    Raises
+    ------
+    ModelError
+        The model has several grouping factors.
+    DataError
+        The design is traced: let the jitted function close over it.
+
+    Examples
+    --------
+    >>> import jax, numpy as np, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     rows, batch = jm.take_groups(design, np.array([3, 5]))
+    >>> batch.y.shape, np.unique(np.asarray(rows) // 10).tolist()
+    ((20,), [3, 5])
+    """
+    design.require_rows("take_groups")
+    layout = design.layout
+    if len(layout.factors) != 1:
+        raise ModelError(
+            f"take_groups needs a model with one grouping factor, and this one has {len(layout.factors)}: groups of "
+            "several factors are not independent of each other",
+            page="jax.md#a-neural-network-with-random-effects",
+        )
+    table = _rows_of_groups(design)
+    picked = jnp.asarray(table)[jnp.asarray(groups)]
+    k, length = picked.shape
+    chunk = min(length, CHUNK)
+    flat = picked.reshape(-1)
+    rows = jnp.where(flat < 0, 0, flat)
+    weights = jnp.asarray(design.weights)[rows]
+    order = np.arange(k * length, dtype=np.int32).reshape(-1, chunk).T
+    segments = np.repeat(np.arange(k, dtype=np.int32), length // chunk)
+    size = bucket(k)
+    levels = np.arange(size, dtype=np.int32)
+    index = Index(
+        groupings=(Grouping(rows=order, segments=segments, size=size),),
+        couplings=(),
+        block=(levels,),
+        slot=(np.zeros(size, np.int32),),
+        parents=((),),
+        within=((None,),),
+        position=(levels,),
+    )
+    part = replace(
+        design,
+        y=jnp.asarray(design.y)[rows],
+        X=jnp.asarray(design.X)[rows],
+        Z={label: jnp.asarray(Z)[rows] for label, Z in design.Z.items()},
+        weights=jnp.where(flat < 0, 0, weights),
+        offset=jnp.asarray(design.offset)[rows],
+        index=index,
+        counts=(k,),
+        levels=None,
+        layout=replace(layout, blocks=(size,), levels=(size,)),
+    )
+    return rows, part
+
+
+def _rows_of_groups(design):
+    """Row numbers (groups, rows of the largest group), a multiple of the chunk's length; -1 is padding."""
+    grouping = design.index.groupings[0]
+    if isinstance(grouping.rows, Tracer):
+        raise DataError(
+            "take_groups: the design is a value that JAX is tracing; close over it instead of passing it in",
+            page="jax.md#a-neural-network-with-random-effects",
+        )
+    of = np.arange(grouping.rows.shape[1]) if grouping.segments is None else np.asarray(grouping.segments)
+    real = grouping.rows < np.shape(design.y)[0]
+    group, row = np.broadcast_to(of, real.shape)[real], np.asarray(grouping.rows)[real]
+    order = np.lexsort((row, group))
+    group, row = group[order], row[order]
+    sizes = np.bincount(group, minlength=design.counts[0])
+    longest = int(sizes.max())
+    length = longest if longest <= CHUNK else -(-longest // CHUNK) * CHUNK
+    table = np.full((design.counts[0], length), -1, np.int32)
+    table[group, np.arange(len(row)) - (np.cumsum(sizes) - sizes)[group]] = row
+    return table
+
+
+@checked
+@exact_products
+def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | None = None):
+    """Negative marginal log-likelihood of residuals from any mean function: what a training loop minimises.
+
+    The mean function is free: a neural network, a physical model. The random effects are integrated out exactly, so
+    that the mean is fitted as generalised least squares would, and the variances with it.
+
+    Parameters
+    ----------
+    residual : array (n,)
+        Response less mean, in the order of the design's rows.
+    theta : array (m,)
+        Relative covariance factors; any signs.
+    design : Design
+        Only its random effects and weights are used; from `take_groups` for a mini-batch.
+    sigma : scalar, optional
+        Residual standard deviation; by default the best for this theta and these residuals, which is for all groups at
+        once only: a mean of profiled losses of mini-batches is another loss.
+    groups : int, optional
+        Number of groups of the whole data. The loss of a mini-batch is scaled to it: over batches drawn at random its
+        gradient has the gradient of the whole loss as its mean.
+
+    Returns
+    -------
+    scalar
+
+    Raises
+    ------
+    DataError
+        For residuals or a theta of another length than the design has.
+
+    Examples
+    --------
+    >>> import jax, numpy as np, jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> with jax.enable_x64(True):
+    ...     round(float(jm.marginal_loss(design.y - 251.4 - 10.5 * design.X[:, 1], np.array([1.2]), design, 31.0)), 3)
+    897.059
+    """
+    rows = known_design(design).replace(y=residual).padded_rows()
+    theta = theta_of(rows.layout, theta)
+    if sigma is None:
+        return compiled(_profiled_loss, rows, theta)
+    loss = compiled(_loss, rows, theta, jnp.asarray(sigma))
+    return loss if groups is None else loss * (groups / design.counts[0])
+
+
+def _profiled_loss(rows, theta):
+    return gaussian.deviance_of_theta(theta, moments_of_residuals(rows, rows.y), False) / 2
+
+
+def _loss(rows, theta, sigma):
+    held = moments_of_residuals(rows, rows.y)
+    return -gaussian.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held)

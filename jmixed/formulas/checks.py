@@ -1,0 +1,254 @@
+"""What the data of a model must fulfil before it is fitted, and which fixed-effects columns are redundant."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from jmixed.errors import DataError, ModelError
+from jmixed.formulas.model_data import RandomTerm
+
+REDUNDANT = 1e-7
+"""Columns of unit length that are closer than this to the span of the columns on their left are redundant."""
+
+SUSPICIOUS = 1e-4
+"""Residual lengths below this are measured again by orthogonalisation; cross-products lose half the digits."""
+
+REFUSED = "singular.md#models-that-are-refused"
+"""The page about models that nobody can fit."""
+
+
+def independent_columns(X: np.ndarray) -> np.ndarray:
+    """Positions of the columns of X (n, p) that are no combination of columns to their left.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from jmixed.formulas.checks import independent_columns
+    >>> x = np.arange(5.0)
+    >>> independent_columns(np.column_stack([np.ones(5), x, 2 * x + 1, x**2]))
+    array([0, 1, 3])
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        gram = X.T @ X
+    square = np.diagonal(gram)
+    if (square > 1e-200).all() and (square < 1e200).all():
+        try:
+            residual = np.diagonal(np.linalg.cholesky(gram / np.sqrt(square) / np.sqrt(square)[:, None]))
+        except np.linalg.LinAlgError:
+            residual = np.zeros(1)
+        if (residual > SUSPICIOUS).all():
+            return np.arange(X.shape[1])
+    scale = np.abs(X).max(axis=0, initial=0.0)
+    unit = X / np.where(scale > 0, scale, 1.0)
+    unit = unit / np.where(scale > 0, np.linalg.norm(unit, axis=0), 1.0)
+    return _orthogonalise(np.asarray(np.linalg.qr(unit, mode="r")) if len(X) > X.shape[1] else unit)
+
+
+def explained(X: np.ndarray, kept: np.ndarray, redundant: np.ndarray) -> np.ndarray | None:
+    """What the redundant columns are of those kept, (p, d): columns of X (n, c) at given positions."""
+    if not len(redundant):
+        return None
+    size, others = np.linalg.norm(X[:, kept], axis=0), np.linalg.norm(X[:, redundant], axis=0)
+    weights = np.linalg.lstsq(X[:, kept] / size, X[:, redundant], rcond=None)[0]
+    return np.where(np.abs(weights) > 1e-10 * others, weights, 0) / size[:, None]
+
+
+def _orthogonalise(columns: np.ndarray) -> np.ndarray:
+    """Gram-Schmidt, each column orthogonalised twice, leaving out those of which less than REDUNDANT remains."""
+    basis = np.zeros((len(columns), 0))
+    kept = []
+    for j, column in enumerate(columns.T):
+        rest = column - basis @ (basis.T @ column)
+        rest = rest - basis @ (basis.T @ rest)
+        length = np.linalg.norm(rest)
+        if length > REDUNDANT:
+            basis = np.column_stack([basis, rest / length])
+            kept.append(j)
+    return np.array(kept, dtype=np.int64)
+
+
+def require_rows(n: int, names: Sequence[str]) -> None:
+    """More rows than fixed effects, or nothing is left to estimate a variance from."""
+    if n <= len(names):
+        raise ModelError(
+            f"{n} rows cannot determine {len(names)} fixed effects and a residual variance; "
+            f"use more rows or fewer fixed effects (now {', '.join(names[:8])}{', ...' if len(names) > 8 else ''})",
+            page=REFUSED,
+        )
+
+
+def require_variation(y: np.ndarray, offset: np.ndarray, name: str, nobs: int | None = None) -> None:
+    """A response that varies; `y` may be its least and greatest value of `nobs`."""
+    rest = y - offset
+    if rest.min() == rest.max():
+        what = "minus its offset " if offset.any() else ""
+        raise DataError(
+            f"the response {name!r} {what}is constant ({rest[0]:g} in all {len(y) if nobs is None else nobs} rows); "
+            "there is nothing to model: check the column and the subset"
+        )
+
+
+def require_positive(weights: np.ndarray, positions: np.ndarray) -> None:
+    """Weights that are positive."""
+    bad = np.flatnonzero(~(weights > 0))
+    if len(bad):
+        raise DataError(
+            f"weights must be positive; {len(bad)} are not, the first is {weights[bad[0]]:g} at row position "
+            f"{int(positions[bad[0]])}. Leave these rows out (a weight of zero says that a row does not count)"
+        )
+
+
+def require_levels(term: RandomTerm) -> None:
+    """Columns, and more than one level, unless the columns share one variance."""
+    what = _named(term)
+    if not term.columns:
+        raise ModelError(f"{what} has no columns; use 1 for a random intercept")
+    if term.structure != "identity" and len(term.levels) < 2:
+        raise ModelError(
+            f"{what}: its grouping factor {term.group!r} has one level, {term.levels[0]}; a variance between groups "
+            "needs at least two. Check the column, or leave this random effect out",
+            page=REFUSED,
+        )
+
+
+def require_fewer_coefficients(term: RandomTerm, nobs: int) -> None:
+    """Fewer coefficients than rows, where the rows themselves are not at hand."""
+    if term.structure != "identity" and _coefficients(term) >= nobs:
+        raise ModelError(
+            f"{_counted([term], nobs)}: whether they can be told from the residual only the rows can say, of which "
+            "from_batches keeps sums. Use mixedlm, a coarser grouping factor or fewer columns",
+            page=REFUSED,
+        )
+
+
+def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check: str) -> None:
+    """Random effects that differ from the residual, and that leave it something.
+
+    As many coefficients as rows may be told from the residual by the pattern of the variances: by weights that differ,
+    or times that differ between levels. More coefficients than rows, of several terms or in every level, that can
+    reproduce any response leave a likelihood that may be highest where the residual variance is zero.
+
+    Parameters
+    ----------
+    terms : sequence of RandomTerm
+    weights : array (n,)
+    check : str
+        "ignore" lets every model pass.
+    """
+    if check not in ("raise", "ignore"):
+        raise ModelError(f'check is {check!r}; it must be "raise" or "ignore"')
+    for term in terms:
+        require_levels(term)
+    if check == "ignore":
+        return
+    n, free = len(weights), [term for term in terms if term.structure != "identity"]
+    insist = "or have it fitted all the same with check='ignore'"
+    for term in free:
+        beside = [other for other in free if _same_levels(other, term)]
+        if sum(map(_coefficients, beside)) >= n and _is_residual(beside, weights):
+            raise ModelError(
+                f"{_counted(beside, n)}: with some covariance they vary like the residual, so that the two cannot be "
+                f"told apart. Use a coarser grouping factor or fewer columns, {insist}",
+                page=REFUSED,
+            )
+    for term in free:
+        inside = [other for other in free if _is_nested(other, term)]
+        several = len(inside) > 1 or len(term.columns) > np.bincount(term.codes).max()
+        if several and sum(map(_coefficients, inside)) > n and _reproduce(inside, term.codes):
+            raise ModelError(
+                f"{_counted(inside, n)}, which reproduce any response: the likelihood may be highest where nothing is "
+                f"left for the residual. Leave out a term or columns, use a coarser grouping factor, {insist}",
+                page=REFUSED,
+            )
+
+
+def _named(term: RandomTerm) -> str:
+    return f"the random-effects term {term.label!r}" + (f" (component {term.vc!r})" if term.vc else "")
+
+
+def _counted(terms: Sequence[RandomTerm], nobs: int) -> str:
+    count = sum(map(_coefficients, terms))
+    if len(terms) > 1:
+        labels = ", ".join(repr(term.label) for term in terms)
+        return f"the random-effects terms {labels} have {count} coefficients for {nobs} rows"
+    shape = f"{len(terms[0].levels)} levels x {len(terms[0].columns)}"
+    return f"{_named(terms[0])} has {count} coefficients ({shape}) for {nobs} rows"
+
+
+def _coefficients(term: RandomTerm) -> int:
+    return len(term.levels) * len(term.columns)
+
+
+def _is_nested(inner: RandomTerm, outer: RandomTerm) -> bool:
+    """Whether every level of a term lies inside one of another's."""
+    owner = np.zeros(len(inner.levels), outer.codes.dtype)
+    owner[inner.codes] = outer.codes
+    return bool((owner[inner.codes] == outer.codes).all())
+
+
+def _same_levels(one: RandomTerm, other: RandomTerm) -> bool:
+    return len(one.levels) == len(other.levels) and _is_nested(one, other)
+
+
+def _is_residual(terms: Sequence[RandomTerm], weights: np.ndarray) -> bool:
+    """Whether terms of one factor can have the covariance of the residual.
+
+    Covariances are vectors with the product tr(W A W B): is the residual's W^-1 in the span of those Z D Z' of levels?
+    """
+    codes, levels = terms[0].codes, len(terms[0].levels)
+    root = np.sqrt(weights)[:, None]
+    Z = [np.linalg.qr(root * term.Z)[0] * np.sqrt(len(weights)) for term in terms]
+    products = np.zeros((levels, *(sum(z.shape[1] for z in Z),) * 2))
+    together = np.hstack(Z)
+    np.add.at(products, codes, together[:, :, None] * together[:, None])
+    directions, start = [], 0
+    for z in Z:
+        for a, b in zip(*np.tril_indices(z.shape[1]), strict=True):
+            directions.append(np.zeros(products.shape[1:]))
+            directions[-1][start + a, start + b] = directions[-1][start + b, start + a] = 1
+        start += z.shape[1]
+    moved = [direction @ products for direction in directions]
+    overlaps = np.array([[np.einsum("lij,lji->", a, b) for b in moved] for a in moved])
+    traces = np.array([np.einsum("lii->", a) for a in moved])
+    size = np.sqrt(np.maximum(np.diagonal(overlaps), np.finfo(float).tiny))
+    solved = np.linalg.lstsq(overlaps / size / size[:, None], traces / size, rcond=1e-12)[0]
+    return bool(len(weights) - solved @ (traces / size) < 1e-8 * len(weights))
+
+
+LARGEST_LEVEL = 1000
+"""Rows of a level beyond which random effects are not thought to reproduce them all."""
+
+
+def _reproduce(terms: Sequence[RandomTerm], codes: np.ndarray) -> bool:
+    """Whether the columns of all terms span the rows of every level of the outermost one."""
+    order = np.argsort(codes, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
+        if len(rows) > LARGEST_LEVEL:
+            return False
+        columns = []
+        for term in terms:
+            own, place = np.unique(term.codes[rows], return_inverse=True)
+            indicator = np.eye(len(own))[place]
+            columns.append((indicator[:, :, None] * term.Z[rows][:, None]).reshape(len(rows), -1))
+        if np.linalg.matrix_rank(np.hstack(columns)) < len(rows):
+            return False
+    return True
+
+
+def constant_column(values: np.ndarray) -> int | None:
+    """Index of a column that has the same value, not zero, in all rows."""
+    for j, column in enumerate(values.T):
+        if column[0] != 0 and column[0] == column[-1] and (column == column[0]).all():
+            return j
+    return None
+
+
+def distinct(terms: Iterable[RandomTerm]) -> tuple[RandomTerm, ...]:
+    """Terms with unique labels."""
+    seen: dict[str, int] = {}
+    out = []
+    for term in terms:
+        seen[term.label] = count = seen.get(term.label, 0) + 1
+        out.append(term if count == 1 else replace(term, label=f"{term.label} ({count})"))
+    return tuple(out)

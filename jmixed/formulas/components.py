@@ -1,0 +1,351 @@
+"""Variance components: formulas whose columns, made within each top-level group, share one variance.
+
+A component is evaluated group by group in principle, so that levels and transforms are those of the group. In practice
+that is needed only when a transform looks at several rows at once. Indicators of a factor are levels of a nested factor
+and need no columns at all; other categorical columns are recoded to their rank within the group, after which one
+evaluation serves all groups.
+"""
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from formulaic import ModelSpec, SimpleFormula
+from formulaic.parser.types import Factor as FormulaFactor
+from formulaic.parser.types import Term
+from formulaic.transforms import TRANSFORMS
+
+from jmixed.formulas.evaluate import Matrix, Recipe, evaluate, known_factors, restore
+from jmixed.formulas.factors import Factor, cross, factor
+from jmixed.formulas.formula import bare_name
+from jmixed.formulas.frame import column
+from jmixed.formulas.model_data import RandomTerm, Rebuild
+from jmixed.formulas.patsy_words import PATSY
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a variance component is evaluated.
+
+    Attributes
+    ----------
+    name, part : str
+        The component and its part of the recipe.
+    way : str
+        "indicators": levels of a nested factor, times a numeric column if `numeric`; "whole": one evaluation for all
+        rows; "ranks": one evaluation with categories recoded within groups; "groups": group by group.
+    categories : tuple of (str, str)
+        Spelling in the formula and column of each categorical factor.
+    numeric : tuple of factors
+        Numeric factors of an "indicators" component.
+    spelling : tuple of str
+        All factors of an "indicators" component in the order of the formula.
+    """
+
+    name: str
+    part: str
+    way: str
+    categories: tuple[tuple[str, str], ...] = ()
+    numeric: tuple[FormulaFactor, ...] = ()
+    spelling: tuple[str, ...] = ()
+
+
+def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
+    """Decide how to evaluate the component `name`; `frame` is the working frame."""
+    terms = [term.factors for term in recipe.specs[part].formula]
+    kinds = {f: _kind(f, recipe, frame) for factors in terms for f in factors}
+    # Truth values are False and True in every group, whether both occur or not.
+    many = ("categorical",) if len(terms) > 1 else ("categorical", "truth")
+    categories = tuple((f.expr, bare_name(f.expr)) for f, kind in kinds.items() if kind in many)
+    if "other" in kinds.values():
+        return Plan(name, part, "groups")
+    if not categories:
+        return Plan(name, part, "whole")
+    if len(terms) > 1:
+        return Plan(name, part, "ranks", categories)
+    numeric = tuple(f for f, kind in kinds.items() if kind == "numeric")
+    if any(_gives_truth(f, part, recipe, frame) for f in numeric):
+        return Plan(name, part, "groups")
+    return Plan(name, part, "indicators", categories, numeric, tuple(f.expr for f in terms[0]))
+
+
+def on_all_rows(recipe: Recipe, plans: Sequence[Plan]) -> Recipe:
+    """The formulas that are evaluated on all rows together: not those of components that are made per group."""
+    specs = dict(recipe.specs)
+    for made in plans:
+        own = specs.pop(made.part)
+        if made.way == "whole":
+            specs[made.part] = own
+        elif made.numeric:
+            specs[made.part] = _numeric_spec(made)
+    return replace(recipe, specs=specs)
+
+
+def _numeric_spec(made: Plan) -> ModelSpec:
+    """The product of the numeric factors of an "indicators" component."""
+    return ModelSpec(formula=cast(SimpleFormula, SimpleFormula([Term(made.numeric)])))
+
+
+def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
+    """ "categorical", "truth", "numeric" (each value depends on its own row only), "one", or "other"."""
+    if factor.eval_method.value == "literal":
+        return "one"
+    name = bare_name(factor.expr)
+    if name in frame.columns and recipe.env.get("C", PATSY["C"]) is PATSY["C"]:
+        wrapped, own = factor.expr.startswith("C("), column(frame, name)
+        if own.dtype == "bool":
+            return "truth"
+        return "categorical" if wrapped or _is_categorical(own) else "numeric"
+    return "numeric" if _row_by_row(factor.expr, recipe, frame) else "other"
+
+
+def _gives_truth(factor: FormulaFactor, part: str, recipe: Recipe, frame: pd.DataFrame) -> bool:
+    """Whether an expression gives truth values, which are categories, as ``I(x > 0)``."""
+    if factor.eval_method.value != "python":
+        return False
+    spec = ModelSpec(formula=cast(SimpleFormula, SimpleFormula([Term((factor,))])))
+    learnt = evaluate(replace(recipe, specs={part: spec}), [part], frame.iloc[:1], fresh=True).specs[part]
+    return known_factors(learnt)[factor][0] == "categorical"
+
+
+def _is_categorical(series: pd.Series) -> bool:
+    return series.dtype in ("object", "str") or isinstance(series.dtype, pd.CategoricalDtype)
+
+
+def _row_by_row(expr: str, recipe: Recipe, frame: pd.DataFrame) -> bool:
+    """Whether an expression is made of numeric columns, arithmetic and numpy ufuncs, so that groups do not matter."""
+    try:
+        tree = ast.parse(re.sub(r"`[^`]*`", "0", expr), mode="eval")
+    except SyntaxError:
+        return False
+    names = {name for name in re.findall(r"`([^`]*)`", expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function = _resolve(node.func, recipe.env)
+            if node.keywords or not (isinstance(function, np.ufunc) or function is TRANSFORMS["I"]):
+                return False
+    called = {ast.unparse(node.func).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - called
+    functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    plain = all(id(n) in functions or not isinstance(n, (ast.Attribute, ast.Subscript)) for n in ast.walk(tree))
+    numeric = all(name in frame.columns and not _is_categorical(column(frame, name)) for name in names)
+    return plain and numeric
+
+
+def _resolve(node: ast.expr, env: Mapping[str, Any]) -> Any:
+    """The function that a call names, or None."""
+    if isinstance(node, ast.Name):
+        return env.get(node.id, TRANSFORMS.get(node.id))
+    if isinstance(node, ast.Attribute):
+        return getattr(_resolve(node.value, env), node.attr, None)
+    return None
+
+
+@dataclass(frozen=True)
+class LevelNames(Sequence):
+    """Names of each level's columns inside its group, made when they are asked for.
+
+    ``pieces`` spell the one column: text, or for a categorical factor its spelling and its place among the sources.
+    """
+
+    factor: Factor
+    pieces: tuple[str | tuple[str, int], ...]
+
+    @cached_property
+    def codes(self) -> tuple[np.ndarray, ...]:
+        return self.factor.decode()
+
+    def __len__(self) -> int:
+        return len(self.factor.levels)
+
+    def __getitem__(self, level):
+        if isinstance(level, slice):
+            return tuple(self[i] for i in range(*level.indices(len(self))))
+        if not -len(self) <= level < len(self):
+            raise IndexError(level)
+        tables = self.factor.tables
+        label = [
+            piece if isinstance(piece, str) else f"{piece[0]}[{tables[piece[1]][self.codes[piece[1]][level]]}]"
+            for piece in self.pieces
+        ]
+        return (":".join(label),)
+
+
+@dataclass(frozen=True)
+class Built:
+    """Columns of a component that were made apart from the other formulas."""
+
+    matrix: Matrix
+    missing: np.ndarray
+    local: Any
+    inner: tuple[tuple[str | None, ...], ...]
+
+
+def build_local(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+    """Evaluate a component of the kinds "ranks" and "groups" on the working frame."""
+    return (_by_rank if made.way == "ranks" else _by_group)(made, recipe, frame, top)
+
+
+def make_term(
+    made: Plan,
+    label: str,
+    matrices: Mapping[str, Matrix],
+    built: Built | None,
+    frame: pd.DataFrame,
+    top: Factor,
+    aliases: dict,
+) -> RandomTerm:
+    """The random-effects term of a component, its columns being known."""
+    if made.way == "indicators":
+        return _indicators(made, label, matrices, frame, top, aliases)
+    matrix = built.matrix if built else matrices[made.part]
+    single = matrix.values.shape[1] == 1
+    return RandomTerm(
+        label=label,
+        group=top.name if single else made.name,
+        codes=top.codes,
+        levels=top.levels,
+        columns=matrix.names,
+        Z=matrix.values,
+        structure="unstructured" if single else "identity",
+        vc=made.name,
+        parents=np.arange(len(top.levels), dtype=np.int32),
+        inner=built.inner if built else (matrix.names,) * len(top.levels),
+        rebuild=Rebuild(top, None, built.local) if built else Rebuild(top, made.part),
+    )
+
+
+def _indicators(
+    made: Plan, label: str, matrices: Mapping[str, Matrix], frame: pd.DataFrame, top: Factor, aliases: dict
+) -> RandomTerm:
+    """Levels of a factor nested in the groups; without groups to speak of, the factor by itself."""
+    constant = len(top.levels) == 1
+    name = made.name if constant else f"{top.name}:{made.name}"
+    columns = [factor(aliases.get(name, name), column(frame, name)) for _, name in made.categories]
+    chain = columns if constant else [top, *columns]
+    whole = chain[0]
+    for further in chain[1:]:
+        whole = cross(name, whole, further)
+    whole = replace(whole, name=name)
+    matrix = matrices[made.part] if made.numeric else None
+    place = {expr: k for k, (expr, _) in enumerate(made.categories, len(chain) - len(columns))}
+    spelled = ((restore(expr, aliases), place.get(expr)) for expr in made.spelling)
+    pieces = tuple(text if k is None else (text, k) for text, k in spelled)
+    return RandomTerm(
+        label=label,
+        group=name,
+        codes=whole.codes,
+        levels=whole.levels,
+        columns=matrix.names if matrix else ("Intercept",),
+        Z=matrix.values if matrix else np.ones((len(frame), 1)),
+        vc=made.name,
+        intercept=None if matrix else 0,
+        parents=(np.zeros(len(whole.levels)) if constant else whole.decode()[0]).astype(np.int32),
+        inner=LevelNames(whole, pieces),
+        rebuild=Rebuild(whole, made.part if matrix else None),
+    )
+
+
+@dataclass(frozen=True)
+class RankColumns:
+    """Columns from categories that are numbered within each group."""
+
+    factors: tuple[Factor, ...]
+    columns: tuple[str, ...]
+    part: str
+    recipe: Recipe = field(repr=False)
+
+    def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
+        """Columns (k, q) for new rows; a category that is new in its group has none."""
+        recoded = frame.copy(deep=False)
+        for k, (own, name) in enumerate(zip(self.factors, self.columns, strict=True)):
+            level = own.extend(codes.astype(np.int64), 0, column(frame, name))
+            rank = np.where(level >= 0, _ranks(own)[level], -1)
+            recoded[name] = pd.Categorical.from_codes(rank, categories=_tokens(k, own))
+        values = evaluate(self.recipe, [self.part], recoded, fresh=False).matrices[self.part].values
+        return np.where((codes >= 0)[:, None], values, 0.0)
+
+
+def _ranks(own: Factor) -> np.ndarray:
+    """Rank of each level among the levels of its group."""
+    parents = own.decode()[0]
+    return np.arange(len(parents)) - np.searchsorted(parents, parents)
+
+
+def _tokens(k: int, own: Factor) -> list[str]:
+    return [f"<{k}:{rank:08d}>" for rank in range(int(_ranks(own).max()) + 1)]
+
+
+def _by_rank(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+    recoded, factors = frame.copy(deep=False), []
+    for k, (_, name) in enumerate(made.categories):
+        own = cross(name, top, factor(name, column(frame, name)))
+        recoded[name] = pd.Categorical.from_codes(_ranks(own)[own.codes], categories=_tokens(k, own))
+        factors.append(own)
+    found = evaluate(recipe, [made.part], recoded, fresh=True)
+    learnt = replace(recipe, specs=found.specs)
+    local = RankColumns(tuple(factors), tuple(name for _, name in made.categories), made.part, learnt)
+    matrix = found.matrices[made.part]
+    return Built(matrix, found.missing, local, _names_by_rank(matrix.names, factors, len(top.levels)))
+
+
+def _names_by_rank(names: tuple[str, ...], factors: list[Factor], groups: int) -> tuple[tuple[str | None, ...], ...]:
+    """Each group's names: the tokens replaced by its own labels, None where it has no such level."""
+    labels = []
+    for own in factors:
+        outer, inner = own.decode()
+        ranks = _ranks(own)
+        labels.append({(int(g), int(r)): str(own.tables[1][i]) for g, r, i in zip(outer, ranks, inner, strict=True)})
+
+    def spell(name: str, group: int) -> str | None:
+        tokens = re.findall(r"<(\d+):(\d+)>", name)
+        if not all((group, int(rank)) in labels[int(k)] for k, rank in tokens):
+            return None
+        return re.sub(r"<(\d+):(\d+)>", lambda m: labels[int(m.group(1))][group, int(m.group(2))], name)
+
+    return tuple(tuple(spell(name, group) for name in names) for group in range(groups))
+
+
+@dataclass(frozen=True)
+class GroupColumns:
+    """Columns from a formula whose transforms were learnt in each group by itself."""
+
+    part: str
+    recipes: tuple[Recipe, ...] = field(repr=False)
+    width: int
+
+    def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
+        """Columns (k, q) for new rows, with the transforms of their groups."""
+        values = np.zeros((len(frame), self.width))
+        for code in np.unique(codes[codes >= 0]):
+            rows = np.flatnonzero(codes == code)
+            own = evaluate(self.recipes[code], [self.part], frame.iloc[rows], fresh=False).matrices[self.part].values
+            values[rows, : own.shape[1]] = own
+        return values
+
+
+def _by_group(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+    order = np.argsort(top.codes, kind="stable")
+    bounds = np.searchsorted(top.codes[order], np.arange(len(top.levels) + 1))
+    pieces = []
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        rows = order[start:stop]
+        pieces.append((rows, evaluate(recipe, [made.part], frame.iloc[rows], fresh=True)))
+    missing = [rows[found.missing] for rows, found in pieces]
+    widths = [len(found.matrices[made.part].names) for _, found in pieces]
+    values = np.zeros((len(frame), max(widths)))
+    for rows, found in pieces:
+        matrix = found.matrices[made.part]
+        values[np.delete(rows, found.missing), : len(matrix.names)] = matrix.values
+    names = [found.matrices[made.part].names for _, found in pieces]
+    recipes = tuple(replace(recipe, specs=found.specs) for _, found in pieces)
+    padded = tuple(own + (None,) * (max(widths) - len(own)) for own in names)
+    columns = names[int(np.argmax(widths))]
+    return Built(
+        Matrix(columns, values), np.concatenate(missing), GroupColumns(made.part, recipes, max(widths)), padded
+    )

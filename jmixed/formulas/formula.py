@@ -1,0 +1,487 @@
+"""The grammar of mixed-model formulas: text in, parts out; no data.
+
+formulaic reads ordinary terms. It does not know random-effects bars ``(x | g)`` nor ``offset(x)``, so these are
+taken out first, blank for character, and what remains keeps its positions: a caret under a formula points to the
+same spot in the text that the user wrote.
+"""
+
+import ast
+import functools
+import keyword
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from formulaic.errors import FormulaicError
+from formulaic.parser.algos.tokenize import tokenize
+from formulaic.parser.types import Token as SourceToken
+
+from jmixed.errors import FormulaError
+from jmixed.formulas.expressions import spelled
+from jmixed.formulas.marks import GROUPING, SPACES, mark, syntax_error
+from jmixed.formulas.r_words import refuse_r
+
+
+@dataclass(frozen=True)
+class RandomPart:
+    """One random-effects term of a formula.
+
+    Attributes
+    ----------
+    label : str
+        The normalised text of the bar, "Days | Subject".
+    effects : str
+        What varies, a formulaic formula such as "1 + Days" (its intercept is implied unless it says 0 or -1).
+    factors : tuple of str
+        The columns whose combinations are the levels: ("batch", "cask") for ``batch:cask``.
+    independent : bool
+        True for ``||``: its terms, each a part by itself, have no covariances with each other.
+    spelled : str
+        The effects as they were written, at their position in the formula.
+    """
+
+    label: str
+    effects: str
+    factors: tuple[str, ...]
+    independent: bool = False
+    spelled: str = field(default="", repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class FormulaParts:
+    """A formula taken apart.
+
+    Attributes
+    ----------
+    text : str
+        The formula as given.
+    fixed : str
+        Response and fixed effects, of the same length as `text`, blank where bars and offsets stood.
+    random : tuple of RandomPart
+        Random-effects terms in the order of the formula, nests expanded.
+    offsets : tuple of str
+        Expressions inside ``offset(...)``.
+    """
+
+    text: str
+    fixed: str
+    random: tuple[RandomPart, ...] = ()
+    offsets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str  # "name", "python", "value", or the operator or parenthesis itself
+    text: str
+    start: int
+    end: int  # one beyond the last character
+
+
+def parse(text: str) -> FormulaParts:
+    """Take a formula apart into fixed effects, random-effects terms and offsets.
+
+    Parameters
+    ----------
+    text : str
+        A two-sided formula, "Reaction ~ Days + (Days | Subject)".
+
+    Returns
+    -------
+    FormulaParts
+
+    Raises
+    ------
+    FormulaError
+        When bars or offsets stand where they mean nothing; the message marks the spot.
+
+    Examples
+    --------
+    >>> from jmixed.formulas.formula import parse
+    >>> [(r.label, r.factors) for r in parse("y ~ x + (1 | a/b)").random]
+    [('1 | a', ('a',)), ('1 | a:b', ('a', 'b'))]
+    """
+    if not isinstance(text, str):
+        raise FormulaError(
+            f"formula is {text!r} of type {type(text).__name__}; it must be text such as 'y ~ x + (1 | group)'"
+        )
+    return _parse(text)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(text: str) -> FormulaParts:
+    code = _braced(text)
+    tokens = list(scan(code))
+    tildes = [i for i, t in enumerate(tokens) if t.kind == "~"]
+    if not tildes or not tildes[0] or len(tildes) > 1:
+        spot = tokens[tildes[-1]].start if tildes else None
+        raise FormulaError(
+            mark("a formula needs exactly one ~ with the response on its left, as in 'y ~ x + (1 | group)'", text, spot)
+        )
+    bar = next((t for t in tokens[: tildes[0]] if t.kind == "|"), None)
+    if bar:
+        raise FormulaError(mark("the response cannot contain a random-effects bar", text, bar.start))
+    _refuse_meaningless(text, tokens[: tildes[0]])
+    fixed, random, offsets = list(code), [], []
+    segments = list(_segments(text, tokens[tildes[0] + 1 :]))
+    for sign, body in segments:
+        inner = _unwrap(body)
+        special = _offset(inner) if len(inner) == 1 else None
+        if sign is None or sign.kind == "+":
+            refuse_response(text, text[: tokens[tildes[0]].start], body)
+        if special is None and not any(t.kind == "|" for t in body):
+            _refuse_meaningless(text, body)
+            continue
+        if sign is not None and sign.kind == "-":
+            raise FormulaError(
+                mark("random effects and offsets are added with +, not removed with -", text, sign.start)
+            )
+        if special is not None:
+            offsets.append(special)
+        else:
+            random += _bar(text, body, inner)
+        start, end = (sign or body[0]).start, body[-1].end
+        fixed[start:end] = " " * (end - start)
+    return FormulaParts(text, _tidy(text, fixed, tokens[tildes[0]].end), tuple(random), tuple(offsets))
+
+
+def _braced(text: str) -> str:
+    """The formula with comparisons in parentheses, ``(x > 0)``, as formulaic has them: ``{x > 0}``."""
+    if not any(sign in text for sign in "<>="):
+        return text
+    code, opened = list(text), []
+    for token in scan(text):
+        if token.kind == "(":
+            opened.append((token, set()))
+        elif token.kind == ")" and opened:
+            first, inside = opened.pop()
+            if inside & set(_COMPARISONS) and "|" not in inside:
+                code[first.start], code[token.start] = "{", "}"
+        elif opened:
+            opened[-1][1].add(token.kind)
+    return "".join(code)
+
+
+_COMPARISONS = "<>=!"
+
+
+def _refuse_meaningless(text: str, tokens: list[_Token]) -> None:
+    """Refuse what would be read, but as less than it says: ``x^2`` and ``x:x`` as x, ``x 0`` as x - 1."""
+    for i, token in enumerate(tokens):
+        before, after = tokens[max(i - 1, 0)], tokens[min(i + 1, len(tokens) - 1)]
+        if token.kind == "python":
+            refuse_r(token.text, text)
+        elif token.kind == "value" and i and before.kind in ("name", "python", "value", ")"):
+            raise FormulaError(mark(f"an operator is missing before {token.text!r}; {SPACES}", text, token.start))
+        elif token.kind in tuple(_COMPARISONS):
+            raise FormulaError(mark("a comparison stands in a call, as in I(x > 0)", text, token.start))
+        elif token.kind == "^" or (token.kind == "*" and after.kind == "*" and i + 1 < len(tokens)):
+            base = _operand(tokens[:i])
+            names = sum(t.kind in ("name", "python") for t in base)
+            if (names < 2 or not any(t.kind in "+*/%" for t in base)) and not any(t.text == "." for t in base):
+                raise _nothing(text, token, _source(text, _unwrap(base)))
+        elif token.kind in ("*", ":", "/") and before.kind in ("name", "python") and before.text == after.text:
+            raise _nothing(text, token, before.text)
+
+
+def _nothing(text: str, token: _Token, own: str) -> FormulaError:
+    """The error for an interaction of a term with itself."""
+    square = f"I({own if own.isidentifier() else f'({own})'}**2)".replace(":", "*")
+    message = f"this would be {own} itself: an interaction of a term with itself. A power is written {square}"
+    return FormulaError(mark(message, text, token.start))
+
+
+def _operand(tokens: list[_Token]) -> list[_Token]:
+    """The last operand of the tokens: one of them, or what its parentheses enclose."""
+    depth, start = 0, len(tokens)
+    while start and (start == len(tokens) or depth):
+        start -= 1
+        depth += (tokens[start].kind == ")") - (tokens[start].kind == "(")
+    return tokens[start:]
+
+
+def _source(text: str, tokens: list[_Token]) -> str:
+    return text[tokens[0].start : tokens[-1].end] if tokens else ""
+
+
+def parse_one_sided(text: str, response: str) -> str:
+    """Check a formula without response, beside a main formula with this response, and return it for formulaic.
+
+    Examples
+    --------
+    >>> from jmixed.formulas.formula import parse_one_sided
+    >>> parse_one_sided("1 + x", "y")
+    '1 + x'
+    """
+    code = _braced(text)
+    tokens = list(scan(code))
+    _refuse_meaningless(text, tokens)
+    if not any(token.kind == "~" for token in tokens):
+        refuse_response(text, response, tokens)
+    return code
+
+
+def refuse_response(text: str, response: str, tokens: Iterable[_Token]) -> None:
+    """Refuse the response among what explains it."""
+    own = _key(response.strip())
+    for token in tokens:
+        if token.kind in ("name", "python") and _key(token.text) == own:
+            message = f"the response {response.strip()!r} cannot explain itself: leave it out here"
+            raise FormulaError(mark(message, text, token.start))
+
+
+def _key(text: str) -> str:
+    return spelled(bare_name(text))
+
+
+def normalise(text: str) -> str:
+    """The text of effects with uniform blanks, as in labels.
+
+    Examples
+    --------
+    >>> from jmixed.formulas.formula import normalise
+    >>> normalise("0+C( f ) +x")
+    '0 + C(f) + x'
+    """
+    return _normal(list(scan(text)))
+
+
+def bare_name(text: str) -> str:
+    """The column that a name in backticks or in ``Q("...")`` or ``C(...)`` stands for; other text comes back unchanged.
+
+    Examples
+    --------
+    >>> from jmixed.formulas.formula import bare_name
+    >>> bare_name("`body mass`"), bare_name("Q('body mass')"), bare_name("C(g)"), bare_name("g")
+    ('body mass', 'body mass', 'g', 'g')
+    """
+    text = text.strip()
+    found = re.fullmatch(r"`([^`]*)`", text) or re.fullmatch(r"""Q\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""", text)
+    if found:
+        return next(part for part in found.groups() if part is not None)
+    wrapped = re.fullmatch(r"C\(\s*([\w.]+|`[^`]*`|Q\([^()]*\))\s*\)", text)
+    return bare_name(wrapped.group(1)) if wrapped else text
+
+
+def quoted(name: str) -> str:
+    """A column's name as a formula has it: in backticks unless it is a word.
+
+    Examples
+    --------
+    >>> from jmixed.formulas.formula import quoted
+    >>> quoted("mass"), quoted("body mass")
+    ('mass', '`body mass`')
+    """
+    return name if name.isidentifier() else f"`{name}`"
+
+
+def replace_keywords(text: str, taken: set[str]) -> tuple[str, dict[str, str]]:
+    """Replace Python keywords that are used as column names inside calls, where Python could not parse them.
+
+    Parameters
+    ----------
+    text : str
+        A formula; ``y ~ C(class)`` or ``y ~ C(`class`)``.
+    taken : set of str
+        Names that a stand-in must not have.
+
+    Returns
+    -------
+    text : str
+        Of the same length, so that positions still hold.
+    aliases : dict
+        Stand-in to column name, {"clas_": "class"}.
+    """
+    if not any(word in text for word in keyword.kwlist):
+        return text, {}
+    out, aliases = text, {}
+    for token in scan(text):
+        if token.kind != "python":
+            continue
+        code = _stand_in(token.text, r"`(WORD)`", taken, aliases)
+        if not _parses(code):
+            bare = _stand_in(code, r"(?<![\w.`'\"])(WORD)(?![\w`'\"])", taken, aliases)
+            code = bare if _parses(bare) else code
+        out = out[: token.start] + code + out[token.end :]
+    return out, aliases
+
+
+def scan(text: str) -> Iterator[_Token]:
+    """Tokens of a formula with their positions; formulaic's rules say what a name, a call and an operator are."""
+    try:
+        tokens = list(tokenize(text))
+    except FormulaicError as error:
+        raise syntax_error(error, text) from None
+    for token in tokens:
+        start, end = _span(token)
+        kind = token.kind.value if token.kind else ""
+        if (kind == "name" and text[start] == "`") or (kind == "python" and text[start] == "{"):
+            end += 1
+        if kind == "operator" and text[start] != "%":
+            yield from (_Token(text[i], text[i], i, i + 1) for i in range(start, end) if not text[i].isspace())
+        elif kind in ("operator", "context"):
+            yield _Token(text[start], text[start:end], start, end)
+        else:
+            yield _Token(kind, text[start:end], start, end)
+
+
+def _span(token: SourceToken) -> tuple[int, int]:
+    start, last = token.source_loc
+    return start or 0, (last or 0) + 1
+
+
+def _stand_in(code: str, pattern: str, taken: set[str], aliases: dict[str, str]) -> str:
+    """Put a stand-in of the same length in the place of each keyword that the pattern finds."""
+
+    def swap(found: re.Match) -> str:
+        word = found.group(1)
+        known = next((alias for alias, name in aliases.items() if name == word), None)
+        alias = known or next(word[:-1] + c for c in "_0123456789" if word[:-1] + c not in taken)
+        aliases[alias] = word
+        return found.group(0).replace(word, alias).replace("`", " ")
+
+    return re.sub(pattern.replace("WORD", "|".join(keyword.kwlist)), swap, code)
+
+
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(re.sub(r"`[^`]*`", "_", code).strip("{}").strip(), mode="eval")
+    except SyntaxError:
+        return False
+    return True
+
+
+def _segments(text: str, tokens: list[_Token]) -> Iterator[tuple[_Token | None, list[_Token]]]:
+    """Terms of the right-hand side with the sign before each, split at + and - outside of parentheses."""
+    sign, body, depth = None, [], 0
+    for token in tokens:
+        if token.kind in "([":
+            depth += 1
+        elif token.kind in ")]":
+            depth -= 1
+            if depth < 0:
+                raise FormulaError(mark("a closing parenthesis has no opening one", text, token.start))
+        if token.kind in ("+", "-") and depth == 0:
+            if body:
+                yield sign, body
+            sign, body = token, []
+        else:
+            body.append(token)
+    if depth:
+        spot = next(t.start for t in tokens if t.kind in "([")
+        raise FormulaError(mark("a parenthesis is not closed", text, spot))
+    if body:
+        yield sign, body
+
+
+def _unwrap(body: list[_Token]) -> list[_Token]:
+    """Strip parentheses that enclose everything."""
+    while len(body) > 2 and body[0].kind == "(" and body[-1].kind == ")":
+        depth = 0
+        for token in body[:-1]:
+            depth += (token.kind == "(") - (token.kind == ")")
+            if depth == 0:
+                return body
+        body = body[1:-1]
+    return body
+
+
+def _offset(body: list[_Token]) -> str | None:
+    """The expression inside offset(...), if the term is one."""
+    found = re.fullmatch(r"offset\((.*)\)", body[0].text, re.DOTALL) if body[0].kind == "python" else None
+    return found.group(1).strip() if found else None
+
+
+def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]:
+    """The random-effects terms that one pair of parentheses with a bar stands for."""
+    bars = [i for i, t in enumerate(inner) if t.kind == "|"]
+    spot = next(t.start for t in body if t.kind == "|")
+    if inner is body or not bars or any(sum((t.kind == "(") - (t.kind == ")") for t in inner[:i]) for i in bars):
+        raise FormulaError(
+            mark("a random-effects term stands alone in parentheses and is added with +, as in '+ (x | g)'", text, spot)
+        )
+    first, last = bars[0], bars[-1]
+    double = len(bars) == 2 and inner[last].start == inner[first].start + 1
+    if len(bars) > 1 and not double:
+        raise FormulaError(mark("a random-effects term has one bar, | or ||", text, inner[last].start))
+    left, right = inner[:first], inner[last + 1 :]
+    if not left or not right:
+        side = "left of the bar what varies (1 for an intercept)" if not left else "right of the bar a grouping factor"
+        raise FormulaError(mark(f"a random-effects term needs {side}, as in '(1 | group)'", text, spot))
+    odd = next((t for t in left if t.kind == "~" or t.text.startswith("offset(")), None)
+    if odd:
+        raise FormulaError(mark(f"{odd.text!r} cannot stand inside a random-effects term", text, odd.start))
+    _refuse_meaningless(text, left)
+    effects, line = _normal(left), "||" if double else "|"
+    shown = effects if "{" in text else effects.replace("{", "(").replace("}", ")")
+    groups, rest = _nest(text, right)
+    if rest:
+        message = f"the grouping factor cannot be read: {SPACES}" if rest[0].kind == "name" else GROUPING
+        raise FormulaError(mark(message, text, rest[0].start))
+    own = " " * left[0].start + _braced(text)[left[0].start : left[-1].end]
+    return [RandomPart(f"{shown} {line} {':'.join(names)}", effects, names, double, own) for names in groups]
+
+
+def _nest(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:
+    """Read ``a/b``: a, then every factor of b within all of a.  Returns the factors and the tokens left."""
+    factors, rest = _cross(text, tokens)
+    while rest and rest[0].kind == "/":
+        token, (inner, rest) = rest[0], _cross(text, rest[1:])
+        factors = factors + [_join(text, token, factors[-1], names) for names in inner]
+    return factors, rest
+
+
+def _cross(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:
+    """Read ``a:b``."""
+    factors, rest = _atom(text, tokens)
+    while rest and rest[0].kind == ":":
+        token, (inner, rest) = rest[0], _atom(text, rest[1:])
+        factors = [_join(text, token, outer, names) for outer in factors for names in inner]
+    return factors, rest
+
+
+def _atom(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:
+    """Read a column, a call or a group in parentheses."""
+    if not tokens:
+        raise FormulaError(mark(GROUPING, text, len(text.rstrip())))
+    head, rest = tokens[0], tokens[1:]
+    if head.kind == "(":
+        factors, rest = _nest(text, rest)
+        if not rest or rest[0].kind != ")":
+            raise FormulaError(mark(GROUPING, text, rest[0].start if rest else head.start))
+        return factors, rest[1:]
+    if head.kind not in ("name", "python"):
+        raise FormulaError(mark(GROUPING, text, head.start))
+    refuse_r(head.text, text)
+    return [(bare_name(head.text),)], rest
+
+
+def _join(text: str, token: _Token, outer: tuple[str, ...], inner: tuple[str, ...]) -> tuple[str, ...]:
+    twice = next((name for name in inner if name in outer), None)
+    if twice:
+        message = f"{twice!r} within {twice!r} is {twice!r} itself: name each factor once"
+        raise FormulaError(mark(message, text, token.start))
+    return outer + inner
+
+
+def _normal(tokens: list[_Token]) -> str:
+    """Text of tokens with uniform blanks: spaces around + and - only."""
+    pieces = []
+    for i, token in enumerate(tokens):
+        if token.kind == "python":
+            pieces.append(spelled(token.text))
+        elif token.kind in ("+", "-"):
+            pieces.append(f" {token.text} " if i else token.text)
+        else:
+            pieces.append(token.text)
+    return "".join(pieces)
+
+
+def _tidy(text: str, characters: list[str], rhs: int) -> str:
+    """The fixed part: no leading + where the first term was taken out, and an intercept where nothing is left."""
+    rest = "".join(characters[rhs:])
+    at = rhs + len(rest) - len(rest.lstrip())
+    if not rest.strip() and text[rhs:].strip():
+        characters[rhs + len(text[rhs:]) - len(text[rhs:].lstrip())] = "1"
+    elif rest.lstrip().startswith("+") and not text[rhs:].lstrip().startswith("+"):
+        characters[at] = " "
+    return "".join(characters)

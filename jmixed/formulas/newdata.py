@@ -1,0 +1,165 @@
+"""New rows through the eyes of a model: the same columns, the same levels."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.errors import DataError, RankWarning, warn
+from jmixed.formulas.evaluate import Evaluation, Recipe, evaluate, source
+from jmixed.formulas.frame import column, missing_rows, new_table, numbers, per_row, unknown_column, working_frame
+from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
+from jmixed.runtime.precision import FLOAT
+
+ESTIMABLE = 1e-6
+"""How far, relative to its size, a redundant column of a new row may be from what the model's rows make of it."""
+
+
+def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
+    """Fixed-effects columns, offset and, if asked for, random-effects columns and levels of new data.
+
+    Parameters
+    ----------
+    model : ModelData
+        The model.
+    data : table
+        New data, k rows; it needs the columns of the predictors only. A mapping of scalars and a Series with a value
+        for each column are one row. For a model made of arrays: an array (k, p).
+    random : bool
+        Whether to look up levels and make the columns of the random effects too.
+
+    Returns
+    -------
+    NewRows
+
+    Raises
+    ------
+    DataError
+        For a column that is not there and for a category of a fixed effect that the model has not seen.
+
+    Examples
+    --------
+    >>> from jmixed.formulas.statement import from_formula, new_rows
+    >>> model = from_formula("y ~ 1 + (1 | g)", {"y": [1.0, 2.0, 4.0, 3.0], "g": ["a", "a", "b", "b"]})
+    >>> new_rows(model, {"g": ["b", "z"]}, random=True).codes
+    (array([ 1, -1], dtype=int32),)
+    """
+    if model.recipe is None:
+        return _from_array(model, data, random)
+    recipe = model.recipe
+    parts = ["rhs", *(part for part in recipe.specs if part.startswith("offset"))]
+    local = [t.rebuild.local for t in model.terms if t.rebuild and t.rebuild.local] if random else []
+    if random:
+        parts += [t.rebuild.part for t in model.terms if t.rebuild and t.rebuild.part]
+    parts = list(dict.fromkeys(parts))
+    needed = list(dict.fromkeys([*recipe.columns(parts), *(c for made in local for c in recipe.needs[made.part])]))
+    frame = new_table(data, needed)
+    for name in [*needed, *(_sources(model, recipe) if random else ())]:
+        if name not in frame.columns:
+            raise DataError(unknown_column(name, frame.columns, "the model"))
+    missing = np.zeros(len(frame), bool)
+    for mask in missing_rows({name: column(frame, name) for name in needed}).values():
+        missing |= mask
+    X, offset = np.full((len(frame), len(model.kept)), np.nan), np.full(len(frame), np.nan)
+    codes = tuple(np.full(len(frame), -1, np.int32) for _ in model.terms) if random else ()
+    Z = tuple(np.full((len(frame), len(term.columns)), np.nan) for term in model.terms) if random else ()
+    there = np.flatnonzero(~missing)
+    if len(there):
+        # Transforms see what they saw when they learnt: rows without missing values.
+        some = frame if len(there) == len(frame) else frame.iloc[there]
+        working = working_frame(some, needed, recipe.aliases, recipe.dtypes)
+        found = evaluate(recipe, parts, working, fresh=False)
+        columns = found.matrices["rhs"].values
+        X[there] = columns[:, model.kept]
+        lost = np.zeros(len(frame), bool)
+        lost[there] = _without_estimate(model, columns)
+        lost[there[found.missing]] = False
+        if lost.any():
+            warn(_not_estimable(model, frame.index, lost), RankWarning)
+        X[there[found.missing]] = X[lost] = np.nan
+        offset[there] = _offset(model, found, some)
+        for term, (code, values) in enumerate(_random(model.terms, recipe, found, some, working) if random else ()):
+            codes[term][there], Z[term][there] = code, values
+    missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
+    return NewRows(X, offset, frame.index, codes, Z, missing)
+
+
+def _without_estimate(model: ModelData, columns: np.ndarray) -> np.ndarray:
+    """Rows (k,) of all columns (k, c) of the formula whose mean the model's own rows do not determine.
+
+    The mean of a row is estimable if it is a combination of the model's rows: if the redundant columns are there what
+    they are in those, whichever of the columns were left out.
+    """
+    if model.redundant is None or model.explained is None:
+        return np.zeros(len(columns), bool)
+    X, others = columns[:, model.kept], columns[:, model.redundant]
+    size = np.abs(others) + np.abs(X) @ np.abs(model.explained)
+    return np.any(np.abs(others - X @ model.explained) > ESTIMABLE * size, axis=1)
+
+
+def _not_estimable(model: ModelData, index: pd.Index, lost: np.ndarray) -> str:
+    first, count = index[np.flatnonzero(lost)[0]], int(lost.sum())
+    return (
+        f"{count} of {len(lost)} new rows, the first of them {first!r}, {'have' if count > 1 else 'has'} no estimate, "
+        f"and NaN in its place: the data do not determine it, as for a combination of categories without rows, where "
+        f"{', '.join(model.dropped)} had to be left out"
+    )
+
+
+def _sources(model: ModelData, recipe: Recipe) -> list[str]:
+    """Columns that grouping factors need."""
+    names = [name for term in model.terms if term.rebuild for name in term.rebuild.factor.sources]
+    return [name for name in dict.fromkeys(names) if "(" not in name]
+
+
+def _offset(model: ModelData, found: Evaluation, frame: pd.DataFrame) -> np.ndarray:
+    """Offsets of the formula and of the column that offset= named."""
+    offset = np.zeros(len(frame))
+    for part, matrix in found.matrices.items():
+        if part.startswith("offset"):
+            offset = offset + matrix.values[:, 0]
+    if model.offset_source:
+        offset = offset + numbers(per_row(model.offset_source, frame, "offset"), "offset")
+    elif model.offset_source is not None and model.offset.any():
+        raise DataError(
+            "the model was given its offset as an array, which new data does not have; "
+            "give the offset as a column name or as offset(column) in the formula to predict for new data"
+        )
+    return offset
+
+
+def _random(
+    terms: tuple[RandomTerm, ...], recipe: Recipe, found: Evaluation, frame: pd.DataFrame, working: pd.DataFrame
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Levels and columns of each term."""
+    for term in terms:
+        made = term.rebuild
+        if made is None:
+            raise DataError(f"the term {term.label!r} was given as arrays and cannot be made for new data")
+        level = made.factor.match([source(name, frame, recipe) for name in made.factor.sources])
+        if made.local is not None:
+            values = made.local.build(working, level)
+        elif made.part is None:
+            values = np.ones((len(frame), 1))
+        else:
+            values = found.matrices[made.part].values
+        yield level, values
+
+
+def _from_array(model: ModelData, data: Any, random: bool) -> NewRows:
+    """New fixed-effects columns for a model made of arrays."""
+    if random:
+        raise DataError("a model made of arrays knows no columns; random effects for new data need a formula")
+    frame = data if isinstance(data, pd.DataFrame) else None
+    X = np.asarray(data, dtype=FLOAT)
+    X = X[:, None] if X.ndim == 1 else X
+    width = len(model.kept) + len(model.dropped)
+    if X.ndim != 2 or X.shape[1] not in (width, len(model.kept)):
+        raise DataError(f"new data has shape {X.shape}; it must have the {width} columns of exog")
+    if X.shape[1] == width:
+        X = X[:, model.kept]
+    if model.offset.any():
+        raise DataError("the model has an offset given as an array, which new data does not have; use a formula")
+    index = frame.index if frame is not None else pd.RangeIndex(len(X))
+    return NewRows(np.ascontiguousarray(X), np.zeros(len(X)), index, (), (), np.asarray(np.isnan(X).any(axis=1)))

@@ -1,0 +1,186 @@
+"""The words of a formula that mean something else in patsy: what they mean in a call in statsmodels' manner.
+
+Values and names of columns are patsy's there: deviations with n as divisor, levels by position, splines counted from 0,
+and codings that keep their own columns where there is no intercept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from formulaic import transforms
+from formulaic.materializers.types import FactorValues
+from formulaic.transforms.contrasts import Contrasts
+from formulaic.utils.stateful_transforms import stateful_transform
+from interface_meta import override
+
+from jmixed.runtime.precision import FLOAT
+
+
+class Coding(Contrasts):
+    """Columns for the levels of a category: k - 1 of them beside an intercept, and k without one."""
+
+    FACTOR_FORMAT = FACTOR_FORMAT_REDUCED = "{name}{field}"
+
+    def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
+        """The columns (levels, k) and the end of each one's name."""
+        raise NotImplementedError
+
+    @override
+    def _get_coding_matrix(self, levels: Sequence, reduced_rank: bool = True, sparse: bool = False) -> np.ndarray:
+        return self.columns(list(levels), reduced_rank)[0]
+
+    @override
+    def get_coding_column_names(self, levels: Sequence, reduced_rank: bool = True) -> Sequence:
+        return self.columns(list(levels), reduced_rank)[1]
+
+    @override
+    def get_coefficient_row_names(self, levels: Sequence, reduced_rank: bool = True) -> Sequence:
+        return self.columns(list(levels), reduced_rank)[1]
+
+
+def _names(prefix: str, levels: Sequence) -> list[str]:
+    return [f"[{prefix}{level}]" for level in levels]
+
+
+def _position(levels: list, level: Any) -> int:
+    """The place of a level; a whole number that is no level counts from the first, or from the end if negative."""
+    if level in levels:
+        return levels.index(level)
+    if isinstance(level, int) and -len(levels) <= level < len(levels):
+        return level % len(levels)
+    raise ValueError(f"{level!r} is neither one of the levels {levels[:20]} nor the position of one")
+
+
+def _with_ones(matrix: np.ndarray) -> np.ndarray:
+    return np.column_stack([np.ones(len(matrix)), matrix])
+
+
+@dataclass
+class Treatment(Coding):
+    """Differences from a reference level, the first by default."""
+
+    reference: Any = None
+
+    @override
+    def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
+        if not reduced:
+            return np.eye(len(levels)), _names("", levels)
+        place = 0 if self.reference is None else _position(levels, self.reference)
+        return np.delete(np.eye(len(levels)), place, axis=1), _names("T.", levels[:place] + levels[place + 1 :])
+
+
+@dataclass
+class Sum(Coding):
+    """Deviations from the mean of the levels' means, but that of one level, the last by default."""
+
+    omit: Any = None
+
+    @override
+    def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
+        place = len(levels) - 1 if self.omit is None else _position(levels, self.omit)
+        matrix = np.delete(np.eye(len(levels)), place, axis=1)
+        matrix[place] = -1
+        names = _names("S.", levels[:place] + levels[place + 1 :])
+        return (matrix, names) if reduced else (_with_ones(matrix), ["[mean]", *names])
+
+
+@dataclass
+class Helmert(Coding):
+    """Each level from the second on, against the mean of those before it."""
+
+    @override
+    def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
+        n = len(levels)
+        matrix = np.diag(np.arange(n, dtype=FLOAT)) - np.triu(np.ones((n, n)), 1)
+        if reduced:
+            return matrix[:, 1:], _names("H.", levels[1:])
+        return _with_ones(matrix[:, 1:]), _names("H.", ["intercept", *levels[1:]])
+
+
+@dataclass
+class Diff(Coding):
+    """Each level from the second on, against the one before it."""
+
+    @override
+    def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
+        n = len(levels)
+        matrix = np.arange(1, n) / n - np.triu(np.ones((n, n - 1)))
+        return (matrix, _names("D.", levels[:-1])) if reduced else (_with_ones(matrix), _names("D.", levels))
+
+
+@dataclass
+class Poly(Coding):
+    """Orthogonal polynomials of the scores of the levels, by default 0, 1, ..."""
+
+    scores: Any = None
+
+    @override
+    def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
+        n = len(levels)
+        scores = np.arange(n, dtype=FLOAT) if self.scores is None else np.asarray(self.scores, FLOAT)
+        if len(scores) != n:
+            raise ValueError(f"Poly has {len(scores)} scores for {n} levels")
+        powers = (scores - scores.mean())[:, None] ** np.arange(n)
+        basis, triangle = np.linalg.qr(powers)
+        basis = basis * np.sign(np.diagonal(triangle))
+        names = [".Linear", ".Quadratic", ".Cubic", *(f"^{k}" for k in range(4, n))][: n - 1]
+        return (basis[:, 1:], names) if reduced else (_with_ones(basis[:, 1:]), [".Constant", *names])
+
+
+@dataclass
+class Own(Coding):
+    """A matrix of the caller's, or an object that has patsy's two methods."""
+
+    contrast: Any
+
+    @override
+    def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
+        made = self.contrast
+        if hasattr(made, "code_without_intercept"):
+            made = made.code_without_intercept(levels) if reduced else made.code_with_intercept(levels)
+        if hasattr(made, "column_suffixes"):
+            return np.asarray(made.matrix, FLOAT), list(made.column_suffixes)
+        matrix = np.asarray(made, FLOAT)
+        return matrix, _names("custom", range(matrix.shape[1]))
+
+
+def C(data: Any, contrast: Any = None, levels: Any = None, contrasts: Any = None) -> FactorValues:
+    """A category, its coding and its levels."""
+    coding = contrast if contrasts is None else contrasts
+    coding = coding() if callable(coding) else coding
+    if coding is not None and not isinstance(coding, Contrasts | dict):
+        coding = Own(coding)
+    return transforms.C(data, coding, levels=levels)
+
+
+def _counted(columns: Any) -> FactorValues:
+    """The columns of a spline, counted from 0; an intercept in the formula leaves all of them."""
+    values = np.column_stack(list(columns.values()))
+    return FactorValues(values, kind="numerical", column_names=tuple(range(values.shape[1])), spans_intercept=False)
+
+
+@stateful_transform
+def bs(x, *args, _state=None, **more) -> FactorValues:
+    """B-splines."""
+    return _counted(transforms.basis_spline(x, *args, _state=_state, **more))
+
+
+@stateful_transform
+def cr(x, *args, _state=None, **more) -> FactorValues:
+    """Natural cubic splines."""
+    return _counted(transforms.natural_cubic_spline(x, *args, _state=_state, **more))
+
+
+@stateful_transform
+def cc(x, *args, _state=None, **more) -> FactorValues:
+    """Cyclic cubic splines."""
+    return _counted(transforms.cyclic_cubic_spline(x, *args, _state=_state, **more))
+
+
+PATSY = {
+    **{"scale": transforms.TRANSFORMS["standardize"], "C": C, "bs": bs, "cr": cr, "cc": cc},
+    **{"Treatment": Treatment, "Sum": Sum, "Helmert": Helmert, "Diff": Diff, "Poly": Poly},
+}
+"""The words by name."""

@@ -1,0 +1,144 @@
+"""Formulas of columns as they are, which formulaic need not see row by row.
+
+Without transforms a formula's columns are numbers times indicators of categories. So formulaic is shown a table with a
+row for each combination of categories, and ones in the place of numbers. A row of the data has the columns of its
+combination times its numbers. The answer depends on the categories alone: it is worked out once and remembered.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from formulaic import ModelSpec, SimpleFormula
+from formulaic.parser.types import Factor, Term
+
+from jmixed.formulas.evaluated import RowMaterializer
+from jmixed.formulas.factors import compress
+from jmixed.formulas.frame import column
+from jmixed.runtime.memory import roomy
+from jmixed.runtime.precision import FLOAT
+
+FEW = 256
+"""Combinations of categories up to which a table is worked out and remembered."""
+
+Stated = tuple[tuple[tuple[str, str], ...], ...]
+"""The terms of a formula by their factors: how each is spelled and looked up."""
+
+
+class _Categories(NamedTuple):
+    name: str
+    kind: str
+    """What the column held: "text", "truth" values, or a "categorical"."""
+    levels: tuple
+
+
+class _Answer(NamedTuple):
+    """What formulaic makes of a formula: its spec, and the columns (combinations, k) with ones for the numbers."""
+
+    spec: ModelSpec
+    values: np.ndarray
+
+
+def plain_columns(specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> dict[str, tuple[ModelSpec, np.ndarray]]:
+    """Of those formulas that are made of columns as they are: formulaic's learnt spec, and the columns (n, k).
+
+    Parameters
+    ----------
+    specs : mapping
+        Part to a formula that has not been evaluated.
+    frame : DataFrame
+        A working frame of n rows.
+
+    Returns
+    -------
+    dict
+        Without the parts that formulaic must evaluate: those with transforms, missing values, or odd categories.
+    """
+    coded: dict[str, Any] = {}
+    found = {part: _evaluate(spec, frame, coded) for part, spec in specs.items()}
+    return {part: made for part, made in found.items() if made is not None}
+
+
+def _evaluate(spec: ModelSpec, frame: pd.DataFrame, coded: dict[str, Any]) -> tuple[ModelSpec, np.ndarray] | None:
+    stated = tuple(tuple((f.expr, f.eval_method.value) for f in term.factors) for term in spec.formula)
+    if not spec.ensure_full_rank:
+        return None
+    names = dict.fromkeys(name for term in stated for name, way in term if way != "literal")
+    for name in names:
+        if name not in coded:
+            coded[name] = _code(column(frame, name)) if name in frame.columns else None
+        if coded[name] is None:
+            return None
+    numbers = {name: coded[name] for name in names if isinstance(coded[name], np.ndarray)}
+    factors = {name: coded[name] for name in names if name not in numbers}
+    cells, place = _combinations([codes for codes, *_ in factors.values()], [len(own[2]) for own in factors.values()])
+    if len(cells) > FEW:
+        return None
+    categories = tuple(_Categories(name, own[1], own[2]) for name, own in factors.items())
+    answer = _ask(stated, tuple(numbers), categories, tuple(map(tuple, cells.tolist())))
+    return answer.spec, _columns(answer, numbers, place, len(frame))
+
+
+def _code(series: pd.Series) -> np.ndarray | tuple[np.ndarray, str, tuple] | None:
+    """The numbers of a column; or codes of its categories, their kind, and the categories; None if neither."""
+    dtype = series.dtype
+    if dtype == "bool":
+        values = series.to_numpy()
+        low, high = bool(values.min()), bool(values.max())
+        return values.astype(np.int8) - low, "truth", (low, high) if high > low else (low,)
+    if isinstance(dtype, np.dtype) and dtype.kind in "if":
+        values = series.to_numpy()
+        with np.errstate(all="ignore"):
+            return values if np.isfinite(values.sum()) else None
+    text = dtype in ("object", "str")
+    if text:
+        codes, levels = pd.factorize(series)
+    elif isinstance(dtype, pd.CategoricalDtype):
+        codes, levels = series.cat.codes.to_numpy(), dtype.categories
+    else:
+        return None
+    levels = tuple(levels.tolist()) if len(levels) <= FEW else ()
+    alike = all(type(level) is str for level in levels) or (not text and all(type(level) is int for level in levels))
+    kind = "text" if text else "categorical"
+    return (codes, kind, levels) if levels and alike and codes.min() >= 0 else None
+
+
+def _combinations(codes: list[np.ndarray], sizes: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Codes (cells, factors) of the combinations that occur, and that of each row; one of nothing without factors."""
+    if not codes:
+        return np.zeros((1, 0), np.int64), None
+    if len(codes) == 1:
+        return np.arange(sizes[0])[:, None], codes[0]
+    cells, place = compress(np.ravel_multi_index([own.astype(np.int64) for own in codes], sizes), int(np.prod(sizes)))
+    return np.stack(np.unravel_index(cells, sizes), axis=1), place
+
+
+@functools.lru_cache(maxsize=64)
+def _ask(stated: Stated, numbers: tuple[str, ...], categories: tuple[_Categories, ...], cells: tuple) -> _Answer:
+    """Formulaic's columns of a formula, for a row for each cell (codes of all categories)."""
+    codes = np.array(cells, np.int64).reshape(len(cells), len(categories))
+    table: dict[str, Any] = {name: np.ones(len(cells)) for name in numbers}
+    for own, (name, kind, levels) in zip(codes.T, categories, strict=True):
+        values = pd.Categorical.from_codes(own, list(levels))
+        table[name] = values if kind == "categorical" else values.astype(bool if kind == "truth" else object)
+    frame = pd.DataFrame(table, index=range(len(cells)))
+    formula: Any = SimpleFormula([Term([Factor(name, eval_method=way) for name, way in term]) for term in stated])
+    made: Any = RowMaterializer(frame).get_model_matrix(ModelSpec(formula), output="numpy")
+    spec = made.model_spec
+    values = np.asarray(made, FLOAT) if spec.column_names else np.empty((len(cells), 0))
+    return _Answer(spec, values)
+
+
+def _columns(answer: _Answer, numbers: Mapping[str, np.ndarray], place: np.ndarray | None, n: int) -> np.ndarray:
+    """The columns (n, k): those of each row's combination, times the numbers of the term."""
+    out = roomy(n, answer.values.shape[1])
+    for term, own in answer.spec.term_slices.items():
+        coding = answer.values[:, own] if place is None else answer.values[:, own][place]
+        product = [numbers[factor.expr] for factor in term.factors if factor.expr in numbers]
+        if product:
+            np.multiply(coding, functools.reduce(np.multiply, product)[:, None], out=out[:, own])
+        else:
+            out[:, own] = coding
+    return out

@@ -1,0 +1,1 @@
+"""The pytrees of a model, the order of elimination, and the border from terms to arrays."""

@@ -1,0 +1,620 @@
+"""The pytrees that the likelihood takes: row arrays with their layout, and the cross-products made from them."""
+
+import zlib
+from dataclasses import dataclass, field, fields
+from dataclasses import replace as _replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jmixed.errors import DataError
+from jmixed.layout.layout import Layout, bucket
+from jmixed.runtime.arguments import checked
+from jmixed.runtime.memory import padded
+
+Array = Any
+
+
+def static(**kwargs):
+    """A dataclass field that is part of the tree's structure, not one of its arrays."""
+    return field(metadata={"static": True}, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Grouping:
+    """Rows gathered by group in chunks of equal length, so that sums over rows become sums over stacked arrays.
+
+    A group of any size is a run of chunks: stacks are padded to a multiple of the chunk, never to the largest group.
+
+    Attributes
+    ----------
+    rows : int array (chunk, chunks)
+        Row numbers; a number beyond the last row is padding.
+    segments : int array (chunks,) or None
+        The group of each chunk, ascending; None when chunk k is group k.
+    size : int
+        Number of groups, rounded up to a bucket size.
+    """
+
+    rows: Array
+    segments: Array | None
+    size: int = static()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Coupling:
+    """Where the cross-products of two factors of which neither contains the other go in their stage's blocks.
+
+    Attributes
+    ----------
+    grouping : Grouping
+        Rows by co-occurring pair of levels.
+    first, second : int arrays (pairs,)
+        The level of either factor in each pair (padding: beyond the last level).
+    factors : (int, int)
+        The two factors; the first is eliminated first, or with the second.
+    """
+
+    grouping: Grouping
+    first: Array
+    second: Array
+    factors: tuple[int, int] = static()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Links:
+    """The couplings of leaves with columns of a crossed core that occur (`SPARSE` layouts).
+
+    Attributes
+    ----------
+    source : int array (entries,)
+        Where an entry stands among the cross-products of the pairs of levels, one factor of the core after another.
+        Padding: beyond the last.
+    leaf, column : int arrays (entries,)
+        The leaf, ascending, and the column of the core. The last entry is padding.
+    first : int array (entries,)
+        Number of the entry's first pair, with itself, less the entry's own number: pair k of the entry e joins it with
+        entry k - first[e]. Numbers may wrap around; their differences do not.
+    left : int array (chunks, chunk)
+        The left entry of every pair: each entry with itself and with those after it in its leaf, in the order of the
+        left one's column, so that what is read and written is near what came before. Padding: the last entry.
+    """
+
+    source: Array
+    leaf: Array
+    column: Array
+    first: Array
+    left: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Index:
+    """Integer arrays that place rows and levels in the blocks of elimination.
+
+    Attributes
+    ----------
+    groupings : tuple of Grouping
+        One per factor: rows by level.
+    couplings : tuple of Coupling
+        One per pair of factors that are not nested.
+    block, slot : tuples of int arrays (levels of the factor,)
+        The block of its stage, and the slot in that block, of each level. Padding: beyond the last block.
+    parents : tuple of tuple of int arrays (blocks of the stage,)
+        ``parents[s][k]``: the block of stage s + 1 + k that holds each block of stage s.
+    within : tuple of tuple of (int array or None)
+        ``within[f][g]``: for f nested in g, the level of g that holds each level of f; else None.
+    position : tuple of int arrays (levels of the factor,)
+        The internal position of each level: levels of a nest stand in the order of the blocks that hold them.
+    links : Links or None
+        Couplings of a `SPARSE` layout.
+    """
+
+    groupings: tuple[Grouping, ...]
+    couplings: tuple[Coupling, ...]
+    block: tuple[Array, ...]
+    slot: tuple[Array, ...]
+    parents: tuple[tuple[Array, ...], ...]
+    within: tuple[tuple[Array | None, ...], ...]
+    position: tuple[Array, ...]
+    links: Links | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Totals:
+    """What rows that stand for others do not tell: they have all cross-products of those, and a number of their own.
+
+    Attributes
+    ----------
+    nobs : scalar
+        Number of rows that they stand for.
+    log_weights : scalar
+        Sum of the log weights of those.
+    """
+
+    nobs: Array
+    log_weights: Array
+
+
+class Names:
+    """What people call the terms of a design, and how much of its arrays is no padding: no part of a program.
+
+    In a pytree the names of one design equal those of any other, so that designs of one shape share a program. A
+    program cannot bring names along, but a number: every tree that has names has their `key` among its arrays, and
+    whoever asks for a name when the program has run finds it by that. Once names have been read while JAX traces, what
+    was traced may depend on them: from then on they equal the same names only.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        The terms' labels in the order of theta.
+    counts : tuple of int
+        True number of levels of each factor.
+    rows : int
+        True number of rows.
+    key : int array ()
+        The number of these names in this process.
+    """
+
+    def __init__(self, labels, counts, rows):
+        self.labels, self.counts, self.rows = tuple(labels), tuple(map(int, counts)), int(rows)
+        self.key = np.asarray(_number_of(self.stated), np.int32)
+        self._read = self._shared = False
+
+    @property
+    def stated(self):
+        """All of them, as one tuple."""
+        return self.labels, self.counts, self.rows
+
+    def __eq__(self, other):
+        if not isinstance(other, Names):
+            return NotImplemented
+        same = self.stated == other.stated
+        if self._read or other._read:
+            # What is found by the one has been read, too, whenever it is found by the other.
+            self._read, other._read = self._read or same, other._read or same
+            return same
+        if not same:
+            self._shared = other._shared = True
+        return True
+
+    def __hash__(self):
+        return hash(Names)
+
+    def __reduce__(self):
+        return Names, self.stated
+
+    def __repr__(self):
+        return f"Names{self.stated}"
+
+    def known_by(self, key) -> "Names":
+        """The names that belong to a key: these, while it is traced; else those that it is the number of.
+
+        Parameters
+        ----------
+        key : int array (...)
+            Of one tree, or of a batch whose terms have one set of labels.
+
+        Raises
+        ------
+        DataError
+            The key has been computed with, or belongs to a batch of models of different terms.
+        """
+        if key is self.key:
+            return self
+        if isinstance(key, Tracer):
+            self._read = True
+            return self
+        whole = isinstance(key, np.ndarray | np.generic | jax.Array) and np.issubdtype(key.dtype, np.integer)
+        found = {_stated.get(int(number)) for number in np.unique(np.asarray(key))} if whole else {None}
+        if None in found:
+            if self._shared:
+                raise DataError(
+                    "the names of these terms are lost: the arrays went through a program that serves other models, "
+                    "too, and were then computed with as a whole; compute with the fields one by one"
+                )
+            return self
+        labels, counts, rows = zip(*found, strict=True)
+        if len(set(labels)) > 1:
+            raise DataError(f"a batch of models of different terms, {sorted(set(labels))}, has no names for its terms")
+        return Names(labels[0], np.max(counts, axis=0), max(rows))
+
+
+_stated: dict[int, Any] = {}
+"""All names of this process by their key."""
+
+
+def _number_of(stated) -> int:
+    """A number for names, the same in every process unless two of them collide."""
+    number = zlib.crc32(repr(stated).encode()) >> 2
+    while _stated.setdefault(number, stated) != stated:
+        number = (number + 1) % (1 << 30)
+    return number
+
+
+@checked
+@dataclass(frozen=True)
+class Design:
+    """The arrays of a mixed model, row by row. A pytree: it passes through jit, grad and vmap.
+
+    As a pytree it has its arrays padded, by rows of weight zero, to one of a few sizes, and neither labels nor true
+    numbers of rows and levels belong to its structure: a function under jit that takes a design is compiled once for
+    all designs of about one size. If it asks for the rows or the names, ``design.y`` or ``design.Z``, it gets them as
+    they are, and is compiled for each.
+
+    Attributes
+    ----------
+    y : array (nobs,)
+        Response.
+    X : array (nobs, k_fe)
+        Fixed-effects columns.
+    Z : dict of arrays (nobs, q)
+        Columns of each random-effects term, by the term's label.
+    weights : array (nobs,)
+        Prior weights w: the residual variance is sigma^2 / w. A row of weight zero counts as left out.
+    offset : array (nobs,)
+        Known part of the linear predictor.
+    index : Index
+        Where rows and levels belong.
+    labels : tuple of str
+        The terms' labels in the order of theta.
+    counts : tuple of int
+        True number of levels of each factor.
+    layout : Layout
+        Shapes and the order of elimination; static.
+    totals : Totals or None
+        When the rows stand for those of data that are not held in memory (`jmixed.from_batches`).
+    levels : tuple of sequences or None
+        Names of each factor's levels, where they are known: trees do not take them along.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> design = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).design
+    >>> design.y.shape, design.X.shape, {k: v.shape for k, v in design.Z.items()}
+    ((180,), (180, 2), {'Days | Subject': (180, 2)})
+    """
+
+    y: Array
+    X: Array
+    Z: dict[str, Array]
+    weights: Array
+    offset: Array
+    index: Index
+    labels: tuple[str, ...]
+    counts: tuple[int, ...]
+    layout: Layout
+    totals: Totals | None = None
+    levels: tuple[Any, ...] | None = field(default=None, repr=False, compare=False)
+
+    def __getattr__(self, name):
+        """What a design that comes out of a pytree has been made of: without padding, by name."""
+        if name not in _FIELDS or "_rows" not in self.__dict__:
+            raise AttributeError(f"a Design has no attribute {name!r}")
+        rows = self.__dict__["_rows"]
+        if name in ("index", "layout", "totals"):
+            return getattr(rows, name)
+        known = self.__dict__["_names"].known_by(self.__dict__["_key"])
+        if name in ("labels", "counts"):
+            return getattr(known, name)
+        if name == "Z":
+            return {label: _cut(Z, known.rows, -2) for label, Z in zip(known.labels, rows.Z, strict=True)}
+        return _cut(getattr(rows, name), known.rows, -2 if name == "X" else -1)
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if "_rows" in self.__dict__ or key[0] != "_"}
+
+    def padded_rows(self) -> "Rows":
+        """The arrays without names, padded to a bucket of their number; what a pytree is made of.
+
+        Returns
+        -------
+        Rows
+
+        Examples
+        --------
+        >>> model.design.padded_rows().y.shape
+        (192,)
+        """
+        if (rows := self.__dict__.get("_rows")) is not None:
+            return rows
+        return self.rows(bucket(np.shape(self.y)[-1]) if np.ndim(self.y) else None)
+
+    @property
+    def nobs(self) -> int:
+        """Number of rows of the data.
+
+        Examples
+        --------
+        >>> model.design.nobs
+        180
+        """
+        return self.y.shape[-1] if self.totals is None else int(self.totals.nobs)
+
+    def require_rows(self, what: str) -> None:
+        """Refuse what takes the rows one by one when they stand for others.
+
+        Parameters
+        ----------
+        what : str
+            Who needs them, for the message.
+
+        Raises
+        ------
+        DataError
+            The rows stand for those of data that are not held in memory.
+
+        Examples
+        --------
+        >>> model.design.require_rows("this")
+        """
+        if self.totals is not None:
+            raise DataError(
+                f"{what} needs the rows of the data, and from_batches keeps their cross-products only; use the design "
+                "of a model made by mixedlm"
+            )
+
+    def replace(self, *, y=None, X=None, Z=None, weights=None, offset=None) -> "Design":
+        """The same layout with other arrays in the rows' order. Works under jit, grad and vmap.
+
+        Parameters
+        ----------
+        y, weights, offset : array (nobs,), optional
+        X : array (nobs, k_fe), optional
+        Z : dict of arrays (nobs, q), optional
+            Replacements for some or all terms, by label.
+
+        Returns
+        -------
+        Design
+
+        Raises
+        ------
+        DataError
+            When a shape or a label does not match the design, or values that can be seen are no finite numbers. Under
+            jit, grad or vmap they cannot: a NaN ends as the outcome of the fit.
+
+        Examples
+        --------
+        >>> float(model.design.replace(y=model.endog / 1000).y[0])
+        0.24956
+        """
+        unknown = set(Z or {}) - set(self.labels)
+        if unknown:
+            raise DataError(f"design.replace: no random-effects term {sorted(unknown)}; the terms are {self.labels}")
+        changes = {"y": y, "X": X, "weights": weights, "offset": offset}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        for name, value in changes.items():
+            _check(name, value, getattr(self, name))
+        for label, value in (Z or {}).items():
+            _check(f"Z[{label!r}]", value, self.Z[label])
+        return _replace(self, **changes, Z={**self.Z, **(Z or {})})
+
+    def rows(self, size: int | None = None) -> "Rows":
+        """The arrays without names: what the compiled programs take.
+
+        Parameters
+        ----------
+        size : int, optional
+            Pad to this number of rows by rows of weight zero.
+
+        Returns
+        -------
+        Rows
+
+        Examples
+        --------
+        >>> model.design.rows(256).y.shape
+        (256,)
+        """
+        Z = tuple(_extend(self.Z[label], size, -2) for label in self.labels)
+        y, weights, offset = (_extend(array, size, -1) for array in (self.y, self.weights, self.offset))
+        return Rows(y, _extend(self.X, size, -2), Z, weights, offset, self.index, self.layout, self.totals)
+
+
+_FIELDS = frozenset(one.name for one in fields(Design)) - {"levels"}
+
+
+def names_of(design: Design) -> tuple[Names, Any]:
+    """The names of a design, and their key, which may be traced."""
+    own = vars(design)
+    if "_names" not in own:
+        own["_names"] = Names(design.labels, design.counts, np.shape(design.y)[-1])
+    return own["_names"], own.get("_key", own["_names"].key)
+
+
+def _flatten(design):
+    names, key = names_of(design)
+    return (design.padded_rows(), key), names
+
+
+def _flatten_with_keys(design):
+    children, names = _flatten(design)
+    return tuple(zip(map(jax.tree_util.GetAttrKey, ("rows", "names")), children, strict=True)), names
+
+
+def _unflatten(names, children):
+    """A design that takes its padding off when it is asked for an array."""
+    design = object.__new__(Design)
+    vars(design).update(_rows=children[0], _names=names, _key=children[1])
+    return design
+
+
+jax.tree_util.register_pytree_with_keys(Design, _flatten_with_keys, _unflatten, _flatten)
+
+
+def _extend(array, size, axis):
+    """An array with zeros behind it along an axis, up to a size; what is no array stays as it is."""
+    if size is None or np.ndim(array) < -axis:
+        return array
+    if isinstance(array, np.ndarray) and array.ndim == -axis:
+        return padded(array, size)
+    if array.shape[axis] == size:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, size - array.shape[axis])
+    return np.pad(array, widths) if isinstance(array, np.ndarray) else jnp.pad(array, widths)
+
+
+def _cut(array, size, axis):
+    """An array without what is behind that size along an axis; what is no array stays as it is."""
+    if np.ndim(array) < -axis or np.shape(array)[axis] == size:
+        return array
+    return array[..., :size] if axis == -1 else array[..., :size, :]
+
+
+def _check(name, value, old):
+    """Refuse another shape and, where values can be seen, those that are no numbers."""
+    if np.shape(value) != np.shape(old):
+        raise DataError(
+            f"design.replace: {name} has shape {np.shape(value)}, but this design needs {np.shape(old)}: "
+            "one entry per kept row, in the order of model.endog"
+        )
+    if isinstance(value, Tracer):
+        return
+    bad = ~np.isfinite(np.asarray(value))
+    if np.any(bad):
+        rows = np.flatnonzero(bad.reshape(len(bad), -1).any(1))
+        raise DataError(
+            f"design.replace: {name} is missing or infinite in {len(rows)} of {len(bad)} rows, the first of them row "
+            f"{rows[0]}: give numbers, and leave a row out by a weight of zero"
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Row arrays without names, padded to a bucket size: what the compiled programs take.
+
+    Attributes
+    ----------
+    y, weights, offset : arrays (rows,)
+        A row of weight zero is not there: padding, or a missing response.
+    X : array (rows, p)
+    Z : tuple of arrays (rows, q), one per term
+    index, layout, totals
+        As of a `Design`.
+    """
+
+    y: Array
+    X: Array
+    Z: tuple[Array, ...]
+    weights: Array
+    offset: Array
+    index: Index
+    layout: Layout = static()
+    totals: Totals | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Moments:
+    """Weighted cross-products of preconditioned columns: all that the likelihood needs of the data.
+
+    With ``X~ = X R^-1``, ``y~ = y - offset - X beta0`` and ``Z~ = Z T`` (exact reparameterisations, which keep digits);
+    with a `shift`, of what is left of X~, y~ and Z~ of later stages once Z~ times the shift is taken out:
+
+    Attributes
+    ----------
+    C : tuple of arrays (Q, Q, blocks)
+        ``Z~'WZ~`` of each stage's blocks.
+    B : tuple of arrays (Q, border, blocks)
+        ``Z~'W[Z~ of later stages, X~, y~]``; in a crossed layout ``Z~'W[X~, y~]``.
+    A : array (q, Q, leaves) or (q, entries), or None
+        ``Z~'WZ~`` between the leaves and the core of a crossed layout, `DENSE` or `SPARSE`.
+    G : array (p + 1, p + 1)
+        ``[X~ y~]'W[X~ y~]``.
+    R : array (p, p)
+        Upper-triangular preconditioner of X.
+    beta0 : array (p,)
+        Least-squares coefficients taken out of y.
+    T : tuple of arrays (q, q)
+        Preconditioner of each term.
+    log_weights : scalar
+        Sum of the log weights.
+    nobs : scalar
+        Number of rows of positive weight.
+    total : scalar
+        Weighted sum of squares of y - offset, the yardstick for a perfect fit.
+    redundant : bool scalar
+        Whether the other columns of X explain one of them in the rows at hand.
+    index : Index
+        Where rows and levels belong.
+    shift : tuple of (array (Q, border, blocks) or None), one per stage
+        From where the random effects are counted, constants, where digits would be lost else (see `eliminate`).
+    repeats : array (blocks,), or None
+        How often the log-determinant of each block of the only stage counts; None: once (see `likelihood.collapse`).
+    axis : str or None
+        Axis of the mesh over which the blocks are shared out; inside `jax.shard_map` only.
+    """
+
+    C: tuple[Array, ...]
+    B: tuple[Array, ...]
+    A: Array | None
+    G: Array
+    R: Array
+    beta0: Array
+    T: tuple[Array, ...]
+    log_weights: Array
+    nobs: Array
+    total: Array
+    redundant: Array
+    index: Index
+    shift: tuple[Array | None, ...]
+    layout: Layout = static()
+    repeats: Array | None = None
+    axis: str | None = static(default=None)
+
+    def over_devices(self, sums):
+        """Sums over the blocks of one device as sums over all blocks.
+
+        Parameters
+        ----------
+        sums : pytree of arrays
+
+        Returns
+        -------
+        pytree of arrays
+
+        Examples
+        --------
+        >>> import jax, jmixed as jm
+        >>> with jax.enable_x64(True):
+        ...     jm.moments(model.design).over_devices(3.0)  # not shared out: as it is
+        3.0
+        """
+        return sums if self.axis is None else jax.lax.psum(sums, self.axis)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Effects:
+    """Random effects of all terms, under numbers in a pytree and by name for people.
+
+    Attributes
+    ----------
+    arrays : tuple of arrays (levels, q)
+        By term, padded to a bucket of levels.
+    key : int array ()
+        Of the names: see `Names`.
+    names : Names
+    layout : Layout
+    """
+
+    arrays: tuple[Array, ...]
+    key: Array
+    names: Names = static()
+    layout: Layout = static()
+
+    def by_label(self) -> dict[str, Array]:
+        """The effects of the true levels, by the term's label."""
+        known = self.names.known_by(self.key)
+        counts = {t: n for n, members in zip(known.counts, self.layout.factors, strict=True) for t in members}
+        return {label: _cut(self.arrays[t], counts[t], -2) for t, label in enumerate(known.labels)}

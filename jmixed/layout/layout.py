@@ -1,0 +1,138 @@
+"""What is known of a model's arrays when a program is compiled: shapes, sizes, the order of elimination."""
+
+from dataclasses import dataclass
+
+from jmixed.covariance.structure import Structure
+from jmixed.errors import ModelError
+from jmixed.runtime import device
+
+
+def bucket(size: int) -> int:
+    """The size to which arrays are padded, so that data of similar size share a compiled program.
+
+    Powers of two up to 64, where padding costs nothing; then four steps per power of two.
+    """
+    doubling = 1 << max(int(size) - 1, 0).bit_length()
+    return doubling if size <= 64 else -(-size // (doubling // 8)) * (doubling // 8)
+
+
+DENSE, SPARSE = "dense", "sparse"
+"""How the couplings of leaves with a crossed core are kept: all of them, or those that occur."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything about a model's arrays that is known when a program is compiled. Holds no names.
+
+    Attributes
+    ----------
+    terms : tuple of Structure
+        The random-effects terms, in the order of theta.
+    factors : tuple of tuple of int
+        For each grouping factor the terms that share it; their columns are merged.
+    stages : tuple of tuple of (factor, slots)
+        The order of elimination. A stage is a set of independent blocks; a block holds `slots` levels of each of its
+        factors. A nested chain has stages of one factor with one slot; the last stage may be a core of several.
+    blocks : tuple of int
+        Number of blocks of each stage, rounded up to a bucket size.
+    levels : tuple of int
+        Number of levels of each factor, rounded up likewise.
+    nested : tuple of tuple of bool
+        ``nested[f][g]``: every level of factor f lies inside one level of factor g.
+    crossed : str
+        Empty when every block lies in one block of each later stage. Otherwise there are two stages, leaves and one
+        block of all that they are crossed with, and this tells how their couplings are kept: `DENSE` or `SPARSE`.
+    """
+
+    terms: tuple[Structure, ...]
+    factors: tuple[tuple[int, ...], ...]
+    stages: tuple[tuple[tuple[int, int], ...], ...]
+    blocks: tuple[int, ...]
+    levels: tuple[int, ...]
+    nested: tuple[tuple[bool, ...], ...]
+    crossed: str = ""
+
+    def factor_width(self, factor: int) -> int:
+        """Number of columns of one level of a factor."""
+        return sum(self.terms[t].q for t in self.factors[factor])
+
+    def stage_width(self, stage: int) -> int:
+        """Number of columns of one block of a stage."""
+        return sum(slots * self.factor_width(f) for f, slots in self.stages[stage])
+
+    def stage_of(self, factor: int) -> int:
+        """The stage in which a factor is eliminated."""
+        return next(s for s, members in enumerate(self.stages) if any(f == factor for f, _ in members))
+
+    def offset_in_stage(self, factor: int) -> int:
+        """First column of a factor's slots inside its stage's block."""
+        offset = 0
+        for f, slots in self.stages[self.stage_of(factor)]:
+            if f == factor:
+                return offset
+            offset += slots * self.factor_width(f)
+        raise KeyError(factor)
+
+    def precedes(self, first: int, second: int) -> bool:
+        """Whether a factor is eliminated before another, or in one stage with it and listed first."""
+        return self._rank(first) < self._rank(second)
+
+    def _rank(self, factor: int) -> tuple[int, int]:
+        return self.stage_of(factor), self.offset_in_stage(factor)
+
+    def fit_bytes(self, fixed: int) -> int:
+        """About the memory that a fit takes with so many fixed effects: the largest tables of derivatives."""
+        if self.crossed:
+            return self._crossed_bytes(fixed)
+        total, active, widths = 0, 0, [self.stage_width(s) for s in range(len(self.stages))]
+        for s, (width, blocks) in enumerate(zip(widths, self.blocks, strict=True)):
+            border = sum(widths[s + 1 :]) + fixed + 1
+            active += sum(self.terms[t].size for f, _ in self.stages[s] for t in self.factors[f])
+            tables = (1 + active) ** 2
+            explained = border**2 * tables * (1 if self.is_summed(s) else blocks)
+            total += 8 * (blocks * width * (3 * border * (1 + active) + width * tables) + explained)
+        return total
+
+    def _crossed_bytes(self, fixed: int) -> int:
+        """Matrices of the core's size, ten and two more for each direction of the leaves, and what else grows."""
+        (leaf, core), leaves = (self.stage_width(s) for s in (0, 1)), self.blocks[0]
+        active = sum(self.terms[t].size for f, _ in self.stages[0] for t in self.factors[f])
+        couplings = leaf * core * leaves * (3 + active) if self.crossed == DENSE else 0
+        tables = leaves * leaf * (leaf + fixed + 1) * (1 + active) ** 2
+        return 8 * (core**2 * (10 + 2 * active) + couplings + tables)
+
+    def is_summed(self, stage: int) -> bool:
+        """Whether what the stage explains goes to one block of each later stage: its sum over blocks is one product."""
+        return all(count == 1 for count in self.blocks[stage + 1 :])
+
+    def is_nest(self) -> bool:
+        """Whether every stage is a chain's, and nothing is crossed."""
+        return not self.crossed and all(self.is_chain(stage) for stage in range(len(self.stages)))
+
+    def is_chain(self, stage: int) -> bool:
+        """Whether a block of the stage is one level of one factor."""
+        return len(self.stages[stage]) == 1 and self.stages[stage][0][1] == 1
+
+
+SMALL = 2**28
+"""Bytes that any device has."""
+
+
+def require_memory(needed: int, width: int) -> None:
+    """Refuse a fit that would not fit into memory, before any of it is taken.
+
+    Parameters
+    ----------
+    needed : int
+        Bytes.
+    width : int
+        Columns of the largest block that the factors leave.
+    """
+    # To ask a device starts it, which a small model need not wait for.
+    if needed < SMALL or (there := device.memory()) is None or needed <= 0.8 * there:
+        return
+    raise ModelError(
+        f"this fit would need about {needed / 1e9:.0f} GB, and the {'machine' if device.on_cpu() else 'device'} has "
+        f"{there / 1e9:.0f}: its crossed factors leave a dense block of {width} columns. Drop the crossed factor with "
+        "the fewer rows per level, or merge its levels"
+    )

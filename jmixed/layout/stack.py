@@ -1,0 +1,344 @@
+"""From named columns to stacked arrays: merge terms by factor, choose the order of elimination, index the rows.
+
+This is the border between the two sides: pandas and names come in, a `Design` of plain arrays goes out.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from jmixed.covariance.structure import Structure
+from jmixed.layout.design import Coupling, Design, Grouping, Index, Links
+from jmixed.layout.layout import DENSE, SPARSE, Layout, bucket, require_memory
+
+BEYOND = np.iinfo(np.int32).max
+"""An index beyond every array: padding."""
+
+PAIRS = 2**20
+"""Pairs of entries that are summed at a time."""
+
+DENSITY = 75
+"""Default of `stack`'s `density`, measured on a CPU."""
+
+MANY = 2**14
+"""Rows from which on a counting sort pays."""
+
+CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+"""Rows per chunk; few values, so that few programs are compiled."""
+
+
+def stack(data, density=DENSITY) -> Design:
+    """Compile a `ModelData` into the arrays of the likelihood.
+
+    Parameters
+    ----------
+    data : ModelData
+        Rows, columns and random-effects terms with their level codes.
+    density : float
+        Products of a dense array that take the time of one sparse pair of entries: decides how couplings are kept.
+
+    Returns
+    -------
+    Design
+    """
+    structures = tuple(Structure(t.Z.shape[1], t.structure, t.intercept) for t in data.terms)
+    factors = _merge([t.codes for t in data.terms])
+    codes = [data.terms[members[0]].codes for members in factors]
+    counts = [len(data.terms[members[0]].levels) for members in factors]
+    within = _nesting(codes, counts)
+    widths = [sum(structures[t].q for t in members) for members in factors]
+    chain, core, component, crossed = _order(codes, counts, widths, within)
+    block, slot, slots = _place_core(codes, counts, core, component, crossed)
+    position = _sort_chain(codes, counts, chain, component)
+    layout = Layout(
+        terms=structures,
+        factors=tuple(factors),
+        stages=(*(((f, 1),) for f in chain), *((tuple(zip(core, slots, strict=True)),) if core else ())),
+        blocks=tuple(bucket(counts[f]) for f in chain) + ((bucket(int(component.max()) + 1),) if core else ()),
+        levels=tuple(bucket(count) for count in counts),
+        nested=tuple(tuple(w is not None for w in row) for row in within),
+        crossed=DENSE if crossed else "",
+    )
+    width, fixed = max(layout.stage_width(s) for s in range(len(layout.stages))) if core else 0, data.X.shape[1]
+    # What the core takes is known before the couplings are: refuse it before they are listed.
+    require_memory(replace(layout, crossed=SPARSE if crossed else "").fit_bytes(fixed), width)
+    codes = [_relabel(own, position[f]) for f, own in enumerate(codes)]
+    within = _relabel_nesting(within, position)
+    index = _index(layout, codes, counts, (block, slot, component), position, within)
+    if crossed and (links := _links(layout, index, density)) is not None:
+        layout, index = replace(layout, crossed=SPARSE), replace(index, links=links)
+    require_memory(layout.fit_bytes(fixed), width)
+    return Design(
+        y=data.y,
+        X=data.X,
+        Z={t.label: t.Z for t in data.terms},
+        weights=data.weights,
+        offset=data.offset,
+        index=index,
+        labels=tuple(t.label for t in data.terms),
+        counts=tuple(counts),
+        layout=layout,
+        totals=data.totals,
+        levels=tuple(data.terms[members[0]].levels for members in factors),
+    )
+
+
+def _merge(codes):
+    """Terms by grouping factor: those with equal codes share one."""
+    factors = []
+    for t, own in enumerate(codes):
+        for members in factors:
+            other = codes[members[0]]
+            if own is other or np.array_equal(own, other):
+                members.append(t)
+                break
+        else:
+            factors.append([t])
+    return [tuple(members) for members in factors]
+
+
+def _nesting(codes, counts):
+    """within[f][g]: the level of g that holds each level of f, or None when some level of f meets several."""
+    within: list[list[np.ndarray | None]] = [[None] * len(codes) for _ in codes]
+    for f, inner in enumerate(codes):
+        for g, outer in enumerate(codes):
+            if f != g and counts[f] >= counts[g]:
+                holder = np.zeros(counts[f], outer.dtype)
+                holder[inner] = outer
+                if np.array_equal(holder[inner], outer):
+                    within[f][g] = holder
+    return within
+
+
+def _order(codes, counts, widths, within):
+    """Factors eliminated one after another, each block diagonal; the core of those that are not; is it one block?
+
+    The factor with most levels goes first. The next may follow as a stage of its own when every level eliminated before
+    touches one of its levels only, because then nothing couples its levels. What remains falls into components that do
+    not touch. When eliminating them apart, after all of the chain, takes no less work than one leaf factor and one
+    block of all the rest, the latter is chosen.
+    """
+    remaining = sorted(range(len(counts)), key=lambda f: -counts[f])
+    chain = []
+    while remaining and all(within[e][remaining[0]] is not None for e in chain):
+        chain.append(remaining.pop(0))
+    if not remaining:
+        return chain, [], np.zeros(0, np.int32), False
+    component = _components(codes, counts, chain, remaining)
+    leaf, *rest = sorted(range(len(counts)), key=lambda f: -counts[f] * widths[f])
+    together = sum(counts[f] * widths[f] for f in rest) ** 3
+    width = sum(widths[f] * int(_slots(codes[f], counts[f], component).max() + 1) for f in remaining)
+    apart = bucket(int(component.max()) + 1) * width**3 + sum(counts[f] * widths[f] * width**2 for f in chain[1:])
+    if together <= apart:
+        return [leaf], rest, np.zeros_like(component), True
+    return chain, remaining, component, False
+
+
+def _components(codes, counts, chain, core):
+    """The connected component that each row belongs to, when the levels of core and chain factors are the nodes."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    offsets = np.cumsum([0, *(counts[f] for f in (*core, *chain))])
+    nodes = [codes[f] + start for f, start in zip((*core, *chain), offsets, strict=False)]
+    edges = [
+        coo_array((np.ones(len(nodes[0]), bool), (nodes[0], other)), shape=(offsets[-1],) * 2) for other in nodes[1:]
+    ]
+    _, label = connected_components(sum(edges[1:], edges[0]), directed=False)
+    return np.unique(label[nodes[0]], return_inverse=True)[1].astype(np.int32)
+
+
+def _slots(codes, count, component):
+    """The place of every level of a factor among those of its component."""
+    block = np.zeros(count, np.int32)
+    block[codes] = component
+    order = np.argsort(block, kind="stable")
+    starts = np.searchsorted(block[order], np.arange(component.max() + 1))
+    slot = np.zeros(count, np.int32)
+    slot[order] = np.arange(count) - starts[block[order]]
+    return slot
+
+
+def _place_core(codes, counts, core, component, crossed):
+    """The block and the slot in it of every level of the core, and the number of slots of each factor."""
+    block, slot, slots = {}, {}, []
+    for f in core:
+        block[f] = np.zeros(counts[f], np.int32)
+        block[f][codes[f]] = component
+        slot[f] = _slots(codes[f], counts[f], component)
+        size = int(slot[f].max()) + 1
+        slots.append(_slot_bucket(size, 64 if crossed else 16))
+    return block, slot, tuple(slots)
+
+
+def _slot_bucket(size, steps):
+    """As `bucket`, but finer: the cost of a core grows with the cube of its slots."""
+    step = max((1 << max(size - 1, 0).bit_length()) // steps, 1)
+    return -(-size // step) * step
+
+
+def _sort_chain(codes, counts, chain, component):
+    """Internal position of every level: levels of a stage stand in the order of the blocks that hold them."""
+    position = [np.arange(count, dtype=np.int32) for count in counts]
+    holder = component if len(component) else None
+    for f in reversed(chain):
+        if holder is not None:
+            parent = np.zeros(counts[f], np.int32)
+            parent[codes[f]] = holder
+            position[f][np.argsort(parent, kind="stable")] = np.arange(counts[f], dtype=np.int32)
+        holder = _relabel(codes[f], position[f])
+    return position
+
+
+def _relabel(codes, position):
+    """The new codes of levels; as they are, without going through all rows, where these have kept their places."""
+    return codes if np.array_equal(position, np.arange(len(position))) else position[codes]
+
+
+def _relabel_nesting(within, position):
+    """`_nesting` of the new codes."""
+    return [
+        [None if w is None else _relabel(w, position[g])[np.argsort(position[f])] for g, w in enumerate(row)]
+        for f, row in enumerate(within)
+    ]
+
+
+def _index(layout, codes, counts, placed, position, within):
+    block, slot, component = placed
+    simple = [f for f in range(len(codes)) if f not in block]
+    for f in simple:
+        block[f], slot[f] = np.arange(counts[f], dtype=np.int32), np.zeros(counts[f], np.int32)
+    return Index(
+        groupings=tuple(_group(code, count) for code, count in zip(codes, counts, strict=True)),
+        couplings=tuple(_couplings(layout, codes, counts, within)),
+        block=tuple(_pad(block[f], layout.levels[f], BEYOND) for f in range(len(codes))),
+        slot=tuple(_pad(slot[f], layout.levels[f], 0) for f in range(len(codes))),
+        parents=_parents(layout, codes, counts, component),
+        within=tuple(
+            tuple(None if w is None else _pad(w, layout.levels[f], BEYOND) for w in row) for f, row in enumerate(within)
+        ),
+        position=tuple(_pad(position[f], layout.levels[f], BEYOND) for f in range(len(codes))),
+    )
+
+
+def _pad(values, size, fill):
+    padded = np.full(size, fill, np.int32)
+    padded[: len(values)] = values
+    return padded
+
+
+def _group(codes, count):
+    """Gather rows by group into chunks of equal length."""
+    sizes = np.bincount(codes, minlength=count)
+    largest = int(sizes.max())
+    fitting = [c for c in CHUNKS if c >= largest]
+    # For larger groups by their mean size alone: the chunk that pads least flips between near ties, and data of nearly
+    # the same size would not share a program.
+    chunk = fitting[0] if fitting else (8 if len(codes) > 4 * count else 2)
+    chunks = -(-sizes // chunk)
+    one_each = fitting and bool(np.all(chunks == 1))
+    size = bucket(count)
+    total = size if one_each else bucket(int(chunks.sum()))
+    # Where every chunk begins and its group ends, among rows in the order of their groups.
+    ends = np.cumsum(sizes, dtype=np.int32)
+    first = np.cumsum(chunks) - chunks
+    begin = np.repeat(ends - sizes.astype(np.int32) - (first * chunk).astype(np.int32), chunks)
+    begin += np.arange(len(begin), dtype=np.int32) * np.int32(chunk)
+    place = begin + np.arange(chunk, dtype=np.int32)[:, None]
+    real = place < np.repeat(ends, chunks)
+    if not np.all(codes[1:] >= codes[:-1]):
+        place = _order_by(codes, count)[np.where(real, place, 0)]
+    rows = np.full((chunk, total), BEYOND, np.int32)
+    rows[:, : len(begin)] = np.where(real, place, BEYOND)
+    segments = None if one_each else _pad(np.repeat(np.arange(count), chunks), total, size - 1)
+    return Grouping(rows=rows, segments=segments, size=size)
+
+
+def _order_by(codes, count):
+    """The rows in the order of their groups, those of a group in their own order."""
+    if len(codes) < MANY:
+        return np.argsort(codes, kind="stable").astype(np.int32)
+    from scipy.sparse import coo_array
+
+    # To bring the entries of a sparse matrix in the order of its rows is a counting sort, in one pass.
+    rows = np.arange(len(codes), dtype=np.int32)
+    return coo_array((np.ones(len(codes), bool), (codes, rows)), shape=(count, len(codes))).tocsr().indices
+
+
+def _couplings(layout, codes, counts, within):
+    """Pairs of levels that occur together, for every pair of factors of which the first does not lie in the second."""
+    for f in range(len(codes)):
+        for g in range(len(codes)):
+            if f == g or not layout.precedes(f, g) or within[f][g] is not None:
+                continue
+            pair, keys = pd.factorize(codes[f].astype(np.int64) * counts[g] + codes[g])
+            size = bucket(len(keys))
+            yield Coupling(
+                grouping=_group(pair.astype(np.int32), len(keys)),
+                first=_pad(keys // counts[g], size, BEYOND),
+                second=_pad(keys % counts[g], size, BEYOND),
+                factors=(f, g),
+            )
+
+
+def _links(layout, index, density):
+    """The entries that couple leaves and core, and all pairs of them in one leaf; None where dense is faster."""
+    leaf = layout.stages[0][0][0]
+    held = {c.factors[1]: (c.first, c.second) for c in index.couplings if c.factors[0] == leaf}
+    leaves, columns = [], []
+    for g, _ in layout.stages[1]:
+        within = index.within[leaf][g]
+        first, second = held[g] if within is None else (np.arange(len(within), dtype=np.int32), within)
+        first = np.where(second == BEYOND, BEYOND, first)
+        width = layout.factor_width(g)
+        slot = index.slot[g][np.where(second == BEYOND, 0, second)]
+        own = layout.offset_in_stage(g) + slot[None] * width + np.arange(width, dtype=np.int32)[:, None]
+        leaves.append(np.broadcast_to(first, own.shape).ravel())
+        columns.append(own.ravel())
+    leaves, columns = np.concatenate(leaves), np.concatenate(columns)
+    source = np.flatnonzero(leaves != BEYOND)
+    total = layout.stage_width(1)
+    source = source[np.argsort(leaves[source].astype(np.int64) * total + columns[source], kind="stable")]
+    sizes = np.bincount(leaves[source], minlength=layout.blocks[0])
+    pairs = int(np.sum(sizes * (sizes + 1) // 2))
+    if layout.blocks[0] * total**2 <= density * pairs:
+        return None
+    # Twice four bytes a pair: on the host and on the device.
+    require_memory(replace(layout, crossed=SPARSE).fit_bytes(0) + 8 * pairs, total)
+    entries = bucket(len(source) + 1)
+    first, left = _entry_pairs(columns[source], np.cumsum(sizes)[leaves[source]], pairs, entries)
+    return Links(
+        source=_pad(source, entries, BEYOND),
+        leaf=_pad(leaves[source], entries, layout.blocks[0] - 1),
+        column=_pad(columns[source], entries, total - 1),
+        first=first,
+        left=left,
+    )
+
+
+def _entry_pairs(columns, ends, pairs, entries):
+    """Each entry with itself and those after it in its leaf, by the first one's column: see `Links`."""
+    order = np.argsort(columns, kind="stable").astype(np.int32)
+    partners = ends[order] - order
+    chunks = bucket(-(-pairs // PAIRS))
+    left = np.full((chunks, bucket(-(-pairs // chunks))), entries - 1, np.int32)
+    np.copyto(left.ravel()[:pairs], np.repeat(order, partners))
+    first = np.zeros(entries, np.int64)
+    first[order] = np.cumsum(partners) - partners - order
+    first[-1] = pairs - (entries - 1)
+    return first.astype(np.int32), left
+
+
+def _parents(layout, codes, counts, component):
+    """For every stage, the block of each later stage that holds each of its blocks."""
+    blocks = [component if not layout.is_chain(s) else codes[layout.stages[s][0][0]] for s in range(len(layout.stages))]
+    parents = []
+    for s, own in enumerate(blocks):
+        later = []
+        for t in range(s + 1, len(blocks)):
+            parent = np.zeros(int(own.max()) + 1, np.int32)
+            parent[own] = blocks[t]
+            later.append(_pad(parent, layout.blocks[s], layout.blocks[t] - 1))
+        parents.append(tuple(later))
+    return tuple(parents)

@@ -1,0 +1,163 @@
+"""Relative covariances by the method of moments, a start that costs no evaluation.
+
+Sigma is written as a sum of v_u uu' over vectors u whose uu' span the symmetric matrices: unit vectors and sums of two.
+With z_u = Z u, columns preconditioned and X taken out of y, unweighted quadratic forms, summed over levels, have
+expectations that are linear in the v (Rao's MINQUE with V = I, also known as Haseman-Elston regression):
+
+    E sum (z_u'Wy)^2 = sigma^2 sum z_u'Wz_u + sum_w v_w sum (z_u'Wz_w)^2
+    E y'Wy = sigma^2 n + sum_w v_w sum z_w'Wz_w
+
+The columns of an "identity" term share one v. The core of a sparse layout is left without sums of two.
+"""
+
+from functools import partial
+from itertools import combinations
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jmixed.algebra.small import add_up, diagonal, eigh, sum_in_blocks, sweep
+from jmixed.covariance.structure import IDENTITY
+from jmixed.layout.design import Moments
+from jmixed.layout.layout import SPARSE
+from jmixed.likelihood.couplings import couplings
+from jmixed.likelihood.stages import Place, places
+
+SMALLEST, LARGEST = 1e-2, 1e4
+"""Bounds of the relative variances: from zero no derivative leads away."""
+
+
+class Part(NamedTuple):
+    """A term in a stage's block: its vectors u (k, q), and which of all v is whose, as indicators (variances, k)."""
+
+    place: Place
+    vectors: np.ndarray
+    owners: np.ndarray
+
+    def forms(self, C):
+        """u'Cu of C (Q, Q), (k,), summed over slots."""
+        columns = self.place.columns()
+        own = jnp.sum(C[columns[:, :, None], columns[:, None]], axis=0)
+        return jnp.einsum("ki,kj,ij->k", self.vectors, self.vectors, own)
+
+    def along(self, x):
+        """Rows of x (Q, ...) combined by the vectors, (slots, k, ...)."""
+        rows = self.place.rows(x)
+        return rows if len(self.vectors) == self.place.q else jnp.einsum("kq,lq...->lk...", self.vectors, rows)
+
+
+def moment_covariances(moments: Moments):
+    """Relative covariances of all terms in preconditioned columns, one array (q, q) each."""
+    stages = _parts(moments.layout, moments.G.dtype)
+    blocks = [(C, B[:, -1:], moments.repeats) for C, B in zip(moments.C, moments.B, strict=True)]
+    sums = [sum_in_blocks(partial(_within, parts), own) for parts, own in zip(stages, blocks, strict=True)]
+    squares, traces, overlaps = (add_up(own) for own in zip(*sums, strict=True))
+    for between in _between(moments, stages):
+        overlaps = overlaps + between + between.T
+    squares, traces, overlaps = moments.over_devices((squares, traces, overlaps))
+    system = jnp.block([[moments.nobs[None, None], traces[None]], [traces[:, None], overlaps]])
+    observed = jnp.concatenate([moments.G[-1, -1:], squares])
+    scale = 1 / jnp.sqrt(diagonal(system))
+    inverse = -sweep(system * scale[:, None] * scale[None], len(observed))[0]
+    solved = scale * (inverse @ (observed * scale))
+    ratio = solved[1:] / jnp.where(solved[0] > 0, solved[0], moments.G[-1, -1] / moments.nobs)
+    found = {part.place.term: _covariance(part, ratio) for parts in stages for part in parts}
+    if any(shift is not None for shift in moments.shift):
+        counted = jnp.any(jnp.stack([jnp.any(shift != 0) for shift in moments.shift if shift is not None]))
+        for s, parts in enumerate(stages):
+            for part in parts:
+                own = _of_shift(part, moments.C[s], moments.shift[s], moments)
+                found[part.place.term] = jnp.where(counted, own, found[part.place.term])
+    return [found[term] for term in sorted(found)]
+
+
+def _of_shift(part, C, shift, moments):
+    """Sigma from the effects themselves where they are counted from their least-squares estimates."""
+    effects = part.place.rows(shift[:, -1])
+    times = jnp.ones(C.shape[2], C.dtype) if moments.repeats is None else moments.repeats
+    # In a nest nothing may be left of an outer factor's C; but a level that there is has an effect on some column.
+    occurs = jnp.any(part.place.rows(shift) != 0, axis=(1, 2))
+    levels = jnp.sum(occurs.astype(times.dtype) @ times)
+    squares, levels = moments.over_devices((jnp.einsum("lig,ljg->ij", effects, effects), levels))
+    if moments.layout.terms[part.place.term].kind == IDENTITY:
+        squares = jnp.mean(diagonal(squares)) * jnp.eye(part.place.q, dtype=C.dtype)
+    return _bounded(squares / levels * moments.nobs / moments.G[-1, -1], jnp.inf)
+
+
+def _parts(layout, dtype) -> list[list[Part]]:
+    """The terms of every stage."""
+    stages = [[(place, _vectors(layout, s, place)) for place in places(layout, s)] for s in range(len(layout.stages))]
+    counts = {p.term: 1 if layout.terms[p.term].kind == IDENTITY else len(u) for parts in stages for p, u in parts}
+    starts = np.cumsum([0, *(counts[term] for term in range(len(counts)))])
+
+    def part(place, vectors):
+        owners = np.zeros((starts[-1], len(vectors)), dtype)
+        own = np.arange(counts[place.term]) if counts[place.term] > 1 else 0
+        owners[starts[place.term] + own, np.arange(len(vectors))] = 1
+        return Part(place, vectors.astype(dtype), owners)
+
+    return [[part(*one) for one in parts] for parts in stages]
+
+
+def _vectors(layout, stage, place):
+    """The vectors u (k, q) of a term."""
+    unit = np.eye(place.q)
+    if layout.terms[place.term].kind == IDENTITY or (layout.crossed == SPARSE and stage == 1):
+        return unit
+    return np.stack([*unit, *(unit[i] + unit[j] for i, j in combinations(range(place.q), 2))])
+
+
+def _covariance(part, ratio):
+    """Sigma from the relative v, its eigenvalues kept within bounds."""
+    own = part.owners.T @ jnp.where(jnp.isfinite(ratio), ratio, 1)
+    return _bounded(jnp.einsum("k,ki,kj->ij", own, part.vectors, part.vectors), LARGEST)
+
+
+def _bounded(covariance, largest):
+    values, vectors = eigh(covariance)
+    return (vectors * jnp.clip(values, SMALLEST, largest)[None]) @ vectors.T
+
+
+def _within(parts, blocks, _):
+    """Sums over a stage's blocks of (u'y)^2, of u'Cu, and of (u'Cw)^2."""
+    C, y, repeats = blocks
+    times = jnp.ones(C.shape[2], C.dtype) if repeats is None else repeats
+    total = C @ times
+    squares = sum(part.owners @ jnp.sum(part.along(y) ** 2, axis=(0, 2, 3)) for part in parts)
+    traces = sum(part.owners @ part.forms(total) for part in parts)
+    return squares, traces, _overlaps(parts, parts, C, times)
+
+
+def _overlaps(parts, others, A, times):
+    """Sums over blocks of (u'Aw)^2 by the variances of u and w."""
+    tables = []
+    for part in parts:
+        along = jnp.moveaxis(part.along(A), 2, 0)
+        for other in others:
+            squares = jnp.einsum("mnlkg,g->kn", other.along(along) ** 2, times)
+            tables.append(part.owners @ squares @ other.owners.T)
+    return add_up(tables)
+
+
+def _across(parts, others, A, _):
+    return _overlaps(parts, others, A, jnp.ones(A.shape[2], A.dtype))
+
+
+def _between(moments, stages):
+    """The overlaps of every two stages."""
+    layout = moments.layout
+    if layout.crossed == SPARSE:
+        links = couplings(moments)
+        for part in stages[0]:
+            squares = links._replace(A=part.along(links.A)[0]).squares()
+            for other in stages[1]:
+                yield part.owners @ jnp.sum(other.place.rows(squares.T), axis=0).T @ other.owners.T
+        return
+    for s, parts in enumerate(stages):
+        start = 0
+        for t in range(s + 1, len(stages)):
+            stop = start + layout.stage_width(t)
+            A = moments.A if layout.crossed else moments.B[s][:, start:stop]
+            yield sum_in_blocks(partial(_across, parts, stages[t]), A)
+            start = stop

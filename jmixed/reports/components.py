@@ -1,0 +1,187 @@
+"""Tables over a fit, in the layouts that lme4 and broom.mixed made familiar."""
+
+from collections.abc import Iterator
+from numbers import Real
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jmixed.errors import ModelError
+from jmixed.inference import tails
+from jmixed.reports.printed import noted
+from jmixed.runtime.precision import FLOAT
+
+
+class Component(NamedTuple):
+    """One entry of a term's covariance matrix: a variance (second is None) or a covariance."""
+
+    group: str
+    first: str | None
+    second: str | None
+    vcov: float
+    sdcor: float
+
+    @property
+    def name(self) -> str:
+        """Name in tables of intervals: ``sd_A|G``, ``cor_B.A|G`` or ``sigma``."""
+        if self.first is None:
+            return "sigma"
+        kind, term = ("sd", self.first) if self.second is None else ("cor", f"{self.second}.{self.first}")
+        return f"{kind}_{term}|{self.group}"
+
+
+def components(term, cov) -> Iterator[Component]:
+    """The lower triangle of a term's covariance matrix, column by column, as variances and correlations.
+
+    Parameters
+    ----------
+    term : RandomTerm
+    cov : array (q, q)
+
+    Yields
+    ------
+    Component
+        One for an identity term, whose columns share their variance.
+    """
+    if term.structure == "identity":
+        name = term.columns[0] if len(term.columns) == 1 else term.vc or ", ".join(term.columns)
+        yield Component(term.group, name, None, cov[0, 0], np.sqrt(cov[0, 0]))
+        return
+    sd = np.sqrt(np.diag(cov))
+    for j, first in enumerate(term.columns):
+        yield Component(term.group, first, None, cov[j, j], sd[j])
+        for i in range(j + 1, len(sd)):
+            correlation = cov[i, j] / (sd[i] * sd[j]) if sd[i] > 0 and sd[j] > 0 else np.nan
+            yield Component(term.group, first, term.columns[i], cov[i, j], correlation)
+
+
+def all_components(spec, fit) -> list[Component]:
+    """The components of all terms in the model's order, then the residual."""
+    found = [part for term in spec.terms for part in components(term, fit.covariances[term.label])]
+    return [*found, Component("Residual", None, None, fit.sigma**2, fit.sigma)]
+
+
+def var_corr(spec, fit) -> pd.DataFrame:
+    """Variances, covariances, standard deviations and correlations: columns group, var1, var2, vcov, sdcor.
+
+    Parameters
+    ----------
+    spec : ModelData
+    fit : Fit
+
+    Returns
+    -------
+    DataFrame
+        A term's variances (var2 None) come before its covariances; the last row is the residual.
+    """
+    rows = []
+    for term in spec.terms:
+        rows += sorted(components(term, fit.covariances[term.label]), key=lambda part: part.second is not None)
+    rows.append(Component("Residual", None, None, fit.sigma**2, fit.sigma))
+    # Built column by column: None must stay None in columns of names, where pandas would make it NaN.
+    names = {f: pd.Series([getattr(row, f) for row in rows], dtype=object) for f in ("group", "first", "second")}
+    table = pd.DataFrame(names).rename(columns={"first": "var1", "second": "var2"})
+    table["vcov"] = np.array([row.vcov for row in rows], FLOAT)
+    table["sdcor"] = np.array([row.sdcor for row in rows], FLOAT)
+    return noted(table)
+
+
+def wald_intervals(spec, fit, level: float) -> pd.DataFrame:
+    """Normal confidence limits of the coefficients; the other parameters are listed with NaN.
+
+    Parameters
+    ----------
+    spec : ModelData
+    fit : Fit
+    level : float
+        Coverage, between 0 and 1.
+
+    Returns
+    -------
+    DataFrame
+        Columns lower and upper; index: coefficients, then the names of `Component`.
+    """
+    half = tails.half_width(level) * np.sqrt(np.diag(fit.vcov_beta))
+    limits = np.column_stack([fit.beta - half, fit.beta + half])
+    others = [part.name for part in all_components(spec, fit)]
+    values = np.vstack([limits, np.full((len(others), 2), np.nan)])
+    return noted(pd.DataFrame(values, index=[*spec.exog_names, *others], columns=["lower", "upper"]))
+
+
+def glance(fit, nobs: int, n_params: int, reml: bool) -> pd.DataFrame:
+    """One row about the fit: nobs, sigma, logLik, AIC, BIC, REMLcrit or deviance, df.residual.
+
+    AIC and BIC count all parameters, and under REML use the restricted likelihood, as lme4 does: compare them only
+    between models with the same fixed effects.
+
+    Parameters
+    ----------
+    fit : Fit
+    nobs : int
+    n_params : int
+        Coefficients, free variance parameters and sigma.
+    reml : bool
+    """
+    criterion = "REMLcrit" if reml else "deviance"
+    values = {
+        "nobs": nobs,
+        "sigma": fit.sigma,
+        "logLik": fit.log_likelihood,
+        "AIC": fit.objective + 2 * n_params,
+        "BIC": fit.objective + np.log(nobs) * n_params,
+        criterion: fit.objective,
+        "df.residual": nobs - n_params,
+    }
+    return noted(pd.DataFrame([values]))
+
+
+def tidy_fixed(spec, fit, level: float | None) -> pd.DataFrame:
+    """The coefficients: effect, term, estimate, std.error, statistic, with limits if a level is given."""
+    error = np.sqrt(np.diag(fit.vcov_beta))
+    table = pd.DataFrame(
+        {"effect": "fixed", "term": list(spec.exog_names), "estimate": fit.beta, "std.error": error}
+    ).assign(statistic=fit.beta / error)
+    return _with_limits(table, level)
+
+
+def tidy_ran_pars(spec, fit, level: float | None) -> pd.DataFrame:
+    """Standard deviations and correlations: effect, group, term (``sd__A``, ``cor__A.B``), estimate."""
+    rows = []
+    for part in all_components(spec, fit):
+        term = f"sd__{part.first or 'Observation'}" if part.second is None else f"cor__{part.first}.{part.second}"
+        rows.append(("ran_pars", part.group, term, part.sdcor))
+    table = pd.DataFrame(rows, columns=["effect", "group", "term", "estimate"])
+    return table if level is None else table.assign(**{"conf.low": np.nan, "conf.high": np.nan})
+
+
+def tidy_ran_vals(modes, covariances, level: float | None) -> pd.DataFrame:
+    """Conditional modes: effect, group, level, term, estimate, std.error.
+
+    Parameters
+    ----------
+    modes : dict of DataFrames (levels x columns), by group
+    covariances : dict of arrays (levels, q, q), by group
+    level : float or None
+    """
+    tables = []
+    for group, frame in modes.items():
+        error = np.sqrt(np.diagonal(covariances[group], axis1=1, axis2=2))
+        for k, column in enumerate(frame.columns):
+            values = {"level": frame.index, "term": column, "estimate": frame[column].array, "std.error": error[:, k]}
+            tables.append(pd.DataFrame({"effect": "ran_vals", "group": group, **values}))
+    return _with_limits(pd.concat(tables, ignore_index=True), level)
+
+
+def _with_limits(table, level):
+    if level is None:
+        return table
+    half = tails.half_width(level) * table["std.error"]
+    return table.assign(**{"conf.low": table["estimate"] - half, "conf.high": table["estimate"] + half})
+
+
+def level_of(level: float) -> float:
+    """A coverage, refused when it is none."""
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level < 1:
+        raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
+    return float(level)

@@ -1,0 +1,203 @@
+"""Many responses on one model, with names: what `MixedLM.fit_many` does and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.covariance.scales import factors_of_theta, preconditioners, settled, singular_flags
+from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
+from jmixed.fit import many
+from jmixed.formulas.frame import as_frame, refuse_tracer
+from jmixed.reports.components import Component, components
+from jmixed.reports.printed import Shown
+from jmixed.runtime.progress import bar
+
+if TYPE_CHECKING:
+    from jmixed.formulas.model_data import ModelData
+
+
+@dataclass(frozen=True, repr=False)
+class ManyResults(Shown):
+    """Fits of many responses: tables with a row for each response, by its name.
+
+    Attributes
+    ----------
+    objective : Series (m,)
+        REML criteria or -2 log-likelihoods.
+    fe_params, bse_fe : DataFrames (m, k_fe)
+        Fixed effects and their standard errors.
+    theta : DataFrame (m, k)
+        Relative covariance factors.
+    sigma : Series (m,)
+        Residual standard deviations.
+    var_corr : DataFrame (m, components)
+        Standard deviations and correlations: ``sd_COLUMN|GROUP``, ``cor_B.A|GROUP`` and ``sigma``.
+    converged, singular : Series of bool (m,)
+    outcome : Series (m,)
+        Names of `jmixed.Outcome`.
+    nobs : Series (m,)
+        Rows with a response.
+    vcov_beta : array (m, k_fe, k_fe)
+        Covariance matrices of the fixed effects.
+    reml : bool
+    """
+
+    objective: pd.Series
+    fe_params: pd.DataFrame
+    bse_fe: pd.DataFrame
+    theta: pd.DataFrame
+    sigma: pd.Series
+    var_corr: pd.DataFrame
+    converged: pd.Series
+    singular: pd.Series
+    outcome: pd.Series
+    nobs: pd.Series
+    vcov_beta: np.ndarray
+    reml: bool
+
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        bad = int((~self.converged).sum())
+        title = (
+            f"<ManyResults: {len(self.objective)} responses, {'REML' if self.reml else 'ML'}; "
+            f"{int(self.singular.sum())} singular; {bad} without a certified optimum>"
+        )
+        table = self.fe_params.assign(sigma=self.sigma, objective=self.objective, outcome=self.outcome)
+        return title, table.head(SHOWN)
+
+
+SHOWN = 10
+"""Responses that a printed table has."""
+
+
+def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | None, progress: bool) -> ManyResults:
+    """Fit every response; see `ManyFitting.fit_many`."""
+    refuse_tracer(Y, "Y", "jm.estimate_many")
+    names, values = _responses(spec, Y)
+    with bar(len(names), progress, "fit_many") as advance:
+        found = many.fit_responses(design, values, reml, memory=memory or many.MEMORY, progress=advance)
+    _warn(found, names)
+    fixed, theta = list(spec.exog_names), settled(design, found.theta)
+    flags = singular_flags(design.layout.terms, theta, preconditioners(design))
+
+    def series(array: Any, name: str) -> pd.Series:
+        return pd.Series(array, index=names, name=name)
+
+    return ManyResults(
+        objective=series(found.objective, "objective"),
+        fe_params=pd.DataFrame(found.beta, index=names, columns=fixed),
+        bse_fe=pd.DataFrame(np.sqrt(np.diagonal(found.vcov_beta, axis1=1, axis2=2)), index=names, columns=fixed),
+        theta=pd.DataFrame(theta, index=names, columns=theta_names),
+        sigma=series(found.sigma, "sigma"),
+        var_corr=_var_corr(spec, design, theta, found.sigma, names),
+        converged=series(found.converged, "converged"),
+        singular=series(np.any(flags, axis=1), "singular"),
+        outcome=series([Outcome(int(value)).name for value in found.outcome], "outcome"),
+        nobs=series(found.nobs, "nobs"),
+        vcov_beta=found.vcov_beta,
+        reml=bool(reml),
+    )
+
+
+def _responses(spec, Y):
+    """(names, array (m, nobs)) of an array (m, nobs), or of a table (nobs, m) whose labels are those of the data."""
+    n = len(spec.y)
+    if not hasattr(Y, "columns") and not isinstance(Y, dict):
+        values = np.asarray(Y)
+        if values.ndim != 2 or values.shape[1] != n or values.dtype.kind not in "fiub":
+            raise DataError(
+                f"Y is an array of {values.dtype} of shape {values.shape}, but numbers of shape (m, {n}) are needed: a "
+                f"row per response, an entry for each of the model's {n} rows. Give a DataFrame for a column each",
+                page="many.md",
+            )
+        return pd.RangeIndex(len(values)), values
+    frame = as_frame(Y)
+    text = [str(name) for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    if text:
+        raise DataError(f"Y: column {text[0]!r} does not hold numbers; leave out what is no response")
+    if not frame.index.equals(spec.index):
+        known = frame.index.is_unique and spec.index.isin(frame.index).all()
+        if not known:
+            raise DataError(
+                f"Y has {len(frame)} rows whose labels are not those of the model's {n} rows: give Y the index of the "
+                "data, or an array (m, nobs)",
+                page="many.md",
+            )
+        frame = frame.loc[spec.index]
+    return frame.columns, frame.to_numpy(dtype=spec.y.dtype, na_value=np.nan).T
+
+
+def _var_corr(spec, design, theta, sigma, names) -> pd.DataFrame:
+    """Standard deviations and correlations, wide."""
+    columns: dict[str, np.ndarray] = {}
+    for term, factor in zip(spec.terms, factors_of_theta(design.layout.terms, theta), strict=True):
+        covariance = sigma[:, None, None] ** 2 * (factor @ factor.swapaxes(1, 2))
+        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+        for part in components(term, np.eye(len(term.columns))):
+            i = 0 if term.structure == "identity" else term.columns.index(part.first)
+            columns[part.name] = sd[:, i]
+            if part.second is not None:
+                j = term.columns.index(part.second)
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    columns[part.name] = covariance[:, i, j] / (sd[:, i] * sd[:, j])
+    columns[Component("Residual", None, None, 0, 0).name] = sigma
+    return pd.DataFrame(columns, index=names)
+
+
+def _warn(found, names):
+    bad = np.flatnonzero(~found.converged)
+    if len(bad):
+        outcome = Outcome(int(found.outcome[bad[0]]))
+        warn(
+            f"{len(bad)} of {len(names)} responses ended without a certified optimum, the first of them "
+            f"{names[bad[0]]!r}: {outcome.name}: {outcome.message}",
+            ConvergenceWarning,
+        )
+
+
+class ManyFitting:
+    """Many responses at once: `MixedLM` has it."""
+
+    spec: ModelData
+    design: Any
+    theta_names: Any
+
+    def fit_many(self, Y, reml: bool = True, memory: int | None = None, progress: bool = False) -> ManyResults:
+        """Fit the model to many responses in place of its own: compiled once, thousands in a second.
+
+        Parameters
+        ----------
+        Y : array (m, nobs) or DataFrame (nobs, m)
+            An array has a row for each response, in the order of ``model.endog``; a table has a column for each, and
+            its index finds the rows. NaN is a missing value: the fit of that response leaves the row out.
+        reml : bool
+            Restricted maximum likelihood, or maximum likelihood.
+        memory : int, optional
+            Bytes that a batch of fits may take; 256 MiB by default.
+        progress : bool
+            Draw a bar on the standard error stream.
+
+        Returns
+        -------
+        ManyResults
+
+        Raises
+        ------
+        DataError
+            `Y` has another shape, other rows or other things than numbers; or it is being traced by JAX.
+
+        Examples
+        --------
+        >>> import numpy as np, jmixed as jm
+        >>> data = jm.datasets.load("sleepstudy")
+        >>> model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", data)
+        >>> many = model.fit_many(data[["Reaction"]].assign(seconds=data.Reaction / 1000))
+        >>> many.fe_params["Days"].round(4).to_dict()
+        {'Reaction': 10.4673, 'seconds': 0.0105}
+        """
+        if memory is not None and not memory > 0:
+            raise ModelError(f"memory is {memory!r}; it must be a positive number of bytes")
+        return fit_many(self.spec, self.design, self.theta_names, Y, reml, memory, progress)

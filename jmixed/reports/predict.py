@@ -1,0 +1,256 @@
+"""Rows to predict, their means and intervals: the fixed part, and the levels that the model has seen."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from jmixed.errors import DataError
+from jmixed.formulas.frame import new_table
+from jmixed.formulas.statement import new_rows
+from jmixed.inference import tails
+from jmixed.runtime.precision import FLOAT
+
+
+def fixed_part(spec, beta) -> np.ndarray:
+    """``X beta + offset`` of the model's own rows, array (n,)."""
+    return spec.X @ beta + spec.offset
+
+
+def random_part(terms, codes, columns, b) -> np.ndarray:
+    """Sum of ``Z b`` over terms; a level code of -1 contributes nothing.
+
+    Parameters
+    ----------
+    terms : sequence of RandomTerm
+    codes : sequence of int arrays (k,)
+    columns : sequence of arrays (k, q)
+        Rows of each term's Z.
+    b : dict of arrays (L, q), by the term's label
+
+    Returns
+    -------
+    array (k,)
+    """
+    total = np.zeros(len(codes[0]) if len(codes) else 0, FLOAT)
+    for term, code, Z in zip(terms, codes, columns, strict=True):
+        # Code -1 reads the last level, which the mask then removes; unknown levels have mean zero.
+        total += np.where(code >= 0, np.einsum("ij,ij->i", Z, b[term.label][code]), 0.0)
+    return total
+
+
+def select_terms(terms, random_effects) -> list[int]:
+    """Positions of the terms whose conditional modes a prediction uses.
+
+    Parameters
+    ----------
+    terms : sequence of RandomTerm
+    random_effects : bool, str or collection of str
+        True for all terms, False for none, or names of grouping factors.
+
+    Raises
+    ------
+    DataError
+        When a name is not a grouping factor of the model.
+    """
+    if isinstance(random_effects, bool | np.bool_):
+        return list(range(len(terms))) if random_effects else []
+    wanted = [random_effects] if isinstance(random_effects, str) else list(random_effects)
+    groups = list(dict.fromkeys(term.group for term in terms))
+    unknown = [name for name in wanted if name not in groups]
+    if unknown:
+        raise DataError(
+            f"random_effects={random_effects!r}: {unknown[0]!r} is not a grouping factor of this model; "
+            f"use True, False, or names out of {groups}"
+        )
+    return [k for k, term in enumerate(terms) if term.group in wanted]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to predict: k of them, with the columns and levels of the model's terms.
+
+    Attributes
+    ----------
+    X : array (k, p)
+    offset : array (k,)
+    codes : tuple of int arrays (k,), one per term
+        -1 for a level that is not known, and throughout for a term whose conditional modes are not used.
+    Z : tuple of arrays (k, q), one per term
+    weights : array (k,)
+    index : Index or None
+        Labels of the rows, None where there are none.
+    missing : bool array (k,)
+        Rows with a missing value.
+    """
+
+    X: np.ndarray
+    offset: np.ndarray
+    codes: tuple[np.ndarray, ...]
+    Z: tuple[np.ndarray, ...]
+    weights: np.ndarray
+    index: pd.Index | None
+    missing: np.ndarray
+
+
+def in_sample(spec, selected: Collection[int]) -> Rows:
+    """The model's own rows."""
+    unknown = np.full(len(spec.y), -1, np.int32)
+    codes = tuple(term.codes if k in selected else unknown for k, term in enumerate(spec.terms))
+    Z = tuple(term.Z for term in spec.terms)
+    return Rows(spec.X, spec.offset, codes, Z, spec.weights, None, np.zeros(len(spec.y), bool))
+
+
+def mean(spec, fit, rows: Rows) -> np.ndarray:
+    """``X beta + offset + Z b``, array (k,); NaN for rows with a missing value."""
+    values = rows.X @ fit.beta + rows.offset
+    if len(spec.terms):
+        values = values + random_part(spec.terms, rows.codes, rows.Z, fit.b)
+    return np.where(rows.missing, np.nan, values)
+
+
+def from_columns(spec, exog) -> Rows:
+    """Rows of given columns of X, matched by position as in statsmodels: no random effects.
+
+    Parameters
+    ----------
+    spec : ModelData
+    exog : array (k, p) or (p,), or DataFrame
+
+    Raises
+    ------
+    DataError
+        When the number of columns is wrong, or the model has an offset, which columns of X cannot tell.
+    """
+    index = exog.index if isinstance(exog, pd.DataFrame | pd.Series) else None
+    X = np.asarray(exog, FLOAT)
+    p = spec.X.shape[1]
+    if X.ndim == 1:
+        X = X[:, None] if p == 1 else X[None, :]
+        index = None if index is not None and len(index) != len(X) else index
+    if X.ndim != 2 or X.shape[1] != p:
+        raise DataError(
+            f"predict: exog has shape {np.shape(exog)}, but the model needs {p} columns: {list(spec.exog_names)}"
+        )
+    if spec.has_offset:
+        raise DataError(
+            "predict: the model has an offset, which columns of exog do not carry; "
+            "compute exog @ fe_params and add the offset of the new rows"
+        )
+    k = len(X)
+    codes = tuple(np.full(k, -1, np.int32) for _ in spec.terms)
+    Z = tuple(np.zeros((k, len(term.columns))) for term in spec.terms)
+    return Rows(X, np.zeros(k), codes, Z, np.ones(k), index, np.zeros(k, bool))
+
+
+def from_data(spec, data, selected: Collection[int], new_levels: str, every: bool = False) -> Rows:
+    """New rows through the model's formulas.
+
+    Parameters
+    ----------
+    spec : ModelData
+    data : DataFrame or other columns
+    selected : positions of the terms whose conditional modes are used
+    new_levels : str
+        "raise", or "population": a level that the model has not seen contributes nothing.
+    every : bool
+        Make the columns of the other terms as well, whose variance belongs to a prediction interval.
+
+    Raises
+    ------
+    DataError
+        When `new_levels` is "raise" and a level is unknown.
+    """
+    frame = new_table(data, spec.recipe.columns(part for part in spec.recipe.specs if part != "lhs"))
+    used = [k for k in range(len(spec.terms)) if every or k in selected]
+    terms = tuple(spec.terms[k] for k in used)
+    if every:
+        # The labels of terms that are not selected play no part: they need not be there.
+        absent = {name for k in used if k not in selected for name in _sources(spec.terms[k]) if name not in frame}
+        frame = frame.assign(**dict.fromkeys(sorted(absent)))
+    # Only the terms in use: the columns of other grouping factors need not be there.
+    found = new_rows(replace(spec, terms=terms), frame, random=len(terms) > 0)
+    unknown, missing = np.full(len(frame), -1, np.int32), found.missing
+    codes = [unknown for _ in spec.terms]
+    Z = [np.zeros((len(frame), len(term.columns))) for term in spec.terms]
+    for place, k in enumerate(used):
+        term, Z[k] = spec.terms[k], found.Z[place]
+        if k in selected:
+            labels, codes[k] = _label_columns(term, frame), found.codes[place]
+            missing = np.logical_or.reduce([missing, *(column.isna() for column in labels)])
+            if new_levels == "raise":
+                _refuse_unknown(term, codes[k], labels, missing)
+        if every and term.rebuild.local is not None and np.any((found.codes[place] < 0) & ~missing):
+            raise DataError(
+                f"predict: the columns of the variance component {term.vc!r} are made within each group, so that rows "
+                "of unknown groups have no prediction interval; use interval='confidence', or give the groups"
+            )
+    return Rows(found.X, found.offset, tuple(codes), tuple(Z), np.ones(len(frame)), found.index, missing)
+
+
+def _sources(term):
+    """The columns that a term's labels come from."""
+    return term.rebuild.factor.sources
+
+
+def _label_columns(term, frame):
+    """The columns that a term's labels come from, as far as they are plain columns."""
+    return [frame[name] for name in _sources(term) if name in frame]
+
+
+def _refuse_unknown(term, code, columns, missing):
+    unknown = np.flatnonzero((code < 0) & ~missing)
+    if len(unknown):
+        known = term.levels[:1].tolist()[0]
+        raise DataError(
+            f"predict: {_unknown_labels(term, columns, unknown)} not among the levels of {term.group!r} that the "
+            f"model was fitted to (such as {known!r}); use new_levels='population' to predict such rows with a "
+            "random effect of zero",
+            page="new-groups.md",
+        )
+
+
+def _unknown_labels(term, columns, unknown):
+    """The first few unknown labels, or their number when the factor is not made of plain columns."""
+    if len(columns) != len(term.rebuild.factor.sources):
+        return f"{len(unknown)} rows have a level"
+    # A label on its own keeps its type: the text '7' is no level where the number 7 is.
+    whole = columns[0].tolist() if len(columns) == 1 else None
+    found = (":".join(str(column.iloc[row]) for column in columns) if whole is None else whole[row] for row in unknown)
+    labels = list(dict.fromkeys(found))
+    more = f" and {len(labels) - 5} more are" if len(labels) > 5 else " is" if len(labels) == 1 else " are"
+    return ", ".join(repr(label) for label in labels[:5]) + more
+
+
+def with_interval(spec, fit, joint, rows: Rows, interval: str, level: float) -> pd.DataFrame:
+    """Predictions with their standard errors and normal limits.
+
+    Parameters
+    ----------
+    spec : ModelData
+    fit : Fit
+    joint : JointCovariance
+    rows : Rows
+    interval : str
+        "confidence": of the mean that is predicted. "prediction": of a new observation, with the residual variance and
+        the variance of every random effect that the mean leaves out.
+    level : float
+        Coverage.
+
+    Returns
+    -------
+    DataFrame
+        Columns fit, se, lower, upper.
+    """
+    values = mean(spec, fit, rows)
+    kept = ~rows.missing
+    codes, Z = [code[kept] for code in rows.codes], [columns[kept] for columns in rows.Z]
+    variance = np.full(len(values), np.nan)
+    variance[kept] = joint.variances(rows.X[kept], joint.rows(codes, Z))
+    if interval == "prediction":
+        variance[kept] += joint.prior_variances(codes, Z) + fit.sigma**2 / rows.weights[kept]
+    error = np.sqrt(variance)
+    half = tails.half_width(level) * error
+    columns = {"fit": values, "se": error, "lower": values - half, "upper": values + half}
+    return pd.DataFrame(columns, index=rows.index)

@@ -1,0 +1,302 @@
+"""The printed summary of a fit: plain text, HTML and LaTeX from the same two tables."""
+
+import html
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from jmixed.errors import DataError, Outcome
+from jmixed.inference import tails
+from jmixed.reports.printed import decimals, fixed
+from jmixed.runtime.arguments import checked
+
+TITLE = "Mixed Linear Model Regression Results"
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Tables and notes about a fit; prints as text, shows as HTML in a notebook.
+
+    Attributes
+    ----------
+    tables : list of DataFrame
+        The header (label, value, label, value) and the parameters; all cells are text.
+    title : str
+    notes : list of str
+        Sentences below the tables.
+    """
+
+    tables: list[pd.DataFrame]
+    title: str
+    notes: list[str] = field(default_factory=list)
+
+    def as_text(self) -> str:
+        """The summary as fixed-width text.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> print(result.summary().as_text().splitlines()[4])
+        No. Groups:          18         Scale:                 654.9410
+        """
+        body = _text_parameters(self.tables[1])
+        header = _text_header(self.tables[0], len(body[0]))
+        width = max(len(line) for line in header + body)
+        thick, thin = "=" * width, "-" * width
+        lines = [self.title.center(width).rstrip(), thick, *header, thin, body[0], thin, *body[1:], thick]
+        for note in self.notes:
+            lines += textwrap.wrap(note, max(width, 60), subsequent_indent="  ", break_on_hyphens=False)
+        return "\n".join(lines)
+
+    def as_html(self) -> str:
+        """The summary as an HTML fragment; every cell is escaped.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> result.summary().as_html()[:26]
+        '<table class="simpletable"'
+        """
+        header = "\n".join(_html_row(row) for row in self.tables[0].itertuples(index=False))
+        table = self.tables[1]
+        top = "".join(f'<th style="text-align:right">{html.escape(name)}</th>' for name in table.columns)
+        body = "\n".join(_html_parameter(name, row) for name, row in zip(table.index, table.to_numpy(), strict=True))
+        notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return (
+            f'<table class="simpletable">\n<caption>{html.escape(self.title)}</caption>\n{header}\n</table>\n'
+            f'<table class="simpletable">\n<tr><td></td>{top}</tr>\n{body}\n</table>\n{notes}'
+        )
+
+    def as_latex(self) -> str:
+        """The summary as a LaTeX table.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> "begin{tabular}" in result.summary().as_latex()
+        True
+        """
+        header, table = self.tables
+        rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in header.to_numpy()]
+        top = " & ".join(["", *(_latex(name) for name in table.columns)]) + r" \\"
+        cells = zip(table.index, table.to_numpy(), strict=True)
+        body = [" & ".join(_latex(cell) for cell in (name, *row)) + r" \\" for name, row in cells]
+        notes = [_latex(note) + r"\\" for note in self.notes]
+        return "\n".join(
+            [r"\begin{table}", rf"\caption{{{_latex(self.title)}}}", r"\begin{center}"]
+            + [r"\begin{tabular}{llll}", r"\hline", *rows, r"\hline", r"\end{tabular}", ""]
+            + [rf"\begin{{tabular}}{{l{'r' * table.shape[1]}}}", r"\hline", top, r"\hline", *body]
+            + [r"\hline", r"\end{tabular}", r"\end{center}", *notes, r"\end{table}"]
+        )
+
+    def _repr_html_(self) -> str:
+        return self.as_html()
+
+    def __str__(self) -> str:
+        return self.as_text()
+
+    __repr__ = __str__
+
+
+def number(value: float) -> str:
+    """A number with three decimals, or with four digits where three decimals would hide its magnitude.
+
+    Examples
+    --------
+    >>> from jmixed.reports.summary import number
+    >>> number(251.4051), number(0.0), number(0.0012345), number(-2.5e-7), number(3.21e12), number(float("nan"))
+    ('251.405', '0.000', '0.001234', '-2.500e-07', '3.210e+12', '')
+    """
+    size = abs(value)
+    if not np.isfinite(value):
+        return "" if np.isnan(value) else f"{value}"
+    if size == 0 or 0.01 <= size < 1e10:
+        return f"{value:.3f}"
+    if 1e-4 <= size < 0.01:
+        return f"{value:.{3 - int(np.floor(np.log10(size)))}f}"
+    return f"{value:.3e}"
+
+
+def parameter_table(
+    names: Sequence[str], estimates, errors, variances, variance_errors, alpha: float, df=None
+) -> pd.DataFrame:
+    """The table of parameters as text: coefficients with z or t tests, variance parameters without.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Coefficients, then variance parameters.
+    estimates, errors : arrays (p,)
+    variances, variance_errors : arrays (m,)
+        On the scale of the data (squared), not divided by the residual variance.
+    alpha : float
+        The intervals have level 1 - alpha.
+    df : array (p,), optional
+        Degrees of freedom, for t tests with a column of them.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(errors > 0, estimates / errors, np.nan)
+    normal = df is None
+    if df is None:
+        half, p = tails.quantile(tails.outer(alpha)) * errors, tails.two_sided(t)
+    else:
+        from scipy.special import stdtr, stdtrit  # a tenth of a second
+
+        half, p = stdtrit(df, tails.outer(alpha)) * errors, 2 * stdtr(df, -np.abs(t))
+    columns = {
+        "Coef.": map(_beside, estimates, errors),
+        "Std.Err.": map(_beside, errors, errors),
+        **({} if normal else {"df": map(_degrees, df)}),
+        "z" if normal else "t": map(_fixed, t),
+        "P>|z|" if normal else "P>|t|": map(_fixed, p),
+        f"[{alpha / 2:g}": map(_beside, estimates - half, errors),
+        f"{1 - alpha / 2:g}]": map(_beside, estimates + half, errors),
+    }
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    empty = [""] * (len(columns) - 2)
+    rows += [[_beside(v, s), _beside(s, s), *empty] for v, s in zip(variances, variance_errors, strict=True)]
+    return pd.DataFrame(rows, index=list(names), columns=list(columns), dtype=object)
+
+
+def _beside(value, error):
+    """A number with as many decimals as its standard error needs, if there is one."""
+    if not error > 0 or np.isnan(value):
+        return number(value)
+    return fixed(value, decimals(error), least=0)
+
+
+def _degrees(value):
+    return "" if np.isnan(value) else f"{value:.1f}"
+
+
+def _fixed(value):
+    return "" if np.isnan(value) else f"{value:.3f}"
+
+
+def replaced(argument: str, names: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """The names to print: those given, which must be as many as there are, or the model's.
+
+    Raises
+    ------
+    DataError
+        When the number of names is wrong.
+    """
+    if given is None:
+        return list(names)
+    if len(given) != len(names):
+        raise DataError(f"{argument} should be a list of length {len(names)}, for {list(names)}; it has {len(given)}")
+    return [str(name) for name in given]
+
+
+def short(value: float) -> str:
+    """A number of the header: four decimals, or five digits where that says more."""
+    if value == 0 or 0.1 <= abs(value) < 1e10 or not np.isfinite(value):
+        return f"{value:.4f}"
+    return f"{value:.5g}"
+
+
+def sizes(nobs: int, groups) -> list[tuple[str, str]]:
+    """The lines of the header about rows and groups.
+
+    Parameters
+    ----------
+    nobs : int
+    groups : dict of str to GroupSizes
+        With one factor its sizes are given, with several the numbers of their levels.
+    """
+    lines = [("Model:", "MixedLM"), ("No. Observations:", str(nobs))]
+    if len(groups) != 1:
+        return lines + [(f"No. {name}:", str(size.count)) for name, size in groups.items()]
+    size = next(iter(groups.values()))
+    return [
+        *lines,
+        ("No. Groups:", str(size.count)),
+        ("Min. group size:", str(size.smallest)),
+        ("Max. group size:", str(size.largest)),
+        ("Mean group size:", f"{size.mean:.1f}"),
+    ]
+
+
+def header_table(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Two columns of labelled facts side by side, filled up with empty cells."""
+    height = max(len(left), len(right))
+    empty = ("", "")
+    rows = [(*(left[k] if k < len(left) else empty), *(right[k] if k < len(right) else empty)) for k in range(height)]
+    return pd.DataFrame(rows, columns=range(4), dtype=object)
+
+
+def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
+    """What a reader of the table must know: how the tests are made, and anything that is unusual about the fit.
+
+    Parameters
+    ----------
+    spec : ModelData
+    fit : Fit
+    outcome : Outcome
+    tests : str
+        How the tests are made.
+    """
+    lines = [tests]
+    singular = [term.label for term, flag in zip(spec.terms, fit.singular, strict=True) if flag]
+    if singular:
+        lines.append(
+            f"Singular fit: a variance of zero or a correlation of one in {', '.join(map(repr, singular))}. A variance "
+            "of zero has no standard error, and those beside a correlation of one are rough."
+        )
+    if spec.dropped:
+        lines.append(f"Redundant columns, dropped: {', '.join(spec.dropped)}.")
+    if not fit.converged:
+        lines.append(f"Not converged ({outcome.name}): {outcome.message}.")
+    return lines
+
+
+def _text_header(table, width):
+    cells = table.to_numpy()
+    widths = [max(len(cell) for cell in cells[:, k]) for k in range(4)]
+    spare = max(width - sum(widths) - 3, 0)
+    widths[0], widths[2] = widths[0] + spare // 3, widths[2] + spare // 3
+    widths[1] += spare - 2 * (spare // 3)
+    return [" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _text_parameters(table):
+    """The heading and the rows, the names to the left and the numbers to the right."""
+    label = max(len(str(name)) for name in table.index)
+    widths = [max(len(name), *(len(cell) for cell in table[name])) for name in table.columns]
+    heading = [name.center(width) for name, width in zip(table.columns, widths, strict=True)]
+    lines = [" ".join([" " * label, *heading])]
+    for name, row in zip(table.index, table.to_numpy(), strict=True):
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(" ".join([str(name).ljust(label), *cells]).rstrip())
+    return lines
+
+
+def _html_row(row):
+    cells = [html.escape(cell) for cell in row]
+    pairs = [f'<th style="text-align:left">{cells[k]}</th><td>{cells[k + 1]}</td>' for k in (0, 2)]
+    return f"<tr>{''.join(pairs)}</tr>"
+
+
+def _html_parameter(name, row):
+    cells = "".join(f'<td style="text-align:right">{html.escape(cell)}</td>' for cell in row)
+    return f'<tr><th style="text-align:left">{html.escape(str(name))}</th>{cells}</tr>'
+
+
+def _latex(text):
+    escapes = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escapes |= {character: "\\" + character for character in "&%$#_{}"}
+    escapes |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+    return "".join(escapes.get(character, character) for character in str(text))

@@ -1,0 +1,1 @@
+"""How and where programs run, and how calls and files are checked: nothing about statistics."""

@@ -1,0 +1,432 @@
+"""What public functions take: every call is looked at where it comes in, by one table of the arguments' names."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, is_dataclass
+from numbers import Real
+from operator import index
+from types import FrameType, FunctionType
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jmixed.errors import ArgumentError, OutOfMemoryError
+from jmixed.runtime.precision import FLOAT
+
+T = TypeVar("T", bound=Callable)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an argument may be: in words, and as a test of a value and of the object whose method is called."""
+
+    words: str
+    holds: Callable[[Any, Any], bool]
+
+    def __or__(self, other: Kind) -> Kind:
+        return Kind(f"{self.words}, or {other.words}", lambda value, owner: _either(self, other, value, owner))
+
+
+def _either(one, other, value, owner):
+    return one.holds(value, owner) or other.holds(value, owner)
+
+
+def _is_flag(value, _) -> bool:
+    if value is True or value is False:
+        return True
+    if isinstance(value, np.bool_ | np.ndarray | jax.Array):
+        return value.dtype == np.bool_ and value.ndim == 0
+    return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
+
+
+def _array(value) -> np.ndarray | None:
+    """Numbers as an array; None for what holds none. The values of what JAX is tracing do not matter."""
+    if isinstance(value, Tracer):
+        return np.zeros(value.shape, FLOAT)
+    if isinstance(value, str | bytes | Mapping | set) or callable(value):
+        return None
+    try:
+        found = np.asarray(value)
+        if found.dtype == object:
+            # NumPy makes nothing a number that is not one.
+            return None if any(one is None for one in found.flat) else found.astype(FLOAT)
+        return found if found.dtype.kind in "biuf" else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _real(value) -> float | None:
+    """A number; None for what is none, or a truth value."""
+    if type(value) is float or type(value) is int:
+        return value
+    if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or getattr(value, "shape", None) == ()):
+        return None
+    found = _array(value)
+    return None if found is None or found.dtype == bool else float(found)
+
+
+def number(words: str, low: float = -np.inf, high: float = np.inf) -> Kind:
+    """A finite number strictly between two others."""
+
+    def holds(value, _):
+        return isinstance(value, Tracer) or ((found := _real(value)) is not None and low < found < high)
+
+    return Kind(words, holds)
+
+
+def whole(low: int, high: int = 2**63 - 1) -> Kind:
+    """A whole number from one to another."""
+
+    def holds(value, _):
+        try:
+            return not isinstance(value, bool | np.bool_) and low <= index(value) <= high
+        except TypeError:
+            return False
+
+    return Kind(f"a whole number from {low} on" if high > 2**62 else f"a whole number from {low} to {high}", holds)
+
+
+def one_of(*names) -> Kind:
+    """One of a few words."""
+    words = ", ".join(map(repr, names[:-1])) + " or " * (len(names) > 1) + repr(names[-1])
+    return Kind(words, lambda value, _: isinstance(value, str | int) and value in names)
+
+
+def numbers(words: str, *dimensions: int, shape: Callable[[Any], tuple] | None = None) -> Kind:
+    """An array of numbers of so many dimensions; of a shape, if the object whose method is called knows it."""
+
+    def holds(value, owner):
+        # What a device holds, or JAX is tracing, need not come here to tell its shape.
+        there = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, np.number)
+        found = value if there else _array(value)
+        if found is None or (dimensions and found.ndim not in dimensions):
+            return False
+        return shape is None or found.shape == shape(owner)
+
+    return Kind(words, holds)
+
+
+def positions(count: Callable[[Any], int]) -> Kind:
+    """A position, or several, among as many places as the object has; or a truth value for each place."""
+
+    def holds(value, owner):
+        found, places = _array(value), count(owner)
+        if found is None or found.ndim > 1:
+            return False
+        if found.dtype == bool:
+            return found.shape == (places,)
+        return found.dtype.kind in "iu" and bool(np.all((-places <= found) & (found < places)))
+
+    return Kind("a position among the parameters, or a list of positions", holds)
+
+
+def _are_texts(value, _=None) -> bool:
+    plain = isinstance(value, Sequence | Set) and not isinstance(value, str | bytes)
+    return plain and all(isinstance(one, str) for one in value)
+
+
+def _is_even(value, _) -> bool:
+    """Whether the parts of a list have one length, so that it can become an array; other objects all pass."""
+    if not isinstance(value, list | tuple):
+        return not isinstance(value, type)
+    return len({len(one) if hasattr(one, "__len__") and not isinstance(one, str) else -1 for one in value}) <= 1
+
+
+def _is_penalty(*methods):
+    return lambda value, _: (
+        not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in methods)
+    )
+
+
+def _is_hypothesis(value, _) -> bool:
+    if isinstance(value, str | Mapping):
+        return all(isinstance(one, str) for one in value)
+    if _are_texts(value):
+        return len(value) > 0
+    parts = value if isinstance(value, tuple) and len(value) == 2 and hasattr(value[0], "__len__") else (value,)
+    arrays = [_array(part) for part in parts]
+    return arrays[0] is not None and arrays[0].ndim in (1, 2) and all(found is not None for found in arrays)
+
+
+def _are_tests(value, _) -> bool:
+    pairs = isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value)
+    return pairs and all(isinstance(name, str) and _is_hypothesis(spec, _) for name, spec in value)
+
+
+def _is_random(value, _) -> bool:
+    numpys = isinstance(value, np.random.SeedSequence | np.random.BitGenerator)
+    return numpys or callable(getattr(value, "normal", None)) or whole(0).holds(value, _)
+
+
+def has(words: str, *names: str) -> Kind:
+    """An object, not a class, with attributes of these names."""
+    return Kind(words, lambda value, _: not isinstance(value, type) and all(hasattr(type(value), n) for n in names))
+
+
+def _for_jax(value, _) -> bool:
+    """Whether JAX can take numbers as they are."""
+    if isinstance(value, jax.Array):
+        return bool(jnp.issubdtype(value.dtype, np.number))
+    found = (
+        None if isinstance(value, str | bytes | Mapping | set) or callable(value) or not _is_even(value, _) else value
+    )
+    try:
+        found = np.asarray(found)
+    except (TypeError, ValueError):
+        return isinstance(value, list | tuple) and all(_for_jax(one, _) for one in value)
+    return found.dtype.kind in "uif" and (found.dtype.kind == "f" or not found.size or int(np.max(abs(found))) < 2**31)
+
+
+def _are_positions(value, _) -> bool:
+    found = value if isinstance(value, jax.Array) else _array(value)
+    return found is not None and found.ndim == 1 and bool(jnp.issubdtype(found.dtype, np.integer))
+
+
+for_jax = Kind("an array of numbers", _for_jax)
+drawn = has("replicates, as result.bootstrap() gives", "bse", "confint") | Kind(
+    "a table of them",
+    lambda value, _: len(getattr(value, "columns", ())) > 0 and _for_jax(getattr(value, "to_numpy", list)(), _),
+)
+traced = has("a profile, as result.profile() gives", "confint") | Kind(
+    "a table of one", lambda value, _: {"parameter", "value", "zeta"} <= set(getattr(value, "columns", ()))
+)
+flag = Kind("True or False", _is_flag)
+probability = number("a number that lies between 0 and 1", 0, 1)
+positive = number("a positive number", 0)
+amount = number("a number, zero or more", -5e-324)
+text = Kind("text", lambda value, _: isinstance(value, str))
+texts = Kind("a list of texts", _are_texts)
+label = Kind("a name", lambda value, _: isinstance(value, str | int | float | tuple | np.generic))
+even = Kind("an array, or a list whose parts have one length", _is_even)
+file_name = Kind("a path", lambda value, _: isinstance(value, str | os.PathLike))
+binary_file = Kind("a binary file", lambda value, _: callable(getattr(value, "read", getattr(value, "write", None))))
+hypothesis = Kind("text such as 'a = b', a list or mapping of such texts, or a matrix of numbers", _is_hypothesis)
+
+
+def _parameter_count(result) -> int:
+    return len(result._estimate)
+
+
+def _square(result) -> tuple[int, ...]:
+    return (_parameter_count(result),) * 2
+
+
+covariance = numbers("a matrix of numbers with a row and a column for each parameter", shape=_square)
+matrix = numbers("a matrix of numbers", 2)
+table = numbers("an array of numbers", 1, 2)
+
+ARGUMENTS: dict[str, Kind] = {
+    **dict.fromkeys(("reml", "use_sqrt", "has_fe", "profile_fe", "calc_fe", "do_cg", "full_output", "progress"), flag),
+    **dict.fromkeys(("skip_single", "scalar", "use_t", "use_f", "cond_var", "full", "conf_int", "refit"), flag),
+    **dict.fromkeys(("remove_data", "transform", "use_sparse"), flag),
+    **dict.fromkeys(("level", "conf_level"), probability),
+    "alpha": number("a number that lies between 0 and 1: limits of 95% have alpha=0.05", 0, 1),
+    **dict.fromkeys(("gtol",), positive),
+    **dict.fromkeys(("ceps", "ptol", "tol", "dist_low", "dist_high"), amount),
+    **dict.fromkeys(("maxit", "num_low", "num_high"), whole(0, 2**31 - 1)),
+    "memory": whole(1),
+    **dict.fromkeys(("k_fe", "k_re", "k_vc", "niter_sa"), whole(0, 2**31)),
+    **dict.fromkeys(("title", "yname", "parameter", "vtype", "ddf", "interval", "new_levels", "missing"), text),
+    **dict.fromkeys(("kind", "name", "what", "check"), text),
+    **dict.fromkeys(("group", "x", "by"), label),
+    **dict.fromkeys(
+        ("endog", "exog", "exog_re", "groups", "weights", "offset", "y", "Y", "X", "subset", "array"), even
+    ),
+    **dict.fromkeys(("xname", "xname_fe", "xname_re", "drop_cols", "names"), texts),
+    **dict.fromkeys(("colnames", "mats"), Kind("a list", lambda value, _: isinstance(value, list | tuple))),
+    **dict.fromkeys(("which",), text | texts),
+    "effects": text | Kind("a list of texts", lambda value, _: _are_texts(value) and len(value) > 0),
+    "combine_terms": texts,
+    "extra_constraints": Kind("a list of pairs (name, hypotheses)", _are_tests),
+    "random_effects": Kind("True or False", lambda value, _: isinstance(value, bool | np.bool_)) | text | texts,
+    "df_constraints": whole(1, 2**31),
+    "n": Kind("a number that memory can hold", lambda value, _: not isinstance(value, int) or value < 2**40),
+    "maxiter": whole(0, 2**31 - 1),
+    "type": Kind("1, 2 or 3", lambda value, _: isinstance(value, int | str)),
+    "Z": Kind("a dict of arrays by term", lambda value, _: isinstance(value, Mapping)),
+    "steps": whole(0, 10_000),
+    **dict.fromkeys(("cols", "column"), positions(_parameter_count)),
+    **dict.fromkeys(("cov_p",), covariance),
+    "r_matrix": hypothesis,
+    "invcov": matrix,
+    **dict.fromkeys(("theta0", "theta", "beta", "residual"), for_jax),
+    "sigma": Kind("a number", lambda value, _: _for_jax(value, _) and np.ndim(value) == 0),
+    **dict.fromkeys(("result", "r_full", "r_reduced"), has("a result, as model.fit() gives", "fe_params", "augment")),
+    **dict.fromkeys(("bootstrap.replicates", "bootstrap_data.replicates"), drawn),
+    **dict.fromkeys(("profile.profile", "profile_data.profile"), traced),
+    "ax": has("axes of matplotlib", "plot", "set_xlabel", "get_figure"),
+    "levels": Kind(
+        "a list of levels, of one at least",
+        lambda value, _: (isinstance(value, Sequence) or np.ndim(value) == 1) and len(value) > 0,
+    ),
+    **dict.fromkeys(("design.X", "design.Z", "design.groups"), Kind("arrays", lambda *_: True)),
+    "design.y": Kind("an array of numbers", lambda value, owner: value is not None and _is_even(value, owner)),
+    "to_arviz.draws": whole(1, 10_000_000),
+    "take_groups.design": has("a design, as model.design", "require_rows"),
+    "marginal_loss.design": has("a design, as model.design", "require_rows"),
+    "take_groups.groups": Kind("a list of positions of groups", _are_positions),
+    "marginal_loss.groups": whole(1),
+    "fe_pen": Kind("an object with methods func(params) and deriv(params)", _is_penalty("func", "deriv")),
+    "cov_pen": Kind("an object with methods func(mat, mat_inv) and deriv(mat, mat_inv)", _is_penalty("func", "deriv")),
+    "rng": Kind("a whole number, or a random generator of NumPy", _is_random),
+    "fname": file_name | binary_file,
+    "path": file_name,
+    "cov_params.r_matrix": table,
+    "cov_params.other": table,
+    "cov_params.scale": amount,
+    "get_distribution.scale": amount,
+    "fit_regularized.alpha": numbers("a number, or one for each fixed effect", 0, 1),
+    "get_scale.fe_params": numbers("a number for each fixed effect", shape=lambda model: (model.k_fe,)),
+    "MixedLM.endog": Kind("an array of numbers", lambda value, owner: value is not None and _is_even(value, owner)),
+    "update.formula": text | texts,
+    "caterpillar.column": label,
+    "caterpillar_data.column": label,
+    "qq.column": label,
+    "qq_data.column": label,
+    "vcov_variance.scale": text,
+    "confint.method": text,
+    "influence.method": text,
+    "fit.method": text | texts | Kind("None", lambda value, _: value is None),
+}
+"""What arguments may be, by name; where one function means something else by it, by the function's name and its own."""
+
+
+def checked(thing: T) -> T:
+    """Let a public function, or the public methods of a class, look at their arguments before they do anything.
+
+    Unknown, missing and superfluous arguments are refused, and those of another kind than `ARGUMENTS` says; memory that
+    runs out meanwhile ends in an error of jmixed as well.
+
+    Parameters
+    ----------
+    thing : function or class
+
+    Returns
+    -------
+    The function, with its signature and docstring; or the class itself
+    """
+    if not isinstance(thing, type):
+        return _face(thing)
+    # Results, which are frozen and so keep a hash, are made by the package itself: their fields are not arguments.
+    made_here = is_dataclass(thing) and thing.__hash__ is not None
+    for home in reversed(thing.__mro__):
+        if home is thing or home.__module__.startswith("jmixed"):
+            for name, member in list(vars(home).items()):
+                if not name.startswith("_") or (name == "__init__" and not made_here):
+                    _replace(thing, name, member)
+    return cast(T, thing)
+
+
+def _replace(kind, name, member):
+    """Give a class the checked version of a method of its own or of one that it is built on."""
+    if vars(kind).get(name, member) is not member:
+        return
+    wrap = type(member) if isinstance(member, classmethod | staticmethod) else None
+    function = member.__func__ if wrap else member
+    if not isinstance(function, FunctionType) or function.__code__ is CODE:
+        return
+    face = _face(function)
+    setattr(kind, name, wrap(face) if wrap else face)
+
+
+def _face(function) -> Any:
+    parameters = inspect.signature(function).parameters
+    several = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
+    any_word = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    named = {name: one for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    ordered = [name for name, one in named.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    needed = [name for name in named if named[name].default is inspect.Parameter.empty]
+    own = bool(ordered) and ordered[0] in ("self", "cls")
+    called = function.__name__ if function.__name__ != "__init__" else function.__qualname__.split(".")[0]
+    # What an argument is by default it may always be: mostly None.
+    kinds = {
+        name: (kind, one.default)
+        for name, one in named.items()
+        if (kind := ARGUMENTS.get(f"{called}.{name}", ARGUMENTS.get(name))) is not None
+    }
+    # Words that are handed on mean what they mean elsewhere.
+    further = {name: (kind, None) for name, kind in ARGUMENTS.items()} if any_word else {}
+    positional = [kinds.get(name) for name in ordered]
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if len(args) > len(ordered) and not several:
+            limit = len(ordered) - own
+            raise ArgumentError(
+                f"{called} takes {limit or 'no'} arguments by position, not {len(args) - own}: name them"
+            )
+        for name in kwargs:
+            if name not in named:
+                if not any_word:
+                    raise ArgumentError(_unknown(called, name, [key for key in named if key not in ("self", "cls")]))
+            elif name in ordered[: len(args)]:
+                raise ArgumentError(f"{called} was given {name} twice, by position and by name")
+        for name in needed:
+            if name not in kwargs and name not in ordered[: len(args)]:
+                raise ArgumentError(f"{called} needs the argument {name}")
+        owner = args[0] if own and args else None
+        for place, (pair, value) in enumerate(zip(positional, args, strict=False)):
+            if pair is not None and value is not pair[1] and not pair[0].holds(value, owner):
+                raise ArgumentError(_other(called, ordered[place], value, pair[0]))
+        for name, value in kwargs.items():
+            pair = kinds.get(name) if name in named else further.get(name)
+            if pair is not None and value is not pair[1] and not pair[0].holds(value, owner):
+                raise ArgumentError(_other(called, name, value, pair[0]))
+        try:
+            return function(*args, **kwargs)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if (refusal := out_of_memory(error, called)) is None:
+                raise
+            raise refusal from error
+
+    return call
+
+
+def out_of_memory(error: MemoryError | RuntimeError, called: str) -> OutOfMemoryError | None:
+    """The error that says that memory ran out, where one of Python's or of XLA's says so; else None."""
+    if isinstance(error, OutOfMemoryError) or not (isinstance(error, MemoryError) or "RESOURCE_EXH" in str(error)):
+        return None
+    return OutOfMemoryError(
+        f"{called}: memory did not suffice ({' '.join(str(error).split())[:200]}). Free some, ask for less at a time, "
+        "or use a machine or a device with more"
+    )
+
+
+CODE = _face(lambda: None).__code__
+"""The code that every checked function runs first."""
+
+
+def caller_of(frame: FrameType | None) -> FrameType | None:
+    """The frame, or the next one outwards that is not a checked function's looking at its arguments."""
+    while frame is not None and frame.f_code is CODE:
+        frame = frame.f_back
+    return frame
+
+
+def _unknown(label, name, known) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    there = f"; do you mean {close[0]}?" if close else f"; it has {', '.join(known)}" if known else ", nor any other"
+    return f"{label} has no argument {name!r}{there}"
+
+
+def _other(label, name, value, kind) -> str:
+    return f"{label}: {name} is {shown(value)}; it must be {kind.words}"
+
+
+def shown(value) -> str:
+    """A value in a message: short, on one line, and by its shape where it is an array or a table."""
+    if getattr(value, "shape", ()):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    try:
+        line = " ".join(repr(value).split())
+    except (TypeError, ValueError, RuntimeError):
+        return f"a {type(value).__name__}"
+    return line if len(line) <= 60 else f"{line[:57]}..."

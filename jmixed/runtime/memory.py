@@ -1,0 +1,115 @@
+"""Row arrays in memory that compiled programs take as it is, aligned and padded with zeros; and memory given back."""
+
+import ctypes
+import functools
+import math
+import sys
+
+import numpy as np
+
+from jmixed.layout.layout import bucket
+from jmixed.runtime.precision import FLOAT
+
+ALIGNMENT = 64
+"""Bytes to which JAX wants memory aligned in order to take it without a copy."""
+
+LARGE = 1 << 25
+"""Bytes of row arrays from which on it is worth a few milliseconds to give freed memory back."""
+
+
+class _Padded(np.ndarray):
+    """Rows with rows of zeros behind them; the first `rows` are in use."""
+
+    rows = 0
+
+
+def roomy(rows: int, *shape: int) -> np.ndarray:
+    """Floats of so many rows, to be filled, whose memory goes on with zeros up to the bucket of that number.
+
+    What is written into such an array is held once, where any other array is copied when a program takes it.
+
+    Parameters
+    ----------
+    rows : int
+    *shape : int
+        Shape of a row.
+
+    Returns
+    -------
+    array (rows, *shape)
+        Not initialised.
+
+    Examples
+    --------
+    >>> from jmixed.runtime.memory import padded, roomy
+    >>> X = roomy(1000, 2)
+    >>> X[:] = 1.0
+    >>> whole = padded(X, 1024)
+    >>> whole.shape, bool((whole[1000:] == 0).all()), np.shares_memory(X, whole)
+    ((1024, 2), True, True)
+    """
+    whole = _aligned((bucket(rows), *shape), np.dtype(FLOAT)).view(_Padded)
+    whole.rows = rows
+    whole[rows:] = 0
+    return whole[:rows].view(np.ndarray)
+
+
+def filled(value: float, rows: int, *shape: int) -> np.ndarray:
+    """A `roomy` array that holds one value."""
+    array = roomy(rows, *shape)
+    array[:] = value
+    return array
+
+
+def padded(array: np.ndarray, size: int) -> np.ndarray:
+    """The array with rows of zeros up to a size, in aligned memory: its own where it is `roomy`, else a copy.
+
+    Parameters
+    ----------
+    array : array (rows, ...)
+    size : int
+        At least the number of rows.
+
+    Returns
+    -------
+    array (size, ...)
+    """
+    shape = (size, *array.shape[1:])
+    whole = array
+    while isinstance(whole, np.ndarray) and not (isinstance(whole, _Padded) and whole.rows):
+        whole = whole.base
+    if (
+        isinstance(whole, _Padded)
+        and (whole.rows, len(whole), whole.size, whole.dtype) == (len(array), size, math.prod(shape), array.dtype)
+        and whole.ctypes.data == array.ctypes.data
+        and array.flags.c_contiguous
+    ):
+        return whole.view(np.ndarray).reshape(shape)
+    copy = _aligned(shape, array.dtype)
+    copy[: len(array)] = array
+    copy[len(array) :] = 0
+    return copy
+
+
+def _aligned(shape, dtype):
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def give_back() -> None:
+    """Give freed memory back to the system where the C library keeps it, as glibc does between blocks in use."""
+    if (trim := _trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim():
+    """glibc's ``malloc_trim``, or None."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None

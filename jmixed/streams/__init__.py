@@ -1,0 +1,1 @@
+"""Tables that come in batches, read in passes and summed to cross-products."""

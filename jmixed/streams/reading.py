@@ -1,0 +1,241 @@
+"""Tables that come in batches: what they may be, and that each is like the first."""
+
+import inspect
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import IO, Any, cast
+
+import numpy as np
+import pandas as pd
+from pandas import util
+
+from jmixed.errors import DataError, JmixedError
+from jmixed.formulas.frame import as_frame, column, unknown_column
+from jmixed.runtime.precision import FLOAT
+from jmixed.streams.files import is_stored, stored
+
+ALLOWED = (
+    "an iterable of tables, a function that returns a fresh iterator of tables, the path of a Parquet file or of a "
+    "folder of them, a list of such paths, a pyarrow dataset, or a Dask DataFrame"
+)
+
+ANY_CATEGORIES = ()
+"""The kind of a column of group labels, which are compared as values."""
+
+Reader = Callable[[Sequence[str] | None], Iterator[pd.DataFrame]]
+"""Reads all batches once more, the given columns of them or all."""
+
+
+@contextmanager
+def reading(batches: Any) -> Iterator[Reader]:
+    """How to go through the batches, as often as needed, while the context lasts.
+
+    Parameters
+    ----------
+    batches : iterable of tables, callable, path, list of paths, or pyarrow dataset
+
+    Yields
+    ------
+    callable
+        ``read(columns)`` gives an iterator of DataFrames; every table stays as it is where columns cannot be chosen.
+
+    Raises
+    ------
+    DataError
+        For anything else.
+    """
+    if is_stored(batches):
+        yield stored(batches)
+    elif callable(batches):
+        yield _Caller(batches)
+    elif isinstance(batches, pd.DataFrame | Mapping) or hasattr(batches, "columns") or hasattr(batches, "dtype"):
+        raise DataError(f"batches is one {type(batches).__name__}: use mixedlm for a table that fits into memory")
+    elif not isinstance(batches, Iterable):
+        raise DataError(f"batches is a {type(batches).__name__}; it must be {ALLOWED}")
+    elif iter(batches) is batches:
+        with TemporaryFile(prefix="jmixed-") as file:
+            yield _Spool(_frames(batches), file)
+    else:
+        yield lambda columns: _frames(batches)
+
+
+class _Caller:
+    """Tables of a function that is called anew for each pass."""
+
+    def __init__(self, function: Callable):
+        self.function, self.last = function, None
+        try:
+            inspect.signature(function).bind()
+        except TypeError as error:
+            raise DataError(f"batches is a function that needs arguments ({error}); it must need none") from None
+        except ValueError:
+            # What is not written in Python may have no signature.
+            return
+
+    def __call__(self, columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
+        made = self.function()
+        if isinstance(made, pd.DataFrame | Mapping) or hasattr(made, "columns") or not isinstance(made, Iterable):
+            raise DataError(f"batches() returned a {type(made).__name__}; it must return a fresh iterator of tables")
+        if made is self.last and iter(made) is made:
+            raise DataError(
+                f"batches() returned the same {type(made).__name__} twice, which can be gone through only once: it "
+                "must return a fresh iterator each time, or give the iterator itself as batches"
+            )
+        self.last = made
+        return _frames(made)
+
+
+class _Spool:
+    """Tables of an iterator, which can be gone through only once, kept in a file for the passes that follow.
+
+    Of those that come after columns were chosen the chosen ones are kept.
+    """
+
+    def __init__(self, tables: Iterator[pd.DataFrame], file: IO[bytes]):
+        self.tables, self.file, self.ends = tables, file, [0]
+
+    def __call__(self, columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
+        number = 0
+        while True:
+            if number + 1 < len(self.ends):
+                self.file.seek(self.ends[number])
+                # Nobody else has ever had this file: it is safe to load what was put there.
+                yield pickle.load(self.file)
+            elif (table := next(self.tables, None)) is None:
+                return
+            else:
+                own = table if columns is None else table.loc[:, table.columns.isin(list(columns))]
+                self._keep(own)
+                yield own
+            number += 1
+
+    def _keep(self, table: pd.DataFrame) -> None:
+        try:
+            self.file.seek(self.ends[-1])
+            pickle.dump(table, self.file, protocol=pickle.HIGHEST_PROTOCOL)
+            self.ends.append(self.file.tell())
+        except OSError as error:
+            raise DataError(
+                f"the batches come from an iterator, and keeping them for the second pass in a temporary file failed "
+                f"({error}): give a function that returns a fresh iterator, or name a folder with room in TMPDIR"
+            ) from error
+
+
+def _frames(tables: Iterable) -> Iterator[pd.DataFrame]:
+    for number, table in enumerate(tables):
+        with naming(number):
+            frame = as_frame(table.to_pandas() if _is_record_batch(table) else table, allow_empty=True)
+        yield frame
+
+
+def _is_record_batch(table: Any) -> bool:
+    return type(table).__module__.startswith("pyarrow") and type(table).__name__ == "RecordBatch"
+
+
+@contextmanager
+def naming(number: int) -> Iterator[None]:
+    """Errors inside the block name the batch, counted from 0."""
+    try:
+        yield
+    except JmixedError as error:
+        raise type(error)(f"batch {number}: {error.args[0]}", page=error.page) from error
+
+
+def kinds_of(frame: pd.DataFrame, columns: Iterable[str]) -> dict[str, Any]:
+    """What every column holds: "numbers", "text", ..., or its categories in order."""
+    return {name: _kind(column(frame, name)) for name in columns}
+
+
+def _kind(series: pd.Series) -> Any:
+    dtype = series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return tuple(dtype.categories)
+    if pd.api.types.is_bool_dtype(dtype):
+        return "truth values"
+    if pd.api.types.is_numeric_dtype(dtype):
+        return "numbers"
+    if dtype.kind in "Mm":
+        return "dates or times"
+    if isinstance(dtype, pd.StringDtype):
+        return "text"
+    found = pd.api.types.infer_dtype(series, skipna=True)
+    known = {"string": "text", "boolean": "truth values", "decimal": "numbers", "integer": "numbers"}
+    return known.get(found, "numbers" if found in ("floating", "mixed-integer-float") else found)
+
+
+def require_alike(frame: pd.DataFrame, first: Mapping[str, Any]) -> None:
+    """The columns of the first batch, and in each of them the same kind of values or the same categories."""
+    for name, kind in first.items():
+        if name not in frame.columns:
+            raise DataError(unknown_column(name, frame.columns, "the model"))
+        own = column(frame, name)
+        found = _kind(own)
+        if found == kind or own.isna().all():
+            continue
+        if isinstance(found, tuple) and kind == ANY_CATEGORIES:
+            continue
+        if isinstance(found, tuple) and isinstance(kind, tuple):
+            raise DataError(
+                f"the categories of {name!r} are {list(found)[:8]}, those of the first batch {list(kind)[:8]}; give "
+                f"all the same: batch[{name!r}] = pd.Categorical(batch[{name!r}], categories=...), or make it text"
+            )
+        shown = ["categories" if isinstance(k, tuple) else k for k in (found, kind)]
+        raise DataError(
+            f"the column {name!r} holds {shown[0]}, but {shown[1]} in the first batch; convert it to one type in all"
+        )
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What tells whether two passes found the same rows, in any order: sums of hashes, modulo 2^64.
+
+    Attributes
+    ----------
+    names : tuple of str
+    columns : uint64 array
+        Of the values of each column.
+    rows : uint64 array (1,)
+        Of the rows.
+    """
+
+    names: tuple[str, ...]
+    columns: np.ndarray
+    rows: np.ndarray
+
+    def plus(self, other: "Checksum") -> "Checksum":
+        """Of the rows of both."""
+        return Checksum(self.names, self.columns + other.columns, self.rows + other.rows)
+
+    def require_same(self, other: "Checksum") -> None:
+        """Refuse rows that are not the same."""
+        differing = [repr(name) for name in np.array(self.names, object)[self.columns != other.columns]]
+        if differing:
+            raise changed(f"the values of {', '.join(differing)} differ")
+        if np.any(self.rows != other.rows):
+            raise changed("the values stand together in other rows")
+
+
+def checksum(frame: pd.DataFrame, names: Iterable[str]) -> Checksum:
+    """The checksum of the columns; numbers of any type are compared as numbers."""
+    names = tuple(names)
+    columns, rows = np.zeros(len(names), np.uint64), np.zeros(len(frame), np.uint64)
+    for k, name in enumerate(names):
+        own = column(frame, name)
+        simple = isinstance(own.dtype, np.dtype) and own.dtype.kind in "iufb"
+        # An array of pandas' own around one of NumPy, as text has before pandas 3, cannot be hashed.
+        other = own.to_numpy() if own.dtype == "object" else own.array
+        hashed = cast(Any, util).hash_array(own.to_numpy(FLOAT) if simple else other)
+        columns[k] = hashed.sum()
+        rows = (rows ^ hashed) * np.uint64(0x9E3779B97F4A7C15)
+    return Checksum(names, columns, rows.sum(keepdims=True))
+
+
+def changed(what: str) -> DataError:
+    """The error for batches that are not the same when they are gone through again."""
+    return DataError(
+        f"the second pass over the batches found other data than the first: {what}. The same rows must come each time, "
+        "in any order: fix the seed of what is drawn, or read from files that nobody writes to"
+    )

@@ -1,0 +1,164 @@
+"""Rows that stand for data in batches: a few of each cell, with the cross-products of all of its rows.
+
+With L L' = Z'WZ of a cell, the rows [L', L^-1 Z'W[X y]] have its cross-products, and p + 1 rows without random effects
+have what is left of [X y]'W[X y]. These stand for the data in everything that needs no more than cross-products.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.errors import ModelError
+from jmixed.formulas import checks
+from jmixed.formulas.assemble import Evaluated, Rows, component_terms, grouping_factors, random_terms
+from jmixed.formulas.evaluate import Matrix, restore
+from jmixed.formulas.frame import working_frame
+from jmixed.formulas.model_data import ModelData, RandomTerm
+from jmixed.runtime.precision import FLOAT
+from jmixed.streams.reading import changed
+from jmixed.streams.sums import Plan, Sums
+
+TINY = 4 * np.finfo(FLOAT).eps
+"""Least pivot of a cell, relative to its column's sum of squares: what rounding leaves of zero."""
+
+
+def represent(made: Plan, total: Sums | None) -> ModelData:
+    """The model in rows that have the cross-products of the data."""
+    if total is None:
+        raise changed("it has no rows")
+    made.checksum.require_same(total.checksum)
+    used = total.values[:, -1] > 0
+    cells, values = total.cells[used], total.values[used]
+    Z, fixed = _rows_of_cells(values, len(made.columns), len(total.G))
+    rest = total.G - np.einsum("kqa,kqb->ab", fixed, fixed)
+    k, q = Z.shape[:2]
+    # Rows without random effects may stand in any cell: in different ones, so that no cell becomes much larger.
+    place = np.concatenate([np.repeat(np.arange(k), q), np.arange(len(rest)) % k])
+    represents = np.zeros(len(place), int)
+    represents[q * np.arange(k)] = values[:, -1].astype(int)
+    order = np.argsort(place, kind="stable")
+    fixed = np.concatenate([fixed.reshape(k * q, len(rest)), _root(rest, np.diagonal(total.G))])[order]
+    Z = np.concatenate([Z.reshape(k * q, q), np.zeros((len(rest), q))])[order] @ made.T_inverse
+    X, y = fixed[:, :-1] @ made.R, fixed[:, -1]
+    y = y + X @ made.beta0
+    groups, terms = _terms(made, total, cells, place[order], Z)
+    return _checked(made, total, (y, X, represents[order]), terms, groups)
+
+
+def _rows_of_cells(values: np.ndarray, q: int, border: int) -> tuple[np.ndarray, np.ndarray]:
+    """L' (k, q, q) and L^-1 Z'W[X y] (k, q, p + 1) of every cell, the columns of Z in any order of elimination.
+
+    The largest pivot comes first, so that errors do not grow where columns explain each other, as they must in a cell
+    of few rows. Pivots of rounding's size are raised to it: the products stay as they are.
+    """
+    i, j = np.tril_indices(q)
+    C = np.zeros((len(values), q, q))
+    C[:, i, j] = C[:, j, i] = values[:, : len(i)]
+    size = np.sqrt(np.diagonal(C, axis1=1, axis2=2))
+    unit = np.where(size > 0, size, 1)
+    C /= unit[:, :, None] * unit[:, None]
+    B = values[:, len(i) : len(i) + q * border].reshape(len(values), q, border) / unit[:, :, None]
+    Z, fixed = np.zeros_like(C), np.zeros_like(B)
+    waiting, cell, least = size > 0, np.arange(len(values)), q * TINY
+    for k in range(q):
+        left = np.where(waiting, np.diagonal(C, axis1=1, axis2=2), -1)
+        own = np.argmax(left, axis=1)
+        there, pivot = waiting[cell, own], np.sqrt(np.maximum(left[cell, own], least))
+        column = np.where(waiting & (pivot**2 > least)[:, None], C[cell, :, own], 0) / pivot[:, None]
+        column[cell, own] = np.where(there, pivot, 0)
+        row = np.where(there, 1 / pivot, 0)[:, None] * B[cell, own]
+        Z[:, k], fixed[:, k] = column * size, row
+        C -= column[:, :, None] * column[:, None]
+        B -= column[:, :, None] * row[:, None]
+        waiting[cell, own] = False
+    return Z, fixed
+
+
+def _root(matrix: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """A with A'A = matrix, of a positive semidefinite one whose columns have the given sizes, squared.
+
+    A column of zeros stays one: what rounding would make of it could pass for a column that explains something.
+    """
+    size = np.sqrt(squares)
+    unit = np.where(size > 0, size, 1)
+    values, vectors = np.linalg.eigh(matrix / np.outer(unit, unit))
+    return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T * size
+
+
+def _terms(
+    made: Plan, total: Sums, cells: np.ndarray, place: np.ndarray, Z: np.ndarray
+) -> tuple[np.ndarray | None, tuple[RandomTerm, ...]]:
+    """The label of each row's top-level group, and the random-effects terms; a row has the levels of its cell."""
+    words, built = made.statement.words, made.ranked.built
+    if built and len(cells) < len(made.cell.levels):
+        raise ModelError(
+            f"transforms leave no rows in some groups, which the components {', '.join(map(repr, built))} were made "
+            "for: leave those rows out of the batches"
+        )
+    at = _at_cells(made, cells)
+    grouping = grouping_factors(words, at.sources)
+    constant = {name for k, name in enumerate(made.columns) if total.low[k] == total.high[k] != 0}
+
+    def on_rows(term: RandomTerm) -> RandomTerm:
+        names = made.ranked.names(term.vc) if term.vc in built else term.columns
+        values = np.ascontiguousarray(Z[:, [made.columns.index(name) for name in names]])
+        first = next((k for k, name in enumerate(names) if name in constant), None)
+        return replace(term, codes=term.codes[place], Z=values, intercept=term.intercept if term.vc else first)
+
+    components = made.statement.components, made.statement.read, at, grouping, built
+    terms = checks.distinct(map(on_rows, [*random_terms(words, at, grouping), *component_terms(words, *components)]))
+    own = None if words.group_name is None else grouping[(words.group_name,)]
+    return None if own is None else own.levels.to_numpy()[own.codes[place]], terms
+
+
+def _at_cells(made: Plan, cells: np.ndarray) -> Evaluated:
+    """The labels of the cells, and the names of the columns: their values belong to rows."""
+    read, specs = made.statement.read, made.statement.recipe.specs
+    labels = {
+        name: pd.Series(pd.Categorical.from_codes(code[cells], categories=table))
+        for name, code, table in zip(made.cell.sources, made.cell.decode(), made.cell.tables, strict=True)
+    }
+    names = {part: tuple(restore(name, read.aliases) for name in spec.column_names) for part, spec in specs.items()}
+    matrices = {part: Matrix(own, np.zeros((len(cells), len(own)))) for part, own in names.items() if part[0] in "zv"}
+    frame = pd.DataFrame(labels)
+    rows = Rows(frame, {}, np.arange(len(cells)))
+    return Evaluated(rows, working_frame(frame, labels, read.aliases), matrices, labels)
+
+
+def _checked(made: Plan, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...], groups: Any) -> ModelData:
+    """The whole model, after the checks that any model undergoes."""
+    y, X, represents = rows
+    words, recipe, n = made.statement.words, made.statement.recipe, len(y)
+    checks.require_variation(np.array([total.low[-1], total.high[-1]]), np.zeros(2), made.endog_name, total.nobs)
+    for term in terms:
+        checks.require_levels(term)
+        checks.require_fewer_coefficients(term, total.nobs)
+    kept = checks.independent_columns(X)
+    redundant = np.setdiff1d(np.arange(X.shape[1]), kept)
+    names = tuple(made.exog_names[j] for j in kept)
+    checks.require_rows(total.nobs, names)
+    return ModelData(
+        y=y,
+        X=np.ascontiguousarray(X[:, kept]),
+        weights=np.ones(n),
+        offset=np.zeros(n),
+        terms=terms,
+        endog_name=made.endog_name,
+        exog_names=names,
+        dropped=tuple(made.exog_names[j] for j in redundant),
+        index=pd.RangeIndex(n),
+        rows=np.arange(n),
+        frame=None,
+        groups=groups,
+        group_name=words.group_name,
+        formula=words.parts.text,
+        kept=kept,
+        redundant=redundant,
+        explained=checks.explained(X, kept, redundant),
+        recipe=recipe,
+        offset_source=made.offset_source,
+        represents=represents,
+        log_weights=total.log_weights,
+    )

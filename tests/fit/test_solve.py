@@ -1,0 +1,332 @@
+"""The trust-region step against brute force; the optimum from every start; how a fit ends."""
+
+import warnings
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import layouts
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize as scipy_optimize
+
+import jmixed as jm
+from jmixed.covariance.structure import Structure
+from jmixed.errors import Outcome
+from jmixed.fit import solve
+from jmixed.fit.host import fit
+from jmixed.runtime.precision import double_precision
+
+compiled_step = layouts.quick_jit(solve.trust_region_step)
+
+
+def step_of(values, slope, radius):
+    """Step, predicted decrease and whether it ends on the boundary."""
+    values, slope = np.asarray(values, float), np.asarray(slope, float)
+    with double_precision():
+        return jax.device_get(compiled_step(values, slope, np.asarray(radius, float)))
+
+
+def best_on_disc(values, slope, radius):
+    """The largest decrease of a quadratic model in two dimensions, on a fine polar grid."""
+    angles = np.linspace(0, 2 * np.pi, 721)
+    lengths = radius * np.linspace(0, 1, 401)[:, None]
+    steps = np.stack([lengths * np.cos(angles), lengths * np.sin(angles)])
+    decrease = -np.einsum("k,kij->ij", slope, steps) - np.einsum("k,kij->ij", values, steps**2) / 2
+    return decrease.max()
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.7, 30.0])
+@pytest.mark.parametrize(
+    ("values", "slope"),
+    [
+        ([1.0, 3.0], [0.5, -0.2]),
+        ([-1.0, 3.0], [0.5, -0.2]),
+        ([-2.0, -1.0], [0.3, 0.4]),
+        # The hard case: no slope along the direction of most negative curvature.
+        ([-1.0, 3.0], [0.0, 0.2]),
+        ([-1.0, 3.0], [0.0, 5.0]),
+        ([-1.0, -1.0], [0.0, 0.2]),
+        # At a zero column of lambda the gradient vanishes; only the curvature leads away.
+        ([-1.0, 3.0], [0.0, 0.0]),
+        ([1.0, 3.0], [0.0, 0.0]),
+        ([0.0, 2.0], [0.0, 1.0]),
+        ([0.0, 2.0], [1.0, 0.0]),
+        ([0.0, 0.0], [0.3, 0.4]),
+        ([0.0, 0.0], [0.0, 0.0]),
+        ([-1e-3, 1e6], [1e-9, 1e3]),
+    ],
+)
+def test_step_is_the_best_within_the_radius(values, slope, radius):
+    step, predicted, boundary = step_of(values, slope, radius)
+    length = np.linalg.norm(step)
+    assert length <= radius * (1 + 1e-6)
+    np.testing.assert_allclose(predicted, -(slope @ step + values @ step**2 / 2), rtol=1e-9, atol=1e-14)
+    best = best_on_disc(np.array(values), np.array(slope), radius)
+    assert predicted >= best - 1e-6 * abs(best)
+    assert boundary == (length > 0.98 * radius)
+
+
+@given(
+    m=st.sampled_from([1, 2, 6]),
+    seed=st.integers(0, 10_000),
+    log_radius=st.floats(-4, 4),
+    spread=st.floats(0, 6),
+)
+def test_step_meets_the_conditions_of_a_global_minimum(m, seed, log_radius, spread):
+    r = np.random.default_rng(seed)
+    values = np.sort(r.normal(size=m) * 10 ** (spread * r.random(m)))
+    slope = r.normal(size=m) * 10 ** r.uniform(-3, 3)
+    radius = 10**log_radius
+    step, _, boundary = step_of(values, slope, radius)
+    scale = np.abs(values).max()
+    shift = -(slope + values * step) @ step / (step @ step)
+    # (H + shift) step = -gradient with H + shift positive semidefinite and shift > 0 only on the boundary.
+    np.testing.assert_allclose((values + shift) * step, -slope, rtol=1e-5, atol=1e-6 * np.abs(slope).max())
+    assert values[0] + shift >= -1e-7 * scale
+    assert shift >= -1e-7 * scale
+    assert np.linalg.norm(step) <= radius * (1 + 1e-6)
+    assert boundary or abs(shift) <= 1e-7 * scale
+
+
+# ---- charts --------------------------------------------------------------------------------------------------------
+
+STRUCTURES = (Structure(3), Structure(1), Structure(2, "identity"))
+
+
+def test_a_chart_holds_its_covariances_largest_first():
+    r = np.random.default_rng(0)
+    root = r.normal(size=(3, 2))
+    covariances = [root @ root.T, np.array([[2.0]]), 3 * np.eye(2)]
+    with double_precision():
+        chart = solve.chart_at([jnp.asarray(c) for c in covariances], STRUCTURES, covariances[0].dtype)
+        chart, roots = jax.device_get((chart, solve.chart_roots(chart, STRUCTURES)))
+    for root, covariance in zip(roots, covariances, strict=True):
+        np.testing.assert_allclose(root @ root.T, covariance, atol=1e-12)
+    sizes = chart.phi[np.array([0, 2, 5])]
+    assert sizes[0] > sizes[1] > sizes[2]
+    # The vanished direction is an exact zero, in the last column.
+    assert sizes[2] == 0
+
+
+# ---- the optimum ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def default_fit(name, seed, reml=True):
+    return fit(layouts.case(name, seed).design, reml=reml)
+
+
+def assert_same_optimum(found, expected, tolerance=1e-6):
+    assert found.converged
+    assert abs(found.objective - expected.objective) < 1e-8
+    np.testing.assert_allclose(found.theta, expected.theta, atol=tolerance)
+
+
+@pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
+@pytest.mark.parametrize("name", ["slope", "crossed"])
+def test_every_start_reaches_the_same_optimum(name, reml):
+    case = layouts.case(name, seed=1)
+    expected = default_fit(name, 1, reml)
+    assert expected.converged
+    r = np.random.default_rng(0)
+    starts = [np.zeros(case.size), np.full(case.size, 1e-3)]
+    starts += [scale * r.normal(size=case.size) for scale in (0.1, 1.0, 10.0)]
+    for start in starts:
+        assert_same_optimum(fit(case.design, reml=reml, theta0=start), expected)
+
+
+@pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
+@pytest.mark.parametrize("name", ["slope", "nested three", "crossed"])
+def test_no_neighbour_and_no_other_optimiser_is_better(name, reml):
+    case, found = layouts.case(name, seed=1), default_fit(name, 1, reml)
+    np.testing.assert_allclose(found.objective, layouts.deviance(case, found.theta, reml), rtol=1e-10)
+    slope = layouts.deviance_gradient(case, found.theta, reml)["theta"]
+    np.testing.assert_allclose(slope, 0, atol=1e-5)
+    other = scipy_optimize.minimize(
+        lambda theta: layouts.deviance(case, theta, reml),
+        np.where(np.isin(found.theta, 0), 0.3, found.theta) + 0.3,
+        jac=lambda theta: layouts.deviance_gradient(case, theta, reml)["theta"],
+        method="BFGS",
+        options={"gtol": 1e-6},
+    )
+    assert found.objective <= other.fun + 1e-8
+
+
+def without_effects(name, seed):
+    """A case whose response has residuals that sum to zero in every level of the first factor: variances vanish."""
+    case = layouts.case(name, seed)
+    r = np.random.default_rng(seed + 50)
+    basis = np.concatenate([t.Z[:, [0]] * (t.codes[:, None] == t.levels) for t in case.terms], axis=1)
+    noise = r.normal(size=layouts.ROWS)
+    noise -= basis @ np.linalg.lstsq(basis, noise, rcond=None)[0]
+    one = np.ones(layouts.ROWS)
+    return replace(case, y=case.X @ [1, 2, 0.1] + noise, weights=one, offset=0 * one)
+
+
+@pytest.mark.parametrize(("name", "seed"), [("slope", 0), ("crossed", 1)])
+def test_a_singular_optimum_is_an_ordinary_minimum(name, seed):
+    case = without_effects(name, seed)
+    found = fit(case.design)
+    assert found.outcome in (Outcome.CONVERGED, Outcome.PRECISION_LIMIT)
+    assert any(found.singular)
+    assert np.all(found.hessian_eigenvalues > 0)
+    assert found.checked_beyond_zero
+    np.testing.assert_allclose(found.gradient, 0, atol=1e-5)
+    r = np.random.default_rng(0)
+    for size in (1e-3, 0.1, 1.0):
+        nearby = found.theta + size * r.normal(size=(10, case.size))
+        assert all(layouts.deviance(case, theta, reml=True) > found.objective for theta in nearby)
+    # From elsewhere too, and from the very zero.
+    for start in (np.zeros(case.size), np.ones(case.size)):
+        assert_same_optimum(fit(case.design, theta0=start), found, 1e-4)
+
+
+def test_lbfgs_equals_newton():
+    case = layouts.case("slope", seed=1)
+    assert_same_optimum(fit(case.design, method="lbfgs"), default_fit("slope", 1))
+
+
+# ---- held entries --------------------------------------------------------------------------------------------------
+
+
+def best_over(case, theta, free):
+    """The least deviance over the free entries of theta, by a general optimiser."""
+
+    if not free.any():
+        return layouts.deviance(case, theta, reml=True)
+
+    def place(entries):
+        full = theta.copy()
+        full[free] = entries
+        return full
+
+    found = scipy_optimize.minimize(
+        lambda entries: layouts.deviance(case, place(entries), reml=True),
+        np.full(free.sum(), 0.5),
+        jac=lambda entries: layouts.deviance_gradient(case, place(entries), reml=True)["theta"][free],
+        method="BFGS",
+        options={"gtol": 1e-7},
+    )
+    return found.fun
+
+
+@pytest.mark.parametrize(
+    ("name", "theta0", "free"),
+    [
+        ("slope", [1.0, 0.0, 1.0], [True, False, True]),
+        ("slope", [0.4, 0.3, 0.2], [False, False, True]),
+        ("slope", [0.4, 0.3, 0.2], [False, False, False]),
+        ("identity", [1.0, 0.35], [True, False]),
+        ("identity", [0.8, 1.0], [False, True]),
+    ],
+)
+def test_held_entries_stay(name, theta0, free):
+    case, theta0, free = layouts.case(name, seed=1), np.array(theta0), np.array(free)
+    found = fit(case.design, theta0=theta0, free=free)
+    assert found.converged
+    np.testing.assert_allclose(found.theta[~free], theta0[~free], atol=1e-9)
+    np.testing.assert_allclose(found.objective, layouts.deviance(case, found.theta, reml=True), rtol=1e-10)
+    assert abs(found.objective - best_over(case, theta0, free)) < 1e-6
+
+
+def test_held_entries_default_to_the_identity():
+    found = fit(layouts.case("slope", seed=1).design, free=np.array([False, False, True]))
+    np.testing.assert_allclose(found.theta[:2], [1, 0], atol=1e-12)
+
+
+# ---- outcomes ------------------------------------------------------------------------------------------------------
+
+
+def test_too_few_iterations():
+    found = fit(layouts.case("slope", seed=1).design, maxiter=1)
+    assert found.outcome is Outcome.MAX_ITERATIONS
+    assert not found.converged
+    assert not found.checked_beyond_zero
+    assert np.isfinite(found.objective)
+
+
+def test_the_same_term_twice_is_flat():
+    case = layouts.case("independent", seed=1)
+    intercept = case.terms[0]
+    twice = replace(case, terms=(intercept, replace(case.terms[1], Z=intercept.Z, intercept=0)))
+    assert fit(case.design).converged
+    found = fit(twice.design)
+    assert found.outcome is Outcome.FLAT
+    assert not found.converged
+
+
+@cache
+def group_dummies():
+    case = layouts.case("intercept", seed=1)
+    codes = case.terms[0].codes
+    return replace(case, X=(codes[:, None] == np.unique(codes)).astype(float))
+
+
+def test_group_dummies_make_the_restricted_likelihood_flat():
+    found = fit(group_dummies().design, reml=True)
+    assert found.outcome is Outcome.FLAT
+    assert not found.converged
+
+
+def test_group_dummies_leave_nothing_to_the_variance_under_ml():
+    found = fit(group_dummies().design, reml=False)
+    assert found.converged
+    assert found.singular == (True,)
+
+
+def test_a_response_that_the_fixed_effects_reproduce():
+    case = layouts.case("slope")
+    for y in (case.X @ [1, 2, 0.1] + case.offset, case.offset + 0 * case.y):
+        found = fit(replace(case, y=y).design)
+        assert found.outcome is Outcome.PERFECT_FIT
+        assert not found.converged
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_value_that_is_not_finite(bad):
+    case = layouts.case("slope")
+    found = fit(replace(case, y=np.append(bad, case.y[1:])).design)
+    assert found.outcome is Outcome.NOT_FINITE
+    assert not found.converged
+
+
+def test_nothing_to_optimise():
+    case = layouts.case("no random effects")
+    found = fit(case.design)
+    assert found.converged
+    assert found.theta.shape == (0,)
+    np.testing.assert_allclose(found.objective, layouts.deviance(case, np.zeros(0), reml=True), rtol=1e-12)
+    np.testing.assert_allclose(found.beta, layouts.generalised(case, [], True).beta, rtol=1e-10)
+
+
+def absorbed(seed, groups=4, n=200):
+    rng = np.random.default_rng(seed)
+    g, x, c = rng.integers(0, groups, n), rng.normal(size=n), rng.integers(0, 2, n)
+    b = 0.5 * rng.normal(size=(groups, 3))
+    y = rng.normal(size=n) + b[g, 0] + b[g, 1] * x + b[g, 2] * c
+    return pd.DataFrame({"y": y, "g": g, "x": x, "c": np.array(["X", "Y"])[c]})
+
+
+@pytest.mark.parametrize("formula", ["y ~ C(g) + x + (x | g)", "y ~ C(g) + (0 + c | g)", "y ~ x:C(g) + (x | g)"])
+def test_what_dummies_absorb_is_flat_however_far_out(formula):
+    for seed in (1, 4, 13, 18):
+        model = jm.mixedlm(formula, absorbed(seed))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", jm.SingularWarning)
+            with pytest.warns(jm.ConvergenceWarning, match="FLAT"):
+                assert model.fit().outcome is Outcome.FLAT
+            # ML tells: dummies take the variance to zero.
+            assert model.fit(reml=False).converged
+
+
+def test_what_few_groups_tell_is_not_flat():
+    for formula in ("y ~ x + (x | g)", "y ~ c + (0 + c | g)"):
+        for seed in range(3):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", jm.SingularWarning)
+                assert jm.mixedlm(formula, absorbed(seed, groups=8)).fit().converged

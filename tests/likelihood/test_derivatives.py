@@ -1,0 +1,56 @@
+"""The propagated derivatives in psi against dense formulas."""
+
+from dataclasses import replace
+
+import jax
+import layouts
+import numpy as np
+import pytest
+
+from jmixed.likelihood.derivatives import derivatives
+from jmixed.likelihood.moments import moments
+from jmixed.runtime.precision import double_precision
+
+compiled_moments = layouts.quick_jit(lambda rows: moments(rows, counted=False))
+compiled_derivatives = layouts.quick_jit(derivatives)
+
+
+def unscaled(name, theta):
+    """A case whose preconditioner of Z is the identity, so that psi means the same on both sides."""
+    case = layouts.case(name, seed=6)
+    T = compiled_moments(case.design.rows()).T
+    terms = tuple(replace(t, Z=t.Z @ np.asarray(basis)) for t, basis in zip(case.terms, T, strict=True))
+    case = replace(case, terms=terms)
+    return case, tuple(layouts.factors(case, theta))
+
+
+@pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
+@pytest.mark.parametrize("singular", [False, True], ids=["inside", "singular"])
+@pytest.mark.parametrize(
+    "name",
+    ["slope", "five", "independent", "identity", "nested", "nested three", "nested and crossed", "crossed", "sparse"],
+)
+def test_gradient_and_hessian_are_those_of_the_dense_density(name, singular, reml):
+    theta = layouts.draw_theta(layouts.case(name))
+    if singular:
+        theta[[0, -1]] = 0
+    with double_precision():
+        case, roots = unscaled(name, theta)
+        psi = layouts.psi_of(case, theta)
+        held = compiled_moments(case.design.rows())
+        T, at = jax.device_get((held.T, compiled_derivatives(psi, roots, held, np.asarray(reml))))
+    for basis in T:
+        np.testing.assert_allclose(basis, np.eye(len(basis)), atol=1e-12)
+    gradient, hessian = layouts.psi_derivatives(case, psi, reml)
+    np.testing.assert_allclose(at.value, layouts.deviance(case, theta, reml), rtol=1e-10)
+    np.testing.assert_allclose(at.gradient, gradient, rtol=0, atol=1e-10 * np.abs(gradient).max())
+    np.testing.assert_allclose(at.hessian, hessian, rtol=0, atol=1e-10 * np.abs(hessian).max())
+    d = layouts.generalised(case, layouts.covariances(case, psi), reml)
+    np.testing.assert_allclose(at.scale_gradient, scale_gradient(case, psi, d), rtol=1e-8, atol=1e-10)
+
+
+def scale_gradient(case, psi, d):
+    r = d.weighted_residual
+    plain = np.diag(1 / case.weights)
+    slopes = [layouts.relative_covariance(case, layouts.covariances(case, unit)) - plain for unit in np.eye(len(psi))]
+    return np.array([-r @ slope @ r for slope in slopes]) / d.nu

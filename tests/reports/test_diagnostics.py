@@ -1,0 +1,244 @@
+"""Leverages, influence, explained variance and joint covariances of a result: values, labels and bad input."""
+
+import functools
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pandas as pd
+import pytest
+from references import ROOT, case
+
+import jmixed as jm
+
+R2 = json.loads((ROOT / "r2.json").read_text(encoding="utf-8"))
+CASES = ("sleepstudy_slope_reml", "sleepstudy_weights_ml", "pastes_reml", "penicillin_reml", "machines_slopes_ml")
+CASES += ("dietox_offset_reml", "airquality_int_ml", "sleepstudy_uncorr_reml")
+
+
+@functools.cache
+def reference(name):
+    fit, data = case(name)
+    model = jm.mixedlm(fit["lme4_formula_py"], data, missing="drop", weights=fit["weights"], offset=fit["offset"])
+    with pytest.warns(jm.SingularWarning) if fit["flags"]["singular"] else nullcontext():
+        return model.fit(reml=fit["method"] == "REML"), fit
+
+
+@functools.cache
+def sleep():
+    return jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+
+
+@pytest.mark.parametrize("name", CASES)
+class TestAgainstLme4:
+    def test_leverages(self, name):
+        result, expected = reference(name)
+        position = {int(row): k for k, row in enumerate(result.model.spec.rows)}
+        at = [position[i] for i in expected["rows"]["index0"]]
+        np.testing.assert_allclose(result.augment()[".hat"].to_numpy()[at], expected["rows"]["hat"], rtol=1e-6)
+
+    def test_conditional_variances(self, name):
+        result, expected = reference(name)
+        _, covariances = result.ranef(cond_var=True)
+        modes = result.ranef()
+        for block in expected["ranef"]:
+            group = next(g for g in modes if set(g.split(":")) == set(block["group"].split(":")))
+            places = {frozenset(str(label).split(":")): k for k, label in enumerate(modes[group].index)}
+            at = [places[frozenset(level["level"].split(":"))] for level in block["levels"]]
+            cov = np.array([level["cov"] for level in block["levels"]])
+            sizes = np.sqrt(np.einsum("lii->li", cov))
+            scale = sizes[:, :, None] * sizes[:, None]
+            assert np.all(np.abs(covariances[group][at] - cov) <= 1e-6 * scale)
+
+    def test_r2_and_icc(self, name):
+        result, _ = reference(name)
+        found, icc, expected = result.r2(), result.icc(), R2[name]
+        assert found.marginal == pytest.approx(expected["marginal"], abs=1e-7)
+        assert found.conditional == pytest.approx(expected["conditional"], abs=1e-7)
+        assert icc.adjusted == pytest.approx(expected["icc_adjusted"], abs=1e-7)
+        assert icc.unadjusted == pytest.approx(expected["icc_unadjusted"], abs=1e-7)
+        assert sum(icc.by_group.values()) == pytest.approx(icc.adjusted, abs=1e-12)
+
+
+class TestAugment:
+    def test_residuals_and_distances_follow_from_each_other(self):
+        result, _ = reference("sleepstudy_weights_ml")
+        table = result.augment()
+        y, w, hat = table["Reaction"], table["w"], table[".hat"]
+        np.testing.assert_allclose(table[".resid"], y - table[".fitted"])
+        np.testing.assert_allclose(table[".fixed.resid"], y - table[".fixed"])
+        np.testing.assert_allclose(table[".wtres"], np.sqrt(w) * table[".resid"])
+        np.testing.assert_allclose(table[".std.resid"], table[".wtres"] / (result.sigma * np.sqrt(1 - hat)))
+        # lme4:::cooks.distance.merMod
+        expected = (table[".wtres"] / (1 - hat)) ** 2 * hat / (result.scale * 2)
+        np.testing.assert_allclose(table[".cooksd"], expected)
+        np.testing.assert_array_equal(table[".weights"], w)
+
+    def test_a_leverage_is_the_derivative_of_the_fitted_value(self):
+        """At fixed variance parameters the fitted values are linear in the response."""
+        result = sleep()
+        spec, relative = result.model.spec, result.cov_re.to_numpy() / result.scale
+        term = spec.terms[0]
+        D = (term.Z @ relative @ term.Z.T) * (term.codes[:, None] == term.codes)
+        inverse = np.linalg.inv(np.eye(len(D)) + D)
+        fixed = spec.X @ np.linalg.solve(spec.X.T @ inverse @ spec.X, spec.X.T @ inverse)
+        hat = fixed + D @ inverse @ (np.eye(len(D)) - fixed)
+        np.testing.assert_allclose(hat @ spec.y, result.fittedvalues, rtol=1e-9)
+        np.testing.assert_allclose(result.augment()[".hat"], np.diag(hat), rtol=1e-8)
+
+
+class TestInfluence:
+    def test_a_group_left_out_is_a_fit_without_it(self):
+        data = jm.datasets.load("sleepstudy")
+        influence = sleep().influence()
+        assert influence.group == "Subject"
+        assert influence.fixed.index.tolist() == sorted(data["Subject"].unique())
+        assert influence.converged.all()
+        alone = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data[data["Subject"] != "337"]).fit()
+        np.testing.assert_allclose(influence.fixed.loc["337"], alone.fe_params, rtol=1e-8)
+        expected = alone.tidy("ran_pars")["estimate"].to_numpy()
+        np.testing.assert_allclose(influence.ran_pars.loc["337"], expected, rtol=1e-6)
+        moved = sleep().fe_params - alone.fe_params
+        np.testing.assert_allclose(influence.dfbetas.loc["337"], moved / alone.bse_fe, rtol=1e-6)
+        cooks = moved @ np.linalg.solve(sleep().vcov(), moved) / 2
+        assert influence.cooks_distance["337"] == pytest.approx(cooks, rel=1e-6)
+
+    def test_one_step_comes_near(self):
+        exact, step = sleep().influence(), sleep().influence(method="onestep")
+        full = sleep().tidy("ran_pars")["estimate"].to_numpy()
+        moved = np.linalg.norm(exact.ran_pars - full, axis=0)
+        assert np.all(np.linalg.norm(step.ran_pars - exact.ran_pars, axis=0) < 0.6 * moved)
+
+    def test_the_top_of_a_nest_is_left_out_and_others_on_demand(self):
+        result, _ = reference("pastes_reml")
+        assert result._clusters("influence", None)[0] == "batch"
+        influence = result.influence("batch:cask")
+        assert influence.fixed.index.name == "batch:cask"
+        assert influence.ran_pars.shape == (30, 3)
+
+    @pytest.mark.parametrize("method", ["exact", "onestep"])
+    @pytest.mark.parametrize("reml", [True, False])
+    def test_one_group_left_has_no_estimates(self, method, reml):
+        """mixedlm refuses what is left, so there is nothing to report of it."""
+        data = jm.datasets.load("sleepstudy")
+        two = data[data["Subject"].isin(["308", "309"])]
+        with pytest.raises(jm.ModelError, match="one level"):
+            jm.mixedlm("Reaction ~ Days + (1 | Subject)", data[data["Subject"] == "308"])
+        influence = jm.mixedlm("Reaction ~ Days + (1 | Subject)", two).fit(reml=reml).influence(method=method)
+        assert influence.fixed.shape == influence.dfbetas.shape == influence.ran_pars.shape == (2, 2)
+        for table in (influence.fixed, influence.ran_pars, influence.dfbetas, influence.cooks_distance):
+            assert np.all(np.isnan(table))
+        assert not influence.converged.any()
+
+    def test_one_level_left_of_another_factor(self):
+        data = jm.datasets.load("sleepstudy").assign(half=lambda d: np.where(d["Subject"] < "335", "early", "late"))
+        data = data[~data["Subject"].isin(["308", "309", "310", "330", "331", "332", "333"])]
+        with pytest.warns(jm.SingularWarning):
+            result = jm.mixedlm("Reaction ~ Days + (1 | Subject) + (1 | half)", data).fit()
+        found = result.influence("Subject")
+        lost = found.fixed.isna().any(axis=1)
+        assert lost[lost].index.tolist() == ["334"]
+        assert found.ran_pars.isna().any(axis=1).equals(lost)
+        assert not found.converged["334"]
+
+    def test_bad_input(self):
+        with pytest.raises(jm.ModelError, match="'exact' or 'onestep'"):
+            sleep().influence(method="newton")
+        with pytest.raises(jm.ModelError, match=r"'school' is not a grouping factor.*Subject"):
+            sleep().influence("school")
+        with pytest.raises(jm.ModelError, match=r"plate.*sample.*crossed"):
+            reference("penicillin_reml")[0].influence()
+
+
+class TestCovariances:
+    def test_of_the_coefficients(self):
+        pd.testing.assert_series_equal(
+            pd.Series(np.sqrt(np.diag(sleep().vcov())), sleep().vcov().index), sleep().bse_fe, check_names=False
+        )
+
+    def test_joint_with_labels(self):
+        table = sleep().vcov(full=True)
+        assert table.index.tolist()[:4] == ["Intercept", "Days", "Intercept|Subject[308]", "Days|Subject[308]"]
+        np.testing.assert_allclose(table.iloc[:2, :2], sleep().vcov())
+        rows = np.array([1.0, 3.0, 1.0, 3.0])
+        new = pd.DataFrame({"Days": [3.0], "Subject": ["308"]})
+        se = sleep().predict(new, random_effects=True, interval="confidence")["se"].iloc[0]
+        assert se**2 == pytest.approx(rows @ table.iloc[:4, :4].to_numpy() @ rows, rel=1e-9)
+
+    def test_too_large_to_be_made_whole(self, monkeypatch):
+        monkeypatch.setattr("jmixed.reports.diagnostics.MOST_ROWS", 30)
+        with pytest.raises(jm.ModelError, match="38 rows, more than 30"):
+            sleep().vcov(full=True)
+
+
+class TestPrincipalComponents:
+    def test_those_of_lme4(self):
+        """rePCA(lmer(Reaction ~ Days + (Days | Subject), sleepstudy)) in lme4, at its default tolerance."""
+        table = sleep().re_pca()["Subject"]
+        np.testing.assert_allclose(table["sd"], [0.966867972252, 0.230879814201], rtol=1e-4)
+        np.testing.assert_allclose(np.abs(table[["Intercept", "Days"]]), [[0.99986, 0.01664], [0.01664, 0.99986]], 1e-2)
+        assert table["cumulative"].iloc[-1] == pytest.approx(1)
+
+    def test_components_make_up_the_covariance(self):
+        result, _ = reference("machines_slopes_ml")
+        table = result.re_pca()["Worker"]
+        loadings = table.iloc[:, 3:].to_numpy()
+        rebuilt = loadings.T @ np.diag(table["sd"] ** 2) @ loadings * result.scale
+        np.testing.assert_allclose(rebuilt, result.cov_re, rtol=1e-8)
+
+
+def test_after_the_rows_are_gone():
+    result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+    result.remove_data()
+    for call in (result.influence, result.robust_cov, result.r2, result.icc, lambda: result.vcov(full=True)):
+        with pytest.raises(jm.DataError, match="remove_data"):
+            call()
+    assert result.vcov().shape == (2, 2)
+    assert len(result.re_pca()["Subject"]) == 2
+
+
+class TestWithoutFixedEffects:
+    """Everything works, with tables that have no rows or no columns."""
+
+    @staticmethod
+    @functools.cache
+    def result():
+        return jm.mixedlm("Reaction ~ 0 + (1 | Subject)", jm.datasets.load("sleepstudy")).fit()
+
+    def test_every_table(self):
+        result = self.result()
+        assert result.fe_params.shape == result.bse_fe.shape == (0,)
+        for ddf in ("satterthwaite", "kenward-roger", "residual", "none"):
+            assert result.test(ddf=ddf).shape == (0, 5)
+            assert result.anova(ddf=ddf).shape == (0, 6)
+            assert "Subject Var" in str(result.summary(ddf=ddf))
+        assert result.drop1().index.tolist() == ["<none>"]
+        assert result.tidy().shape == (0, 5)
+        assert result.confint().index.tolist() == ["sd_Intercept|Subject", "sigma"]
+        assert result.vcov_kenward_roger.shape == result.robust_cov().shape == (0, 0)
+        assert result.wald_test_terms().table.shape == (0, 3)
+        assert np.isnan(result.f_test(np.zeros((0, 0))).pvalue)
+        assert result.t_test(np.zeros((0, 0))).effect.shape == (0,)
+        assert result.r2().marginal == 0
+
+    def test_joint_covariance_is_that_of_the_random_effects(self):
+        result, table = self.result(), self.result().vcov(full=True)
+        n, ratio = 10, result.theta[0] ** 2
+        # y_ij = b_i + e_ij: the conditional variance of b_i is sigma^2 / (n + 1 / theta^2).
+        np.testing.assert_allclose(table, np.eye(18) * result.scale / (n + 1 / ratio), rtol=1e-10)
+
+    def test_augment(self):
+        table, result = self.result().augment(), self.result()
+        assert table[".hat"].sum() == pytest.approx(18 * 10 / (10 + 1 / result.theta[0] ** 2))
+        assert table[".cooksd"].isna().all()
+        assert table[".fixed"].eq(0).all()
+
+    @pytest.mark.parametrize("method", ["exact", "onestep"])
+    def test_influence(self, method):
+        found = self.result().influence(method=method)
+        assert found.fixed.shape == found.dfbetas.shape == (18, 0)
+        assert found.cooks_distance.isna().all()
+        if method == "exact":
+            data = jm.datasets.load("sleepstudy")
+            alone = jm.mixedlm("Reaction ~ 0 + (1 | Subject)", data[data["Subject"] != "309"]).fit()
+            np.testing.assert_allclose(found.ran_pars.loc["309"], alone.tidy("ran_pars")["estimate"], rtol=1e-6)
