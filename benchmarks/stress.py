@@ -23,9 +23,9 @@ import pandas as pd
 
 import jmixed as jm
 from jmixed.fit import solve
-from jmixed.layout.layout import bucket
 from jmixed.likelihood.moments import moments
 from jmixed.runtime.compilation import program
+from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import double_precision
 
 LOWER, APART = 1e-5, 1e-6

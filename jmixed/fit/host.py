@@ -26,7 +26,6 @@ from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.fit import solve
 from jmixed.fit.estimate import SMALL, level_count, outcome_of, start_at
 from jmixed.layout.design import Design, Moments, Rows
-from jmixed.layout.layout import bucket
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.derivatives import Derivatives, derivatives
 from jmixed.likelihood.estimates import by_level, estimates
@@ -35,6 +34,7 @@ from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.stages import covariances_of
 from jmixed.runtime import memory
 from jmixed.runtime.compilation import program
+from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import double_precision
 from jmixed.runtime.timing import Timings
 

@@ -23,13 +23,13 @@ from jmixed.fit.estimate import (
     say_once_if_narrowed,
 )
 from jmixed.layout.design import Design
-from jmixed.layout.layout import bucket
 from jmixed.likelihood.collapse import Classes, classes_of, collapse
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import is_drowned
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
+from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision, exact_products
 
 MEMORY = 2**28

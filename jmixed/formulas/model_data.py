@@ -9,8 +9,6 @@ import pandas as pd
 
 from jmixed.formulas.evaluate import Recipe
 from jmixed.formulas.factors import Factor
-from jmixed.layout.design import Totals
-from jmixed.runtime.precision import FLOAT
 
 
 class LocalColumns(Protocol):
@@ -166,11 +164,6 @@ class ModelData:
         """Whether some row has an offset other than zero, as far as the rows are known."""
         stated = self.offset_source is not None or (self.recipe is not None and "offset0" in self.recipe.specs)
         return bool(self.offset.any()) or (stated and self.represents is not None)
-
-    @property
-    def totals(self) -> Totals | None:
-        """What the rows do not tell when they stand for others."""
-        return None if self.represents is None else Totals(np.asarray(self.nobs, FLOAT), np.asarray(self.log_weights))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmixed.formulas.model_data import ModelData
 from jmixed.inference.joint_covariance import JointCovariance
+from jmixed.layout.stack import ModelRows
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RowDiagnostics:
     cooks_distance: np.ndarray
 
 
-def row_diagnostics(data: ModelData, joint: JointCovariance, residuals) -> RowDiagnostics:
+def row_diagnostics(data: ModelRows, joint: JointCovariance, residuals) -> RowDiagnostics:
     """Diagnostics of the model's rows.
 
     The leverage of a row is w times the variance of its fitted value over sigma^2 (Demidenko and Stukel 2005, Stat.
@@ -36,7 +36,7 @@ def row_diagnostics(data: ModelData, joint: JointCovariance, residuals) -> RowDi
 
     Parameters
     ----------
-    data : ModelData
+    data : ModelRows
     joint : JointCovariance
     residuals : array (n,)
         Conditional residuals.

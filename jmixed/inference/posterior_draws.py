@@ -3,11 +3,11 @@
 import numpy as np
 
 from jmixed.fit.host import Fit
-from jmixed.formulas.model_data import ModelData
 from jmixed.inference.joint_covariance import JointCovariance
+from jmixed.layout.stack import ModelRows
 
 
-def posterior_draws(data: ModelData, joint: JointCovariance, fit: Fit, draws: int, rng) -> tuple[np.ndarray, list]:
+def posterior_draws(data: ModelRows, joint: JointCovariance, fit: Fit, draws: int, rng) -> tuple[np.ndarray, list]:
     """Draws from the normal distribution with the joint covariance of (beta^, b^) around the estimates.
 
     With a flat prior for beta this is the posterior given the variances. Nothing of the size of the joint covariance is
@@ -16,7 +16,7 @@ def posterior_draws(data: ModelData, joint: JointCovariance, fit: Fit, draws: in
 
     Parameters
     ----------
-    data : ModelData
+    data : ModelRows
     joint : JointCovariance
     fit : Fit
     draws : int

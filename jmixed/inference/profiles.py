@@ -18,8 +18,8 @@ from jmixed.covariance.scales import factors_of_theta
 from jmixed.covariance.structure import IDENTITY
 from jmixed.inference.constrained_fits import Held, Point, solve_all
 from jmixed.layout.design import Moments
-from jmixed.layout.layout import bucket
 from jmixed.likelihood.constrained import Border
+from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 
 SD, CORRELATION, SIGMA, COEFFICIENT = "sd", "cor", "sigma", "beta"

@@ -3,14 +3,14 @@
 import numpy as np
 
 from jmixed.errors import ModelError
-from jmixed.formulas.model_data import ModelData
 from jmixed.inference.joint_covariance import JointCovariance
+from jmixed.layout.stack import ModelRows
 from jmixed.runtime.precision import FLOAT
 
 KINDS = ("CR0", "CR1", "CR2")
 
 
-def cluster_sandwich(data: ModelData, joint: JointCovariance, beta, clusters, kind: str) -> np.ndarray:
+def cluster_sandwich(data: ModelRows, joint: JointCovariance, beta, clusters, kind: str) -> np.ndarray:
     """M (sum over clusters of X'V^-1 A e e'A'V^-1 X) M with M = (X'V^-1 X)^-1 and e = y - X beta, array (p, p).
 
     A is I for CR0, sqrt(m / (m - 1)) I for CR1 with m clusters. For CR2 (Bell and McCaffrey 2002; Pustejovsky and
@@ -19,7 +19,7 @@ def cluster_sandwich(data: ModelData, joint: JointCovariance, beta, clusters, ki
 
     Parameters
     ----------
-    data : ModelData
+    data : ModelRows
     joint : JointCovariance
     beta : array (p,)
     clusters : int array (n,)

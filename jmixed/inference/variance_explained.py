@@ -6,7 +6,7 @@ import numpy as np
 
 from jmixed.covariance.scales import diagonal_blocks
 from jmixed.fit.host import Fit
-from jmixed.formulas.model_data import ModelData
+from jmixed.layout.stack import ModelRows
 from jmixed.runtime.facts import Facts
 
 
@@ -67,7 +67,7 @@ class IntraclassCorrelation(Facts):
         }
 
 
-def variance_explained(data: ModelData, fit: Fit) -> VarianceExplained:
+def variance_explained(data: ModelRows, fit: Fit) -> VarianceExplained:
     """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
 
     The variance of the fixed effects is the sample variance of X beta (divisor n - 1), that of the random effects the
@@ -81,7 +81,7 @@ def variance_explained(data: ModelData, fit: Fit) -> VarianceExplained:
     return VarianceExplained(fixed / total, (fixed + random) / total, fixed, random, residual)
 
 
-def intraclass_correlation(data: ModelData, fit: Fit) -> IntraclassCorrelation:
+def intraclass_correlation(data: ModelRows, fit: Fit) -> IntraclassCorrelation:
     """Intraclass correlations, of all random effects and of each grouping factor (Nakagawa et al. 2017)."""
     shares = variance_explained(data, fit)
     left = shares.random + shares.residual

@@ -11,9 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from jmixed.errors import DataError
-from jmixed.layout.layout import Layout, bucket
+from jmixed.layout.layout import Layout
 from jmixed.runtime.arguments import checked
-from jmixed.runtime.memory import padded
+from jmixed.runtime.memory import bucket, padded
 
 Array = Any
 

@@ -6,16 +6,6 @@ from jmixed.covariance.structure import Structure
 from jmixed.errors import ModelError
 from jmixed.runtime import device
 
-
-def bucket(size: int) -> int:
-    """The size to which arrays are padded, so that data of similar size share a compiled program.
-
-    Powers of two up to 64, where padding costs nothing; then four steps per power of two.
-    """
-    doubling = 1 << max(int(size) - 1, 0).bit_length()
-    return doubling if size <= 64 else -(-size // (doubling // 8)) * (doubling // 8)
-
-
 DENSE, SPARSE = "dense", "sparse"
 """How the couplings of leaves with a crossed core are kept: all of them, or those that occur."""
 

@@ -1,16 +1,19 @@
 """From named columns to stacked arrays: merge terms by factor, choose the order of elimination, index the rows.
 
-This is the border between the two sides: pandas and names come in, a `Design` of plain arrays goes out.
+This is the border between the two sides: terms with names come in, a `Design` of plain arrays goes out.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
-import pandas as pd
 
 from jmixed.covariance.structure import Structure
-from jmixed.layout.design import Coupling, Design, Grouping, Index, Links
-from jmixed.layout.layout import DENSE, SPARSE, Layout, bucket, require_memory
+from jmixed.layout.design import Coupling, Design, Grouping, Index, Links, Totals
+from jmixed.layout.layout import DENSE, SPARSE, Layout, require_memory
+from jmixed.runtime.memory import bucket
+from jmixed.runtime.precision import FLOAT
 
 BEYOND = np.iinfo(np.int32).max
 """An index beyond every array: padding."""
@@ -28,12 +31,48 @@ CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Rows per chunk; few values, so that few programs are compiled."""
 
 
-def stack(data, density=DENSITY) -> Design:
-    """Compile a `ModelData` into the arrays of the likelihood.
+class TermRows(Protocol):
+    """What is read of a random-effects term; the fields are those of `RandomTerm` on the side of tables."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def codes(self) -> np.ndarray: ...
+    @property
+    def levels(self) -> Sequence: ...
+    @property
+    def Z(self) -> np.ndarray: ...
+    @property
+    def structure(self) -> str: ...
+    @property
+    def intercept(self) -> int | None: ...
+
+
+class ModelRows(Protocol):
+    """What is read of a model; the fields are those of `ModelData` on the side of tables."""
+
+    @property
+    def y(self) -> np.ndarray: ...
+    @property
+    def X(self) -> np.ndarray: ...
+    @property
+    def weights(self) -> np.ndarray: ...
+    @property
+    def offset(self) -> np.ndarray: ...
+    @property
+    def terms(self) -> Sequence[TermRows]: ...
+    @property
+    def represents(self) -> np.ndarray | None: ...
+    @property
+    def log_weights(self) -> float: ...
+
+
+def stack(data: ModelRows, density: float = DENSITY) -> Design:
+    """Compile the rows of a model into the arrays of the likelihood.
 
     Parameters
     ----------
-    data : ModelData
+    data : ModelRows
         Rows, columns and random-effects terms with their level codes.
     density : float
         Products of a dense array that take the time of one sparse pair of entries: decides how couplings are kept.
@@ -79,9 +118,16 @@ def stack(data, density=DENSITY) -> Design:
         labels=tuple(t.label for t in data.terms),
         counts=tuple(counts),
         layout=layout,
-        totals=data.totals,
+        totals=_totals(data),
         levels=tuple(data.terms[members[0]].levels for members in factors),
     )
+
+
+def _totals(data: ModelRows) -> Totals | None:
+    """What the rows do not tell when they stand for others."""
+    if data.represents is None:
+        return None
+    return Totals(np.asarray(data.represents.sum(), FLOAT), np.asarray(data.log_weights))
 
 
 def _merge(codes):
@@ -266,18 +312,29 @@ def _order_by(codes, count):
     return coo_array((np.ones(len(codes), bool), (codes, rows)), shape=(count, len(codes))).tocsr().indices
 
 
+def _pairs(first, second, count, other_count):
+    """The pairs of codes that occur: which one each row has, and its two codes."""
+    order = _order_by(second, other_count)
+    order = order[_order_by(first[order], count)]
+    first, second = first[order], second[order]
+    begins = np.append(True, (first[1:] != first[:-1]) | (second[1:] != second[:-1]))
+    pair = np.empty(len(order), np.int32)
+    pair[order] = np.cumsum(begins, dtype=np.int32) - 1
+    return pair, first[begins], second[begins]
+
+
 def _couplings(layout, codes, counts, within):
     """Pairs of levels that occur together, for every pair of factors of which the first does not lie in the second."""
     for f in range(len(codes)):
         for g in range(len(codes)):
             if f == g or not layout.precedes(f, g) or within[f][g] is not None:
                 continue
-            pair, keys = pd.factorize(codes[f].astype(np.int64) * counts[g] + codes[g])
-            size = bucket(len(keys))
+            pair, first, second = _pairs(codes[f], codes[g], counts[f], counts[g])
+            size = bucket(len(first))
             yield Coupling(
-                grouping=_group(pair.astype(np.int32), len(keys)),
-                first=_pad(keys // counts[g], size, BEYOND),
-                second=_pad(keys % counts[g], size, BEYOND),
+                grouping=_group(pair, len(first)),
+                first=_pad(first, size, BEYOND),
+                second=_pad(second, size, BEYOND),
                 factors=(f, g),
             )
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jmixed.algebra.small import semidefinite_root
 from jmixed.layout.design import Moments, Rows
-from jmixed.layout.layout import bucket
+from jmixed.runtime.memory import bucket
 
 DIGITS = 11
 """Decimals of Z'WZ, relative to the largest group's, within which groups count as equal: rounding stays below."""

@@ -17,11 +17,11 @@ from jmixed.formulas.model_data import ModelData
 from jmixed.inference import kenward_roger, satterthwaite
 from jmixed.inference.curvature import Curvature, curvature
 from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, unit_contrasts
-from jmixed.inference.term_contrasts import term_contrasts
 from jmixed.inference.variance_parameters import standard_deviations, theta_and_sigma
 from jmixed.reports.components import all_components
 from jmixed.reports.hypotheses import by_name, hypotheses, require_consistent
 from jmixed.reports.printed import noted
+from jmixed.reports.term_contrasts import term_contrasts
 from jmixed.runtime.precision import FLOAT
 
 DDF = {

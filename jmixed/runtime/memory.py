@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 
-from jmixed.layout.layout import bucket
 from jmixed.runtime.precision import FLOAT
 
 ALIGNMENT = 64
@@ -15,6 +14,15 @@ ALIGNMENT = 64
 
 LARGE = 1 << 25
 """Bytes of row arrays from which on it is worth a few milliseconds to give freed memory back."""
+
+
+def bucket(size: int) -> int:
+    """The size to which arrays are padded, so that data of similar size share a compiled program.
+
+    Powers of two up to 64, where padding costs nothing; then four steps per power of two.
+    """
+    doubling = 1 << max(int(size) - 1, 0).bit_length()
+    return doubling if size <= 64 else -(-size // (doubling // 8)) * (doubling // 8)
 
 
 class _Padded(np.ndarray):

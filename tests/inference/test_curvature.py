@@ -8,8 +8,8 @@ from layouts import NAMES, case, covariances, draw_theta, factors, generalised, 
 
 from jmixed.inference import kenward_roger, satterthwaite
 from jmixed.inference.curvature import curvature, pivoted, tangents
-from jmixed.inference.term_contrasts import term_contrasts
 from jmixed.inference.variance_parameters import standard_deviations, theta_and_sigma
+from jmixed.reports.term_contrasts import term_contrasts
 
 LAYOUTS = [name for name in NAMES if name != "no random effects"]
 CONTRASTS = np.array([[1.0, 0, 0], [0, 1, 0], [0, 1, -2], [0.5, 0.5, 3]])

@@ -9,8 +9,8 @@ import pytest
 
 import jmixed as jm
 from jmixed.errors import DataError
-from jmixed.layout.layout import bucket
 from jmixed.layout.stack import BEYOND, stack
+from jmixed.runtime.memory import bucket
 
 
 @pytest.mark.parametrize(
