@@ -27,13 +27,11 @@ try:
     from jmixed.fit.many import estimate_many
     from jmixed.fit.minibatch import marginal_loss, take_groups
     from jmixed.fit.pure import conditional_modes, log_likelihood_by_group, predict, simulate
-    from jmixed.layout.bare import design
-    from jmixed.model import MixedLM, mixedlm
+    from jmixed.model import MixedLM, design, from_batches, mixedlm
     from jmixed.reports.comparison import compare
     from jmixed.reports.comparison import variance_test as test_variance
     from jmixed.results import MixedLMResults, load
     from jmixed.runtime.compilation import enable_compilation_cache
-    from jmixed.streamed import from_batches
 finally:
     if _pause:
         # Without looking through it, what has been imported joins what is seldom looked through.

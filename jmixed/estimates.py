@@ -310,7 +310,7 @@ class Estimates(WaldInference):
         >>> result.timings["optimise"] > 0
         True
         """
-        return together(self.model._timings, self._fit.timings)
+        return together(self.model.timings, self._fit.timings)
 
     @property
     def k_constant(self) -> int:

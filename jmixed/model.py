@@ -1,29 +1,44 @@
-"""Mixed models as a person states them: `mixedlm` and `MixedLM`."""
+"""Mixed models as a person states them: by formulas (`mixedlm`), arrays (`MixedLM`, `design`) or in batches."""
 
 from __future__ import annotations
 
 import copy
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Self
 
+import jax
 import numpy as np
 import pandas as pd
+from jax.core import Tracer
 
-from jmixed.compat.groups import GroupedRows, ModelFrame, theta_names
+from jmixed.compat import held, options, penalised
+from jmixed.compat.at_parameters import AtParameters
+from jmixed.compat.distribution import Distribution
+from jmixed.compat.groups import ModelFrame, rows_by_group, theta_names, top_level, vc_spec
 from jmixed.compat.packing import Packing
-from jmixed.compat.params import as_array, refuse_tracer
+from jmixed.compat.params import VCSpec, as_array, refuse_tracer
 from jmixed.errors import DataError, ModelError, RankWarning, warn
-from jmixed.fitting import Fitting
 from jmixed.formulas import checks, statement
 from jmixed.formulas.frame import reordered
+from jmixed.formulas.model_data import ModelData, RandomTerm
 from jmixed.formulas.restate import names_of_caller, refuse_strange, restated
 from jmixed.layout.design import Design
 from jmixed.layout.stack import stack
+from jmixed.reports.many import ManyResults, fit_many
 from jmixed.reports.names import left_out
+from jmixed.results import MixedLMResults
 from jmixed.runtime.arguments import checked
+from jmixed.runtime.memory import roomy
+from jmixed.runtime.precision import FLOAT
 from jmixed.runtime.timing import Timings
+from jmixed.streams import passes, sums, survey
+from jmixed.streams.represent import represent
+
+OF_ROWS = ("endog", "exog", "weights", "offset")
+"""Attributes that a model of data in batches has not."""
 
 
 @checked
@@ -100,8 +115,10 @@ def mixedlm(
 
 
 @checked
-class MixedLM(Fitting, GroupedRows):
+class MixedLM:
     """A linear mixed model, stated by arrays; `mixedlm` and `MixedLM.from_formula` state it by formulas.
+
+    It never changes, whatever is fitted to it: threads can share it.
 
     Parameters
     ----------
@@ -135,9 +152,8 @@ class MixedLM(Fitting, GroupedRows):
     Attributes
     ----------
     spec : ModelData
-        The model in arrays.
-    reml : bool
-        What `loglike`, `score`, `hessian` and `get_scale` refer to: as in the last fit, at first True.
+        The model in arrays. Of data in batches (`from_batches`) it has a few rows that have their cross-products; what
+        is a matter of the rows themselves, such as `endog`, is then refused.
 
     Examples
     --------
@@ -150,6 +166,30 @@ class MixedLM(Fitting, GroupedRows):
     >>> jm.MixedLM(y, np.column_stack([np.ones(100), x]), groups).fit().fe_params.round(1)
     array([1. , 2.1])
     """
+
+    spec: ModelData
+    timings: Timings
+    packing: Packing
+    endog: np.ndarray
+    exog: np.ndarray
+    weights: np.ndarray
+    offset: np.ndarray
+    use_sqrt: bool
+    labelled: bool
+    formula: str | None
+    endog_names: str
+    exog_names: list[str]
+    nobs: int
+    n_totobs: int
+    k_fe: int
+    k_re: int
+    k_vc: int
+    k_re2: int
+    k_params: int
+    data: ModelFrame
+    theta_names: list[str]
+    _words: dict[str, Any] | None
+    _response: np.ndarray | None
 
     def __init__(
         self,
@@ -183,7 +223,8 @@ class MixedLM(Fitting, GroupedRows):
         timings = Timings()
         with timings.step("materialise"):
             spec = statement.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset, check)
-        self._set_up(spec, timings, use_sqrt, any(isinstance(part, pd.DataFrame | pd.Series) for part in (endog, exog)))
+        labelled = any(isinstance(part, pd.DataFrame | pd.Series) for part in (endog, exog))
+        self._set_up(spec, timings, use_sqrt, labelled)
 
     @classmethod
     def from_formula(
@@ -243,34 +284,66 @@ class MixedLM(Fitting, GroupedRows):
             check=check,
             timings=timings,
         )
-        model = cls.__new__(cls)
-        model._set_up(spec, timings, use_sqrt, labelled=True)
-        model._words = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing, "drop_cols": drop_cols}
-        model._words["check"] = check
+        words = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing, "drop_cols": drop_cols}
         beside = {"groups": groups, "weights": weights, "offset": offset}
-        model._words |= {
+        words |= {"check": check} | {
             name: value if value is None or isinstance(value, str) else np.asarray(value)[spec.rows]
             for name, value in beside.items()
         }
-        return model
+        return cls.__new__(cls)._set_up(spec, timings, use_sqrt, labelled=True, words=words)
 
-    def _set_up(self, spec, timings, use_sqrt, labelled):
-        self._timings = timings
-        self.spec, self.use_sqrt, self.labelled, self.reml = spec, bool(use_sqrt), labelled, True
-        self._words = self._response = None
-        self.endog, self.exog, self.formula = spec.y, spec.X, spec.formula
-        self.weights, self.offset = spec.weights, spec.offset
-        self.endog_names, self.exog_names = spec.endog_name, list(spec.exog_names)
-        self.nobs, self.k_fe = spec.X.shape
-        self.n_totobs = self.nobs
-        self._packing = Packing.of(spec.terms)
-        self.k_re, self.k_vc = self._packing.shape
-        self.k_re2 = self._packing.size - self.k_vc
-        self.k_params = self.k_fe + self._packing.size
-        self.data = ModelFrame.of(spec)
-        self.theta_names = theta_names(spec.terms)
+    def _set(self, **attributes) -> Self:
+        """Give a model that is being made its attributes; nothing sets them afterwards."""
+        vars(self).update(attributes)
+        return self
+
+    def _set_up(self, spec: ModelData, timings: Timings, use_sqrt, labelled, words=None) -> Self:
+        packing = Packing.of(spec.terms)
+        k_re, k_vc = packing.shape
+        if spec.represents is None:
+            self._set(endog=spec.y, exog=spec.X, weights=spec.weights, offset=spec.offset)
         for message in left_out(spec):
             warn(message, RankWarning)
+        return self._set(
+            spec=spec,
+            timings=timings,
+            packing=packing,
+            use_sqrt=bool(use_sqrt),
+            labelled=labelled,
+            formula=spec.formula,
+            endog_names=spec.endog_name,
+            exog_names=list(spec.exog_names),
+            nobs=spec.nobs,
+            n_totobs=spec.nobs,
+            k_fe=spec.X.shape[1],
+            k_re=k_re,
+            k_vc=k_vc,
+            k_re2=packing.size - k_vc,
+            k_params=spec.X.shape[1] + packing.size,
+            data=ModelFrame.of(spec),
+            theta_names=theta_names(spec.terms),
+            _words=words,
+            _response=None,
+        )
+
+    def __setattr__(self, name: str, value) -> None:
+        hint = "give reml= to fit, loglike, score, hessian or get_scale" if name == "reml" else "state another model"
+        raise ModelError(f"model.{name} cannot be set: a model does not change. Instead, {hint}")
+
+    def __getattr__(self, name: str):
+        if name in OF_ROWS and "spec" in vars(self):
+            self._need_rows(f"model.{name}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _need_rows(self, what: str) -> None:
+        """Refuse what needs the rows of the data where there are none."""
+        if self.spec.represents is not None:
+            raise DataError(
+                f"{what} needs the rows of the data, and from_batches keeps their cross-products only; use mixedlm for "
+                "data that fit into memory, or call from_batches once for each response"
+            )
+        if not len(self.spec.y):
+            raise DataError("the rows of this model's data were removed by remove_data(); use a model that has them")
 
     def __repr__(self) -> str:
         levels = {term.group: len(term.levels) for term in self.spec.terms}
@@ -279,24 +352,478 @@ class MixedLM(Fitting, GroupedRows):
         if self.spec.group_name is not None:
             given = {k: v for k, v in (self._words or {}).items() if k.endswith("formula") and v is not None}
             what += "".join(f", {name}={text!r}" for name, text in given.items())
-        return f"<MixedLM: {what}; {self.nobs} rows; {factors}>"
+        rows = f"{self.nobs} rows" if self.spec.represents is None else f"{self.nobs} rows in batches"
+        return f"<MixedLM: {what}; {rows}; {factors}>"
 
     @cached_property
     def design(self) -> Design:
         """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations.
+
+        Of data in batches its rows stand for theirs.
 
         Examples
         --------
         >>> model.design.X.shape
         (180, 2)
         """
-        self._need_rows()
-        with self._timings.step("stack"):
+        if not len(self.spec.y):
+            self._need_rows("design")
+        with self.timings.step("stack"):
             return stack(self.spec)
+
+    @cached_property
+    def _top_level(self):
+        return top_level(self.spec)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Label of each row's top-level group, array (nobs,).
+
+        Examples
+        --------
+        >>> model.groups[:3].tolist()
+        ['308', '308', '308']
+        """
+        self._need_rows("groups")
+        codes, labels, _ = self._top_level
+        return self.spec.groups if self.spec.groups is not None else np.asarray(labels)[codes]
+
+    @property
+    def group_labels(self) -> list:
+        """The groups in sorted order.
+
+        Examples
+        --------
+        >>> model.group_labels[:3]
+        ['308', '309', '310']
+        """
+        self._need_rows("group_labels")
+        return list(self._top_level[1])
+
+    @property
+    def n_groups(self) -> int:
+        """Number of top-level groups.
+
+        Examples
+        --------
+        >>> model.n_groups
+        18
+        """
+        return len(self._top_level[1])
+
+    @cached_property
+    def row_indices(self) -> dict:
+        """Row numbers of each group, by its label.
+
+        Examples
+        --------
+        >>> model.row_indices["308"]
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+        """
+        self._need_rows("row_indices")
+        codes, labels, _ = self._top_level
+        return dict(zip(labels, (rows.tolist() for rows in rows_by_group(codes, len(labels))), strict=True))
+
+    @cached_property
+    def exog_re(self) -> np.ndarray | None:
+        """Columns with correlated random coefficients, array (nobs, k_re); None if there are none.
+
+        Examples
+        --------
+        >>> model.exog_re[:2].tolist()
+        [[1.0, 0.0], [1.0, 1.0]]
+        """
+        self._need_rows("exog_re")
+        columns = [term.Z for term in self.spec.terms if term.vc is None]
+        return np.hstack(columns) if columns else None
+
+    @cached_property
+    def exog_vc(self) -> VCSpec:
+        """Variance components as dense blocks, one for each group: a `VCSpec`.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> words = {"groups": "batch", "vc_formula": {"cask": "0 + C(cask)"}}
+        >>> jm.mixedlm("strength ~ 1", jm.datasets.load("pastes"), **words).exog_vc.names
+        ['cask']
+        """
+        self._need_rows("exog_vc")
+        return vc_spec(self.spec)
+
+    def group_list(self, array) -> list[np.ndarray] | None:
+        """Cut an array by top-level group, in the order of `group_labels`.
+
+        Parameters
+        ----------
+        array : array-like (nobs,) or (nobs, k), or None
+
+        Returns
+        -------
+        list of arrays, or None for None
+
+        Raises
+        ------
+        DataError
+            For an array of another length.
+
+        Examples
+        --------
+        >>> [len(part) for part in model.group_list(model.endog)][:3]
+        [10, 10, 10]
+        """
+        if array is None:
+            return None
+        self._need_rows("group_list")
+        rows = np.asarray(array)
+        if rows.shape[:1] != self.spec.y.shape:
+            raise DataError(f"group_list: the array has shape {rows.shape}, the model has {len(self.spec.y)} rows")
+        return [rows[own] for own in self.row_indices.values()]
 
     def _get_init_kwds(self) -> dict:
         words = {"groups": self.groups, "exog_re": self.exog_re, "exog_vc": self.exog_vc if self.k_vc else None}
         return words | {"use_sqrt": self.use_sqrt, "weights": self.weights, "offset": self.offset}
+
+    def fit(
+        self,
+        reml=True,
+        start_params=None,
+        method="newton",
+        maxiter=None,
+        free=None,
+        gtol=None,
+        full_output=False,
+        do_cg=True,
+        fe_pen=None,
+        cov_pen=None,
+        niter_sa=0,
+        **kwargs,
+    ) -> MixedLMResults:
+        """Estimate the model.
+
+        Parameters
+        ----------
+        reml : bool
+            Restricted maximum likelihood, or maximum likelihood.
+        start_params : MixedLMParams or array-like, optional
+            Start. An array holds [fixed effects,] the lower triangle of the relative covariance's Cholesky factor row
+            by row, and square roots of the relative variances (the (co)variances themselves if the model was made
+            with ``use_sqrt=False``).
+        method : str
+            "newton" (trust-region Newton, exact Hessian) or "lbfgs". The names of statsmodels' optimisers mean one of
+            the two.
+        maxiter : int, optional
+        free : MixedLMParams, optional
+            Pattern of zeros and ones: a parameter with a zero is held at its start value. The pattern
+            ``cov_re = np.eye(k)`` gives uncorrelated random effects.
+        gtol : float, optional
+            For "lbfgs": gradient norm at which it hands over to the Newton steps that certify the optimum.
+        full_output : bool
+            Keep a record of the optimisation in ``result.hist``.
+        do_cg : bool
+            False: do not optimise, give the results at the start values of the covariances.
+        fe_pen : Penalty, optional
+            Penalty on the fixed effects, an object with ``func(params)`` and ``deriv(params)``.
+        cov_pen : CovariancePenalty, optional
+            Penalty on the relative covariance ``cov_re``, with ``func(mat, mat_inv)`` and ``deriv(mat, mat_inv)``.
+        niter_sa : int
+            Ignored, as in statsmodels.
+        **kwargs
+            Options of statsmodels' optimisers; those without a meaning here warn.
+
+        Returns
+        -------
+        MixedLMResults
+
+        Raises
+        ------
+        DataError, ModelError
+            For start values or patterns that do not fit the model.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
+        >>> round(model.fit(reml=False).llf, 3)
+        -875.97
+        """
+        options.warn_of_options(kwargs, niter_sa)
+        task = self._task(reml, start_params, free)
+        if do_cg:
+            fit = held.fit(task, options.solver(method), maxiter, gtol)
+            fit, penalty = penalised.fit_penalised(fit, task, fe_pen, cov_pen if self.k_re else None, maxiter)
+            options.warn_of_outcome(fit, task, self.spec.terms)
+        else:
+            fit, penalty = held.at_start(task), None
+        hist = [options.history(fit, options.solver(method))] if full_output else None
+        return self._results(task, fit, hist=hist, penalty=penalty)
+
+    def fit_regularized(
+        self, method="l1", alpha=0, ceps=1e-4, ptol=1e-6, maxit=200, start_params=None, reml=True, free=None, **kwargs
+    ) -> MixedLMResults:
+        """Estimate the fixed effects with a penalty.
+
+        With ``"l1"`` the generalised residual sum of squares plus ``sum(alpha * |beta|)`` is minimised at the relative
+        covariances of the unpenalised fit. With a Penalty object, whose ``alpha`` is set on a copy, coefficients and
+        covariances together maximise the log-likelihood less the penalty.
+
+        Parameters
+        ----------
+        method : "l1" or Penalty
+        alpha : float or array-like (k_fe,)
+            Weight of the penalty, for all or each of the fixed effects.
+        ceps : float
+            A penalised coefficient below this in magnitude is zero ("l1").
+        ptol : float
+            Change of the coefficients, in standard errors, at which to stop ("l1").
+        maxit : int
+            Sweeps over the coefficients ("l1").
+        start_params, reml, free, **kwargs
+            As in `fit`, for the unpenalised fit.
+
+        Returns
+        -------
+        MixedLMResults
+            Under "l1", coefficients of zero have NaN standard errors.
+
+        Raises
+        ------
+        ModelError, DataError
+            For another `method`, and for an `alpha` that is negative or of another length.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy"))
+        >>> model.fit_regularized(alpha=[0, 5.0]).fe_params.round(2).to_dict()
+        {'Intercept': 258.68, 'Days': 8.85}
+        """
+        if not isinstance(method, str):
+            penalty = penalised.with_alpha(method, alpha)
+            return self.fit(reml=reml, start_params=start_params, free=free, fe_pen=penalty, **kwargs)
+        if method.lower() != "l1":
+            raise ModelError(f"method is {method!r}; it must be 'l1' or a Penalty object")
+        options.warn_of_options(set(kwargs) - {"maxiter", "gtol"})
+        weights, task = penalised.penalty_weights(alpha, self.k_fe), self._task(reml, start_params, free)
+        fit = held.fit(task, maxiter=kwargs.get("maxiter"), gtol=kwargs.get("gtol"))
+        options.warn_of_outcome(fit, task, self.spec.terms)
+        fit = penalised.fit_lasso(fit, task, weights[task.free_beta], ceps=ceps, ptol=ptol, maxit=maxit)
+        return self._results(task, fit)
+
+    def _task(self, reml, start_params, free) -> held.Task:
+        """What is to be estimated, and from where."""
+        if not isinstance(reml, bool | np.bool_):
+            raise ModelError(f"reml is {reml!r}: give True or False, and start values by keyword, start_params=")
+        beta, root = np.zeros(self.k_fe), None
+        if start_params is not None:
+            given, _, root = self._at_parameters().read(start_params, "start_params")
+            beta = beta if given is None else given
+            if not (np.all(np.isfinite(beta)) and np.all(np.isfinite(root))):
+                raise DataError("start_params holds values that are not finite numbers")
+        return held.task(self.design, self.packing, bool(reml), beta, root, free)
+
+    def _results(self, task, fit, **record) -> MixedLMResults:
+        timings = Timings(fit.timings)
+        with timings.step("results"):
+            whole = replace(task.restore(fit), timings=timings)
+            return MixedLMResults(self, whole, task.reml, free=task.pattern(), **record)
+
+    def fit_many(self, Y, reml: bool = True, memory: int | None = None, progress: bool = False) -> ManyResults:
+        """Fit the model to many responses in place of its own: compiled once, thousands in a second.
+
+        Parameters
+        ----------
+        Y : array (m, nobs) or DataFrame (nobs, m)
+            An array has a row for each response, in the order of ``model.endog``; a table has a column for each, and
+            its index finds the rows. NaN is a missing value: the fit of that response leaves the row out.
+        reml : bool
+            Restricted maximum likelihood, or maximum likelihood.
+        memory : int, optional
+            Bytes that a batch of fits may take; 256 MiB by default.
+        progress : bool
+            Draw a bar on the standard error stream.
+
+        Returns
+        -------
+        ManyResults
+
+        Raises
+        ------
+        DataError
+            `Y` has another shape, other rows or other things than numbers; or it is being traced by JAX.
+
+        Examples
+        --------
+        >>> import numpy as np, jmixed as jm
+        >>> data = jm.datasets.load("sleepstudy")
+        >>> model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", data)
+        >>> many = model.fit_many(data[["Reaction"]].assign(seconds=data.Reaction / 1000))
+        >>> many.fe_params["Days"].round(4).to_dict()
+        {'Reaction': 10.4673, 'seconds': 0.0105}
+        """
+        if memory is not None and not memory > 0:
+            raise ModelError(f"memory is {memory!r}; it must be a positive number of bytes")
+        self._need_rows("fit_many")
+        return fit_many(self.spec, self.design, self.theta_names, Y, reml, memory, progress)
+
+    def loglike(self, params, profile_fe=True, reml: bool = True) -> float:
+        """Log-likelihood with the scale profiled out.
+
+        Parameters
+        ----------
+        params : MixedLMParams or array-like
+            Relative (co)variances. An array is packed as in `fit`'s ``start_params``.
+        profile_fe : bool
+            Replace the fixed effects by their generalised-least-squares estimates; otherwise `params` must have them.
+        reml : bool
+            Of the restricted likelihood, or of the likelihood.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        DataError
+            For parameters of another length, or without the fixed effects that are wanted.
+
+        Examples
+        --------
+        >>> round(model.loglike(result.params_object), 4)
+        -871.8141
+        """
+        return self._at_parameters(reml).loglike(params, profile_fe)
+
+    def score(self, params, profile_fe=True, reml: bool = True) -> np.ndarray:
+        """Gradient of `loglike` in the packed parameters; fixed effects first if they are not profiled out.
+
+        Parameters
+        ----------
+        params, profile_fe
+            As in `loglike`.
+        reml : bool
+            Of the restricted likelihood, or of the likelihood.
+
+        Returns
+        -------
+        array (k,)
+
+        Examples
+        --------
+        >>> bool(abs(model.score(result.params_object)).max() < 1e-5)
+        True
+        """
+        return self._at_parameters(reml).score(params, profile_fe)
+
+    def hessian(self, params, reml: bool = True) -> tuple[np.ndarray, bool]:
+        """Hessian of `loglike` in the fixed effects and the relative (co)variances themselves, exact.
+
+        Parameters
+        ----------
+        params : MixedLMParams or array-like (k_params,)
+            An array is laid out as ``result.params``.
+        reml : bool
+            Of the restricted likelihood, or of the likelihood.
+
+        Returns
+        -------
+        array (k_params, k_params), bool
+            The Hessian, and whether a covariance is singular.
+
+        Raises
+        ------
+        DataError
+            For parameters of another length.
+
+        Examples
+        --------
+        >>> hessian, singular = model.hessian(result.params)
+        >>> hessian.shape, singular
+        ((5, 5), False)
+        """
+        return self._at_parameters(reml).hessian(params)
+
+    def get_scale(self, fe_params, cov_re, vcomp, reml: bool = True) -> float:
+        """Residual variance at given fixed effects and relative (co)variances, with divisor n - p for REML.
+
+        Parameters
+        ----------
+        fe_params : array-like (k_fe,)
+        cov_re : array-like (k_re, k_re)
+        vcomp : array-like (k_vc,)
+            Relative to the residual variance.
+        reml : bool
+
+        Returns
+        -------
+        float
+
+        Examples
+        --------
+        >>> round(model.get_scale(result.fe_params, result.cov_re_unscaled, []), 3)
+        654.941
+        """
+        return self._at_parameters(reml).scale(fe_params, cov_re, vcomp)
+
+    def predict(self, params, exog=None) -> np.ndarray:
+        """The fixed part of the prediction; ``result.predict`` is the one for new data.
+
+        Parameters
+        ----------
+        params : MixedLMParams or array-like
+            A vector whose first entries are the fixed effects.
+        exog : array-like (k, k_fe), optional
+            By default the model's own rows, with their offset.
+
+        Returns
+        -------
+        array (k,)
+
+        Raises
+        ------
+        DataError
+            For another number of fixed effects or columns.
+
+        Examples
+        --------
+        >>> model.predict([250.0, 10.0])[:3]
+        array([250., 260., 270.])
+        """
+        if exog is None:
+            self._need_rows("predict without exog")
+        return self._at_parameters().predict(params, exog)
+
+    def get_distribution(self, params, scale, exog=None) -> Distribution:
+        """The distribution of the response at given parameters: an object with ``rvs(n, rng)``.
+
+        Parameters
+        ----------
+        params : MixedLMParams or array-like (k_params,)
+            Laid out as ``result.params``.
+        scale : float
+            Residual variance.
+        exog : array-like (nobs, k_fe), optional
+            By default the model's own columns.
+
+        Returns
+        -------
+        Distribution
+
+        Raises
+        ------
+        DataError
+            `exog` has another number of rows than the model.
+
+        Examples
+        --------
+        >>> model.get_distribution(result.params, result.scale).rvs(rng=1).shape
+        (180,)
+        """
+        self._need_rows("get_distribution")
+        return self._at_parameters().distribution(params, scale, exog)
+
+    def _at_parameters(self, reml: bool = True) -> AtParameters:
+        return AtParameters(self.spec, self.design, self.packing, self.use_sqrt, bool(reml))
 
     def update(self, formula=None, **changes) -> MixedLM:
         """State another model on the rows of this one.
@@ -325,6 +852,8 @@ class MixedLM(Fitting, GroupedRows):
         >>> model.update(". ~ . + I(Days**2)").exog_names
         ['Intercept', 'Days', 'I(Days ** 2)']
         """
+        if self.spec.represents is not None:
+            self._need_rows("update")
         if self._words is None or self.spec.recipe is None:
             raise ModelError("update needs formulas and data: this model is made of arrays, or remove_data() took them")
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env
@@ -359,15 +888,18 @@ class MixedLM(Fitting, GroupedRows):
         >>> model.with_response(model.endog / 1000).fit().fe_params.round(4).to_dict()
         {'Intercept': 0.2514, 'Days': 0.0105}
         """
+        self._need_rows("with_response")
         y = _response(y, self.spec)
         frame = self.spec.frame
         if frame is not None and self.endog_names in frame:
             frame = frame.assign(**{self.endog_names: y})
-        model = copy.copy(self)
-        model.spec, model.endog = replace(self.spec, y=y, frame=frame), y
-        model.data, model._response = replace(self.data, frame=frame), y
-        model.__dict__["design"] = self.design.replace(y=y)
-        return model
+        return copy.copy(self)._set(
+            spec=replace(self.spec, y=y, frame=frame),
+            endog=y,
+            data=replace(self.data, frame=frame),
+            design=self.design.replace(y=y),
+            _response=y,
+        )
 
     def without_data(self, spec) -> MixedLM:
         """A copy that holds `spec`, a `ModelData` without rows, in place of its own: what `remove_data` leaves.
@@ -389,11 +921,10 @@ class MixedLM(Fitting, GroupedRows):
         """
         model = copy.copy(self)
         for name in ("design", "_top_level", "row_indices", "exog_re", "exog_vc"):
-            model.__dict__.pop(name, None)
-        model.spec, model.endog, model.exog = spec, spec.y, spec.X
-        model.weights, model.offset = spec.weights, spec.offset
-        model.data, model._words = replace(self.data, frame=None, row_labels=spec.index), None
-        return model
+            vars(model).pop(name, None)
+        if spec.represents is None:
+            model._set(endog=spec.y, exog=spec.X, weights=spec.weights, offset=spec.offset)
+        return model._set(spec=spec, data=replace(self.data, frame=None, row_labels=spec.index), _words=None)
 
 
 def _response(y, spec) -> np.ndarray:
@@ -410,3 +941,241 @@ def _response(y, spec) -> np.ndarray:
         raise DataError(f"the response has {len(bad)} values that are not finite, the first in row {bad[0]}")
     checks.require_variation(values, spec.offset, spec.endog_name)
     return values
+
+
+@checked
+def from_batches(
+    formula,
+    batches,
+    groups=None,
+    re_formula=None,
+    vc_formula=None,
+    weights=None,
+    offset=None,
+    missing="none",
+    eval_env=0,
+) -> MixedLM:
+    """State a model of data that come in batches and need not fit into memory together.
+
+    The likelihood knows the data by cross-products: Z'WZ and Z'W[X y] of every group, and [X y]'W[X y] (Bates et al.
+    2015, section 3). They are added up in two passes over the batches. The first learns the groups, the categories and
+    how large the columns are, the second multiplies columns that were made about orthonormal, so that the fit is that
+    of the data in memory to the last digits. Memory grows with the number of groups (of combinations of levels that
+    occur, for several grouping factors), not with that of rows. The rows of a group may be spread over batches.
+
+    Parameters
+    ----------
+    formula : str
+        As in `mixedlm`. Transforms that look at a whole column, such as splines or ``center``, are refused.
+    batches : iterable of tables, callable, path, list of paths, pyarrow dataset or Dask DataFrame
+        A callable returns a fresh iterator of tables each time. Tables of an iterator, which can be gone through only
+        once, are kept in a temporary file until the model is made: the columns that it uses. A path is that of a
+        Parquet file, or of a folder of them. The partitions of a Dask DataFrame are worked on where they are, and put
+        together as a tree. Columns that the model does not use may differ between batches.
+    groups, re_formula, vc_formula : optional
+        As in `mixedlm`; the grouping factor is a column. Components that look at all rows of a group at once, as
+        ``"0 + center(x)"`` does, are refused.
+    weights, offset : str, optional
+        Names of columns.
+    missing : str
+        "none" and "raise" refuse missing values, "drop" leaves their rows out.
+    eval_env : int or mapping
+        Names that the formula may use, as in `MixedLM.from_formula`.
+
+    Returns
+    -------
+    MixedLM
+
+    Raises
+    ------
+    FormulaError, DataError, MissingDataError, ModelError
+        As `mixedlm` does, with the number of the batch; for batches whose columns, types or categories differ, and for
+        other rows in the second pass than in the first; for a file that cannot be read.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> sleep = jm.datasets.load("sleepstudy")
+    >>> batches = [sleep[:50], sleep[50:120], sleep[120:]]
+    >>> model = jm.from_batches("Reaction ~ Days + (Days | Subject)", batches)
+    >>> model
+    <MixedLM: Reaction ~ Days + (Days | Subject); 180 rows; Subject: 18 levels>
+    >>> result = model.fit()
+    >>> result.fe_params.round(3).to_dict(), round(result.sigma, 3)
+    ({'Intercept': 251.405, 'Days': 10.467}, 25.592)
+    >>> result.predict(batches[2], random_effects=True).head(2).round(1).tolist()
+    [256.0, 263.4]
+    """
+    timings = Timings()
+    env = names_of_caller(eval_env, sys._getframe(1))
+    beside = {"groups": groups, "weights": weights, "offset": offset}
+    with passes.over(batches) as source:
+        with timings.step("parse"):
+            statement = survey.stated(formula, source.tables(None), beside, re_formula, vc_formula, env, missing)
+        with timings.step("materialise"):
+            made = sums.plan(statement, source.survey(statement))
+            spec = represent(made, source.sums(made))
+    return MixedLM.__new__(MixedLM)._set_up(spec, timings, use_sqrt=True, labelled=True)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What `stack` reads of a model."""
+
+    y: np.ndarray
+    X: np.ndarray
+    weights: np.ndarray
+    offset: np.ndarray
+    terms: tuple[RandomTerm, ...]
+    represents: None = None
+    log_weights: float = 0.0
+
+
+@checked
+def design(y, X, groups, Z=None, weights=None, offset=None) -> Design:
+    """State a mixed model by arrays, for `jm.estimate` and JAX's transformations.
+
+    All columns of X are kept, collinear ones too. The arrays are copied, in 32 bits if all that are floats are.
+
+    Parameters
+    ----------
+    y : array (n,)
+        Response.
+    X : array (n, p)
+        Fixed-effects columns, one of ones among them where an intercept is wanted; (n, 0) for none.
+    groups : array (n,), or dict of arrays
+        Label of each row's group, numbers or text; or several by the term's name.
+    Z : array (n, q), or dict of arrays, optional
+        Columns of the random effects, with an unstructured covariance; by default ones, a random intercept for every
+        array of labels. A dict has the columns by the term's name: with one array of `groups`, terms of that factor
+        that are independent of each other; with a dict of them, the columns of those names.
+    weights : array (n,), optional
+        Prior weights, zero or more.
+    offset : array (n,), optional
+        Known part of the linear predictor.
+
+    Returns
+    -------
+    Design
+        Terms are called by the names given, or "groups".
+
+    Raises
+    ------
+    DataError
+        When lengths or names do not match, or values are missing, infinite or traced.
+
+    Examples
+    --------
+    >>> import jax, numpy as np, jmixed as jm
+    >>> r = np.random.default_rng(0)
+    >>> groups, x = np.repeat(np.arange(30), 5), r.normal(size=150)
+    >>> y = 1 + 2 * x + r.normal(size=30)[groups] + r.normal(size=150)
+    >>> design = jm.design(y, np.column_stack([np.ones(150), x]), groups)
+    >>> with jax.enable_x64(True):
+    ...     fit = jm.estimate(design)
+    >>> np.asarray(fit.beta).round(1).tolist(), fit.b["groups"].shape
+    ([0.7, 2.2], (30, 1))
+    """
+    columns, labels = _terms_of(groups, Z)
+    given = {"y": y, "X": X, "weights": weights, "offset": offset, **{f"Z[{name!r}]": z for name, z in columns.items()}}
+    arrays = {name: _numbers(name, value) for name, value in given.items() if value is not None}
+    floats = [array.dtype for array in arrays.values() if array.dtype.kind == "f"]
+    dtype = np.result_type(*floats) if floats else np.dtype(FLOAT)
+    n = arrays["y"].shape[0] if arrays["y"].ndim == 1 else None
+    if n is None:
+        raise DataError(f"y has shape {arrays['y'].shape}; it must be one-dimensional, one number a row")
+
+    def rows(name, default, wide=False):
+        array = arrays.get(name)
+        array = np.full((n, 1) if wide else n, default) if array is None else array
+        array = array[:, None] if wide and array.ndim == 1 else array
+        if array.shape[:1] != (n,) or array.ndim != 1 + wide:
+            raise DataError(f"{name} has shape {array.shape}, but y has {n} rows: give one entry for each")
+        bad = np.flatnonzero(~np.isfinite(array).reshape(n, -1).all(1))
+        if len(bad):
+            raise DataError(
+                f"{name} is missing or infinite in {len(bad)} of {n} rows, the first of them row {bad[0]}: give "
+                "numbers, and leave a row out by a weight of zero"
+            )
+        # Memory that goes on up to the size that programs take: these arrays are not copied again.
+        out = roomy(n, *array.shape[1:]) if dtype == FLOAT else np.empty(array.shape, dtype)
+        out[:] = array
+        return out
+
+    weight = rows("weights", 1)
+    if np.any(weight < 0):
+        row = np.flatnonzero(weight < 0)[0]
+        raise DataError(f"weights holds {weight[row]} in row {row}; weights are zero or more")
+    terms, seen = [], {}
+    for name, own in labels.items():
+        if id(own) not in seen:
+            seen[id(own)] = _coded(name, own, n)
+        levels, codes = seen[id(own)]
+        z = rows(f"Z[{name!r}]", 1, wide=True)
+        names = tuple(f"z{j + 1}" for j in range(z.shape[1]))
+        terms.append(RandomTerm(str(name), str(name), codes, levels, names, z, intercept=checks.constant_column(z)))
+    return stack(_Rows(rows("y", 0), rows("X", 1, wide=True), weight, rows("offset", 0), tuple(terms)))
+
+
+def _terms_of(groups, Z) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns and labels of each term by its name; None for a column of ones."""
+    if isinstance(groups, Mapping):
+        if not groups:
+            raise DataError("groups is empty; give one array of labels at least")
+        if Z is None:
+            return dict.fromkeys(groups), dict(groups)
+        if not isinstance(Z, Mapping):
+            if len(groups) > 1:
+                raise DataError(
+                    f"Z is one array, and groups has the terms {list(groups)}: give a dict of arrays by term"
+                )
+            return {name: Z for name in groups}, dict(groups)
+        if unknown := [name for name in Z if name not in groups]:
+            raise DataError(f"Z has columns for {unknown}, but groups has the terms {list(groups)}")
+        return {name: Z.get(name) for name in groups}, dict(groups)
+    if isinstance(Z, Mapping):
+        if not Z:
+            raise DataError("Z is empty; leave it out for a random intercept")
+        return dict(Z), {name: groups for name in Z}
+    return {"groups": Z}, {"groups": groups}
+
+
+def _numbers(name, value) -> np.ndarray:
+    if isinstance(value, Tracer):
+        raise DataError(
+            f"{name} is a value that JAX is tracing: make the design of numbers, and exchange its arrays inside the "
+            "traced function by design.replace",
+            page="jax.md",
+        )
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{name} is no array: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{name} has dtype {array.dtype}; it must hold numbers")
+    if array.size == 0 and array.ndim == 1:
+        raise DataError(f"{name} is empty; give one number for each row")
+    if array.ndim not in (1, 2):
+        raise DataError(f"{name} has shape {array.shape}; give one row per observation")
+    return array
+
+
+def _coded(name, labels, n) -> tuple[pd.Index, np.ndarray]:
+    """Levels, sorted, and the level of each row."""
+    if isinstance(labels, Tracer):
+        _numbers(f"groups[{name!r}]", labels)
+    try:
+        array = np.asarray(jax.device_get(labels) if isinstance(labels, jax.Array) else labels)
+    except ValueError as error:
+        raise DataError(f"groups is no array: {error}") from None
+    if array.shape != (n,):
+        raise DataError(f"groups has shape {array.shape}, but y has {n} rows: give one label for each")
+    missing = np.flatnonzero(pd.isna(array))
+    if len(missing):
+        raise DataError(f"groups is missing in {len(missing)} of {n} rows, the first of them row {missing[0]}")
+    try:
+        levels, codes = np.unique(array, return_inverse=True)
+    except TypeError:
+        kinds = sorted({type(label).__name__ for label in array.tolist()})
+        raise DataError(f"groups mixes {' and '.join(kinds)}; give labels of one type") from None
+    return pd.Index(levels), codes.astype(np.int32)

@@ -54,7 +54,8 @@ class Case:
     offset: np.ndarray
     terms: tuple[Term, ...]
     sparse: bool = False
-    totals: None = None
+    represents: None = None
+    log_weights: float = 0.0
 
     @property
     def design(self) -> Design:

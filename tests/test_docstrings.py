@@ -16,8 +16,6 @@ import pytest
 import jmixed as jm
 
 HIDDEN = {"self", "cls"}
-# Documented in MixedLM, whose place this class takes for data in batches.
-AS_OF_MIXEDLM = {f"StreamedLM.{name}" for name in ("design", "fit_many", "get_distribution", "without_data")}
 PROPERTIES = (property, functools.cached_property)
 
 
@@ -84,7 +82,7 @@ def public_names():
             continue
         names[name] = value
         if inspect.isclass(value):
-            waiting += [one for one in members(value) if one[0] not in AS_OF_MIXEDLM]
+            waiting += members(value)
         waiting += [(kind.__name__, kind) for kind in returned_classes(value)]
     return names
 

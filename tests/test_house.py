@@ -1,4 +1,4 @@
-"""The order of the house: which room may import which, and where precision is named."""
+"""The order of the house: which room may import which, who may name whose things, and where precision is named."""
 
 import ast
 import re
@@ -12,63 +12,13 @@ import jmixed
 HOME = Path(__file__).parents[1]
 PACKAGE = HOME / "jmixed"
 
-# A room is a module or a package directly under jmixed. It imports from lower floors, or from its own without a circle.
-FLOORS = {
-    0: (
-        "errors",
-        "precision",
-        "compilation",
-        "executables",
-        "device",
-        "timing",
-        "progress",
-        "gaussian",
-        "facts",
-        "files",
-        "forks",
-        "arguments",
-    ),
-    1: ("linalg", "covariance", "layout", "memory", "data"),
-    2: ("design", "likelihood"),
-    3: ("optimize", "trust_region", "information", "penalised"),
-    4: ("estimation", "sharing", "programs", "batches", "minibatch", "pure"),
-    5: ("inference",),
-    6: (
-        *("names", "packing", "params", "effects", "views", "distribution", "held", "regularized"),
-        *("evaluation", "fitting", "mass_univariate", "options", "restate"),
-        *(
-            "hypotheses",
-            "contrasts",
-            "wald",
-            "tables",
-            "estimates",
-            "fitted",
-            "testing",
-            "resampling",
-            "comparison",
-            "intervals",
-            "parameters",
-            "printed",
-        ),
-        *("results", "summary", "predict", "diagnostics"),
-    ),
-    7: ("model", "streamed", "datasets", "plot", "interop", "__main__"),
-    8: ("__init__",),
-}
-FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-STRANGERS = {frozenset({"design", "likelihood"})}
-ARRAY_SIDE = {
-    "linalg",
-    "covariance",
-    "layout",
-    "memory",
-    "data",
-    "likelihood",
-    "optimize",
-    "trust_region",
-    "information",
-}
-ARRAY_SIDE |= {"penalised", "estimation", "sharing", "programs", "batches", "minibatch", "pure", "inference"}
+# A room is a package, or a module, directly under jmixed. It imports from rooms to its left, or from its own without a
+# circle. Tables and arrays are two sides that meet in what people call; both may use the rooms that stand before them.
+GROUND = ("errors", "runtime")
+ARRAYS = ("algebra", "covariance", "layout", "likelihood", "fit", "inference")
+TABLES = ("formulas", "streams")
+PEOPLE = ("datasets", "reports", "compat", "results", "model", "plot", "interop", "__init__", "__main__")
+ROOMS = {room: place for place, room in enumerate((*GROUND, *ARRAYS, *TABLES, *PEOPLE))}
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}
 
@@ -90,11 +40,6 @@ def room_of(module):
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def floor_of(room):
-    assert room in FLOOR, f"{room} has no floor yet: put it into FLOORS"
-    return FLOOR[room]
-
-
 NAMES = {name_of(path) for path in MODULES}
 
 
@@ -112,24 +57,48 @@ def imports(path):
                 yield node.lineno, module if module in NAMES else base
 
 
-def broken_floors(path):
+def broken_laws(path):
     here = room_of(name_of(path))
-    floor_of(here)
+    assert here in ROOMS, f"{here} is no room: put the file into the one that says what it is for"
     for line, module in imports(path):
         if module.split(".")[0] != "jmixed":
             continue
         there = room_of(module)
         where = f"{path.relative_to(HOME)}:{line} imports {module}"
-        if frozenset({here, there}) in STRANGERS:
-            yield f"{where}: {here} and {there} never import each other"
-        elif floor_of(there) > floor_of(here):
-            yield f"{where}: {here} is on floor {floor_of(here)}, {there} above it on floor {floor_of(there)}"
+        if {here, there} & set(ARRAYS) and {here, there} & set(TABLES):
+            yield f"{where}: arrays and tables never import each other"
+        elif ROOMS[there] > ROOMS[here]:
+            yield f"{where}: {there} stands to the right of {here}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_run_downwards(path):
-    broken = list(broken_floors(path))
+def test_rooms_import_from_rooms_to_their_left(path):
+    broken = list(broken_laws(path))
     assert not broken, "\n".join(broken)
+
+
+def test_every_room_says_what_it_is_for():
+    rooms = {path.name: path / "__init__.py" for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    silent = [name for name, init in rooms.items() if not ast.get_docstring(ast.parse(init.read_text("utf-8")))]
+    assert not silent
+    files = {path.stem for path in PACKAGE.glob("*.py")}
+    assert files == {"__init__", "__main__", "datasets", "errors", "interop", "model", "results"}
+
+
+def private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_file_imports_a_private_name_of_another(path):
+    found = [
+        f"{path.relative_to(HOME)}:{node.lineno} imports {alias.name} of {node.module}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jmixed")
+        for alias in node.names
+        if private(alias.name)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_no_circle_among_modules():
@@ -151,7 +120,7 @@ def test_no_circle_among_modules():
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_keep_to_their_side(path):
     banned = dict.fromkeys(ONLY_IN_TESTS, "only the tests use it")
-    if room_of(name_of(path)) in ARRAY_SIDE:
+    if room_of(name_of(path)) in ARRAYS:
         banned |= dict.fromkeys(TABLES_AND_FORMULAS, "the array side knows no tables and no formulas")
     broken = [
         f"{path.relative_to(HOME)}:{line} imports {module}: {banned[module.split('.')[0]]}"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.covariance.scales import factors_of_theta, preconditioners, settled, singular_flags
-from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
+from jmixed.errors import ConvergenceWarning, DataError, Outcome, warn
 from jmixed.fit import many
 from jmixed.formulas.frame import as_frame, refuse_tracer
 from jmixed.reports.components import Component, components
@@ -74,7 +74,7 @@ SHOWN = 10
 
 
 def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | None, progress: bool) -> ManyResults:
-    """Fit every response; see `ManyFitting.fit_many`."""
+    """Fit every response; see `MixedLM.fit_many`."""
     refuse_tracer(Y, "Y", "jm.estimate_many")
     names, values = _responses(spec, Y)
     with bar(len(names), progress, "fit_many") as advance:
@@ -156,48 +156,3 @@ def _warn(found, names):
             f"{names[bad[0]]!r}: {outcome.name}: {outcome.message}",
             ConvergenceWarning,
         )
-
-
-class ManyFitting:
-    """Many responses at once: `MixedLM` has it."""
-
-    spec: ModelData
-    design: Any
-    theta_names: Any
-
-    def fit_many(self, Y, reml: bool = True, memory: int | None = None, progress: bool = False) -> ManyResults:
-        """Fit the model to many responses in place of its own: compiled once, thousands in a second.
-
-        Parameters
-        ----------
-        Y : array (m, nobs) or DataFrame (nobs, m)
-            An array has a row for each response, in the order of ``model.endog``; a table has a column for each, and
-            its index finds the rows. NaN is a missing value: the fit of that response leaves the row out.
-        reml : bool
-            Restricted maximum likelihood, or maximum likelihood.
-        memory : int, optional
-            Bytes that a batch of fits may take; 256 MiB by default.
-        progress : bool
-            Draw a bar on the standard error stream.
-
-        Returns
-        -------
-        ManyResults
-
-        Raises
-        ------
-        DataError
-            `Y` has another shape, other rows or other things than numbers; or it is being traced by JAX.
-
-        Examples
-        --------
-        >>> import numpy as np, jmixed as jm
-        >>> data = jm.datasets.load("sleepstudy")
-        >>> model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", data)
-        >>> many = model.fit_many(data[["Reaction"]].assign(seconds=data.Reaction / 1000))
-        >>> many.fe_params["Days"].round(4).to_dict()
-        {'Reaction': 10.4673, 'seconds': 0.0105}
-        """
-        if memory is not None and not memory > 0:
-            raise ModelError(f"memory is {memory!r}; it must be a positive number of bytes")
-        return fit_many(self.spec, self.design, self.theta_names, Y, reml, memory, progress)
