@@ -1,43 +1,31 @@
 """Linear mixed models on JAX: statsmodels' calls and lme4's formulas, one fast, certified and differentiable fit."""
 
-import gc
 import importlib
 from typing import TYPE_CHECKING
 
-# What is imported stays, and looking for garbage in it over and over takes a seventh of a short run.
-_pause = gc.isenabled() and not gc.get_freeze_count()
-if _pause:
-    gc.disable()
-try:
-    from jmixed import datasets
-    from jmixed.compat.params import MixedLMParams, VCSpec
-    from jmixed.errors import (
-        ConvergenceWarning,
-        DataError,
-        FormulaError,
-        JmixedError,
-        MissingDataError,
-        ModelError,
-        Outcome,
-        PrecisionWarning,
-        RankWarning,
-        SingularWarning,
-    )
-    from jmixed.fit.estimate import Estimate, estimate, log_likelihood, moments, profiled_deviance
-    from jmixed.fit.many import estimate_many
-    from jmixed.fit.minibatch import marginal_loss, take_groups
-    from jmixed.fit.pure import conditional_modes, log_likelihood_by_group, predict, simulate
-    from jmixed.model import MixedLM, design, from_batches, mixedlm
-    from jmixed.reports.comparison import compare
-    from jmixed.reports.comparison import variance_test as test_variance
-    from jmixed.results import MixedLMResults, load
-    from jmixed.runtime.compilation import enable_compilation_cache
-finally:
-    if _pause:
-        # Without looking through it, what has been imported joins what is seldom looked through.
-        gc.freeze()
-        gc.unfreeze()
-        gc.enable()
+from jmixed import datasets
+from jmixed.compat.params import MixedLMParams, VCSpec
+from jmixed.errors import (
+    ConvergenceWarning,
+    DataError,
+    FormulaError,
+    JmixedError,
+    MissingDataError,
+    ModelError,
+    Outcome,
+    PrecisionWarning,
+    RankWarning,
+    SingularWarning,
+)
+from jmixed.fit.estimate import Estimate, estimate, log_likelihood, moments, profiled_deviance
+from jmixed.fit.many import estimate_many
+from jmixed.fit.minibatch import marginal_loss, take_groups
+from jmixed.fit.pure import conditional_modes, log_likelihood_by_group, predict, simulate
+from jmixed.model import MixedLM, design, from_batches, mixedlm
+from jmixed.reports.comparison import compare
+from jmixed.reports.comparison import variance_test as test_variance
+from jmixed.results import MixedLMResults, load
+from jmixed.runtime.compilation import enable_compilation_cache
 
 if TYPE_CHECKING:
     from jmixed import interop, plot
