@@ -4,8 +4,6 @@ Matrix axes come first and batch axes last, ``(q, q, ...)``: a stack of small ma
 contiguous vectors, and unrolled scalar code over them runs many times faster than a batched library call.
 """
 
-import functools
-import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,79 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax.linalg import triangular_solve
 
+from jmixed.algebra.batched import eigh, sweep
+from jmixed.algebra.sums import SHORT, UNROLLED, add_up, less
 from jmixed.runtime.device import on_cpu
-
-UNROLLED = 4
-"""Largest order that is factored by unrolled scalar code; larger matrices go to LAPACK."""
-
-
-def add_up(terms) -> jax.Array:
-    """The sum of at least one array, without a zero to start from."""
-    return functools.reduce(operator.add, terms)
-
-
-def take(a, *index):
-    """``a[index]`` for constant indices within bounds, one for each axis: one step, where indexing makes ten of it.
-
-    The steps of a program are what it costs to compile it, and to read it from a cache.
-    """
-    if isinstance(a, np.ndarray):
-        return a[index]
-    axes = tuple(range(a.ndim))
-    numbers = jax.lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=axes, start_index_map=axes)
-    where = np.stack(np.broadcast_arrays(*index), axis=-1).astype(np.int32)
-    return jax.lax.gather(a, where, numbers, (1,) * a.ndim, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
-
-
-def diagonal(a):
-    """The diagonal of a matrix (q, q)."""
-    return take(a, np.arange(a.shape[0]), np.arange(a.shape[0]))
-
-
-BLOCK = 1024
-"""Small matrices of a long stack that a CPU works on at a time, so that what is made of them stays in cache."""
-
-
-SHORT = 128
-"""Small matrices of a stack up to which a sum is one step: written out it would be faster, and longer to compile."""
-
-
-def is_long(length: int, blocks: int = 4) -> bool:
-    """Whether a stack is as long as so many blocks; the buckets of such sizes are multiples of a block."""
-    return length >= blocks * BLOCK and length % BLOCK == 0
-
-
-def in_blocks(length: int, blocks: int = 4) -> bool:
-    """Whether a stack of this length is worked on in blocks. An accelerator would wait for one after the other."""
-    return on_cpu() and is_long(length, blocks)
-
-
-def sum_in_blocks(function, arrays, constants=(), axis=-1, blocks=4) -> Any:
-    """``function(arrays, constants)``, sums over an axis of all arrays: a block of it at a time from so many blocks on.
-
-    A function of many steps would otherwise write each step's long arrays to memory and read them again. Derivatives
-    are those of the function itself, because the reverse of a loop over blocks would touch all of each array each time.
-    """
-    length = jax.tree.leaves(arrays)[0].shape[axis]
-    if not in_blocks(length, blocks):
-        return function(arrays, constants)
-
-    @jax.custom_jvp
-    def total(arrays, constants):
-        def block(k):
-            own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, k * BLOCK, BLOCK, axis), arrays)
-            return function(own, constants)
-
-        def add_block(k, sums):
-            return jax.tree.map(operator.add, sums, block(k))
-
-        return jax.lax.fori_loop(1, length // BLOCK, add_block, block(0))
-
-    @total.defjvp
-    def tangents(primals, tangents):
-        return total(*primals), jax.jvp(function, primals, tangents)[1]
-
-    return total(arrays, constants)
 
 
 def cholesky(a) -> Any:
@@ -96,9 +24,9 @@ def cholesky(a) -> Any:
         return jnp.moveaxis(jnp.linalg.cholesky(jnp.moveaxis(a, (0, 1), (-2, -1))), (-2, -1), (0, 1))
     factor: list[list[Any]] = [[None] * q for _ in range(q)]
     for j in range(q):
-        factor[j][j] = jnp.sqrt(_less(a[j, j], (factor[j][k] ** 2 for k in range(j))))
+        factor[j][j] = jnp.sqrt(less(a[j, j], (factor[j][k] ** 2 for k in range(j))))
         for i in range(j + 1, q):
-            factor[i][j] = _less(a[i, j], (factor[i][k] * factor[j][k] for k in range(j))) / factor[j][j]
+            factor[i][j] = less(a[i, j], (factor[i][k] * factor[j][k] for k in range(j))) / factor[j][j]
     return factor
 
 
@@ -118,11 +46,11 @@ def semidefinite_triangle(a, b, least: Any = 0):
     q = a.shape[0]
     rows, right = [], []
     for k in range(q):
-        rest = _less(a[k, k:], (row[k][None] * row[k:] for row in rows))
+        rest = less(a[k, k:], (row[k][None] * row[k:] for row in rows))
         pivot = rest[0]
         sound = (pivot > 4 * q * jnp.finfo(a.dtype).eps * a[k, k]) & (pivot > (least[k] if np.ndim(least) else least))
         scale = jnp.where(sound, 1 / jnp.sqrt(jnp.where(sound, pivot, 1)), 0)
-        own = _less(b[k], (row[k][None] * x for row, x in zip(rows, right, strict=True)))
+        own = less(b[k], (row[k][None] * x for row, x in zip(rows, right, strict=True)))
         rows.append(jnp.concatenate([jnp.zeros((k, *rest.shape[1:]), a.dtype), rest * scale[None]]))
         right.append(own * scale[None])
     return jnp.stack(rows), jnp.stack(right)
@@ -138,7 +66,7 @@ def back_substitute(triangle, right):
     q = triangle.shape[0]
     solution: list[Any] = [None] * q
     for k in reversed(range(q)):
-        rest = _less(right[k], (triangle[k, j][None] * solution[j] for j in range(k + 1, q)))
+        rest = less(right[k], (triangle[k, j][None] * solution[j] for j in range(k + 1, q)))
         sound = triangle[k, k] > 0
         solution[k] = jnp.where(sound, 1 / jnp.where(sound, triangle[k, k], 1), 0)[None] * rest
     return jnp.stack(solution)
@@ -153,13 +81,8 @@ def forward_solve(factor, b):
         return jnp.moveaxis(triangular_solve(left, right, left_side=True, lower=True), (-2, -1), (0, 1))
     rows = []
     for i, row in enumerate(factor):
-        rows.append(_less(b[i], (row[k][None] * rows[k] for k in range(i))) / row[i][None])
+        rows.append(less(b[i], (row[k][None] * rows[k] for k in range(i))) / row[i][None])
     return jnp.stack(rows)
-
-
-def _less(value, terms):
-    """The value less each of the terms."""
-    return functools.reduce(operator.sub, terms, value)
 
 
 SWEPT = 96
@@ -204,7 +127,7 @@ def back_solve(factor, b):
         )
     q, rows = len(factor), {}
     for i in reversed(range(q)):
-        rows[i] = _less(b[i], (factor[k][i][None] * rows[k] for k in range(i + 1, q))) / factor[i][i][None]
+        rows[i] = less(b[i], (factor[k][i][None] * rows[k] for k in range(i + 1, q))) / factor[i][i][None]
     return jnp.stack([rows[i] for i in range(q)])
 
 
@@ -290,145 +213,3 @@ def transpose(a):
 # ---- batches of fits -------------------------------------------------------------------------------------------------
 # jaxlib's LAPACK calls on a batch wait for helpers from the very pool of threads that they run on: as many of them at
 # once as there are threads, two on a small machine, wait for ever. So under vmap none is made.
-
-JACOBI = 6
-"""Largest order whose eigenvectors a batch finds by rotations; of larger matrices one is taken at a time."""
-
-
-@jax.custom_batching.custom_vmap
-def eigh(a):
-    """Ascending eigenvalues and the eigenvectors of a symmetric matrix (q, q), as `jnp.linalg.eigh` gives them."""
-    if a.shape[0] <= 1:
-        return diagonal(a), jnp.ones_like(a)
-    return tuple(jnp.linalg.eigh(a))
-
-
-@eigh.def_vmap
-def _eigh_of_many(size, batched, a):
-    rule = jax.vmap(_jacobi) if a.shape[-1] <= JACOBI else lambda many: jax.lax.map(eigh, many)
-    return rule(a), (True, True)
-
-
-def _jacobi(a):
-    """The eigenvalues by cyclic rotations (Golub and Van Loan, section 8.5), of a number that suits every matrix."""
-    q = a.shape[0]
-    if q <= 1:
-        return diagonal(a), jnp.ones_like(a)
-    first, second = (jnp.asarray(k, jnp.int32) for k in jnp.triu_indices(q, 1))
-    identity = jnp.eye(q, dtype=a.dtype)
-
-    def rotate(k, carry):
-        a, vectors = carry
-        i = first[k % len(first)]
-        j = second[k % len(first)]
-        twice, gap = 2 * a[i, j], a[j, j] - a[i, i]
-        length = jnp.hypot(twice, gap)
-        tangent = jnp.where(gap < 0, -1, 1) * twice / jnp.where(length > 0, jnp.abs(gap) + length, 1)
-        cosine = 1 / jnp.sqrt(1 + tangent**2)
-        left, right = identity[i], identity[j]
-        own = left[:, None] * left[None] + right[:, None] * right[None]
-        across = left[:, None] * right[None] - right[:, None] * left[None]
-        turn = identity + (cosine - 1) * own + cosine * tangent * across
-        return turn.T @ a @ turn, vectors @ turn
-
-    scale = jnp.max(jnp.abs(a))
-    scale = jnp.where(scale > 0, scale, 1)
-    a, vectors = jax.lax.fori_loop(0, (3 + q) * len(first), rotate, (a / scale, identity))
-    values = diagonal(a)
-    order = jnp.argsort(values)
-    return scale * values[order], vectors[:, order]
-
-
-@jax.custom_batching.custom_vmap
-def qr_triangle(a):
-    """The triangle R (p, p) of ``a = QR`` (n, p) up to signs of rows; safe in a batch."""
-    return jnp.linalg.qr(a, mode="r")
-
-
-@qr_triangle.def_vmap
-def _triangle_of_many(size, batched, a):
-    return jax.vmap(_gram_schmidt)(a), True
-
-
-def _gram_schmidt(a):
-    """R by modified Gram-Schmidt, whose R is as good as that of reflections (Björck 1967)."""
-    if not (rows := min(a.shape)):
-        return jnp.zeros((rows, a.shape[1]), a.dtype)
-
-    def reduce(k, carry):
-        a, triangle = carry
-        column = a[:, k]
-        length = jnp.sqrt(jnp.sum(column**2))
-        unit = column / jnp.where(length > 0, length, 1)
-        row = jnp.where(jnp.arange(a.shape[1]) == k, length, unit @ a)
-        row = jnp.where(jnp.arange(a.shape[1]) < k, 0, row)
-        return a - unit[:, None] * row[None], triangle.at[k].set(row)
-
-    return jax.lax.fori_loop(0, rows, reduce, (a, jnp.zeros((rows, a.shape[1]), a.dtype)))[1]
-
-
-def triangular_inverse(a):
-    """The inverse of an upper-triangular matrix (p, p), row by row from the last; safe in a batch."""
-    p = a.shape[0]
-    if p <= UNROLLED:
-        rows: list[Any] = []
-        for k in reversed(range(p)):
-            left = (a[k, j] * row for j, row in zip(range(k + 1, p), reversed(rows), strict=True))
-            rows.append(_less(np.eye(p, dtype=a.dtype)[k], left) / a[k, k])
-        return jnp.stack(rows[::-1]) if rows else jnp.zeros_like(a)
-
-    def solve(k, inverse):
-        k = p - 1 - k
-        unit = (jnp.arange(p) == k).astype(a.dtype)
-        rest = jnp.where(jnp.arange(p) > k, a[k], 0)
-        return inverse.at[k].set((unit - rest @ inverse) / a[k, k])
-
-    return jax.lax.fori_loop(0, p, solve, jnp.zeros_like(a))
-
-
-def sweep(a, count):
-    """Sweep the first `count` rows of a symmetric matrix (Goodnight 1979): [[-A^-1, A^-1 b], [b'A^-1, c - b'A^-1 b]].
-
-    Returns
-    -------
-    (the swept matrix, log-determinant of A)
-    """
-    order = np.arange(a.shape[0])
-
-    def one(k, carry):
-        a, logdet = carry
-        own = order == k
-        pivot, row = a[k, k], jnp.where(own, -1, a[k])
-        rest = jnp.where(own[:, None] | own[None], 0, a)
-        return rest - row[:, None] * (row / pivot)[None], logdet + jnp.log(pivot)
-
-    return _repeat(count, one, (a, jnp.zeros((), a.dtype)))
-
-
-def semidefinite_root(a):
-    """A matrix B (r, r) with B B' = a for a positive semidefinite one, by Cholesky steps from the largest pivot on.
-
-    What is left when the pivots are used up is rounding, in all entries: Higham (2002), section 10.3. A pivot as small
-    as that must not be divided by: the entries beside it are no smaller.
-    """
-    r = a.shape[0]
-    least = 4 * r * jnp.finfo(a.dtype).eps * jnp.max(diagonal(a))
-
-    def step(k, carry):
-        a, root = carry
-        pivots = diagonal(a)
-        pivot = jnp.max(pivots)
-        own = np.arange(r) == jnp.argmax(pivots)
-        column = jnp.sum(jnp.where(own[None], a, 0), axis=1) / jnp.sqrt(jnp.where(pivot > least, pivot, jnp.inf))
-        return a - column[:, None] * column[None], jnp.where((np.arange(r) == k)[None], column[:, None], root)
-
-    return _repeat(r, step, (a, jnp.zeros_like(a)))[1]
-
-
-def _repeat(count, body, carry):
-    """`fori_loop`, written out when it is short."""
-    if count > UNROLLED:
-        return jax.lax.fori_loop(0, count, body, carry)
-    for k in range(count):
-        carry = body(k, carry)
-    return carry

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.small import take
+from jmixed.algebra.sums import take
 
 UNSTRUCTURED = "unstructured"
 IDENTITY = "identity"

@@ -19,7 +19,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jmixed.errors import DataError, ModelError
 from jmixed.fit import solve
-from jmixed.layout.design import Design, Index, Moments
+from jmixed.layout.design import Design
+from jmixed.layout.index import Index
+from jmixed.likelihood.moments import Moments
 
 
 class Share(NamedTuple):

@@ -10,16 +10,18 @@ import numpy as np
 from jax.core import Tracer
 from jax.lax import stop_gradient
 
-from jmixed.algebra.small import diagonal, eigh
+from jmixed.algebra.batched import eigh
+from jmixed.algebra.sums import diagonal
 from jmixed.covariance.structure import join, rectify
 from jmixed.errors import DataError, Outcome, PrecisionWarning, warn
 from jmixed.fit import solve
 from jmixed.fit.devices import axis_to_share, minimize_shared, shares
 from jmixed.fit.penalised import penalised_optimum
-from jmixed.layout.design import Design, Effects, Moments, Rows, names_of
+from jmixed.layout.design import Design, Effects, Rows, names_of
 from jmixed.layout.layout import Layout
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
+from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program

@@ -25,11 +25,11 @@ from jmixed.covariance.structure import IDENTITY, join
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.fit import solve
 from jmixed.fit.estimate import SMALL, level_count, outcome_of, start_at
-from jmixed.layout.design import Design, Moments, Rows
+from jmixed.layout.design import Design, Rows
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.derivatives import Derivatives, derivatives
 from jmixed.likelihood.estimates import by_level, estimates
-from jmixed.likelihood.moments import is_drowned
+from jmixed.likelihood.moments import Moments, is_drowned
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.stages import covariances_of
 from jmixed.runtime import memory

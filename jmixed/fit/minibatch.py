@@ -8,7 +8,8 @@ from jax.core import Tracer
 
 from jmixed.errors import DataError, ModelError
 from jmixed.fit.estimate import compiled, known_design, moments_of_residuals, theta_of
-from jmixed.layout.design import Design, Grouping, Index
+from jmixed.layout.design import Design
+from jmixed.layout.index import Grouping, Index
 from jmixed.likelihood import gaussian
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.memory import bucket

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
+from jmixed.algebra.batched import eigh, triangular_inverse
 from jmixed.algebra.newton import CURVATURE, trust_region_step
-from jmixed.algebra.small import eigh, triangular_inverse
 from jmixed.covariance.structure import join, rectify, split
 from jmixed.errors import Outcome
-from jmixed.layout.design import Moments
 from jmixed.likelihood import gaussian
+from jmixed.likelihood.moments import Moments
 
 DECREMENT = 1e-9
 """A Newton decrement below this is an optimum."""

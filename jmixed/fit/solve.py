@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmixed.algebra.batched import eigh, sweep
 from jmixed.algebra.newton import CURVATURE, trust_region_step
-from jmixed.algebra.small import diagonal, eigh, sweep, take
+from jmixed.algebra.sums import diagonal, take
 from jmixed.covariance.structure import IDENTITY, block_diagonal, join, split
 from jmixed.errors import Outcome
-from jmixed.layout.design import Moments
 from jmixed.likelihood.derivatives import Derivatives, derivatives
 from jmixed.likelihood.gaussian import deviance_at, psi_of, squares
+from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.start import moment_covariances
 from jmixed.likelihood.starts import best_multiples, starts_of
 

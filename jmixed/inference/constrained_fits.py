@@ -18,12 +18,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jmixed.algebra.batched import eigh
 from jmixed.algebra.newton import CURVATURE, trust_region_step
-from jmixed.algebra.small import eigh
 from jmixed.fit.solve import DECREMENT, MAX_ITERATIONS, ROUNDING, Chart, chart_map, chart_roots
-from jmixed.layout.design import Array, Moments
+from jmixed.layout.index import Array
 from jmixed.likelihood.constrained import Border, constrained_deviance
 from jmixed.likelihood.gaussian import psi_of, squares
+from jmixed.likelihood.moments import Moments
 from jmixed.runtime.compilation import program
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.small import eigh
+from jmixed.algebra.batched import eigh
 from jmixed.fit import solve
 from jmixed.fit.estimate import outcome_of, start_at
 from jmixed.fit.host import Fit

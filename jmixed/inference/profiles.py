@@ -17,8 +17,8 @@ import numpy as np
 from jmixed.covariance.scales import factors_of_theta
 from jmixed.covariance.structure import IDENTITY
 from jmixed.inference.constrained_fits import Held, Point, solve_all
-from jmixed.layout.design import Moments
 from jmixed.likelihood.constrained import Border
+from jmixed.likelihood.moments import Moments
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 

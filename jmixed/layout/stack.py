@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from jmixed.covariance.structure import Structure
-from jmixed.layout.design import Coupling, Design, Grouping, Index, Links, Totals
+from jmixed.layout.design import Design, Totals
+from jmixed.layout.index import Coupling, Grouping, Index, Links
 from jmixed.layout.layout import DENSE, SPARSE, Layout, require_memory
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT

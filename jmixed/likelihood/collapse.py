@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.small import semidefinite_root
-from jmixed.layout.design import Moments, Rows
+from jmixed.algebra.batched import semidefinite_root
+from jmixed.layout.design import Rows
+from jmixed.likelihood.moments import Moments
 from jmixed.runtime.memory import bucket
 
 DIGITS = 11

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jmixed.algebra.small import inverse_and_log_determinant
-from jmixed.layout.design import Array, Moments
+from jmixed.layout.index import Array
 from jmixed.likelihood.derivatives import jets
 from jmixed.likelihood.jets import Jet
+from jmixed.likelihood.moments import Moments
 
 
 class Border(NamedTuple):

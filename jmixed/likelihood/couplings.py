@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.small import add_up
-from jmixed.layout.design import Moments
+from jmixed.algebra.sums import add_up
+from jmixed.likelihood.moments import Moments
 
 
 class Dense(NamedTuple):
@@ -42,7 +42,7 @@ class Dense(NamedTuple):
 
 
 class Sparse(NamedTuple):
-    """The entries that occur, ``A`` (q, entries), with the index arrays of `jmixed.layout.design.Links`."""
+    """The entries that occur, ``A`` (q, entries), with the index arrays of `jmixed.layout.index.Links`."""
 
     A: jax.Array
     leaf: jax.Array

@@ -30,10 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.small import inverse_and_log_determinant
-from jmixed.layout.design import Moments
 from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.eliminate import eliminate
 from jmixed.likelihood.jets import Jet, directions, term_directions
+from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import covariances_of, places, stage_blocks, stage_matrix
 
 

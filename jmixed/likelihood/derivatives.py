@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.small import UNROLLED, diagonal, sum_in_blocks
-from jmixed.layout.design import Moments
+from jmixed.algebra.sums import UNROLLED, diagonal, sum_in_blocks
 from jmixed.likelihood.crossed import crossed_jets
 from jmixed.likelihood.eliminate import eliminate, profile_fixed
 from jmixed.likelihood.gaussian import degrees, deviance
 from jmixed.likelihood.jets import Jet, add_to, constant, directions, subtract
+from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import covariances_of, stage_matrix, sum_by_parent
 
 

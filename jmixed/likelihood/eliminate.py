@@ -29,11 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from jmixed.algebra.batched import sweep
 from jmixed.algebra.small import (
     SWEPT,
-    UNROLLED,
     BlockDiagonal,
-    add_up,
     back_solve,
     back_substitute,
     cholesky,
@@ -43,9 +42,9 @@ from jmixed.algebra.small import (
     log_determinant,
     matmul,
     semidefinite_triangle,
-    sweep,
     transpose,
 )
+from jmixed.algebra.sums import UNROLLED, add_up
 
 
 class Elimination(NamedTuple):

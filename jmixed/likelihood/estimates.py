@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from jmixed.algebra.small import matmul, triangular_inverse
+from jmixed.algebra.batched import triangular_inverse
+from jmixed.algebra.small import matmul
 from jmixed.covariance.structure import join, rectify
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.couplings import couplings

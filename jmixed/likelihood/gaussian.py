@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmixed.algebra.small import diagonal, triangular_inverse
+from jmixed.algebra.batched import triangular_inverse
+from jmixed.algebra.sums import diagonal
 from jmixed.covariance.structure import join, split
-from jmixed.layout.design import Moments
 from jmixed.likelihood.crossed import reduce_crossed
 from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
+from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import stage_matrix, sum_by_parent
 
 

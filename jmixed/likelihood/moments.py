@@ -4,6 +4,7 @@ Columns are preconditioned first. The preconditioners are constants to the deriv
 on them, so that derivatives through the preconditioned columns alone are exact.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -13,23 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
-from jmixed.algebra.small import (
-    BLOCK,
-    SHORT,
-    UNROLLED,
-    add_up,
-    diagonal,
-    in_blocks,
-    is_long,
-    least_squares,
-    qr_triangle,
-    semidefinite_triangle,
-    sum_in_blocks,
-    sweep,
-    triangular_inverse,
-)
-from jmixed.layout.design import Moments, Rows
-from jmixed.layout.layout import SPARSE
+from jmixed.algebra.batched import qr_triangle, sweep, triangular_inverse
+from jmixed.algebra.small import least_squares, semidefinite_triangle
+from jmixed.algebra.sums import BLOCK, SHORT, UNROLLED, add_up, diagonal, in_blocks, is_long, sum_in_blocks
+from jmixed.layout.design import Rows
+from jmixed.layout.index import Array, Index, static
+from jmixed.layout.layout import SPARSE, Layout
 from jmixed.likelihood.stages import places, sum_by_parent
 
 TELLING = 1e-4
@@ -42,6 +32,86 @@ UNTOLD = 1e-12
 """Sum of squares of a column of X~, of unit length, left within groups, that tells nothing of its coefficient."""
 MANY = 64
 """Blocks of rows from which on loops over them, which take longer to compile, save more than that."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Moments:
+    """Weighted cross-products of preconditioned columns: all that the likelihood needs of the data.
+
+    With ``X~ = X R^-1``, ``y~ = y - offset - X beta0`` and ``Z~ = Z T`` (exact reparameterisations, which keep digits);
+    with a `shift`, of what is left of X~, y~ and Z~ of later stages once Z~ times the shift is taken out:
+
+    Attributes
+    ----------
+    C : tuple of arrays (Q, Q, blocks)
+        ``Z~'WZ~`` of each stage's blocks.
+    B : tuple of arrays (Q, border, blocks)
+        ``Z~'W[Z~ of later stages, X~, y~]``; in a crossed layout ``Z~'W[X~, y~]``.
+    A : array (q, Q, leaves) or (q, entries), or None
+        ``Z~'WZ~`` between the leaves and the core of a crossed layout, `DENSE` or `SPARSE`.
+    G : array (p + 1, p + 1)
+        ``[X~ y~]'W[X~ y~]``.
+    R : array (p, p)
+        Upper-triangular preconditioner of X.
+    beta0 : array (p,)
+        Least-squares coefficients taken out of y.
+    T : tuple of arrays (q, q)
+        Preconditioner of each term.
+    log_weights : scalar
+        Sum of the log weights.
+    nobs : scalar
+        Number of rows of positive weight.
+    total : scalar
+        Weighted sum of squares of y - offset, the yardstick for a perfect fit.
+    redundant : bool scalar
+        Whether the other columns of X explain one of them in the rows at hand.
+    index : Index
+        Where rows and levels belong.
+    shift : tuple of (array (Q, border, blocks) or None), one per stage
+        From where the random effects are counted, constants, where digits would be lost else (see `eliminate`).
+    repeats : array (blocks,), or None
+        How often the log-determinant of each block of the only stage counts; None: once (see `likelihood.collapse`).
+    axis : str or None
+        Axis of the mesh over which the blocks are shared out; inside `jax.shard_map` only.
+    """
+
+    C: tuple[Array, ...]
+    B: tuple[Array, ...]
+    A: Array | None
+    G: Array
+    R: Array
+    beta0: Array
+    T: tuple[Array, ...]
+    log_weights: Array
+    nobs: Array
+    total: Array
+    redundant: Array
+    index: Index
+    shift: tuple[Array | None, ...]
+    layout: Layout = static()
+    repeats: Array | None = None
+    axis: str | None = static(default=None)
+
+    def over_devices(self, sums):
+        """Sums over the blocks of one device as sums over all blocks.
+
+        Parameters
+        ----------
+        sums : pytree of arrays
+
+        Returns
+        -------
+        pytree of arrays
+
+        Examples
+        --------
+        >>> import jax, jmixed as jm
+        >>> with jax.enable_x64(True):
+        ...     jm.moments(model.design).over_devices(3.0)  # not shared out: as it is
+        3.0
+        """
+        return sums if self.axis is None else jax.lax.psum(sums, self.axis)
 
 
 class Preconditioners(NamedTuple):

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.small import add_up, diagonal, eigh, sum_in_blocks, sweep
+from jmixed.algebra.batched import eigh, sweep
+from jmixed.algebra.sums import add_up, diagonal, sum_in_blocks
 from jmixed.covariance.structure import IDENTITY
-from jmixed.layout.design import Moments
 from jmixed.layout.layout import SPARSE
 from jmixed.likelihood.couplings import couplings
+from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import Place, places
 
 SMALLEST, LARGEST = 1e-2, 1e4

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.layout.design import Moments
 from jmixed.layout.layout import Layout
 from jmixed.likelihood.gaussian import deviance_at, squares
+from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.start import moment_covariances
 
 FEW_LEVELS = 8

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmixed.algebra import small
+from jmixed.algebra import batched, small, sums
 from jmixed.runtime.precision import double_precision
 
-ORDERS = (1, 2, small.UNROLLED, small.UNROLLED + 1)
+ORDERS = (1, 2, sums.UNROLLED, sums.UNROLLED + 1)
 
 
 def draw(q, count=3):
@@ -40,19 +40,19 @@ def test_factor_solve_and_determinant(q):
 
 
 def test_a_right_side_without_batch_broadcasts():
-    a, b = draw(small.UNROLLED + 1)
+    a, b = draw(sums.UNROLLED + 1)
     with double_precision():
         solved = small.forward_solve(small.cholesky(jnp.asarray(a)), jnp.asarray(b[:, :, :1]))
     root = np.linalg.cholesky(matrices(a))
     np.testing.assert_allclose(matrices(solved), np.linalg.solve(root, matrices(b[:, :, :1])), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("count", [3, small.SHORT + 1])
+@pytest.mark.parametrize("count", [3, sums.SHORT + 1])
 @pytest.mark.parametrize("q", ORDERS)
 def test_products(q, count):
     a, b = draw(q, count)
     # Among the entries of many matrices some are small by cancellation.
-    near = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13 if count > small.SHORT else 0)
+    near = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13 if count > sums.SHORT else 0)
     with double_precision():
         near(matrices(small.matmul(a, b)), matrices(a) @ matrices(b))
         near(matrices(small.matmul(a[:, :, 0], b)), a[:, :, 0] @ matrices(b))
@@ -63,14 +63,14 @@ def test_products(q, count):
         near(small.matmul(a[:, :, 0], b[:, :, 1]), a[:, :, 0] @ b[:, :, 1])
 
 
-@pytest.mark.parametrize("q", [2, small.UNROLLED + 1])
+@pytest.mark.parametrize("q", [2, sums.UNROLLED + 1])
 def test_a_matrix_that_is_not_positive_definite_gives_nan(q):
     with double_precision():
         factor = small.cholesky(-jnp.eye(q)[:, :, None])
         assert np.isnan(small.log_determinant(factor)).all()
 
 
-@pytest.mark.parametrize("length", [3 * small.BLOCK, 5 * small.BLOCK, 5 * small.BLOCK + 1])
+@pytest.mark.parametrize("length", [3 * sums.BLOCK, 5 * sums.BLOCK, 5 * sums.BLOCK + 1])
 def test_sums_in_blocks_are_sums(length):
     a = np.random.default_rng(0).normal(size=(2, length))
 
@@ -79,7 +79,7 @@ def test_sums_in_blocks_are_sums(length):
             a, b = arrays
             return jnp.sum(scale * a * b), a @ b.T
 
-        return small.sum_in_blocks(weighted, arrays, scale)
+        return sums.sum_in_blocks(weighted, arrays, scale)
 
     with double_precision():
         total, gram = jax.jit(sums)(2.0, (a, a[::-1]))
@@ -94,7 +94,7 @@ def test_sums_in_blocks_are_sums(length):
 def test_inverses_of_triangles(p):
     triangle = np.triu(np.random.default_rng(p).normal(size=(p, p))) + 3 * np.eye(p)
     with double_precision():
-        inverse = np.asarray(small.triangular_inverse(jnp.asarray(triangle)))
+        inverse = np.asarray(batched.triangular_inverse(jnp.asarray(triangle)))
     np.testing.assert_allclose(inverse @ triangle, np.eye(p), atol=1e-14)
 
 
@@ -102,7 +102,7 @@ def test_entries_at_constant_places():
     a = np.arange(12.0).reshape(3, 4)
     rows, columns = np.array([[0], [2]]), np.array([[3, 1, 0]])
     with double_precision():
-        np.testing.assert_array_equal(small.take(jnp.asarray(a), rows, columns), a[rows, columns])
-        np.testing.assert_array_equal(small.take(jnp.asarray(a[0]), rows), a[0][rows])
-        np.testing.assert_array_equal(small.diagonal(jnp.asarray(a[:, :3])), np.diag(a))
-    assert isinstance(small.take(a, rows, columns), np.ndarray)
+        np.testing.assert_array_equal(sums.take(jnp.asarray(a), rows, columns), a[rows, columns])
+        np.testing.assert_array_equal(sums.take(jnp.asarray(a[0]), rows), a[0][rows])
+        np.testing.assert_array_equal(sums.diagonal(jnp.asarray(a[:, :3])), np.diag(a))
+    assert isinstance(sums.take(a, rows, columns), np.ndarray)

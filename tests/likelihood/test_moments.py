@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import jmixed as jm
-from jmixed.algebra.small import BLOCK, SHORT
-from jmixed.layout.design import Grouping
+from jmixed.algebra.sums import BLOCK, SHORT
+from jmixed.layout.index import Grouping
 from jmixed.likelihood.derivatives import derivatives
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.gaussian import deviance_of_theta, factors_of, precondition, psi_of, squares

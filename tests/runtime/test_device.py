@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jmixed as jm
-from jmixed.algebra import small
+from jmixed.algebra import small, sums
 from jmixed.errors import ModelError
 from jmixed.layout.layout import require_memory
 from jmixed.runtime import device, executables
@@ -47,10 +47,10 @@ def test_a_large_matrix_is_inverted_in_larger_pieces(accelerator, monkeypatch):
 
 
 def test_sums_over_long_stacks_are_one_step(monkeypatch):
-    values = np.arange(8 * small.BLOCK, dtype=np.float32)
+    values = np.arange(8 * sums.BLOCK, dtype=np.float32)
 
     def traced():
-        return jax.make_jaxpr(lambda x: small.sum_in_blocks(lambda own, _: jnp.sum(jnp.sin(own)), x))(values)
+        return jax.make_jaxpr(lambda x: sums.sum_in_blocks(lambda own, _: jnp.sum(jnp.sin(own)), x))(values)
 
     here = traced()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
