@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jmixed.compat.held import without_coefficients
 from jmixed.errors import DataError, ModelError
 from jmixed.fit.host import Fit
 from jmixed.formulas.complete import CompleteTerms, complete_terms
 from jmixed.formulas.model_data import ModelData
-from jmixed.inference import kenward_roger, satterthwaite
+from jmixed.inference import kenward_roger, satterthwaite, tails
 from jmixed.inference.curvature import Curvature, curvature
 from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, unit_contrasts
 from jmixed.inference.variance_parameters import standard_deviations, theta_and_sigma
+from jmixed.layout.design import without_coefficients
 from jmixed.reports.components import all_components
 from jmixed.reports.hypotheses import by_name, hypotheses, require_consistent
 from jmixed.reports.printed import noted
@@ -364,7 +364,7 @@ def _single_table(tests, beta, by) -> pd.DataFrame:
     se = np.sqrt(np.diag(contrast_covariance(R, by.covariance)))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(se > 0, (estimate - q) / se, np.nan)
-    columns = {"estimate": estimate, "se": se, "df": df, "t": t, "p": p_of_t(t, df)}
+    columns = {"estimate": estimate, "se": se, "df": df, "t": t, "p": tails.p_of_t(t, df)}
     return noted(pd.DataFrame(columns, index=[one.label for one in tests]))
 
 
@@ -378,7 +378,7 @@ def _table_of_F(labels, tests: Sequence[JointTest]) -> pd.DataFrame:
         "F": np.array([joint.F for joint in tests], FLOAT),
         "num_df": np.array([joint.num_df for joint in tests], int),
         "den_df": np.array([joint.den_df for joint in tests], FLOAT),
-        "p": np.array([_p_of_F(joint) for joint in tests], FLOAT),
+        "p": np.array([tails.p_of_F(joint.F, joint.num_df, joint.den_df) for joint in tests], FLOAT),
     }
     return noted(pd.DataFrame(columns, index=list(labels)))
 
@@ -389,19 +389,3 @@ def _wald(covariance, df, L, difference) -> JointTest:
     if not weights.shape[1]:
         return UNTESTED
     return JointTest(float(np.mean((weights.T @ difference) ** 2)), weights.shape[1], df)
-
-
-def p_of_t(t, df) -> np.ndarray:
-    """Two-sided p-values of t statistics; infinite degrees of freedom are the normal distribution."""
-    from scipy import special
-
-    normal = np.isinf(df)
-    return 2 * np.where(normal, special.ndtr(-np.abs(t)), special.stdtr(np.where(normal, 1, df), -np.abs(t)))
-
-
-def _p_of_F(joint: JointTest) -> float:
-    from scipy import special
-
-    if np.isinf(joint.den_df):
-        return float(special.chdtrc(joint.num_df, joint.num_df * joint.F))
-    return float(special.fdtrc(joint.num_df, joint.den_df, joint.F))
