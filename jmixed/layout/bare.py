@@ -28,7 +28,8 @@ class _Rows:
     weights: np.ndarray
     offset: np.ndarray
     terms: tuple[RandomTerm, ...]
-    totals: None = None
+    represents: None = None
+    log_weights: float = 0.0
 
 
 @checked
