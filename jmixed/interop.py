@@ -216,9 +216,9 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     arviz = _module("arviz")
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
         raise ModelError(f"to_arviz: draws is {draws!r}; it must be a whole number, one or more")
-    result._need_data("to_arviz")
-    spec, rng = result._spec, generator(key)
-    beta, modes = posterior_draws(spec, result._joint, result._fit, int(draws), rng)
+    result.fitted.need_data("to_arviz")
+    spec, rng = result.fitted.spec, generator(key)
+    beta, modes = posterior_draws(spec, result.fitted.joint, result.fitted.fit, int(draws), rng)
     mean = beta @ spec.X.T + spec.offset
     for term, b in zip(spec.terms, modes, strict=True):
         mean += np.einsum("nq,dnq->dn", term.Z, b[:, term.codes])

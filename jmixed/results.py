@@ -1,28 +1,31 @@
-"""The result of a fit: what its bases have, with tables, the summary, profiles of variances, and keeping it."""
+"""The result of a fit: all that is told of it, each by a function of its own; and keeping it in a file."""
 
 import copy
 import functools
 import os
 import pickle
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import pandas as pd
 
-from jmixed.compat.held import without_coefficients
-from jmixed.compat.packing import Packing
-from jmixed.compat.profile_re import profile_variance
-from jmixed.errors import ArgumentError, DataError, ModelError
-from jmixed.reports import components, summary
-from jmixed.reports import effects as by_effect
-from jmixed.reports.comparison import Comparisons
-from jmixed.reports.diagnostics import Diagnostics
-from jmixed.reports.intervals import Intervals
-from jmixed.reports.printed import noted
-from jmixed.reports.tests import DDF, SmallSampleTests
+from jmixed.compat import profile_re, wald
+from jmixed.compat.contrasts import ContrastTest, WaldTable, WaldTest
+from jmixed.compat.params import MixedLMParams
+from jmixed.errors import DataError, Outcome
+from jmixed.inference import tails
+from jmixed.inference.variance_explained import IntraclassCorrelation, VarianceExplained
+from jmixed.reports import bootstrap, comparison, components, diagnostics, effects, intervals, predict, summary, tests
+from jmixed.reports.bootstrap import Bootstrap
+from jmixed.reports.diagnostics import Influence
+from jmixed.reports.fitted import Fitted, Optimizer, optimizer
+from jmixed.reports.intervals import Profile
+from jmixed.reports.summary import Summary
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.files import seal, seal_holds, write_whole
+from jmixed.runtime.timing import together
 
 UNREADABLE = (
     *(pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError),
@@ -32,7 +35,7 @@ UNREADABLE = (
 
 
 @checked
-class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
+class MixedLMResults:
     """Estimates of a mixed model, complete in themselves: later fits of the same model change nothing here.
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
@@ -51,6 +54,11 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
     penalty : float, optional
         Value of the penalties at the estimate; ``llf`` is the log-likelihood less this.
 
+    Attributes
+    ----------
+    fitted : Fitted
+        The data and the fit, from which everything here is made.
+
     Examples
     --------
     In the examples of the attributes, ``model`` and ``result`` are these:
@@ -63,6 +71,130 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
     >>> round(result.sigma, 3), result.converged, result.singular
     (25.592, True, False)
     """
+
+    use_t = False
+
+    def __init__(self, model, fit, reml, free=None, hist=None, penalty=None):
+        held = wald.held(model.spec, fit, free)
+        self.fitted = Fitted(model, fit, bool(reml), held, 0.0 if penalty is None else float(penalty))
+        self.model, self.freepat, self.hist = model, free, hist
+        self.reml, self.method, self.converged = self.fitted.reml, self.fitted.method, bool(fit.converged)
+        self.use_sqrt = bool(getattr(model, "use_sqrt", True))
+        self.nobs, self.k_fe, self.df_resid = self.fitted.nobs, self.fitted.k_fe, self.fitted.df_resid
+        names = self.fitted.names
+        self.k_re, self.k_re2, self.k_vc = len(names.random), len(names.random_full), len(names.vcomp)
+        self.df_modelwc = self.k_fe + self.k_re2 + self.k_vc
+
+    # Estimates.
+
+    @property
+    def params(self) -> pd.Series:
+        """Coefficients, then variance parameters divided by ``scale``: Series, or array (k,) without labels.
+
+        Examples
+        --------
+        >>> result.params.round(3).to_dict()
+        {'Intercept': 251.405, 'Days': 10.467, 'Subject Var': 0.935, 'Subject x Days Cov': 0.015, 'Days Var': 0.054}
+        """
+        return self.fitted.vector(wald.estimate(self.fitted), self.fitted.names.all)
+
+    @property
+    def fe_params(self) -> pd.Series:
+        """Fixed-effects coefficients, in the response's unit per unit of the column: Series, or array (k_fe,).
+
+        Examples
+        --------
+        >>> result.fe_params.round(3).to_dict()
+        {'Intercept': 251.405, 'Days': 10.467}
+        """
+        return self.fitted.vector(self.fitted.fit.beta, self.fitted.names.fixed)
+
+    @property
+    def scale(self) -> float:
+        """Residual variance, ``sigma ** 2``, in the squared unit of the response.
+
+        Examples
+        --------
+        >>> round(result.scale, 3)
+        654.941
+        """
+        return float(self.fitted.fit.sigma) ** 2
+
+    @property
+    def sigma(self) -> float:
+        """Residual standard deviation (at weight one), in the unit of the response.
+
+        Examples
+        --------
+        >>> round(result.sigma, 3)
+        25.592
+        """
+        return float(self.fitted.fit.sigma)
+
+    @property
+    def theta(self) -> np.ndarray:
+        """Relative covariance factors, column-major lower triangles in the order of the terms, array (m,).
+
+        They are those of Bates et al. (2015), section 2.3; ``model.theta_names`` labels them.
+
+        Examples
+        --------
+        >>> result.theta.round(4).tolist(), result.model.theta_names
+        ([0.9667, 0.0152, 0.2309], ['Subject.Intercept', 'Subject.Days.Intercept', 'Subject.Days'])
+        """
+        return np.array(self.fitted.fit.theta)
+
+    @property
+    def cov_re(self) -> pd.DataFrame:
+        """Covariance of the random effects, on the scale of the data: DataFrame, or array (k_re, k_re).
+
+        Variance components are not in it: see `vcomp`, and `var_corr` for both together.
+
+        Examples
+        --------
+        >>> result.cov_re.round(3)
+                 Subject    Days
+        Subject  612.090   9.604
+        Days       9.604  35.072
+        """
+        return self.fitted.matrix(wald.cov_re(self.fitted.spec, self.fitted.fit), self.fitted.names.random)
+
+    @property
+    def cov_re_unscaled(self) -> pd.DataFrame:
+        """``cov_re / scale``: DataFrame, or array (k_re, k_re).
+
+        Examples
+        --------
+        >>> result.cov_re_unscaled.round(3)
+                 Subject   Days
+        Subject    0.935  0.015
+        Days       0.015  0.054
+        """
+        return self.cov_re / self.scale
+
+    @property
+    def vcomp(self) -> np.ndarray:
+        """Variance components on the scale of the data, array (k_vc,), in the order of their names.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> words = {"groups": "Subject", "re_formula": "1", "vc_formula": {"Days": "0 + Days"}}
+        >>> jm.mixedlm("Reaction ~ Days", jm.datasets.load("sleepstudy"), **words).fit().vcomp.round(2)
+        array([35.86])
+        """
+        return wald.vcomp(self.fitted.spec, self.fitted.fit)
+
+    @property
+    def params_object(self) -> MixedLMParams:
+        """The estimates as `MixedLMParams`, variances divided by ``scale``: start values for another fit.
+
+        Examples
+        --------
+        >>> result.params_object.cov_re.round(3).tolist()
+        [[0.935, 0.015], [0.015, 0.054]]
+        """
+        return wald.params_object(self.fitted.spec, self.fitted.fit)
 
     def var_corr(self) -> pd.DataFrame:
         """Variances and correlations of the random effects, in the layout of lme4's as.data.frame(VarCorr).
@@ -79,22 +211,7 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         >>> result.var_corr()["sdcor"].round(3).tolist()
         [24.74, 5.922, 0.066, 25.592]
         """
-        return components.var_corr(self._spec, self._fit)
-
-    def glance(self) -> pd.DataFrame:
-        """One row about the fit, with the column names of broom.mixed.
-
-        Returns
-        -------
-        DataFrame
-            Columns nobs, sigma, logLik, AIC and BIC (lme4's, also under REML), REMLcrit or deviance, df.residual.
-
-        Examples
-        --------
-        >>> result.glance().round(2).loc[0, ["logLik", "AIC", "BIC"]].tolist()
-        [-871.81, 1755.63, 1774.79]
-        """
-        return components.glance(self._fit, self.nobs, self._n_params, self.reml)
+        return components.var_corr(self.fitted.spec, self.fitted.fit)
 
     def tidy(
         self, effects: str | Collection[str] = "fixed", conf_int: bool = False, conf_level: float = 0.95
@@ -126,26 +243,11 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         0  fixed  Intercept  251.405     6.825    36.838  238.029   264.781
         1  fixed       Days   10.467     1.546     6.771    7.438    13.497
         """
-        level = components.level_of(conf_level) if conf_int else None
-        parts = []
-        for effect in [effects] if isinstance(effects, str) else effects:
-            if effect == "fixed":
-                parts.append(components.tidy_fixed(self._spec, self._fit, level))
-            elif effect == "ran_pars":
-                parts.append(components.tidy_ran_pars(self._spec, self._fit, level))
-            elif effect == "ran_vals":
-                modes, covariances = self.ranef(), self._level_covariances
-                parts.append(components.tidy_ran_vals(modes, covariances, level))
-            else:
-                raise ModelError(f"tidy: effects={effect!r}; use 'fixed', 'ran_pars', 'ran_vals' or a list of these")
-        return noted(parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True))
-
-    def _repr_html_(self) -> str:
-        return self.summary().as_html()
+        return components.tidy(self.fitted, effects, conf_int, conf_level)
 
     def summary(
         self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05, ddf: str = "none"
-    ) -> summary.Summary:
+    ) -> Summary:
         """Tables of the fit for reading: text when printed, HTML in a notebook, LaTeX by ``as_latex()``.
 
         Parameters
@@ -175,25 +277,705 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         >>> result.summary(ddf="satterthwaite").tables[1].loc["Days"].tolist()
         ['10.467', '1.546', '17.0', '6.771', '0.000', '7.206', '13.729']
         """
-        if isinstance(yname, str) and yname in DDF and yname != self._spec.endog_name:
-            # By position: nobody calls a response so.
-            yname, ddf = None, yname
-        fixed = summary.replaced("xname_fe", self._names.fixed, xname_fe)
-        variance = summary.replaced("xname_re", self._names.variance, xname_re)
-        error, df = self._tests_of_coefficients(ddf)
-        body = summary.parameter_table(
-            [*fixed, *variance], self._fit.beta, error, self._psi * self.scale, self._bse_re, alpha, df
-        )
-        right = [
-            ("Dependent Variable:", yname or self._spec.endog_name),
-            ("Method:", self.method),
-            ("Scale:", summary.short(self.scale)),
-            ("Log-Likelihood:", summary.short(self.llf)),
-            ("Converged:", "Yes" if self.converged else "No"),
-        ]
-        head = summary.header_table(summary.sizes(self.nobs, self._sizes), right)
-        notes = summary.notes(self._spec, self._fit, self.outcome, DDF[ddf])
-        return summary.Summary([head, body], title or summary.TITLE, notes)
+        return summary.summarise(self.fitted, yname, xname_fe, xname_re, title, alpha, ddf)
+
+    # The fit as a whole.
+
+    @property
+    def objective(self) -> float:
+        """The REML criterion, or -2 log-likelihood, with all constants: lme4's ``REMLcrit`` and ``-2 * logLik``.
+
+        Examples
+        --------
+        >>> round(result.objective, 4)
+        1743.6283
+        """
+        return float(self.fitted.fit.objective)
+
+    @property
+    def llf(self) -> float:
+        """(Restricted) log-likelihood at the estimate, less penalties if there were any.
+
+        Examples
+        --------
+        >>> round(result.llf, 4)
+        -871.8141
+        """
+        return self.fitted.llf
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion; NaN under REML, as in statsmodels (`glance` has lme4's).
+
+        Examples
+        --------
+        >>> result.aic, round(model.update().fit(reml=False).aic, 3)
+        (nan, 1763.939)
+        """
+        return np.nan if self.reml else -2 * self.llf + 2 * self.fitted.n_params
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's criterion; NaN under REML, as in statsmodels (`glance` has lme4's).
+
+        Examples
+        --------
+        >>> result.bic, round(model.update().fit(reml=False).bic, 3)
+        (nan, 1783.097)
+        """
+        return np.nan if self.reml else -2 * self.llf + float(np.log(self.nobs)) * self.fitted.n_params
+
+    def glance(self) -> pd.DataFrame:
+        """One row about the fit, with the column names of broom.mixed.
+
+        Returns
+        -------
+        DataFrame
+            Columns nobs, sigma, logLik, AIC and BIC (lme4's, also under REML), REMLcrit or deviance, df.residual.
+
+        Examples
+        --------
+        >>> result.glance().round(2).loc[0, ["logLik", "AIC", "BIC"]].tolist()
+        [-871.81, 1755.63, 1774.79]
+        """
+        return components.glance(self.fitted.fit, self.nobs, self.fitted.n_params, self.reml)
+
+    @property
+    def singular(self) -> bool:
+        """Whether some covariance of random effects has a variance of zero or a correlation of one.
+
+        It does not depend on units: an effect counts as zero below 1e-4 sigma.
+
+        Examples
+        --------
+        >>> result.singular
+        False
+        """
+        return any(self.fitted.fit.singular)
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the fit ended: an `Outcome`, whose ``message`` says what to do.
+
+        Examples
+        --------
+        >>> result.outcome.name
+        'CONVERGED'
+        """
+        return self.fitted.fit.outcome
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The certificate of the fit: an `Optimizer`; ``mle_retvals`` is the same.
+
+        Examples
+        --------
+        >>> result.optimizer.outcome.name, bool(result.optimizer.hessian_eigenvalues.min() > 0)
+        ('CONVERGED', True)
+        """
+        return optimizer(self.fitted.fit)
+
+    mle_retvals = optimizer
+
+    @property
+    def timings(self) -> dict:
+        """Seconds by step: of stating the model (parse, materialise, stack), and of this fit (the others).
+
+        ``compile`` is waiting for programs that this process has not run yet, even if the cache on disk has them. Of a
+        few thousand rows ``cross_products`` is zero: they are part of the program that optimises.
+
+        Examples
+        --------
+        >>> result.timings["optimise"] > 0
+        True
+        """
+        return together(self.fitted.model.timings, self.fitted.fit.timings)
+
+    @property
+    def k_constant(self) -> int:
+        """One when a column of X is constant, else zero.
+
+        Examples
+        --------
+        >>> result.k_constant
+        1
+        """
+        return int(any(name in ("Intercept", "const") for name in self.fitted.names.fixed))
+
+    # Standard errors and covariances.
+
+    @property
+    def bse(self) -> pd.Series:
+        """Standard errors of ``params``, on its scale: Series, or array (k,).
+
+        Examples
+        --------
+        >>> result.bse.round(3).tolist()
+        [6.825, 1.546, 0.464, 0.071, 0.024]
+        """
+        return self.fitted.vector(wald.errors(self.fitted), self.fitted.names.all)
+
+    @property
+    def bse_fe(self) -> pd.Series:
+        """Standard errors of the coefficients by generalised least squares, sigma^2 (X'V^-1 X)^-1, as `fe_params`.
+
+        Examples
+        --------
+        >>> result.bse_fe.round(3).to_dict()
+        {'Intercept': 6.825, 'Days': 1.546}
+        """
+        return self.fitted.vector(wald.errors(self.fitted)[: self.k_fe], self.fitted.names.fixed)
+
+    @property
+    def bse_re(self) -> pd.Series:
+        """Standard errors of the variance parameters on the scale of the data, that of ``cov_re`` and ``vcomp``.
+
+        By the delta method from the joint information of the relative variances and the residual variance. Their
+        distribution is skewed: intervals should come from a profile or a bootstrap.
+
+        Examples
+        --------
+        >>> result.bse_re.round(1).to_dict()
+        {'Subject Var': 288.8, 'Subject x Days Cov': 46.7, 'Days Var': 14.8}
+        """
+        return self.fitted.vector(self.fitted.variance_errors, self.fitted.names.variance)
+
+    @property
+    def normalized_cov_params(self) -> np.ndarray:
+        """``cov_params()`` divided by ``scale``, array (k, k).
+
+        Examples
+        --------
+        >>> result.normalized_cov_params.shape
+        (5, 5)
+        """
+        return wald.covariance(self.fitted) / self.scale
+
+    @overload
+    def cov_params(
+        self, r_matrix: None = None, column: None = None, scale: float | None = None, cov_p=None, other: None = None
+    ) -> pd.DataFrame: ...
+
+    @overload
+    def cov_params(
+        self, r_matrix=None, column=None, scale: float | None = None, cov_p=None, other=None
+    ) -> np.ndarray: ...
+
+    def cov_params(self, r_matrix=None, column=None, scale=None, cov_p=None, other=None) -> Any:
+        """Covariance of ``params``: generalised least squares for the coefficients, observed information for the rest.
+
+        Parameters
+        ----------
+        r_matrix : array, optional
+            Return ``r_matrix @ cov @ other.T`` instead.
+        column : int or sequence of int, optional
+            Return the rows and columns at these positions only.
+        scale : float, optional
+            Use this residual variance in place of the estimate.
+        cov_p : array (k, k), optional
+            Use this covariance in place of the estimate.
+        other : array, optional
+            The second matrix; ``r_matrix`` by default.
+
+        Returns
+        -------
+        DataFrame or array (k, k); an array for ``r_matrix`` and ``column``
+
+        Raises
+        ------
+        DataError
+            For `column` together with a matrix, for `other` alone, and for a matrix of another number of columns.
+
+        Examples
+        --------
+        >>> result.cov_params(column=[0, 1]).round(3)
+        array([[46.575, -1.451],
+               [-1.451,  2.389]])
+        """
+        return wald.cov_params(self.fitted, r_matrix, column, scale, cov_p, other)
+
+    def vcov(self, full: bool = False) -> pd.DataFrame:
+        """Covariance of the fixed effects, or of the fixed and the random effects together.
+
+        Parameters
+        ----------
+        full : bool
+            The joint covariance of (beta^ - beta, b^ - b) at the estimated variances (Henderson 1975).
+
+        Returns
+        -------
+        DataFrame (k, k)
+            Labelled by the coefficients, then by ``COLUMN|GROUP[LEVEL]``, term by term and level by level.
+
+        Raises
+        ------
+        ModelError
+            When the joint covariance would have more than 20,000 rows.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.vcov(full=True).shape
+        (38, 38)
+        """
+        return diagnostics.vcov(self.fitted, full)
+
+    @property
+    def vcov_kenward_roger(self) -> pd.DataFrame:
+        """Kenward and Roger's (1997) adjusted covariance of the coefficients, (k_fe, k_fe): pbkrtest's ``vcovAdj``.
+
+        Examples
+        --------
+        >>> result.vcov_kenward_roger.round(3).values.tolist()
+        [[46.575, -1.451], [-1.451, 2.389]]
+        """
+        return tests.vcov_kenward_roger(self.fitted)
+
+    def robust_cov(self, kind: str = "CR2", group: str | None = None) -> pd.DataFrame:
+        """Cluster-robust covariance of the fixed effects: right when the model of the covariances is not.
+
+        Parameters
+        ----------
+        kind : str
+            "CR0": the plain sandwich. "CR1": times m / (m - 1) for m clusters. "CR2": bias-reduced, for few clusters
+            (Bell and McCaffrey 2002; Pustejovsky and Tipton 2018).
+        group : str, optional
+            The factor whose levels are the clusters; by default the one in which all others are nested.
+
+        Returns
+        -------
+        DataFrame (k_fe, k_fe)
+
+        Raises
+        ------
+        ModelError
+            For another `kind`, and where clusters share random effects.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> np.sqrt(np.diag(result.robust_cov("CR2"))).round(3).tolist()
+        [6.825, 1.546]
+        """
+        return diagnostics.robust_cov(self.fitted, kind, group)
+
+    @property
+    def vcov_theta(self) -> np.ndarray:
+        """Inverse observed information of theta, array (m, m); NaN where it does not exist.
+
+        Examples
+        --------
+        >>> result.vcov_theta.shape
+        (3, 3)
+        """
+        return np.array(self.fitted.fit.uncertainty.vcov_theta)
+
+    def vcov_variance(self, scale: str = "sd") -> pd.DataFrame:
+        """Covariance of the variance parameters, from the exact observed information.
+
+        Parameters
+        ----------
+        scale : str
+            "sd": standard deviations and correlations of the random effects and sigma, named as in `confint`.
+            "theta": the relative covariance factors and sigma.
+
+        Returns
+        -------
+        DataFrame (k, k)
+            NaN for what has no standard error: a standard deviation of zero, a correlation of one, all of theta of a
+            term that is singular.
+
+        Raises
+        ------
+        ModelError
+            For another `scale`.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> import numpy as np
+        >>> np.sqrt(np.diag(result.vcov_variance())).round(3).tolist()
+        [5.836, 0.325, 1.248, 1.508]
+        """
+        return tests.vcov_variance(self.fitted, scale)
+
+    # Tests and intervals.
+
+    @property
+    def tvalues(self) -> pd.Series:
+        """``params / bse``: Series, or array (k,).
+
+        Examples
+        --------
+        >>> result.tvalues.round(3).tolist()
+        [36.838, 6.771, 2.013, 0.206, 2.248]
+        """
+        return self.fitted.vector(wald.tvalues(self.fitted), self.fitted.names.all)
+
+    @property
+    def pvalues(self) -> pd.Series:
+        """Two-sided normal p-values of ``tvalues``; for variance parameters they mean little.
+
+        Examples
+        --------
+        >>> float(result.pvalues["Days"]) < 1e-10
+        True
+        """
+        return self.fitted.vector(tails.two_sided(wald.tvalues(self.fitted)), self.fitted.names.all)
+
+    def t_test(self, r_matrix, use_t: bool | None = None) -> ContrastTest:
+        """Test linear combinations of the coefficients one by one.
+
+        Parameters
+        ----------
+        r_matrix : array (k, k_fe) or (k_fe,), str, list of str, mapping, or tuple (R, q)
+            ``"Days = 10"`` tests against 10, ``"a - b"`` against zero.
+        use_t : bool, optional
+            Refer to the t distribution with ``df_resid`` degrees of freedom; by default the normal.
+
+        Returns
+        -------
+        ContrastTest
+            With effect, sd, tvalue, pvalue, conf_int(), summary().
+
+        Raises
+        ------
+        DataError, FormulaError
+            For a matrix that has not k_fe columns, and for names or equations that cannot be read.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.t_test("Days = 0").tvalue.round(2)
+        array([6.77])
+        """
+        return wald.t_test(self.fitted, r_matrix, self.use_t if use_t is None else use_t)
+
+    def wald_test(self, r_matrix, cov_p=None, invcov=None, use_f=None, df_constraints=None, scalar=True) -> WaldTest:
+        """Test linear combinations of the parameters jointly, by chi-square.
+
+        Parameters
+        ----------
+        r_matrix : array with k_fe columns or one per parameter, str, list of str, mapping, or tuple (R, q)
+        cov_p : array (k, k), optional
+            Covariance of the parameters, in place of ``cov_params()``.
+        invcov : array (r, r), optional
+            Inverse covariance of the combinations, in place of the one that follows.
+        use_f : bool, optional
+            Refer to F with ``df_resid`` denominator degrees of freedom, which is too liberal for terms that vary
+            between groups.
+        df_constraints : int, optional
+            Number of constraints, if it should not be found by rank.
+        scalar : bool
+            Accepted for compatibility; the statistic is always a number.
+
+        Returns
+        -------
+        WaldTest
+
+        Raises
+        ------
+        DataError
+            For an `invcov` of another shape.
+
+        Examples
+        --------
+        >>> result.wald_test("Intercept = 250, Days = 10").pvalue > 0.9
+        True
+        """
+        use_f = self.use_t if use_f is None else use_f
+        return wald.wald_test(self.fitted, r_matrix, cov_p, invcov, use_f, df_constraints)
+
+    def f_test(self, r_matrix, cov_p=None, invcov=None) -> WaldTest:
+        """``wald_test`` with ``use_f=True``; `test` has denominator degrees of freedom for mixed models.
+
+        Parameters
+        ----------
+        r_matrix, cov_p, invcov
+            As in `wald_test`.
+
+        Returns
+        -------
+        WaldTest
+
+        Examples
+        --------
+        >>> round(result.f_test("Days = 0").fvalue, 2)
+        45.85
+        """
+        return wald.wald_test(self.fitted, r_matrix, cov_p, invcov, use_f=True)
+
+    def wald_test_terms(self, skip_single=False, extra_constraints=None, combine_terms=None, scalar=True) -> WaldTable:
+        """Joint tests of the terms of the formula: all coefficients of a term are zero.
+
+        Parameters
+        ----------
+        skip_single : bool
+            Leave out terms of one coefficient.
+        extra_constraints : sequence of (name, hypotheses), optional
+            More tests, as for ``wald_test``.
+        combine_terms : sequence of str, optional
+            For each text one more test: of all terms whose names contain it, together.
+        scalar : bool
+            Accepted for compatibility.
+
+        Returns
+        -------
+        WaldTable
+
+        Raises
+        ------
+        ModelError
+            When no term contains a text of `combine_terms`.
+
+        Examples
+        --------
+        >>> result.wald_test_terms().table.round(2)
+                   statistic  pvalue  df_constraint
+        Intercept    1357.06     0.0              1
+        Days           45.85     0.0              1
+        """
+        return wald.wald_test_terms(self.fitted, skip_single, extra_constraints, combine_terms, self.use_t)
+
+    def test(self, L=None, ddf: str = "satterthwaite") -> pd.DataFrame:
+        """Test coefficients, or linear combinations of them, with degrees of freedom for small samples.
+
+        Parameters
+        ----------
+        L : optional
+            What to test; by default every coefficient against zero. One test: an equation ``"Days = 10"``, several
+            joined by commas ``"x = 0, z = 0"``, a mapping ``{"x": 0, "z - w": 0}`` of left to right sides, an array
+            (k_fe,) or (k, k_fe), or a tuple (array, right-hand side). Several tests: a list of texts, or a mapping of
+            names to any of the former.
+        ddf : str
+            "satterthwaite" (exact derivatives), "kenward-roger" (after REML; adjusted standard errors), "residual"
+            (n - p) or "none" (normal).
+
+        Returns
+        -------
+        DataFrame
+            A row for each test: estimate, se, df, t, p. If one of the tests has several equations, the columns are F,
+            num_df, den_df, p instead, for all.
+
+        Raises
+        ------
+        DataError, FormulaError
+            For contrasts of the wrong width and for unknown names.
+        ModelError
+            For an unknown `ddf`, for "kenward-roger" after ML, and for degrees of freedom (any `ddf` but "none") of a
+            fit without a certified optimum.
+
+        Notes
+        -----
+        Satterthwaite: Giesbrecht and Burns (1985), for joint tests Fai and Cornelius (1996), as in lmerTest. At a
+        singular fit the rank of the covariance is held, so that a variance of zero counts as known; where lmerTest's
+        answer is defined it is the same. Kenward and Roger (1997), as in pbkrtest, with weights as well.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.test()
+                  estimate     se    df       t        p
+        Intercept  251.405  6.825  17.0  36.838  1.2e-17
+        Days        10.467  1.546  17.0   6.771  3.3e-06
+        >>> result.test("Days = 10", ddf="kenward-roger")
+                  estimate     se    df      t       p
+        Days = 10   10.467  1.546  17.0  0.302  0.7661
+        """
+        return tests.test(self.fitted, L, ddf)
+
+    def anova(self, ddf: str = "satterthwaite", type: int | str = 3) -> pd.DataFrame:
+        """F tests of the terms of the fixed part, as lmerTest's anova.
+
+        Parameters
+        ----------
+        ddf : str
+            As in `test`.
+        type : int
+            3: marginal, as SAS: means over the other factors with equal weights, whatever the coding of the categories.
+            2: beyond all terms that do not contain the term. 1: beyond the terms before it.
+
+        Returns
+        -------
+        DataFrame
+            A row for each term but the intercept: sum_sq, mean_sq, num_df, den_df, F, p. The sums of squares are those
+            that with ``scale`` give F.
+
+        Raises
+        ------
+        ModelError
+            For another `type` or `ddf`, for "kenward-roger" after ML, and for a fit without a certified optimum.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> data = jm.datasets.load("machines")
+        >>> result = jm.mixedlm("score ~ Machine + (1 | Worker/Machine)", data).fit()
+        >>> result.anova()[["F", "num_df", "den_df", "p"]]
+                      F num_df den_df       p
+        Machine  20.576      2   10.0  0.0003
+        """
+        return tests.anova(self.fitted, ddf, type)
+
+    def drop1(self, progress: bool = False) -> pd.DataFrame:
+        """Drop each term of the fixed effects in turn, with a likelihood-ratio test by ML.
+
+        Marginality is respected: a term that is part of another, such as ``a`` beside ``a:b``, is not dropped.
+
+        Parameters
+        ----------
+        progress : bool
+            Show how far it is.
+
+        Returns
+        -------
+        DataFrame
+            Index ``<none>`` (the model itself) and the terms; columns npar, AIC, logLik, Chisq, Df, p. NaN, and a word
+            below the table, where a likelihood has no maximum.
+
+        Raises
+        ------
+        ModelError
+            For a fit with held or penalised parameters.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.drop1()
+               npar      AIC   logLik   Chisq   Df        p
+        <none>    6  1763.94  -875.97     NaN  NaN      NaN
+        Days      5  1785.48  -887.74  23.537    1  1.2e-06
+        All fits are by ML; the model was fitted by REML.
+        """
+        return comparison.drop1(self.fitted, progress)
+
+    def conf_int(self, alpha: float = 0.05, cols=None) -> pd.DataFrame:
+        """Normal confidence limits of ``params``, for variance parameters too; `confint` has better ones for these.
+
+        Parameters
+        ----------
+        alpha : float
+            The level is 1 - alpha.
+        cols : sequence of int, optional
+            Positions of the parameters wanted.
+
+        Returns
+        -------
+        DataFrame with columns 0 and 1, or array (k, 2)
+
+        Examples
+        --------
+        >>> result.conf_int(cols=[0, 1]).round(2)
+                        0       1
+        Intercept  238.03  264.78
+        Days         7.44   13.50
+        """
+        return wald.conf_int(self.fitted, alpha, cols)
+
+    def confint(
+        self,
+        method: str = "wald",
+        level: float = 0.95,
+        *,
+        which: str | Sequence[str] | None = None,
+        n: int = 1000,
+        key: Any = 0,
+        kind: str = "percentile",
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """Confidence limits of coefficients, standard deviations, correlations and sigma.
+
+        Parameters
+        ----------
+        method : str
+            "wald": normal limits from the standard errors; standard deviations and correlations have NaN, because
+            normal limits are no use for them. "profile": where the profile of the ML deviance (also after REML, as in
+            lme4) reaches the quantile of chi-square, see `profile`. "bootstrap": from refits to simulated responses,
+            see `bootstrap`.
+        level : float
+            Coverage.
+        which : str or list of str, optional
+            Names of the parameters wanted.
+        n : int
+            Number of replicates of the bootstrap.
+        key : JAX random key, or int
+            Of the bootstrap: the same key gives the same limits.
+        kind : str
+            Of the bootstrap interval: "percentile" or "basic".
+        progress : bool
+            Show a bar, of the profile and the bootstrap.
+
+        Returns
+        -------
+        DataFrame
+            Columns lower and upper; index: coefficients, ``sd_COLUMN|GROUP``, ``cor_A.B|GROUP`` (A the later column, as
+            in lme4), ``sigma``.
+
+        Raises
+        ------
+        ModelError
+            For an unknown method or parameter, or a level outside (0, 1).
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.confint("profile", which="sd_Days|Subject").round(3).values.tolist()
+        [[3.801, 8.753]]
+        """
+        return intervals.confint(self.fitted, method, level, which, n, key, kind, progress)
+
+    def profile(
+        self,
+        which: str | Sequence[str] | None = None,
+        level: float = 0.99,
+        steps: int = 8,
+        *,
+        progress: bool = False,
+    ) -> Profile:
+        """Profile the ML deviance: hold one parameter at a time, estimate all others (Bates et al. 2015, section 5.1).
+
+        Fits by REML are profiled by maximum likelihood as well, as in lme4. Each constrained optimum is found by Newton
+        steps with exact derivatives from the last one; all parameters are traced in one batch.
+
+        Parameters
+        ----------
+        which : str or list of str, optional
+            Names of parameters as in `confint`; by default all.
+        level : float
+            The trace goes on until it has passed the limits of this coverage, or the end of the parameter's range.
+        steps : int
+            Points on the way to each limit.
+        progress : bool
+            Show a bar: by tqdm where it is installed.
+
+        Returns
+        -------
+        Profile
+
+        Raises
+        ------
+        ModelError
+            For an unknown parameter, a level outside (0, 1), or a fit with held or penalised parameters.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> profile = result.profile("sigma")
+        >>> profile.confint(0.95).round(3)
+                lower   upper
+        sigma  22.898  28.858
+        The profile is that of the ML deviance; the fit was by REML.
+        """
+        return intervals.profile(self.fitted, which, level, steps, progress)
 
     def profile_re(
         self,
@@ -238,38 +1020,407 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
                [  35.1, -871.8],
                [  53.2, -872.3]])
         """
-        if unknown := fit_kwargs.keys() - {"method", "maxiter", "gtol"}:
-            raise ArgumentError(f"profile_re has no argument {min(unknown)!r}; refits take method, maxiter and gtol")
-        self._need_data("profile_re", rows=False)
-        term, column = self._find_variance(re_ix, vtype)
-        covariance = self._fit.covariances[self._spec.terms[term].label]
-        estimate = covariance[column, column]
-        if not 0 <= dist_low < estimate:
-            raise ModelError(
-                f"profile_re: dist_low is {dist_low:g}, but the variance is {estimate:g}: "
-                "dist_low must not be negative, nor reach the variance"
-            )
-        low = np.linspace((estimate - dist_low) / self.scale, estimate / self.scale, num_low + 1)
-        high = np.linspace(estimate / self.scale, (estimate + dist_high) / self.scale, num_high + 1)[1:]
-        values = np.concatenate([low, high])
-        free = Packing.of(self._spec.terms).theta_from_root(self._free) != 0
-        design = self.model.design
-        if self.freepat is not None and not np.all(self.freepat.fe_params):
-            design = without_coefficients(design, self._fit.beta, np.asarray(self.freepat.fe_params) != 0)
-        return profile_variance(design, self.theta, term, column, values, free, self.reml, **fit_kwargs)
+        return profile_re.profile_re(self.fitted, re_ix, vtype, num_low, dist_low, num_high, dist_high, **fit_kwargs)
 
-    def _find_variance(self, re_ix, vtype) -> tuple[int, int]:
-        if vtype not in ("re", "vc"):
-            raise ModelError(f"vtype is {vtype!r}; it must be 're' or 'vc'")
-        if vtype == "vc":
-            names = [term.vc for term in self._spec.terms]
-            if re_ix is None or re_ix not in names:
-                raise ModelError(f"no variance component {re_ix!r}; the model has {list(self._names.vcomp)}")
-            return names.index(re_ix), 0
-        if not isinstance(re_ix, int | np.integer) or not 0 <= re_ix < self.k_re:
-            raise ModelError(f"re_ix is {re_ix!r}; it must be a position from 0 to {self.k_re - 1} in cov_re")
-        random = [(t, term) for t, term in enumerate(self._spec.terms) if term.vc is None]
-        return [(t, k) for t, term in random for k in range(len(term.columns))][re_ix]
+    # Random effects, rows and predictions.
+
+    @property
+    def random_effects(self) -> dict[Any, pd.Series]:
+        """Conditional modes by top-level group: dict of group -> Series, groups sorted.
+
+        The index of a Series names the columns of ``cov_re``, then ``component[column]``. A model with several
+        grouping factors has no top level: see `ranef`.
+
+        Examples
+        --------
+        >>> result.random_effects["308"].round(2).to_dict()
+        {'Subject': 2.26, 'Days': 9.2}
+        """
+        return self.fitted.random_effects
+
+    @property
+    def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
+        """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame.
+
+        Examples
+        --------
+        >>> result.random_effects_cov["308"].round(2)
+                 Subject   Days
+        Subject   145.71 -21.44
+        Days      -21.44   5.31
+        """
+        return self.fitted.random_effects_cov
+
+    @overload
+    def ranef(self, cond_var: Literal[False] = False) -> dict[str, pd.DataFrame]: ...
+
+    @overload
+    def ranef(self, cond_var: Literal[True]) -> tuple[dict[str, pd.DataFrame], dict[str, np.ndarray]]: ...
+
+    def ranef(self, cond_var: bool = False) -> Any:
+        """Conditional modes of the random effects by grouping factor.
+
+        Parameters
+        ----------
+        cond_var : bool
+            Return the conditional covariances as well.
+
+        Returns
+        -------
+        dict of str to DataFrame (levels x columns)
+            With `cond_var` a pair: this, and a dict of str to array (levels, q, q).
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.ranef()["Subject"].loc["308"].round(2).to_dict()
+        {'Intercept': 2.26, 'Days': 9.2}
+        """
+        modes = effects.modes(self.fitted.spec.terms, self.fitted.fit.b)
+        return (modes, self.fitted.level_covariances) if cond_var else modes
+
+    @property
+    def fittedvalues(self) -> pd.Series:
+        """``X beta + offset + Z b``, in the unit of the response: Series, or array (nobs,).
+
+        Examples
+        --------
+        >>> result.fittedvalues.head(2).round(2).tolist()
+        [253.66, 273.33]
+        """
+        return self.fitted.by_row(self.fitted.fittedvalues)
+
+    @property
+    def resid(self) -> pd.Series:
+        """Response less ``fittedvalues``: Series, or array (nobs,).
+
+        Examples
+        --------
+        >>> result.resid.head(2).round(2).tolist()
+        [-4.1, -14.63]
+        """
+        return self.fitted.by_row(self.fitted.spec.y - self.fitted.fittedvalues)
+
+    @overload
+    def predict(
+        self,
+        data: None = None,
+        transform: bool = True,
+        *,
+        random_effects: bool | str | Collection[str] = False,
+        new_levels: str = "raise",
+        interval: None = None,
+        level: float = 0.95,
+        exog: None = None,
+    ) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self,
+        data: Any = None,
+        transform: bool = True,
+        *,
+        random_effects: bool | str | Collection[str] = False,
+        new_levels: str = "raise",
+        interval: None = None,
+        level: float = 0.95,
+        exog: Any = None,
+    ) -> pd.Series: ...
+
+    @overload
+    def predict(
+        self,
+        data: Any = None,
+        transform: bool = True,
+        *,
+        random_effects: bool | str | Collection[str] = False,
+        new_levels: str = "raise",
+        interval: str,
+        level: float = 0.95,
+        exog: Any = None,
+    ) -> pd.DataFrame: ...
+
+    def predict(
+        self,
+        data=None,
+        transform: bool = True,
+        *,
+        random_effects: bool | str | Collection[str] = False,
+        new_levels: str = "raise",
+        interval: str | None = None,
+        level: float = 0.95,
+        exog=None,
+    ) -> Any:
+        """Predict the response: the fixed part and the offset, and on demand the conditional modes.
+
+        Intervals come from the joint covariance of the fixed and the random effects at the estimated variances
+        (Henderson 1975), with normal quantiles. A prediction interval is that of a new observation of weight one (for
+        the model's own rows: of the row's weight); random effects that the prediction leaves out, of new levels or not
+        asked for, add their variance to it.
+
+        Parameters
+        ----------
+        data : DataFrame or other columns, or array (k, k_fe), optional
+            New rows; by default the rows of the model. A mapping of scalars, and a Series with a value for each column,
+            are one row. For a model made from arrays: columns of X.
+        transform : bool
+            False: `data` holds the columns of X already.
+        random_effects : bool, str or list of str
+            True adds the conditional modes of all terms, names of grouping factors those of these factors.
+        new_levels : str
+            "raise", or "population": a level that the model has not seen gets a random effect of zero.
+        interval : str, optional
+            "confidence": of the predicted mean. "prediction": of a new observation.
+        level : float
+            Coverage of the interval.
+        exog : optional
+            The same as `data`, by statsmodels' name.
+
+        Returns
+        -------
+        array (nobs,) for the model's rows, else a Series with the index of `data`; NaN for rows with missing values.
+        With an interval a DataFrame with the columns fit, se, lower and upper.
+
+        Raises
+        ------
+        DataError
+            For a level that the model has not seen, a missing column, or columns of the wrong number.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> data = jm.datasets.load("sleepstudy")
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).fit()
+        >>> result.predict(data.head(2), random_effects=True).round(2).tolist()
+        [253.66, 273.33]
+        >>> result.predict(data.head(2), random_effects=True, interval="confidence").round(2).loc[0].tolist()
+        [253.66, 12.25, 229.64, 277.68]
+        """
+        return predict.predict(self.fitted, data, transform, random_effects, new_levels, interval, level, exog)
+
+    def augment(self, data=None) -> pd.DataFrame:
+        """The data with fitted values, residuals and leverages beside them, in the columns of broom.mixed.
+
+        Parameters
+        ----------
+        data : DataFrame, optional
+            New rows; levels that the model has not seen get a random effect of zero. By default the model's rows.
+
+        Returns
+        -------
+        DataFrame
+            A copy with ``.fitted`` and ``.fixed`` (without random effects) and, for the model's rows: ``.resid`` (given
+            the random effects), ``.hat`` (leverage, lme4's hatvalues), ``.cooksd``, ``.mu``, ``.offset``, ``.sqrtXwt``,
+            ``.sqrtrwt``, ``.weights``, ``.wtres`` (``.resid`` times the root of the weight), ``.std.resid`` (over its
+            standard deviation) and ``.fixed.resid`` (response less ``.fixed``).
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.augment()[["Reaction", ".fitted", ".resid", ".hat", ".cooksd"]].round(2).iloc[0].tolist()
+        [249.56, 253.66, -4.1, 0.23, 0.0]
+        """
+        return diagnostics.augment(self.fitted, data)
+
+    def influence(self, group: str | None = None, method: str = "exact") -> Influence:
+        """Estimates without one group at a time, all refits in one compiled program.
+
+        Parameters
+        ----------
+        group : str, optional
+            The grouping factor whose levels are left out; by default the one in which all others are nested.
+        method : str
+            "exact": every refit goes to its optimum. "onestep": one Newton step, with exact derivatives, from the
+            estimate of all data.
+
+        Returns
+        -------
+        Influence
+
+        Raises
+        ------
+        ModelError
+            For an unknown factor or method, and without `group` for crossed factors.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> influence = result.influence()
+        >>> influence.cooks_distance.nlargest(2).round(3).to_dict()
+        {'309': 0.149, '335': 0.129}
+        """
+        return diagnostics.influence(self.fitted, group, method)
+
+    def r2(self) -> VarianceExplained:
+        """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014).
+
+        Returns
+        -------
+        VarianceExplained
+            Fields marginal, conditional, and the variances fixed, random, residual.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> round(result.r2().marginal, 3), round(result.r2().conditional, 3)
+        (0.279, 0.799)
+        """
+        return diagnostics.r2(self.fitted)
+
+    def icc(self) -> IntraclassCorrelation:
+        """Intraclass correlations: the share of the random effects in the variance (Nakagawa et al. 2017).
+
+        Returns
+        -------
+        IntraclassCorrelation
+            Fields adjusted, unadjusted and by_group.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> round(result.icc().adjusted, 3)
+        0.589
+        """
+        return diagnostics.icc(self.fitted)
+
+    def re_pca(self) -> dict[str, pd.DataFrame]:
+        """Principal components of the random effects by grouping factor, as lme4's rePCA.
+
+        A component without variance is a sign that the random effects are more than the data support.
+
+        Returns
+        -------
+        dict of str to DataFrame
+            Rows PC1, PC2, ...; columns sd (relative to sigma), proportion, cumulative, and the loadings by column.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.re_pca()["Subject"][["sd", "proportion"]].round(3).values.tolist()
+        [[0.967, 0.946], [0.231, 0.054]]
+        """
+        return diagnostics.re_pca(self.fitted.spec, self.fitted.fit)
+
+    # Other responses.
+
+    def simulate(self, n: int = 1, key: Any = 0, *, random_effects: str | Collection[str] = "new") -> np.ndarray:
+        """Draw new responses from the fitted model: new residuals, and new random effects unless they are given.
+
+        Parameters
+        ----------
+        n : int
+            Number of responses.
+        key : JAX random key, or int
+            The same key gives the same responses.
+        random_effects : str or collection of str
+            "new": drawn from their distribution. "conditional": those of the fit, the conditional modes, so that only
+            the residuals are new (lme4's ``re.form = NULL`` and ``use.u = TRUE``). Names of grouping factors: those of
+            the fit for these, new ones for the others.
+
+        Returns
+        -------
+        array (n, nobs)
+            In the unit of the response, rows in the model's order.
+
+        Raises
+        ------
+        DataError
+            For an `n`, a `key` or `random_effects` that are none, or after `remove_data`.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.simulate(3, key=1).shape
+        (3, 180)
+        >>> same = result.simulate(1000, key=1, random_effects="conditional")
+        >>> bool(abs(same.mean(axis=0) - result.fittedvalues).max() < 5)
+        True
+        """
+        return bootstrap.simulate(self.fitted, n, key, random_effects)
+
+    def refit(self, y) -> Self:
+        """Fit the same model to another response; all else stays, and nothing is compiled anew.
+
+        Parameters
+        ----------
+        y : array-like (nobs,)
+            The new response as the model has it (transformed, if the formula transforms it), rows in the model's order.
+
+        Returns
+        -------
+        MixedLMResults
+            By the same criterion; parameters that were held are held again. Its ``model`` has the new response.
+
+        Raises
+        ------
+        DataError
+            For a response of another length, with values that are not finite, or constant.
+        ModelError
+            When this fit was penalised.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> result.refit(2 * result.model.endog).fe_params.round(3).to_dict()
+        {'Intercept': 502.81, 'Days': 20.935}
+        """
+        return bootstrap.refit(self.fitted, y)
+
+    def bootstrap(
+        self,
+        n: int = 1000,
+        key: Any = 0,
+        *,
+        random_effects: str | Collection[str] = "new",
+        progress: bool = False,
+    ) -> Bootstrap:
+        """Parametric bootstrap: refit to `n` responses simulated from this fit, many at a time in a compiled call.
+
+        Parameters
+        ----------
+        n : int
+            Number of replicates.
+        key : JAX random key, or int
+            The same key gives the same replicates.
+        random_effects : str or collection of str
+            Of the simulated responses, as in `simulate`. Given the random effects, replicates tell how well the
+            coefficients are known for these very groups; standard deviations of random effects come out too large.
+        progress : bool
+            Show a bar: by tqdm where it is installed.
+
+        Returns
+        -------
+        Bootstrap
+            Replicates of all parameters, with `confint`.
+
+        Raises
+        ------
+        DataError
+            For an `n`, a `key` or `random_effects` that are none, or after `remove_data`.
+        ModelError
+            Some parameters were held or penalised.
+
+        Examples
+        --------
+        >>> import jmixed as jm
+        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+        >>> replicates = result.bootstrap(200, key=1)
+        >>> replicates.replicates.shape
+        (200, 6)
+        >>> list(replicates.confint(0.9).columns)
+        ['lower', 'upper']
+        """
+        return bootstrap.bootstrap(self.fitted, n, key, random_effects, progress)
+
+    # Keeping it.
 
     def remove_data(self) -> None:
         """Forget the rows of the data, to make the object small; predictions of new data go on working.
@@ -284,16 +1435,8 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         >>> small.predict({"Days": [10]}).round(2).tolist()
         [356.08]
         """
-        if not self._has_data:
-            return
-        _ = self._sizes
-        if by_effect.has_top_level(self._spec):
-            _ = self.random_effects
-        self._spec = by_effect.without_rows(self._spec)
-        for name in ("_fitted", "_groups"):
-            self.__dict__.pop(name, None)
-        self.model = self.model.without_data(self._spec)
-        self._has_data = False
+        self.fitted = self.fitted.without_rows()
+        self.model = self.fitted.model
 
     def save(self, fname, remove_data: bool = False) -> None:
         """Write the result to a file by pickle.
@@ -382,9 +1525,12 @@ class MixedLMResults(Intervals, Comparisons, SmallSampleTests, Diagnostics):
         return found
 
     def __repr__(self) -> str:
-        state = "" if self.converged else f", {self.outcome.name}"
-        formula = self._spec.formula or f"{self._spec.endog_name}, {self.k_fe} fixed effects"
+        spec, state = self.fitted.spec, "" if self.converged else f", {self.outcome.name}"
+        formula = spec.formula or f"{spec.endog_name}, {self.k_fe} fixed effects"
         return f"<MixedLMResults: {formula}; {self.method} objective {self.objective:.4f}{state}>"
+
+    def _repr_html_(self) -> str:
+        return self.summary().as_html()
 
 
 @checked

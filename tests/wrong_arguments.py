@@ -134,7 +134,7 @@ def subjects() -> dict:
             "what": "this",
             "spec": model.spec,
             "r_reduced": simple,
-            "fit": result._fit,
+            "fit": result.fitted.fit,
         },
         **{"model": model, "reml": True, "sums": moments, "estimate": estimate, "X": model.exog, "key": 0, "n": 2},
     }

@@ -13,7 +13,7 @@ from jmixed.compat.params import MixedLMParams, is_params
 from jmixed.covariance.scales import Uncertainty, preconditioners, singular_terms, told_psi, vanished
 from jmixed.errors import DataError, Outcome
 from jmixed.fit import host
-from jmixed.layout.design import Design
+from jmixed.layout.design import Design, without_coefficients
 
 
 @dataclass(frozen=True)
@@ -94,25 +94,6 @@ def task(design: Design, packing: Packing, reml: bool, beta: np.ndarray, root: n
         root = packing.identity() if root is None else root
         packing.check_held(free_root, root)
     return Task(without_coefficients(design, beta, free_beta), packing, reml, beta, root, free_beta, free_root)
-
-
-def without_coefficients(design: Design, beta: np.ndarray, free: np.ndarray) -> Design:
-    """The design with the columns of held coefficients moved into the offset.
-
-    Parameters
-    ----------
-    design : Design
-    beta : array (p,)
-        Values of the coefficients; only held ones are used.
-    free : bool array (p,)
-        The coefficients that stay.
-
-    Returns
-    -------
-    Design
-        With X of shape (n, number of free coefficients).
-    """
-    return replace(design, X=design.X[:, free], offset=design.offset + design.X[:, ~free] @ beta[~free])
 
 
 def fit(task: Task, method="newton", maxiter=None, gtol=None) -> host.Fit:

@@ -1,4 +1,7 @@
-"""The normal distribution, without the second that importing all of scipy.special would take from a first fit."""
+"""Tails of the normal, the t and the F distribution.
+
+The normal one does without scipy.special, whose import would take a second from a first fit.
+"""
 
 import math
 from numbers import Real
@@ -44,3 +47,18 @@ def outer(alpha: float) -> float:
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < 1:
         raise ModelError(f"alpha is {alpha!r}; it must lie between 0 and 1: limits of 95% have alpha=0.05")
     return 1 - float(alpha) / 2
+
+
+def p_of_t(t: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """Two-sided p-values of t statistics; infinite degrees of freedom are the normal distribution."""
+    from scipy import special
+
+    normal = np.isinf(df)
+    return 2 * np.where(normal, special.ndtr(-np.abs(t)), special.stdtr(np.where(normal, 1, df), -np.abs(t)))
+
+
+def p_of_F(F: float, num_df: int, den_df: float) -> float:
+    """The probability of a larger F; infinite denominator degrees of freedom are the chi-square distribution."""
+    from scipy import special
+
+    return float(special.chdtrc(num_df, num_df * F) if np.isinf(den_df) else special.fdtrc(num_df, den_df, F))

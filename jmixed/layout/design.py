@@ -313,6 +313,25 @@ class Design:
 _FIELDS = frozenset(one.name for one in fields(Design)) - {"levels"}
 
 
+def without_coefficients(design: Design, beta: Array, free: Array) -> Design:
+    """The design with the columns of held coefficients moved into the offset.
+
+    Parameters
+    ----------
+    design : Design
+    beta : array (p,)
+        Values of the coefficients; only held ones are used.
+    free : bool array (p,)
+        The coefficients that stay.
+
+    Returns
+    -------
+    Design
+        With X of shape (n, number of free coefficients).
+    """
+    return _replace(design, X=design.X[:, free], offset=design.offset + design.X[:, ~free] @ beta[~free])
+
+
 def names_of(design: Design) -> tuple[Names, Any]:
     """The names of a design, and their key, which may be traced."""
     own = vars(design)

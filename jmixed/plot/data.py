@@ -57,8 +57,8 @@ def caterpillar_data(result: MixedLMResults, group=None, column=None, level: flo
     1     309      -8.6  -13.1   -4.1
     """
     group, column = effect(result, group, column)
-    modes = effects.modes(result._spec.terms, result._fit.b)
-    covariances = result._level_covariances
+    modes = effects.modes(result.fitted.spec.terms, result.fitted.fit.b)
+    covariances = result.fitted.level_covariances
     k = modes[group].columns.get_loc(column)
     half = tails.half_width(components.level_of(level)) * np.sqrt(covariances[group][:, k, k])
     estimate = modes[group][column].to_numpy()
@@ -141,7 +141,7 @@ def qq_data(result: MixedLMResults, group=None, column=None) -> pd.DataFrame:
 
 def _standardised_modes(result, group, column):
     """Modes over their standard deviations: Var b^ = Sigma - Var(b^ - b)."""
-    spec, joint = result._spec, result._joint
+    spec, joint = result.fitted.spec, result.fitted.joint
     members = effects.by_factor(spec.terms)[group]
     names = effects.factor_columns([spec.terms[t] for t in members])
     t, k = [(t, k) for t in members for k in range(len(spec.terms[t].columns))][names.index(column)]
@@ -151,9 +151,9 @@ def _standardised_modes(result, group, column):
     codes[t] = np.arange(levels, dtype=np.int32)
     columns[t][:, k] = 1
     error = joint.variances(np.zeros((levels, spec.X.shape[1])), joint.rows(codes, columns))
-    variance = result._fit.covariances[spec.terms[t].label][k, k] - error
+    variance = result.fitted.fit.covariances[spec.terms[t].label][k, k] - error
     floor = 1e-12 * max(result.scale, 1e-300)
-    return result._fit.b[spec.terms[t].label][:, k] / np.sqrt(np.where(variance > floor, variance, np.nan))
+    return result.fitted.fit.b[spec.terms[t].label][:, k] / np.sqrt(np.where(variance > floor, variance, np.nan))
 
 
 @checked
@@ -284,7 +284,7 @@ def fitted_data(
     29     308   9.0   430.7
     30    None   0.0   251.4
     """
-    x, spec, frame = predictor(result, x), result._spec, _frame(result._spec)
+    x, spec, frame = predictor(result, x), result.fitted.spec, _frame(result.fitted.spec)
     group = known(group, list(effects.by_factor(spec.terms)), "grouping factor")
     term = next(term for term in spec.terms if term.group == group)
     names = term.levels.tolist()
@@ -335,7 +335,7 @@ def _lines(result, frame, x, key, count, random_effects) -> list[tuple[Any, np.n
     """For each of `count` sets of rows, by `key`, the points of x and the means of the predictions there."""
     column, n = frame[x], len(frame)
     size = np.bincount(key, minlength=count)
-    if is_category(result._spec, x):
+    if is_category(result.fitted.spec, x):
         codes, categories = pd.factorize(column, sort=True)
         versions = [same(column, int(np.argmax(codes == k))) for k in range(len(categories))]
         there = np.zeros((len(categories), count), bool)
@@ -390,7 +390,7 @@ def _categorical(recipe) -> set[str]:
 
 
 def predictor(result, x):
-    names = _predictors(result._spec)
+    names = _predictors(result.fitted.spec)
     if x is None and not names:
         raise DataError("fitted lines need a numeric predictor or a category, and this model has none")
     return known(x, names, "predictor")
@@ -398,13 +398,13 @@ def predictor(result, x):
 
 def others(result, x: str, by: str | None) -> list[str]:
     """The predictors that a fitted line averages over."""
-    spec = result._spec
+    spec = result.fitted.spec
     return [name for name in _predictors(spec) if name not in (x, by) and spec.frame[name].nunique() > 1]
 
 
 def effect(result, group, column):
     """Names of a grouping factor and of one of its columns, by default the first."""
-    terms = result._spec.terms
+    terms = result.fitted.spec.terms
     by_factor = effects.by_factor(terms)
     group = known(group, list(by_factor), "grouping factor")
     return group, known(column, effects.factor_columns([terms[t] for t in by_factor[group]]), f"column of {group!r}")

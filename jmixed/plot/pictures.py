@@ -311,7 +311,7 @@ def fitted(
     """
     lines = fitted_data(result, x, group, levels, by)
     factor, across = lines.columns[:2]
-    spec, frame = result._spec, result.model.data.frame
+    spec, frame = result.fitted.spec, result.model.data.frame
     term = next(term for term in spec.terms if term.group == factor)
     stratum, strata = strata_of(frame, by)
     ax = _axes(ax, (7, 5))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from jmixed.fit import host
 from jmixed.formulas.formula import quoted
 from jmixed.formulas.model_data import RandomTerm
 from jmixed.inference.likelihood_ratio import chi_square_tail, linear_model_deviance, mixture_tail
-from jmixed.reports.bootstrap import Resampling
+from jmixed.layout.design import Design
+from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import fixed_terms
 from jmixed.reports.printed import noted
 from jmixed.runtime.arguments import checked
@@ -59,17 +61,17 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
     slopes        6  1763.94  1783.10  -875.97  1751.94  42.139    2  7.1e-10
     Fitted by REML and refitted by ML for this table: intercepts, slopes.
     """
-    _check_same_data(results, "compare")
-    labels = _labels(results, names)
+    given = _of_same_data(results, "compare")
+    labels = _labels(given, names)
     if refit:
-        changed = [label for label, result in zip(labels, results, strict=True) if result.reml]
-        fits = [result._by_ml("compare") for result in results]
+        changed = [label for label, fitted in zip(labels, given, strict=True) if fitted.reml]
+        fits = [fitted.by_ml("compare") for fitted in given]
     else:
-        changed, fits = [], results
-        _check_criteria(results)
-    order = sorted(range(len(fits)), key=lambda k: fits[k]._n_params)
-    npar = np.array([fits[k]._n_params for k in order])
-    deviance = np.array([deviance_of(fits[k]) for k in order])
+        changed, fits = [], given
+        _check_criteria(given)
+    order = sorted(range(len(fits)), key=lambda k: fits[k].n_params)
+    npar = np.array([fits[k].n_params for k in order])
+    deviance = np.array([deviance_of(fits[k].fit) for k in order])
     table = pd.DataFrame({"npar": npar}, index=[labels[k] for k in order])
     table["AIC"] = deviance + 2 * npar
     table["BIC"] = deviance + np.log(fits[0].nobs) * npar
@@ -78,31 +80,34 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
     table["Chisq"], table["Df"] = chisq, df
     table["p"] = [chi_square_tail(x, k) if k > 0 else np.nan for x, k in zip(chisq, df, strict=True)]
     notes = [f"Fitted by REML and refitted by ML for this table: {', '.join(changed)}."] if changed else []
-    notes += [f"{labels[k]}: {fits[k].outcome.name}, no likelihood to compare." for k in order if unbounded(fits[k])]
+    outcomes = {labels[k]: fits[k].fit.outcome.name for k in order if unbounded(fits[k].fit)}
+    notes += [f"{label}: {name}, no likelihood to compare." for label, name in outcomes.items()]
     return noted(table, "\n".join(notes))
 
 
-def unbounded(fit) -> bool:
+def unbounded(fit: host.Fit) -> bool:
     """Whether a fit ended where its likelihood has no maximum, so that the value that it stopped at means nothing."""
     return fit.outcome in (Outcome.PERFECT_FIT, Outcome.NOT_FINITE, Outcome.RANK_DEFICIENT)
 
 
-def deviance_of(fit) -> float:
+def deviance_of(fit: host.Fit) -> float:
     """The criterion at an optimum, NaN where there is none."""
     return np.nan if unbounded(fit) else float(fit.objective)
 
 
-def _check_same_data(results, what: str) -> None:
-    """Refuse anything but fits to the same rows of the same response."""
+def _of_same_data(results: Sequence[Any], what: str) -> list[Fitted]:
+    """What is known of fits to the same rows of the same response; anything else is refused."""
     if len(results) < 2:
         raise ModelError(f"{what}: {len(results)} fits given; it takes at least two, {what}(r1, r2)")
+    found: list[Fitted] = []
     for result in results:
-        if not isinstance(result, Resampling):
+        if not isinstance(fitted := getattr(result, "fitted", None), Fitted):
             raise ModelError(f"{what}: {type(result).__name__} is no fit of jmixed; give what model.fit() returns")
-        result._need_data(what)
-    first = results[0]._spec
-    for k, result in enumerate(results[1:], 2):
-        spec = result._spec
+        fitted.need_data(what)
+        found.append(fitted)
+    first = found[0].spec
+    for k, fitted in enumerate(found[1:], 2):
+        spec = fitted.spec
         if len(spec.y) != len(first.y):
             raise DataError(
                 f"{what}: fit 1 has {len(first.y)} rows and fit {k} has {len(spec.y)}, perhaps because of missing "
@@ -117,12 +122,13 @@ def _check_same_data(results, what: str) -> None:
                     f"{own[row]:g}); likelihoods are comparable only for the same data",
                     page="p-values.md#for-two-models-jmcompare",
                 )
+    return found
 
 
-def _check_criteria(results) -> None:
-    if len({result.reml for result in results}) > 1:
+def _check_criteria(fits: Sequence[Fitted]) -> None:
+    if len({fitted.reml for fitted in fits}) > 1:
         raise ModelError("compare: some fits are by REML and some by ML; use refit=True")
-    if results[0].reml and not all(_same_span(results[0]._spec.X, result._spec.X) for result in results):
+    if fits[0].reml and not all(_same_span(fits[0].spec.X, fitted.spec.X) for fitted in fits):
         raise ModelError("compare: REML criteria of different fixed effects are not comparable; use refit=True")
 
 
@@ -137,81 +143,47 @@ def _spans(columns: np.ndarray, others: np.ndarray) -> bool:
     return bool(np.all(np.linalg.norm(rest, axis=0) <= 1e-8 * np.where(scale > 0, scale, 1)))
 
 
-def _labels(results, names) -> list[str]:
+def _labels(fits: Sequence[Fitted], names: Sequence[str] | None) -> list[str]:
     if names is not None:
-        if len(names) != len(results) or len(set(names)) < len(names):
-            raise ModelError(f"compare: names={list(names)!r}; give {len(results)} different ones, one for each fit")
+        if len(names) != len(fits) or len(set(names)) < len(names):
+            raise ModelError(f"compare: names={list(names)!r}; give {len(fits)} different ones, one for each fit")
         return [str(name) for name in names]
-    found = [result._spec.formula or f"fit {k}" for k, result in enumerate(results, 1)]
+    found = [fitted.spec.formula or f"fit {k}" for k, fitted in enumerate(fits, 1)]
     return found if len(set(found)) == len(found) else [f"{k}: {name}" for k, name in enumerate(found, 1)]
 
 
-class Comparisons(Resampling):
-    """Tests of a fit against smaller models; `MixedLMResults` is built on it."""
+def drop1(fitted: Fitted, progress: bool) -> pd.DataFrame:
+    """Likelihood-ratio tests of the terms of the fixed effects, each left out."""
+    fitted.need_data("drop1")
+    fitted.refuse_held("drop1")
+    full, n_variances = fitted.by_ml("drop1").fit, fitted.n_params - fitted.k_fe
+    rows = {"<none>": (fitted.n_params, deviance_of(full))}
+    without = ["<none>"] if unbounded(full) else []
+    terms = droppable_terms(fitted.spec)
+    with bar(len(terms), progress, "drop1") as advance:
+        for name, text, columns in terms:
+            design = _without(fitted.model, text, columns)
+            fit = host.fit(design, reml=False)
+            if not fit.converged:
+                warn(f"drop1 without {name}: {fit.outcome.message}", ConvergenceWarning)
+            rows[name] = (design.X.shape[1] + n_variances, deviance_of(fit))
+            without += [name] if unbounded(fit) else []
+            advance(1)
+    npar, deviance = (np.array(column) for column in zip(*rows.values(), strict=True))
+    table = pd.DataFrame({"npar": npar, "AIC": deviance + 2 * npar, "logLik": -deviance / 2}, index=list(rows))
+    table["Chisq"] = np.append(np.nan, np.maximum(deviance[1:] - deviance[0], 0))
+    table["Df"] = np.append(np.nan, npar[0] - npar[1:])
+    table["p"] = [chi_square_tail(x, k) if k > 0 else np.nan for x, k in zip(table.Chisq, table.Df, strict=True)]
+    notes = ["All fits are by ML; the model was fitted by REML."] if fitted.reml else []
+    if without:
+        notes.append(f"The likelihood has no maximum, and nothing is compared with it: {', '.join(without)}.")
+    return noted(table, "\n".join(notes))
 
-    def drop1(self, progress: bool = False) -> pd.DataFrame:
-        """Drop each term of the fixed effects in turn, with a likelihood-ratio test by ML.
 
-        Marginality is respected: a term that is part of another, such as ``a`` beside ``a:b``, is not dropped.
-
-        Parameters
-        ----------
-        progress : bool
-            Show how far it is.
-
-        Returns
-        -------
-        DataFrame
-            Index ``<none>`` (the model itself) and the terms; columns npar, AIC, logLik, Chisq, Df, p. NaN, and a word
-            below the table, where a likelihood has no maximum.
-
-        Raises
-        ------
-        ModelError
-            For a fit with held or penalised parameters.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> result.drop1()
-               npar      AIC   logLik   Chisq   Df        p
-        <none>    6  1763.94  -875.97     NaN  NaN      NaN
-        Days      5  1785.48  -887.74  23.537    1  1.2e-06
-        All fits are by ML; the model was fitted by REML.
-        """
-        self._need_data("drop1")
-        self._refuse_held("drop1")
-        own, n_variances = self._by_ml("drop1"), self._n_params - self.k_fe
-        rows = {"<none>": (self._n_params, deviance_of(own))}
-        without = ["<none>"] if unbounded(own) else []
-        terms = droppable_terms(self._spec)
-        with bar(len(terms), progress, "drop1") as advance:
-            for name, text, columns in terms:
-                design = self._without(text, columns)
-                fit = host.fit(design, reml=False)
-                if not fit.converged:
-                    warn(f"drop1 without {name}: {fit.outcome.message}", ConvergenceWarning)
-                rows[name] = (design.X.shape[1] + n_variances, deviance_of(fit))
-                without += [name] if unbounded(fit) else []
-                advance(1)
-        npar, deviance = (np.array(column) for column in zip(*rows.values(), strict=True))
-        table = pd.DataFrame({"npar": npar, "AIC": deviance + 2 * npar, "logLik": -deviance / 2}, index=list(rows))
-        table["Chisq"] = np.append(np.nan, np.maximum(deviance[1:] - deviance[0], 0))
-        table["Df"] = np.append(np.nan, npar[0] - npar[1:])
-        table["p"] = [chi_square_tail(x, k) if k > 0 else np.nan for x, k in zip(table.Chisq, table.Df, strict=True)]
-        notes = ["All fits are by ML; the model was fitted by REML."] if self.reml else []
-        notes += [f"The likelihood has no maximum, and nothing is compared with it: {', '.join(without)}."] * bool(
-            without
-        )
-        return noted(table, "\n".join(notes))
-
-    def _without(self, text: str | None, columns: list[int]):
-        """The design without a term: as its formula makes it, or without its columns when there is no formula."""
-        design = self.model.design
-        if text is not None:
-            return replace(design, X=self.model.update(f". ~ . - {text}").exog)
-        return replace(design, X=np.delete(design.X, columns, axis=1))
+def _without(model: Any, text: str | None, columns: list[int]) -> Design:
+    """The design without a term: as its formula makes it, or without its columns when there is no formula."""
+    X = np.delete(model.design.X, columns, axis=1) if text is None else model.update(f". ~ . - {text}").exog
+    return replace(model.design, X=X)
 
 
 def droppable_terms(spec) -> list[tuple[str, str | None, list[int]]]:
@@ -315,28 +287,29 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
       p, by 0.5 chi2(1) + 0.5 chi2(2)  2.793e-10
       p, by chi2(2), conservative      4.99e-10
     """
-    _check_same_data((r_full, r_full if r_reduced is None else r_reduced), "test_variance")
-    spec, method = r_full._spec, r_full.method
-    for result in (r_full,) if r_reduced is None else (r_full, r_reduced):
-        result._refuse_held("test_variance")
-        if unbounded(result):
-            raise ModelError(
-                f"test_variance: a fit has no likelihood to compare. {result.outcome.name}: {result.outcome.message}"
-            )
+    full, smaller = _of_same_data((r_full, r_full if r_reduced is None else r_reduced), "test_variance")
+    spec, objective = full.spec, float(full.fit.objective)
+    for fitted in (full, smaller):
+        fitted.refuse_held("test_variance")
+        if unbounded(fitted.fit):
+            outcome = fitted.fit.outcome
+            raise ModelError(f"test_variance: a fit has no likelihood to compare. {outcome.name}: {outcome.message}")
     if r_reduced is None:
         tested, r = _difference(spec.terms, ())
-        reduced = linear_model_deviance(spec.y - spec.offset, spec.X, spec.weights, r_full.reml)
+        reduced = linear_model_deviance(spec.y - spec.offset, spec.X, spec.weights, full.reml)
     else:
-        if r_reduced.method != method:
-            raise ModelError(f"test_variance: one fit is by {method}, the other by {r_reduced.method}; fit both alike")
-        if not (_same_span(spec.X, r_reduced._spec.X) and np.array_equal(spec.offset, r_reduced._spec.offset)):
+        if full.method != smaller.method:
+            raise ModelError(
+                f"test_variance: one fit is by {full.method}, the other by {smaller.method}; fit both alike"
+            )
+        if not (_same_span(spec.X, smaller.spec.X) and np.array_equal(spec.offset, smaller.spec.offset)):
             raise ModelError(
                 "test_variance: the fixed effects differ; compare such models with jm.compare",
                 page="p-values.md#for-two-models-jmcompare",
             )
-        tested, r = _difference(spec.terms, r_reduced._spec.terms)
-        reduced = r_reduced.objective
-    statistic, noise = reduced - r_full.objective, 1e-8 * max(1, abs(reduced))
+        tested, r = _difference(spec.terms, smaller.spec.terms)
+        reduced = float(smaller.fit.objective)
+    statistic, noise = reduced - objective, 1e-8 * max(1, abs(reduced))
     if statistic < -100 * noise:
         raise ModelError(
             f"test_variance: the reduced model fits better, by {-statistic:.3g}: is the first fit the larger model, "
@@ -345,7 +318,7 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
     # A variance estimated at zero leaves a ratio of zero up to rounding, where the p-value jumps.
     statistic, df, weights = statistic if statistic > noise else 0.0, (r - 1, r), (0.5, 0.5)
     p = mixture_tail(statistic, df, weights)
-    return VarianceTest(statistic, p, df, weights, chi_square_tail(statistic, r), tested, method)
+    return VarianceTest(statistic, p, df, weights, chi_square_tail(statistic, r), tested, full.method)
 
 
 def _difference(full: Sequence[RandomTerm], reduced: Sequence[RandomTerm]) -> tuple[str, int]:

@@ -1,6 +1,6 @@
 """Tables over a fit, in the layouts that lme4 and broom.mixed made familiar."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from numbers import Real
 from typing import NamedTuple
 
@@ -9,6 +9,8 @@ import pandas as pd
 
 from jmixed.errors import ModelError
 from jmixed.inference import tails
+from jmixed.reports.effects import modes
+from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import noted
 from jmixed.runtime.precision import FLOAT
 
@@ -134,6 +136,22 @@ def glance(fit, nobs: int, n_params: int, reml: bool) -> pd.DataFrame:
         "df.residual": nobs - n_params,
     }
     return noted(pd.DataFrame([values]))
+
+
+def tidy(fitted: Fitted, effects: str | Collection[str], conf_int: bool, conf_level: float) -> pd.DataFrame:
+    """Estimates as rows, with the column names of broom.mixed."""
+    level, spec, fit = level_of(conf_level) if conf_int else None, fitted.spec, fitted.fit
+    parts = []
+    for effect in [effects] if isinstance(effects, str) else effects:
+        if effect == "fixed":
+            parts.append(tidy_fixed(spec, fit, level))
+        elif effect == "ran_pars":
+            parts.append(tidy_ran_pars(spec, fit, level))
+        elif effect == "ran_vals":
+            parts.append(tidy_ran_vals(modes(spec.terms, fit.b), fitted.level_covariances, level))
+        else:
+            raise ModelError(f"tidy: effects={effect!r}; use 'fixed', 'ran_pars', 'ran_vals' or a list of these")
+    return noted(parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True))
 
 
 def tidy_fixed(spec, fit, level: float | None) -> pd.DataFrame:

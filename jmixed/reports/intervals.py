@@ -1,4 +1,4 @@
-"""Confidence intervals of all parameters: Wald, profile and bootstrap; `MixedLMResults` is built on it."""
+"""Confidence intervals of all parameters: Wald, profile and bootstrap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +12,11 @@ from jmixed.errors import ConvergenceWarning, ModelError, warn
 from jmixed.fit import host
 from jmixed.inference import profiles
 from jmixed.inference.profiles import Parameter
+from jmixed.layout.design import Design
 from jmixed.reports import components
-from jmixed.reports.bootstrap import Resampling, check_kind
-from jmixed.reports.parameters import cut, parameter_values
+from jmixed.reports.bootstrap import bootstrap, check_kind
+from jmixed.reports.fitted import Fitted
+from jmixed.reports.parameters import cut, named_parameters, parameter_values
 from jmixed.reports.printed import Shown, noted
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.progress import bar
@@ -82,146 +84,81 @@ class Profile(Shown):
         return f"{fits}, {100 * level:g}% limits", pd.DataFrame(columns, index=self.estimates.index)
 
 
-class Intervals(Resampling):
-    """Intervals of the parameters of a fit."""
-
-    def confint(
-        self,
-        method: str = "wald",
-        level: float = 0.95,
-        *,
-        which: str | Sequence[str] | None = None,
-        n: int = 1000,
-        key: Any = 0,
-        kind: str = "percentile",
-        progress: bool = False,
-    ) -> pd.DataFrame:
-        """Confidence limits of coefficients, standard deviations, correlations and sigma.
-
-        Parameters
-        ----------
-        method : str
-            "wald": normal limits from the standard errors; standard deviations and correlations have NaN, because
-            normal limits are no use for them. "profile": where the profile of the ML deviance (also after REML, as in
-            lme4) reaches the quantile of chi-square, see `profile`. "bootstrap": from refits to simulated responses,
-            see `bootstrap`.
-        level : float
-            Coverage.
-        which : str or list of str, optional
-            Names of the parameters wanted.
-        n : int
-            Number of replicates of the bootstrap.
-        key : JAX random key, or int
-            Of the bootstrap: the same key gives the same limits.
-        kind : str
-            Of the bootstrap interval: "percentile" or "basic".
-        progress : bool
-            Show a bar, of the profile and the bootstrap.
-
-        Returns
-        -------
-        DataFrame
-            Columns lower and upper; index: coefficients, ``sd_COLUMN|GROUP``, ``cor_A.B|GROUP`` (A the later column, as
-            in lme4), ``sigma``.
-
-        Raises
-        ------
-        ModelError
-            For an unknown method or parameter, or a level outside (0, 1).
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> result.confint("profile", which="sd_Days|Subject").round(3).values.tolist()
-        [[3.801, 8.753]]
-        """
-        level, places = components.level_of(level), self._places(which)
-        if method == "wald":
-            return components.wald_intervals(self._spec, self._fit, level).iloc[places]
-        if method == "profile":
-            return self._profiled(places, level, 0, progress).confint(level)
-        if method == "bootstrap":
-            check_kind(kind)
-            return self.bootstrap(n, key, progress=progress).confint(level, kind).iloc[places]
-        raise ModelError(f"confint: method={method!r}; use 'wald', 'profile' or 'bootstrap'")
-
-    def profile(
-        self,
-        which: str | Sequence[str] | None = None,
-        level: float = 0.99,
-        steps: int = 8,
-        *,
-        progress: bool = False,
-    ) -> Profile:
-        """Profile the ML deviance: hold one parameter at a time, estimate all others (Bates et al. 2015, section 5.1).
-
-        Fits by REML are profiled by maximum likelihood as well, as in lme4. Each constrained optimum is found by Newton
-        steps with exact derivatives from the last one; all parameters are traced in one batch.
-
-        Parameters
-        ----------
-        which : str or list of str, optional
-            Names of parameters as in `confint`; by default all.
-        level : float
-            The trace goes on until it has passed the limits of this coverage, or the end of the parameter's range.
-        steps : int
-            Points on the way to each limit.
-        progress : bool
-            Show a bar: by tqdm where it is installed.
-
-        Returns
-        -------
-        Profile
-
-        Raises
-        ------
-        ModelError
-            For an unknown parameter, a level outside (0, 1), or a fit with held or penalised parameters.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> profile = result.profile("sigma")
-        >>> profile.confint(0.95).round(3)
-                lower   upper
-        sigma  22.898  28.858
-        The profile is that of the ML deviance; the fit was by REML.
-        """
-        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
-            raise ModelError(f"profile: steps is {steps!r}; it must be a whole number, zero or more")
-        return self._profiled(self._places(which), components.level_of(level), int(steps), progress)
-
-    def _profiled(self, places: list[int], level: float, steps: int, progress: bool) -> Profile:
-        self._need_data("profile", rows=False)
-        self._refuse_held("profile")
-        names = [self._parameters[place][0] for place in places]
-        wanted = [self._parameters[place][1] for place in places]
-        estimate = ml_estimate(self.model.design, None if self.reml else self._fit)
-        with bar(2 * len(wanted), progress, "profile") as advance:
-            traces = profiles.profile(estimate, wanted, [cut(level)], steps, advance)
-        warn_of_traces(traces, names)
-        table = pd.concat([self._trace_table(*pair) for pair in zip(names, traces, strict=True)], ignore_index=True)
-        at = [float(trace.value[np.argmin(np.abs(trace.zeta))]) for trace in traces]
-        known = {level: np.array([[trace.lower[0], trace.upper[0]] for trace in traces])}
-        return Profile(table, pd.Series(at, index=names), self.reml, estimate, wanted, known)
-
-    def _trace_table(self, name: str, trace: profiles.Trace) -> pd.DataFrame:
-        held = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
-        labels = self.model.design.labels
-        known = [self._without_zeros(*pair) for pair in zip(labels, trace.covariances, strict=True)]
-        values = parameter_values(self._spec, trace.beta, known, trace.sigma)
-        return pd.concat([held, pd.DataFrame(values, columns=[name for name, _ in self._parameters])], axis=1)
-
-    def _without_zeros(self, label: str, covariance: np.ndarray) -> np.ndarray:
-        """Relative covariances (k, q, q), with nan beside variances that count as zero, where rounding decides."""
-        zero = vanished(self.model.design, label, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
-        beside = (zero[:, :, None] | zero[:, None, :]) & ~np.eye(covariance.shape[-1], dtype=bool)
-        return np.where(beside, np.nan, covariance)
+def confint(
+    fitted: Fitted,
+    method: str,
+    level: float,
+    which: str | Sequence[str] | None,
+    n: int,
+    key: Any,
+    kind: str,
+    progress: bool,
+) -> pd.DataFrame:
+    """Confidence limits of the parameters, by any method."""
+    level, places = components.level_of(level), _places(fitted, which)
+    if method == "wald":
+        return components.wald_intervals(fitted.spec, fitted.fit, level).iloc[places]
+    if method == "profile":
+        return _profiled(fitted, places, level, 0, progress).confint(level)
+    if method == "bootstrap":
+        check_kind(kind)
+        return bootstrap(fitted, n, key, "new", progress).confint(level, kind).iloc[places]
+    raise ModelError(f"confint: method={method!r}; use 'wald', 'profile' or 'bootstrap'")
 
 
-def ml_estimate(design, fit: host.Fit | None) -> profiles.Estimate:
+def profile(fitted: Fitted, which: str | Sequence[str] | None, level: float, steps: int, progress: bool) -> Profile:
+    """Profile the ML deviance."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
+        raise ModelError(f"profile: steps is {steps!r}; it must be a whole number, zero or more")
+    return _profiled(fitted, _places(fitted, which), components.level_of(level), int(steps), progress)
+
+
+def _places(fitted: Fitted, which: str | Sequence[str] | None) -> list[int]:
+    """Positions of the parameters asked for."""
+    names = [name for name, _ in named_parameters(fitted.spec)]
+    if which is None:
+        return list(range(len(names)))
+    wanted = [which] if isinstance(which, str) else list(which)
+    unknown = [name for name in wanted if name not in names]
+    if unknown or not wanted:
+        raise ModelError(f"no parameter {unknown or wanted}; the parameters are {names}")
+    return [place for name in wanted for place, own in enumerate(names) if own == name]
+
+
+def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progress: bool) -> Profile:
+    fitted.need_data("profile", rows=False)
+    fitted.refuse_held("profile")
+    every = named_parameters(fitted.spec)
+    names, wanted = [every[place][0] for place in places], [every[place][1] for place in places]
+    estimate = ml_estimate(fitted.model.design, None if fitted.reml else fitted.fit)
+    with bar(2 * len(wanted), progress, "profile") as advance:
+        traces = profiles.profile(estimate, wanted, [cut(level)], steps, advance)
+    warn_of_traces(traces, names)
+    columns = [name for name, _ in every]
+    tables = [_trace_table(fitted, columns, *pair) for pair in zip(names, traces, strict=True)]
+    at = [float(trace.value[np.argmin(np.abs(trace.zeta))]) for trace in traces]
+    known = {level: np.array([[trace.lower[0], trace.upper[0]] for trace in traces])}
+    table = pd.concat(tables, ignore_index=True)
+    return Profile(table, pd.Series(at, index=names), fitted.reml, estimate, wanted, known)
+
+
+def _trace_table(fitted: Fitted, columns: list[str], name: str, trace: profiles.Trace) -> pd.DataFrame:
+    """The fits in which one parameter was held, with the values of all."""
+    held = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
+    design = fitted.model.design
+    known = [_without_zeros(design, *pair) for pair in zip(design.labels, trace.covariances, strict=True)]
+    values = parameter_values(fitted.spec, trace.beta, known, trace.sigma)
+    return pd.concat([held, pd.DataFrame(values, columns=columns)], axis=1)
+
+
+def _without_zeros(design: Design, label: str, covariance: np.ndarray) -> np.ndarray:
+    """Relative covariances (k, q, q), with nan beside variances that count as zero, where rounding decides."""
+    zero = vanished(design, label, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
+    beside = (zero[:, :, None] | zero[:, None, :]) & ~np.eye(covariance.shape[-1], dtype=bool)
+    return np.where(beside, np.nan, covariance)
+
+
+def ml_estimate(design: Design, fit: host.Fit | None) -> profiles.Estimate:
     """The maximum likelihood fit of a design, made unless it is given."""
     fit = host.fit(design, reml=False) if fit is None else fit
     if not fit.outcome.ok:

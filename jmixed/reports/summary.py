@@ -10,7 +10,9 @@ import pandas as pd
 
 from jmixed.errors import DataError, Outcome
 from jmixed.inference import tails
+from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed
+from jmixed.reports.tests import DDF, tests_of_coefficients
 from jmixed.runtime.arguments import checked
 
 TITLE = "Mixed Linear Model Regression Results"
@@ -128,6 +130,35 @@ def number(value: float) -> str:
     if 1e-4 <= size < 0.01:
         return f"{value:.{3 - int(np.floor(np.log10(size)))}f}"
     return f"{value:.3e}"
+
+
+def summarise(
+    fitted: Fitted,
+    yname: str | None,
+    xname_fe: Sequence[str] | None,
+    xname_re: Sequence[str] | None,
+    title: str | None,
+    alpha: float,
+    ddf: str,
+) -> Summary:
+    """The tables of a fit."""
+    spec, fit, names = fitted.spec, fitted.fit, fitted.names
+    if isinstance(yname, str) and yname in DDF and yname != spec.endog_name:
+        # By position: nobody calls a response so.
+        yname, ddf = None, yname
+    rows = [*replaced("xname_fe", names.fixed, xname_fe), *replaced("xname_re", names.variance, xname_re)]
+    error, df = tests_of_coefficients(fitted, ddf)
+    scale = float(fit.sigma) ** 2
+    body = parameter_table(rows, fit.beta, error, fitted.psi * scale, fitted.variance_errors, alpha, df)
+    right = [
+        ("Dependent Variable:", yname or spec.endog_name),
+        ("Method:", fitted.method),
+        ("Scale:", short(scale)),
+        ("Log-Likelihood:", short(fitted.llf)),
+        ("Converged:", "Yes" if fit.converged else "No"),
+    ]
+    head = header_table(sizes(fitted.nobs, fitted.sizes), right)
+    return Summary([head, body], title or TITLE, notes(spec, fit, fit.outcome, DDF[ddf]))
 
 
 def parameter_table(

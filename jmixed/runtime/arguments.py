@@ -212,7 +212,7 @@ hypothesis = Kind("text such as 'a = b', a list or mapping of such texts, or a m
 
 
 def _parameter_count(result) -> int:
-    return len(result._estimate)
+    return len(result.params)
 
 
 def _square(result) -> tuple[int, ...]:

@@ -123,7 +123,7 @@ class TestPositions:
     @pytest.mark.parametrize("call", POSITIONS)
     def test_a_warning_names_the_orders(self, unlike_patsy, call):
         result, theirs = unlike_patsy
-        fresh = copy.copy(result)
+        fresh = jm.MixedLMResults(result.model, result.fitted.fit, result.reml)
         with pytest.warns(UserWarning, match="coefficients by position") as said:
             call(fresh)
         (message,) = {str(one.message) for one in said}

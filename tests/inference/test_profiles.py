@@ -13,9 +13,9 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.stats import multivariate_normal, norm
 
 import jmixed as jm
-from jmixed.compat.held import without_coefficients
 from jmixed.fit import host
 from jmixed.inference import constrained_fits, profiles
+from jmixed.layout.design import without_coefficients
 from jmixed.reports.intervals import ml_estimate, warn_of_traces
 from jmixed.reports.parameters import named_parameters
 from jmixed.runtime.precision import double_precision

@@ -55,7 +55,7 @@ def dense_sandwich(result, clusters, kind):
     spec, fit = result.model.spec, result
     V = np.diag(1 / spec.weights)
     for term in spec.terms:
-        relative = fit._fit.covariances[term.label] / fit.scale
+        relative = fit.fitted.fit.covariances[term.label] / fit.scale
         V += (term.Z @ relative @ term.Z.T) * (term.codes[:, None] == term.codes)
     inverse = np.linalg.inv(V)
     M = np.linalg.inv(spec.X.T @ inverse @ spec.X)
@@ -92,7 +92,7 @@ def test_cr2_is_unbiased_when_the_model_is_right():
     result = unbalanced()
     spec = result.model.spec
     codes = spec.terms[0].codes
-    relative = result._fit.covariances[spec.terms[0].label] / result.scale
+    relative = result.fitted.fit.covariances[spec.terms[0].label] / result.scale
     V = np.eye(len(codes)) + (spec.terms[0].Z @ relative @ spec.terms[0].Z.T) * (codes[:, None] == codes)
     inverse = np.linalg.inv(V)
     M = np.linalg.inv(spec.X.T @ inverse @ spec.X)
@@ -102,7 +102,7 @@ def test_cr2_is_unbiased_when_the_model_is_right():
         total = 0
         for column in roots.T:
             # At beta = 0 the response is the residual.
-            total = total + cluster_sandwich(replace(spec, y=column), result._joint, np.zeros(3), codes, kind)
+            total = total + cluster_sandwich(replace(spec, y=column), result.fitted.joint, np.zeros(3), codes, kind)
         return total
 
     np.testing.assert_allclose(expectation("CR2"), M, rtol=1e-6)

@@ -28,7 +28,7 @@ def dense_covariance(result):
     spec = result.model.spec
     V = np.diag(result.scale / spec.weights)
     for term in spec.terms:
-        own = term.Z @ result._fit.covariances[term.label] @ term.Z.T
+        own = term.Z @ result.fitted.fit.covariances[term.label] @ term.Z.T
         V += np.where(term.codes[:, None] == term.codes, own, 0)
     return V
 
@@ -83,7 +83,7 @@ class TestSimulate:
         np.testing.assert_array_equal(y, result.simulate(5_000, key=0, random_effects=["plate"]))
         plate, sample = result.model.spec.terms
         V = result.scale * np.eye(len(plate.codes))
-        V += np.where(sample.codes[:, None] == sample.codes, result._fit.covariances[sample.label], 0)
+        V += np.where(sample.codes[:, None] == sample.codes, result.fitted.fit.covariances[sample.label], 0)
         assert np.max(np.abs(np.cov(y.T) - V)) < 6 * V.max() * np.sqrt(2 / len(y))
         wanted = result.predict(random_effects="plate")
         assert np.max(np.abs(y.mean(axis=0) - wanted)) < 5 * np.sqrt(V.max() / len(y))

@@ -84,7 +84,7 @@ class TestDrop1:
             "np.abs(x)": "score ~ Machine * x + (1 | Worker)",
             "Machine:x": "score ~ Machine + x + np.abs(x) + (1 | Worker)",
         }
-        full = result._by_ml("")
+        full = result.fitted.by_ml("")
         for name, formula in reduced.items():
             fit = jm.mixedlm(formula, data).fit(reml=False)
             row = table.loc[name]

@@ -10,6 +10,7 @@ import pytest
 from references import ROOT, case
 
 import jmixed as jm
+from jmixed.reports import diagnostics
 
 R2 = json.loads((ROOT / "r2.json").read_text(encoding="utf-8"))
 CASES = ("sleepstudy_slope_reml", "sleepstudy_weights_ml", "pastes_reml", "penicillin_reml", "machines_slopes_ml")
@@ -111,7 +112,7 @@ class TestInfluence:
 
     def test_the_top_of_a_nest_is_left_out_and_others_on_demand(self):
         result, _ = reference("pastes_reml")
-        assert result._clusters("influence", None)[0] == "batch"
+        assert diagnostics.clusters(result.fitted.spec, "influence", None)[0] == "batch"
         influence = result.influence("batch:cask")
         assert influence.fixed.index.name == "batch:cask"
         assert influence.ran_pars.shape == (30, 3)

@@ -137,7 +137,7 @@ def test_memory_that_runs_out_has_an_error_of_its_own(result, monkeypatch, failu
     def fail(*_, **__):
         raise failure
 
-    monkeypatch.setattr("jmixed.compat.held.programs.fit", fail)
+    monkeypatch.setattr("jmixed.compat.held.host.fit", fail)
     with pytest.raises(OutOfMemoryError, match="^fit: memory did not suffice .*docs/limits.md") as refused:
         result.model.fit()
     assert isinstance(refused.value, jm.JmixedError)
@@ -153,7 +153,7 @@ def test_other_failures_of_xla_stay_what_they_are(result, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
-    monkeypatch.setattr("jmixed.compat.held.programs.fit", fail)
+    monkeypatch.setattr("jmixed.compat.held.host.fit", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         result.model.fit()
 

@@ -1,0 +1,343 @@
+"""What is known of a fit: the model and its estimates, what follows from them once, and how the optimiser ended."""
+
+import copy
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.errors import DataError, ModelError, Outcome, warn
+from jmixed.fit.host import Fit
+from jmixed.formulas.complete import CompleteTerms, complete_terms
+from jmixed.formulas.model_data import ModelData
+from jmixed.inference import kenward_roger
+from jmixed.inference.curvature import Curvature, curvature
+from jmixed.inference.joint_covariance import JointCovariance, joint_covariance
+from jmixed.layout.design import Design, without_coefficients
+from jmixed.reports import effects, rows
+from jmixed.reports.hypotheses import positional
+from jmixed.reports.names import parameter_names, patsy_order
+from jmixed.runtime.facts import Facts
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a fit estimated where it held other parameters.
+
+    Attributes
+    ----------
+    free_beta, free_psi : bool arrays (p,), (m,)
+        The parameters that were estimated.
+    again : dict
+        Arguments of ``model.fit`` that hold the others where they were.
+    """
+
+    free_beta: np.ndarray
+    free_psi: np.ndarray
+    again: dict[str, Any]
+
+
+class Fitted:
+    """A fit and its model, from which the reports are made.
+
+    What takes time is computed when it is first asked for, and kept. p coefficients, m variance parameters psi: of each
+    term the lower triangle of its covariance row by row, relative to the residual variance.
+
+    Attributes
+    ----------
+    model : MixedLM
+    spec : ModelData
+        The model in arrays.
+    fit : Fit
+    reml : bool
+    held : Held or None
+        None where all parameters were estimated.
+    penalty : float
+        Value of the penalties at the estimate.
+    names : ParameterNames
+    labelled : bool
+        Whether the data had labels, and tables have them too.
+    nobs : int
+        Rows that were fitted, also when they are no longer here.
+    has_data : bool
+        Whether they are.
+    """
+
+    def __init__(self, model: Any, fit: Fit, reml: bool, held: Held | None = None, penalty: float = 0.0):
+        self.model, self.fit, self.reml, self.held, self.penalty = model, fit, reml, held, penalty
+        self.spec: ModelData = model.spec
+        self.names, self.labelled = parameter_names(self.spec), bool(model.labelled)
+        self.nobs, self.has_data = self.spec.nobs, True
+        self.told_of_positions = False
+
+    # Sizes and the criterion.
+
+    @property
+    def method(self) -> str:
+        """The name of the criterion."""
+        return "REML" if self.reml else "ML"
+
+    @property
+    def k_fe(self) -> int:
+        """Number of coefficients."""
+        return len(self.fit.beta)
+
+    @property
+    def df_resid(self) -> int:
+        """Rows less coefficients."""
+        return self.nobs - self.k_fe
+
+    @property
+    def free_beta(self) -> np.ndarray:
+        """Which coefficients were estimated, bool array (p,)."""
+        return np.ones(self.k_fe, bool) if self.held is None else self.held.free_beta
+
+    @property
+    def free_psi(self) -> np.ndarray:
+        """Which variance parameters were estimated, bool array (m,)."""
+        return np.ones(len(self.psi), bool) if self.held is None else self.held.free_psi
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters that were estimated, sigma among them."""
+        return int(np.count_nonzero(self.free_beta) + np.count_nonzero(self.free_psi) + 1)
+
+    @property
+    def llf(self) -> float:
+        """(Restricted) log-likelihood at the estimate, less penalties."""
+        return float(self.fit.log_likelihood) - self.penalty
+
+    def by_ml(self, what: str) -> "Fitted":
+        """This, or the ML fit of the same model."""
+        self.refuse_penalised(what)
+        again = {} if self.held is None else self.held.again
+        return copy.copy(self.model).fit(reml=False, **again).fitted if self.reml else self
+
+    # What is refused.
+
+    def need_data(self, what: str, rows: bool = True) -> None:
+        """Refuse what needs the rows of the data, or with ``rows=False`` at least their cross-products."""
+        if not self.has_data:
+            raise DataError(f"{what}: the rows of the data were removed by remove_data(); use a result that has them")
+        if rows and self.spec.represents is not None:
+            raise DataError(
+                f"{what}: needs the rows of the data, and from_batches keeps their cross-products only. Use "
+                "predict(batch, random_effects=True) on one batch after the other, or fit a part that fits into memory "
+                "with mixedlm"
+            )
+
+    def refuse_penalised(self, what: str) -> None:
+        """Refuse what needs a likelihood, after a fit with penalties."""
+        if self.penalty:
+            raise ModelError(f"{what}: this fit was penalised, and a penalty has no likelihood; fit without it")
+
+    def refuse_held(self, what: str) -> None:
+        """Refuse what needs a fit of all parameters by their likelihood."""
+        self.refuse_penalised(what)
+        if self.held is not None:
+            raise ModelError(f"{what}: some parameters of this fit were held (free=...); fit all of them")
+
+    def warn_of_positions(self, given: Any) -> None:
+        """Warn, once, of coefficients that are `given` by position where statsmodels has another order."""
+        theirs, own = patsy_order(self.spec), list(self.names.fixed)
+        if theirs == own or not positional(given, own) or self.told_of_positions:
+            return
+        self.told_of_positions = True
+        warn(
+            f"coefficients by position: here they are in the order of the formula, {own}, where statsmodels puts "
+            f"categories first, {theirs}. Use names: t_test({f'{own[-1]} = 0'!r}), or a DataFrame with these columns",
+            UserWarning,
+        )
+
+    # Values with their labels, always copies. Type checkers are told of the tables that nearly all models give; those
+    # of arrays without labels give arrays.
+
+    def vector(self, values: np.ndarray, names: Iterable[str]) -> pd.Series:
+        """Values with their names."""
+        values = np.array(values)
+        found: Any = pd.Series(values, index=list(names)) if self.labelled else values
+        return found
+
+    def matrix(self, values: np.ndarray, names: Iterable[str]) -> pd.DataFrame:
+        """A square matrix with names."""
+        values, names = np.array(values), list(names)
+        found: Any = pd.DataFrame(values, index=names, columns=names) if self.labelled else values
+        return found
+
+    def by_row(self, values: np.ndarray) -> pd.Series:
+        """Values of the model's rows with their labels."""
+        values = np.array(values)
+        found: Any = pd.Series(values, index=self.spec.index) if self.labelled else values
+        return found
+
+    # Variance parameters.
+
+    @cached_property
+    def psi(self) -> np.ndarray:
+        """Variance parameters relative to the residual variance, array (m,)."""
+        pieces = [np.zeros(0)]
+        for term in self.spec.terms:
+            relative = self.fit.covariances[term.label] / self.fit.sigma**2
+            identity = term.structure == "identity"
+            pieces.append(relative[:1, 0] if identity else relative[np.tril_indices(len(relative))])
+        return np.concatenate(pieces)
+
+    @cached_property
+    def variance_errors(self) -> np.ndarray:
+        """Standard errors of ``sigma^2 psi`` by the delta method, with the uncertainty of sigma^2, array (m,)."""
+        fit, psi, known = self.fit, self.psi, self.fit.uncertainty
+        # A variance of zero has no error, and the others have theirs as if it was known.
+        across, spread = known.with_scale
+        own = fit.sigma**4 * np.diag(known.vcov_psi) + 2 * fit.sigma**2 * psi * across
+        variances = own + psi**2 * (spread + fit.scale_variance)
+        held = np.diag(known.vcov_psi) == 0
+        return np.sqrt(np.where(held, 0.0, np.where(variances >= 0, variances, np.nan)))
+
+    @property
+    def free_design(self) -> Design:
+        """The design, with held coefficients in its offset."""
+        design: Design = self.model.design
+        return design if self.free_beta.all() else without_coefficients(design, self.fit.beta, self.free_beta)
+
+    @cached_property
+    def curvature(self) -> Curvature:
+        """Derivatives of the criterion and of the covariance of the free coefficients in the variance parameters."""
+        self.need_data("degrees of freedom and standard errors of variance parameters", rows=False)
+        free = None if self.free_psi.all() else self.free_psi
+        return curvature(self.free_design, self.fit.theta, self.fit.sigma, self.reml, free)
+
+    # Tests of coefficients and terms.
+
+    @cached_property
+    def kenward_roger(self) -> kenward_roger.KenwardRoger:
+        """Kenward and Roger's adjusted covariance of the free coefficients, and what their tests need."""
+        if not self.reml:
+            raise ModelError(
+                "ddf='kenward-roger' is defined for REML, and this is an ML fit: refit with fit(reml=True), or use "
+                "ddf='satterthwaite'",
+                page="p-values.md",
+            )
+        return kenward_roger.kenward_roger(self.curvature)
+
+    @cached_property
+    def terms(self) -> tuple[CompleteTerms, np.ndarray, list[bool]]:
+        """The terms and X by their common triangular factor, all that contrasts need; which terms are constant."""
+        self.need_data("anova")
+        complete = complete_terms(self.spec)
+        k = complete.values.shape[1]
+        triangle = np.asarray(np.linalg.qr(np.hstack([complete.values, self.spec.X]), mode="r"))
+        constant = [np.ptp(complete.values[:, complete.term == t]) == 0 for t in range(len(complete.names))]
+        return replace(complete, values=triangle[:, :k]), triangle[:, k:], constant
+
+    # Rows and groups.
+
+    @cached_property
+    def fittedvalues(self) -> np.ndarray:
+        """``X beta + offset + Z b``, array (n,)."""
+        self.need_data("fittedvalues and resid")
+        return rows.mean(self.spec, self.fit, rows.in_sample(self.spec, range(len(self.spec.terms))))
+
+    @cached_property
+    def joint(self) -> JointCovariance:
+        """The joint covariance of (beta^ - beta, b^ - b) at the estimated variances."""
+        self.need_data("the joint covariance of fixed and random effects", rows=False)
+        return joint_covariance(self.model.design, [term.codes for term in self.spec.terms], self.fit)
+
+    @cached_property
+    def level_covariances(self) -> dict[str, np.ndarray]:
+        """Conditional covariances of the random effects by grouping factor, arrays (levels, q, q)."""
+        self.need_data("conditional covariances", rows=False)
+        factors = effects.by_factor(self.spec.terms)
+        return {group: self.joint.level_blocks(members) for group, members in factors.items()}
+
+    @cached_property
+    def sizes(self) -> dict[str, effects.GroupSizes]:
+        """Sizes of the groups, by factor."""
+        return effects.group_sizes(self.spec)
+
+    @cached_property
+    def groups(self) -> effects.Groups:
+        """The random coefficients by top-level group."""
+        self.need_data("random effects by group", rows=False)
+        return effects.groups(self.spec, self.names.random)
+
+    @cached_property
+    def random_effects(self) -> dict[Any, pd.Series]:
+        """Conditional modes by top-level group."""
+        return self.groups.modes(self.fit.b)
+
+    @cached_property
+    def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
+        """Conditional covariances of `random_effects`, given the parameters."""
+        self.need_data("random_effects_cov", rows=False)
+        return self.groups.covariances(self.spec.weights, self.fit)
+
+    def without_rows(self) -> "Fitted":
+        """The same without the rows; what was computed from them stays, if it is not as long as they are."""
+        if not self.has_data:
+            return self
+        _ = self.sizes
+        if effects.has_top_level(self.spec):
+            _ = self.random_effects
+        small = copy.copy(self)
+        small.spec, small.has_data = effects.without_rows(self.spec), False
+        small.model = self.model.without_data(small.spec)
+        for name in ("fittedvalues", "groups"):
+            with suppress(AttributeError):  # What has not been asked for is not there.
+                delattr(small, name)
+        return small
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Optimizer(Facts):
+    """How the optimiser ended: the certificate of a fit.
+
+    Attributes
+    ----------
+    outcome : Outcome
+    message : str
+        What the outcome means and what to do next.
+    iterations, evaluations : int
+        Of the search that ended at the estimate, and of those from all starts.
+    starts : int
+        From how many starts the optimum was searched; the lowest is reported. One where the model is known to have
+        one minimum, or where `start_params` were given.
+    gradient, hessian_eigenvalues : arrays (m,)
+        Of the objective at the estimate, in the optimiser's own coordinates: square roots of the terms' relative
+        covariances along their principal axes, in columns of unit size. A standard deviation of zero is an ordinary
+        point there, and its curvature tells whether the objective rises beyond it. They are not derivatives in theta.
+    checked_beyond_zero : bool
+        Whether an optimum was found and the objective has, in these coordinates, no direction of negative curvature:
+        no variance or direction of a covariance that is zero would lower it if it were not.
+    """
+
+    outcome: Outcome
+    message: str
+    iterations: int
+    evaluations: int
+    starts: int
+    gradient: np.ndarray
+    hessian_eigenvalues: np.ndarray
+    checked_beyond_zero: bool
+
+    def _facts(self) -> tuple[str, dict[str, object]]:
+        return f"{self.outcome.name}: {self.message}", {
+            "iterations": self.iterations,
+            "evaluations": self.evaluations,
+            "largest gradient": float(np.max(np.abs(self.gradient), initial=0)),
+            "least curvature": float(np.min(self.hessian_eigenvalues, initial=np.inf)),
+            "checked beyond zero": self.checked_beyond_zero,
+        }
+
+
+def optimizer(fit: Fit) -> Optimizer:
+    """The certificate of a fit."""
+    message = fit.outcome.message
+    if fit.outcome.ok and fit.starts > 1:
+        message += f"; no lower minimum from {fit.starts} starts"
+    counts = fit.iterations, fit.evaluations, fit.starts
+    return Optimizer(fit.outcome, message, *counts, fit.gradient, fit.hessian_eigenvalues, fit.checked_beyond_zero)
