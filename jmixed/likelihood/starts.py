@@ -6,8 +6,9 @@ terms that share a factor, and those without an intercept of their own. A search
 
 * from the solution of moment equations, which tends to give a competitor all or nothing;
 * from the best common multiple of the identity, along which no term is favoured;
-* from the identity itself: with an origin far away columns nearly coincide, and the best multiple may be huge; and
-* from the largest multiple at which the deviance dips, if that is another.
+* from the identity itself: with an origin far away columns nearly coincide, and the best multiple may be huge;
+* from the largest multiple at which the deviance dips, if that is another; and
+* where three terms or more compete, from large multiples: nearer by, the search may give up two of them at once.
 
 With few levels, or crossed factors with nearly as many coefficients as rows, random starts are added, the same in
 every run. Measured by `benchmarks/stress.py`.
@@ -30,6 +31,8 @@ THIN = 1000
 """So it can with crossed factors that have more coefficients than half of so few rows."""
 RANDOM_STARTS, FEW_ROWS = 8, 50
 """Other starts where levels are few or data thin; three times as many with at most so few rows."""
+FAR = (1e2, 1e4)
+"""Multiples of the identity from which to start where three terms or more compete."""
 EXPONENTS = np.arange(-2.0, 12.0)
 """Decimal logarithms of the multiples of the identity, in preconditioned columns, that are looked at."""
 
@@ -54,17 +57,18 @@ def starts_of(moments: Moments, reml) -> Starts:
     """
     layout, dtype = moments.layout, moments.G.dtype
     starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
-    count = jnp.ones((), jnp.int32)
+    count, far = jnp.ones((), jnp.int32), FAR if compete and len(layout.terms) > 2 else ()
     if compete or thin:
         units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
         multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
-        starts.extend([multiple * unit for unit in units] for multiple in (multiples[0], 1, multiples[1]))
+        starts.extend([multiple * unit for unit in units] for multiple in (multiples[0], 1, *far, multiples[1]))
+    certain = len(starts)
     if compete:
         # The last dip may be the lowest.
-        count = jnp.where(multiples[0] == multiples[1], 3, 4).astype(jnp.int32)
+        count = jnp.where(multiples[0] == multiples[1], certain - 1, certain).astype(jnp.int32)
     if thin:
         starts.extend(_random_covariances(layout, dtype))
-        called_for = jnp.where(moments.nobs > FEW_ROWS, 4 + RANDOM_STARTS, len(starts))
+        called_for = jnp.where(moments.nobs > FEW_ROWS, certain + RANDOM_STARTS, len(starts))
         count = jnp.where(_is_thin(moments), called_for, count).astype(jnp.int32)
     return Starts([jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))], count)
 

@@ -46,6 +46,27 @@ def test_a_zero_variance_is_not_taken_for_the_optimum(seed, groups, times, lowes
     assert result.optimizer.message.endswith(f"no lower minimum from {result.optimizer.starts} starts")
 
 
+def three_effects(seed):
+    """Intercepts and two slopes that are correlated, of very different sizes, where the model takes them as not so."""
+    rng = np.random.default_rng(seed)
+    g, x, z = np.repeat(np.arange(24), 6), np.tile(10 + np.arange(6.0), 24), rng.normal(size=144)
+    u = rng.normal(size=(24, 1)) + 0.4 * rng.normal(size=(24, 3))
+    sds = rng.lognormal(0, 1.5, 3)
+    y = 1 + 0.5 * x + u[g, 0] * sds[0] + u[g, 1] * sds[1] * (x - x.mean()) + u[g, 2] * sds[2] * z
+    return pd.DataFrame({"y": y + rng.normal(size=144), "x": x, "z": z, "g": g})
+
+
+THREE_EFFECTS = {41: 625.416290, 59: 649.701163}
+"""REML criteria, the best that lme4 finds from thirteen starts; its default misses the second by 29."""
+
+
+@pytest.mark.parametrize(("seed", "lowest"), THREE_EFFECTS.items())
+def test_no_two_of_three_effects_are_given_up_at_once(seed, lowest):
+    model = jm.mixedlm("y ~ x + (1 | g) + (0 + x | g) + (0 + z | g)", three_effects(seed))
+    assert abs(model.fit().objective - lowest) < 1e-4
+    assert abs(model.fit_many(model.endog[None]).objective[0] - lowest) < 1e-4
+
+
 STATEMENTS = {
     "double bar": {"formula": "y ~ t + (t || g)"},
     "two bars": {"formula": "y ~ t + (1 | g) + (0 + t | g)"},
