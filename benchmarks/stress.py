@@ -26,14 +26,8 @@ import numpy as np
 import pandas as pd
 
 import jmixed as jm
-<<<<<<< HEAD
+from jmixed.covariance.scales import factors_of_theta
 from jmixed.fit import solve
-=======
-from jmixed import optimize
-from jmixed.compilation import program
-from jmixed.information import factors_of_theta
-from jmixed.layout import bucket
->>>>>>> main
 from jmixed.likelihood.moments import moments
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
@@ -207,14 +201,9 @@ def search(rows, starts, reml):
     own = moments(rows)
 
     def from_one(start):
-<<<<<<< HEAD
         found = solve.minimize(own, start, reml, solve.MAX_ITERATIONS)
-        return found.derivatives.value, found.outcome
-=======
-        found = optimize.minimize(own, start, reml, optimize.MAX_ITERATIONS)
         roots = [T @ root for T, root in zip(own.T, found.roots, strict=True)]
         return found.derivatives.value, found.outcome, roots
->>>>>>> main
 
     return jax.vmap(from_one)(starts)
 

@@ -3,7 +3,7 @@
 This is the border between the two sides: terms with names come in, a `Design` of plain arrays goes out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import replace
 from typing import Protocol
 
@@ -38,9 +38,11 @@ class TermRows(Protocol):
     @property
     def label(self) -> str: ...
     @property
+    def group(self) -> str: ...
+    @property
     def codes(self) -> np.ndarray: ...
     @property
-    def levels(self) -> Sequence: ...
+    def levels(self) -> Sized: ...
     @property
     def Z(self) -> np.ndarray: ...
     @property
