@@ -74,7 +74,7 @@ def test_a_matrix_that_is_not_positive_definite_gives_nan(q):
 def test_sums_in_blocks_are_sums(length):
     a = np.random.default_rng(0).normal(size=(2, length))
 
-    def sums(scale, arrays):
+    def sums_of(scale, arrays):
         def weighted(arrays, scale):
             a, b = arrays
             return jnp.sum(scale * a * b), a @ b.T
@@ -82,8 +82,8 @@ def test_sums_in_blocks_are_sums(length):
         return sums.sum_in_blocks(weighted, arrays, scale)
 
     with double_precision():
-        total, gram = jax.jit(sums)(2.0, (a, a[::-1]))
-        slope = jax.jit(jax.grad(lambda scale, a: sums(scale, (a, a[::-1]))[0], argnums=(0, 1)))(2.0, a)
+        total, gram = jax.jit(sums_of)(2.0, (a, a[::-1]))
+        slope = jax.jit(jax.grad(lambda scale, a: sums_of(scale, (a, a[::-1]))[0], argnums=(0, 1)))(2.0, a)
     np.testing.assert_allclose(total, 2 * np.sum(a * a[::-1]), rtol=1e-11)
     np.testing.assert_allclose(gram, a @ a[::-1].T, rtol=1e-11)
     np.testing.assert_allclose(slope[0], np.sum(a * a[::-1]), rtol=1e-11)
