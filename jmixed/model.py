@@ -859,7 +859,7 @@ class MixedLM:
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env
         words = self._words | changes
         intercept = any(str(term) == "1" for term in self.spec.recipe.specs["rhs"].formula)
-        text = self.formula if formula is None else restated(formula, self.formula, intercept)
+        text = self.formula if formula is None else restated(formula, self.formula or "", intercept)
         made = type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)
         kept = self._response is not None and made.endog_names == self.endog_names
         return made.with_response(self._response) if kept else made
