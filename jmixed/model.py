@@ -666,7 +666,7 @@ class MixedLM:
         self._need_rows("fit_many")
         return fit_many(self.spec, self.design, self.theta_names, Y, reml, memory, progress)
 
-    def loglike(self, params, profile_fe=True, reml: bool = True) -> float:
+    def loglike(self, params, profile_fe=True, reml: bool | None = None) -> float:
         """Log-likelihood with the scale profiled out.
 
         Parameters
@@ -675,8 +675,9 @@ class MixedLM:
             Relative (co)variances. An array is packed as in `fit`'s ``start_params``.
         profile_fe : bool
             Replace the fixed effects by their generalised-least-squares estimates; otherwise `params` must have them.
-        reml : bool
-            Of the restricted likelihood, or of the likelihood.
+        reml : bool, optional
+            Of the restricted likelihood, or of the likelihood. By default what ``result.params_object`` was estimated
+            by; for other parameters True.
 
         Returns
         -------
@@ -692,17 +693,18 @@ class MixedLM:
         >>> round(model.loglike(result.params_object), 4)
         -871.8141
         """
-        return self._at_parameters(reml).loglike(params, profile_fe)
+        return self._at_parameters(reml, params).loglike(params, profile_fe)
 
-    def score(self, params, profile_fe=True, reml: bool = True) -> np.ndarray:
+    def score(self, params, profile_fe=True, reml: bool | None = None) -> np.ndarray:
         """Gradient of `loglike` in the packed parameters; fixed effects first if they are not profiled out.
 
         Parameters
         ----------
         params, profile_fe
             As in `loglike`.
-        reml : bool
-            Of the restricted likelihood, or of the likelihood.
+        reml : bool, optional
+            Of the restricted likelihood, or of the likelihood. By default what ``result.params_object`` was estimated
+            by; for other parameters True.
 
         Returns
         -------
@@ -713,17 +715,18 @@ class MixedLM:
         >>> bool(abs(model.score(result.params_object)).max() < 1e-5)
         True
         """
-        return self._at_parameters(reml).score(params, profile_fe)
+        return self._at_parameters(reml, params).score(params, profile_fe)
 
-    def hessian(self, params, reml: bool = True) -> tuple[np.ndarray, bool]:
+    def hessian(self, params, reml: bool | None = None) -> tuple[np.ndarray, bool]:
         """Hessian of `loglike` in the fixed effects and the relative (co)variances themselves, exact.
 
         Parameters
         ----------
         params : MixedLMParams or array-like (k_params,)
             An array is laid out as ``result.params``.
-        reml : bool
-            Of the restricted likelihood, or of the likelihood.
+        reml : bool, optional
+            Of the restricted likelihood, or of the likelihood. By default what ``result.params_object`` was estimated
+            by; for other parameters True.
 
         Returns
         -------
@@ -741,7 +744,7 @@ class MixedLM:
         >>> hessian.shape, singular
         ((5, 5), False)
         """
-        return self._at_parameters(reml).hessian(params)
+        return self._at_parameters(reml, params).hessian(params)
 
     def get_scale(self, fe_params, cov_re, vcomp, reml: bool = True) -> float:
         """Residual variance at given fixed effects and relative (co)variances, with divisor n - p for REML.
@@ -822,8 +825,10 @@ class MixedLM:
         self._need_rows("get_distribution")
         return self._at_parameters().distribution(params, scale, exog)
 
-    def _at_parameters(self, reml: bool = True) -> AtParameters:
-        return AtParameters(self.spec, self.design, self.packing, self.use_sqrt, bool(reml))
+    def _at_parameters(self, reml: bool | None = True, params=None) -> AtParameters:
+        estimated_by = getattr(params, "reml", None) if reml is None else reml
+        reml = True if estimated_by is None else bool(estimated_by)
+        return AtParameters(self.spec, self.design, self.packing, self.use_sqrt, reml)
 
     def update(self, formula=None, **changes) -> MixedLM:
         """State another model on the rows of this one.

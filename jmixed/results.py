@@ -187,14 +187,14 @@ class MixedLMResults:
 
     @property
     def params_object(self) -> MixedLMParams:
-        """The estimates as `MixedLMParams`, variances divided by ``scale``: start values for another fit.
+        """The estimates as `MixedLMParams`, variances divided by ``scale``: for `MixedLM.loglike`, or to start a fit from.
 
         Examples
         --------
         >>> result.params_object.cov_re.round(3).tolist()
         [[0.935, 0.015], [0.015, 0.054]]
         """
-        return wald.params_object(self.fitted.spec, self.fitted.fit)
+        return wald.params_object(self.fitted.spec, self.fitted.fit, self.reml)
 
     def var_corr(self) -> pd.DataFrame:
         """Variances and correlations of the random effects, in the layout of lme4's as.data.frame(VarCorr).

@@ -842,3 +842,17 @@ def test_threads_that_fit_one_model_do_not_see_each_other(data):
             assert (result.llf, result.reml) == (wanted[reml], reml)
     assert model.loglike(params) == at
     assert model.loglike(params, reml=False) != at
+
+
+def test_estimates_know_by_what_they_were_estimated(data):
+    model = jm.mixedlm("y ~ x", data, groups="school")
+    for reml in (True, False):
+        result = model.fit(reml=reml)
+        params = result.params_object
+        assert model.loglike(params) == pytest.approx(result.llf, abs=1e-9)
+        assert model.loglike(params.copy()) == model.loglike(params)
+        assert model.loglike(params, reml=not reml) != model.loglike(params)
+        assert np.abs(model.score(params)).max() < 1e-4
+    packed = params.get_packed(use_sqrt=True, has_fe=False)
+    assert model.loglike(packed, reml=False) == pytest.approx(result.llf, abs=1e-9)
+    assert model.loglike(packed) == model.loglike(params, reml=True)

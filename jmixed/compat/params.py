@@ -59,6 +59,8 @@ class MixedLMParams:
     cov_re : array (k_re, k_re)
     vcomp : array (k_vc,)
         Set by the factory methods, or by hand.
+    reml : bool or None
+        By which criterion they were estimated, if they were: what `loglike` and its derivatives refer to unless told.
 
     Examples
     --------
@@ -72,6 +74,7 @@ class MixedLMParams:
     fe_params: np.ndarray
     cov_re: np.ndarray
     vcomp: np.ndarray
+    reml: bool | None = None
 
     def __init__(self, k_fe: int, k_re: int, k_vc: int):
         self.k_fe, self.k_re, self.k_vc = k_fe, k_re, k_vc
@@ -220,7 +223,9 @@ class MixedLMParams:
         >>> round(model.fit(start_params=start).objective, 4)
         1743.6283
         """
-        return MixedLMParams.from_components(self.fe_params, cov_re=self.cov_re, vcomp=self.vcomp)
+        params = MixedLMParams.from_components(self.fe_params, cov_re=self.cov_re, vcomp=self.vcomp)
+        params.reml = self.reml
+        return params
 
 
 def is_params(value) -> bool:

@@ -33,10 +33,12 @@ def vcomp(spec: ModelData, fit: Fit) -> np.ndarray:
     return np.array([fit.covariances[term.label][0, 0] for term in spec.terms if term.vc is not None], FLOAT)
 
 
-def params_object(spec: ModelData, fit: Fit) -> MixedLMParams:
+def params_object(spec: ModelData, fit: Fit, reml: bool | None = None) -> MixedLMParams:
     """The estimates as start values."""
     scale = float(fit.sigma) ** 2
-    return MixedLMParams.from_components(fit.beta, cov_re=cov_re(spec, fit) / scale, vcomp=vcomp(spec, fit) / scale)
+    params = MixedLMParams.from_components(fit.beta, cov_re=cov_re(spec, fit) / scale, vcomp=vcomp(spec, fit) / scale)
+    params.reml = reml
+    return params
 
 
 def held(spec: ModelData, fit: Fit, free: MixedLMParams | None) -> Held | None:
