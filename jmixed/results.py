@@ -187,7 +187,7 @@ class MixedLMResults:
 
     @property
     def params_object(self) -> MixedLMParams:
-        """The estimates as `MixedLMParams`, variances divided by ``scale``: for `MixedLM.loglike`, or to start a fit from.
+        """The estimates as `MixedLMParams`, variances divided by ``scale``: for `MixedLM.loglike` and as a start.
 
         Examples
         --------
