@@ -1004,7 +1004,7 @@ def from_batches(
     >>> batches = [sleep[:50], sleep[50:120], sleep[120:]]
     >>> model = jm.from_batches("Reaction ~ Days + (Days | Subject)", batches)
     >>> model
-    <MixedLM: Reaction ~ Days + (Days | Subject); 180 rows; Subject: 18 levels>
+    <MixedLM: Reaction ~ Days + (Days | Subject); 180 rows in batches; Subject: 18 levels>
     >>> result = model.fit()
     >>> result.fe_params.round(3).to_dict(), round(result.sigma, 3)
     ({'Intercept': 251.405, 'Days': 10.467}, 25.592)
