@@ -62,12 +62,17 @@ def stored(source: Any) -> Callable[[Sequence[str] | None], Iterator[pd.DataFram
 
     def read(columns):
         # Little is read ahead: what memory holds must not grow with the file.
-        options = {"batch_size": BATCH, "batch_readahead": 1, "fragment_readahead": 1}
-        options |= {} if columns is None else {"columns": list(columns)}
+        options = {"batch_size": BATCH, "batch_readahead": 1}
         try:
-            schema = dataset.schema if columns is None else _common_schema(dataset, columns, pa)
+            if columns is None:
+                # Types of the files are not compared yet: a file that is read ahead could fail before its turn.
+                for fragment in dataset.get_fragments():
+                    for batch in fragment.to_batches(schema=dataset.schema, **options):
+                        yield batch.to_pandas()
+                return
+            schema = _common_schema(dataset, columns, pa)
             own = dataset if given or schema.equals(dataset.schema) else opened(schema=schema)
-            for batch in own.to_batches(**options):
+            for batch in own.to_batches(columns=list(columns), fragment_readahead=1, **options):
                 yield batch.to_pandas()
         except failures as error:
             raise failed(error) from error
