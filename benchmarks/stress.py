@@ -225,11 +225,11 @@ def dense_deviance(model, factors, reml):
     """The deviance at relative covariance factors (q, q) by term, from the dense density in extended precision."""
     spec, n = model.spec, model.nobs
     V = np.diag(1 / spec.weights.astype(np.longdouble))
-    for term, factor in zip(spec.terms, factors, strict=True):
-        by_row = term.Z.astype(np.longdouble) @ factor
+    for term, root in zip(spec.terms, factors, strict=True):
+        by_row = term.Z.astype(np.longdouble) @ root
         V = V + (by_row @ by_row.T) * (term.codes[:, None] == term.codes)
-    factor = triangle_of(V)
-    whitened = solved(factor, np.column_stack([spec.X, spec.y - spec.offset]).astype(np.longdouble))
+    triangle = triangle_of(V)
+    whitened = solved(triangle, np.column_stack([spec.X, spec.y - spec.offset]).astype(np.longdouble))
     basis = whitened[:, :0]
     left, logdet_fixed = whitened[:, -1], np.longdouble(0)
     for column in whitened[:, :-1].T:
@@ -241,7 +241,7 @@ def dense_deviance(model, factors, reml):
     for _ in range(2):
         left = left - basis @ (basis.T @ left)
     nu = n - (model.k_fe if reml else 0)
-    logdet = 2 * np.sum(np.log(np.diagonal(factor))) + (logdet_fixed if reml else 0)
+    logdet = 2 * np.sum(np.log(np.diagonal(triangle))) + (logdet_fixed if reml else 0)
     return float(logdet + nu * (1 + np.log(2 * np.longdouble(np.pi) * (left @ left) / nu)))
 
 

@@ -103,7 +103,7 @@ def fit(task: Task, method="newton", maxiter=None, gtol=None) -> host.Fit:
     ----------
     task : Task
     method, maxiter, gtol
-        As in `programs.fit`.
+        As in `host.fit`.
     """
     start = None if task.root is None else task.packing.theta_from_root(task.root)
     options = {"reml": task.reml, "theta0": start, "method": method, "maxiter": maxiter, "gtol": gtol}

@@ -19,7 +19,7 @@ IDLE = ("eps", "maxcor", "ftol", "tol", "maxls")
 
 
 def solver(method) -> str:
-    """The method of `programs.fit` that a name, or the first of a list of names, means.
+    """The method of `host.fit` that a name, or the first of a list of names, means.
 
     Raises
     ------

@@ -79,7 +79,7 @@ def profile_variance(
         Entries of theta that were estimated; others stay where they are.
     reml : bool
     **options
-        For `programs.fit`.
+        For `host.fit`.
 
     Returns
     -------

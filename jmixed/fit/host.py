@@ -112,7 +112,7 @@ class Found(NamedTuple):
 
     `roots` are square roots of the terms' relative covariances on the scale of the data, `T` the preconditioners, and
     the derivatives those in psi of preconditioned columns; `drowned` asks for another program, in which effects are
-    counted from estimates; for all else see `optimize.Solution`.
+    counted from estimates; for all else see `solve.Solution`.
     """
 
     estimates: dict[str, Any]

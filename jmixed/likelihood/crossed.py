@@ -38,7 +38,7 @@ from jmixed.likelihood.stages import covariances_of, places, stage_blocks, stage
 
 
 def reduce_crossed(covariances, roots, moments: Moments):
-    """Eliminate the leaves, then the core: (G, logdet, (leaves, core)), as `criterion.reduce`."""
+    """Eliminate the leaves, then the core: (G, logdet, (leaves, core)), as `gaussian.reduce`."""
     layout, links = moments.layout, couplings(moments)
     leaves = _eliminate_leaves(covariances, roots, moments)
     C = moments.C[1] - links.gram(leaves.P[None])[0][:, :, None]

@@ -95,7 +95,7 @@ def _eliminate(sigma, root, C, B, shift, summed):
         U, logdet = matmul(P, B), logdet[None]
     else:
         factor = cholesky(inner)
-        # Both right-hand sides in one call: see `linalg` on LAPACK calls that run at once.
+        # Both right-hand sides in one call: see `algebra.small` on LAPACK calls that run at once.
         left = matmul(root, identity) if isinstance(root, BlockDiagonal) else root[:, :, None]
         right = jnp.broadcast_to(transpose(left), inner.shape)
         solved = forward_solve(factor, jnp.concatenate([right, matmul(root.T, B)], axis=1))

@@ -115,7 +115,7 @@ class Fitted:
         """This, or the ML fit of the same model."""
         self.refuse_penalised(what)
         again = {} if self.held is None else self.held.again
-        return copy.copy(self.model).fit(reml=False, **again).fitted if self.reml else self
+        return self.model.fit(reml=False, **again).fitted if self.reml else self
 
     # What is refused.
 
