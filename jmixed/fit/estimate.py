@@ -12,6 +12,7 @@ from jax.lax import stop_gradient
 
 from jmixed.algebra.batched import eigh
 from jmixed.algebra.sums import diagonal
+from jmixed.covariance.chart import Chart, chart_roots
 from jmixed.covariance.structure import join, rectify
 from jmixed.errors import DataError, Outcome, PrecisionWarning, warn
 from jmixed.fit import solve
@@ -460,7 +461,7 @@ def estimate_at(solution: solve.Solution, held: Moments, reml) -> Estimate:
     """
     solution = stop_gradient(solution)
     phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian), held, reml)
-    roots = solve.chart_roots(solve.Chart(solution.chart.bases, phi), held.layout.terms)
+    roots = chart_roots(Chart(solution.chart.bases, phi), held.layout.terms)
     found = _described(estimates(roots, held, reml), held)
     known = stop_gradient((found.sigma, found.vcov_beta, held))
     return replace(found, outcome=outcome_of(solution.outcome, solution.roots, *known))
@@ -532,7 +533,7 @@ def _inverse_tangent(primals, tangents):
 
 
 def _deviance_in_chart(phi, bases, held, reml):
-    roots = solve.chart_roots(solve.Chart(bases, phi), held.layout.terms)
+    roots = chart_roots(Chart(bases, phi), held.layout.terms)
     return gaussian.deviance_at(gaussian.squares(roots), roots, held, reml)
 
 

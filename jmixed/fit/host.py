@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmixed.covariance.chart import Chart
 from jmixed.covariance.scales import (
     Curvature,
     Uncertainty,
@@ -171,7 +172,7 @@ def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, m
             f / T[0, 0] if s.kind == IDENTITY else f for s, f, T in zip(structures, factors, held.T, strict=True)
         ]
         phi = join([s.psi(f) for s, f in zip(structures, factors, strict=True)], held.G.dtype)
-        chart = solve.Chart(bases, phi)
+        chart = Chart(bases, phi)
         solution = solve.minimize(held, None, reml, max_iterations, ~free, chart)
     elif method == "lbfgs" and structures:
         solution = solve.minimize_lbfgs(held, start, reml, max_iterations, gradient_tolerance)

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from jmixed.algebra.batched import eigh
 from jmixed.algebra.newton import CURVATURE, trust_region_step
-from jmixed.fit.solve import DECREMENT, MAX_ITERATIONS, ROUNDING, Chart, chart_map, chart_roots
+from jmixed.covariance.chart import Chart, chart_map, chart_roots
+from jmixed.fit.solve import DECREMENT, MAX_ITERATIONS, ROUNDING
 from jmixed.layout.index import Array
 from jmixed.likelihood.constrained import Border, constrained_deviance
 from jmixed.likelihood.gaussian import psi_of, squares

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 import layouts
 import numpy as np
 import pandas as pd
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from scipy import optimize as scipy_optimize
 
 import jmixed as jm
-from jmixed.covariance.structure import Structure
 from jmixed.errors import Outcome
 from jmixed.fit import solve
 from jmixed.fit.host import fit
@@ -91,26 +89,6 @@ def test_step_meets_the_conditions_of_a_global_minimum(m, seed, log_radius, spre
     assert shift >= -1e-7 * scale
     assert np.linalg.norm(step) <= radius * (1 + 1e-6)
     assert boundary or abs(shift) <= 1e-7 * scale
-
-
-# ---- charts --------------------------------------------------------------------------------------------------------
-
-STRUCTURES = (Structure(3), Structure(1), Structure(2, "identity"))
-
-
-def test_a_chart_holds_its_covariances_largest_first():
-    r = np.random.default_rng(0)
-    root = r.normal(size=(3, 2))
-    covariances = [root @ root.T, np.array([[2.0]]), 3 * np.eye(2)]
-    with double_precision():
-        chart = solve.chart_at([jnp.asarray(c) for c in covariances], STRUCTURES, covariances[0].dtype)
-        chart, roots = jax.device_get((chart, solve.chart_roots(chart, STRUCTURES)))
-    for root, covariance in zip(roots, covariances, strict=True):
-        np.testing.assert_allclose(root @ root.T, covariance, atol=1e-12)
-    sizes = chart.phi[np.array([0, 2, 5])]
-    assert sizes[0] > sizes[1] > sizes[2]
-    # The vanished direction is an exact zero, in the last column.
-    assert sizes[2] == 0
 
 
 # ---- the optimum ---------------------------------------------------------------------------------------------------
