@@ -21,10 +21,11 @@ def add_up(terms) -> jax.Array:
 def take(a, *index):
     """``a[index]`` for constant indices within bounds, one for each axis: one step, where indexing makes ten of it.
 
-    The steps of a program are what it costs to compile it, and to read it from a cache.
+    The steps of a program are what it costs to compile it, and to read it from a cache. Of numpy's arrays these are the
+    last axes.
     """
     if isinstance(a, np.ndarray):
-        return a[index]
+        return a[(..., *index)]
     axes = tuple(range(a.ndim))
     numbers = jax.lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=axes, start_index_map=axes)
     where = np.stack(np.broadcast_arrays(*index), axis=-1).astype(np.int32)

@@ -11,7 +11,7 @@ import pandas as pd
 from jmixed.compat.params import VCSpec
 from jmixed.errors import ModelError
 from jmixed.reports import effects
-from jmixed.reports.names import parameter_names
+from jmixed.reports.names import parameter_names, structure
 
 if TYPE_CHECKING:
     from jmixed.formulas.model_data import ModelData, RandomTerm
@@ -77,13 +77,7 @@ def theta_names(terms: tuple[RandomTerm, ...]) -> list[str]:
     """
     names = []
     for term in terms:
-        columns = term.columns
-        if term.structure == "identity":
-            names.append(f"{term.group}.{columns[0] if len(columns) == 1 else term.vc or term.label}")
-            continue
-        for j, column in enumerate(columns):
-            names.append(f"{term.group}.{column}")
-            names += [f"{term.group}.{row}.{column}" for row in columns[j + 1 :]]
+        names += [f"{term.group}.{name}" for name in structure(term).theta_names(term.columns, term.vc or term.label)]
     return names
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from jmixed.compat.given_coefficients import given_coefficients
 from jmixed.compat.packing import Packing
 from jmixed.compat.params import MixedLMParams, is_params
-from jmixed.covariance.scales import Uncertainty, preconditioners, singular_terms, told_psi, vanished
+from jmixed.covariance.scales import preconditioners, singular_terms, vanished
 from jmixed.errors import DataError, Outcome
 from jmixed.fit import host
+from jmixed.fit.information import Uncertainty
 from jmixed.layout.design import Design, without_coefficients
 
 
@@ -156,7 +157,7 @@ def _with_information(fit, task, free):
 def _told(packing: Packing, root: np.ndarray) -> np.ndarray:
     """Which entries (m,) belong to variances that are positive."""
     factors = zip(packing.structures, packing.matrices(root, lower=True), strict=True)
-    return np.concatenate([told_psi(structure, np.any(factor != 0, axis=1)) for structure, factor in factors])
+    return np.concatenate([structure.told_psi(np.any(factor != 0, axis=1)) for structure, factor in factors])
 
 
 def with_root_covariance(

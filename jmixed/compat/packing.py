@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jmixed.covariance.structure import IDENTITY, Structure
+from jmixed.covariance.registry import structure_of
+from jmixed.covariance.structure import Structure
 from jmixed.errors import DataError, ModelError
 from jmixed.runtime.precision import FLOAT
 
@@ -75,9 +76,9 @@ class Packing:
     Examples
     --------
     >>> import numpy as np
-    >>> from jmixed.covariance.structure import Structure
+    >>> from jmixed.covariance.unstructured import Unstructured
     >>> from jmixed.compat.packing import Packing
-    >>> packing = Packing((Structure(2), Structure(1)))
+    >>> packing = Packing((Unstructured(2), Unstructured(1)))
     >>> packing.psi_from_root(np.array([2.0, 1.0, 3.0, 0.5]))
     array([ 4.  ,  2.  , 10.  ,  0.25])
     """
@@ -88,7 +89,7 @@ class Packing:
     @classmethod
     def of(cls, terms: tuple[RandomTerm, ...]) -> Packing:
         """The packing of a model's random-effects terms."""
-        structures = tuple(Structure(len(t.columns), t.structure, t.intercept) for t in terms)
+        structures = tuple(structure_of(t.structure, len(t.columns), t.intercept) for t in terms)
         return cls(structures, tuple(t.vc is not None for t in terms))
 
     @property
@@ -103,13 +104,13 @@ class Packing:
 
     def identity(self) -> np.ndarray:
         """psi, and square roots, of unit variances without correlations."""
-        return _pack([np.eye(1 if s.kind == IDENTITY else s.q) for s in self.structures])
+        return _pack([np.eye(1 if s.size == 1 else s.q) for s in self.structures])
 
     def matrices(self, packed: np.ndarray, lower: bool = False) -> list[np.ndarray]:
         """Each term's matrix, symmetric or lower triangular; (1, 1) for a term with one variance."""
         found = []
         for structure, piece in zip(self.structures, self.split(packed), strict=True):
-            q = 1 if structure.kind == IDENTITY else structure.q
+            q = 1 if structure.size == 1 else structure.q
             matrix = np.zeros((q, q))
             matrix[np.tril_indices(q)] = piece
             found.append(matrix if lower else matrix + np.tril(matrix, -1).T)
@@ -175,7 +176,7 @@ class Packing:
                 pieces.append(np.atleast_1d(next(component)))
             else:
                 block = cov_re[start:stop, start:stop]
-                pieces.append(block[0, :1] if structure.kind == IDENTITY else block[np.tril_indices(structure.q)])
+                pieces.append(structure.psi(block))
             start = stop
         return np.concatenate(pieces)
 

@@ -2,16 +2,15 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jmixed.compat.packing import Packing
-from jmixed.covariance.structure import UNSTRUCTURED, rectify
+from jmixed.covariance.structure import rectified
 from jmixed.errors import ArgumentError, ModelError
 from jmixed.fit import host
 from jmixed.layout.design import Design
 from jmixed.reports.fitted import Fitted
-from jmixed.runtime.precision import FLOAT, double_precision
+from jmixed.runtime.precision import FLOAT
 
 
 def profile_re(
@@ -90,7 +89,7 @@ def profile_variance(
     mask = np.ones(len(theta), bool) if free is None else np.array(free, bool)
     start = np.array(theta, FLOAT)
     place = int(np.sum([s.size for s in structures[:term]], dtype=int))
-    if structures[term].kind == UNSTRUCTURED and column > 0:
+    if structures[term].any_basis and column > 0:
         design, start, mask = _to_front(design, structures[term], term, column, start, mask, place)
     mask[place] = False
     rows = []
@@ -107,14 +106,8 @@ def _to_front(design, structure, term, column, theta, mask, place):
     order = np.array([column, *(k for k in range(q) if k != column)])
     label = design.labels[term]
     own = slice(place, place + structure.size)
-    rows, columns = structure.theta_indices()
-    with double_precision():
-        factor = np.asarray(structure.factor(jnp.asarray(theta[own])))
-        moved = np.asarray(rectify(jnp.asarray(factor[order])))
     theta, mask = theta.copy(), mask.copy()
-    theta[own] = moved[rows, columns]
-    pattern = np.zeros((q, q), bool)
-    pattern[rows, columns] = mask[own]
-    pattern |= pattern.T
-    mask[own] = pattern[np.ix_(order, order)][rows, columns]
+    theta[own] = structure.theta(rectified(structure.factor(theta[own])[order]))
+    pattern = structure.factor(mask[own].astype(FLOAT)) != 0
+    mask[own] = structure.theta((pattern | pattern.T)[np.ix_(order, order)])
     return design.replace(Z={label: design.Z[label][:, order]}), theta, mask

@@ -1,117 +1,247 @@
-"""Covariance structures of random effects: parameters, factors, linear coordinates.
+"""The contract of a covariance structure: all that the rest of the package asks of the random effects of one term.
 
-A term with q columns has the relative covariance ``Sigma = lambda lambda'`` (relative to sigma^2). It is written in
-three ways:
+A term with q columns has the relative covariance ``Sigma = lambda lambda'`` (relative to sigma^2), in four ways:
 
-* ``theta``: entries of the lower-triangular ``lambda``, column by column (Bates et al. 2015, J. Stat. Softw. 67(1));
-* ``psi``: the lower triangle of ``Sigma``, row by row. ``Sigma`` is linear in psi, so derivatives are simplest there;
-* ``lambda`` itself, any square root of ``Sigma``.
+* ``theta``: parameters of the lower-triangular ``lambda``, what users see; for an unstructured covariance its entries,
+  column by column (Bates et al. 2015, J. Stat. Softw. 67(1));
+* ``psi``: parameters of ``Sigma`` itself, in which derivatives of the likelihood are taken. With D_k the first and
+  B_kl the second derivatives of Sigma in psi, the elimination needs nothing else;
+* ``phi``: coordinates of the optimiser around a basis that moves along, ``Sigma = R(phi) R(phi)'``: unconstrained, and
+  such that a singular Sigma is an ordinary point at which the deviance is even in what vanishes (see `chart`);
+* ``lambda``, or any other square root, where only products count.
 
-An ``identity`` term has ``Sigma = psi I`` and ``lambda = theta I`` whatever its number of columns.
+The columns of Z are preconditioned, Z~ = Z T, before anything is computed, and ``Sigma~ = T^-1 Sigma T^-T`` must have
+the structure again. An unstructured covariance allows any T; others fewer, and say so by `preconditioner`.
+
+A structure is one file: a frozen dataclass with the methods below, and a line in `jmixed.covariance.registry`. What has
+a definition here follows from the rest and is replaced where a structure knows better. Arrays may be numpy's, with
+leading axes in `factor`, or traced ones of JAX.
 """
 
-import functools
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.sums import take
+from jmixed.errors import ModelError
+from jmixed.runtime.precision import double_precision
 
-UNSTRUCTURED = "unstructured"
-IDENTITY = "identity"
+SINGULAR = 1e-4
+"""A standard deviation below this fraction of sigma is zero, and a pivot below this one of its row, as in lme4."""
 
 
-@dataclass(frozen=True)
-class Structure:
-    """The covariance structure of one random-effects term.
+class Readable(NamedTuple):
+    """What people read of Sigma: a standard deviation (`second` is None), or a correlation, by the columns' names.
+
+    `row` and `column` are the entry of Sigma that has it.
+    """
+
+    first: str
+    second: str | None
+    row: int
+    column: int
+
+
+class Structure(ABC):
+    """A covariance structure of a term with `q` columns.
 
     Attributes
     ----------
     q : int
         Number of columns.
-    kind : str
-        ``"unstructured"`` (any positive semidefinite q x q matrix) or ``"identity"`` (one variance).
     intercept : int or None
         Position of a constant column, on which the others may be centred.
     """
 
     q: int
-    kind: str = UNSTRUCTURED
-    intercept: int | None = None
+    intercept: int | None
+
+    # ---- parameters ----
 
     @property
+    @abstractmethod
     def size(self) -> int:
         """Number of parameters."""
-        return 1 if self.kind == IDENTITY else self.q * (self.q + 1) // 2
 
-    def psi_indices(self):
-        """Rows and columns of psi's entries: the lower triangle, row by row."""
-        return _lower_triangle(self.q)
+    @abstractmethod
+    def factor(self, theta) -> Any:
+        """``lambda`` (..., q, q) from theta (..., size)."""
 
-    def theta_indices(self):
-        """Rows and columns of theta's entries: the lower triangle, column by column."""
-        return _lower_triangle(self.q, by_column=True)
+    @abstractmethod
+    def theta(self, factor) -> Any:
+        """theta (..., size) from a lower-triangular ``lambda`` (..., q, q)."""
 
-    def _mirrored(self):
-        """Row and column in the lower triangle of every entry (q, q) of a symmetric matrix."""
-        one, other = np.indices((self.q, self.q))
-        return np.maximum(one, other), np.minimum(one, other)
-
-    def factor(self, theta):
-        """``lambda`` (q, q) from theta (size,)."""
-        if self.kind == IDENTITY:
-            return theta[0] * np.eye(self.q, dtype=theta.dtype)
-        rows, columns = self._mirrored()
-        place = columns * self.q - columns * (columns - 1) // 2 + rows - columns
-        return take(theta, place) * np.tri(self.q, dtype=theta.dtype)
-
-    def theta(self, factor):
-        """theta (size,) from a lower-triangular ``lambda`` (q, q)."""
-        return factor[:1, 0] if self.kind == IDENTITY else take(factor, *self.theta_indices())
-
-    def covariance(self, psi):
+    @abstractmethod
+    def covariance(self, psi) -> Any:
         """``Sigma`` (q, q) from psi (size,)."""
-        if self.kind == IDENTITY:
-            return psi[0] * np.eye(self.q, dtype=psi.dtype)
-        rows, columns = self._mirrored()
-        return take(psi, rows * (rows + 1) // 2 + columns)
 
-    def psi(self, covariance):
+    @abstractmethod
+    def psi(self, covariance) -> Any:
         """psi (size,) from ``Sigma`` (q, q)."""
-        return covariance[:1, 0] if self.kind == IDENTITY else take(covariance, *self.psi_indices())
 
-    def direction(self, k: int):
-        """The derivative (q, q) of Sigma in psi's entry k, as a numpy array."""
-        if self.kind == IDENTITY:
-            return np.eye(self.q)
-        unit = np.zeros((self.q, self.q))
-        rows, columns = self.psi_indices()
-        unit[rows[k], columns[k]] = unit[columns[k], rows[k]] = 1
-        return unit
+    @property
+    def any_basis(self) -> bool:
+        """Whether every invertible linear map of the columns keeps the structure."""
+        return False
 
-    def gradient_matrix(self, gradient):
-        """The symmetric G with ``dd = <G, dSigma>`` from the gradient in psi; a multiple of I for an identity term."""
-        if self.kind == IDENTITY:
-            return gradient[0] / self.q * np.eye(self.q, dtype=gradient.dtype)
-        return self.covariance(gradient) * ((1 + np.eye(self.q, dtype=gradient.dtype)) / 2)
+    # ---- derivatives of Sigma in psi ----
 
+    def directions(self, psi=None) -> Any:
+        """D (size, q, q) at psi; constants where Sigma is linear in psi, as here."""
+        return np.stack([self.covariance(unit) for unit in np.eye(self.size)])
 
-def _lower_triangle(q, by_column=False):
-    # New arrays every time: JAX takes one that it has seen before for what it was then, in another precision perhaps.
-    rows, columns = _remembered_triangle(q, by_column)
-    return rows.copy(), columns.copy()
+    def bends(self, psi) -> Any:
+        """B (size, size, q, q) at psi; None where Sigma is linear in psi."""
+        return None
 
+    # ---- the optimiser's coordinates ----
 
-@functools.cache
-def _remembered_triangle(q, by_column):
-    return np.triu_indices(q)[::-1] if by_column else np.tril_indices(q)
+    @abstractmethod
+    def chart(self, covariance, unit) -> tuple[Any, Any]:
+        """A basis (q, q) and the coordinates phi (size,) of a Sigma, the vanishing ones last.
+
+        `unit` (q,) is the unit in which each column's standard deviation is measured.
+        """
+
+    @abstractmethod
+    def chart_root(self, basis, phi) -> Any:
+        """R (q, q), a square root of Sigma."""
+
+    @abstractmethod
+    def chart_slopes(self, basis, root, phi, gradient) -> tuple[Any, Any]:
+        """The derivative (size, size) of psi in phi, and the second ones of its product with `gradient` (size,)."""
+
+    @abstractmethod
+    def chart_sizes(self, phi) -> Any:
+        """For each coordinate (size,) the deviation of the direction that it belongs to."""
+
+    def chart_of_entries(self, factor, T) -> tuple[Any, Any]:
+        """A basis and phi whose coordinates are the entries of ``lambda`` (q, q) of original columns, one for one.
+
+        Asked for where entries of theta are held at their values.
+        """
+        raise ModelError(f"entries of theta of the structure {type(self).__name__.lower()} cannot be held")
+
+    def chart_beside(self, leading: Sequence[int], factor, T) -> tuple[np.ndarray, np.ndarray]:
+        """A basis with the `leading` columns' own directions first, and phi of ``lambda`` (q, q) in it, in numpy.
+
+        phi[0] is then the standard deviation of the first of them, in units of the length of its row of T. Asked for
+        where a standard deviation or a correlation is held.
+        """
+        raise ModelError(f"parameters of the structure {type(self).__name__.lower()} have no profile yet")
+
+    # ---- columns of Z ----
+
+    @abstractmethod
+    def preconditioner(self, size, triangle) -> Any:
+        """T (q, q) under which the columns have about unit root mean square, uncorrelated where the structure allows.
+
+        `size` (q,) holds the columns' root mean squares; `triangle` (q, q) the triangular factor R of the columns so
+        scaled, with pivots of one for columns that others explain.
+        """
+
+    # ---- a start by the method of moments ----
+
+    @abstractmethod
+    def moment_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors u (k, q) with Sigma a sum of v uu', and which of the v (k,) is each one's."""
+
+    def nearest(self, covariance) -> Any:
+        """The member of the structure that is nearest to a covariance (q, q), as a covariance."""
+        return covariance
+
+    # ---- what people read ----
+
+    @abstractmethod
+    def readable(self, columns: Sequence[str], together: str | None = None) -> tuple[Readable, ...]:
+        """Standard deviations and correlations, column by column of the lower triangle.
+
+        `together` names what all columns share; their names joined, where it is None.
+        """
+
+    @abstractmethod
+    def psi_names(self, columns: Sequence[str]) -> list[str]:
+        """Names of psi's entries: ``a Var``, ``a x b Cov``."""
+
+    @abstractmethod
+    def theta_names(self, columns: Sequence[str], together: str | None = None) -> list[str]:
+        """Names of theta's entries: ``a``, ``b.a``."""
+
+    # ---- between the parameters, on the host ----
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """Derivatives (size, q, q) of ``lambda`` in theta where it is linear in it."""
+        return np.asarray(self.factor(np.eye(self.size)))
+
+    def psi_map(self, T: np.ndarray) -> np.ndarray:
+        """The derivative (size, size) of psi of Sigma = T Sigma~ T' in psi of Sigma~."""
+        return np.stack([self.psi(T @ direction @ T.T) for direction in self.directions()], axis=1)
+
+    def psi_of_theta(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First (size, size) and second derivatives (size, size, size) of psi, the last axis, in theta (size,).
+
+        Here lambda is linear in theta, and so psi a quadratic form.
+        """
+        products = np.einsum("kij,lhj->klih", self.units, self.units)
+        both = products + products.transpose(0, 1, 3, 2)
+        second = np.stack([[self.psi(bend) for bend in row] for row in both])
+        return theta @ second, second
+
+    def theta_slopes(self, factor: np.ndarray, T: np.ndarray) -> np.ndarray:
+        """Derivatives (size, size) of theta in psi of preconditioned columns, for a factor of full rank."""
+        slopes, _ = self.psi_of_theta(self.theta(factor))
+        return np.linalg.solve(slopes.T, self.psi_map(T))
+
+    def told_psi(self, positive: np.ndarray) -> np.ndarray:
+        """Which entries of psi (size,) belong to columns that all have `positive` (q,) variances, and so an error."""
+        return np.array([positive[np.any(direction != 0, axis=1)].all() for direction in self.directions()])
+
+    def told_theta(self, factor: np.ndarray) -> np.ndarray:
+        """The same for theta (size,): beside a zero pivot an entry of ``lambda`` has none."""
+        positive, pivots = np.any(factor != 0, axis=-1), np.diagonal(factor) != 0
+        return np.array(
+            [positive[np.any(u != 0, axis=1)].all() and pivots[np.any(u != 0, axis=0)].all() for u in self.units]
+        )
+
+    def settled(self, factor: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """theta (..., size) of ``lambda`` (..., q, q) with the standard deviations that are `zero` (..., q) set to 0.
+
+        Here none vanishes without the others.
+        """
+        return np.where(zero[..., :1], 0, self.theta(factor))
+
+    def is_singular(self, factor: np.ndarray, T: np.ndarray) -> np.ndarray:
+        """Whether Sigma (...,) is singular by a measure without units, for ``lambda`` (..., q, q)."""
+        root = np.linalg.solve(T, factor)
+        pivots = np.abs(np.diagonal(np.linalg.qr(np.swapaxes(root, -1, -2), mode="r"), axis1=-2, axis2=-1))
+        length = np.sqrt(np.sum(root**2, axis=-1))
+        return np.any((pivots <= SINGULAR * length) | (length <= SINGULAR), axis=-1)
+
+    def root_of_psi(self, psi: np.ndarray) -> np.ndarray | None:
+        """A square root (q, q) of Sigma; None where psi is outside the cone."""
+        values, vectors = np.linalg.eigh(self.covariance(psi))
+        return None if values[0] < -1e-12 * max(values[-1], 0) else vectors * np.sqrt(np.maximum(values, 0))
+
+    def tangents(self, root: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Directions (size, a) in psi that keep the rank of Sigma = root root', and the bend (a, a) of psi along them.
+
+        The bend is <gradient, second derivatives of psi>.
+        """
+        with double_precision():
+            basis, phi = self.chart(root @ root.T, np.ones(self.q))
+            slopes, bend = self.chart_slopes(basis, self.chart_root(basis, phi), phi, gradient)
+        moves = np.flatnonzero(np.abs(np.asarray(phi)) > SINGULAR)
+        return np.asarray(slopes)[:, moves], np.asarray(bend)[moves[:, None], moves]
 
 
 def split(structures, vector):
-    """Cut a parameter vector into the pieces of its terms."""
+    """Cut a parameter vector (..., m) into the pieces of its terms."""
     ends = np.cumsum([s.size for s in structures])
-    return [vector[end - s.size : end] for s, end in zip(structures, ends, strict=True)]
+    return [vector[..., end - s.size : end] for s, end in zip(structures, ends, strict=True)]
 
 
 def join(pieces, dtype):
@@ -148,6 +278,24 @@ def rectify(root, tolerance=1e-9):
         directions.append(jnp.where(zero, 0, rest / jnp.where(zero, 1, pivot)))
         rows.append(jnp.stack([*row, jnp.where(zero, 0, pivot)] + [jnp.zeros_like(pivot)] * (q - 1 - i)))
     return jnp.stack(rows)
+
+
+def rectified(root):
+    """As `rectify`, in numpy, for roots (..., q, q)."""
+    directions, out = [], np.zeros_like(root)
+    for i in range(root.shape[-1]):
+        rest = np.array(root[..., i, :])
+        length = np.linalg.norm(rest, axis=-1)
+        for _ in range(2):
+            for k, direction in enumerate(directions):
+                along = np.sum(rest * direction, axis=-1)
+                out[..., i, k] += along
+                rest -= along[..., None] * direction
+        pivot = np.linalg.norm(rest, axis=-1)
+        zero = pivot <= 1e-9 * length
+        directions.append(np.where(zero[..., None], 0, rest / np.where(zero, 1, pivot)[..., None]))
+        out[..., i, i] = np.where(zero, 0, pivot)
+    return out
 
 
 def _safe_norm(x):

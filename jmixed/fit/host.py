@@ -11,21 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.covariance.chart import Chart
-from jmixed.covariance.scales import (
-    Curvature,
-    Uncertainty,
-    factors_of_theta,
-    psi_map,
-    roots_of_psi,
-    row_major,
-    settled,
-    singular_terms,
-)
-from jmixed.covariance.structure import IDENTITY, join
+from jmixed.covariance.chart import chart_of_entries
+from jmixed.covariance.scales import factors_of_theta, psi_map, roots_of_psi, settled, singular_terms
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.fit import solve
 from jmixed.fit.estimate import SMALL, level_count, outcome_of, start_at
+from jmixed.fit.information import Curvature, Uncertainty
 from jmixed.layout.design import Design, Rows
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.derivatives import Derivatives, derivatives
@@ -36,7 +27,7 @@ from jmixed.likelihood.stages import covariances_of
 from jmixed.runtime import memory
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
-from jmixed.runtime.precision import double_precision
+from jmixed.runtime.precision import FLOAT, double_precision
 from jmixed.runtime.timing import Timings
 
 
@@ -162,18 +153,11 @@ def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, m
     structures = held.layout.terms
     start = start_at(theta0, held)
     if free is not None:
-        bases = tuple(
-            jnp.eye(s.q, dtype=T.dtype) if s.kind == IDENTITY else jnp.linalg.inv(T)
-            for s, T in zip(structures, held.T, strict=True)
+        chart, moves = (
+            chart_of_entries(gaussian.factors_of(entries, held), held.T, structures, held.G.dtype)
+            for entries in (theta0, free)
         )
-        factors = gaussian.factors_of(theta0, held)
-        # The chart of an identity term has no basis: its phi belongs to preconditioned columns.
-        factors = [
-            f / T[0, 0] if s.kind == IDENTITY else f for s, f, T in zip(structures, factors, held.T, strict=True)
-        ]
-        phi = join([s.psi(f) for s, f in zip(structures, factors, strict=True)], held.G.dtype)
-        chart = Chart(bases, phi)
-        solution = solve.minimize(held, None, reml, max_iterations, ~free, chart)
+        solution = solve.minimize(held, None, reml, max_iterations, moves.phi == 0, chart)
     elif method == "lbfgs" and structures:
         solution = solve.minimize_lbfgs(held, start, reml, max_iterations, gradient_tolerance)
     else:
@@ -206,7 +190,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     """
     structures = design.layout.terms
     if free is not None:
-        free = row_major(structures, np.asarray(free, bool))
+        free = np.asarray(free, FLOAT)
         theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
     none = np.full(sum(s.size for s in structures), np.nan)
     theta0 = none if theta0 is None else np.asarray(theta0, design.y.dtype)

@@ -9,7 +9,7 @@ The criterion is even in each column of L: at a zero column its gradient is zero
 Hessian there is the slope beyond the boundary, so a positive definite Hessian certifies the zero.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,7 @@ import numpy as np
 from jmixed.algebra.batched import eigh, sweep
 from jmixed.algebra.newton import CURVATURE, trust_region_step
 from jmixed.algebra.sums import diagonal
-from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots, chart_sizes
-from jmixed.covariance.structure import IDENTITY, join
+from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_of_entries, chart_roots, chart_sizes
 from jmixed.errors import Outcome
 from jmixed.likelihood.derivatives import Derivatives, derivatives
 from jmixed.likelihood.gaussian import deviance_at, psi_of, squares
@@ -164,20 +163,17 @@ def _charts(moments: Moments, start, reml, others):
 def _charts_beside(chart: Chart, held, moments: Moments, reml):
     """A chart with some entries held, and other starts for its free ones: by moments, and of a common size."""
     structures, dtype = moments.layout.terms, moments.G.dtype
-    found, sizes = [], []
-    for structure, T, own in zip(structures, moments.T, moment_covariances(moments), strict=True):
-        one: Any = np.eye(structure.q, dtype=dtype)
-        # The chart of an identity term has no basis: its phi belongs to preconditioned columns.
-        scaled = structure.kind != IDENTITY
-        found.append(structure.psi(jnp.linalg.cholesky(T @ own @ T.T) if scaled else jnp.sqrt(own)))
-        sizes.append(structure.psi(jnp.abs(T) * one if scaled else one))
-    sizes = join(sizes, dtype)
+    roots = [
+        jnp.linalg.cholesky(T @ start @ T.T) for T, start in zip(moments.T, moment_covariances(moments), strict=True)
+    ]
+    units = [jnp.diag(jnp.abs(diagonal(T))) for T in moments.T]
+    by_moments, sizes = (chart_of_entries(factors, moments.T, structures, dtype).phi for factors in (roots, units))
 
     def phi_at(multiple):
         return jnp.where(held, chart.phi, jnp.sqrt(multiple) * sizes)
 
     multiples = best_multiples(moments, reml, lambda c: chart_roots(Chart(chart.bases, phi_at(c)), structures))
-    by_moments = jnp.where(held, chart.phi, join(found, dtype))
+    by_moments = jnp.where(held, chart.phi, by_moments)
     phi = jnp.stack([chart.phi, by_moments, phi_at(multiples[0]), phi_at(multiples[1])])
     charts = Chart(tuple(jnp.broadcast_to(basis, (4, *basis.shape)) for basis in chart.bases), phi)
     count = jnp.where(multiples[0] == multiples[1], 3, 4)

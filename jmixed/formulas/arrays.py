@@ -20,7 +20,7 @@ from jmixed.formulas.frame import (
     reordered,
     require_finite,
 )
-from jmixed.formulas.model_data import ModelData, RandomTerm
+from jmixed.formulas.model_data import ONE_VARIANCE, ModelData, RandomTerm
 from jmixed.runtime.precision import FLOAT
 
 
@@ -275,7 +275,7 @@ def _component(name: str, block: _Block, top: Factor) -> RandomTerm:
         levels=top.levels,
         columns=block.names,
         Z=block.values,
-        structure="unstructured" if single else "identity",
+        structure="unstructured" if single else ONE_VARIANCE,
         vc=name,
         intercept=checks.constant_column(block.values) if single else None,
         parents=parents,

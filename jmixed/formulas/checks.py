@@ -104,7 +104,7 @@ def require_levels(term: RandomTerm) -> None:
     what = _named(term)
     if not term.columns:
         raise ModelError(f"{what} has no columns; use 1 for a random intercept")
-    if term.structure != "identity" and len(term.levels) < 2:
+    if not term.shares_variance and len(term.levels) < 2:
         raise ModelError(
             f"{what}: its grouping factor {term.group!r} has one level, {term.levels[0]}; a variance between groups "
             "needs at least two. Check the column, or leave this random effect out",
@@ -114,7 +114,7 @@ def require_levels(term: RandomTerm) -> None:
 
 def require_fewer_coefficients(term: RandomTerm, nobs: int) -> None:
     """Fewer coefficients than rows, where the rows themselves are not at hand."""
-    if term.structure != "identity" and _coefficients(term) >= nobs:
+    if not term.shares_variance and _coefficients(term) >= nobs:
         raise ModelError(
             f"{_counted([term], nobs)}: whether they can be told from the residual only the rows can say, of which "
             "from_batches keeps sums. Use mixedlm, a coarser grouping factor or fewer columns",
@@ -142,7 +142,7 @@ def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check
         require_levels(term)
     if check == "ignore":
         return
-    n, free = len(weights), [term for term in terms if term.structure != "identity"]
+    n, free = len(weights), [term for term in terms if not term.shares_variance]
     insist = "or have it fitted all the same with check='ignore'"
     for term in free:
         beside = [other for other in free if _same_levels(other, term)]

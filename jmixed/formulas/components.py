@@ -24,7 +24,7 @@ from jmixed.formulas.evaluate import Matrix, Recipe, evaluate, known_factors, re
 from jmixed.formulas.factors import Factor, cross, factor
 from jmixed.formulas.formula import bare_name
 from jmixed.formulas.frame import column
-from jmixed.formulas.model_data import RandomTerm, Rebuild
+from jmixed.formulas.model_data import ONE_VARIANCE, RandomTerm, Rebuild
 from jmixed.formulas.patsy_words import PATSY
 
 
@@ -212,7 +212,7 @@ def make_term(
         levels=top.levels,
         columns=matrix.names,
         Z=matrix.values,
-        structure="unstructured" if single else "identity",
+        structure="unstructured" if single else ONE_VARIANCE,
         vc=made.name,
         parents=np.arange(len(top.levels), dtype=np.int32),
         inner=built.inner if built else (matrix.names,) * len(top.levels),

@@ -24,6 +24,10 @@ class LocalColumns(Protocol):
         ...
 
 
+ONE_VARIANCE = "identity"
+"""The word for components whose columns share one variance; `jmixed.covariance.registry` knows what it means."""
+
+
 @dataclass(frozen=True)
 class Rebuild:
     """How a term is made again on new data.
@@ -62,7 +66,8 @@ class RandomTerm:
     Z : array (n, q)
         Values of the columns.
     structure : str
-        "unstructured" (a q x q covariance) or "identity" (one variance for all columns).
+        A word of `jmixed.covariance.registry`: "unstructured" (a q x q covariance), "identity" (one variance for all
+        columns), ...
     vc : str or None
         The name of the variance component, if the term came from a ``vc_formula``.
     intercept : int or None
@@ -88,6 +93,11 @@ class RandomTerm:
     parents: np.ndarray | None = field(default=None, repr=False)
     inner: Sequence[tuple[str | None, ...]] | None = field(default=None, repr=False)
     rebuild: Rebuild | None = field(default=None, repr=False)
+
+    @property
+    def shares_variance(self) -> bool:
+        """Whether all coefficients have one variance, which a single level tells too."""
+        return self.structure == ONE_VARIANCE
 
 
 @dataclass(frozen=True)

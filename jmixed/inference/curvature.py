@@ -10,23 +10,20 @@ from the blocks of the groups alone, at the cost of one Newton step and for ever
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, inverse_information, psi_map
-from jmixed.covariance.structure import IDENTITY, split
+from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map
+from jmixed.covariance.structure import split
 from jmixed.fit import host
+from jmixed.fit.information import inverse_information
 from jmixed.layout.design import Design
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.derivatives import derivatives_of, jets
 from jmixed.likelihood.eliminate import profile_fixed
 from jmixed.runtime.compilation import program
 from jmixed.runtime.precision import double_precision
-
-ZERO = 1e-4
-"""A pivot of a relative covariance below this fraction of its row, or of sigma, is zero: the measure of `singular`."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +158,6 @@ def _program(held, roots, reml):
 def tangents(structures, roots, gradient):
     """Directions in psi that keep the rank of every covariance, and the bend of psi along them.
 
-    A covariance of rank r is F F' with r columns, triangular once its rows are in the order of pivoting: the entries of
-    F are coordinates of the covariances of that rank.
-
     Parameters
     ----------
     structures : sequence of Structure
@@ -180,37 +174,8 @@ def tangents(structures, roots, gradient):
     """
     # An empty block makes the tables of a model without terms, and adds nothing to others.
     slopes, bends = [np.zeros((0, 0))], [np.zeros((0, 0))]
-    for structure, root, own in zip(structures, roots, split(structures, gradient), strict=True):
-        if structure.kind == IDENTITY:
-            size = abs(root[0, 0])
-            slopes.append(np.array([[2 * size]])[:, : int(size > ZERO)])
-            bends.append(2 * own[:, None][: int(size > ZERO)])
-            continue
-        factor, order, rank = pivoted(root)
-        entries = [(row, column) for column in range(rank) for row in order[column:]]
-        pairs = np.array(entries, int).reshape(-1, 2)
-        rows, columns = pairs[:, 0], pairs[:, 1]
-        slopes.append(psi_slopes(structure, factor, rows, columns))
-        G = np.zeros((structure.q,) * 2)
-        G[structure.psi_indices()] = own
-        bends.append((G + G.T)[rows[:, None], rows] * (columns[:, None] == columns))
+    for structure, root, slope in zip(structures, roots, split(structures, gradient), strict=True):
+        moves, bend = structure.tangents(root, slope)
+        slopes.append(moves)
+        bends.append(bend)
     return diagonal_blocks(*slopes), diagonal_blocks(*bends)
-
-
-def pivoted(root):
-    """A square root (q, q) that is lower triangular in the order of pivoting, that order, and the rank."""
-    from scipy import linalg  # a sixth of a second, and no fit needs it
-
-    pieces: Any = linalg.qr(root.T, mode="r", pivoting=True)
-    triangle, order = pieces
-    factor = np.zeros(root.shape)
-    factor[order] = triangle.T
-    length = np.linalg.norm(factor, axis=1)[order]
-    positive = (np.abs(np.diag(triangle)) > ZERO * length) & (length > ZERO)
-    return factor, order, int(np.argmin(np.append(positive, False)))
-
-
-def psi_slopes(structure, factor, rows, columns):
-    """Derivatives (size, entries) of psi of F F' in the entries of F (q, q) at the given rows and columns."""
-    half = np.eye(structure.q)[rows][:, :, None] * factor[:, columns].T[:, None]
-    return (half + half.transpose(0, 2, 1))[:, *structure.psi_indices()].T

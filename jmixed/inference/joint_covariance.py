@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta
-from jmixed.covariance.structure import IDENTITY
+from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, preconditioner
 from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
 from jmixed.runtime.precision import FLOAT
@@ -186,7 +185,7 @@ def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
         split = split or size
     columns = [np.asarray(design.Z[label]) for label in design.labels]
     weights = np.asarray(design.weights)
-    bases = tuple(orthogonal_basis(s.kind, Z, weights) for s, Z in zip(structures, columns, strict=True))
+    bases = tuple(preconditioner(s, Z, weights, len(weights)) for s, Z in zip(structures, columns, strict=True))
     Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size)
     weighted = Z.multiply(design.weights[:, None]).tocsr()
     products = (Z.T @ weighted).tocsr()
@@ -200,19 +199,6 @@ def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
     rest = _conditional(prior[split:, split:], left)
     M = fit.vcov_beta / fit.sigma**2
     return JointCovariance(fit.sigma, M, tuple(places), first, coupling, rest, priors, bases, weighted.T @ design.X)
-
-
-def orthogonal_basis(kind: str, Z, weights) -> np.ndarray:
-    """T (q, q) such that the columns of Z T are orthogonal (weighted); a redundant column keeps its direction."""
-    unit = np.eye(Z.shape[1])
-    if kind == IDENTITY or Z.shape[1] == 1:
-        return unit
-    columns = np.sqrt(weights)[:, None] * Z
-    size = np.linalg.norm(columns, axis=0)
-    size = np.where(size > 0, size, np.sqrt(len(Z)))
-    triangle = np.linalg.qr(columns / size, mode="r")
-    triangle = np.where(np.abs(np.diagonal(triangle)) < 1e-8, unit, triangle)
-    return np.linalg.inv(triangle) * np.sqrt(len(Z)) / size[:, None]
 
 
 def _rows(places, codes, columns, size):

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from jmixed.covariance.scales import factors_of_theta
-from jmixed.covariance.structure import IDENTITY
 from jmixed.inference.constrained_fits import Held, Point, solve_all
 from jmixed.likelihood.constrained import Border
 from jmixed.likelihood.moments import Moments
@@ -342,32 +341,16 @@ def _chart(estimate: Estimate, parameter: Parameter, factors=None) -> tuple[Held
 
 
 def _bases(estimate: Estimate, parameter: Parameter, factors=None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Bases with the parameter's columns first in their term, the others orthogonal to them, and the estimate in them.
-
-    In preconditioned columns, so that what is nearly collinear as it was written is not in the chart.
-    """
+    """Bases with the parameter's columns first in their term, the others orthogonal, and the estimate in them."""
     bases, pieces = [], []
     factors = factors_of_theta(estimate.structures, estimate.theta) if factors is None else factors
     terms = zip(estimate.structures, estimate.moments.T, factors, strict=True)
     for t, (structure, T, factor) in enumerate(terms):
-        if structure.kind == IDENTITY:
-            bases.append(np.eye(structure.q))
-            pieces.append(factor[:1, 0] / T[0, 0])
-            continue
         leading = {SD: [parameter.first], CORRELATION: [parameter.first, parameter.second]}.get(parameter.kind, [])
-        own = T[leading if t == parameter.term else []]
-        own = own / np.linalg.norm(own, axis=1, keepdims=True)
-        others = np.linalg.qr(own.T, mode="complete")[0][:, len(own) :]
-        coordinates = np.vstack([own, others.T])
-        bases.append(np.linalg.inv(coordinates))
-        pieces.append(_lower(coordinates @ np.linalg.solve(T, factor))[np.tril_indices(structure.q)])
+        basis, piece = structure.chart_beside(leading if t == parameter.term else [], factor, T)
+        bases.append(basis)
+        pieces.append(piece)
     return tuple(bases), np.concatenate(pieces)
-
-
-def _lower(root: np.ndarray) -> np.ndarray:
-    """A lower-triangular factor with non-negative diagonal of root root'."""
-    lower = np.transpose(np.linalg.qr(root.T, mode="r"))
-    return lower * np.where(np.diag(lower) < 0, -1, 1)
 
 
 def _border(R: np.ndarray, coefficient: int | None) -> Border:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, theta_slopes
-from jmixed.covariance.structure import IDENTITY
-from jmixed.inference.curvature import ZERO, Curvature, pivoted
+from jmixed.covariance.scales import diagonal_blocks, factors_of_theta
+from jmixed.covariance.structure import SINGULAR
+from jmixed.inference.curvature import Curvature
 
 
 @dataclass(frozen=True)
@@ -67,27 +67,28 @@ def standard_deviations(curvature: Curvature, structures, theta) -> VariancePara
 
 def _of_term(structure, relative, sigma, size_of_Z):
     """Values of one term, and their derivatives (k, size + 1) in its psi and sigma^2; nan where there are none."""
-    rows, columns = (np.zeros(1, int),) * 2 if structure.kind == IDENTITY else structure.psi_indices()
-    place = {pair: k for k, pair in enumerate(zip(rows.tolist(), columns.tolist(), strict=True))}
+    psi = structure.psi(relative)
+    directions = np.asarray(structure.directions(psi))
     variances = np.diag(relative)
     sd = np.sqrt(variances)
-    positive = sd * size_of_Z > ZERO
+    positive = sd * size_of_Z > SINGULAR
     values, slopes = [], []
-    for j in range(1 if structure.kind == IDENTITY else structure.q):
-        slope = np.zeros(len(place) + 1)
-        slope[place[j, j]], slope[-1] = sigma / (2 * sd[j]) if positive[j] else np.nan, sd[j] / (2 * sigma)
-        values.append(sigma * sd[j])
-        slopes.append(slope)
-        for i in range(j + 1, structure.q if structure.kind != IDENTITY else 0):
-            slope, size = np.zeros(len(place) + 1), sd[i] * sd[j]
+    for _, second, i, j in structure.readable([""] * structure.q):
+        slope = np.zeros(structure.size + 1)
+        if second is None:
+            slope[:-1] = directions[:, j, j] * sigma / (2 * sd[j]) if positive[j] else np.nan
+            slope[-1] = sd[j] / (2 * sigma)
+            values.append(sigma * sd[j])
+        else:
+            size = sd[i] * sd[j]
             r = relative[i, j] / size if size > 0 else np.nan
-            defined = positive[i] and positive[j] and 1 - r**2 > ZERO**2
+            defined = positive[i] and positive[j] and 1 - r**2 > SINGULAR**2
             with np.errstate(divide="ignore", invalid="ignore"):
-                slope[[place[i, j], place[i, i], place[j, j]]] = (
-                    [1 / size, -r / (2 * variances[i]), -r / (2 * variances[j])] if defined else np.nan
-                )
+                parts = [directions[:, i, j] / size]
+                parts += [-r / (2 * variances[k]) * directions[:, k, k] for k in (i, j)]
+                slope[:-1] = sum(parts) if defined else np.nan
             values.append(r)
-            slopes.append(slope)
+        slopes.append(slope)
     return values, np.array(slopes)
 
 
@@ -110,8 +111,9 @@ def theta_and_sigma(curvature: Curvature, structures, theta) -> VarianceParamete
     blocks = []
     terms = zip(structures, factors_of_theta(structures, theta), curvature.T, curvature.roots, strict=True)
     for structure, factor, T, root in terms:
-        full = pivoted(root)[2] == structure.q
-        blocks.append(theta_slopes(structure, factor, T) if full else np.full((structure.size,) * 2, np.nan))
+        moves, _ = structure.tangents(root, np.zeros(structure.size))
+        full = moves.shape[1] == structure.size
+        blocks.append(structure.theta_slopes(factor, T) if full else np.full((structure.size,) * 2, np.nan))
     slopes = diagonal_blocks(*blocks, np.array([[1 / (2 * curvature.sigma)]]))
     return _delta(curvature, np.append(theta, curvature.sigma), slopes, curvature.directions)
 

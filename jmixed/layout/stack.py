@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jmixed.covariance.structure import Structure
+from jmixed.covariance.registry import structure_of
 from jmixed.layout.design import Design, Totals
 from jmixed.layout.index import Coupling, Grouping, Index, Links
 from jmixed.layout.layout import DENSE, SPARSE, Layout, require_memory
@@ -84,7 +84,7 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
     -------
     Design
     """
-    structures = tuple(Structure(t.Z.shape[1], t.structure, t.intercept) for t in data.terms)
+    structures = tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms)
     factors = _merge([t.codes for t in data.terms])
     codes = [data.terms[members[0]].codes for members in factors]
     counts = [len(data.terms[members[0]].levels) for members in factors]

@@ -19,7 +19,8 @@ P, T, S, U, E without index those of the core, H = A P_core A' of a leaf, and
               logdet: -<S D S, F>                  K: -(E'D S F E) - its transpose
 
 so that one inverse of the core's size and one product of that size for each direction M give the exact Hessian. A
-direction of the core has the same small block at every level: its traces are sums over small blocks.
+direction of the core has the same small block at every level: its traces are sums over small blocks. Where a Sigma is
+not linear in psi its second derivatives are added as first ones are.
 """
 
 from functools import partial
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.small import inverse_and_log_determinant
+from jmixed.algebra.sums import add_up
 from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.eliminate import eliminate
 from jmixed.likelihood.jets import Jet, directions, term_directions
@@ -72,7 +74,7 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
     """
     layout, links, dtype = moments.layout, couplings(moments), psi.dtype
     covariances = covariances_of(psi, layout.terms)
-    positions, M = directions(layout, 0, dtype)
+    positions, M, N = directions(layout, 0, psi)
     leaves = _eliminate_leaves(covariances, roots, moments)
     P, T, S = leaves.P, leaves.T, leaves.S
     TM = jnp.einsum("ijg,kjl->kilg", T, M)
@@ -86,23 +88,29 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
     THT = jnp.einsum("jig,jlg,lmg->img", T, links.pull(core.P), T)
     F = -links.border(jnp.einsum("kijg,jrg->kirg", TM, E))
     bend = jnp.einsum("kirg,ijg,ljsg->klrs", ME, S, ME) - jnp.einsum("kar,ab,lbs->klrs", F, core.P, F)
-    own, core_first, core_G, mixed_G = _core_directions(layout, core, F, dtype)
+    terms = [(place, *term_directions(layout, place.term, psi)) for place in places(layout, 1)]
+    own, core_first, core_G, mixed_G = _core_directions(layout, terms, core, F)
     G_first = jnp.concatenate([-jnp.einsum("irg,kisg->krs", E, ME), core_G[0]])
     logdet_first = jnp.concatenate([jnp.einsum("kij,ijg->k", M, S - THT), core_first])
 
     def curvature():
         change = -links.gram(jnp.einsum("kilg,jlg->kijg", TM, T))
-        branches = partial(_by_division, layout), partial(_by_products, layout)
+        branches = partial(_by_division, terms), partial(_by_products, terms)
         traces, pulled = jax.lax.cond(safe, *branches, root, V, core.P, C, change)
         MS = jnp.einsum("kij,jlg->kilg", M, S)
         of_leaves = -jnp.einsum("kij,jhg,lhig->kl", M, S - 2 * THT, MS) - traces
-        return _symmetric(of_leaves, pulled, _core_curvature(layout, core.S, dtype))
+        if N is not None:
+            of_leaves = of_leaves + jnp.einsum("klij,ijg->kl", N, S - THT)
+        return _symmetric(of_leaves, pulled, _core_curvature(terms, core.S))
 
     def none():
         return jnp.zeros((len(psi), len(psi)), dtype)
 
+    G_leaves = bend + jnp.swapaxes(bend, 2, 3)
+    if N is not None:
+        G_leaves = G_leaves - jnp.einsum("irg,klij,jsg->klrs", E, N, E)
     second = curvature() if exact is True else jax.lax.cond(exact, curvature, none)
-    G_second = _symmetric(bend + jnp.swapaxes(bend, 2, 3), mixed_G, core_G[1])
+    G_second = _symmetric(G_leaves, mixed_G, core_G[1])
     order = np.argsort(np.concatenate([positions, own]))
     both = order[:, None], order[None]
     logdet = Jet(leaves.logdet + core.logdet, logdet_first[order], second[both])
@@ -133,29 +141,28 @@ def _eliminate_core(root, C, B, shift):
     return Core(logdet, (K + K.T) / 2, C, P, S, U, E), V, safe
 
 
-def _by_division(layout, root, V, P, C, change):
+def _by_division(terms, root, V, P, C, change):
     """<P C'_M P, C'_N>, and the mixed derivatives <T'C'T, D> from V Lambda'C'Lambda V, as T = Lambda V Lambda^-1."""
     inverse = root.inverse()
     X = [V @ root.T.congruence(c) for c in change]
-    return _traces(X), _pulled(layout, [inverse.T.times(x) for x in X], inverse.T.times(V))
+    return _traces(X), _pulled(terms, [inverse.T.times(x) for x in X], inverse.T.times(V))
 
 
-def _by_products(layout, root, V, P, C, change):
+def _by_products(terms, root, V, P, C, change):
     """The same from T = I - P C."""
     T = jnp.eye(V.shape[0], dtype=V.dtype) - P @ C
-    return _traces([P @ c for c in change]), _pulled(layout, [T.T @ c for c in change], T.T)
+    return _traces([P @ c for c in change]), _pulled(terms, [T.T @ c for c in change], T.T)
 
 
 def _traces(X):
     return jnp.stack([jnp.stack([jnp.sum(a * b.T) for b in X]) for a in X])
 
 
-def _pulled(layout, left, right):
+def _pulled(terms, left, right):
     """Sums over levels of <D, left right'> for the directions D of the core, a row for each of `left`."""
     columns = []
-    for term in places(layout, 1):
-        N = term_directions(layout, term.term, right.dtype)
-        blocks = [_by_level(term.rows(x), term.rows(right)) for x in left]
+    for place, N, _ in terms:
+        blocks = [_by_level(place.rows(x), place.rows(right)) for x in left]
         columns.append(jnp.stack([jnp.einsum("kij,lij->k", N, block) for block in blocks]))
     return jnp.concatenate(columns, axis=1)
 
@@ -165,28 +172,44 @@ def _by_level(a, b):
     return jnp.sum(a[:, :, None] * b[:, None], axis=-1)
 
 
-def _core_directions(layout, core: Core, F, dtype):
+def _core_directions(layout, terms, core: Core, F):
     """The core's positions in psi; the first derivatives of logdet in them; (first, second) of G; G's mixed ones."""
-    starts = np.cumsum([0, *(s.size for s in layout.terms)])
-    own, NE, first = [], [], []
-    for term in places(layout, 1):
-        N, at = term_directions(layout, term.term, dtype), term.columns()
-        own.append(starts[term.term] + np.arange(len(N)))
-        moved = jnp.einsum("kij,ljr->klir", N, term.rows(core.E))
+    starts, dtype = np.cumsum([0, *(s.size for s in layout.terms)]), F.dtype
+    positions, NE, first, bends = [], [], [], []
+    for place, N, bend in terms:
+        at, E = place.columns(), place.rows(core.E)
+        positions.append(starts[place.term] + np.arange(len(N)))
+        moved = jnp.einsum("kij,ljr->klir", N, E)
         NE.append(jnp.zeros((len(N), *core.E.shape), dtype).at[:, at].set(moved))
         first.append(jnp.einsum("kij,lij->k", N, core.S[at[:, :, None], at[:, None]]))
+        shape = (len(N), len(N), E.shape[-1], E.shape[-1])
+        bends.append(jnp.zeros(shape, dtype) if bend is None else jnp.einsum("lir,khij,ljs->khrs", E, bend, E))
     NE = jnp.concatenate(NE)
     bend = jnp.einsum("kar,ab,lbs->klrs", NE, core.S, NE)
+    second = bend + jnp.swapaxes(bend, 2, 3)
+    if any(bend is not None for _, _, bend in terms):
+        second = second - _block_diagonal(bends)
     TF = F - jnp.einsum("ab,kbr->kar", core.C, jnp.einsum("ab,kbr->kar", core.P, F))
     cross = -jnp.einsum("kar,las->klrs", TF, NE)
-    G = -jnp.einsum("ar,kas->krs", core.E, NE), bend + jnp.swapaxes(bend, 2, 3)
-    return np.concatenate(own), jnp.concatenate(first), G, cross + jnp.swapaxes(cross, 2, 3)
+    G = -jnp.einsum("ar,kas->krs", core.E, NE), second
+    return np.concatenate(positions), jnp.concatenate(first), G, cross + jnp.swapaxes(cross, 2, 3)
 
 
-def _core_curvature(layout, S, dtype):
+def _block_diagonal(tables):
+    """Tables (k, k, ...) of several terms along the diagonal of one."""
+    ends = np.cumsum([len(table) for table in tables])
+    places = [(end - len(table), ends[-1] - end) for table, end in zip(tables, ends, strict=True)]
+    return add_up(jnp.pad(table, (place, place, (0, 0), (0, 0))) for table, place in zip(tables, places, strict=True))
+
+
+def _core_curvature(terms, S):
     """Second derivatives of the core's logdet in its own directions."""
-    terms = [(term, term_directions(layout, term.term, dtype)) for term in places(layout, 1)]
-    return jnp.concatenate([jnp.concatenate([_trace(S, a, b) for b in terms], axis=1) for a in terms])
+    pairs = [[_trace(S, a[:2], b[:2]) for b in terms] for a in terms]
+    for k, (place, _, bend) in enumerate(terms):
+        if bend is not None:
+            at = place.columns()
+            pairs[k][k] += jnp.einsum("khij,lij->kh", bend, S[at[:, :, None], at[:, None]])
+    return jnp.concatenate([jnp.concatenate(row, axis=1) for row in pairs])
 
 
 def _trace(S, left, right):

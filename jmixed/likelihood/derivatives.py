@@ -1,14 +1,16 @@
 """Value, gradient and Hessian of the profiled deviance in psi, propagated through the elimination in closed form.
 
-Sigma is linear in psi, and the tangents of an eliminated block are closed in its own quantities (see `eliminate`), so
-that first and second derivatives are short products of them. With M a direction of Sigma, (C', B') a direction that an
-earlier stage has put into C and B, and F = B' - C'U:
+The tangents of an eliminated block are closed in its own quantities (see `eliminate`), so that first and second
+derivatives are short products of them. With M a direction of Sigma, (C', B') a direction that an earlier stage has put
+into C and B, and F = B' - C'U:
 
     first     logdet: <S, M>             K: E'M E
               logdet: <P, C'>            K: U'B' + B''U - U'C'U
     second    logdet: -<S M S, N>        K: -(E'M S N E) - its transpose                 both in Sigma
               logdet: <T'C'T, M>         K: (T'F)'M E + its transpose                    one in each
               logdet: <P, C''> - <P C'P, D'>    K: F'P H + H'P F + U'B'' + B'''U - U'C''U     both earlier
+
+Where Sigma is not linear in psi its second derivatives are added as first ones are: <S, N> and E'N E.
 
 Automatic differentiation of the criterion gives the same numbers and is what the tests compare with; this form is what
 the optimiser runs, because it compiles to a fraction of the code and sums over blocks are thin matrix products.
@@ -94,12 +96,13 @@ def _eliminate_all(psi, roots, moments):
     active, last = np.zeros(0, int), len(layout.stages) - 1
     for s in range(last + 1):
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
-        own, M = directions(layout, s, dtype)
+        own, M, N = directions(layout, s, psi)
         summed = layout.is_summed(s) and moments.repeats is None
         if summed and not len(active) and sigma.shape[0] <= UNROLLED:
-            stage_logdet, K = _eliminate_first(sigma, root, M, C[s].value, B[s].value, moments.shift[s])
+            stage_logdet, K = _eliminate_first(sigma, root, M, N, C[s].value, B[s].value, moments.shift[s])
         else:
-            stage_logdet, K = _eliminate_stage(sigma, root, M, C[s], B[s], moments.shift[s], summed, moments.repeats)
+            repeats = moments.repeats
+            stage_logdet, K = _eliminate_stage(sigma, root, M, N, C[s], B[s], moments.shift[s], summed, repeats)
         active = np.concatenate([active, own])
         logdet = add_to(logdet, stage_logdet, active)
         start = 0
@@ -127,7 +130,7 @@ def _left_for_fixed(summed, start, K):
     return -K[..., start:, start:] if summed else -jnp.sum(K[..., start:, start:, :], -1)
 
 
-def _eliminate_first(sigma, root, M, C, B, shift):
+def _eliminate_first(sigma, root, M, N, C, B, shift):
     """As `_eliminate_stage` for many small blocks before any other: the directions wait until blocks are summed."""
     q, r = B.shape[:2]
     rows, columns = np.tril_indices(q)
@@ -145,13 +148,13 @@ def _eliminate_first(sigma, root, M, C, B, shift):
     S, SS = S[place], SS[place][:, :, place]
     EE, SEE = EE.reshape(q, r, q, r), SEE.reshape(-1, q, r, q, r)[place]
     bend = -jnp.einsum("kij,lhm,ihjamb->klab", M, M, SEE)
-    return (
-        Jet(logdet, jnp.einsum("kij,ij->k", M, S), -jnp.einsum("kij,lhm,jhmi->kl", M, M, SS)),
-        Jet(K, jnp.einsum("kij,iajb->kab", M, EE), bend + jnp.swapaxes(bend, 2, 3)),
-    )
+    K_2, L_2 = bend + jnp.swapaxes(bend, 2, 3), -jnp.einsum("kij,lhm,jhmi->kl", M, M, SS)
+    if N is not None:
+        K_2, L_2 = K_2 + jnp.einsum("klij,iajb->klab", N, EE), L_2 + jnp.einsum("klij,ij->kl", N, S)
+    return Jet(logdet, jnp.einsum("kij,ij->k", M, S), L_2), Jet(K, jnp.einsum("kij,iajb->kab", M, EE), K_2)
 
 
-def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, shift, summed, repeats):
+def _eliminate_stage(sigma, root, M, N, C: Jet, B: Jet, shift, summed, repeats):
     """Jets of logdet (summed over blocks, of an only stage `repeats` times) and of K, in the earlier directions and
     then the stage's own."""
     out = eliminate(sigma, root, C.value, B.value, summed, shift)
@@ -166,6 +169,9 @@ def _eliminate_stage(sigma, root, M, C: Jet, B: Jet, shift, summed, repeats):
     K_oo = -jnp.einsum(f"kiag,libg->klab{g}", ME, SME)
     K_2 = K_oo + jnp.swapaxes(K_oo, 2, 3)
     L_2 = -jnp.einsum("kijg,ljig->kl", counted, MS)
+    if N is not None:
+        K_2 += jnp.einsum(f"iag,klij,jbg->klab{g}", E, N, E)
+        L_2 += jnp.einsum("klij,ijg->kl", N, S if repeats is None else S * repeats)
     if C.first.shape[0]:
         F = B.first - jnp.einsum("kijg,jag->kiag", C.first, U)
         PF = jnp.einsum("ijg,kjag->kiag", P, F)

@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmixed.algebra.sums import add_up
+from jmixed.covariance.structure import split
+from jmixed.likelihood.stages import places
+
 
 class Jet(NamedTuple):
     """A quantity with its first (a, ...) and second (a, a, ...) derivatives in some of psi's directions."""
@@ -21,31 +25,44 @@ def constant(value):
     return Jet(value, jnp.zeros((0, *value.shape), value.dtype), jnp.zeros((0, 0, *value.shape), value.dtype))
 
 
-def term_directions(layout, term, dtype):
-    """The derivatives (k, q, q) of a term's Sigma in its entries of psi: constants."""
-    structure = layout.terms[term]
-    return jnp.asarray(np.stack([structure.direction(k) for k in range(structure.size)]), dtype)
+def term_directions(layout, term, psi):
+    """First and second derivatives (k, q, q) and (k, k, q, q) of a term's Sigma in its entries of psi (m,).
+
+    The first are constants of numpy, and the second None, where Sigma is linear in them.
+    """
+    structure, entries = layout.terms[term], split(layout.terms, psi)[term]
+    bends = structure.bends(entries)
+    first = np.asarray(structure.directions(), entries.dtype) if bends is None else structure.directions(entries)
+    return first, bends
 
 
-def directions(layout, stage, dtype):
-    """The positions in psi that a stage's Sigma depends on, and its derivatives (k, Q, Q) in them: constants."""
+def directions(layout, stage, psi):
+    """The positions in psi that a stage's Sigma depends on, and its derivatives in them, (k, Q, Q) and (k, k, Q, Q).
+
+    The second are None where Sigma is linear in psi.
+    """
     starts = np.cumsum([0, *(s.size for s in layout.terms)])
-    own, matrices, offset = [], [], 0
-    width = layout.stage_width(stage)
-    for factor, slots in layout.stages[stage]:
-        inner = offset
-        for t in layout.factors[factor]:
-            q = layout.terms[t].q
-            for k in range(layout.terms[t].size):
-                unit = np.zeros((width, width))
-                for slot in range(slots):
-                    first = inner + slot * layout.factor_width(factor)
-                    unit[first : first + q, first : first + q] = layout.terms[t].direction(k)
-                own.append(starts[t] + k)
-                matrices.append(unit)
-            inner += q
-        offset += slots * layout.factor_width(factor)
-    return np.array(own, int), jnp.asarray(np.stack(matrices), dtype)
+    width, positions, matrices, bends = layout.stage_width(stage), [], [], []
+    for place in places(layout, stage):
+        first, second = term_directions(layout, place.term, psi)
+        columns = np.eye(width, dtype=psi.dtype)[place.columns()]
+        positions.append(starts[place.term] + np.arange(len(first)))
+        matrices.append(_along_diagonal(first, columns))
+        bends.append(None if second is None else _along_diagonal(second, columns))
+    if all(bend is None for bend in bends):
+        return np.concatenate(positions), jnp.concatenate(matrices), None
+    widest, blocks = sum(map(len, positions)), []
+    for place, bend in zip(np.cumsum([0, *map(len, positions)]), bends, strict=False):
+        if bend is not None:
+            rest = widest - place - len(bend)
+            blocks.append(jnp.pad(bend, ((place, rest), (place, rest), (0, 0), (0, 0))))
+    return np.concatenate(positions), jnp.concatenate(matrices), add_up(blocks)
+
+
+def _along_diagonal(blocks, columns):
+    """The same block (..., q, q) at several places (slots, q, Q) of the diagonal of matrices (..., Q, Q)."""
+    einsum = np.einsum if isinstance(blocks, np.ndarray) else jnp.einsum
+    return einsum("sir,...ij,sjt->...rt", columns, blocks, columns)
 
 
 def add_to(total: Jet, part: Jet, active) -> Jet:

@@ -456,19 +456,17 @@ def _triangle(columns, weights, zero: Any = 1):
 
 
 def _precondition_term(structure, Z, weights, nobs):
-    """T such that Z T has columns of unit root mean square (weighted); of an unstructured term also uncorrelated ones.
+    """T such that Z T has columns of unit root mean square (weighted), uncorrelated where the structure allows it.
 
-    Any invertible T is an exact reparameterisation of an unstructured covariance. With an intercept among the columns
-    this centres the others. A column that the ones before it explain keeps its direction.
+    With an intercept among the columns this centres the others. A column that the ones before it explain keeps its
+    direction.
     """
     unit: Any = np.eye(structure.q, dtype=Z.dtype)
     root = jnp.sqrt(jnp.maximum(nobs, 1))
-    size, triangle = _triangle(Z, weights, zero=root)
-    if structure.kind == "identity":
-        return unit * root / jnp.sqrt(jnp.mean(size**2))
+    length, triangle = _triangle(Z, weights, zero=root)
     triangle = triangle * jnp.where(diagonal(triangle) < 0, -1, 1)[:, None]
     triangle = jnp.where((diagonal(triangle) < 1e-8)[None], unit, triangle)
-    return triangular_inverse(triangle) * root / size[:, None]
+    return structure.preconditioner(length / root, triangle)
 
 
 def _stack_stages(rows, arrays, preconditioners):

@@ -7,11 +7,10 @@ expectations that are linear in the v (Rao's MINQUE with V = I, also known as Ha
     E sum (z_u'Wy)^2 = sigma^2 sum z_u'Wz_u + sum_w v_w sum (z_u'Wz_w)^2
     E y'Wy = sigma^2 n + sum_w v_w sum z_w'Wz_w
 
-The columns of an "identity" term share one v. The core of a sparse layout is left without sums of two.
+A structure of fewer parameters has fewer of the v. The core of a sparse layout is left without sums of columns.
 """
 
 from functools import partial
-from itertools import combinations
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ import numpy as np
 
 from jmixed.algebra.batched import eigh, sweep
 from jmixed.algebra.sums import add_up, diagonal, sum_in_blocks
-from jmixed.covariance.structure import IDENTITY
 from jmixed.layout.layout import SPARSE
 from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.moments import Moments
@@ -81,32 +79,31 @@ def _of_shift(part, C, shift, moments):
     occurs = jnp.any(part.place.rows(shift) != 0, axis=(1, 2))
     levels = jnp.sum(occurs.astype(times.dtype) @ times)
     squares, levels = moments.over_devices((jnp.einsum("lig,ljg->ij", effects, effects), levels))
-    if moments.layout.terms[part.place.term].kind == IDENTITY:
-        squares = jnp.mean(diagonal(squares)) * jnp.eye(part.place.q, dtype=C.dtype)
+    squares = moments.layout.terms[part.place.term].nearest(squares)
     return _bounded(squares / levels * moments.nobs / moments.G[-1, -1], jnp.inf)
 
 
 def _parts(layout, dtype) -> list[list[Part]]:
     """The terms of every stage."""
-    stages = [[(place, _vectors(layout, s, place)) for place in places(layout, s)] for s in range(len(layout.stages))]
-    counts = {p.term: 1 if layout.terms[p.term].kind == IDENTITY else len(u) for parts in stages for p, u in parts}
+    stages = [[(place, *_vectors(layout, s, place)) for place in places(layout, s)] for s in range(len(layout.stages))]
+    counts = {place.term: owner.max() + 1 for parts in stages for place, _, owner in parts}
     starts = np.cumsum([0, *(counts[term] for term in range(len(counts)))])
 
-    def part(place, vectors):
+    def part(place, vectors, owner):
         owners = np.zeros((starts[-1], len(vectors)), dtype)
-        own = np.arange(counts[place.term]) if counts[place.term] > 1 else 0
-        owners[starts[place.term] + own, np.arange(len(vectors))] = 1
+        owners[starts[place.term] + owner, np.arange(len(vectors))] = 1
         return Part(place, vectors.astype(dtype), owners)
 
-    return [[part(*one) for one in parts] for parts in stages]
+    return [[part(*of_term) for of_term in parts] for parts in stages]
 
 
 def _vectors(layout, stage, place):
-    """The vectors u (k, q) of a term."""
-    unit = np.eye(place.q)
-    if layout.terms[place.term].kind == IDENTITY or (layout.crossed == SPARSE and stage == 1):
-        return unit
-    return np.stack([*unit, *(unit[i] + unit[j] for i, j in combinations(range(place.q), 2))])
+    """The vectors u (k, q) of a term, and which v (k,) is each one's."""
+    vectors, owner = layout.terms[place.term].moment_vectors()
+    if layout.crossed == SPARSE and stage == 1:
+        single = np.count_nonzero(vectors, axis=1) == 1
+        vectors, owner = vectors[single], np.unique(owner[single], return_inverse=True)[1]
+    return vectors, owner
 
 
 def _covariance(part, ratio):

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 from jmixed.covariance.scales import factors_of_theta, settled
-from jmixed.covariance.structure import Structure
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.fit.many import fit_responses
 from jmixed.formulas.model_data import RandomTerm
 from jmixed.inference.simulation import draw_responses, generator
 from jmixed.reports import components, rows
 from jmixed.reports.fitted import Fitted
+from jmixed.reports.names import structure
 from jmixed.reports.parameters import named_parameters, parameter_values, relative_covariances
 from jmixed.reports.printed import Shown, noted
 from jmixed.runtime.arguments import checked
@@ -140,8 +140,7 @@ def _draw(fitted: Fitted, n: int, rng: np.random.Generator, kept: Collection[int
     """`n` responses from a generator, given the random effects of the terms at the positions kept."""
     fitted.need_data("simulation")
     spec, fit = fitted.spec, fitted.fit
-    structures = [Structure(len(term.columns), term.structure) for term in spec.terms]
-    drawn = zip(spec.terms, factors_of_theta(structures, fit.theta), strict=True)
+    drawn = zip(spec.terms, factors_of_theta([structure(term) for term in spec.terms], fit.theta), strict=True)
     terms = [(t.codes, t.Z, fit.sigma * factor) for k, (t, factor) in enumerate(drawn) if k not in kept]
     mean = rows.mean(spec, fit, rows.in_sample(spec, kept))
     return draw_responses(mean, terms, fit.sigma / np.sqrt(spec.weights), n, rng)

@@ -14,7 +14,7 @@ from jmixed.formulas.model_data import RandomTerm
 from jmixed.inference.likelihood_ratio import chi_square_tail, linear_model_deviance, mixture_tail
 from jmixed.layout.design import Design
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.names import fixed_terms
+from jmixed.reports.names import fixed_terms, structure
 from jmixed.reports.printed import noted
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.facts import Facts
@@ -330,12 +330,12 @@ def _difference(full: Sequence[RandomTerm], reduced: Sequence[RandomTerm]) -> tu
             less.append(term)
         else:
             more.remove(same)
-    if len(more) == 1 and not less and (len(more[0].columns) == 1 or more[0].structure == "identity"):
+    if len(more) == 1 and not less and structure(more[0]).size == 1:
         return more[0].label, 1
     if len(more) == len(less) == 1:
         (own,), (other,) = more, less
         r = len(own.columns)
-        unstructured = own.structure == other.structure == "unstructured"
+        unstructured = structure(own).any_basis and structure(other).any_basis
         nested = _same_partition(own.codes, other.codes) and _spans(own.Z, other.Z)
         if unstructured and nested and len(other.columns) == r - 1:
             return own.label, r
@@ -352,7 +352,7 @@ def _same_term(first: RandomTerm, second: RandomTerm) -> bool:
     same = first.structure == second.structure and len(first.columns) == len(second.columns)
     if not (same and _same_partition(first.codes, second.codes)):
         return False
-    return np.array_equal(first.Z, second.Z) or (first.structure == "unstructured" and _spans(first.Z, second.Z))
+    return np.array_equal(first.Z, second.Z) or (structure(first).any_basis and _spans(first.Z, second.Z))
 
 
 def _same_partition(first: np.ndarray, second: np.ndarray) -> bool:

@@ -11,6 +11,7 @@ from jmixed.errors import ModelError
 from jmixed.inference import tails
 from jmixed.reports.effects import modes
 from jmixed.reports.fitted import Fitted
+from jmixed.reports.names import structure
 from jmixed.reports.printed import noted
 from jmixed.runtime.precision import FLOAT
 
@@ -44,18 +45,12 @@ def components(term, cov) -> Iterator[Component]:
     Yields
     ------
     Component
-        One for an identity term, whose columns share their variance.
+        One for columns that share their variance.
     """
-    if term.structure == "identity":
-        name = term.columns[0] if len(term.columns) == 1 else term.vc or ", ".join(term.columns)
-        yield Component(term.group, name, None, cov[0, 0], np.sqrt(cov[0, 0]))
-        return
     sd = np.sqrt(np.diag(cov))
-    for j, first in enumerate(term.columns):
-        yield Component(term.group, first, None, cov[j, j], sd[j])
-        for i in range(j + 1, len(sd)):
-            correlation = cov[i, j] / (sd[i] * sd[j]) if sd[i] > 0 and sd[j] > 0 else np.nan
-            yield Component(term.group, first, term.columns[i], cov[i, j], correlation)
+    for first, second, i, j in structure(term).readable(term.columns, term.vc):
+        correlation = cov[i, j] / (sd[i] * sd[j]) if sd[i] > 0 and sd[j] > 0 else np.nan
+        yield Component(term.group, first, second, cov[i, j], sd[j] if second is None else correlation)
 
 
 def all_components(spec, fit) -> list[Component]:

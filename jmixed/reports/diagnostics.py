@@ -148,7 +148,7 @@ def _fewest_levels_left(terms: Sequence[RandomTerm], codes: np.ndarray, count: i
     """How many levels the term with fewest has left without each of the clusters, int array (count,)."""
     fewest = np.full(count, np.iinfo(np.int64).max)
     for term in terms:
-        if term.structure == "identity":
+        if term.shares_variance:
             continue
         first, last = np.full(len(term.levels), count), np.full(len(term.levels), -1)
         np.minimum.at(first, term.codes, codes)

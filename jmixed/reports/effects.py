@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from jmixed.covariance.scales import preconditioner
 from jmixed.errors import ModelError
-from jmixed.inference.joint_covariance import orthogonal_basis
+from jmixed.reports.names import structure
 from jmixed.runtime.precision import FLOAT
 
 
@@ -131,7 +132,7 @@ def block_covariances(terms, blocks: Blocks, weights, covariances, sigma: float)
     ends = np.cumsum(blocks.size**2)
     base = ends - blocks.size**2
     C, D, T = (np.zeros(ends[-1], FLOAT) for _ in range(3))
-    bases = [orthogonal_basis(term.structure, term.Z, weights) for term in terms]
+    bases = [preconditioner(structure(term), term.Z, weights, len(weights)) for term in terms]
     columns = [term.Z @ basis for term, basis in zip(terms, bases, strict=True)]
     width = blocks.size[blocks.rows]
     places = [blocks.position[t][term.codes] for t, term in enumerate(terms)]

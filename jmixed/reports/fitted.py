@@ -20,7 +20,7 @@ from jmixed.inference.joint_covariance import JointCovariance, joint_covariance
 from jmixed.layout.design import Design, without_coefficients
 from jmixed.reports import effects, rows
 from jmixed.reports.hypotheses import positional
-from jmixed.reports.names import parameter_names, patsy_order
+from jmixed.reports.names import parameter_names, patsy_order, structure
 from jmixed.runtime.facts import Facts
 
 
@@ -182,8 +182,7 @@ class Fitted:
         pieces = [np.zeros(0)]
         for term in self.spec.terms:
             relative = self.fit.covariances[term.label] / self.fit.sigma**2
-            identity = term.structure == "identity"
-            pieces.append(relative[:1, 0] if identity else relative[np.tril_indices(len(relative))])
+            pieces.append(structure(term).psi(relative))
         return np.concatenate(pieces)
 
     @cached_property

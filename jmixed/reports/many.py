@@ -13,6 +13,7 @@ from jmixed.errors import ConvergenceWarning, DataError, Outcome, warn
 from jmixed.fit import many
 from jmixed.formulas.frame import as_frame, refuse_tracer
 from jmixed.reports.components import Component, components
+from jmixed.reports.names import structure
 from jmixed.reports.printed import Shown
 from jmixed.runtime.progress import bar
 
@@ -136,13 +137,10 @@ def _var_corr(spec, design, theta, sigma, names) -> pd.DataFrame:
     for term, factor in zip(spec.terms, factors_of_theta(design.layout.terms, theta), strict=True):
         covariance = sigma[:, None, None] ** 2 * (factor @ factor.swapaxes(1, 2))
         sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-        for part in components(term, np.eye(len(term.columns))):
-            i = 0 if term.structure == "identity" else term.columns.index(part.first)
-            columns[part.name] = sd[:, i]
-            if part.second is not None:
-                j = term.columns.index(part.second)
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    columns[part.name] = covariance[:, i, j] / (sd[:, i] * sd[:, j])
+        parts = components(term, np.eye(len(term.columns)))
+        for part, (_, second, i, j) in zip(parts, structure(term).readable(term.columns), strict=True):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                columns[part.name] = sd[:, j] if second is None else covariance[:, i, j] / (sd[:, i] * sd[:, j])
     columns[Component("Residual", None, None, 0, 0).name] = sigma
     return pd.DataFrame(columns, index=names)
 

@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from jmixed.covariance.registry import structure_of
+from jmixed.covariance.structure import Structure
 from jmixed.formulas.evaluate import known_factors
 
 
@@ -65,7 +67,7 @@ def parameter_names(spec) -> ParameterNames:
         labels.append(f"{name} ({repeats + 1})" if repeats else name)
     full, start = [], 0
     for term in random_terms:
-        full.extend(_triangle(labels[start : start + len(term.columns)], term.structure))
+        full.extend(structure(term).psi_names(labels[start : start + len(term.columns)]))
         start += len(term.columns)
     vcomp = tuple(term.vc for term in spec.terms if term.vc is not None)
     return ParameterNames(tuple(spec.exog_names), tuple(labels), tuple(full), vcomp)
@@ -75,14 +77,9 @@ def _short(term, column):
     return term.group if column == "Intercept" else column
 
 
-def _triangle(labels, structure):
-    if structure == "identity":
-        return [f"{labels[0]} Var"] if len(labels) == 1 else [f"{', '.join(labels)} Var"]
-    return [
-        f"{labels[i]} Var" if i == j else f"{labels[j]} x {labels[i]} Cov"
-        for i in range(len(labels))
-        for j in range(i + 1)
-    ]
+def structure(term) -> Structure:
+    """The covariance structure of a random-effects term."""
+    return structure_of(term.structure, len(term.columns), term.intercept)
 
 
 def fixed_terms(spec) -> dict[str, list[int]]:

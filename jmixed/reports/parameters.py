@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jmixed.covariance.scales import factors_of_theta
 from jmixed.inference import tails
 from jmixed.inference.profiles import COEFFICIENT, CORRELATION, SD, SIGMA, Parameter
 from jmixed.reports import components
+from jmixed.reports.names import structure
 
 
 def cut(level: float) -> float:
@@ -16,20 +18,12 @@ def cut(level: float) -> float:
 
 def named_parameters(spec) -> list[tuple[str, Parameter]]:
     """All parameters of a model with their names: coefficients, standard deviations and correlations, sigma."""
-    found = [(name, Parameter(COEFFICIENT, first=j)) for j, name in enumerate(spec.exog_names)]
+    parameters = [(name, Parameter(COEFFICIENT, first=j)) for j, name in enumerate(spec.exog_names)]
     for t, term in enumerate(spec.terms):
         names = [part.name for part in components.components(term, np.eye(len(term.columns)))]
-        places = [(0, None)] if term.structure == "identity" else pairs(len(term.columns))
-        for name, (first, second) in zip(names, places, strict=True):
-            found.append(
-                (name, Parameter(SD, t, first) if second is None else Parameter(CORRELATION, t, first, second))
-            )
-    return [*found, ("sigma", Parameter(SIGMA))]
-
-
-def pairs(q: int) -> list[tuple[int, int | None]]:
-    """Places of a term's standard deviations (second is None) and correlations, in the order of its components."""
-    return [(j, i if i > j else None) for j in range(q) for i in range(j, q)]
+        for name, (_, second, i, j) in zip(names, structure(term).readable(term.columns), strict=True):
+            parameters.append((name, Parameter(SD, t, j) if second is None else Parameter(CORRELATION, t, j, i)))
+    return [*parameters, ("sigma", Parameter(SIGMA))]
 
 
 def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma: np.ndarray) -> np.ndarray:
@@ -51,28 +45,16 @@ def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], 
     columns = [*beta.T]
     for term, covariance in zip(spec.terms, covariances, strict=True):
         sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-        for first, second in [(0, None)] if term.structure == "identity" else pairs(sd.shape[1]):
+        for _, second, i, j in structure(term).readable(term.columns):
             if second is None:
-                columns.append(sigma * sd[:, first])
+                columns.append(sigma * sd[:, j])
             else:
-                product = sd[:, first] * sd[:, second]
-                columns.append(
-                    np.divide(covariance[:, second, first], product, where=product > 0, out=product * np.nan)
-                )
+                product = sd[:, i] * sd[:, j]
+                columns.append(np.divide(covariance[:, i, j], product, where=product > 0, out=product * np.nan))
     return np.column_stack([*columns, sigma])
 
 
 def relative_covariances(spec, theta: np.ndarray) -> list[np.ndarray]:
     """The covariances (k, q, q) of every term relative to sigma^2, from theta (k, m)."""
-    out, start = [], 0
-    for term in spec.terms:
-        q = len(term.columns)
-        if term.structure == "identity":
-            out.append(theta[:, start, None, None] ** 2 * np.eye(q))
-            start += 1
-            continue
-        factor, (columns, rows) = np.zeros((len(theta), q, q)), np.triu_indices(q)
-        factor[:, rows, columns] = theta[:, start : start + len(rows)]
-        out.append(factor @ np.swapaxes(factor, 1, 2))
-        start += len(rows)
-    return out
+    factors = factors_of_theta([structure(term) for term in spec.terms], theta)
+    return [factor @ np.swapaxes(factor, 1, 2) for factor in factors]

@@ -8,9 +8,10 @@ from statsmodels.regression.mixed_linear_model import MixedLMParams as TheirPara
 import jmixed as jm
 from jmixed.compat.packing import Packing, psd_cholesky
 from jmixed.compat.params import as_array
-from jmixed.covariance.structure import Structure
+from jmixed.covariance.identity import Identity
+from jmixed.covariance.unstructured import Unstructured
 
-PACKING = Packing((Structure(3), Structure(2, "identity"), Structure(1)), (False, True, True))
+PACKING = Packing((Unstructured(3), Identity(2), Unstructured(1)), (False, True, True))
 
 
 def random_root(seed):
@@ -105,7 +106,7 @@ def test_layouts_of_a_model_lead_back():
 
 
 def test_theta_reads_factors_down_their_columns():
-    packing = Packing((Structure(3),), (False,))
+    packing = Packing((Unstructured(3),), (False,))
     np.testing.assert_array_equal(
         packing.theta_from_root(np.array([11, 21, 22, 31, 32, 33.0])), [11, 21, 31, 22, 32, 33]
     )
@@ -117,7 +118,7 @@ def test_pack_names_the_shapes():
 
 
 def test_blocks_of_several_terms():
-    packing = Packing((Structure(2), Structure(1)), (False, False))
+    packing = Packing((Unstructured(2), Unstructured(1)), (False, False))
     psi = np.array([4.0, 1.0, 3.0, 5.0])
     cov_re, _ = packing.unpack(psi)
     np.testing.assert_array_equal(cov_re, [[4, 1, 0], [1, 3, 0], [0, 0, 5]])
@@ -147,7 +148,7 @@ def test_derivatives_through_square_roots_are_exact():
 
 
 def test_what_can_be_held():
-    packing = Packing((Structure(3),), (False,))
+    packing = Packing((Unstructured(3),), (False,))
     start = packing.identity()
 
     def mask(*held):

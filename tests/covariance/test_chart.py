@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.covariance.chart import chart_at, chart_roots
-from jmixed.covariance.structure import Structure
+from jmixed.covariance.identity import Identity
+from jmixed.covariance.unstructured import Unstructured
 from jmixed.runtime.precision import double_precision
 
-STRUCTURES = (Structure(3), Structure(1), Structure(2, "identity"))
+STRUCTURES = (Unstructured(3), Unstructured(1), Identity(2))
 
 
 def test_a_chart_holds_its_covariances_largest_first():

@@ -7,27 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jmixed.covariance.structure import IDENTITY, Structure, block_diagonal, join, rectify, split
+from jmixed.covariance.identity import Identity
+from jmixed.covariance.structure import block_diagonal, join, rectify, split
+from jmixed.covariance.unstructured import Unstructured
 from jmixed.runtime.precision import double_precision
 
-STRUCTURES = (Structure(1), Structure(3), Structure(4, IDENTITY))
-
-
-def test_orders_of_theta_and_psi():
-    structure = Structure(3)
-    with double_precision():
-        factor = np.asarray(structure.factor(jnp.arange(1.0, 7.0)))
-        sigma = np.asarray(structure.covariance(jnp.arange(1.0, 7.0)))
-    np.testing.assert_array_equal(factor, [[1, 0, 0], [2, 4, 0], [3, 5, 6]])
-    np.testing.assert_array_equal(sigma, [[1, 2, 4], [2, 3, 5], [4, 5, 6]])
-
-
-@pytest.mark.parametrize("structure", STRUCTURES, ids=repr)
-def test_vectors_survive_the_way_there_and_back(structure):
-    vector = np.arange(1.0, structure.size + 1)
-    with double_precision():
-        np.testing.assert_array_equal(structure.theta(structure.factor(jnp.asarray(vector))), vector)
-        np.testing.assert_array_equal(structure.psi(structure.covariance(jnp.asarray(vector))), vector)
+STRUCTURES = (Unstructured(1), Unstructured(3), Identity(4))
 
 
 def test_split_and_join():
@@ -39,18 +24,6 @@ def test_split_and_join():
         assert join([], vector.dtype).shape == (0,)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES, ids=repr)
-def test_gradient_matrix_is_the_derivative_in_sigma(structure):
-    r = np.random.default_rng(0)
-    weights, change = r.normal(size=(structure.q, structure.q)), r.normal(size=structure.size)
-    with double_precision():
-        gradient = jax.grad(lambda psi: jnp.sum(weights * structure.covariance(psi)))(np.ones(structure.size))
-        matrix = np.asarray(structure.gradient_matrix(gradient))
-        moved = np.asarray(structure.covariance(jnp.asarray(change)))
-    np.testing.assert_allclose(matrix, matrix.T)
-    np.testing.assert_allclose(np.sum(matrix * moved), np.asarray(gradient) @ change, rtol=1e-12)
-
-
 def test_block_diagonal():
     with double_precision():
         np.testing.assert_array_equal(block_diagonal([np.eye(2)]), np.eye(2))
@@ -60,7 +33,7 @@ def test_block_diagonal():
 compiled = jax.jit(rectify)
 
 
-def rectified(root):
+def canonical(root):
     with double_precision():
         return np.asarray(compiled(root))
 
@@ -68,7 +41,7 @@ def rectified(root):
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-8, 1e8))
 def test_rectify_gives_the_canonical_cholesky_factor(seed, scale):
     root = scale * np.random.default_rng(seed).normal(size=(3, 3))
-    factor = rectified(root)
+    factor = canonical(root)
     np.testing.assert_allclose(factor, np.linalg.cholesky(root @ root.T), rtol=1e-7, atol=1e-9 * scale)
     np.testing.assert_array_equal(factor, np.tril(factor))
 
@@ -83,7 +56,7 @@ def test_rectify_gives_the_canonical_cholesky_factor(seed, scale):
     ],
 )
 def test_a_zero_pivot_has_a_zero_column(root):
-    factor = rectified(root)
+    factor = canonical(root)
     np.testing.assert_allclose(factor @ factor.T, root @ root.T, atol=1e-11)
     assert np.all(np.diag(factor) >= 0)
     for j in np.flatnonzero(np.diag(factor) == 0):

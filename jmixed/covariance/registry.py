@@ -1,0 +1,17 @@
+"""The covariance structures that there are, by the words that models are stated with."""
+
+from collections.abc import Callable
+
+from jmixed.covariance.identity import Identity
+from jmixed.covariance.structure import Structure
+from jmixed.covariance.unstructured import Unstructured
+
+STRUCTURES: dict[str, Callable[[int, int | None], Structure]] = {"unstructured": Unstructured, "identity": Identity}
+
+
+def structure_of(word: str, columns: int, intercept: int | None = None) -> Structure:
+    """The covariance structure of a random-effects term with so many columns, by its word.
+
+    `intercept` is the position of a constant column.
+    """
+    return STRUCTURES[word](columns, intercept)
