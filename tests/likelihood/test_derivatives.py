@@ -6,9 +6,12 @@ import jax
 import layouts
 import numpy as np
 import pytest
+import structures
 
 from jmixed.likelihood.derivatives import derivatives
+from jmixed.likelihood.gaussian import deviance_at
 from jmixed.likelihood.moments import moments
+from jmixed.likelihood.stages import covariances_of
 from jmixed.runtime.precision import double_precision
 
 compiled_moments = layouts.quick_jit(lambda rows: moments(rows, counted=False))
@@ -54,3 +57,29 @@ def scale_gradient(case, psi, d):
     plain = np.diag(1 / case.weights)
     slopes = [layouts.relative_covariance(case, layouts.covariances(case, unit)) - plain for unit in np.eye(len(psi))]
     return np.array([-r @ slope @ r for slope in slopes]) / d.nu
+
+
+@pytest.mark.parametrize("name", ["slope", "five", "nested", "crossed", "sparse"])
+def test_a_covariance_that_is_not_linear_in_its_parameters_has_exact_derivatives_too(name):
+    """Against automatic differentiation of the deviance: structures with second derivatives of Sigma."""
+    case = layouts.case(name, seed=3)
+    with double_precision():
+        plain = compiled_moments(case.design.rows())
+        terms = tuple(structures.Decay(term.q) if term.q > 1 else term for term in plain.layout.terms)
+        assert any(isinstance(term, structures.Decay) for term in terms)
+        held = replace(plain, layout=replace(plain.layout, terms=terms))
+        psi = np.concatenate([[0.7, 0.4] if term.size == 2 else [0.5] for term in terms])
+        roots = [np.linalg.cholesky(np.asarray(sigma)) for sigma in covariances_of(psi, terms)]
+
+        @layouts.quick_jit
+        def both(psi):
+            def deviance(psi):
+                return deviance_at(covariances_of(psi, terms), roots, held, np.asarray(True))
+
+            slope, curvature = jax.grad(deviance)(psi), jax.hessian(deviance)(psi)
+            return derivatives(psi, roots, held, np.asarray(True)), deviance(psi), slope, curvature
+
+        ours, value, gradient, hessian = jax.device_get(both(psi))
+    np.testing.assert_allclose(ours.value, value, rtol=1e-12)
+    np.testing.assert_allclose(ours.gradient, gradient, rtol=0, atol=1e-10 * np.abs(gradient).max())
+    np.testing.assert_allclose(ours.hessian, hessian, rtol=0, atol=1e-10 * np.abs(hessian).max())
