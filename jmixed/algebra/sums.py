@@ -45,6 +45,10 @@ SHORT = 128
 """Small matrices of a stack up to which a sum is one step: written out it would be faster, and longer to compile."""
 
 
+MANY = 64
+"""Blocks of rows from which on loops over them, which take longer to compile, save more than that."""
+
+
 def is_long(length: int, blocks: int = 4) -> bool:
     """Whether a stack is as long as so many blocks; the buckets of such sizes are multiples of a block."""
     return length >= blocks * BLOCK and length % BLOCK == 0

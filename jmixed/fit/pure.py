@@ -22,7 +22,7 @@ from jmixed.fit.estimate import (
 from jmixed.layout.design import Design, Effects, names_of
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.estimates import by_level
-from jmixed.likelihood.moments import crossproduct
+from jmixed.likelihood.products import crossproduct
 from jmixed.likelihood.stages import sum_by_parent
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.precision import exact_products

@@ -16,7 +16,8 @@ from jmixed.fit.estimate import outcome_of, start_at
 from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
 from jmixed.likelihood.estimates import estimates
-from jmixed.likelihood.moments import moments, preconditioners
+from jmixed.likelihood.moments import moments
+from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import double_precision

@@ -15,7 +15,8 @@ from jmixed.layout.index import Grouping
 from jmixed.likelihood.derivatives import derivatives
 from jmixed.likelihood.estimates import by_level, estimates
 from jmixed.likelihood.gaussian import deviance_of_theta, factors_of, precondition, psi_of, squares
-from jmixed.likelihood.moments import crossproduct, moments
+from jmixed.likelihood.moments import moments
+from jmixed.likelihood.products import crossproduct
 from jmixed.runtime.precision import double_precision
 
 
@@ -117,12 +118,17 @@ def many_rows(collinear):
     return jm.MixedLM(r.normal(size=n), X[shuffled], groups[shuffled], exog_re=X[shuffled, :2]).design.rows()
 
 
+def blocks_from(monkeypatch, many):
+    for module in ("moments", "preconditioning", "products"):
+        monkeypatch.setattr(f"jmixed.likelihood.{module}.MANY", many)
+
+
 @pytest.mark.parametrize("collinear", [1, 1e-2])
 def test_many_rows_in_blocks_give_what_they_give_at_once(monkeypatch, collinear):
     rows = many_rows(collinear)
     found = []
     for many in (10**6, 4):
-        monkeypatch.setattr("jmixed.likelihood.moments.MANY", many)
+        blocks_from(monkeypatch, many)
         with double_precision():
             found.append(jax.device_get(jax.jit(lambda rows: moments(rows))(rows)))
     plain, blocked = found
@@ -146,7 +152,7 @@ def test_derivatives_of_many_rows_are_those_of_the_sums(monkeypatch):
 
     with double_precision():
         plain = slope(rows)
-        monkeypatch.setattr("jmixed.likelihood.moments.MANY", 4)
+        blocks_from(monkeypatch, 4)
         blocked = slope(rows)
     np.testing.assert_allclose(blocked, plain, rtol=1e-5, atol=1e-6)
 
