@@ -38,10 +38,10 @@ class Decay(Structure):
         return lag, r**lag
 
     def factor(self, theta):
-        return theta[0] * self._root(theta[1])
+        return theta[..., 0, None, None] * self._root(theta[..., 1, None, None])
 
     def _root(self, r):
-        lag, powers = self._powers(r)
+        _, powers = self._powers(r)
         first = np.eye(self.q)[0]
         scale = first + (1 - first) * (1 - r**2) ** 0.5
         return powers * np.tri(self.q) * scale[None]

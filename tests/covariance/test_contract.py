@@ -48,9 +48,7 @@ def test_parameters_survive_the_way_there_and_back(structure):
     factor = np.linalg.cholesky(sigma)
     theta = np.asarray(structure.theta(factor))
     np.testing.assert_allclose(structure.factor(theta), factor, rtol=1e-12, atol=1e-13)
-    stacked = structure.factor(np.stack([theta, 2 * theta])) if structures.is_linear(structure) else None
-    if stacked is not None:
-        np.testing.assert_allclose(stacked, [factor, 2 * factor], rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(structure.factor(np.stack([theta, theta])), [factor, factor], rtol=1e-12, atol=1e-13)
 
 
 def test_directions_and_bends_are_derivatives_of_sigma(structure):
@@ -177,11 +175,11 @@ def test_tangents_keep_the_rank(structure):
     assert none.shape[1] == len(bend) == 0
 
 
+HELD = [structure for structure in ALL if isinstance(structure, Unstructured | Identity)]
+
+
+@pytest.mark.parametrize("structure", HELD, ids=repr)
 def test_the_chart_of_entries_has_the_factor_as_its_coordinates(structure):
-    if not structures.is_linear(structure):
-        with pytest.raises(ModelError, match="cannot be held"):
-            structure.chart_of_entries(np.eye(structure.q), np.eye(structure.q))
-        return
     _, sigma = parameters(structure)
     factor = np.linalg.cholesky(sigma)
     T = np.asarray(structure.preconditioner(np.full(structure.q, 0.5), np.eye(structure.q)))
@@ -191,11 +189,8 @@ def test_the_chart_of_entries_has_the_factor_as_its_coordinates(structure):
     np.testing.assert_allclose(T @ root @ root.T @ T.T, sigma, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("structure", HELD, ids=repr)
 def test_the_chart_beside_a_column_has_its_deviation_first(structure):
-    if not structures.is_linear(structure):
-        with pytest.raises(ModelError, match="no profile"):
-            structure.chart_beside([0], np.eye(structure.q), np.eye(structure.q))
-        return
     _, sigma = parameters(structure)
     factor, k = np.linalg.cholesky(sigma), structure.q - 1
     T = np.asarray(structure.preconditioner(np.full(structure.q, 0.5), np.eye(structure.q)))
@@ -204,6 +199,13 @@ def test_the_chart_beside_a_column_has_its_deviation_first(structure):
     with double_precision():
         root = T @ np.asarray(structure.chart_root(basis, phi))
     np.testing.assert_allclose(root @ root.T, sigma, rtol=1e-11, atol=1e-12)
+
+
+def test_a_structure_without_such_charts_says_so():
+    with pytest.raises(ModelError, match="cannot be held"):
+        structures.Decay(3).chart_of_entries(np.eye(3), np.eye(3))
+    with pytest.raises(ModelError, match="no profile"):
+        structures.Decay(3).chart_beside([0], np.eye(3), np.eye(3))
 
 
 def test_rectified_is_rectify_for_stacks():
