@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from layouts import NAMES, case, covariances, draw_theta, factors, generalised, psi_of, relative_covariance
 
+from jmixed.covariance.unstructured import pivoted
 from jmixed.inference import kenward_roger, satterthwaite
-from jmixed.inference.curvature import curvature, pivoted, tangents
+from jmixed.inference.curvature import curvature, tangents
 from jmixed.inference.variance_parameters import standard_deviations, theta_and_sigma
 from jmixed.reports.term_contrasts import term_contrasts
 
