@@ -72,7 +72,7 @@ def _one_way_of_counting(request, monkeypatch):
             jax.clear_caches()
 
     if not drowned:
-        monkeypatch.setattr(moments, "__defaults__", (None, False))
+        monkeypatch.setattr(moments, "__defaults__", (None, False, ()))
     forget()
     yield
     forget()

@@ -42,12 +42,13 @@ class Decay(Structure):
 
     def _root(self, r):
         _, powers = self._powers(r)
-        first = np.eye(self.q)[0]
+        first = np.eye(self.q)[:1]
         scale = first + (1 - first) * (1 - r**2) ** 0.5
-        return powers * np.tri(self.q) * scale[None]
+        return powers * np.tri(self.q) * scale
 
     def theta(self, factor):
-        return self.psi(factor @ factor.T) ** np.array([0.5, 1.0])
+        v, r = self.psi(factor @ factor.T)
+        return np.array([v**0.5, r]) if isinstance(factor, np.ndarray) else jnp.stack([v**0.5, r])
 
     def covariance(self, psi):
         return psi[0] * self._powers(psi[1])[1]
@@ -75,7 +76,7 @@ class Decay(Structure):
         return jnp.eye(self.q), jnp.stack([jnp.sqrt(v), jnp.arctanh(r)])
 
     def chart_root(self, basis, phi):
-        return phi[0] * self._root(jnp.tanh(phi[1]))
+        return self.factor(jnp.stack([phi[0], jnp.tanh(phi[1])]))
 
     def chart_slopes(self, basis, root, phi, gradient):
         def psi(phi):
@@ -119,7 +120,7 @@ class Decay(Structure):
         return np.where(zero[..., :1], 0, self.theta(factor))
 
     def root_of_psi(self, psi):
-        return None if psi[0] < 0 or abs(psi[1]) > 1 else np.sqrt(psi[0]) * self._root(psi[1])
+        return None if psi[0] < 0 or abs(psi[1]) > 1 else self.factor(np.array([np.sqrt(psi[0]), psi[1]]))
 
     def tangents(self, root, gradient):
         v, r = self.psi(root @ root.T)

@@ -15,7 +15,7 @@ PACKAGE = HOME / "jmixed"
 # A room is a package, or a module, directly under jmixed. It imports from rooms to its left, or from its own without a
 # circle. Tables and arrays are two sides that meet in what people call; both may use the rooms that stand before them.
 GROUND = ("errors", "runtime")
-ARRAYS = ("algebra", "covariance", "layout", "likelihood", "fit", "inference")
+ARRAYS = ("algebra", "covariance", "residual", "layout", "likelihood", "fit", "inference")
 TABLES = ("formulas", "streams")
 PEOPLE = ("datasets", "reports", "compat", "results", "model", "plot", "interop", "__init__", "__main__")
 ROOMS = {room: place for place, room in enumerate((*GROUND, *ARRAYS, *TABLES, *PEOPLE))}

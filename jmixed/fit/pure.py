@@ -374,9 +374,8 @@ def _draw(rows, beta, theta, sigma, key, n):
     layout, dtype = rows.layout, jnp.asarray(beta).dtype
     fixed = rows.offset + rows.X @ beta
     first, *others = jax.random.split(key, 1 + len(layout.terms))
-    real = rows.weights > 0
-    scale = jnp.where(real, 1 / jnp.sqrt(jnp.where(real, rows.weights, 1)), 0)
-    y = fixed[None] + sigma * scale[None] * jax.random.normal(first, (n, rows.y.shape[0]), dtype)
+    normal = jax.random.normal(first, (n, rows.y.shape[0]), dtype)
+    y = fixed[None] + sigma * layout.residual.draw((), rows.weights[None], normal)
     factors = [s.factor(t) for s, t in zip(layout.terms, split(layout.terms, theta), strict=True)]
     for f, members in enumerate(layout.factors):
         level = _levels_of_rows(rows, f)

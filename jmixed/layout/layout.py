@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from jmixed.covariance.structure import Structure
 from jmixed.errors import ModelError
+from jmixed.residual.independent import Independent
+from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime import device
 
 DENSE, SPARSE = "dense", "sparse"
@@ -32,6 +34,8 @@ class Layout:
     crossed : str
         Empty when every block lies in one block of each later stage. Otherwise there are two stages, leaves and one
         block of all that they are crossed with, and this tells how their couplings are kept: `DENSE` or `SPARSE`.
+    residual : ResidualStructure
+        That of the rows' residuals.
     """
 
     terms: tuple[Structure, ...]
@@ -41,6 +45,7 @@ class Layout:
     levels: tuple[int, ...]
     nested: tuple[tuple[bool, ...], ...]
     crossed: str = ""
+    residual: ResidualStructure = Independent()
 
     def factor_width(self, factor: int) -> int:
         """Number of columns of one level of a factor."""

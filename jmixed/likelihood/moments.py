@@ -6,6 +6,7 @@ on them, so that derivatives through the preconditioned columns alone are exact.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ class Moments:
     T : tuple of arrays (q, q)
         Preconditioner of each term.
     log_weights : scalar
-        Sum of the log weights.
+        Sum of the log weights, less the log-determinant of the residuals' structure.
     nobs : scalar
         Number of rows of positive weight.
     total : scalar
@@ -99,7 +100,7 @@ class Moments:
         return sums if self.axis is None else jax.lax.psum(sums, self.axis)
 
 
-def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | None = None) -> Moments:
+def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | None = None, rho: Any = ()) -> Moments:
     """Precondition the columns and form the cross-products of every stage of the elimination.
 
     The response goes its own way until the small arrays are put together: a batch of responses shares all the rest.
@@ -113,7 +114,11 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
     counted : bool, optional
         Whether random effects are counted from estimates, which keeps digits where they drown the rest (see
         `Moments.shift` and `is_drowned`). By default the data decide, in a program that holds both ways.
+    rho : array (k,), optional
+        Parameters of the layout's residual structure, which whitens the rows before anything else.
     """
+    residual = rows.layout.residual
+    rows, log_determinant = residual.whiten(rho, rows), residual.log_determinant(rho, rows)
     preconditioned = preconditioners(rows) if given is None else given
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}
     C, B, A = stack_stages(rows, arrays, preconditioned)
@@ -137,7 +142,7 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
         R=preconditioned.R,
         beta0=beta0,
         T=preconditioned.T,
-        log_weights=log_weights if known is None else known.log_weights,
+        log_weights=(log_weights if known is None else known.log_weights) - log_determinant,
         nobs=count_rows(rows.weights) if known is None else known.nobs,
         total=total,
         redundant=redundant,

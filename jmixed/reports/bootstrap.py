@@ -143,7 +143,8 @@ def _draw(fitted: Fitted, n: int, rng: np.random.Generator, kept: Collection[int
     drawn = zip(spec.terms, factors_of_theta([structure(term) for term in spec.terms], fit.theta), strict=True)
     terms = [(t.codes, t.Z, fit.sigma * factor) for k, (t, factor) in enumerate(drawn) if k not in kept]
     mean = rows.mean(spec, fit, rows.in_sample(spec, kept))
-    return draw_responses(mean, terms, fit.sigma / np.sqrt(spec.weights), n, rng)
+    sd = fit.sigma * np.sqrt(fitted.model.design.layout.residual.variances((), spec.weights))
+    return draw_responses(mean, terms, sd, n, rng)
 
 
 def refit(fitted: Fitted, y: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Structures of the residuals' covariance, a file each behind one contract."""
