@@ -84,7 +84,7 @@ def _gram_schmidt(a):
     return jax.lax.fori_loop(0, rows, reduce, (a, jnp.zeros((rows, a.shape[1]), a.dtype)))[1]
 
 
-def triangular_inverse(a):
+def triangular_inverse(a) -> Any:
     """The inverse of an upper-triangular matrix (p, p), row by row from the last; safe in a batch."""
     if isinstance(a, np.ndarray):
         return np.linalg.inv(a)

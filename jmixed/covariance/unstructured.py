@@ -113,16 +113,15 @@ class Unstructured(Structure):
         return vectors, np.arange(len(vectors))
 
     def readable(self, columns, together=None):
-        rows, places = self.theta_indices()
-        entries = zip(rows.tolist(), places.tolist(), strict=True)
+        entries = np.stack(self.theta_indices(), axis=1).tolist()
         return tuple(Readable(columns[j], None if i == j else columns[i], i, j) for i, j in entries)
 
     def psi_names(self, columns):
-        entries = zip(*self.psi_indices(), strict=True)
+        entries = np.stack(self.psi_indices(), axis=1).tolist()
         return [f"{columns[i]} Var" if i == j else f"{columns[j]} x {columns[i]} Cov" for i, j in entries]
 
     def theta_names(self, columns, together=None):
-        entries = zip(*self.theta_indices(), strict=True)
+        entries = np.stack(self.theta_indices(), axis=1).tolist()
         return [columns[j] if i == j else f"{columns[i]}.{columns[j]}" for i, j in entries]
 
     def theta_slopes(self, factor, T):
