@@ -363,9 +363,9 @@ def order_of_programs(designs, seed, kinds):
     return sorted(range(designs), key=programs_of)
 
 
-def run(designs, restarts, seed, kinds):
+def run(designs, restarts, seed, kinds, skip):
     tally, started = Tally(), time.perf_counter()
-    for done, number in enumerate(order_of_programs(designs, seed, kinds)):
+    for done, number in enumerate(order_of_programs(designs, seed, kinds)[skip:], skip):
         kind, shape, arguments, reml, rng = numbered_design(seed, number, kinds)
         entry = (number, kind, shape.random, *shape.components, len(arguments["data"]), "REML" if reml else "ML")
         try:
@@ -393,8 +393,9 @@ if __name__ == "__main__":
     parser.add_argument("--restarts", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--skip", type=int, default=0, help="designs that an earlier run has tried, in its order")
     options = parser.parse_args()
     jm.enable_compilation_cache()
     # What is tested are the numbers, not the speed.
     jax.config.update("jax_disable_most_optimizations", True)
-    sys.exit(run(options.designs, options.restarts, options.seed, options.kinds))
+    sys.exit(run(options.designs, options.restarts, options.seed, options.kinds, options.skip))

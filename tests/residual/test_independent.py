@@ -1,6 +1,7 @@
 """Independent residuals: what the contract asks of them, and a structure that whitens, through the likelihood."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,6 @@ def test_a_structure_that_whitens_gives_the_dense_density(name):
         root = np.asarray(structure._root(rho, len(case.y))) / np.sqrt(case.weights)[:, None]
     psi = layouts.psi_of(case, theta)
     random = layouts.relative_covariance(case, layouts.covariances(case, psi)) - np.diag(1 / case.weights)
-    V = sigma**2 * (random + root @ root.T)
+    V: Any = sigma**2 * (random + root @ root.T)
     density = stats.multivariate_normal.logpdf(case.y, case.X @ beta + case.offset, V)
     np.testing.assert_allclose(float(value), density, rtol=1e-10)
