@@ -26,11 +26,10 @@ from jmixed.reports.comparison import compare
 from jmixed.reports.comparison import variance_test as test_variance
 from jmixed.results import MixedLMResults, load
 from jmixed.runtime.compilation import enable_compilation_cache
+from jmixed.runtime.version import __version__
 
 if TYPE_CHECKING:
     from jmixed import interop, plot
-
-__version__ = "0.1.0"
 
 
 def _imported_late(name: str):

@@ -22,11 +22,13 @@ from jmixed.compat.packing import Packing
 from jmixed.compat.params import VCSpec, as_array, refuse_tracer
 from jmixed.errors import DataError, ModelError, RankWarning, warn
 from jmixed.formulas import checks, statement
+from jmixed.formulas.evaluate import Elsewhere
 from jmixed.formulas.frame import reordered
 from jmixed.formulas.model_data import ModelData, RandomTerm
 from jmixed.formulas.restate import names_of_caller, refuse_strange, restated
 from jmixed.layout.design import Design
 from jmixed.layout.stack import stack
+from jmixed.reports.files import KINDS
 from jmixed.reports.many import ManyResults, fit_many
 from jmixed.reports.names import left_out
 from jmixed.results import MixedLMResults
@@ -298,23 +300,26 @@ class MixedLM:
         return self
 
     def _set_up(self, spec: ModelData, timings: Timings, use_sqrt, labelled, words=None) -> Self:
+        for message in left_out(spec):
+            warn(message, RankWarning)
+        return self._stated(spec, timings, bool(use_sqrt), labelled, words, None, spec.nobs)
+
+    def _stated(self, spec: ModelData, timings: Timings, use_sqrt, labelled, words, response, nobs) -> Self:
         packing = Packing.of(spec.terms)
         k_re, k_vc = packing.shape
         if spec.represents is None:
             self._set(endog=spec.y, exog=spec.X, weights=spec.weights, offset=spec.offset)
-        for message in left_out(spec):
-            warn(message, RankWarning)
         return self._set(
             spec=spec,
             timings=timings,
             packing=packing,
-            use_sqrt=bool(use_sqrt),
+            use_sqrt=use_sqrt,
             labelled=labelled,
             formula=spec.formula,
             endog_names=spec.endog_name,
             exog_names=list(spec.exog_names),
-            nobs=spec.nobs,
-            n_totobs=spec.nobs,
+            nobs=nobs,
+            n_totobs=nobs,
             k_fe=spec.X.shape[1],
             k_re=k_re,
             k_vc=k_vc,
@@ -323,8 +328,18 @@ class MixedLM:
             data=ModelFrame.of(spec),
             theta_names=theta_names(spec.terms),
             _words=words,
-            _response=None,
+            _response=response,
         )
+
+    def _state(self) -> dict[str, Any]:
+        """What a file holds of it: the arguments of `_stated`."""
+        names = ("spec", "timings", "use_sqrt", "labelled", "nobs")
+        state = {name: getattr(self, name) for name in names}
+        return state | {"words": self._words, "response": self._response}
+
+    @classmethod
+    def _of_state(cls, parts: dict[str, Any]) -> Self:
+        return cls.__new__(cls)._stated(**parts)
 
     def __setattr__(self, name: str, value) -> None:
         hint = "give reml= to fit, loglike, score, hessian or get_scale" if name == "reml" else "state another model"
@@ -861,7 +876,8 @@ class MixedLM:
             self._need_rows("update")
         if self._words is None or self.spec.recipe is None:
             raise ModelError("update needs formulas and data: this model is made of arrays, or remove_data() took them")
-        env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | self.spec.recipe.env
+        known = {name: own for name, own in self.spec.recipe.env.items() if not isinstance(own, Elsewhere)}
+        env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | known
         words = self._words | changes
         intercept = any(str(term) == "1" for term in self.spec.recipe.specs["rhs"].formula)
         text = self.formula if formula is None else restated(formula, self.formula or "", intercept)
@@ -930,6 +946,9 @@ class MixedLM:
         if spec.represents is None:
             model._set(endog=spec.y, exog=spec.X, weights=spec.weights, offset=spec.offset)
         return model._set(spec=spec, data=replace(self.data, frame=None, row_labels=spec.index), _words=None)
+
+
+KINDS.add("model", MixedLM, MixedLM._state, MixedLM._of_state)
 
 
 def _response(y, spec) -> np.ndarray:

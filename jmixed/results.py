@@ -1,10 +1,8 @@
 """The result of a fit: all that is told of it, each by a function of its own; and keeping it in a file."""
 
-import copy
-import functools
 import os
-import pickle
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -15,23 +13,29 @@ from jmixed.compat import profile_re, wald
 from jmixed.compat.contrasts import ContrastTest, WaldTable, WaldTest
 from jmixed.compat.params import MixedLMParams
 from jmixed.errors import DataError, Outcome
+from jmixed.formulas.restate import names_of_caller
 from jmixed.inference import tails
 from jmixed.inference.variance_explained import IntraclassCorrelation, VarianceExplained
-from jmixed.reports import bootstrap, comparison, components, diagnostics, effects, intervals, predict, summary, tests
+from jmixed.reports import (
+    bootstrap,
+    comparison,
+    components,
+    diagnostics,
+    effects,
+    files,
+    intervals,
+    predict,
+    summary,
+    tests,
+)
 from jmixed.reports.bootstrap import Bootstrap
 from jmixed.reports.diagnostics import Influence
 from jmixed.reports.fitted import Fitted, Optimizer, optimizer
 from jmixed.reports.intervals import Profile
 from jmixed.reports.summary import Summary
 from jmixed.runtime.arguments import checked
-from jmixed.runtime.files import seal, seal_holds, write_whole
+from jmixed.runtime.files import write_whole
 from jmixed.runtime.timing import together
-
-UNREADABLE = (
-    *(pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError),
-    *(ArithmeticError, MemoryError, RuntimeError, AssertionError),
-)
-"""What pickle ends in when it is given something else than it wrote."""
 
 
 @checked
@@ -76,14 +80,17 @@ class MixedLMResults:
 
     def __init__(self, model, fit, reml, free=None, hist=None, penalty=None):
         held = wald.held(model.spec, fit, free)
-        self.fitted = Fitted(model, fit, bool(reml), held, 0.0 if penalty is None else float(penalty))
-        self.model, self.freepat, self.hist = model, free, hist
-        self.reml, self.method, self.converged = self.fitted.reml, self.fitted.method, bool(fit.converged)
-        self.use_sqrt = bool(getattr(model, "use_sqrt", True))
-        self.nobs, self.k_fe, self.df_resid = self.fitted.nobs, self.fitted.k_fe, self.fitted.df_resid
-        names = self.fitted.names
+        self._set_up(Fitted(model, fit, bool(reml), held, 0.0 if penalty is None else float(penalty)), free, hist)
+
+    def _set_up(self, fitted: Fitted, free: MixedLMParams | None, hist: list[dict] | None) -> Self:
+        self.fitted, self.model, self.freepat, self.hist = fitted, fitted.model, free, hist
+        self.reml, self.method, self.converged = fitted.reml, fitted.method, bool(fitted.fit.converged)
+        self.use_sqrt = bool(getattr(self.model, "use_sqrt", True))
+        self.nobs, self.k_fe, self.df_resid = fitted.nobs, fitted.k_fe, fitted.df_resid
+        names = fitted.names
         self.k_re, self.k_re2, self.k_vc = len(names.random), len(names.random_full), len(names.vcomp)
         self.df_modelwc = self.k_fe + self.k_re2 + self.k_vc
+        return self
 
     # Estimates.
 
@@ -1439,7 +1446,9 @@ class MixedLMResults:
         self.model = self.fitted.model
 
     def save(self, fname, remove_data: bool = False) -> None:
-        """Write the result to a file by pickle.
+        """Write the result to a file of arrays and plain values, which holds no code.
+
+        Functions and other objects of yours that the formulas name are not in it: `load` looks for them again.
 
         Parameters
         ----------
@@ -1450,7 +1459,7 @@ class MixedLMResults:
         Raises
         ------
         DataError
-            When the formulas use a function that pickle cannot store.
+            When the data hold labels of a type that cannot be stored.
         OSError
             When the file cannot be written, as on a full disk. A file that was there is as it was.
 
@@ -1463,24 +1472,16 @@ class MixedLMResults:
         >>> small.tell() < whole.tell()
         True
         """
-        kept = copy.copy(self)
-        if remove_data:
-            kept.remove_data()
-        try:
-            content = pickle.dumps(kept)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise DataError(
-                f"save: pickle cannot store this result ({error}). A function that the formulas use must be defined at "
-                "the top of a module, not inside a function and not as a lambda"
-            ) from error
+        fitted = self.fitted.without_rows() if remove_data else self.fitted
+        content = files.pack({"fitted": fitted, "free": self.freepat, "hist": self.hist})
         if isinstance(fname, str | os.PathLike):
-            write_whole(fname, seal(content))
+            write_whole(fname, content)
         else:
             fname.write(content)
 
     @classmethod
     def load(cls, fname) -> "MixedLMResults":
-        """Read a result that `save` wrote. Open only files that you trust: pickle can run any code.
+        """Read a result that `save` wrote: see `jmixed.load`.
 
         Parameters
         ----------
@@ -1489,13 +1490,6 @@ class MixedLMResults:
         Returns
         -------
         MixedLMResults
-
-        Raises
-        ------
-        DataError
-            When the file holds something else, or not all that was written, or was changed since.
-        OSError
-            When there is no such file, or it cannot be read.
 
         Examples
         --------
@@ -1507,22 +1501,14 @@ class MixedLMResults:
         >>> jm.MixedLMResults.load(file)
         <MixedLMResults: Reaction ~ Days + (Days | Subject); REML objective 1743.6283>
         """
-        read = functools.partial(pickle.load, fname)
-        if isinstance(fname, str | os.PathLike):
-            content = Path(fname).read_bytes()
-            if seal_holds(content) is False:
-                raise DataError(f"{fname}: is damaged: its content is not what was saved. Save the result again")
-            read = functools.partial(pickle.loads, content)
-        try:
-            found = read()
-        except UNREADABLE as error:
-            raise DataError(
-                f"{fname}: is no whole file of a saved {cls.__name__} ({type(error).__name__}: {error}). It may be cut "
-                "off, of another kind, or saved by another version of jmixed or of a package it needs"
-            ) from error
-        if not isinstance(found, cls):
-            raise DataError(f"{fname}: holds a {type(found).__name__}, not a saved {cls.__name__}")
-        return found
+        return cls._read(fname, names_of_caller(0, sys._getframe(1)))
+
+    @classmethod
+    def _read(cls, fname, names: Mapping[str, Any]) -> Self:
+        content = Path(fname).read_bytes() if isinstance(fname, str | os.PathLike) else fname.read()
+        if not isinstance(content, bytes):
+            raise DataError(f"{fname}: gives {type(content).__name__}, not bytes: open the file with mode 'rb'")
+        return files.unpack(content, str(fname), names, lambda parts: cls.__new__(cls)._set_up(**parts))
 
     def __repr__(self) -> str:
         spec, state = self.fitted.spec, "" if self.converged else f", {self.outcome.name}"
@@ -1535,7 +1521,11 @@ class MixedLMResults:
 
 @checked
 def load(fname) -> MixedLMResults:
-    """Read a result that ``result.save`` wrote. Open only files that you trust: pickle can run any code.
+    """Read a result that ``result.save`` wrote. No code is run: the file holds arrays and plain values.
+
+    Functions and other objects of yours that the formulas name are looked up where this is called. One that is not
+    there is missed when it is needed, as for predictions of new data. Formulas are code themselves, which later calls
+    run: see the page on formulas before you predict with a result of somebody else's.
 
     Parameters
     ----------
@@ -1544,6 +1534,14 @@ def load(fname) -> MixedLMResults:
     Returns
     -------
     MixedLMResults
+
+    Raises
+    ------
+    DataError
+        When the file holds something else, or not all that was written, or was changed since, or was written by a later
+        version in a format that this one does not know; and for pickles, which earlier versions wrote.
+    OSError
+        When there is no such file, or it cannot be read.
 
     Examples
     --------
@@ -1556,4 +1554,4 @@ def load(fname) -> MixedLMResults:
     >>> jm.load(file).fe_params.equals(result.fe_params)
     True
     """
-    return MixedLMResults.load(fname)
+    return MixedLMResults._read(fname, names_of_caller(0, sys._getframe(1)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from jmixed.compat.packing import psd_cholesky
 from jmixed.errors import DataError, ModelError
 from jmixed.formulas.frame import refuse_tracer
+from jmixed.reports.files import KINDS
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.precision import FLOAT
 
@@ -259,3 +261,18 @@ class VCSpec:
     names: list
     colnames: list
     mats: list
+
+
+def _apart(params: MixedLMParams) -> dict[str, Any]:
+    return dict(vars(params))
+
+
+def _together(parts: dict[str, Any]) -> MixedLMParams:
+    params = MixedLMParams(parts["k_fe"], parts["k_re"], parts["k_vc"])
+    for name in ("fe_params", "cov_re", "vcomp", "reml"):
+        if name in parts:
+            setattr(params, name, parts[name])
+    return params
+
+
+KINDS.add("parameters", MixedLMParams, _apart, _together)

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -40,6 +41,25 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """An object of the caller's that a file of a result does not hold: its name, and what it is."""
+
+    name: str
+    what: str
+
+    def found(self, names: Mapping[str, Any]) -> Any:
+        """The object of that name, if it is what it was; else this."""
+        return names[self.name] if self.name in names and what(names[self.name]) == self.what else self
+
+
+def what(value: Any) -> str:
+    """What an object of the caller's is, in a word."""
+    if isinstance(value, ModuleType):
+        return "module"
+    return "function" if callable(value) else type(value).__qualname__
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The formulas of a model, read but for their data, and later with the state of their transforms.
 
@@ -52,7 +72,7 @@ class Recipe:
     aliases : dict
         Stand-ins for columns whose names are Python keywords, {"clas_": "class"}.
     env : dict
-        The caller's functions and constants that the formulas use.
+        The caller's functions and constants that the formulas use, or `Elsewhere` after loading.
     texts : dict
         Part to the text of its formula, for messages.
     dtypes : dict
@@ -240,6 +260,9 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     -------
     Evaluation
     """
+    parts = list(parts)
+    for part in parts:
+        _require_here(recipe, (factor for term in recipe.specs[part].formula for factor in term.factors), part)
     found = plain_columns({part: recipe.specs[part] for part in parts}, frame) if fresh else {}
     others = [part for part in parts if part not in found]
     if fresh:
@@ -255,6 +278,20 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
         if part == "lhs" or part.startswith("offset"):
             matrices[part] = _truth_as_number(matrices[part], found[part][0], recipe)
     return Evaluation(matrices, {part: spec for part, (spec, _) in found.items()}, missing)
+
+
+def _require_here(recipe: Recipe, factors: Iterable[Factor], part: str | None = None) -> None:
+    """Refuse factors with functions that a file did not hold, and that were not there where it was loaded."""
+    absent = {name: own.what for name, own in recipe.env.items() if isinstance(own, Elsewhere)}
+    for factor in factors if absent else ():
+        text = factor.expr if part is None else recipe.texts[part]
+        for name, _ in names_in(factor, text):
+            if name in absent:
+                message = (
+                    f"{name!r} is a {absent[name]} of yours, which the file of this result does not hold: define or "
+                    f"import {name} where you call jm.load, and load the file again"
+                )
+                raise FormulaError(mark(message, text, find(name, text)))
 
 
 def _truth_as_number(matrix: Matrix, spec: ModelSpec, recipe: Recipe) -> Matrix:
@@ -491,6 +528,7 @@ def source(text: str, frame: pd.DataFrame, recipe: Recipe) -> pd.Series | np.nda
     if text in frame.columns:
         return column(frame, text)
     refuse_dotted(text, frame.columns, text)
+    _require_here(recipe, [Factor(text, eval_method="python")])
     columns: Any = frame
     layers = LayeredMapping(columns, recipe.env, TRANSFORMS)
     try:

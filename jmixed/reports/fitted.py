@@ -74,6 +74,21 @@ class Fitted:
         self.nobs, self.has_data = self.spec.nobs, True
         self.told_of_positions = False
 
+    def state(self) -> dict[str, Any]:
+        """What a file holds of it: where the rows are, all that can be computed of them is computed again."""
+        names = ("model", "fit", "reml", "held", "penalty", "nobs", "has_data", "told_of_positions")
+        known = {} if self.has_data else {name: vars(self)[name] for name in COMPUTED if name in vars(self)}
+        return {name: getattr(self, name) for name in names} | {"known": known}
+
+    @classmethod
+    def of_state(cls, parts: dict[str, Any]) -> "Fitted":
+        """The same again from `state`."""
+        fitted = cls(*(parts[name] for name in ("model", "fit", "reml", "held", "penalty")))
+        fitted.nobs, fitted.has_data = parts["nobs"], parts["has_data"]
+        fitted.told_of_positions = parts["told_of_positions"]
+        vars(fitted).update({name: parts["known"][name] for name in COMPUTED if name in parts["known"]})
+        return fitted
+
     # Sizes and the criterion.
 
     @property
@@ -289,6 +304,13 @@ class Fitted:
             with suppress(AttributeError):  # What has not been asked for is not there.
                 delattr(small, name)
         return small
+
+
+COMPUTED = (
+    *("curvature", "kenward_roger", "terms", "joint", "level_covariances"),
+    *("sizes", "random_effects", "random_effects_cov"),
+)
+"""What is computed of the rows once, and stays when they are removed."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,0 +1,141 @@
+"""Formulas and what they have learnt as plain values, for files, and back: formulaic's objects are made anew."""
+
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from formulaic import ModelSpec, SimpleFormula
+from formulaic.materializers.base import EncodedTermStructure
+from formulaic.materializers.types import EvaluatedFactor, ScopedFactor, ScopedTerm
+from formulaic.parser.types import Factor, Term
+from formulaic.transforms import TRANSFORMS
+from formulaic.transforms.contrasts import ContrastsState
+
+from jmixed.formulas.evaluate import Elsewhere, Recipe, what
+from jmixed.formulas.model_data import ModelData
+from jmixed.formulas.patsy_words import PATSY
+from jmixed.formulas.tables import Otherwise, Partly
+
+SETTINGS = ("materializer", "materializer_params", "ensure_full_rank", "output")
+"""What a formula asks of formulaic, apart from its terms."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A function or module that comes with this package, or with one that it needs: where it is found, and its name."""
+
+    place: str
+    name: str
+
+
+PLACES: dict[str, dict[str, Any]] = {
+    "patsy": PATSY,
+    "numpy": {name: function for name, function in vars(np).items() if isinstance(function, np.ufunc)},
+    "formulaic": TRANSFORMS,
+    "module": {"numpy": np, "pandas": pd},
+}
+"""What formulas may use that is known by name, wherever a file is read."""
+
+DATA = ("builtins", "datetime", "decimal", "numpy", "pandas")
+"""Packages whose objects are data."""
+
+
+def word_together(parts: dict[str, str]) -> Any:
+    return PLACES[parts["place"]][parts["name"]]
+
+
+def recipe_apart(recipe: Recipe) -> dict[str, Any]:
+    """The parts of a recipe: of the caller's functions those that are known by name, of the others the name alone."""
+    parts = {part.name: getattr(recipe, part.name) for part in fields(recipe)}
+    return parts | {"env": {name: _of_caller(name, value) for name, value in recipe.env.items()}}
+
+
+def _of_caller(name: str, value: Any) -> Any:
+    for place, known in PLACES.items():
+        for word, own in known.items():
+            if own is value:
+                return Word(place, word)
+    absent = Elsewhere(name, what(value))
+    if isinstance(value, Elsewhere) or callable(value) or type(value).__module__.partition(".")[0] not in DATA:
+        return value if isinstance(value, Elsewhere) else absent
+    return Otherwise(value, absent)
+
+
+def data_apart(data: ModelData) -> dict[str, Any]:
+    """The parts of a model's data; columns that it does not use may be of types that cannot be stored."""
+    parts = {part.name: getattr(data, part.name) for part in fields(data)}
+    if data.frame is None or data.recipe is None:
+        return parts
+    sources = [name for term in data.terms if term.rebuild for name in term.rebuild.factor.sources]
+    return parts | {"frame": Partly(data.frame, {*data.recipe.columns(data.recipe.needs), *sources})}
+
+
+# formulaic's reading of a formula.
+
+
+def formula_apart(spec: ModelSpec) -> dict[str, Any]:
+    """A formula: its factors with how they are looked up, terms as lists of factors, and what it has learnt."""
+    rows = spec.structure or ()
+    terms = [*spec.formula, *(row.term for row in rows)]
+    factors = {factor.expr: [factor.eval_method.value, factor.kind.value] for term in terms for factor in term.factors}
+    return {
+        "factors": factors,
+        "terms": [_names(term) for term in spec.formula],
+        "structure": None if spec.structure is None else [_row_apart(row) for row in rows],
+        "settings": {name: getattr(spec, name) for name in SETTINGS},
+        "missing": spec.na_action.value,
+        "order": spec.cluster_by.value,
+        "learnt": spec.transform_state,
+        "coded": {name: [kind.value, _without_contrasts(own)] for name, (kind, own) in spec.encoder_state.items()},
+    }
+
+
+def _names(term: Term) -> list[str]:
+    return [factor.expr for factor in term.factors]
+
+
+def _row_apart(row: EncodedTermStructure) -> list:
+    """The columns of a term: those of products of its factors, of which some are without a column."""
+    products = [
+        [part.scale, [own.factor.expr for own in part.factors], [own.reduced for own in part.factors]]
+        for part in row.scoped_terms
+    ]
+    return [_names(row.term), products, list(row.columns)]
+
+
+def _without_contrasts(state: Any) -> Any:
+    """What a category has learnt, without the object that coded it: formulaic makes that again of the formula."""
+    if not isinstance(state, dict):
+        return state
+    return {key: _without_contrasts(own) for key, own in state.items() if not isinstance(own, ContrastsState)}
+
+
+def formula_together(parts: dict[str, Any]) -> ModelSpec:
+    """A formula from its parts."""
+    factors = {name: Factor(name, eval_method=method, kind=kind) for name, (method, kind) in parts["factors"].items()}
+
+    def row(stored: list) -> EncodedTermStructure:
+        names, products, columns = stored
+        return EncodedTermStructure(_term(names, factors), [_scoped(*own, factors) for own in products], columns)
+
+    terms = [_term(names, factors) for names in parts["terms"]]
+    return ModelSpec(
+        formula=cast(SimpleFormula, SimpleFormula(terms, _ordering="none")),
+        structure=None if parts["structure"] is None else [row(stored) for stored in parts["structure"]],
+        na_action=parts["missing"],
+        cluster_by=parts["order"],
+        transform_state=parts["learnt"],
+        encoder_state={name: (Factor.Kind(kind), own) for name, (kind, own) in parts["coded"].items()},
+        **parts["settings"],
+    )
+
+
+def _term(names: list[str], factors: dict[str, Factor]) -> Term:
+    return Term([factors[name] for name in names])
+
+
+def _scoped(scale: Any, names: list[str], reduced: list[bool], factors: dict[str, Factor]) -> ScopedTerm:
+    values: Any = None
+    evaluated = [EvaluatedFactor(factors[name], values) for name in names]
+    return ScopedTerm([ScopedFactor(*own) for own in zip(evaluated, reduced, strict=True)], scale)
