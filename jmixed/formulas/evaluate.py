@@ -45,14 +45,14 @@ class Elsewhere:
     """An object of the caller's that a file of a result does not hold: its name, and what it is."""
 
     name: str
-    what: str
+    nature: str
 
     def found(self, names: Mapping[str, Any]) -> Any:
         """The object of that name, if it is what it was; else this."""
-        return names[self.name] if self.name in names and what(names[self.name]) == self.what else self
+        return names[self.name] if self.name in names and nature(names[self.name]) == self.nature else self
 
 
-def what(value: Any) -> str:
+def nature(value: Any) -> str:
     """What an object of the caller's is, in a word."""
     if isinstance(value, ModuleType):
         return "module"
@@ -282,7 +282,7 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
 
 def _require_here(recipe: Recipe, factors: Iterable[Factor], part: str | None = None) -> None:
     """Refuse factors with functions that a file did not hold, and that were not there where it was loaded."""
-    absent = {name: own.what for name, own in recipe.env.items() if isinstance(own, Elsewhere)}
+    absent = {name: own.nature for name, own in recipe.env.items() if isinstance(own, Elsewhere)}
     for factor in factors if absent else ():
         text = factor.expr if part is None else recipe.texts[part]
         for name, _ in names_in(factor, text):

@@ -12,7 +12,7 @@ from formulaic.parser.types import Factor, Term
 from formulaic.transforms import TRANSFORMS
 from formulaic.transforms.contrasts import ContrastsState
 
-from jmixed.formulas.evaluate import Elsewhere, Recipe, what
+from jmixed.formulas.evaluate import Elsewhere, Recipe, nature
 from jmixed.formulas.model_data import ModelData
 from jmixed.formulas.patsy_words import PATSY
 from jmixed.formulas.tables import Otherwise, Partly
@@ -56,7 +56,7 @@ def _of_caller(name: str, value: Any) -> Any:
         for word, own in known.items():
             if own is value:
                 return Word(place, word)
-    absent = Elsewhere(name, what(value))
+    absent = Elsewhere(name, nature(value))
     if isinstance(value, Elsewhere) or callable(value) or type(value).__module__.partition(".")[0] not in DATA:
         return value if isinstance(value, Elsewhere) else absent
     return Otherwise(value, absent)
@@ -115,14 +115,13 @@ def formula_together(parts: dict[str, Any]) -> ModelSpec:
     """A formula from its parts."""
     factors = {name: Factor(name, eval_method=method, kind=kind) for name, (method, kind) in parts["factors"].items()}
 
-    def row(stored: list) -> EncodedTermStructure:
-        names, products, columns = stored
-        return EncodedTermStructure(_term(names, factors), [_scoped(*own, factors) for own in products], columns)
+    def row(names: list[str], products: list, columns: list) -> EncodedTermStructure:
+        return EncodedTermStructure(_term(names, factors), [_scoped(own, factors) for own in products], columns)
 
-    terms = [_term(names, factors) for names in parts["terms"]]
+    terms: Any = [_term(names, factors) for names in parts["terms"]]
     return ModelSpec(
         formula=cast(SimpleFormula, SimpleFormula(terms, _ordering="none")),
-        structure=None if parts["structure"] is None else [row(stored) for stored in parts["structure"]],
+        structure=None if parts["structure"] is None else [row(*stored) for stored in parts["structure"]],
         na_action=parts["missing"],
         cluster_by=parts["order"],
         transform_state=parts["learnt"],
@@ -135,7 +134,8 @@ def _term(names: list[str], factors: dict[str, Factor]) -> Term:
     return Term([factors[name] for name in names])
 
 
-def _scoped(scale: Any, names: list[str], reduced: list[bool], factors: dict[str, Factor]) -> ScopedTerm:
+def _scoped(product: list, factors: dict[str, Factor]) -> ScopedTerm:
+    scale, names, reduced = product
     values: Any = None
     evaluated = [EvaluatedFactor(factors[name], values) for name in names]
     return ScopedTerm([ScopedFactor(*own) for own in zip(evaluated, reduced, strict=True)], scale)

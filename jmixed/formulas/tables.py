@@ -51,7 +51,8 @@ def objects_apart(array: np.ndarray) -> dict[str, Any]:
 
 def objects_together(labels: list, codes: np.ndarray) -> np.ndarray:
     table = np.empty(len(labels), object)
-    table[:] = labels
+    for code, label in enumerate(labels):  # At once, NumPy would look into labels that are tuples.
+        table[code] = label
     return table[codes]
 
 
@@ -123,11 +124,11 @@ def _as_zoned(values: np.ndarray, zone: str) -> Any:
 
 
 def _periods(array: Any, dtype: pd.PeriodDtype) -> dict[str, Any]:
-    return {"values": np.asarray(array.asi8), "frequency": dtype.freq.freqstr}
+    return {"values": np.asarray(array.asi8), "frequency": str(dtype)}
 
 
 def _as_periods(values: np.ndarray, frequency: str) -> Any:
-    return pd.PeriodIndex.from_ordinals(values, freq=frequency).array
+    return pd.arrays.PeriodArray(values, pd.PeriodDtype.construct_from_string(frequency))
 
 
 def _intervals(array: Any, _: pd.IntervalDtype) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _as_sparse(values: np.ndarray, zero: Any) -> Any:
 def _arrow(array: Any, _: Any) -> dict[str, Any]:
     import pyarrow as pa
 
-    table, sink = pa.table({"": pa.chunked_array(array)}), pa.BufferOutputStream()
+    table, sink = pa.table({"": pa.array(array)}), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     content = np.frombuffer(sink.getvalue(), np.uint8)
@@ -214,7 +215,8 @@ def index_apart(index: pd.Index) -> dict[str, Any]:
         codes = [np.asarray(codes) for codes in index.codes]
         return {"levels": list(index.levels), "codes": codes, "name": list(index.names)}
     stored = {"values": _values(index), "name": index.name}
-    return stored | ({"frequency": index.freqstr} if getattr(index, "freqstr", None) is not None else {})
+    frequency = getattr(index, "freqstr", None)
+    return stored if frequency is None else stored | {"frequency": frequency}
 
 
 def index_together(**stored: Any) -> pd.Index:
@@ -252,7 +254,7 @@ def frame_together(values: list, columns: pd.Index, index: pd.Index) -> pd.DataF
     there = {place: own for place, own in enumerate(values) if own is not None}
     series = {place: pd.Series(own, index, own.dtype) for place, own in there.items()}
     frame = pd.DataFrame(series, index)
-    frame.columns = columns[list(there)]
+    frame.columns = columns if len(there) == len(columns) else columns[list(there)]
     return frame
 
 

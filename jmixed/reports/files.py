@@ -75,7 +75,7 @@ class Kinds:
 
 def by_field(value: Any) -> dict[str, Any]:
     """The parts of a dataclass or a named tuple."""
-    names = value._fields if isinstance(value, tuple) else [part.name for part in fields(value)]
+    names = getattr(value, "_fields", None) or [part.name for part in fields(value)]
     return {name: getattr(value, name) for name in names}
 
 

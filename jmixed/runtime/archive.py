@@ -70,7 +70,7 @@ def pack(values: Any, arrays: Sequence[np.ndarray]) -> bytes:
             archive.writestr(zipfile.ZipInfo(_member(number)), member.getvalue())
         archive.comment = SEAL + bytes(SEALED - len(SEAL))
     content = file.getvalue()[:-SEALED]
-    return content + _seal(content)
+    return content + seal(content)
 
 
 def unpack(content: bytes, name: str) -> Content:
@@ -103,7 +103,7 @@ def unpack(content: bytes, name: str) -> Content:
         raise DataError(
             f"{name}: is no saved result of jmixed, or one that is cut off. Give a file that result.save wrote"
         )
-    if _seal(content[:-SEALED]) != content[-SEALED:]:
+    if seal(content[:-SEALED]) != content[-SEALED:]:
         raise DataError(f"{name}: is damaged: its content is not what was saved. Save the result again")
     with refusing(name):
         archive = zipfile.ZipFile(io.BytesIO(content))
@@ -133,7 +133,8 @@ def refusing(name: str) -> Iterator[None]:
         ) from error
 
 
-def _seal(content: bytes) -> bytes:
+def seal(content: bytes) -> bytes:
+    """The comment that makes of a zip, which ends where this begins, a file of ours."""
     return SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
