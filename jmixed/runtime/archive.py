@@ -108,7 +108,7 @@ def unpack(content: bytes, name: str) -> Content:
     with refusing(name):
         archive = zipfile.ZipFile(io.BytesIO(content))
         head = json.loads(_read(archive, TEXT))
-        number, writer = head["format"], str(head["jmixed"])
+        number, writer, values = head["format"], str(head["jmixed"]), head["values"]
         if type(number) is not int or number < 1:
             raise ValueError(f"its format is {number!r}")
     if number > FORMAT:
@@ -116,7 +116,7 @@ def unpack(content: bytes, name: str) -> Content:
             f"{name}: was written by jmixed {writer} in format {number}, and this is jmixed {__version__}, which reads "
             f"formats up to {FORMAT}. Install jmixed {writer} or later"
         )
-    return Content(head["values"], lambda place: _array(archive, place), writer)
+    return Content(values, lambda place: _array(archive, place), writer)
 
 
 @contextmanager
