@@ -1524,8 +1524,8 @@ def load(fname) -> MixedLMResults:
     """Read a result that ``result.save`` wrote. No code is run: the file holds arrays and plain values.
 
     Functions and other objects of yours that the formulas name are looked up where this is called. One that is not
-    there is missed when it is needed, as for predictions of new data. Formulas are code themselves, which later calls
-    run: see the page on formulas before you predict with a result of somebody else's.
+    there is missed when it is needed, as for predictions of new data. Formulas are code themselves, which `predict` for
+    new data, `anova` and `update` run: of a file that comes from strangers, read what was estimated and no more.
 
     Parameters
     ----------

@@ -79,16 +79,18 @@ class _Column(NamedTuple):
 
 
 def _text(array: Any, dtype: pd.StringDtype) -> dict[str, Any]:
-    missing = getattr(dtype, "na_value", pd.NA)
-    return {"storage": dtype.storage, "nan": missing is not pd.NA, "text": array.to_numpy(object, na_value=None)}
+    storage = "pyarrow" if dtype.storage == "pyarrow_numpy" else dtype.storage
+    return {"storage": storage, "nan": dtype.na_value is not pd.NA, "text": array.to_numpy(object, na_value=None)}
 
 
 def _as_text(storage: str, nan: bool, text: np.ndarray) -> Any:
+    missing = (np.nan,) if nan else ()
     try:
-        dtype = pd.StringDtype(storage, np.nan) if nan else pd.StringDtype(storage)
-    except ImportError:  # What was kept by PyArrow, and there is none.
-        dtype = pd.StringDtype("python", np.nan) if nan else pd.StringDtype("python")
-    return pd.array(text, dtype=dtype)
+        return pd.array(text, dtype=pd.StringDtype(storage, *missing))
+    except ImportError:  # It was kept by PyArrow, and there is none.
+        return pd.array(text, dtype=pd.StringDtype("python", *missing))
+    except TypeError:  # pandas before 2.3 has objects where later ones have text with NaN.
+        return np.where(pd.isna(text), np.nan, text)
 
 
 def _masked(array: Any, dtype: Any) -> dict[str, Any]:

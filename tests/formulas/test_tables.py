@@ -86,6 +86,26 @@ def test_dictionaries_and_decimals_of_arrow():
         assert found.tolist() == series.tolist()
 
 
+def test_text_where_its_store_is_missing(monkeypatch):
+    """Without PyArrow pandas keeps text itself; before 2.3 it has objects in the place of text with NaN."""
+    text, made = np.array(["a", None], object), pd.StringDtype
+
+    def without_arrow(storage, *missing):
+        if storage == "pyarrow":
+            raise ImportError(storage)
+        return made(storage, *missing)
+
+    monkeypatch.setattr(pd, "StringDtype", without_arrow)
+    assert (
+        tables.column_together(**{"is": "text", "parts": {"storage": "pyarrow", "nan": False, "text": text}})[0] == "a"
+    )
+    monkeypatch.setattr(pd, "StringDtype", lambda storage: made(storage))
+    found = tables.column_together(**{"is": "text", "parts": {"storage": "pyarrow", "nan": True, "text": text}})
+    assert found.dtype == object
+    assert found[0] == "a"
+    assert np.isnan(found[1])
+
+
 def test_types_that_arrow_would_ask_other_code_for_are_refused():
     pa = pytest.importorskip("pyarrow")
     schema = pa.schema([pa.field("", pa.int64(), metadata={"ARROW:extension:name": "own"})])

@@ -308,6 +308,18 @@ def test_values_that_make_no_result_are_refused(name):
         loaded(changed)
 
 
+def test_loading_runs_no_formula(tmp_path):
+    """A formula of a stranger's is code: it is run for new data, and not before."""
+    content = saved(jm.mixedlm("Reaction ~ I(Days + 1) + (1 | Subject)", SLEEP).fit())
+    call = f"__import__('pathlib').Path('{tmp_path / 'ran'}').touch()"
+    result = loaded(rewritten(content, lambda text: text.replace("I(Days + 1)", call)))
+    _ = result.summary(), result.params, result.fittedvalues, result.predict(), repr(result.model), result.vcov()
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(jm.FormulaError, match="gives None"):
+        result.predict(SLEEP)
+    assert (tmp_path / "ran").exists()
+
+
 def test_something_else_in_a_whole_file():
     for value in (3, [1], {"fitted": 1, "free": None, "hist": None}, {"a": 1}, fitted("slopes").fitted):
         with pytest.raises(jm.DataError, match="no whole file of a saved result"):
