@@ -876,7 +876,7 @@ class MixedLM:
             self._need_rows("update")
         if self._words is None or self.spec.recipe is None:
             raise ModelError("update needs formulas and data: this model is made of arrays, or remove_data() took them")
-        known = {name: own for name, own in self.spec.recipe.env.items() if not isinstance(own, Elsewhere)}
+        known = {name: value for name, value in self.spec.recipe.env.items() if not isinstance(value, Elsewhere)}
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | known
         words = self._words | changes
         intercept = any(str(term) == "1" for term in self.spec.recipe.specs["rhs"].formula)

@@ -47,7 +47,7 @@ class Elsewhere:
     name: str
     nature: str
 
-    def found(self, names: Mapping[str, Any]) -> Any:
+    def looked_up(self, names: Mapping[str, Any]) -> Any:
         """The object of that name, if it is what it was; else this."""
         return names[self.name] if self.name in names and nature(names[self.name]) == self.nature else self
 
@@ -282,7 +282,7 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
 
 def _require_here(recipe: Recipe, factors: Iterable[Factor], part: str | None = None) -> None:
     """Refuse factors with functions that a file did not hold, and that were not there where it was loaded."""
-    absent = {name: own.nature for name, own in recipe.env.items() if isinstance(own, Elsewhere)}
+    absent = {name: value.nature for name, value in recipe.env.items() if isinstance(value, Elsewhere)}
     for factor in factors if absent else ():
         text = factor.expr if part is None else recipe.texts[part]
         for name, _ in names_in(factor, text):

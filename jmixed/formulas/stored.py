@@ -52,14 +52,16 @@ def recipe_apart(recipe: Recipe) -> dict[str, Any]:
 
 
 def _of_caller(name: str, value: Any) -> Any:
+    """What is stored of an object of the caller's: its word, the object itself if it is data, or what it is."""
+    if isinstance(value, Elsewhere):
+        return value
     for place, known in PLACES.items():
-        for word, own in known.items():
-            if own is value:
+        for word, function in known.items():
+            if function is value:
                 return Word(place, word)
     absent = Elsewhere(name, nature(value))
-    if isinstance(value, Elsewhere) or callable(value) or type(value).__module__.partition(".")[0] not in DATA:
-        return value if isinstance(value, Elsewhere) else absent
-    return Otherwise(value, absent)
+    is_data = not callable(value) and type(value).__module__.partition(".")[0] in DATA
+    return Otherwise(value, absent) if is_data else absent
 
 
 def data_apart(data: ModelData) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def formula_apart(spec: ModelSpec) -> dict[str, Any]:
         "missing": spec.na_action.value,
         "order": spec.cluster_by.value,
         "learnt": spec.transform_state,
-        "coded": {name: [kind.value, _without_contrasts(own)] for name, (kind, own) in spec.encoder_state.items()},
+        "coded": {name: [kind.value, _without_contrasts(state)] for name, (kind, state) in spec.encoder_state.items()},
     }
 
 
@@ -98,7 +100,7 @@ def _names(term: Term) -> list[str]:
 def _row_apart(row: EncodedTermStructure) -> list:
     """The columns of a term: those of products of its factors, of which some are without a column."""
     products = [
-        [part.scale, [own.factor.expr for own in part.factors], [own.reduced for own in part.factors]]
+        [part.scale, [scoped.factor.expr for scoped in part.factors], [scoped.reduced for scoped in part.factors]]
         for part in row.scoped_terms
     ]
     return [_names(row.term), products, list(row.columns)]
@@ -108,7 +110,7 @@ def _without_contrasts(state: Any) -> Any:
     """What a category has learnt, without the object that coded it: formulaic makes that again of the formula."""
     if not isinstance(state, dict):
         return state
-    return {key: _without_contrasts(own) for key, own in state.items() if not isinstance(own, ContrastsState)}
+    return {key: _without_contrasts(part) for key, part in state.items() if not isinstance(part, ContrastsState)}
 
 
 def formula_together(parts: dict[str, Any]) -> ModelSpec:
@@ -116,7 +118,7 @@ def formula_together(parts: dict[str, Any]) -> ModelSpec:
     factors = {name: Factor(name, eval_method=method, kind=kind) for name, (method, kind) in parts["factors"].items()}
 
     def row(names: list[str], products: list, columns: list) -> EncodedTermStructure:
-        return EncodedTermStructure(_term(names, factors), [_scoped(own, factors) for own in products], columns)
+        return EncodedTermStructure(_term(names, factors), [_scoped(product, factors) for product in products], columns)
 
     terms: Any = [_term(names, factors) for names in parts["terms"]]
     return ModelSpec(
@@ -125,7 +127,7 @@ def formula_together(parts: dict[str, Any]) -> ModelSpec:
         na_action=parts["missing"],
         cluster_by=parts["order"],
         transform_state=parts["learnt"],
-        encoder_state={name: (Factor.Kind(kind), own) for name, (kind, own) in parts["coded"].items()},
+        encoder_state={name: (Factor.Kind(kind), state) for name, (kind, state) in parts["coded"].items()},
         **parts["settings"],
     )
 
@@ -138,4 +140,4 @@ def _scoped(product: list, factors: dict[str, Factor]) -> ScopedTerm:
     scale, names, reduced = product
     values: Any = None
     evaluated = [EvaluatedFactor(factors[name], values) for name in names]
-    return ScopedTerm([ScopedFactor(*own) for own in zip(evaluated, reduced, strict=True)], scale)
+    return ScopedTerm([ScopedFactor(*pair) for pair in zip(evaluated, reduced, strict=True)], scale)

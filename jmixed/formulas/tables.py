@@ -248,13 +248,13 @@ def frame_apart(frame: pd.DataFrame) -> dict[str, Any]:
 
 def partly_apart(part: Partly) -> dict[str, Any]:
     columns = [(name, _values(part.frame.iloc[:, place])) for place, name in enumerate(part.frame.columns)]
-    values = [own if name in part.needed else Otherwise(own, None) for name, own in columns]
+    values = [column if name in part.needed else Otherwise(column, None) for name, column in columns]
     return {"values": values, "columns": part.frame.columns, "index": part.frame.index}
 
 
 def frame_together(values: list, columns: pd.Index, index: pd.Index) -> pd.DataFrame:
-    there = {place: own for place, own in enumerate(values) if own is not None}
-    series = {place: pd.Series(own, index, own.dtype) for place, own in there.items()}
+    there = {place: column for place, column in enumerate(values) if column is not None}
+    series = {place: pd.Series(column, index, column.dtype) for place, column in there.items()}
     frame = pd.DataFrame(series, index)
     frame.columns = columns if len(there) == len(columns) else columns[list(there)]
     return frame

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from jmixed.covariance import scales
-from jmixed.covariance.structure import Structure
+from jmixed.covariance.identity import Identity
+from jmixed.covariance.unstructured import Unstructured
 from jmixed.errors import DataError, Outcome
+from jmixed.fit import information
 from jmixed.fit.host import Fit
 from jmixed.formulas import components, factors, model_data, stored, tables
 from jmixed.formulas.complete import CompleteTerms
@@ -70,6 +71,8 @@ class Kinds:
         for base in type(value).__mro__:
             if base in self.by_type:
                 return self.by_type[base]
+        if isinstance(value, Mapping):
+            return self.by_type[dict]
         raise tables.unstorable(value)
 
 
@@ -104,6 +107,7 @@ KINDS = Kinds()
 # Plain values that JSON has not, and values of NumPy.
 KINDS.add("tuple", tuple, list, tuple)
 KINDS.add("mapping", dict, _pairs, _mapping)
+KINDS.add("set", set, list, set)
 KINDS.add("scalar", np.generic, np.asarray, lambda array: array[()])
 KINDS.add("objects", np.ndarray, tables.objects_apart, named(tables.objects_together))
 KINDS.add("sparse", scipy.sparse.sparray, _rows, named(scipy.sparse.csr_array))
@@ -137,14 +141,15 @@ KINDS.add("recipe", Recipe, stored.recipe_apart)
 KINDS.add("formula", stored.ModelSpec, stored.formula_apart, stored.formula_together)
 KINDS.add("elsewhere", Elsewhere)
 KINDS.add("word", stored.Word, None, stored.word_together)
-KINDS.add("structure", Structure)
+KINDS.add("unstructured covariance", Unstructured)
+KINDS.add("one variance", Identity)
 
 # The fit, and what was computed of it before the rows were removed.
 KINDS.add("fit", Fit)
 KINDS.add("outcome", Outcome, lambda outcome: outcome.name, lambda name: Outcome[name])
 KINDS.add("timings", Timings, dict, Timings)
-KINDS.add("curvature in psi", scales.Curvature)
-KINDS.add("uncertainty", scales.Uncertainty)
+KINDS.add("curvature in psi", information.Curvature)
+KINDS.add("uncertainty", information.Uncertainty)
 KINDS.add("curvature", curvature.Curvature)
 KINDS.add("kenward-roger", kenward_roger.KenwardRoger)
 KINDS.add("joint covariance", joint_covariance.JointCovariance)
@@ -184,9 +189,9 @@ def unpack(content: bytes, name: str, names: Mapping[str, Any], together: Callab
     DataError
         For the bytes of anything else.
     """
-    found = archive.unpack(content, name)
+    whole = archive.unpack(content, name)
     with archive.refusing(name):
-        return together(_Reader(found, name, names).read(found.values))
+        return together(_Reader(whole, name, names).read(whole.values))
 
 
 class _Writer:
@@ -202,7 +207,7 @@ class _Writer:
         kind = type(value)
         if value is None or kind in (bool, int, str) or (kind is float and np.isfinite(value)):
             return value
-        if kind is list:
+        if isinstance(value, list):
             return [self.write(item) for item in value]
         if kind is tables.Otherwise:
             return self.write_or(*value)
@@ -240,7 +245,7 @@ class _Reader:
 
     def __init__(self, content: archive.Content, name: str, names: Mapping[str, Any]):
         self.content, self.name, self.names = content, name, names
-        self.made: dict[int, Any] = {}
+        self.shared: dict[int, Any] = {}
 
     def read(self, stored: Any) -> Any:
         if isinstance(stored, list):
@@ -248,10 +253,10 @@ class _Reader:
         if not isinstance(stored, dict):
             return stored
         if "again" in stored:
-            return self.made[stored["again"]]
+            return self.shared[stored["again"]]
         value = self.content.array(stored["array"]) if "array" in stored else self.read_new(stored)
         if "id" in stored:
-            self.made[stored["id"]] = value
+            self.shared[stored["id"]] = value
         return value
 
     def read_new(self, stored: dict[str, Any]) -> Any:
@@ -266,4 +271,4 @@ class _Reader:
             {key: self.read(part) for key, part in fields.items()} if fields is not None else self.read(stored["parts"])
         )
         value = kind.together(parts)
-        return value.found(self.names) if isinstance(value, Elsewhere) else value
+        return value.looked_up(self.names) if isinstance(value, Elsewhere) else value
