@@ -25,6 +25,9 @@ TEXT = "jmixed.json"
 SEAL = b"jmixed sha256:"
 SEALED = len(SEAL) + 2 * hashlib.sha256().digest_size
 
+LARGE = 2**30
+"""Bytes of an array for which a zip needs its wide form: that is due at twice as many."""
+
 UNREADABLE = (
     *(zipfile.BadZipFile, EOFError, NotImplementedError, LookupError, TypeError, ValueError, AttributeError),
     *(ArithmeticError, MemoryError, OSError, RuntimeError, ImportError, AssertionError),
@@ -65,12 +68,12 @@ def pack(values: Any, arrays: Sequence[np.ndarray]) -> bytes:
         # Members bear the first date that a zip can have: the same result makes the same file.
         archive.writestr(zipfile.ZipInfo(TEXT), json.dumps(head, allow_nan=False))
         for number, array in enumerate(arrays):
-            member = io.BytesIO()
-            np.lib.format.write_array(member, array, allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(_member(number)), member.getvalue())
+            with archive.open(zipfile.ZipInfo(_member(number)), "w", force_zip64=array.nbytes > LARGE) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
         archive.comment = SEAL + bytes(SEALED - len(SEAL))
-    content = file.getvalue()[:-SEALED]
-    return content + seal(content)
+    with file.getbuffer() as content:
+        content[-SEALED:] = seal(content[:-SEALED])
+    return file.getvalue()
 
 
 def unpack(content: bytes, name: str) -> Content:
@@ -103,7 +106,7 @@ def unpack(content: bytes, name: str) -> Content:
         raise DataError(
             f"{name}: is no saved result of jmixed, or one that is cut off. Give a file that result.save wrote"
         )
-    if seal(content[:-SEALED]) != content[-SEALED:]:
+    if seal(memoryview(content)[:-SEALED]) != content[-SEALED:]:
         raise DataError(f"{name}: is damaged: its content is not what was saved. Save the result again")
     with refusing(name):
         archive = zipfile.ZipFile(io.BytesIO(content))
@@ -133,7 +136,7 @@ def refusing(name: str) -> Iterator[None]:
         ) from error
 
 
-def seal(content: bytes) -> bytes:
+def seal(content: bytes | memoryview) -> bytes:
     """The comment that makes of a zip, which ends where this begins, a file of ours."""
     return SEAL + hashlib.sha256(content).hexdigest().encode()
 
