@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jmixed.errors import DataError, ModelError
+from jmixed.errors import DataError
 from jmixed.formulas.formula import quoted
 from jmixed.formulas.statement import new_rows
 from jmixed.inference.posterior_draws import posterior_draws
@@ -170,14 +170,14 @@ def _type(column):
 
 def _categories(frame, names):
     """The frame with its predictors that hold text as categories, in the order in which the model sorted them."""
-    made = {}
+    categories = {}
     for name in names:
         column = frame[name]
         if isinstance(column.dtype, pd.CategoricalDtype):
-            made[name] = column.cat.remove_unused_categories()
+            categories[name] = column.cat.remove_unused_categories()
         elif not pd.api.types.is_numeric_dtype(column):
-            made[name] = pd.Categorical(column)
-    return frame.assign(**made)
+            categories[name] = pd.Categorical(column)
+    return frame.assign(**categories)
 
 
 @checked
@@ -190,8 +190,8 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
 
     Parameters
     ----------
-    result : MixedLMResults
-    draws : int
+    draws
+        How many.
     key : JAX random key, or int
         The same key gives the same draws.
 
@@ -201,11 +201,6 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
         posterior: ``beta`` and a variable for each random-effects term, by its label, one chain; posterior_predictive
         and log_likelihood: each row given the draws; observed_data; constant_data: ``sigma``.
 
-    Raises
-    ------
-    ModelError
-        For a number of draws that is none.
-
     Examples
     --------
     >>> import jmixed as jm
@@ -214,8 +209,6 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     (1, 50, 18, 2)
     """
     arviz = _module("arviz")
-    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
-        raise ModelError(f"to_arviz: draws is {draws!r}; it must be a whole number, one or more")
     result.fitted.need_data("to_arviz")
     spec, rng = result.fitted.spec, generator(key)
     beta, modes = posterior_draws(spec, result.fitted.joint, result.fitted.fit, int(draws), rng)
@@ -236,8 +229,8 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     coords = {"coefficient": list(spec.exog_names), "row": np.arange(len(spec.y))}
     dims = {"beta": ["coefficient"], y: ["row"], "sigma": ["residual"]}
     for term in spec.terms:
-        own = [f"level of {term.label}", f"column of {term.label}"]
-        dims[term.label], coords = own, coords | dict(zip(own, (list(term.levels), list(term.columns)), strict=True))
+        axes = [f"level of {term.label}", f"column of {term.label}"]
+        dims[term.label], coords = axes, coords | dict(zip(axes, (list(term.levels), list(term.columns)), strict=True))
     if "data" in inspect.signature(arviz.from_dict).parameters:
         return arviz.from_dict(groups, coords=coords, dims=dims)
     # Before its first version ArviZ took the groups by keyword.

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
 import pandas as pd
 from jax.core import Tracer
+from numpy.typing import ArrayLike
 
 from jmixed.compat import held, options, penalised
-from jmixed.compat.at_parameters import AtParameters
-from jmixed.compat.distribution import Distribution
+from jmixed.compat.at_parameters import AtParameters, Distribution
 from jmixed.compat.groups import ModelFrame, rows_by_group, theta_names, top_level, vc_spec
 from jmixed.compat.packing import Packing
-from jmixed.compat.params import VCSpec, as_array, refuse_tracer
+from jmixed.compat.params import MixedLMParams, VCSpec, as_array, refuse_tracer
 from jmixed.errors import DataError, ModelError, RankWarning, warn
 from jmixed.formulas import checks, statement
 from jmixed.formulas.evaluate import Elsewhere
@@ -39,59 +39,60 @@ from jmixed.runtime.timing import Timings
 from jmixed.streams import passes, sums, survey
 from jmixed.streams.represent import represent
 
+Missing = Literal["none", "drop", "raise"]
+Check = Literal["raise", "ignore"]
+Factor = str | ArrayLike | None
+"""A grouping factor, weights or an offset: the name of a column, or an entry for each row."""
+
 OF_ROWS = ("endog", "exog", "weights", "offset")
 """Attributes that a model of data in batches has not."""
 
 
 @checked
 def mixedlm(
-    formula,
-    data,
-    re_formula=None,
-    vc_formula=None,
-    subset=None,
-    use_sparse=False,
-    missing="none",
-    groups=None,
-    weights=None,
-    offset=None,
-    check="raise",
-    **kwargs,
+    formula: str,
+    data: Any,
+    re_formula: str | None = None,
+    vc_formula: Mapping[str, str] | None = None,
+    subset: ArrayLike | None = None,
+    use_sparse: bool = False,
+    missing: Missing = "none",
+    groups: Factor = None,
+    weights: Factor = None,
+    offset: Factor = None,
+    check: Check = "raise",
+    **kwargs: Any,
 ) -> MixedLM:
     """State a linear mixed model by formulas: statsmodels' arguments, or lme4's bars in the formula.
 
     Parameters
     ----------
-    formula : str
+    formula
         ``"y ~ x"`` with `groups`, or with random effects as bars: ``"y ~ x + (x | g)"``, ``(1 | a/b)``, ``(x || g)``.
     data : DataFrame
         Or anything that narwhals reads, or a dict of columns.
-    re_formula : str, optional
+    re_formula
         Columns with correlated random coefficients; a random intercept unless `vc_formula` is given.
-    vc_formula : dict of str to str, optional
+    vc_formula
         Variance components: name to formula, evaluated within each group.
-    subset : array of bool, or labels of the index, optional
+    subset : array of bool (n,), or labels of the index, optional
         The rows to use.
-    use_sparse : bool
+    use_sparse
         Accepted for statsmodels' sake; elimination is sparse anyway.
-    missing : str
+    missing
         "none" and "raise" refuse missing values, "drop" leaves their rows out.
-    groups : str or array, optional
+    groups : str or array (n,), optional
         The grouping factor: a column, or a label for each row.
-    weights : str or array, optional
+    weights : str or array (n,), optional
         Prior weights w > 0: the residual variance is sigma^2 / w.
-    offset : str or array, optional
+    offset : str or array (n,), optional
         A known part of the linear predictor, in the unit of the response.
-    check : str
+    check
         "raise" refuses random effects that cannot be told from the residual: those with as many coefficients as rows
         and no pattern of their own, and terms that together reproduce any response. "ignore" fits them all the same,
         and the outcome says what came of it.
     **kwargs
         use_sqrt, drop_cols and eval_env, as in `MixedLM.from_formula`.
-
-    Returns
-    -------
-    MixedLM
 
     Raises
     ------
@@ -107,20 +108,19 @@ def mixedlm(
     >>> jm.mixedlm("Reaction ~ Days + (Days | Subject)", sleep)
     <MixedLM: Reaction ~ Days + (Days | Subject); 180 rows; Subject: 18 levels>
     """
-    words = {"re_formula": re_formula, "vc_formula": vc_formula, "subset": subset, "missing": missing, "groups": groups}
-    words |= {"use_sparse": use_sparse, "weights": weights, "offset": offset, "check": check}
     refuse_strange(kwargs)
     kwargs.setdefault("eval_env", 0)
     if isinstance(kwargs["eval_env"], int) and kwargs["eval_env"] >= 0:
         kwargs["eval_env"] += 1
-    return MixedLM.from_formula(formula, data, **words, **kwargs)
+    stated = (re_formula, vc_formula, subset, use_sparse, missing, groups, weights, offset)
+    return MixedLM.from_formula(formula, data, *stated, check=check, **kwargs)
 
 
 @checked
 class MixedLM:
     """A linear mixed model, stated by arrays; `mixedlm` and `MixedLM.from_formula` state it by formulas.
 
-    It never changes, whatever is fitted to it: threads can share it.
+    It never changes, whatever is fitted to it: threads can share it. `missing` and `check` are as in `mixedlm`.
 
     Parameters
     ----------
@@ -134,13 +134,9 @@ class MixedLM:
         Columns with correlated random coefficients; a random intercept unless `exog_vc` is given.
     exog_vc : VCSpec, optional
         Variance components.
-    use_sqrt : bool
+    use_sqrt
         Packed parameter vectors hold Cholesky factors and square roots, as `loglike` and `score` take them. The fit
         is the same either way.
-    missing : str
-        "none", "raise" or "drop".
-    check : str
-        As in `mixedlm`.
     weights, offset : array-like (n,), optional
         Prior weights w (the residual variance is sigma^2 / w), and a known part of the linear predictor.
     **kwargs
@@ -156,6 +152,12 @@ class MixedLM:
     spec : ModelData
         The model in arrays. Of data in batches (`from_batches`) it has a few rows that have their cross-products; what
         is a matter of the rows themselves, such as `endog`, is then refused.
+    endog, exog, weights, offset : arrays (nobs,), (nobs, k_fe), (nobs,), (nobs,)
+    endog_names, exog_names, theta_names : str, list of str (k_fe,), list of str (m,)
+    k_fe, k_re, k_vc, k_re2, k_params : int
+        Numbers of fixed effects, columns with correlated coefficients, components, their (co)variances, parameters.
+    data : ModelFrame
+        The rows and the labels, under statsmodels' names.
 
     Examples
     --------
@@ -195,17 +197,17 @@ class MixedLM:
 
     def __init__(
         self,
-        endog,
-        exog,
-        groups,
-        exog_re=None,
-        exog_vc=None,
-        use_sqrt=True,
-        missing="none",
-        weights=None,
-        offset=None,
-        check="raise",
-        **kwargs,
+        endog: ArrayLike,
+        exog: ArrayLike,
+        groups: ArrayLike,
+        exog_re: ArrayLike | None = None,
+        exog_vc: VCSpec | dict | None = None,
+        use_sqrt: bool = True,
+        missing: Missing = "none",
+        weights: ArrayLike | None = None,
+        offset: ArrayLike | None = None,
+        check: Check = "raise",
+        **kwargs: Any,
     ):
         for name in set(kwargs) - {"missing_idx", "model_spec", "formula"}:
             raise ModelError(f"argument {name} not permitted for MixedLM initialization")
@@ -214,14 +216,9 @@ class MixedLM:
                 "Using deprecated variance components format: give exog_vc as jm.VCSpec(names, colnames, mats)",
                 FutureWarning,
             )
-        for name, part in {
-            "endog": endog,
-            "exog": exog,
-            "exog_re": exog_re,
-            "weights": weights,
-            "offset": offset,
-        }.items():
-            refuse_tracer(part, name)
+        arrays = {"endog": endog, "exog": exog, "exog_re": exog_re, "weights": weights, "offset": offset}
+        for name, array in arrays.items():
+            refuse_tracer(array, name)
         timings = Timings()
         with timings.step("materialise"):
             spec = statement.from_arrays(endog, exog, groups, exog_re, exog_vc, missing, weights, offset, check)
@@ -231,37 +228,32 @@ class MixedLM:
     @classmethod
     def from_formula(
         cls,
-        formula,
-        data,
-        re_formula=None,
-        vc_formula=None,
-        subset=None,
-        use_sparse=False,
-        missing="none",
-        groups=None,
-        weights=None,
-        offset=None,
-        use_sqrt=True,
-        drop_cols=None,
+        formula: str,
+        data: Any,
+        re_formula: str | None = None,
+        vc_formula: Mapping[str, str] | None = None,
+        subset: ArrayLike | None = None,
+        use_sparse: bool = False,
+        missing: Missing = "none",
+        groups: Factor = None,
+        weights: Factor = None,
+        offset: Factor = None,
+        use_sqrt: bool = True,
+        drop_cols: Sequence[str] | None = None,
         eval_env: int | Mapping = 0,
-        check="raise",
+        check: Check = "raise",
     ) -> MixedLM:
         """State a model by formulas: see `mixedlm`.
 
+        As there are `formula`, `data`, `re_formula`, `vc_formula`, `missing`, `check`, and, (n,) where they are arrays,
+        `subset`, `groups`, `weights` and `offset`; `use_sqrt` is as in `MixedLM`.
+
         Parameters
         ----------
-        formula, data, re_formula, vc_formula, subset, use_sparse, missing, groups, weights, offset, check
-            As in `mixedlm`.
-        use_sqrt : bool
-            As in `MixedLM`.
-        drop_cols : list of str, optional
+        drop_cols
             Columns of the fixed effects to leave out.
-        eval_env : int or mapping
+        eval_env
             Names that the formulas may use: 0 those of the caller, 1 those of its caller, -1 none; or a mapping.
-
-        Returns
-        -------
-        MixedLM
 
         Examples
         --------
@@ -269,29 +261,13 @@ class MixedLM:
         >>> jm.MixedLM.from_formula("Reaction ~ Days", jm.datasets.load("sleepstudy"), groups="Subject").n_groups
         18
         """
-        env = names_of_caller(eval_env, sys._getframe(1))
-        timings = Timings()
-        spec = statement.from_formula(
-            formula,
-            data,
-            groups=groups,
-            re_formula=re_formula,
-            vc_formula=vc_formula,
-            subset=subset,
-            missing=missing,
-            weights=weights,
-            offset=offset,
-            env=env,
-            drop_cols=drop_cols,
-            check=check,
-            timings=timings,
-        )
-        words = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing, "drop_cols": drop_cols}
-        beside = {"groups": groups, "weights": weights, "offset": offset}
-        words |= {"check": check} | {
-            name: value if value is None or isinstance(value, str) else np.asarray(value)[spec.rows]
-            for name, value in beside.items()
-        }
+        env, timings = names_of_caller(eval_env, sys._getframe(1)), Timings()
+        words: dict[str, Any] = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing}
+        words |= {"drop_cols": drop_cols, "check": check}
+        of_rows: dict[str, Any] = {"groups": groups, "weights": weights, "offset": offset}
+        spec = statement.from_formula(formula, data, subset=subset, env=env, timings=timings, **words, **of_rows)
+        for name, value in of_rows.items():
+            words[name] = value if value is None or isinstance(value, str) else np.asarray(value)[spec.rows]
         return cls.__new__(cls)._set_up(spec, timings, use_sqrt, labelled=True, words=words)
 
     def _set(self, **attributes) -> Self:
@@ -365,8 +341,8 @@ class MixedLM:
         factors = ", ".join(f"{name}: {count} level{'s' * (count != 1)}" for name, count in levels.items())
         what = self.formula or f"{self.endog_names} ~ {' + '.join(self.exog_names) or '0'}"
         if self.spec.group_name is not None:
-            given = {k: v for k, v in (self._words or {}).items() if k.endswith("formula") and v is not None}
-            what += "".join(f", {name}={text!r}" for name, text in given.items())
+            formulas = {k: v for k, v in (self._words or {}).items() if k.endswith("formula") and v is not None}
+            what += "".join(f", {name}={text!r}" for name, text in formulas.items())
         rows = f"{self.nobs} rows" if self.spec.represents is None else f"{self.nobs} rows in batches"
         return f"<MixedLM: {what}; {rows}; {factors}>"
 
@@ -375,11 +351,6 @@ class MixedLM:
         """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations.
 
         Of data in batches its rows stand for theirs.
-
-        Examples
-        --------
-        >>> model.design.X.shape
-        (180, 2)
         """
         if not len(self.spec.y):
             self._need_rows("design")
@@ -392,100 +363,49 @@ class MixedLM:
 
     @property
     def groups(self) -> np.ndarray:
-        """Label of each row's top-level group, array (nobs,).
-
-        Examples
-        --------
-        >>> model.groups[:3].tolist()
-        ['308', '308', '308']
-        """
+        """Label of each row's top-level group, array (nobs,)."""
         self._need_rows("groups")
         codes, labels, _ = self._top_level
         return self.spec.groups if self.spec.groups is not None else np.asarray(labels)[codes]
 
     @property
     def group_labels(self) -> list:
-        """The groups in sorted order.
-
-        Examples
-        --------
-        >>> model.group_labels[:3]
-        ['308', '309', '310']
-        """
+        """The groups in sorted order."""
         self._need_rows("group_labels")
         return list(self._top_level[1])
 
     @property
     def n_groups(self) -> int:
-        """Number of top-level groups.
-
-        Examples
-        --------
-        >>> model.n_groups
-        18
-        """
+        """Number of top-level groups."""
         return len(self._top_level[1])
 
     @cached_property
     def row_indices(self) -> dict:
-        """Row numbers of each group, by its label.
-
-        Examples
-        --------
-        >>> model.row_indices["308"]
-        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-        """
+        """Row numbers of each group, by its label."""
         self._need_rows("row_indices")
         codes, labels, _ = self._top_level
         return dict(zip(labels, (rows.tolist() for rows in rows_by_group(codes, len(labels))), strict=True))
 
     @cached_property
     def exog_re(self) -> np.ndarray | None:
-        """Columns with correlated random coefficients, array (nobs, k_re); None if there are none.
-
-        Examples
-        --------
-        >>> model.exog_re[:2].tolist()
-        [[1.0, 0.0], [1.0, 1.0]]
-        """
+        """Columns with correlated random coefficients, array (nobs, k_re); None if there are none."""
         self._need_rows("exog_re")
         columns = [term.Z for term in self.spec.terms if term.vc is None]
         return np.hstack(columns) if columns else None
 
     @cached_property
     def exog_vc(self) -> VCSpec:
-        """Variance components as dense blocks, one for each group: a `VCSpec`.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> words = {"groups": "batch", "vc_formula": {"cask": "0 + C(cask)"}}
-        >>> jm.mixedlm("strength ~ 1", jm.datasets.load("pastes"), **words).exog_vc.names
-        ['cask']
-        """
+        """Variance components as dense blocks, one for each group."""
         self._need_rows("exog_vc")
         return vc_spec(self.spec)
 
-    def group_list(self, array) -> list[np.ndarray] | None:
-        """Cut an array by top-level group, in the order of `group_labels`.
-
-        Parameters
-        ----------
-        array : array-like (nobs,) or (nobs, k), or None
-
-        Returns
-        -------
-        list of arrays, or None for None
+    def group_list(self, array: ArrayLike | None) -> list[np.ndarray] | None:
+        """Cut an `array` (nobs,) or (nobs, k) by top-level group, in the order of `group_labels`; None for None.
 
         Raises
         ------
         DataError
             For an array of another length.
-
-        Examples
-        --------
-        >>> [len(part) for part in model.group_list(model.endog)][:3]
-        [10, 10, 10]
         """
         if array is None:
             return None
@@ -493,7 +413,7 @@ class MixedLM:
         rows = np.asarray(array)
         if rows.shape[:1] != self.spec.y.shape:
             raise DataError(f"group_list: the array has shape {rows.shape}, the model has {len(self.spec.y)} rows")
-        return [rows[own] for own in self.row_indices.values()]
+        return [rows[members] for members in self.row_indices.values()]
 
     def _get_init_kwds(self) -> dict:
         words = {"groups": self.groups, "exog_re": self.exog_re, "exog_vc": self.exog_vc if self.k_vc else None}
@@ -501,54 +421,51 @@ class MixedLM:
 
     def fit(
         self,
-        reml=True,
-        start_params=None,
-        method="newton",
-        maxiter=None,
-        free=None,
-        gtol=None,
-        full_output=False,
-        do_cg=True,
-        fe_pen=None,
-        cov_pen=None,
-        niter_sa=0,
-        **kwargs,
+        reml: bool = True,
+        start_params: MixedLMParams | ArrayLike | None = None,
+        method: str | Sequence[str] | None = "newton",
+        maxiter: int | None = None,
+        free: MixedLMParams | None = None,
+        gtol: float | None = None,
+        full_output: bool = False,
+        do_cg: bool = True,
+        fe_pen: Any = None,
+        cov_pen: Any = None,
+        niter_sa: int = 0,
+        **kwargs: Any,
     ) -> MixedLMResults:
         """Estimate the model.
 
         Parameters
         ----------
-        reml : bool
+        reml
             Restricted maximum likelihood, or maximum likelihood.
-        start_params : MixedLMParams or array-like, optional
+        start_params : MixedLMParams or array-like (k,), optional
             Start. An array holds [fixed effects,] the lower triangle of the relative covariance's Cholesky factor row
             by row, and square roots of the relative variances (the (co)variances themselves if the model was made
             with ``use_sqrt=False``).
-        method : str
+        method
             "newton" (trust-region Newton, exact Hessian) or "lbfgs". The names of statsmodels' optimisers mean one of
             the two.
-        maxiter : int, optional
-        free : MixedLMParams, optional
+        maxiter
+            Most iterations.
+        free
             Pattern of zeros and ones: a parameter with a zero is held at its start value. The pattern
             ``cov_re = np.eye(k)`` gives uncorrelated random effects.
-        gtol : float, optional
+        gtol
             For "lbfgs": gradient norm at which it hands over to the Newton steps that certify the optimum.
-        full_output : bool
+        full_output
             Keep a record of the optimisation in ``result.hist``.
-        do_cg : bool
+        do_cg
             False: do not optimise, give the results at the start values of the covariances.
         fe_pen : Penalty, optional
             Penalty on the fixed effects, an object with ``func(params)`` and ``deriv(params)``.
         cov_pen : CovariancePenalty, optional
             Penalty on the relative covariance ``cov_re``, with ``func(mat, mat_inv)`` and ``deriv(mat, mat_inv)``.
-        niter_sa : int
+        niter_sa
             Ignored, as in statsmodels.
         **kwargs
             Options of statsmodels' optimisers; those without a meaning here warn.
-
-        Returns
-        -------
-        MixedLMResults
 
         Raises
         ------
@@ -557,8 +474,6 @@ class MixedLM:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
         >>> round(model.fit(reml=False).llf, 3)
         -875.97
         """
@@ -574,32 +489,35 @@ class MixedLM:
         return self._results(task, fit, hist=hist, penalty=penalty)
 
     def fit_regularized(
-        self, method="l1", alpha=0, ceps=1e-4, ptol=1e-6, maxit=200, start_params=None, reml=True, free=None, **kwargs
+        self,
+        method: Any = "l1",
+        alpha: ArrayLike = 0,
+        ceps: float = 1e-4,
+        ptol: float = 1e-6,
+        maxit: int = 200,
+        start_params: MixedLMParams | ArrayLike | None = None,
+        reml: bool = True,
+        free: MixedLMParams | None = None,
+        **kwargs: Any,
     ) -> MixedLMResults:
         """Estimate the fixed effects with a penalty.
 
         With ``"l1"`` the generalised residual sum of squares plus ``sum(alpha * |beta|)`` is minimised at the relative
-        covariances of the unpenalised fit. With a Penalty object, whose ``alpha`` is set on a copy, coefficients and
-        covariances together maximise the log-likelihood less the penalty.
+        covariances of the unpenalised fit; coefficients of zero have NaN standard errors. With a Penalty object, whose
+        ``alpha`` is set on a copy, coefficients and covariances together maximise the log-likelihood less the penalty.
+        `start_params` (k,), `reml`, `free` and other `kwargs` are those of `fit`, for the unpenalised fit.
 
         Parameters
         ----------
         method : "l1" or Penalty
         alpha : float or array-like (k_fe,)
             Weight of the penalty, for all or each of the fixed effects.
-        ceps : float
+        ceps
             A penalised coefficient below this in magnitude is zero ("l1").
-        ptol : float
+        ptol
             Change of the coefficients, in standard errors, at which to stop ("l1").
-        maxit : int
+        maxit
             Sweeps over the coefficients ("l1").
-        start_params, reml, free, **kwargs
-            As in `fit`, for the unpenalised fit.
-
-        Returns
-        -------
-        MixedLMResults
-            Under "l1", coefficients of zero have NaN standard errors.
 
         Raises
         ------
@@ -629,13 +547,13 @@ class MixedLM:
         """What is to be estimated, and from where."""
         if not isinstance(reml, bool | np.bool_):
             raise ModelError(f"reml is {reml!r}: give True or False, and start values by keyword, start_params=")
-        beta, root = np.zeros(self.k_fe), None
+        beta, theta = np.zeros(self.k_fe), None
         if start_params is not None:
-            given, _, root = self._at_parameters().read(start_params, "start_params")
-            beta = beta if given is None else given
-            if not (np.all(np.isfinite(beta)) and np.all(np.isfinite(root))):
+            start, _, theta = self._at_parameters().read(start_params, "start_params")
+            beta = beta if start is None else start
+            if not (np.all(np.isfinite(beta)) and np.all(np.isfinite(theta))):
                 raise DataError("start_params holds values that are not finite numbers")
-        return held.task(self.design, self.packing, bool(reml), beta, root, free)
+        return held.task(self.design, self.packing, bool(reml), beta, theta, free)
 
     def _results(self, task, fit, **record) -> MixedLMResults:
         timings = Timings(fit.timings)
@@ -643,7 +561,9 @@ class MixedLM:
             whole = replace(task.restore(fit), timings=timings)
             return MixedLMResults(self, whole, task.reml, free=task.pattern(), **record)
 
-    def fit_many(self, Y, reml: bool = True, memory: int | None = None, progress: bool = False) -> ManyResults:
+    def fit_many(
+        self, Y: ArrayLike, reml: bool = True, memory: int | None = None, progress: bool = False
+    ) -> ManyResults:
         """Fit the model to many responses in place of its own: compiled once, thousands in a second.
 
         Parameters
@@ -651,16 +571,10 @@ class MixedLM:
         Y : array (m, nobs) or DataFrame (nobs, m)
             An array has a row for each response, in the order of ``model.endog``; a table has a column for each, and
             its index finds the rows. NaN is a missing value: the fit of that response leaves the row out.
-        reml : bool
+        reml
             Restricted maximum likelihood, or maximum likelihood.
-        memory : int, optional
+        memory
             Bytes that a batch of fits may take; 256 MiB by default.
-        progress : bool
-            Draw a bar on the standard error stream.
-
-        Returns
-        -------
-        ManyResults
 
         Raises
         ------
@@ -676,27 +590,21 @@ class MixedLM:
         >>> many.fe_params["Days"].round(4).to_dict()
         {'Reaction': 10.4673, 'seconds': 0.0105}
         """
-        if memory is not None and not memory > 0:
-            raise ModelError(f"memory is {memory!r}; it must be a positive number of bytes")
         self._need_rows("fit_many")
         return fit_many(self.spec, self.design, self.theta_names, Y, reml, memory, progress)
 
-    def loglike(self, params, profile_fe=True, reml: bool | None = None) -> float:
+    def loglike(self, params: MixedLMParams | ArrayLike, profile_fe: bool = True, reml: bool | None = None) -> float:
         """Log-likelihood with the scale profiled out.
 
         Parameters
         ----------
-        params : MixedLMParams or array-like
+        params : MixedLMParams or array-like (k,)
             Relative (co)variances. An array is packed as in `fit`'s ``start_params``.
-        profile_fe : bool
+        profile_fe
             Replace the fixed effects by their generalised-least-squares estimates; otherwise `params` must have them.
-        reml : bool, optional
+        reml
             Of the restricted likelihood, or of the likelihood. By default what ``result.params_object`` was estimated
             by; for other parameters True.
-
-        Returns
-        -------
-        float
 
         Raises
         ------
@@ -710,38 +618,22 @@ class MixedLM:
         """
         return self._at_parameters(reml, params).loglike(params, profile_fe)
 
-    def score(self, params, profile_fe=True, reml: bool | None = None) -> np.ndarray:
-        """Gradient of `loglike` in the packed parameters; fixed effects first if they are not profiled out.
+    def score(self, params: MixedLMParams | ArrayLike, profile_fe: bool = True, reml: bool | None = None) -> np.ndarray:
+        """Gradient (k,) of `loglike` in the packed parameters; fixed effects first if they are not profiled out.
 
-        Parameters
-        ----------
-        params, profile_fe
-            As in `loglike`.
-        reml : bool, optional
-            Of the restricted likelihood, or of the likelihood. By default what ``result.params_object`` was estimated
-            by; for other parameters True.
-
-        Returns
-        -------
-        array (k,)
-
-        Examples
-        --------
-        >>> bool(abs(model.score(result.params_object)).max() < 1e-5)
-        True
+        Arguments as in `loglike`: `params` (k,), `profile_fe` and `reml`.
         """
         return self._at_parameters(reml, params).score(params, profile_fe)
 
-    def hessian(self, params, reml: bool | None = None) -> tuple[np.ndarray, bool]:
+    def hessian(self, params: MixedLMParams | ArrayLike, reml: bool | None = None) -> tuple[np.ndarray, bool]:
         """Hessian of `loglike` in the fixed effects and the relative (co)variances themselves, exact.
 
         Parameters
         ----------
         params : MixedLMParams or array-like (k_params,)
             An array is laid out as ``result.params``.
-        reml : bool, optional
-            Of the restricted likelihood, or of the likelihood. By default what ``result.params_object`` was estimated
-            by; for other parameters True.
+        reml
+            As in `loglike`.
 
         Returns
         -------
@@ -752,16 +644,10 @@ class MixedLM:
         ------
         DataError
             For parameters of another length.
-
-        Examples
-        --------
-        >>> hessian, singular = model.hessian(result.params)
-        >>> hessian.shape, singular
-        ((5, 5), False)
         """
         return self._at_parameters(reml, params).hessian(params)
 
-    def get_scale(self, fe_params, cov_re, vcomp, reml: bool = True) -> float:
+    def get_scale(self, fe_params: ArrayLike, cov_re: ArrayLike, vcomp: ArrayLike, reml: bool = True) -> float:
         """Residual variance at given fixed effects and relative (co)variances, with divisor n - p for REML.
 
         Parameters
@@ -769,33 +655,19 @@ class MixedLM:
         fe_params : array-like (k_fe,)
         cov_re : array-like (k_re, k_re)
         vcomp : array-like (k_vc,)
-            Relative to the residual variance.
-        reml : bool
-
-        Returns
-        -------
-        float
-
-        Examples
-        --------
-        >>> round(model.get_scale(result.fe_params, result.cov_re_unscaled, []), 3)
-        654.941
+            Relative to the residual variance, like `cov_re`.
         """
         return self._at_parameters(reml).scale(fe_params, cov_re, vcomp)
 
-    def predict(self, params, exog=None) -> np.ndarray:
-        """The fixed part of the prediction; ``result.predict`` is the one for new data.
+    def predict(self, params: MixedLMParams | ArrayLike, exog: ArrayLike | None = None) -> np.ndarray:
+        """The fixed part of the prediction, array (r,); ``result.predict`` is the one for new data.
 
         Parameters
         ----------
-        params : MixedLMParams or array-like
+        params : MixedLMParams or array-like (k,)
             A vector whose first entries are the fixed effects.
-        exog : array-like (k, k_fe), optional
+        exog : array-like (r, k_fe), optional
             By default the model's own rows, with their offset.
-
-        Returns
-        -------
-        array (k,)
 
         Raises
         ------
@@ -811,21 +683,19 @@ class MixedLM:
             self._need_rows("predict without exog")
         return self._at_parameters().predict(params, exog)
 
-    def get_distribution(self, params, scale, exog=None) -> Distribution:
+    def get_distribution(
+        self, params: MixedLMParams | ArrayLike, scale: float, exog: ArrayLike | None = None
+    ) -> Distribution:
         """The distribution of the response at given parameters: an object with ``rvs(n, rng)``.
 
         Parameters
         ----------
         params : MixedLMParams or array-like (k_params,)
             Laid out as ``result.params``.
-        scale : float
+        scale
             Residual variance.
         exog : array-like (nobs, k_fe), optional
             By default the model's own columns.
-
-        Returns
-        -------
-        Distribution
 
         Raises
         ------
@@ -845,20 +715,16 @@ class MixedLM:
         reml = True if estimated_by is None else bool(estimated_by)
         return AtParameters(self.spec, self.design, self.packing, self.use_sqrt, reml)
 
-    def update(self, formula=None, **changes) -> MixedLM:
+    def update(self, formula: str | Sequence[str] | None = None, **changes: Any) -> MixedLM:
         """State another model on the rows of this one.
 
         Parameters
         ----------
-        formula : str or sequence of str, optional
+        formula
             A formula, in which a lone dot stands for what this model has on that side (``". ~ . + x"``); or terms for
             the same response.
         **changes
             Other arguments of `mixedlm`, such as re_formula.
-
-        Returns
-        -------
-        MixedLM
 
         Raises
         ------
@@ -867,8 +733,6 @@ class MixedLM:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy"))
         >>> model.update(". ~ . + I(Days**2)").exog_names
         ['Intercept', 'Days', 'I(Days ** 2)']
         """
@@ -880,12 +744,13 @@ class MixedLM:
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | known
         words = self._words | changes
         intercept = any(str(term) == "1" for term in self.spec.recipe.specs["rhs"].formula)
-        text = self.formula if formula is None else restated(formula, self.formula or "", intercept)
-        made = type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)
-        kept = self._response is not None and made.endog_names == self.endog_names
-        return made.with_response(self._response) if kept else made
+        text: Any = self.formula if formula is None else restated(formula, self.formula or "", intercept)
+        updated = type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)
+        if self._response is None or updated.endog_names != self.endog_names:
+            return updated
+        return updated.with_response(self._response)
 
-    def with_response(self, y) -> MixedLM:
+    def with_response(self, y: ArrayLike) -> MixedLM:
         """The same model of another response.
 
         Parameters
@@ -893,21 +758,10 @@ class MixedLM:
         y : array-like (nobs,)
             Transformed, if the formula transforms it; rows in the model's order, or a Series with its row labels.
 
-        Returns
-        -------
-        MixedLM
-
         Raises
         ------
         DataError
             For a response of another length, with values that are not finite, or constant.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> model = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy"))
-        >>> model.with_response(model.endog / 1000).fit().fe_params.round(4).to_dict()
-        {'Intercept': 0.2514, 'Days': 0.0105}
         """
         self._need_rows("with_response")
         y = _response(y, self.spec)
@@ -922,24 +776,8 @@ class MixedLM:
             _response=y,
         )
 
-    def without_data(self, spec) -> MixedLM:
-        """A copy that holds `spec`, a `ModelData` without rows, in place of its own: what `remove_data` leaves.
-
-        Parameters
-        ----------
-        spec : ModelData
-
-        Returns
-        -------
-        MixedLM
-
-        Examples
-        --------
-        >>> small = model.fit()
-        >>> small.remove_data()
-        >>> small.model.endog.shape
-        (0,)
-        """
+    def without_data(self, spec: ModelData) -> MixedLM:
+        """A copy that holds `spec`, a `ModelData` without rows, in place of its own: what `remove_data` leaves."""
         model = copy.copy(self)
         for name in ("design", "_top_level", "row_indices", "exog_re", "exog_vc"):
             vars(model).pop(name, None)
@@ -969,15 +807,15 @@ def _response(y, spec) -> np.ndarray:
 
 @checked
 def from_batches(
-    formula,
-    batches,
-    groups=None,
-    re_formula=None,
-    vc_formula=None,
-    weights=None,
-    offset=None,
-    missing="none",
-    eval_env=0,
+    formula: str,
+    batches: Any,
+    groups: str | None = None,
+    re_formula: str | None = None,
+    vc_formula: Mapping[str, str] | None = None,
+    weights: str | None = None,
+    offset: str | None = None,
+    missing: Missing = "none",
+    eval_env: int | Mapping = 0,
 ) -> MixedLM:
     """State a model of data that come in batches and need not fit into memory together.
 
@@ -1006,10 +844,6 @@ def from_batches(
     eval_env : int or mapping
         Names that the formula may use, as in `MixedLM.from_formula`.
 
-    Returns
-    -------
-    MixedLM
-
     Raises
     ------
     FormulaError, DataError, MissingDataError, ModelError
@@ -1037,8 +871,8 @@ def from_batches(
         with timings.step("parse"):
             statement = survey.stated(formula, source.tables(None), beside, re_formula, vc_formula, env, missing)
         with timings.step("materialise"):
-            made = sums.plan(statement, source.survey(statement))
-            spec = represent(made, source.sums(made))
+            plan = sums.plan(statement, source.survey(statement))
+            spec = represent(plan, source.sums(plan))
     return MixedLM.__new__(MixedLM)._set_up(spec, timings, use_sqrt=True, labelled=True)
 
 
@@ -1056,7 +890,14 @@ class _Rows:
 
 
 @checked
-def design(y, X, groups, Z=None, weights=None, offset=None) -> Design:
+def design(
+    y: ArrayLike,
+    X: ArrayLike,
+    groups: ArrayLike | Mapping[Any, ArrayLike],
+    Z: ArrayLike | Mapping[Any, ArrayLike] | None = None,
+    weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+) -> Design:
     """State a mixed model by arrays, for `jm.estimate` and JAX's transformations.
 
     All columns of X are kept, collinear ones too. The arrays are copied, in 32 bits if all that are floats are.
@@ -1101,8 +942,8 @@ def design(y, X, groups, Z=None, weights=None, offset=None) -> Design:
     ([0.7, 2.2], (30, 1))
     """
     columns, labels = _terms_of(groups, Z)
-    given = {"y": y, "X": X, "weights": weights, "offset": offset, **{f"Z[{name!r}]": z for name, z in columns.items()}}
-    arrays = {name: _numbers(name, value) for name, value in given.items() if value is not None}
+    inputs = {"y": y, "X": X, "weights": weights, "offset": offset} | {f"Z[{k!r}]": z for k, z in columns.items()}
+    arrays = {name: _numbers(name, value) for name, value in inputs.items() if value is not None}
     floats = [array.dtype for array in arrays.values() if array.dtype.kind == "f"]
     dtype = np.result_type(*floats) if floats else np.dtype(FLOAT)
     n = arrays["y"].shape[0] if arrays["y"].ndim == 1 else None
@@ -1131,10 +972,10 @@ def design(y, X, groups, Z=None, weights=None, offset=None) -> Design:
         row = np.flatnonzero(weight < 0)[0]
         raise DataError(f"weights holds {weight[row]} in row {row}; weights are zero or more")
     terms, seen = [], {}
-    for name, own in labels.items():
-        if id(own) not in seen:
-            seen[id(own)] = _coded(name, own, n)
-        levels, codes = seen[id(own)]
+    for name, of_rows in labels.items():
+        if id(of_rows) not in seen:
+            seen[id(of_rows)] = _coded(name, of_rows, n)
+        levels, codes = seen[id(of_rows)]
         z = rows(f"Z[{name!r}]", 1, wide=True)
         names = tuple(f"z{j + 1}" for j in range(z.shape[1]))
         terms.append(RandomTerm(str(name), str(name), codes, levels, names, z, intercept=checks.constant_column(z)))

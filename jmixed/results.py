@@ -8,9 +8,10 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from jmixed.compat import profile_re, wald
-from jmixed.compat.contrasts import ContrastTest, WaldTable, WaldTest
+from jmixed.compat.contrasts import ContrastTest
 from jmixed.compat.params import MixedLMParams
 from jmixed.errors import DataError, Outcome
 from jmixed.formulas.restate import names_of_caller
@@ -31,8 +32,11 @@ from jmixed.reports import (
 from jmixed.reports.bootstrap import Bootstrap
 from jmixed.reports.diagnostics import Influence
 from jmixed.reports.fitted import Fitted, Optimizer, optimizer
+from jmixed.reports.hypotheses import Hypotheses
 from jmixed.reports.intervals import Profile
+from jmixed.reports.predict import Interval, NewLevels
 from jmixed.reports.summary import Summary
+from jmixed.reports.tests import Ddf, Type
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.files import write_whole
 from jmixed.runtime.timing import together
@@ -44,18 +48,19 @@ class MixedLMResults:
 
     ``params``, ``bse``, ``cov_params()`` and what follows from them hold variance parameters divided by ``scale``, as
     in statsmodels; ``cov_re``, ``vcomp`` and ``bse_re`` are on the scale of the data. Labels are attached when the data
-    had labels.
+    had labels: what is said to be a Series or a DataFrame is else an array.
 
     Parameters
     ----------
     model : MixedLM
     fit : Fit
-    reml : bool
-    free : MixedLMParams, optional
+    reml
+        Whether the fit is by restricted maximum likelihood.
+    free
         Which parameters were estimated (1) or held (0).
-    hist : list of dict, optional
+    hist
         Record of the optimisation, with ``full_output=True``.
-    penalty : float, optional
+    penalty
         Value of the penalties at the estimate; ``llf`` is the log-likelihood less this.
 
     Attributes
@@ -65,7 +70,7 @@ class MixedLMResults:
 
     Examples
     --------
-    In the examples of the attributes, ``model`` and ``result`` are these:
+    In the examples of the methods, ``model`` and ``result`` are these:
 
     >>> import jmixed as jm
     >>> model = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy"))
@@ -78,7 +83,15 @@ class MixedLMResults:
 
     use_t = False
 
-    def __init__(self, model, fit, reml, free=None, hist=None, penalty=None):
+    def __init__(
+        self,
+        model: Any,
+        fit: Any,
+        reml: bool,
+        free: MixedLMParams | None = None,
+        hist: list[dict] | None = None,
+        penalty: float | None = None,
+    ):
         held = wald.held(model.spec, fit, free)
         self._set_up(Fitted(model, fit, bool(reml), held, 0.0 if penalty is None else float(penalty)), free, hist)
 
@@ -96,46 +109,22 @@ class MixedLMResults:
 
     @property
     def params(self) -> pd.Series:
-        """Coefficients, then variance parameters divided by ``scale``: Series, or array (k,) without labels.
-
-        Examples
-        --------
-        >>> result.params.round(3).to_dict()
-        {'Intercept': 251.405, 'Days': 10.467, 'Subject Var': 0.935, 'Subject x Days Cov': 0.015, 'Days Var': 0.054}
-        """
+        """Coefficients, then variance parameters divided by ``scale``: Series (k,)."""
         return self.fitted.vector(wald.estimate(self.fitted), self.fitted.names.all)
 
     @property
     def fe_params(self) -> pd.Series:
-        """Fixed-effects coefficients, in the response's unit per unit of the column: Series, or array (k_fe,).
-
-        Examples
-        --------
-        >>> result.fe_params.round(3).to_dict()
-        {'Intercept': 251.405, 'Days': 10.467}
-        """
+        """Fixed-effects coefficients, in the response's unit per unit of the column: Series (k_fe,)."""
         return self.fitted.vector(self.fitted.fit.beta, self.fitted.names.fixed)
 
     @property
     def scale(self) -> float:
-        """Residual variance, ``sigma ** 2``, in the squared unit of the response.
-
-        Examples
-        --------
-        >>> round(result.scale, 3)
-        654.941
-        """
+        """Residual variance, ``sigma ** 2``, in the squared unit of the response."""
         return float(self.fitted.fit.sigma) ** 2
 
     @property
     def sigma(self) -> float:
-        """Residual standard deviation (at weight one), in the unit of the response.
-
-        Examples
-        --------
-        >>> round(result.sigma, 3)
-        25.592
-        """
+        """Residual standard deviation (at weight one), in the unit of the response."""
         return float(self.fitted.fit.sigma)
 
     @property
@@ -143,78 +132,39 @@ class MixedLMResults:
         """Relative covariance factors, column-major lower triangles in the order of the terms, array (m,).
 
         They are those of Bates et al. (2015), section 2.3; ``model.theta_names`` labels them.
-
-        Examples
-        --------
-        >>> result.theta.round(4).tolist(), result.model.theta_names
-        ([0.9667, 0.0152, 0.2309], ['Subject.Intercept', 'Subject.Days.Intercept', 'Subject.Days'])
         """
         return np.array(self.fitted.fit.theta)
 
     @property
     def cov_re(self) -> pd.DataFrame:
-        """Covariance of the random effects, on the scale of the data: DataFrame, or array (k_re, k_re).
+        """Covariance of the random effects, on the scale of the data: DataFrame (k_re, k_re).
 
         Variance components are not in it: see `vcomp`, and `var_corr` for both together.
-
-        Examples
-        --------
-        >>> result.cov_re.round(3)
-                 Subject    Days
-        Subject  612.090   9.604
-        Days       9.604  35.072
         """
         return self.fitted.matrix(wald.cov_re(self.fitted.spec, self.fitted.fit), self.fitted.names.random)
 
     @property
     def cov_re_unscaled(self) -> pd.DataFrame:
-        """``cov_re / scale``: DataFrame, or array (k_re, k_re).
-
-        Examples
-        --------
-        >>> result.cov_re_unscaled.round(3)
-                 Subject   Days
-        Subject    0.935  0.015
-        Days       0.015  0.054
-        """
+        """``cov_re / scale``: DataFrame (k_re, k_re)."""
         return self.cov_re / self.scale
 
     @property
     def vcomp(self) -> np.ndarray:
-        """Variance components on the scale of the data, array (k_vc,), in the order of their names.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> words = {"groups": "Subject", "re_formula": "1", "vc_formula": {"Days": "0 + Days"}}
-        >>> jm.mixedlm("Reaction ~ Days", jm.datasets.load("sleepstudy"), **words).fit().vcomp.round(2)
-        array([35.86])
-        """
+        """Variance components on the scale of the data, array (k_vc,), in the order of their names."""
         return wald.vcomp(self.fitted.spec, self.fitted.fit)
 
     @property
     def params_object(self) -> MixedLMParams:
-        """The estimates as `MixedLMParams`, variances divided by ``scale``: for `MixedLM.loglike` and as a start.
-
-        Examples
-        --------
-        >>> result.params_object.cov_re.round(3).tolist()
-        [[0.935, 0.015], [0.015, 0.054]]
-        """
+        """The estimates as `MixedLMParams`, variances divided by ``scale``: for `MixedLM.loglike` and as a start."""
         return wald.params_object(self.fitted.spec, self.fitted.fit, self.reml)
 
     def var_corr(self) -> pd.DataFrame:
         """Variances and correlations of the random effects, in the layout of lme4's as.data.frame(VarCorr).
 
-        Returns
-        -------
-        DataFrame
-            Columns group, var1, var2, vcov, sdcor. A variance has var2 None; the last row is the residual.
+        Columns group, var1, var2, vcov, sdcor. A variance has var2 None; the last row is the residual.
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.var_corr()["sdcor"].round(3).tolist()
         [24.74, 5.922, 0.066, 25.592]
         """
@@ -227,16 +177,12 @@ class MixedLMResults:
 
         Parameters
         ----------
-        effects : str or list of str
+        effects
             "fixed" (coefficients), "ran_pars" (standard deviations and correlations), "ran_vals" (conditional modes).
-        conf_int : bool
+        conf_int
             Add conf.low and conf.high, normal limits; NaN for "ran_pars".
-        conf_level : float
+        conf_level
             Coverage.
-
-        Returns
-        -------
-        DataFrame
 
         Raises
         ------
@@ -253,24 +199,26 @@ class MixedLMResults:
         return components.tidy(self.fitted, effects, conf_int, conf_level)
 
     def summary(
-        self, yname=None, xname_fe=None, xname_re=None, title=None, alpha: float = 0.05, ddf: str = "none"
+        self,
+        yname: str | None = None,
+        xname_fe: Sequence[str] | None = None,
+        xname_re: Sequence[str] | None = None,
+        title: str | None = None,
+        alpha: float = 0.05,
+        ddf: Ddf = "none",
     ) -> Summary:
         """Tables of the fit for reading: text when printed, HTML in a notebook, LaTeX by ``as_latex()``.
 
         Parameters
         ----------
-        yname, title : str, optional
+        yname, title
             Names to print in place of the model's. A `yname` that is one of the words for `ddf` is taken as such.
-        xname_fe, xname_re : list of str, optional
+        xname_fe, xname_re
             Names of the coefficients and of the variance parameters.
-        alpha : float
+        alpha
             The intervals have level 1 - alpha.
-        ddf : str
+        ddf
             "none": z tests. "satterthwaite", "kenward-roger" or "residual": t tests, as in `test`.
-
-        Returns
-        -------
-        Summary
 
         Raises
         ------
@@ -290,55 +238,28 @@ class MixedLMResults:
 
     @property
     def objective(self) -> float:
-        """The REML criterion, or -2 log-likelihood, with all constants: lme4's ``REMLcrit`` and ``-2 * logLik``.
-
-        Examples
-        --------
-        >>> round(result.objective, 4)
-        1743.6283
-        """
+        """The REML criterion, or -2 log-likelihood, with all constants: lme4's ``REMLcrit`` and ``-2 * logLik``."""
         return float(self.fitted.fit.objective)
 
     @property
     def llf(self) -> float:
-        """(Restricted) log-likelihood at the estimate, less penalties if there were any.
-
-        Examples
-        --------
-        >>> round(result.llf, 4)
-        -871.8141
-        """
+        """(Restricted) log-likelihood at the estimate, less penalties if there were any."""
         return self.fitted.llf
 
     @property
     def aic(self) -> float:
-        """Akaike's criterion; NaN under REML, as in statsmodels (`glance` has lme4's).
-
-        Examples
-        --------
-        >>> result.aic, round(model.update().fit(reml=False).aic, 3)
-        (nan, 1763.939)
-        """
+        """Akaike's criterion; NaN under REML, as in statsmodels (`glance` has lme4's)."""
         return np.nan if self.reml else -2 * self.llf + 2 * self.fitted.n_params
 
     @property
     def bic(self) -> float:
-        """Schwarz's criterion; NaN under REML, as in statsmodels (`glance` has lme4's).
-
-        Examples
-        --------
-        >>> result.bic, round(model.update().fit(reml=False).bic, 3)
-        (nan, 1783.097)
-        """
+        """Schwarz's criterion; NaN under REML, as in statsmodels (`glance` has lme4's)."""
         return np.nan if self.reml else -2 * self.llf + float(np.log(self.nobs)) * self.fitted.n_params
 
     def glance(self) -> pd.DataFrame:
         """One row about the fit, with the column names of broom.mixed.
 
-        Returns
-        -------
-        DataFrame
-            Columns nobs, sigma, logLik, AIC and BIC (lme4's, also under REML), REMLcrit or deviance, df.residual.
+        Columns nobs, sigma, logLik, AIC and BIC (lme4's, also under REML), REMLcrit or deviance, df.residual.
 
         Examples
         --------
@@ -352,34 +273,17 @@ class MixedLMResults:
         """Whether some covariance of random effects has a variance of zero or a correlation of one.
 
         It does not depend on units: an effect counts as zero below 1e-4 sigma.
-
-        Examples
-        --------
-        >>> result.singular
-        False
         """
         return any(self.fitted.fit.singular)
 
     @property
     def outcome(self) -> Outcome:
-        """How the fit ended: an `Outcome`, whose ``message`` says what to do.
-
-        Examples
-        --------
-        >>> result.outcome.name
-        'CONVERGED'
-        """
+        """How the fit ended: an `Outcome`, whose ``message`` says what to do."""
         return self.fitted.fit.outcome
 
     @property
     def optimizer(self) -> Optimizer:
-        """The certificate of the fit: an `Optimizer`; ``mle_retvals`` is the same.
-
-        Examples
-        --------
-        >>> result.optimizer.outcome.name, bool(result.optimizer.hessian_eigenvalues.min() > 0)
-        ('CONVERGED', True)
-        """
+        """The certificate of the fit: an `Optimizer`; ``mle_retvals`` is the same."""
         return optimizer(self.fitted.fit)
 
     mle_retvals = optimizer
@@ -390,72 +294,38 @@ class MixedLMResults:
 
         ``compile`` is waiting for programs that this process has not run yet, even if the cache on disk has them. Of a
         few thousand rows ``cross_products`` is zero: they are part of the program that optimises.
-
-        Examples
-        --------
-        >>> result.timings["optimise"] > 0
-        True
         """
         return together(self.fitted.model.timings, self.fitted.fit.timings)
 
     @property
     def k_constant(self) -> int:
-        """One when a column of X is constant, else zero.
-
-        Examples
-        --------
-        >>> result.k_constant
-        1
-        """
+        """One when a column of X is constant, else zero."""
         return int(any(name in ("Intercept", "const") for name in self.fitted.names.fixed))
 
     # Standard errors and covariances.
 
     @property
     def bse(self) -> pd.Series:
-        """Standard errors of ``params``, on its scale: Series, or array (k,).
-
-        Examples
-        --------
-        >>> result.bse.round(3).tolist()
-        [6.825, 1.546, 0.464, 0.071, 0.024]
-        """
+        """Standard errors of ``params``, on its scale: Series (k,)."""
         return self.fitted.vector(wald.errors(self.fitted), self.fitted.names.all)
 
     @property
     def bse_fe(self) -> pd.Series:
-        """Standard errors of the coefficients by generalised least squares, sigma^2 (X'V^-1 X)^-1, as `fe_params`.
-
-        Examples
-        --------
-        >>> result.bse_fe.round(3).to_dict()
-        {'Intercept': 6.825, 'Days': 1.546}
-        """
+        """Standard errors of `fe_params` by generalised least squares, sigma^2 (X'V^-1 X)^-1: Series (k_fe,)."""
         return self.fitted.vector(wald.errors(self.fitted)[: self.k_fe], self.fitted.names.fixed)
 
     @property
     def bse_re(self) -> pd.Series:
-        """Standard errors of the variance parameters on the scale of the data, that of ``cov_re`` and ``vcomp``.
+        """Standard errors of the variance parameters on the scale of ``cov_re`` and ``vcomp``: Series (k - k_fe,).
 
         By the delta method from the joint information of the relative variances and the residual variance. Their
         distribution is skewed: intervals should come from a profile or a bootstrap.
-
-        Examples
-        --------
-        >>> result.bse_re.round(1).to_dict()
-        {'Subject Var': 288.8, 'Subject x Days Cov': 46.7, 'Days Var': 14.8}
         """
         return self.fitted.vector(self.fitted.variance_errors, self.fitted.names.variance)
 
     @property
     def normalized_cov_params(self) -> np.ndarray:
-        """``cov_params()`` divided by ``scale``, array (k, k).
-
-        Examples
-        --------
-        >>> result.normalized_cov_params.shape
-        (5, 5)
-        """
+        """``cov_params()`` divided by ``scale``, array (k, k)."""
         return wald.covariance(self.fitted) / self.scale
 
     @overload
@@ -468,91 +338,69 @@ class MixedLMResults:
         self, r_matrix=None, column=None, scale: float | None = None, cov_p=None, other=None
     ) -> np.ndarray: ...
 
-    def cov_params(self, r_matrix=None, column=None, scale=None, cov_p=None, other=None) -> Any:
+    def cov_params(
+        self,
+        r_matrix: ArrayLike | None = None,
+        column: int | Sequence[int] | None = None,
+        scale: float | None = None,
+        cov_p: ArrayLike | None = None,
+        other: ArrayLike | None = None,
+    ) -> Any:
         """Covariance of ``params``: generalised least squares for the coefficients, observed information for the rest.
 
         Parameters
         ----------
-        r_matrix : array, optional
-            Return ``r_matrix @ cov @ other.T`` instead.
-        column : int or sequence of int, optional
+        r_matrix, other : arrays (r, k), optional
+            Return ``r_matrix @ cov @ other.T`` instead; by default `other` is `r_matrix`.
+        column
             Return the rows and columns at these positions only.
-        scale : float, optional
+        scale
             Use this residual variance in place of the estimate.
         cov_p : array (k, k), optional
             Use this covariance in place of the estimate.
-        other : array, optional
-            The second matrix; ``r_matrix`` by default.
 
         Returns
         -------
-        DataFrame or array (k, k); an array for ``r_matrix`` and ``column``
+        DataFrame (k, k); an array for ``r_matrix`` and ``column``
 
         Raises
         ------
         DataError
             For `column` together with a matrix, for `other` alone, and for a matrix of another number of columns.
-
-        Examples
-        --------
-        >>> result.cov_params(column=[0, 1]).round(3)
-        array([[46.575, -1.451],
-               [-1.451,  2.389]])
         """
         return wald.cov_params(self.fitted, r_matrix, column, scale, cov_p, other)
 
     def vcov(self, full: bool = False) -> pd.DataFrame:
-        """Covariance of the fixed effects, or of the fixed and the random effects together.
+        """Covariance of the fixed effects, or of the fixed and the random effects together: DataFrame (k, k).
 
         Parameters
         ----------
-        full : bool
-            The joint covariance of (beta^ - beta, b^ - b) at the estimated variances (Henderson 1975).
-
-        Returns
-        -------
-        DataFrame (k, k)
-            Labelled by the coefficients, then by ``COLUMN|GROUP[LEVEL]``, term by term and level by level.
+        full
+            The joint covariance of (beta^ - beta, b^ - b) at the estimated variances (Henderson 1975), labelled by the
+            coefficients, then by ``COLUMN|GROUP[LEVEL]``, term by term and level by level.
 
         Raises
         ------
         ModelError
             When the joint covariance would have more than 20,000 rows.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> result.vcov(full=True).shape
-        (38, 38)
         """
         return diagnostics.vcov(self.fitted, full)
 
     @property
     def vcov_kenward_roger(self) -> pd.DataFrame:
-        """Kenward and Roger's (1997) adjusted covariance of the coefficients, (k_fe, k_fe): pbkrtest's ``vcovAdj``.
-
-        Examples
-        --------
-        >>> result.vcov_kenward_roger.round(3).values.tolist()
-        [[46.575, -1.451], [-1.451, 2.389]]
-        """
+        """Kenward and Roger's (1997) adjusted covariance of the coefficients, (k_fe, k_fe): pbkrtest's ``vcovAdj``."""
         return tests.vcov_kenward_roger(self.fitted)
 
-    def robust_cov(self, kind: str = "CR2", group: str | None = None) -> pd.DataFrame:
-        """Cluster-robust covariance of the fixed effects: right when the model of the covariances is not.
+    def robust_cov(self, kind: Literal["CR0", "CR1", "CR2"] = "CR2", group: str | None = None) -> pd.DataFrame:
+        """Cluster-robust covariance of the fixed effects (k_fe, k_fe): right when the model of the covariances is not.
 
         Parameters
         ----------
-        kind : str
+        kind
             "CR0": the plain sandwich. "CR1": times m / (m - 1) for m clusters. "CR2": bias-reduced, for few clusters
             (Bell and McCaffrey 2002; Pustejovsky and Tipton 2018).
-        group : str, optional
+        group
             The factor whose levels are the clusters; by default the one in which all others are nested.
-
-        Returns
-        -------
-        DataFrame (k_fe, k_fe)
 
         Raises
         ------
@@ -562,8 +410,6 @@ class MixedLMResults:
         Examples
         --------
         >>> import numpy as np
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> np.sqrt(np.diag(result.robust_cov("CR2"))).round(3).tolist()
         [6.825, 1.546]
         """
@@ -571,42 +417,25 @@ class MixedLMResults:
 
     @property
     def vcov_theta(self) -> np.ndarray:
-        """Inverse observed information of theta, array (m, m); NaN where it does not exist.
-
-        Examples
-        --------
-        >>> result.vcov_theta.shape
-        (3, 3)
-        """
+        """Inverse observed information of theta, array (m, m); NaN where it does not exist."""
         return np.array(self.fitted.fit.uncertainty.vcov_theta)
 
-    def vcov_variance(self, scale: str = "sd") -> pd.DataFrame:
-        """Covariance of the variance parameters, from the exact observed information.
+    def vcov_variance(self, scale: Literal["sd", "theta"] = "sd") -> pd.DataFrame:
+        """Covariance of the variance parameters, from the exact observed information: DataFrame (k, k).
+
+        NaN for what has no standard error: a standard deviation of zero, a correlation of one, all of theta of a term
+        that is singular.
 
         Parameters
         ----------
-        scale : str
+        scale
             "sd": standard deviations and correlations of the random effects and sigma, named as in `confint`.
             "theta": the relative covariance factors and sigma.
-
-        Returns
-        -------
-        DataFrame (k, k)
-            NaN for what has no standard error: a standard deviation of zero, a correlation of one, all of theta of a
-            term that is singular.
 
         Raises
         ------
         ModelError
             For another `scale`.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> import numpy as np
-        >>> np.sqrt(np.diag(result.vcov_variance())).round(3).tolist()
-        [5.836, 0.325, 1.248, 1.508]
         """
         return tests.vcov_variance(self.fitted, scale)
 
@@ -614,40 +443,23 @@ class MixedLMResults:
 
     @property
     def tvalues(self) -> pd.Series:
-        """``params / bse``: Series, or array (k,).
-
-        Examples
-        --------
-        >>> result.tvalues.round(3).tolist()
-        [36.838, 6.771, 2.013, 0.206, 2.248]
-        """
+        """``params / bse``: Series (k,)."""
         return self.fitted.vector(wald.tvalues(self.fitted), self.fitted.names.all)
 
     @property
     def pvalues(self) -> pd.Series:
-        """Two-sided normal p-values of ``tvalues``; for variance parameters they mean little.
-
-        Examples
-        --------
-        >>> float(result.pvalues["Days"]) < 1e-10
-        True
-        """
+        """Two-sided normal p-values of ``tvalues``: Series (k,); for variance parameters they mean little."""
         return self.fitted.vector(tails.two_sided(wald.tvalues(self.fitted)), self.fitted.names.all)
 
-    def t_test(self, r_matrix, use_t: bool | None = None) -> ContrastTest:
+    def t_test(self, r_matrix: Hypotheses, use_t: bool | None = None) -> ContrastTest:
         """Test linear combinations of the coefficients one by one.
 
         Parameters
         ----------
-        r_matrix : array (k, k_fe) or (k_fe,), str, list of str, mapping, or tuple (R, q)
+        r_matrix : array (r, k_fe) or (k_fe,), str, list of str, mapping, or tuple (R, q)
             ``"Days = 10"`` tests against 10, ``"a - b"`` against zero.
-        use_t : bool, optional
+        use_t
             Refer to the t distribution with ``df_resid`` degrees of freedom; by default the normal.
-
-        Returns
-        -------
-        ContrastTest
-            With effect, sd, tvalue, pvalue, conf_int(), summary().
 
         Raises
         ------
@@ -656,34 +468,37 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.t_test("Days = 0").tvalue.round(2)
         array([6.77])
         """
         return wald.t_test(self.fitted, r_matrix, self.use_t if use_t is None else use_t)
 
-    def wald_test(self, r_matrix, cov_p=None, invcov=None, use_f=None, df_constraints=None, scalar=True) -> WaldTest:
+    def wald_test(
+        self,
+        r_matrix: Hypotheses,
+        cov_p: ArrayLike | None = None,
+        invcov: ArrayLike | None = None,
+        use_f: bool | None = None,
+        df_constraints: int | None = None,
+        scalar: bool = True,
+    ) -> ContrastTest:
         """Test linear combinations of the parameters jointly, by chi-square.
 
         Parameters
         ----------
-        r_matrix : array with k_fe columns or one per parameter, str, list of str, mapping, or tuple (R, q)
+        r_matrix : array (r, k_fe) or (r, k), str, list of str, mapping, or tuple (R, q)
+            The coefficients, or all parameters.
         cov_p : array (k, k), optional
             Covariance of the parameters, in place of ``cov_params()``.
         invcov : array (r, r), optional
             Inverse covariance of the combinations, in place of the one that follows.
-        use_f : bool, optional
+        use_f
             Refer to F with ``df_resid`` denominator degrees of freedom, which is too liberal for terms that vary
             between groups.
-        df_constraints : int, optional
+        df_constraints
             Number of constraints, if it should not be found by rank.
-        scalar : bool
+        scalar
             Accepted for compatibility; the statistic is always a number.
-
-        Returns
-        -------
-        WaldTest
 
         Raises
         ------
@@ -698,42 +513,39 @@ class MixedLMResults:
         use_f = self.use_t if use_f is None else use_f
         return wald.wald_test(self.fitted, r_matrix, cov_p, invcov, use_f, df_constraints)
 
-    def f_test(self, r_matrix, cov_p=None, invcov=None) -> WaldTest:
+    def f_test(
+        self, r_matrix: Hypotheses, cov_p: ArrayLike | None = None, invcov: ArrayLike | None = None
+    ) -> ContrastTest:
         """``wald_test`` with ``use_f=True``; `test` has denominator degrees of freedom for mixed models.
 
-        Parameters
-        ----------
-        r_matrix, cov_p, invcov
-            As in `wald_test`.
+        Arguments as in `wald_test`: `r_matrix` (r, k), `cov_p` (k, k), `invcov` (r, r).
 
-        Returns
-        -------
-        WaldTest
-
-        Examples
-        --------
-        >>> round(result.f_test("Days = 0").fvalue, 2)
-        45.85
+        Raises
+        ------
+        DataError
+            For an `invcov` of another shape.
         """
         return wald.wald_test(self.fitted, r_matrix, cov_p, invcov, use_f=True)
 
-    def wald_test_terms(self, skip_single=False, extra_constraints=None, combine_terms=None, scalar=True) -> WaldTable:
+    def wald_test_terms(
+        self,
+        skip_single: bool = False,
+        extra_constraints: Sequence[tuple[str, Hypotheses]] | None = None,
+        combine_terms: Sequence[str] | None = None,
+        scalar: bool = True,
+    ) -> ContrastTest:
         """Joint tests of the terms of the formula: all coefficients of a term are zero.
 
         Parameters
         ----------
-        skip_single : bool
+        skip_single
             Leave out terms of one coefficient.
-        extra_constraints : sequence of (name, hypotheses), optional
-            More tests, as for ``wald_test``.
-        combine_terms : sequence of str, optional
+        extra_constraints
+            More tests, as for ``wald_test``, with their names; matrices have the shape (r, k).
+        combine_terms
             For each text one more test: of all terms whose names contain it, together.
-        scalar : bool
+        scalar
             Accepted for compatibility.
-
-        Returns
-        -------
-        WaldTable
 
         Raises
         ------
@@ -749,25 +561,21 @@ class MixedLMResults:
         """
         return wald.wald_test_terms(self.fitted, skip_single, extra_constraints, combine_terms, self.use_t)
 
-    def test(self, L=None, ddf: str = "satterthwaite") -> pd.DataFrame:
+    def test(self, L: Hypotheses | Mapping[str, Hypotheses] | None = None, ddf: Ddf = "satterthwaite") -> pd.DataFrame:
         """Test coefficients, or linear combinations of them, with degrees of freedom for small samples.
+
+        A row for each test: columns estimate, se, df, t, p. If one of the tests has several equations, the columns are
+        F, num_df, den_df, p instead, for all.
 
         Parameters
         ----------
-        L : optional
+        L : array (k_fe,) or (r, k_fe), str, list of str, mapping, or tuple (array, right-hand side)
             What to test; by default every coefficient against zero. One test: an equation ``"Days = 10"``, several
-            joined by commas ``"x = 0, z = 0"``, a mapping ``{"x": 0, "z - w": 0}`` of left to right sides, an array
-            (k_fe,) or (k, k_fe), or a tuple (array, right-hand side). Several tests: a list of texts, or a mapping of
-            names to any of the former.
-        ddf : str
+            joined by commas ``"x = 0, z = 0"``, a mapping ``{"x": 0, "z - w": 0}`` of left to right sides, or an array.
+            Several tests: a list of texts, or a mapping of names to any of the former.
+        ddf
             "satterthwaite" (exact derivatives), "kenward-roger" (after REML; adjusted standard errors), "residual"
             (n - p) or "none" (normal).
-
-        Returns
-        -------
-        DataFrame
-            A row for each test: estimate, se, df, t, p. If one of the tests has several equations, the columns are F,
-            num_df, den_df, p instead, for all.
 
         Raises
         ------
@@ -785,8 +593,6 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.test()
                   estimate     se    df       t        p
         Intercept  251.405  6.825  17.0  36.838  1.2e-17
@@ -797,22 +603,19 @@ class MixedLMResults:
         """
         return tests.test(self.fitted, L, ddf)
 
-    def anova(self, ddf: str = "satterthwaite", type: int | str = 3) -> pd.DataFrame:
+    def anova(self, ddf: Ddf = "satterthwaite", type: Type = 3) -> pd.DataFrame:
         """F tests of the terms of the fixed part, as lmerTest's anova.
+
+        A row for each term but the intercept: columns sum_sq, mean_sq, num_df, den_df, F, p. The sums of squares are
+        those that with ``scale`` give F.
 
         Parameters
         ----------
-        ddf : str
+        ddf
             As in `test`.
-        type : int
+        type
             3: marginal, as SAS: means over the other factors with equal weights, whatever the coding of the categories.
             2: beyond all terms that do not contain the term. 1: beyond the terms before it.
-
-        Returns
-        -------
-        DataFrame
-            A row for each term but the intercept: sum_sq, mean_sq, num_df, den_df, F, p. The sums of squares are those
-            that with ``scale`` give F.
 
         Raises
         ------
@@ -833,18 +636,9 @@ class MixedLMResults:
     def drop1(self, progress: bool = False) -> pd.DataFrame:
         """Drop each term of the fixed effects in turn, with a likelihood-ratio test by ML.
 
-        Marginality is respected: a term that is part of another, such as ``a`` beside ``a:b``, is not dropped.
-
-        Parameters
-        ----------
-        progress : bool
-            Show how far it is.
-
-        Returns
-        -------
-        DataFrame
-            Index ``<none>`` (the model itself) and the terms; columns npar, AIC, logLik, Chisq, Df, p. NaN, and a word
-            below the table, where a likelihood has no maximum.
+        Marginality is respected: a term that is part of another, such as ``a`` beside ``a:b``, is not dropped. Rows
+        ``<none>`` (the model itself) and the terms; columns npar, AIC, logLik, Chisq, Df, p. NaN, and a word below the
+        table, where a likelihood has no maximum.
 
         Raises
         ------
@@ -853,8 +647,6 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.drop1()
                npar      AIC   logLik   Chisq   Df        p
         <none>    6  1763.94  -875.97     NaN  NaN      NaN
@@ -863,67 +655,46 @@ class MixedLMResults:
         """
         return comparison.drop1(self.fitted, progress)
 
-    def conf_int(self, alpha: float = 0.05, cols=None) -> pd.DataFrame:
+    def conf_int(self, alpha: float = 0.05, cols: Sequence[int] | None = None) -> pd.DataFrame:
         """Normal confidence limits of ``params``, for variance parameters too; `confint` has better ones for these.
 
-        Parameters
-        ----------
-        alpha : float
-            The level is 1 - alpha.
-        cols : sequence of int, optional
-            Positions of the parameters wanted.
-
-        Returns
-        -------
-        DataFrame with columns 0 and 1, or array (k, 2)
-
-        Examples
-        --------
-        >>> result.conf_int(cols=[0, 1]).round(2)
-                        0       1
-        Intercept  238.03  264.78
-        Days         7.44   13.50
+        Columns 0 and 1: the limits at the level 1 - `alpha`, of all parameters or of those at the positions `cols`.
         """
         return wald.conf_int(self.fitted, alpha, cols)
 
     def confint(
         self,
-        method: str = "wald",
+        method: Literal["wald", "profile", "bootstrap"] = "wald",
         level: float = 0.95,
         *,
         which: str | Sequence[str] | None = None,
         n: int = 1000,
         key: Any = 0,
-        kind: str = "percentile",
+        kind: Literal["percentile", "basic"] = "percentile",
         progress: bool = False,
     ) -> pd.DataFrame:
         """Confidence limits of coefficients, standard deviations, correlations and sigma.
 
+        Columns lower and upper; rows: coefficients, ``sd_COLUMN|GROUP``, ``cor_A.B|GROUP`` (A the later column, as in
+        lme4), ``sigma``.
+
         Parameters
         ----------
-        method : str
+        method
             "wald": normal limits from the standard errors; standard deviations and correlations have NaN, because
             normal limits are no use for them. "profile": where the profile of the ML deviance (also after REML, as in
             lme4) reaches the quantile of chi-square, see `profile`. "bootstrap": from refits to simulated responses,
             see `bootstrap`.
-        level : float
+        level
             Coverage.
-        which : str or list of str, optional
+        which
             Names of the parameters wanted.
-        n : int
+        n
             Number of replicates of the bootstrap.
         key : JAX random key, or int
-            Of the bootstrap: the same key gives the same limits.
-        kind : str
-            Of the bootstrap interval: "percentile" or "basic".
-        progress : bool
-            Show a bar, of the profile and the bootstrap.
-
-        Returns
-        -------
-        DataFrame
-            Columns lower and upper; index: coefficients, ``sd_COLUMN|GROUP``, ``cor_A.B|GROUP`` (A the later column, as
-            in lme4), ``sigma``.
+            Of the bootstrap.
+        kind
+            Of the bootstrap interval.
 
         Raises
         ------
@@ -932,8 +703,6 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.confint("profile", which="sd_Days|Subject").round(3).values.tolist()
         [[3.801, 8.753]]
         """
@@ -954,18 +723,12 @@ class MixedLMResults:
 
         Parameters
         ----------
-        which : str or list of str, optional
+        which
             Names of parameters as in `confint`; by default all.
-        level : float
+        level
             The trace goes on until it has passed the limits of this coverage, or the end of the parameter's range.
-        steps : int
+        steps
             Points on the way to each limit.
-        progress : bool
-            Show a bar: by tqdm where it is installed.
-
-        Returns
-        -------
-        Profile
 
         Raises
         ------
@@ -974,10 +737,7 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> profile = result.profile("sigma")
-        >>> profile.confint(0.95).round(3)
+        >>> result.profile("sigma").confint(0.95).round(3)
                 lower   upper
         sigma  22.898  28.858
         The profile is that of the ML deviance; the fit was by REML.
@@ -987,36 +747,36 @@ class MixedLMResults:
     def profile_re(
         self,
         re_ix: int | str,
-        vtype: str,
+        vtype: Literal["re", "vc"],
         num_low: int = 5,
         dist_low: float = 1.0,
         num_high: int = 5,
         dist_high: float = 1.0,
-        **fit_kwargs,
+        **fit_kwargs: Any,
     ) -> np.ndarray:
         """Log-likelihood with one variance held at values around its estimate, all else re-estimated.
 
         Parameters
         ----------
-        re_ix : int or str
+        re_ix
             Position of the random effect in ``cov_re`` ("re"), or name of the variance component ("vc").
-        vtype : str
-            "re" or "vc".
-        num_low, num_high : int
+        num_low, num_high
             Numbers of values below and above the estimate.
-        dist_low, dist_high : float
+        dist_low, dist_high
             Distance of the outermost values from the estimate, on the scale of the data.
         **fit_kwargs
             Options of the refits: method, maxiter, gtol.
 
         Returns
         -------
-        array (num_low + num_high + 1, 2)
-            The variance (held relative to the residual variance, which differs between the refits), and the
-            log-likelihood.
+        array (n, 2)
+            For each of num_low + num_high + 1 values: the variance (held relative to the residual variance, which
+            differs between the refits), and the log-likelihood.
 
         Raises
         ------
+        ArgumentError
+            For another option of the refits.
         ModelError
             For another `vtype`, an unknown variance, or a `dist_low` that leads to variances of zero or less.
 
@@ -1033,29 +793,16 @@ class MixedLMResults:
 
     @property
     def random_effects(self) -> dict[Any, pd.Series]:
-        """Conditional modes by top-level group: dict of group -> Series, groups sorted.
+        """Conditional modes by top-level group, groups sorted: of each a Series (coefficients,).
 
         The index of a Series names the columns of ``cov_re``, then ``component[column]``. A model with several
         grouping factors has no top level: see `ranef`.
-
-        Examples
-        --------
-        >>> result.random_effects["308"].round(2).to_dict()
-        {'Subject': 2.26, 'Days': 9.2}
         """
         return self.fitted.random_effects
 
     @property
     def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
-        """Conditional covariances of `random_effects` given the parameters: dict of group -> DataFrame.
-
-        Examples
-        --------
-        >>> result.random_effects_cov["308"].round(2)
-                 Subject   Days
-        Subject   145.71 -21.44
-        Days      -21.44   5.31
-        """
+        """Conditional covariances given the parameters: of each group a DataFrame (coefficients, coefficients)."""
         return self.fitted.random_effects_cov
 
     @overload
@@ -1065,22 +812,15 @@ class MixedLMResults:
     def ranef(self, cond_var: Literal[True]) -> tuple[dict[str, pd.DataFrame], dict[str, np.ndarray]]: ...
 
     def ranef(self, cond_var: bool = False) -> Any:
-        """Conditional modes of the random effects by grouping factor.
-
-        Parameters
-        ----------
-        cond_var : bool
-            Return the conditional covariances as well.
+        """Conditional modes of the random effects by grouping factor, each a DataFrame of levels x columns.
 
         Returns
         -------
-        dict of str to DataFrame (levels x columns)
-            With `cond_var` a pair: this, and a dict of str to array (levels, q, q).
+        dict of str to DataFrame (levels, q)
+            With `cond_var` a pair: this, and the conditional covariances, a dict of str to array (levels, q, q).
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.ranef()["Subject"].loc["308"].round(2).to_dict()
         {'Intercept': 2.26, 'Days': 9.2}
         """
@@ -1089,24 +829,12 @@ class MixedLMResults:
 
     @property
     def fittedvalues(self) -> pd.Series:
-        """``X beta + offset + Z b``, in the unit of the response: Series, or array (nobs,).
-
-        Examples
-        --------
-        >>> result.fittedvalues.head(2).round(2).tolist()
-        [253.66, 273.33]
-        """
+        """``X beta + offset + Z b``, in the unit of the response: Series (nobs,)."""
         return self.fitted.by_row(self.fitted.fittedvalues)
 
     @property
     def resid(self) -> pd.Series:
-        """Response less ``fittedvalues``: Series, or array (nobs,).
-
-        Examples
-        --------
-        >>> result.resid.head(2).round(2).tolist()
-        [-4.1, -14.63]
-        """
+        """Response less ``fittedvalues``: Series (nobs,)."""
         return self.fitted.by_row(self.fitted.spec.y - self.fitted.fittedvalues)
 
     @overload
@@ -1116,7 +844,7 @@ class MixedLMResults:
         transform: bool = True,
         *,
         random_effects: bool | str | Collection[str] = False,
-        new_levels: str = "raise",
+        new_levels: NewLevels = "raise",
         interval: None = None,
         level: float = 0.95,
         exog: None = None,
@@ -1129,7 +857,7 @@ class MixedLMResults:
         transform: bool = True,
         *,
         random_effects: bool | str | Collection[str] = False,
-        new_levels: str = "raise",
+        new_levels: NewLevels = "raise",
         interval: None = None,
         level: float = 0.95,
         exog: Any = None,
@@ -1142,22 +870,22 @@ class MixedLMResults:
         transform: bool = True,
         *,
         random_effects: bool | str | Collection[str] = False,
-        new_levels: str = "raise",
-        interval: str,
+        new_levels: NewLevels = "raise",
+        interval: Interval,
         level: float = 0.95,
         exog: Any = None,
     ) -> pd.DataFrame: ...
 
     def predict(
         self,
-        data=None,
+        data: Any = None,
         transform: bool = True,
         *,
         random_effects: bool | str | Collection[str] = False,
-        new_levels: str = "raise",
-        interval: str | None = None,
+        new_levels: NewLevels = "raise",
+        interval: Interval | None = None,
         level: float = 0.95,
-        exog=None,
+        exog: Any = None,
     ) -> Any:
         """Predict the response: the fixed part and the offset, and on demand the conditional modes.
 
@@ -1168,20 +896,20 @@ class MixedLMResults:
 
         Parameters
         ----------
-        data : DataFrame or other columns, or array (k, k_fe), optional
+        data : DataFrame or other columns, or array (r, k_fe), optional
             New rows; by default the rows of the model. A mapping of scalars, and a Series with a value for each column,
             are one row. For a model made from arrays: columns of X.
-        transform : bool
+        transform
             False: `data` holds the columns of X already.
-        random_effects : bool, str or list of str
+        random_effects
             True adds the conditional modes of all terms, names of grouping factors those of these factors.
-        new_levels : str
-            "raise", or "population": a level that the model has not seen gets a random effect of zero.
-        interval : str, optional
+        new_levels
+            "population": a level that the model has not seen gets a random effect of zero.
+        interval
             "confidence": of the predicted mean. "prediction": of a new observation.
-        level : float
+        level
             Coverage of the interval.
-        exog : optional
+        exog : array (r, k_fe), optional
             The same as `data`, by statsmodels' name.
 
         Returns
@@ -1198,7 +926,6 @@ class MixedLMResults:
         --------
         >>> import jmixed as jm
         >>> data = jm.datasets.load("sleepstudy")
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data).fit()
         >>> result.predict(data.head(2), random_effects=True).round(2).tolist()
         [253.66, 273.33]
         >>> result.predict(data.head(2), random_effects=True, interval="confidence").round(2).loc[0].tolist()
@@ -1206,7 +933,7 @@ class MixedLMResults:
         """
         return predict.predict(self.fitted, data, transform, random_effects, new_levels, interval, level, exog)
 
-    def augment(self, data=None) -> pd.DataFrame:
+    def augment(self, data: Any = None) -> pd.DataFrame:
         """The data with fitted values, residuals and leverages beside them, in the columns of broom.mixed.
 
         Parameters
@@ -1224,27 +951,21 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.augment()[["Reaction", ".fitted", ".resid", ".hat", ".cooksd"]].round(2).iloc[0].tolist()
         [249.56, 253.66, -4.1, 0.23, 0.0]
         """
         return diagnostics.augment(self.fitted, data)
 
-    def influence(self, group: str | None = None, method: str = "exact") -> Influence:
+    def influence(self, group: str | None = None, method: Literal["exact", "onestep"] = "exact") -> Influence:
         """Estimates without one group at a time, all refits in one compiled program.
 
         Parameters
         ----------
-        group : str, optional
+        group
             The grouping factor whose levels are left out; by default the one in which all others are nested.
-        method : str
+        method
             "exact": every refit goes to its optimum. "onestep": one Newton step, with exact derivatives, from the
             estimate of all data.
-
-        Returns
-        -------
-        Influence
 
         Raises
         ------
@@ -1253,10 +974,7 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> influence = result.influence()
-        >>> influence.cooks_distance.nlargest(2).round(3).to_dict()
+        >>> result.influence().cooks_distance.nlargest(2).round(3).to_dict()
         {'309': 0.149, '335': 0.129}
         """
         return diagnostics.influence(self.fitted, group, method)
@@ -1264,53 +982,22 @@ class MixedLMResults:
     def r2(self) -> VarianceExplained:
         """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014).
 
-        Returns
-        -------
-        VarianceExplained
-            Fields marginal, conditional, and the variances fixed, random, residual.
-
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> round(result.r2().marginal, 3), round(result.r2().conditional, 3)
         (0.279, 0.799)
         """
         return diagnostics.r2(self.fitted)
 
     def icc(self) -> IntraclassCorrelation:
-        """Intraclass correlations: the share of the random effects in the variance (Nakagawa et al. 2017).
-
-        Returns
-        -------
-        IntraclassCorrelation
-            Fields adjusted, unadjusted and by_group.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> round(result.icc().adjusted, 3)
-        0.589
-        """
+        """Intraclass correlations: the share of the random effects in the variance (Nakagawa et al. 2017)."""
         return diagnostics.icc(self.fitted)
 
     def re_pca(self) -> dict[str, pd.DataFrame]:
         """Principal components of the random effects by grouping factor, as lme4's rePCA.
 
-        A component without variance is a sign that the random effects are more than the data support.
-
-        Returns
-        -------
-        dict of str to DataFrame
-            Rows PC1, PC2, ...; columns sd (relative to sigma), proportion, cumulative, and the loadings by column.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
-        >>> result.re_pca()["Subject"][["sd", "proportion"]].round(3).values.tolist()
-        [[0.967, 0.946], [0.231, 0.054]]
+        A component without variance is a sign that the random effects are more than the data support. Rows PC1, PC2,
+        ...; columns sd (relative to sigma), proportion, cumulative, and the loadings by column.
         """
         return diagnostics.re_pca(self.fitted.spec, self.fitted.fit)
 
@@ -1321,11 +1008,11 @@ class MixedLMResults:
 
         Parameters
         ----------
-        n : int
+        n
             Number of responses.
         key : JAX random key, or int
             The same key gives the same responses.
-        random_effects : str or collection of str
+        random_effects
             "new": drawn from their distribution. "conditional": those of the fit, the conditional modes, so that only
             the residuals are new (lme4's ``re.form = NULL`` and ``use.u = TRUE``). Names of grouping factors: those of
             the fit for these, new ones for the others.
@@ -1342,28 +1029,20 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.simulate(3, key=1).shape
         (3, 180)
-        >>> same = result.simulate(1000, key=1, random_effects="conditional")
-        >>> bool(abs(same.mean(axis=0) - result.fittedvalues).max() < 5)
-        True
         """
         return bootstrap.simulate(self.fitted, n, key, random_effects)
 
-    def refit(self, y) -> Self:
-        """Fit the same model to another response; all else stays, and nothing is compiled anew.
+    def refit(self, y: ArrayLike) -> Self:
+        """Fit the same model to another response by the same criterion; nothing is compiled anew.
+
+        Parameters that were held are held again. The ``model`` of the result has the new response.
 
         Parameters
         ----------
         y : array-like (nobs,)
             The new response as the model has it (transformed, if the formula transforms it), rows in the model's order.
-
-        Returns
-        -------
-        MixedLMResults
-            By the same criterion; parameters that were held are held again. Its ``model`` has the new response.
 
         Raises
         ------
@@ -1374,8 +1053,6 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> result.refit(2 * result.model.endog).fe_params.round(3).to_dict()
         {'Intercept': 502.81, 'Days': 20.935}
         """
@@ -1393,20 +1070,11 @@ class MixedLMResults:
 
         Parameters
         ----------
-        n : int
-            Number of replicates.
         key : JAX random key, or int
             The same key gives the same replicates.
-        random_effects : str or collection of str
+        random_effects
             Of the simulated responses, as in `simulate`. Given the random effects, replicates tell how well the
             coefficients are known for these very groups; standard deviations of random effects come out too large.
-        progress : bool
-            Show a bar: by tqdm where it is installed.
-
-        Returns
-        -------
-        Bootstrap
-            Replicates of all parameters, with `confint`.
 
         Raises
         ------
@@ -1417,8 +1085,6 @@ class MixedLMResults:
 
         Examples
         --------
-        >>> import jmixed as jm
-        >>> result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
         >>> replicates = result.bootstrap(200, key=1)
         >>> replicates.replicates.shape
         (200, 6)
@@ -1434,26 +1100,20 @@ class MixedLMResults:
 
         The caller's model is left alone: this result gets a copy of it without rows. Afterwards fitted values,
         residuals, conditional covariances, `profile_re` and `augment` raise `DataError`.
-
-        Examples
-        --------
-        >>> small = model.fit()
-        >>> small.remove_data()
-        >>> small.predict({"Days": [10]}).round(2).tolist()
-        [356.08]
         """
         self.fitted = self.fitted.without_rows()
         self.model = self.fitted.model
 
-    def save(self, fname, remove_data: bool = False) -> None:
+    def save(self, fname: Any, remove_data: bool = False) -> None:
         """Write the result to a file of arrays and plain values, which holds no code.
 
         Functions and other objects of yours that the formulas name are not in it: `load` looks for them again.
 
         Parameters
         ----------
-        fname : path or binary file
-        remove_data : bool
+        fname
+            A path, or a binary file.
+        remove_data
             Write it without the rows of the data; this object keeps them.
 
         Raises
@@ -1480,27 +1140,8 @@ class MixedLMResults:
             fname.write(content)
 
     @classmethod
-    def load(cls, fname) -> "MixedLMResults":
-        """Read a result that `save` wrote: see `jmixed.load`.
-
-        Parameters
-        ----------
-        fname : path or binary file
-
-        Returns
-        -------
-        MixedLMResults
-
-        Examples
-        --------
-        >>> import io
-        >>> import jmixed as jm
-        >>> file = io.BytesIO()
-        >>> result.save(file)
-        >>> _ = file.seek(0)
-        >>> jm.MixedLMResults.load(file)
-        <MixedLMResults: Reaction ~ Days + (Days | Subject); REML objective 1743.6283>
-        """
+    def load(cls, fname: Any) -> "MixedLMResults":
+        """Read a result that `save` wrote to `fname`, a path or a binary file: see `jmixed.load`."""
         return cls._read(fname, names_of_caller(0, sys._getframe(1)))
 
     @classmethod
@@ -1520,7 +1161,7 @@ class MixedLMResults:
 
 
 @checked
-def load(fname) -> MixedLMResults:
+def load(fname: Any) -> MixedLMResults:
     """Read a result that ``result.save`` wrote. No code is run: the file holds arrays and plain values.
 
     Functions and other objects of yours that the formulas name are looked up where this is called. One that is not
@@ -1529,11 +1170,8 @@ def load(fname) -> MixedLMResults:
 
     Parameters
     ----------
-    fname : path or binary file
-
-    Returns
-    -------
-    MixedLMResults
+    fname
+        A path, or a binary file.
 
     Raises
     ------

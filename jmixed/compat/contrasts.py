@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ from jmixed.errors import ArgumentError, DataError
 from jmixed.inference import tails
 from jmixed.reports.printed import Shown, as_text
 from jmixed.runtime.arguments import checked
-from jmixed.runtime.facts import Facts
 
 
 class Values(np.ndarray):
@@ -32,155 +32,47 @@ class Values(np.ndarray):
 @checked
 @dataclass(frozen=True, eq=False, repr=False)
 class ContrastTest(Shown):
-    """Tests of single linear combinations, one per row of R.
+    """Tests of linear hypotheses R b = q: of the rows of R one by one, of all together, or of several sets of rows.
 
     Attributes
     ----------
-    effect, sd, tvalue, pvalue : arrays (k,)
-        Estimate of R b, its standard error, (R b - q) / sd, and the two-sided p-value. Those of one combination are
-        numbers too: ``float(test.pvalue)``, ``f"{test.pvalue:.3f}"``.
-    df_denom : float
-        Residual degrees of freedom; used when the distribution is "t".
+    statistic, pvalue : arrays (k,), or float
+        Of one joint test they are numbers. Those of a single row can be used as numbers: ``float(test.pvalue)``,
+        ``f"{test.pvalue:.3f}"``.
     distribution : str
-        "norm" or "t".
+        "norm" or "t": of rows one by one, (R b - q) / sd. "chi2", or "F" (then the statistic is divided by the number
+        of constraints): of rows together.
+    df_num : int, or int array (k,)
+        Numbers of independent constraints.
+    df_denom : float
+        Residual degrees of freedom, for "t" and "F"; of a joint test by "chi2" the number of constraints.
     names : tuple of str
-        Labels of the rows.
+        Labels of the tests.
+    effect, sd : arrays (k,) or None
+        Estimate of R b and its standard error, where rows are tested one by one.
     """
 
-    effect: np.ndarray
-    sd: np.ndarray
-    tvalue: np.ndarray
-    pvalue: np.ndarray
+    statistic: Any
+    pvalue: Any
+    distribution: Literal["norm", "t", "chi2", "F"]
+    df_num: Any
     df_denom: float
-    distribution: str
     names: tuple[str, ...]
+    effect: Any = None
+    sd: Any = None
 
     @property
-    def statistic(self) -> np.ndarray:
-        """The same as ``tvalue``, array (k,).
-
-        Examples
-        --------
-        >>> result.t_test("Days = 0").statistic.round(2)
-        array([6.77])
-        """
-        return self.tvalue
-
-    def conf_int(self, alpha: float = 0.05) -> np.ndarray:
-        """Confidence limits of the effects.
-
-        Parameters
-        ----------
-        alpha : float
-            The level is 1 - alpha.
-
-        Returns
-        -------
-        array (k, 2)
-
-        Examples
-        --------
-        >>> result.t_test("Days = 0").conf_int().round(2)
-        array([[ 7.44, 13.5 ]])
-        """
-        from scipy import special
-
-        upper = tails.outer(alpha)
-        quantile = special.stdtrit(self.df_denom, upper) if self.distribution == "t" else special.ndtri(upper)
-        half = quantile * self.sd
-        return np.column_stack([self.effect - half, self.effect + half])
-
-    def summary_frame(self, xname=None, alpha: float = 0.05) -> pd.DataFrame:
-        """The table as numbers: coef, std err, statistic, p-value and confidence limits.
-
-        Parameters
-        ----------
-        xname : sequence of str, optional
-            Labels of the rows, by default c0, c1, ...
-        alpha : float
-            The limits have level 1 - alpha.
-
-        Returns
-        -------
-        DataFrame
+    def tvalue(self) -> np.ndarray:
+        """The statistics of rows one by one, array (k,).
 
         Raises
         ------
-        ArgumentError
-            For another number of labels than there are rows.
-
-        Examples
-        --------
-        >>> result.t_test("Days = 0").summary_frame(["slope"]).round(2).loc["slope"].tolist()
-        [10.47, 1.55, 6.77, 0.0, 7.44, 13.5]
+        AttributeError
+            For a joint test.
         """
-        if xname is not None and len(xname) != len(self.effect):
-            raise ArgumentError(f"xname has {len(xname)} labels for {len(self.effect)} rows: give one for each")
-        letter = "t" if self.distribution == "t" else "z"
-        limits = self.conf_int(alpha)
-        columns = {
-            "coef": self.effect,
-            "std err": self.sd,
-            letter: self.tvalue,
-            f"P>|{letter}|": self.pvalue,
-            "Conf. Int. Low": limits[:, 0],
-            "Conf. Int. Upp.": limits[:, 1],
-        }
-        return pd.DataFrame(columns, index=list(xname or self.names))
-
-    def summary(self, xname=None, alpha: float = 0.05, title: str | None = None) -> str:
-        """The table as text.
-
-        Parameters
-        ----------
-        xname : sequence of str, optional
-            Labels of the rows, by default c0, c1, ...
-        alpha : float
-            The limits have level 1 - alpha.
-        title : str, optional
-            The first line.
-
-        Returns
-        -------
-        str
-
-        Examples
-        --------
-        >>> print(result.t_test("Days = 0").summary(["slope"]))
-        Test for Constraints
-                 coef std err      z    P>|z| [0.025  0.975]
-        slope  10.467   1.546  6.771  1.3e-11  7.438  13.497
-        """
-        heading, frame = self._shown(xname, alpha)
-        return f"{title or heading}\n{as_text(frame)}"
-
-    def _shown(self, xname=None, alpha: float = 0.05) -> tuple[str, pd.DataFrame]:
-        frame = self.summary_frame(xname, alpha)
-        frame.columns = [*frame.columns[:4], f"[{alpha / 2:g}", f"{1 - alpha / 2:g}]"]
-        return "Test for Constraints", frame
-
-
-@checked
-@dataclass(frozen=True, repr=False)
-class WaldTest(Facts):
-    """A joint test of all rows of R b = q.
-
-    Attributes
-    ----------
-    statistic, pvalue : float
-    distribution : str
-        "chi2", or "F" (then the statistic is divided by the number of constraints).
-    df_num : int
-        Number of independent constraints.
-    df_denom : float
-        Denominator degrees of freedom of F; for "chi2" the number of constraints.
-    """
-
-    statistic: float
-    pvalue: float
-    distribution: str
-    df_num: int
-    df_denom: float
+        if self.effect is None:
+            raise AttributeError("tvalue belongs to tests of rows one by one; this is a joint test: read .statistic")
+        return self.statistic
 
     @property
     def fvalue(self) -> float:
@@ -189,202 +81,156 @@ class WaldTest(Facts):
         Raises
         ------
         AttributeError
-            For a chi-square test.
-
-        Examples
-        --------
-        >>> round(result.f_test("Days = 0").fvalue, 2)
-        45.85
+            For a chi-square test, and for rows one by one.
         """
         if self.distribution != "F":
-            raise AttributeError("fvalue belongs to an F test; this is a chi-square test: read .statistic")
+            kind = "a chi-square test" if self.distribution == "chi2" else "a test of rows one by one"
+            raise AttributeError(f"fvalue belongs to an F test; this is {kind}: read .statistic")
         return self.statistic
 
-    def summary(self) -> str:
-        """The test in one line.
+    @property
+    def table(self) -> pd.DataFrame:
+        """The tests as rows: columns statistic, pvalue, df_constraint."""
+        columns = {"statistic": self.statistic, "pvalue": self.pvalue, "df_constraint": self.df_num}
+        return pd.DataFrame({name: np.atleast_1d(values) for name, values in columns.items()}, index=list(self.names))
 
-        Returns
-        -------
-        str
+    @property
+    def pvalues(self) -> np.ndarray:
+        """The p-values, array (k,)."""
+        return np.atleast_1d(self.pvalue)
+
+    @property
+    def df_constraints(self) -> np.ndarray:
+        """Numbers of independent constraints, array (k,)."""
+        return np.atleast_1d(self.df_num)
+
+    def conf_int(self, alpha: float = 0.05) -> np.ndarray:
+        """Confidence limits of the effects at the level 1 - `alpha`, array (k, 2).
+
+        Raises
+        ------
+        AttributeError
+            For a joint test.
+        """
+        from scipy import special
+
+        upper = tails.outer(alpha)
+        if self.effect is None:
+            raise AttributeError("conf_int belongs to tests of rows one by one; a joint test has no limits")
+        quantile = special.stdtrit(self.df_denom, upper) if self.distribution == "t" else special.ndtri(upper)
+        half = quantile * self.sd
+        return np.column_stack([self.effect - half, self.effect + half])
+
+    def summary_frame(self, xname: Sequence[str] | None = None, alpha: float = 0.05) -> pd.DataFrame:
+        """Columns coef, std err, the statistic, its p-value and limits; of joint tests statistic, p-value and df.
+
+        Parameters
+        ----------
+        xname
+            Labels of the rows.
+        alpha
+            The limits have level 1 - alpha.
+
+        Raises
+        ------
+        ArgumentError
+            For another number of labels than there are rows.
+        """
+        if xname is not None and len(xname) != len(self.names):
+            raise ArgumentError(f"xname has {len(xname)} labels for {len(self.names)} rows: give one for each")
+        labels, letter = list(xname or self.names), self.distribution
+        if self.effect is None:
+            columns = {letter: self.statistic, f"P>{letter}": self.pvalue, "df constraint": self.df_num}
+            columns |= {"df denom": self.df_denom} if letter == "F" else {}
+            return pd.DataFrame({name: np.atleast_1d(values) for name, values in columns.items()}, index=labels)
+        letter = "t" if letter == "t" else "z"
+        limits = self.conf_int(alpha)
+        columns = {
+            "coef": self.effect,
+            "std err": self.sd,
+            letter: self.statistic,
+            f"P>|{letter}|": self.pvalue,
+            "Conf. Int. Low": limits[:, 0],
+            "Conf. Int. Upp.": limits[:, 1],
+        }
+        return pd.DataFrame(columns, index=labels)
+
+    def summary(self, xname: Sequence[str] | None = None, alpha: float = 0.05, title: str | None = None) -> str:
+        """The table as text; of one joint test a line.
+
+        `xname` and `alpha` are as in `summary_frame`, `title` is the first line.
 
         Examples
         --------
+        >>> print(result.t_test("Days = 0").summary(["slope"]))
+        Test for Constraints
+                 coef std err      z    P>|z| [0.025  0.975]
+        slope  10.467   1.546  6.771  1.3e-11  7.438  13.497
         >>> result.wald_test("Days = 0").summary()
         '<Wald test (chi2): statistic=45.853, p-value=1.275e-11, df_denom=1>'
         """
-        if self.distribution == "F":
-            numbers = f"F={self.statistic:.6g}, p={self.pvalue:.4g}, df_denom={self.df_denom:.3g}"
-            return f"<F test: {numbers}, df_num={self.df_num}>"
-        numbers = f"statistic={self.statistic:.6g}, p-value={self.pvalue:.4g}"
-        return f"<Wald test (chi2): {numbers}, df_denom={self.df_num}>"
+        if np.ndim(self.statistic) == 0:
+            if self.distribution == "F":
+                numbers = f"F={self.statistic:.6g}, p={self.pvalue:.4g}, df_denom={self.df_denom:.3g}"
+                return f"<F test: {numbers}, df_num={self.df_num}>"
+            numbers = f"statistic={self.statistic:.6g}, p-value={self.pvalue:.4g}"
+            return f"<Wald test (chi2): {numbers}, df_denom={self.df_num}>"
+        heading, frame = self._shown(xname, alpha)
+        return f"{title or heading}\n{as_text(frame)}"
 
-    def _facts(self) -> tuple[str, dict[str, object]]:
-        if self.distribution == "F":
-            degrees = {"df, numerator": self.df_num, "df, denominator": float(self.df_denom)}
-            return "F test", {"F": self.statistic, **degrees, "p": self.pvalue}
-        return "Wald test", {"chi2": self.statistic, "df": self.df_num, "p": self.pvalue}
+    def _shown(self, xname: Sequence[str] | None = None, alpha: float = 0.05) -> tuple[str, pd.DataFrame]:
+        frame = self.summary_frame(xname, alpha)
+        if self.effect is None:
+            test = "F test" if self.distribution == "F" else "Wald test"
+            return test if np.ndim(self.statistic) == 0 else f"{test}s of the terms", frame
+        frame.columns = [*frame.columns[:4], f"[{alpha / 2:g}", f"{1 - alpha / 2:g}]"]
+        return "Test for Constraints", frame
 
     def __str__(self) -> str:
         return self.summary()
 
 
-@checked
-@dataclass(frozen=True, eq=False, repr=False)
-class WaldTable(Shown):
-    """Joint tests of several hypotheses.
-
-    Attributes
-    ----------
-    table : DataFrame
-        One row per hypothesis: statistic, pvalue, df_constraint.
-    distribution : str
-        "chi2" or "F".
-    """
-
-    table: pd.DataFrame
-    distribution: str
-
-    @property
-    def statistic(self) -> np.ndarray:
-        """The statistics, array (k,).
-
-        Examples
-        --------
-        >>> result.wald_test_terms().statistic.round(2)
-        array([1357.06,   45.85])
-        """
-        return self.table["statistic"].to_numpy()
-
-    @property
-    def pvalues(self) -> np.ndarray:
-        """The p-values, array (k,).
-
-        Examples
-        --------
-        >>> result.wald_test_terms().pvalues.round(3)
-        array([0., 0.])
-        """
-        return self.table["pvalue"].to_numpy()
-
-    @property
-    def df_constraints(self) -> np.ndarray:
-        """Numbers of constraints, array (k,).
-
-        Examples
-        --------
-        >>> result.wald_test_terms().df_constraints
-        array([1, 1])
-        """
-        return self.table["df_constraint"].to_numpy()
-
-    def summary_frame(self) -> pd.DataFrame:
-        """The table with the distribution in its headings.
-
-        Returns
-        -------
-        DataFrame
-
-        Examples
-        --------
-        >>> result.wald_test_terms().summary_frame().columns.tolist()
-        ['chi2', 'P>chi2', 'df constraint']
-        """
-        names = {"statistic": self.distribution, "pvalue": f"P>{self.distribution}", "df_constraint": "df constraint"}
-        return self.table.rename(columns=names)
-
-    def _shown(self) -> tuple[str, pd.DataFrame]:
-        return "Wald tests of the terms", self.summary_frame()
-
-    def __str__(self) -> str:
-        return as_text(self.summary_frame())
+def of_terms(tests: Sequence[tuple[str, ContrastTest]]) -> ContrastTest:
+    """Named joint tests, all of one distribution, as one object."""
+    if not tests:
+        return ContrastTest(np.zeros(0), np.zeros(0), "chi2", np.zeros(0, int), np.nan, ())
+    statistic, pvalue, df_num = (
+        np.array([getattr(test, name) for _, test in tests]) for name in ("statistic", "pvalue", "df_num")
+    )
+    first, names = tests[0][1], tuple(name for name, _ in tests)
+    return ContrastTest(statistic, pvalue, first.distribution, df_num, first.df_denom, names)
 
 
-def wald_table(tests: Sequence[tuple[str, WaldTest]]) -> WaldTable:
-    """Put named joint tests, all of one distribution, into a table.
-
-    Parameters
-    ----------
-    tests : sequence of (name, WaldTest)
-    """
-    rows = [(test.statistic, test.pvalue, test.df_num) for _, test in tests]
-    table = pd.DataFrame(rows, index=[name for name, _ in tests], columns=["statistic", "pvalue", "df_constraint"])
-    return WaldTable(table, tests[0][1].distribution if tests else "chi2")
-
-
-def contrast_test(R, q, estimate, cov, df: float, use_t: bool = False, names=None) -> ContrastTest:
-    """Test each row of R b = q on its own.
-
-    Parameters
-    ----------
-    R : array (k, p);  q : array (k,)
-    estimate : array (p,);  cov : array (p, p)
-    df : float
-        Degrees of freedom, for ``use_t``.
-    use_t : bool
-        Refer to the t distribution rather than the normal.
-    names : sequence of str, optional
-        Labels of the rows; c0, c1, ... by default.
-
-    Returns
-    -------
-    ContrastTest
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from jmixed.compat.contrasts import contrast_test
-    >>> test = contrast_test(np.eye(2), np.zeros(2), np.array([1.0, 2.0]), np.diag([1.0, 4.0]), df=10)
-    >>> test.tvalue.tolist()
-    [1.0, 1.0]
-    """
+def contrast_test(
+    R: np.ndarray, q: np.ndarray, estimate: np.ndarray, cov: np.ndarray, df: float, use_t: bool = False
+) -> ContrastTest:
+    """Test each row of R b = q, R (k, p), on its own: by the normal distribution, or by t with `df` degrees."""
     effect = R @ estimate
     sd = np.sqrt(np.einsum("ij,jk,ik->i", R, cov, R))
-    difference = effect - q
     with np.errstate(divide="ignore", invalid="ignore"):
-        tvalue = np.where(sd > 0, difference / sd, np.nan)
+        statistic = np.where(sd > 0, (effect - q) / sd, np.nan)
+    pvalue = tails.p_of_t(statistic, np.full(len(R), df if use_t else np.inf))
+    statistic, pvalue, effect, sd = (values.view(Values) for values in (statistic, pvalue, effect, sd))
+    kind, count = "t" if use_t else "norm", np.ones(len(R), int)
+    return ContrastTest(statistic, pvalue, kind, count, df, tuple(f"c{k}" for k in range(len(R))), effect, sd)
+
+
+def wald_test(
+    R: np.ndarray,
+    q: np.ndarray,
+    estimate: np.ndarray,
+    cov: np.ndarray,
+    df: float,
+    use_f: bool = False,
+    constraints: int | None = None,
+) -> ContrastTest:
+    """Test all rows of R b = q together: by chi-square, or by F with `df` denominator degrees of freedom.
+
+    Redundant rows count once: the number of constraints is the rank of R cov R', unless it is given. NaN where nothing
+    is tested.
+    """
     from scipy import special
 
-    tail = special.stdtr(df, -np.abs(tvalue)) if use_t else special.ndtr(-np.abs(tvalue))
-    labels = tuple(names) if names is not None else tuple(f"c{k}" for k in range(len(R)))
-    kind = "t" if use_t else "norm"
-    return ContrastTest(
-        effect.view(Values), sd.view(Values), tvalue.view(Values), (2 * tail).view(Values), df, kind, labels
-    )
-
-
-def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: int | None = None) -> WaldTest:
-    """Test all rows of R b = q together.
-
-    Redundant rows count once: the number of constraints is the rank of R cov R'.
-
-    Parameters
-    ----------
-    R : array (k, p);  q : array (k,)
-    estimate : array (p,);  cov : array (p, p)
-    df : float
-        Denominator degrees of freedom, for ``use_f``.
-    use_f : bool
-        Refer to the F distribution rather than the chi-square.
-    constraints : int, optional
-        Number of constraints, if it should not be found by rank.
-
-    Returns
-    -------
-    WaldTest
-        NaN where nothing is tested.
-
-    Raises
-    ------
-    DataError
-        When a tested parameter has no standard error.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from jmixed.compat.contrasts import wald_test
-    >>> wald_test(np.eye(2), np.zeros(2), np.array([1.0, 2.0]), np.diag([1.0, 4.0]), df=10).statistic
-    2.0
-    """
     covariance = R @ cov @ R.T
     if not np.all(np.isfinite(covariance)):
         raise DataError("a Wald test of a parameter without a standard error: leave that parameter out of r_matrix")
@@ -395,11 +241,12 @@ def wald_test(R, q, estimate, cov, df: float, use_f: bool = False, constraints: 
     rank = int(np.linalg.matrix_rank(correlation, hermitian=True))
     count = rank if constraints is None else constraints
     statistic = float(difference @ np.linalg.pinv(correlation, hermitian=True) @ difference)
-    from scipy import special
-
+    kind, df_denom = ("F", df) if use_f else ("chi2", count)
     if not count:
-        return WaldTest(float("nan"), float("nan"), "F" if use_f else "chi2", 0, df if use_f else 0)
-    if use_f:
+        statistic = pvalue = np.nan
+    elif use_f:
         statistic /= count
-        return WaldTest(statistic, float(special.fdtrc(count, df, statistic)), "F", count, df)
-    return WaldTest(statistic, float(special.chdtrc(count, statistic)), "chi2", count, count)
+        pvalue = float(special.fdtrc(count, df, statistic))
+    else:
+        pvalue = float(special.chdtrc(count, statistic))
+    return ContrastTest(statistic, pvalue, kind, count, df_denom, ("joint",))

@@ -65,16 +65,7 @@ class ModelFrame:
 
 
 def theta_names(terms: tuple[RandomTerm, ...]) -> list[str]:
-    """Labels of theta: ``group.column`` on the diagonal of a factor and ``group.row.column`` below it.
-
-    Parameters
-    ----------
-    terms : sequence of RandomTerm
-
-    Returns
-    -------
-    list of str (m,)
-    """
+    """Labels of theta: ``group.column`` on the diagonal of a factor and ``group.row.column`` below it."""
     names = []
     for term in terms:
         names += [f"{term.group}.{name}" for name in structure(term).theta_names(term.columns, term.vc or term.label)]
@@ -82,20 +73,7 @@ def theta_names(terms: tuple[RandomTerm, ...]) -> list[str]:
 
 
 def top_level(spec: ModelData) -> tuple[np.ndarray, pd.Index, str]:
-    """The one grouping factor inside which all others lie.
-
-    Returns
-    -------
-    codes : int array (n,)
-    labels : Index
-        In sorted order.
-    name : str
-
-    Raises
-    ------
-    ModelError
-        There is no such factor.
-    """
+    """Codes (n,), sorted labels and name of the one grouping factor inside which all others lie."""
     if spec.groups is not None:
         return *effects.top_level(spec), spec.group_name or "Group"
     coarsest = min(spec.terms, key=lambda term: len(term.levels))
@@ -123,10 +101,8 @@ def rows_by_group(codes: np.ndarray, count: int) -> list[np.ndarray]:
 def columns_by_level(term: RandomTerm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The columns that a variance component has in each group, group by group as statsmodels lists them.
 
-    Returns
-    -------
-    group, level, column : int arrays (k,)
-        Each column belongs to a level of the term, and the level to a top-level group; sorted by group.
+    Int arrays group, level, column (k,): each column belongs to a level of the term, and the level to a top-level
+    group.
     """
     parents = term.parents if term.parents is not None else np.zeros(len(term.levels), int)
     present = np.ones((len(term.levels), len(term.columns)), bool)
@@ -138,16 +114,7 @@ def columns_by_level(term: RandomTerm) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def vc_spec(spec: ModelData) -> VCSpec:
-    """The variance components of a model as dense blocks, one for each group.
-
-    Parameters
-    ----------
-    spec : ModelData
-
-    Returns
-    -------
-    VCSpec
-    """
+    """The variance components of a model as dense blocks, one for each group."""
     components = [term for term in spec.terms if term.vc is not None]
     if not components:
         return VCSpec([], [], [])

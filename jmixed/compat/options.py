@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from jmixed.covariance.structure import split
 from jmixed.errors import ConvergenceWarning, ModelError, Outcome, SingularWarning, warn
 from jmixed.fit import host
 
@@ -19,19 +20,7 @@ IDLE = ("eps", "maxcor", "ftol", "tol", "maxls")
 
 
 def solver(method) -> str:
-    """The method of `host.fit` that a name, or the first of a list of names, means.
-
-    Raises
-    ------
-    ModelError
-        For another name.
-
-    Examples
-    --------
-    >>> from jmixed.compat.options import solver
-    >>> solver("newton"), solver(["bfgs", "lbfgs"]), solver("L-BFGS"[:1] + "BFGS")
-    ('newton', 'newton', 'lbfgs')
-    """
+    """The method of `host.fit` that a name, or the first of a list of names, means."""
     several = isinstance(method, Iterable) and not isinstance(method, str)
     names = (list(method) if several else [method]) or [None]
     first = names[0].lower() if isinstance(names[0], str) else names[0]
@@ -52,20 +41,20 @@ def warn_of_options(names: Iterable[str], niter_sa: int = 0) -> None:
         raise ModelError("fit has no argument REML: write reml=True or reml=False")
     unknown = sorted(names - {"disp", *IDLE})
     idle = sorted(names & set(IDLE)) + (["niter_sa"] if niter_sa else [])
-    for found, text in ((unknown, "not used by MixedLM.fit"), (idle, "without effect on how MixedLM is optimised")):
-        if found:
-            plural = "s" if len(found) > 1 else ""
-            warn(f"Argument{plural} {', '.join(found)} {text}: leave out", FutureWarning)
+    for listed, text in ((unknown, "not used by MixedLM.fit"), (idle, "without effect on how MixedLM is optimised")):
+        if listed:
+            plural = "s" if len(listed) > 1 else ""
+            warn(f"Argument{plural} {', '.join(listed)} {text}: leave out", FutureWarning)
 
 
 def warn_of_outcome(fit: host.Fit, task: Task, terms: Sequence[RandomTerm]) -> None:
     """Warn of a fit without a certified optimum, and of a singular one."""
     if not fit.converged:
         # Two outcomes have a section of their own.
-        own = fit.outcome in (Outcome.FLAT, Outcome.ROUNDED)
-        page = f"singular.md#{fit.outcome.name.lower()}" if own else None
+        has_section = fit.outcome in (Outcome.FLAT, Outcome.ROUNDED)
+        page = f"singular.md#{fit.outcome.name.lower()}" if has_section else None
         warn(f"{fit.outcome.name}: {fit.outcome.message}", ConvergenceWarning, page)
-    moved = [piece.any() for piece in task.packing.split(task.free_root)]
+    moved = [piece.any() for piece in split(task.packing.structures, task.free_theta)]
     flagged = zip(terms, fit.singular, moved, strict=True)
     labels = [repr(term.vc or term.label) for term, singular, free in flagged if singular and free]
     if labels:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jmixed.compat.packing import psd_cholesky
 from jmixed.errors import DataError, ModelError
@@ -16,26 +17,7 @@ from jmixed.runtime.precision import FLOAT
 
 
 def as_array(value, name: str) -> np.ndarray:
-    """What a caller gave as an array of numbers, copied; a value that JAX is tracing is refused.
-
-    Parameters
-    ----------
-    value : array-like
-        pandas, numpy, JAX or a sequence.
-    name : str
-        What it is called in a message.
-
-    Raises
-    ------
-    DataError
-        It is a tracer, or holds something that is not a number.
-
-    Examples
-    --------
-    >>> from jmixed.compat.params import as_array
-    >>> as_array([1, 2], "params")
-    array([1., 2.])
-    """
+    """What a caller gave as an array of numbers, copied; other things are refused, as what JAX is tracing."""
     refuse_tracer(value, name)
     try:
         return np.array(value, dtype=FLOAT)
@@ -52,14 +34,12 @@ class MixedLMParams:
 
     Parameters
     ----------
-    k_fe, k_re, k_vc : int
+    k_fe, k_re, k_vc
         Numbers of fixed effects, of correlated random effects, and of variance components.
 
     Attributes
     ----------
-    fe_params : array (k_fe,)
-    cov_re : array (k_re, k_re)
-    vcomp : array (k_vc,)
+    fe_params, cov_re, vcomp : arrays (k_fe,), (k_re, k_re), (k_vc,)
         Set by the factory methods, or by hand.
     reml : bool or None
         By which criterion they were estimated, if they were: what `loglike` and its derivatives refer to unless told.
@@ -88,33 +68,25 @@ class MixedLMParams:
         return f"MixedLMParams({', '.join(parts)})"
 
     @staticmethod
-    def from_components(fe_params=None, cov_re=None, cov_re_sqrt=None, vcomp=None) -> MixedLMParams:
+    def from_components(
+        fe_params: ArrayLike | None = None,
+        cov_re: ArrayLike | None = None,
+        cov_re_sqrt: ArrayLike | None = None,
+        vcomp: ArrayLike | None = None,
+    ) -> MixedLMParams:
         """Parameters from their parts; a part that is not given is empty.
 
         Parameters
         ----------
-        fe_params : array-like (k_fe,), optional
-        cov_re : array-like (k_re, k_re), optional
-            Relative covariance.
-        cov_re_sqrt : array-like (k_re, k_re), optional
-            Its lower-triangular square root, instead.
-        vcomp : array-like (k_vc,), optional
-            Relative variances.
-
-        Returns
-        -------
-        MixedLMParams
+        fe_params, vcomp : array-like (k_fe,) and (k_vc,), optional
+            Coefficients, and relative variances.
+        cov_re, cov_re_sqrt : array-like (k_re, k_re), optional
+            Relative covariance, or its lower-triangular square root instead.
 
         Raises
         ------
         DataError
             For a covariance that is not square, and for other parts that are no list.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> jm.MixedLMParams.from_components([1.0, 2.0], cov_re_sqrt=[[2.0]]).cov_re
-        array([[4.]])
         """
         fixed = as_array([] if fe_params is None else fe_params, "fe_params")
         variances = as_array([] if vcomp is None else vcomp, "vcomp")
@@ -133,35 +105,24 @@ class MixedLMParams:
         return params
 
     @staticmethod
-    def from_packed(params, k_fe: int, k_re: int, use_sqrt: bool, has_fe: bool) -> MixedLMParams:
+    def from_packed(params: ArrayLike, k_fe: int, k_re: int, use_sqrt: bool, has_fe: bool) -> MixedLMParams:
         """Parameters from one vector.
 
         Parameters
         ----------
         params : array-like (k,)
-            [fixed effects,] the lower triangle of the relative covariance row by row, the relative variances.
-        k_fe, k_re : int
+            [Fixed effects,] the lower triangle of the relative covariance row by row, the relative variances.
+        k_fe, k_re
             Numbers of fixed effects and of correlated random effects; what is left is variance components.
-        use_sqrt : bool
+        use_sqrt
             The vector holds the Cholesky factor and the square roots of the variances instead.
-        has_fe : bool
+        has_fe
             Whether the fixed effects are part of it; if not they are set to zero.
-
-        Returns
-        -------
-        MixedLMParams
 
         Raises
         ------
         DataError
             The vector is too short.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> jm.MixedLMParams.from_packed([4.0, 1.0, 2.0], k_fe=1, k_re=2, use_sqrt=False, has_fe=False).cov_re
-        array([[4., 1.],
-               [1., 2.]])
         """
         packed = as_array(params, "params")
         start, k_re2 = k_fe if has_fe else 0, k_re * (k_re + 1) // 2
@@ -180,28 +141,12 @@ class MixedLMParams:
         return result
 
     def get_packed(self, use_sqrt: bool, has_fe: bool = False) -> np.ndarray:
-        """The parameters as one vector: the inverse of `from_packed`.
-
-        Parameters
-        ----------
-        use_sqrt : bool
-            Give the Cholesky factor and the square roots of the variances.
-        has_fe : bool
-            Put the fixed effects first.
-
-        Returns
-        -------
-        array (k,)
+        """The parameters as one vector (k,): the inverse of `from_packed`.
 
         Raises
         ------
         ModelError
             With `use_sqrt`: a covariance with a negative eigenvalue, or a negative variance.
-
-        Examples
-        --------
-        >>> result.params_object.get_packed(use_sqrt=True).round(4)
-        array([0.9667, 0.0152, 0.2309])
         """
         covariance = np.asarray(self.cov_re, dtype=float).reshape(self.k_re, self.k_re)
         variances = np.asarray(self.vcomp, dtype=float).reshape(self.k_vc)
@@ -212,19 +157,7 @@ class MixedLMParams:
         return np.concatenate([np.asarray(self.fe_params, dtype=float), *parts] if has_fe else parts)
 
     def copy(self) -> MixedLMParams:
-        """An independent copy.
-
-        Returns
-        -------
-        MixedLMParams
-
-        Examples
-        --------
-        >>> start = result.params_object.copy()
-        >>> start.cov_re[1, 1] = 0.1
-        >>> round(model.fit(start_params=start).objective, 4)
-        1743.6283
-        """
+        """An independent copy."""
         params = MixedLMParams.from_components(self.fe_params, cov_re=self.cov_re, vcomp=self.vcomp)
         params.reml = self.reml
         return params

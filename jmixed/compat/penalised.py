@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from jmixed.compat.held import Task, at_coefficients, inverse_block, with_root_covariance
-from jmixed.compat.packing import Packing
+from jmixed.compat.held import Task, at_coefficients, inverse_block, with_theta_covariance
 from jmixed.compat.params import as_array
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.fit import host
-from jmixed.layout.design import Design
 
 OPTIMUM = 1e-4
 """Largest gradient of an optimum, in units in which every parameter has a standard error of about one."""
@@ -27,50 +25,25 @@ OPTIMUM = 1e-4
 def lasso(
     beta: np.ndarray, vcov: np.ndarray, alpha: np.ndarray, ceps: float, ptol: float, maxit: int
 ) -> tuple[np.ndarray, bool]:
-    """Minimise ``r'V^-1 r + sum(alpha |beta|)`` over beta with V held, by coordinate descent.
+    """Minimise ``r'V^-1 r + sum(alpha |beta|)`` over beta (p,) with V held, by coordinate descent.
 
-    With A = X'V^-1 X and the generalised least-squares estimate, r'V^-1 r is a quadratic in beta: no row is read.
-
-    Parameters
-    ----------
-    beta : array (p,)
-        The generalised least-squares estimate.
-    vcov : array (p, p)
-        Its covariance A^-1.
-    alpha : array (p,)
-        Weights of the absolute values.
-    ceps : float
-        A penalised coefficient below this in magnitude is zero.
-    ptol : float
-        Largest change, in standard errors, at which to stop.
-    maxit : int
-        Sweeps over the coefficients.
-
-    Returns
-    -------
-    array (p,), bool
-        The coefficients, and whether the sweeps came to rest.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from jmixed.compat.penalised import lasso
-    >>> lasso(np.array([3.0, 0.1]), np.eye(2), np.array([1.0, 1.0]), 1e-4, 1e-6, 200)
-    (array([2.5, 0. ]), True)
+    With A = X'V^-1 X and the generalised least-squares estimate `beta`, whose covariance is A^-1, r'V^-1 r is a
+    quadratic: no row is read. Also whether it settled. A penalised coefficient below `ceps` is zero; `ptol` is the
+    largest change, in standard errors, at which to stop.
     """
     A = np.linalg.inv(vcov)
     error = np.sqrt(np.diag(vcov))
-    target, found, settled = A @ beta, beta.copy(), False
+    target, coefficients, settled = A @ beta, beta.copy(), False
     for _ in range(maxit):
-        before = found.copy()
-        for j in range(len(found)):
-            rest = target[j] - A[j] @ found + A[j, j] * found[j]
-            found[j] = np.sign(rest) * max(abs(rest) - alpha[j] / 2, 0.0) / A[j, j]
-        settled = bool(np.all(np.abs(found - before) <= ptol * error))
+        before = coefficients.copy()
+        for j in range(len(coefficients)):
+            rest = target[j] - A[j] @ coefficients + A[j, j] * coefficients[j]
+            coefficients[j] = np.sign(rest) * max(abs(rest) - alpha[j] / 2, 0.0) / A[j, j]
+        settled = bool(np.all(np.abs(coefficients - before) <= ptol * error))
         if settled:
             break
-    found[(alpha > 0) & (np.abs(found) < ceps)] = 0.0
-    return found, settled
+    coefficients[(alpha > 0) & (np.abs(coefficients) < ceps)] = 0.0
+    return coefficients, settled
 
 
 def penalty_weights(alpha, k_fe: int) -> np.ndarray:
@@ -86,111 +59,79 @@ def penalty_weights(alpha, k_fe: int) -> np.ndarray:
 def fit_lasso(fit: host.Fit, task: Task, alpha: np.ndarray, **options) -> host.Fit:
     """A fit with the lasso's coefficients at the relative covariances of an unpenalised fit.
 
-    Parameters
-    ----------
-    fit : Fit
-        The unpenalised fit.
-    task : Task
-    alpha : array (number of free coefficients,)
-    **options
-        ceps, ptol, maxit of `lasso`.
-
-    Returns
-    -------
-    Fit
-        Coefficients of zero have NaN standard errors, for none is known; those of the others are conditional on the
-        choice of the non-zero ones.
+    Coefficients of zero have NaN standard errors, for none is known; those of the others are conditional on the choice
+    of the non-zero ones.
     """
     beta, settled = lasso(fit.beta, fit.vcov_beta, alpha, **options)
-    at = at_coefficients(fit, task, task.packing.root_from_theta(fit.theta), beta)
+    at = at_coefficients(fit, task, fit.theta, beta)
     active = (beta != 0) | (alpha == 0)
     vcov = inverse_block(np.linalg.inv(fit.vcov_beta), active) * (at.sigma / fit.sigma) ** 2
     vcov[~active], vcov[:, ~active] = np.nan, np.nan
     return replace(at, vcov_beta=vcov, outcome=fit.outcome if settled else Outcome.MAX_ITERATIONS)
 
 
-class HeldPenalty:
-    """A penalty on all coefficients as one on the free ones, the others being held."""
-
-    def __init__(self, penalty, beta: np.ndarray, free: np.ndarray):
-        self._penalty, self._beta, self._free = penalty, beta, free
-
-    def _all(self, beta):
-        full = self._beta.copy()
-        full[self._free] = beta
-        return full
-
-    def func(self, params):
-        """Value of the penalty at the free coefficients."""
-        return self._penalty.func(self._all(params))
-
-    def deriv(self, params):
-        """Its gradient."""
-        return np.asarray(self._penalty.deriv(self._all(params)))[self._free]
-
-
 @dataclass
 class Penalised:
-    """Minus the profile log-likelihood plus penalties, as a function of x = (beta, square roots of the covariances).
+    """Minus the profile log-likelihood plus penalties, as a function of x = (beta, theta).
 
-    Attributes
-    ----------
-    design : Design
-    packing : Packing
-    reml : bool
-    fe_pen : object with func(beta) and deriv(beta), or None
-    cov_pen : object with func(cov, inverse) and deriv(cov, inverse), or None
-        Of the relative covariance of the correlated random effects; the gradient is that in its lower triangle.
+    `fe_pen` is one on all coefficients, by ``func(beta)`` and ``deriv(beta)``; `cov_pen` one on the relative covariance
+    of the correlated random effects, by ``func(cov, inverse)`` and ``deriv(cov, inverse)``, the gradient in its lower
+    triangle.
     """
 
-    design: Design
-    packing: Packing
-    reml: bool
+    task: Task
     fe_pen: Any = None
     cov_pen: Any = None
 
     def split(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """beta and the square roots."""
-        p = self.design.X.shape[1]
+        """The free coefficients and theta."""
+        p = self.task.design.X.shape[1]
         return x[:p], x[p:]
 
-    def _covariance(self, root):
-        cov_re, vcomp = self.packing.unpack(self.packing.psi_from_root(root))
+    def _coefficients(self, free):
+        """All coefficients, held ones among them."""
+        beta = self.task.beta.copy()
+        beta[self.task.free_beta] = free
+        return beta
+
+    def _covariance(self, theta):
+        cov_re, vcomp = self.task.packing.unpack(self.task.packing.psi(theta))
         invertible = np.linalg.cond(cov_re) < 1e15
         return cov_re, np.linalg.inv(cov_re) if invertible else np.full(cov_re.shape, np.inf), vcomp
 
     def penalty(self, x: np.ndarray) -> float:
         """Sum of the penalties."""
-        beta, root = self.split(x)
-        total = 0.0 if self.fe_pen is None else float(np.sum(self.fe_pen.func(beta)))
+        beta, theta = self.split(x)
+        total = 0.0 if self.fe_pen is None else float(np.sum(self.fe_pen.func(self._coefficients(beta))))
         if self.cov_pen is not None:
-            cov_re, inverse, _ = self._covariance(root)
+            cov_re, inverse, _ = self._covariance(theta)
             total += float(self.cov_pen.func(cov_re, inverse))
         return total
 
     def penalty_gradient(self, x: np.ndarray) -> np.ndarray:
         """Its gradient."""
-        beta, root = self.split(x)
-        fixed = np.zeros(len(beta)) if self.fe_pen is None else np.asarray(self.fe_pen.deriv(beta), dtype=float)
-        if self.cov_pen is None:
-            return np.concatenate([fixed, np.zeros(len(root))])
-        cov_re, inverse, vcomp = self._covariance(root)
-        lower = np.zeros(cov_re.shape)
-        lower[np.tril_indices(len(cov_re))] = self.cov_pen.deriv(cov_re, inverse)
-        psi_gradient = self.packing.pack(lower, np.zeros(len(vcomp)))
-        return np.concatenate([fixed, self.packing.root_gradient(root, psi_gradient)])
+        gradient, (beta, theta) = np.zeros(len(x)), self.split(x)
+        if self.fe_pen is not None:
+            slope = np.asarray(self.fe_pen.deriv(self._coefficients(beta)), dtype=float)
+            gradient[: len(beta)] = slope[self.task.free_beta]
+        if self.cov_pen is not None:
+            cov_re, inverse, vcomp = self._covariance(theta)
+            lower = np.zeros(cov_re.shape)
+            lower[np.tril_indices(len(cov_re))] = self.cov_pen.deriv(cov_re, inverse)
+            of_psi = self.task.packing.pack(lower, np.zeros(len(vcomp)))
+            gradient[len(beta) :] = of_psi @ self.task.packing.jacobian(theta)
+        return gradient
 
     def derivatives(self, x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Value, gradient and Hessian; the penalty's Hessian by differences of its gradient."""
-        beta, root = self.split(x)
-        p, psi = len(beta), self.packing.psi_from_root(root)
-        found: Any = host.evaluate(self.design, psi, beta=beta, reml=self.reml, order=2)
-        value, slope, curvature = found
+        beta, theta = self.split(x)
+        task, packing, p = self.task, self.task.packing, len(beta)
+        evaluated: Any = host.evaluate(task.design, packing.psi(theta), beta=beta, reml=task.reml, order=2)
+        value, slope, curvature = evaluated
         jacobian = np.eye(len(x))
-        jacobian[p:, p:] = self.packing.jacobian(root)
+        jacobian[p:, p:] = packing.jacobian(theta)
         hessian = -jacobian.T @ curvature @ jacobian
-        bend = self.packing.root_hessian(root, -slope[p:], np.zeros((len(root), len(root))))
-        hessian[p:, p:] += bend
+        hessian[p:, p:] += packing.hessian(theta, -slope[p:], np.zeros((len(theta), len(theta))))
         steps = 1e-5 * np.maximum(np.abs(x), 1e-3 / np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-12)))
         difference = [
             (self.penalty_gradient(x + step) - self.penalty_gradient(x - step)) / (2 * np.max(step))
@@ -205,37 +146,22 @@ class Penalised:
 
 
 def fit_penalised(start: host.Fit, task: Task, fe_pen, cov_pen, maxiter: int | None) -> tuple[host.Fit, float | None]:
-    """Maximise the penalised likelihood over coefficients and covariances together.
+    """Maximise the penalised likelihood over coefficients and covariances together; also the value of the penalties.
 
-    Parameters
-    ----------
-    start : Fit
-        Where to begin: the unpenalised fit.
-    task : Task
-    fe_pen, cov_pen : Penalty objects, or None
-        Without either the start is the result.
-    maxiter : int, optional
-
-    Returns
-    -------
-    Fit, float or None
-        The fit, whose ``objective`` leaves the penalty out, and the value of the penalty. Standard errors come from
-        the penalised information.
+    The ``objective`` of the fit leaves the penalties out. Standard errors come from the penalised information.
     """
     if fe_pen is None and cov_pen is None:
         return start, None
-    if fe_pen is not None and not task.free_beta.all():
-        fe_pen = HeldPenalty(fe_pen, task.beta, task.free_beta)
-    objective = Penalised(task.design, task.packing, task.reml, fe_pen, cov_pen)
-    x0 = np.concatenate([start.beta, task.packing.root_from_theta(start.theta)])
+    objective = Penalised(task, fe_pen, cov_pen)
+    x0 = np.concatenate([start.beta, start.theta])
     if not np.isfinite(objective.penalty(x0)):
         inside = np.concatenate([start.beta, task.packing.identity()])
-        x0 = np.where(np.concatenate([np.zeros(len(start.beta), bool), task.free_root]), inside, x0)
-    chosen = np.concatenate([np.ones(len(start.beta), bool), task.free_root])
+        x0 = np.where(np.concatenate([np.zeros(len(start.beta), bool), task.free_theta]), inside, x0)
+    chosen = np.concatenate([np.ones(len(start.beta), bool), task.free_theta])
     at, unit = _in_units(objective, x0, chosen)
     from scipy.optimize import minimize  # half of the package's import time, and few fits are penalised
 
-    found = minimize(
+    optimum = minimize(
         lambda z: at(z)[1],
         np.zeros(len(unit)),
         method="trust-exact",
@@ -243,14 +169,14 @@ def fit_penalised(start: host.Fit, task: Task, fe_pen, cov_pen, maxiter: int | N
         hess=lambda z: at(z)[3],
         options={"gtol": 1e-7, "maxiter": 200 if maxiter is None else maxiter},
     )
-    x, _, gradient, hessian = at(found.x)
+    x, _, gradient, hessian = at(optimum.x)
     fit = replace(
         _settle(start, task, objective, x),
         outcome=Outcome.CONVERGED if np.max(np.abs(gradient), initial=0.0) < OPTIMUM else Outcome.MAX_ITERATIONS,
         gradient=gradient,
         hessian_eigenvalues=np.linalg.eigvalsh(hessian),
-        iterations=start.iterations + found.nit,
-        evaluations=start.evaluations + found.nfev,
+        iterations=start.iterations + optimum.nit,
+        evaluations=start.evaluations + optimum.nfev,
     )
     return fit, objective.penalty(x)
 
@@ -275,13 +201,12 @@ def _in_units(objective, x0, chosen):
 
 def _settle(start, task, objective, x):
     """The `Fit` at the optimum of a penalised likelihood."""
-    beta, root = objective.split(x)
-    root = task.packing.root_from_psi(task.packing.psi_from_root(root))
-    fit = at_coefficients(start, task, root, beta)
-    hessian = objective.derivatives(np.concatenate([beta, root]))[2]
+    beta, theta = objective.split(x)
+    fit = at_coefficients(start, task, theta, beta)
+    hessian = objective.derivatives(np.concatenate([beta, fit.theta]))[2]
     p, everything = len(beta), np.ones(len(beta), bool)
-    covariance = inverse_block(hessian, np.concatenate([everything, task.free_root]))
-    fit = with_root_covariance(fit, task.packing, root, covariance[p:, p:], task.free_root)
+    covariance = inverse_block(hessian, np.concatenate([everything, task.free_theta]))
+    fit = with_theta_covariance(fit, task, covariance[p:, p:])
     return replace(fit, vcov_beta=inverse_block(hessian[:p, :p], everything))
 
 

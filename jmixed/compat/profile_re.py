@@ -37,7 +37,7 @@ def profile_re(
         )
     low = np.linspace((estimate - dist_low) / scale, estimate / scale, num_low + 1)
     high = np.linspace(estimate / scale, (estimate + dist_high) / scale, num_high + 1)[1:]
-    free = Packing.of(spec.terms).theta_from_root(fitted.free_psi) != 0
+    free = Packing.of(spec.terms).theta_of_root(fitted.free_psi)
     values = np.concatenate([low, high])
     return profile_variance(fitted.free_design, fit.theta, term, column, values, free, fitted.reml, **fit_kwargs)
 
@@ -60,30 +60,11 @@ def _place(fitted: Fitted, re_ix: int | str, vtype: str) -> tuple[int, int]:
 def profile_variance(
     design: Design, theta, term: int, column: int, values, free=None, reml=True, **options
 ) -> np.ndarray:
-    """Refit with one relative variance held at each of several values.
+    """Refit with one relative variance held at each of several values (k,): variances, log-likelihoods (k, 2).
 
     The column in question is moved to the front of its term: there its variance is the square of a single entry of
-    theta, and holding that entry leaves every other parameter free.
-
-    Parameters
-    ----------
-    design : Design
-    theta : array (m,)
-        The estimate, from which each refit starts.
-    term, column : int
-        The variance: which term, and which of its columns.
-    values : array (k,)
-        Variances relative to the residual variance.
-    free : bool array (m,), optional
-        Entries of theta that were estimated; others stay where they are.
-    reml : bool
-    **options
-        For `host.fit`.
-
-    Returns
-    -------
-    array (k, 2)
-        The variance on the scale of the data (value times the refit's residual variance), and the log-likelihood.
+    theta, and holding that entry leaves every other parameter free. Refits start from theta (m,); entries that are not
+    free stay where they are. The variances are on the scale of the data: value times the refit's residual variance.
     """
     structures = design.layout.terms
     mask = np.ones(len(theta), bool) if free is None else np.array(free, bool)
@@ -105,9 +86,9 @@ def _to_front(design, structure, term, column, theta, mask, place):
     q = structure.q
     order = np.array([column, *(k for k in range(q) if k != column)])
     label = design.labels[term]
-    own = slice(place, place + structure.size)
+    part = slice(place, place + structure.size)
     theta, mask = theta.copy(), mask.copy()
-    theta[own] = structure.theta(rectified(structure.factor(theta[own])[order]))
-    pattern = structure.factor(mask[own].astype(FLOAT)) != 0
-    mask[own] = structure.theta((pattern | pattern.T)[np.ix_(order, order)])
+    theta[part] = structure.theta(rectified(structure.factor(theta[part])[order]))
+    pattern = structure.factor(mask[part].astype(FLOAT)) != 0
+    mask[part] = structure.theta((pattern | pattern.T)[np.ix_(order, order)])
     return design.replace(Z={label: design.Z[label][:, order]}), theta, mask

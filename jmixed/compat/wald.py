@@ -117,7 +117,7 @@ def t_test(fitted: Fitted, r_matrix: Any, use_t: bool) -> contrasts.ContrastTest
 
 def wald_test(
     fitted: Fitted, r_matrix: Any, cov_p: Any = None, invcov: Any = None, use_f: bool = False, df: int | None = None
-) -> contrasts.WaldTest:
+) -> contrasts.ContrastTest:
     """A joint test of combinations of the parameters, with `df` constraints."""
     fitted.warn_of_positions(r_matrix)
     R, q = _hypotheses(fitted, r_matrix)
@@ -145,7 +145,7 @@ def _hypotheses(fitted: Fitted, spec: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def wald_test_terms(
     fitted: Fitted, skip_single: bool, extra_constraints: Any, combine_terms: Sequence[str] | None, use_f: bool
-) -> contrasts.WaldTable:
+) -> contrasts.ContrastTest:
     """Joint tests of the terms of the formula."""
     terms = fixed_terms(fitted.spec)
     tests = [(name, places) for name, places in terms.items() if len(places) > (1 if skip_single else 0)]
@@ -156,4 +156,4 @@ def wald_test_terms(
         tests.append((text, places))
     rows = pd.DataFrame(np.eye(len(fitted.names.all)), columns=list(fitted.names.all))
     wanted = [(name, rows.iloc[list(places)]) for name, places in tests] + list(extra_constraints or ())
-    return contrasts.wald_table([(name, wald_test(fitted, spec, use_f=use_f)) for name, spec in wanted])
+    return contrasts.of_terms([(name, wald_test(fitted, spec, use_f=use_f)) for name, spec in wanted])

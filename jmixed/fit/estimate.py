@@ -1,5 +1,6 @@
 """The fit as a pure function of arrays: it composes with jit, vmap and grad."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
@@ -19,6 +20,7 @@ from jmixed.fit import solve
 from jmixed.fit.devices import axis_to_share, minimize_shared, shares
 from jmixed.fit.penalised import penalised_optimum
 from jmixed.layout.design import Design, Effects, Rows, names_of
+from jmixed.layout.index import Array
 from jmixed.layout.layout import Layout
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
@@ -157,7 +159,7 @@ def known_design(design) -> Design:
 
 @checked
 @exact_products
-def profiled_deviance(theta, design: Design | Moments, reml: bool = True):
+def profiled_deviance(theta: Array, design: Design | Moments, reml: bool = True) -> jax.Array:
     """-2 log-likelihood, or the REML criterion, with beta and sigma profiled out (Bates et al. 2015, eqs. 34 and 42).
 
     Parameters
@@ -202,7 +204,7 @@ def _known_data(design) -> Moments | Rows:
 
 @checked
 @exact_products
-def log_likelihood(beta, theta, sigma, design: Design | Moments):
+def log_likelihood(beta: Array, theta: Array, sigma: Array | float, design: Design | Moments) -> jax.Array:
     """The marginal Gaussian log density of the response (Bates et al. 2015, section 3.4).
 
     Parameters
@@ -285,7 +287,14 @@ def _of_shape(name, value, shape, what):
 @checked
 @exact_products
 def estimate(
-    design: Design, reml: bool = True, theta0=None, *, theta=None, penalty=None, mesh=None, axis: str | None = None
+    design: Design,
+    reml: bool = True,
+    theta0: Array | None = None,
+    *,
+    theta: Array | None = None,
+    penalty: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    mesh: Any = None,
+    axis: str | None = None,
 ) -> Estimate:
     """Fit a mixed model as one pure function: jit, vmap and differentiate it in every array of the design.
 

@@ -23,6 +23,7 @@ from jmixed.fit.estimate import (
     say_once_if_narrowed,
 )
 from jmixed.layout.design import Design
+from jmixed.layout.index import Array
 from jmixed.likelihood.collapse import Classes, classes_of, collapse
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import is_drowned
@@ -74,7 +75,16 @@ class ManyFits:
 
 @checked
 @exact_products
-def estimate_many(design: Design, Y, reml: bool = True, *, X=None, Z=None, weights=None, offset=None) -> Estimate:
+def estimate_many(
+    design: Design,
+    Y: Array,
+    reml: bool = True,
+    *,
+    X: Array | None = None,
+    Z: Mapping[str, Array] | None = None,
+    weights: Array | None = None,
+    offset: Array | None = None,
+) -> Estimate:
     """Fit many responses on one design, or many designs of one shape: one pure, differentiable, compiled function.
 
     What the fits share is computed once, and groups with the same Z'WZ are put together: a balanced design with

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -9,7 +10,7 @@ from jax.core import Tracer
 from jmixed.errors import DataError, ModelError
 from jmixed.fit.estimate import compiled, known_design, moments_of_residuals, theta_of
 from jmixed.layout.design import Design
-from jmixed.layout.index import Grouping, Index
+from jmixed.layout.index import Array, Grouping, Index
 from jmixed.likelihood import gaussian
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.memory import bucket
@@ -20,7 +21,7 @@ CHUNK = 16
 
 
 @checked
-def take_groups(design: Design, groups):
+def take_groups(design: Design, groups: Array) -> tuple[Array, Design]:
     """The rows of some groups and the design on them, of one shape whatever the groups: a mini-batch.
 
     Groups are padded to the rows of the largest; padding rows have weight zero and count as left out.
@@ -120,7 +121,9 @@ def _rows_of_groups(design):
 
 @checked
 @exact_products
-def marginal_loss(residual, theta, design: Design, sigma=None, groups: int | None = None):
+def marginal_loss(
+    residual: Array, theta: Array, design: Design, sigma: Array | float | None = None, groups: int | None = None
+) -> jax.Array:
     """Negative marginal log-likelihood of residuals from any mean function: what a training loop minimises.
 
     The mean function is free: a neural network, a physical model. The random effects are integrated out exactly, so

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jmixed.fit.estimate import (
     say_once_if_narrowed,
 )
 from jmixed.layout.design import Design, Effects, names_of
+from jmixed.layout.index import Array
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.estimates import by_level
 from jmixed.likelihood.products import crossproduct
@@ -32,7 +34,7 @@ PAGE = "jax.md#at-given-parameters"
 
 @checked
 @exact_products
-def log_likelihood_by_group(beta, theta, sigma, design: Design):
+def log_likelihood_by_group(beta: Array, theta: Array, sigma: Array | float, design: Design) -> jax.Array:
     """The marginal Gaussian log density of each group: they are independent of each other and add up to that of all.
 
     Parameters
@@ -123,7 +125,7 @@ def _sums_of_rows(arrays, _):
 
 @checked
 @exact_products
-def conditional_modes(beta, theta, sigma, design: Design) -> dict:
+def conditional_modes(beta: Array, theta: Array, sigma: Array | float, design: Design) -> dict[str, jax.Array]:
     """The random effects' conditional modes, their best linear predictions, at given parameters.
 
     Parameters
@@ -170,7 +172,7 @@ def _modes(rows, beta, theta):
 
 @checked
 @exact_products
-def predict(estimate: Estimate, design: Design, new_design: Design | None = None):
+def predict(estimate: Estimate, design: Design, new_design: Design | None = None) -> jax.Array:
     """The response that an estimate expects: fixed part, offset, and the random effects of the row's levels.
 
     Parameters
@@ -300,7 +302,7 @@ def _effects(estimate, design):
 
 @checked
 @exact_products
-def simulate(estimate: Estimate, design: Design, key, n: int):
+def simulate(estimate: Estimate, design: Design, key: Any, n: int) -> jax.Array:
     """Draw responses of the model at an estimate: new random effects and new residuals.
 
     Differentiable in the estimate: the draws are fixed standard normal numbers, moved and scaled.

@@ -11,6 +11,7 @@ the levels that occur together. Only forms that hold at a singular D are used, a
 Z T that are uncorrelated over all rows: far from a slope's origin D would lose what is left of it beside the data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -183,22 +184,39 @@ def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
             inner += q
         size += width * counts[f]
         split = split or size
-    columns = [np.asarray(design.Z[label]) for label in design.labels]
-    weights = np.asarray(design.weights)
-    bases = tuple(preconditioner(s, Z, weights, len(weights)) for s, Z in zip(structures, columns, strict=True))
-    Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size)
+    bases, priors, Z = _orthogonal(design, places, codes, fit, size)
     weighted = Z.multiply(design.weights[:, None]).tocsr()
-    products = (Z.T @ weighted).tocsr()
-    factors = factors_of_theta(structures, np.asarray(fit.theta))
-    roots = [np.linalg.solve(T, factor) for T, factor in zip(bases, factors, strict=True)]
-    priors = tuple(root @ root.T for root in roots)
-    prior = _prior(places, priors, size)
+    products, prior = (Z.T @ weighted).tocsr(), _block_diagonal(places, priors, size)
     first = _conditional(prior[:split, :split], products[:split, :split])
     coupling = products[:split, split:]
     left = products[split:, split:] - coupling.T @ (first @ coupling)
     rest = _conditional(prior[split:, split:], left)
     M = fit.vcov_beta / fit.sigma**2
     return JointCovariance(fit.sigma, M, tuple(places), first, coupling, rest, priors, bases, weighted.T @ design.X)
+
+
+def conditional_covariance(design: Design, places: Sequence[np.ndarray], codes: Sequence[np.ndarray], fit: Fit) -> Any:
+    """Conditional covariance of the random coefficients given the parameters, a sparse array (N, N).
+
+    It is as dense as rows join coefficients, directly or through others: for coefficients that fall into many groups.
+    `places` (levels, q) say where those of each term stand, `codes` (n,) are the levels of the rows.
+    """
+    size = sum(place.size for place in places)
+    bases, priors, Z = _orthogonal(design, places, codes, fit, size)
+    products = (Z.T @ Z.multiply(design.weights[:, None])).tocsr()
+    back = _block_diagonal(places, bases, size)
+    return (fit.sigma**2 * (back @ _conditional(_block_diagonal(places, priors, size), products) @ back.T)).tocsr()
+
+
+def _orthogonal(design, places, codes, fit, size) -> tuple[tuple, tuple, Any]:
+    """T of each term, the prior covariances (q, q) over sigma^2 in columns Z T, and these columns, sparse (n, N)."""
+    structures, weights = design.layout.terms, np.asarray(design.weights)
+    columns = [np.asarray(design.Z[label]) for label in design.labels]
+    bases = tuple(preconditioner(s, Z, weights, len(weights)) for s, Z in zip(structures, columns, strict=True))
+    factors = factors_of_theta(structures, np.asarray(fit.theta))
+    roots = [np.linalg.solve(T, factor) for T, factor in zip(bases, factors, strict=True)]
+    Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size)
+    return bases, tuple(root @ root.T for root in roots), Z
 
 
 def _rows(places, codes, columns, size):
@@ -212,16 +230,16 @@ def _rows(places, codes, columns, size):
     return sparse.csr_array((values.ravel(), index.ravel(), pointers), shape=(count, size))
 
 
-def _prior(places, priors, size):
-    """The prior covariance of all coefficients, block diagonal."""
+def _block_diagonal(places, matrices, size):
+    """A matrix (q, q) of each term at the places of each of its levels."""
     from scipy import sparse
 
     rows, columns, values = [], [], []
-    for place, prior in zip(places, priors, strict=True):
+    for place, matrix in zip(places, matrices, strict=True):
         q = place.shape[1]
         rows.append(np.repeat(place, q, axis=1).ravel())
         columns.append(np.tile(place, (1, q)).ravel())
-        values.append(np.tile(prior.ravel(), len(place)))
+        values.append(np.tile(matrix.ravel(), len(place)))
     entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
     return sparse.csr_array(entries, shape=(size, size))
 

@@ -1,6 +1,7 @@
 """The pytrees that the likelihood takes: row arrays with their layout, and the cross-products made from them."""
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as _replace
 from typing import Any
@@ -252,7 +253,15 @@ class Design:
                 "of a model made by mixedlm"
             )
 
-    def replace(self, *, y=None, X=None, Z=None, weights=None, offset=None) -> "Design":
+    def replace(
+        self,
+        *,
+        y: Array | None = None,
+        X: Array | None = None,
+        Z: Mapping[str, Array] | None = None,
+        weights: Array | None = None,
+        offset: Array | None = None,
+    ) -> "Design":
         """The same layout with other arrays in the rows' order. Works under jit, grad and vmap.
 
         Parameters

@@ -52,6 +52,8 @@ class Moments:
         Weighted sum of squares of y - offset, the yardstick for a perfect fit.
     redundant : bool scalar
         Whether the other columns of X explain one of them in the rows at hand.
+    layout : Layout
+        The order of elimination.
     index : Index
         Where rows and levels belong.
     shift : tuple of (array (Q, border, blocks) or None), one per stage
@@ -79,7 +81,7 @@ class Moments:
     repeats: Array | None = None
     axis: str | None = static(default=None)
 
-    def over_devices(self, sums):
+    def over_devices(self, sums: Any) -> Any:
         """Sums over the blocks of one device as sums over all blocks.
 
         Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from jmixed.errors import DataError, ModelError
 from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.expressions import names_in
 from jmixed.inference import tails
-from jmixed.reports import components, effects
+from jmixed.reports import effects
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.precision import FLOAT
 
 if TYPE_CHECKING:
+    from jmixed.reports.bootstrap import Bootstrap
+    from jmixed.reports.intervals import Profile
     from jmixed.results import MixedLMResults
 
 GRID = 30
@@ -27,40 +30,24 @@ PREDICTED = 2**18
 
 
 @checked
-def caterpillar_data(result: MixedLMResults, group=None, column=None, level: float = 0.95) -> pd.DataFrame:
+def caterpillar_data(
+    result: MixedLMResults, group: str | None = None, column: str | None = None, level: float = 0.95
+) -> pd.DataFrame:
     """What `caterpillar` shows: the conditional modes of one column, ordered by their size.
 
-    Parameters
-    ----------
-    result : MixedLMResults
-    group, column : str, optional
-        Grouping factor and column of the random effects, by default the first.
-    level : float
-        Coverage of the intervals, normal, given the parameters.
-
-    Returns
-    -------
-    DataFrame
-        A row for each level: the level (named by the group), estimate, lower, upper.
+    A row for each level: columns the level (named by the group), estimate, lower, upper. Arguments as of `caterpillar`:
+    `group`, `column`, and `level`, the coverage.
 
     Raises
     ------
     ModelError
         For an unknown factor or column.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> jm.plot.caterpillar_data(result, column="Days").round(1).head(2)
-      Subject  estimate  lower  upper
-    0     335     -10.8  -15.3   -6.2
-    1     309      -8.6  -13.1   -4.1
     """
     group, column = effect(result, group, column)
     modes = effects.modes(result.fitted.spec.terms, result.fitted.fit.b)
     covariances = result.fitted.level_covariances
     k = modes[group].columns.get_loc(column)
-    half = tails.half_width(components.level_of(level)) * np.sqrt(covariances[group][:, k, k])
+    half = tails.half_width(level) * np.sqrt(covariances[group][:, k, k])
     estimate = modes[group][column].to_numpy()
     columns = {group: modes[group].index, "estimate": estimate, "lower": estimate - half, "upper": estimate + half}
     return pd.DataFrame(columns).sort_values("estimate", ignore_index=True)
@@ -68,48 +55,17 @@ def caterpillar_data(result: MixedLMResults, group=None, column=None, level: flo
 
 @checked
 def residuals_data(result: MixedLMResults) -> pd.DataFrame:
-    """What `residuals` shows: fitted values and residuals, one row for each row of the data.
-
-    Parameters
-    ----------
-    result : MixedLMResults
-
-    Returns
-    -------
-    DataFrame
-        Columns fitted (in the unit of the response) and residual (over its standard deviation).
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> jm.plot.residuals_data(result).round(2).head(2)
-       fitted  residual
-    0  253.66     -0.18
-    1  273.33     -0.63
-    """
+    """What `residuals` shows: columns fitted (in the unit of the response), residual (over its standard deviation)."""
     table = result.augment()
     return pd.DataFrame({"fitted": table[".fitted"], "residual": table[".std.resid"]})
 
 
 @checked
-def qq_data(result: MixedLMResults, group=None, column=None) -> pd.DataFrame:
-    """What `qq` shows: normal and sample quantiles.
+def qq_data(result: MixedLMResults, group: str | None = None, column: str | None = None) -> pd.DataFrame:
+    """What `qq` shows: columns normal and sample, quantiles, both ascending.
 
     A conditional mode is divided by the standard deviation that it has under the model, so that groups of different
-    sizes are comparable and the line of equality is where they belong.
-
-    Parameters
-    ----------
-    result : MixedLMResults
-    group : str, optional
-        A grouping factor; by default the standardised residuals are shown.
-    column : str, optional
-        Column of the random effects, by default the first.
-
-    Returns
-    -------
-    DataFrame
-        Columns normal and sample, both ascending.
+    sizes are comparable and the line of equality is where they belong. Arguments as of `qq`: `group` and `column`.
 
     Raises
     ------
@@ -117,13 +73,6 @@ def qq_data(result: MixedLMResults, group=None, column=None) -> pd.DataFrame:
         When the estimated variance of the random effect is zero.
     ModelError
         For an unknown factor or column.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> jm.plot.qq_data(result, group="Subject").round(2).tail(1)
-        normal  sample
-    17    1.91    1.66
     """
     if group is None:
         sample = residuals_data(result)["residual"].to_numpy()
@@ -157,53 +106,27 @@ def _standardised_modes(result, group, column):
 
 
 @checked
-def profile_data(profile, parameter: str | None = None) -> pd.DataFrame:
-    """What `profile` shows: the profile of one parameter.
+def profile_data(profile: Profile | pd.DataFrame, parameter: str | None = None) -> pd.DataFrame:
+    """What `profile` shows: columns parameter, value and zeta (signed root of the increase in deviance), by value.
 
-    Parameters
-    ----------
-    profile : Profile, or DataFrame with the columns parameter, value, zeta
-        As ``result.profile()`` gives it.
-    parameter : str, optional
-        By default the first.
-
-    Returns
-    -------
-    DataFrame
-        Columns parameter, value and zeta (signed root of the increase in deviance), ordered by value.
+    Arguments as of `profile`: `profile` and `parameter`.
 
     Raises
     ------
     ModelError
         For a parameter that was not profiled.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> jm.plot.profile_data(result.profile("sigma")).round(2).iloc[0].tolist()
-    ['sigma', np.float64(22.15), np.float64(-2.58)]
     """
-    table = getattr(profile, "table", profile)
+    table: Any = getattr(profile, "table", profile)
     parameter = known(parameter, list(dict.fromkeys(table["parameter"])), "parameter")
-    own = table.loc[table["parameter"] == parameter, ["parameter", "value", "zeta"]]
-    return own.dropna().sort_values("value", ignore_index=True)
+    selected = table.loc[table["parameter"] == parameter, ["parameter", "value", "zeta"]]
+    return selected.dropna().sort_values("value", ignore_index=True)
 
 
 @checked
-def bootstrap_data(replicates, parameter: str | None = None) -> pd.DataFrame:
-    """What `bootstrap` shows: a Gaussian kernel estimate with Scott's bandwidth.
+def bootstrap_data(replicates: Bootstrap | pd.DataFrame, parameter: str | None = None) -> pd.DataFrame:
+    """What `bootstrap` shows: columns value and density (200 rows), a Gaussian kernel estimate with Scott's bandwidth.
 
-    Parameters
-    ----------
-    replicates : Bootstrap, or DataFrame with a column for each parameter
-        Of a `Bootstrap` those that converged are shown.
-    parameter : str, optional
-        By default the first.
-
-    Returns
-    -------
-    DataFrame
-        Columns value and density, 200 rows.
+    Arguments as of `bootstrap`: `replicates` and `parameter`.
 
     Raises
     ------
@@ -211,12 +134,6 @@ def bootstrap_data(replicates, parameter: str | None = None) -> pd.DataFrame:
         When all replicates are the same.
     ModelError
         For an unknown parameter.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> jm.plot.bootstrap_data(result.bootstrap(200, key=1), "Days").shape
-    (200, 2)
     """
     values = replicates_of(replicates, parameter)
     low, high = values.min(), values.max()
@@ -230,7 +147,8 @@ def bootstrap_data(replicates, parameter: str | None = None) -> pd.DataFrame:
     return pd.DataFrame({"value": x, "density": gaussian_kde(values)(x)})
 
 
-def replicates_of(replicates, parameter):
+def replicates_of(replicates: Any, parameter: str | None) -> Any:
+    """The replicates of one parameter, a Series: of a `Bootstrap` those that converged."""
     table = replicates
     if hasattr(replicates, "replicates"):
         table = replicates.replicates[np.asarray(replicates.converged, bool)]
@@ -239,7 +157,11 @@ def replicates_of(replicates, parameter):
 
 @checked
 def fitted_data(
-    result: MixedLMResults, x: str | None = None, group=None, levels=None, by: str | None = None
+    result: MixedLMResults,
+    x: str | None = None,
+    group: str | None = None,
+    levels: Sequence | None = None,
+    by: str | None = None,
 ) -> pd.DataFrame:
     """What `fitted` draws: the line of each group, and last that of the fixed effects.
 
@@ -247,26 +169,10 @@ def fitted_data(
     everything else as it is in each row: for a group its own rows, for the fixed effects the rows of all data. No
     category of another predictor stands for the others, and the order of the rows does not matter.
 
-    Parameters
-    ----------
-    result : MixedLMResults
-        Of a model stated by a formula.
-    x : str, optional
-        A predictor, by default the first numeric one, or the first category when there is none.
-    group : str, optional
-        Grouping factor, by default the first.
-    levels : list, optional
-        Levels to show, by default all.
-    by : str, optional
-        A column of categories: a line for each of its levels. Those of a group are means over the rows that have the
-        level; those of the fixed effects over all rows as if they had it, if it is a predictor.
-
-    Returns
-    -------
-    DataFrame
-        The group's level, x, the level of `by` if it is given, and fitted: along a grid of x within the range of each
-        group, or at the categories that it has. The last rows, whose group has no level, are the fixed effects along
-        the whole range.
+    Columns: the group's level, x, the level of `by` if it is given, and fitted, along a grid of x within the range of
+    each group, or at the categories that it has. The last rows, whose group has no level, are the fixed effects along
+    the whole range. With `by`, lines of a group are means over the rows that have the level; those of the fixed effects
+    over all rows as if they had it, if it is a predictor. Arguments as of `fitted`: `x`, `group`, `levels`, `by`.
 
     Raises
     ------
@@ -295,7 +201,7 @@ def fitted_data(
     place = pd.Index([names.index(one) for one in shown]).get_indexer(term.codes)
     rows = place >= 0
     keys, lines = pd.factorize(place[rows] * len(strata) + stratum[rows], sort=True)
-    own = _lines(result, frame[rows], x, keys, len(lines), True) if rows.any() else []
+    of_groups = _lines(result, frame[rows], x, keys, len(lines), True) if rows.any() else []
     if by in _predictors(spec):
         # Whatever else differs between the rows of two levels is no difference between their lines.
         versions = [frame.assign(**{by: same(frame[by], int(np.argmax(stratum == k)))}) for k in range(len(strata))]
@@ -305,7 +211,7 @@ def fitted_data(
     labels = [(shown[line // len(strata)], strata[line % len(strata)]) for line in lines]
     pieces = []
     labels += [(None, which) for which in strata]
-    for (level, which), (at, values) in zip(labels, [*own, *whole], strict=True):
+    for (level, which), (at, values) in zip(labels, [*of_groups, *whole], strict=True):
         columns = {group: pd.Series([level] * len(values), dtype=object), x: at}
         columns |= {by: pd.Series([which] * len(values), dtype=object)} if by is not None else {}
         pieces.append(pd.DataFrame({**columns, "fitted": values}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +23,13 @@ from jmixed.plot.data import (
     residuals_data,
     strata_of,
 )
-from jmixed.reports import components
 from jmixed.runtime.arguments import checked
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from jmixed.reports.bootstrap import Bootstrap
+    from jmixed.reports.intervals import Profile
     from jmixed.results import MixedLMResults
 
 NAMED = 60
@@ -38,28 +42,21 @@ INK, ACCENT, PALE = "#1f4e79", "#c8501e", "#9aa5b1"
 
 
 @checked
-def caterpillar(result: MixedLMResults, group=None, column=None, level: float = 0.95, ax=None) -> Any:
+def caterpillar(
+    result: MixedLMResults,
+    group: str | None = None,
+    column: str | None = None,
+    level: float = 0.95,
+    ax: Axes | None = None,
+) -> Axes:
     """Conditional modes with their intervals, smallest first.
 
     Parameters
     ----------
-    result : MixedLMResults
-    group, column : str, optional
+    group, column
         Grouping factor and column of the random effects, by default the first.
-    level : float
+    level
         Coverage of the intervals, normal, given the parameters.
-    ax : matplotlib Axes, optional
-
-    Returns
-    -------
-    Axes
-
-    Raises
-    ------
-    ModelError
-        For an unknown factor or column.
-    ModuleNotFoundError
-        When matplotlib is not installed; it says how to.
 
     Examples
     --------
@@ -89,31 +86,8 @@ def caterpillar(result: MixedLMResults, group=None, column=None, level: float = 
 
 
 @checked
-def residuals(result: MixedLMResults, ax=None) -> Any:
-    """Standardised conditional residuals against fitted values, with a running mean.
-
-    Parameters
-    ----------
-    result : MixedLMResults
-    ax : matplotlib Axes, optional
-
-    Returns
-    -------
-    Axes
-
-    Raises
-    ------
-    DataError
-        After `remove_data`.
-    ModuleNotFoundError
-        When matplotlib is not installed; it says how to.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> jm.plot.residuals(result).get_xlabel()
-    'fitted value'
-    """
+def residuals(result: MixedLMResults, ax: Axes | None = None) -> Axes:
+    """Standardised conditional residuals against fitted values, with a running mean."""
     table = residuals_data(result)
     ax = _axes(ax, (6, 4.5))
     _points(ax, table["fitted"], table["residual"])
@@ -130,28 +104,15 @@ def residuals(result: MixedLMResults, ax=None) -> Any:
 
 
 @checked
-def qq(result: MixedLMResults, group=None, column=None, ax=None) -> Any:
+def qq(result: MixedLMResults, group: str | None = None, column: str | None = None, ax: Axes | None = None) -> Axes:
     """Quantiles of residuals, or of the random effects of a group, against the normal distribution's.
 
     Parameters
     ----------
-    result : MixedLMResults
-    group : str, optional
+    group
         A grouping factor; by default the standardised residuals are shown.
-    column : str, optional
+    column
         Column of the random effects, by default the first.
-    ax : matplotlib Axes, optional
-
-    Returns
-    -------
-    Axes
-
-    Raises
-    ------
-    ModelError
-        For an unknown factor or column.
-    ModuleNotFoundError
-        When matplotlib is not installed; it says how to.
 
     Examples
     --------
@@ -171,29 +132,19 @@ def qq(result: MixedLMResults, group=None, column=None, ax=None) -> Any:
 
 
 @checked
-def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None) -> Any:
+def profile(
+    profile: Profile | pd.DataFrame, parameter: str | None = None, level: float = 0.95, ax: Axes | None = None
+) -> Axes:
     """Profile of one parameter: the signed root of the increase in deviance; straight where Wald's limits are right.
 
     Parameters
     ----------
     profile : Profile, or DataFrame with the columns parameter, value, zeta
         As ``result.profile()`` gives it.
-    parameter : str, optional
+    parameter
         By default the first.
-    level : float
+    level
         The limits at this coverage are marked.
-    ax : matplotlib Axes, optional
-
-    Returns
-    -------
-    Axes
-
-    Raises
-    ------
-    ModelError
-        For a parameter that was not profiled.
-    ModuleNotFoundError
-        When matplotlib is not installed; it says how to.
 
     Examples
     --------
@@ -203,7 +154,7 @@ def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None)
     """
     table = profile_data(profile, parameter)
     ax = _axes(ax, (5.5, 4))
-    cut = tails.half_width(components.level_of(level))
+    cut = tails.half_width(level)
     value, zeta = table["value"].to_numpy(), table["zeta"].to_numpy()
     ax.plot(value, zeta, "-o", color=INK, markersize=3.5)
     ax.axhline(0, color=PALE, linewidth=1)
@@ -218,29 +169,19 @@ def profile(profile, parameter: str | None = None, level: float = 0.95, ax=None)
 
 
 @checked
-def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=None) -> Any:
+def bootstrap(
+    replicates: Bootstrap | pd.DataFrame, parameter: str | None = None, level: float = 0.95, ax: Axes | None = None
+) -> Axes:
     """Density of the bootstrap replicates of one parameter, with its percentile interval.
 
     Parameters
     ----------
     replicates : Bootstrap, or DataFrame with a column for each parameter
         Of a `Bootstrap` those that converged are shown.
-    parameter : str, optional
+    parameter
         By default the first.
-    level : float
+    level
         Coverage of the shaded interval.
-    ax : matplotlib Axes, optional
-
-    Returns
-    -------
-    Axes
-
-    Raises
-    ------
-    ModelError
-        For an unknown parameter.
-    ModuleNotFoundError
-        When matplotlib is not installed; it says how to.
 
     Examples
     --------
@@ -252,7 +193,7 @@ def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=
     table = bootstrap_data(replicates, parameter)
     ax = _axes(ax, (5.5, 4))
     x, density = table["value"].to_numpy(), table["density"].to_numpy()
-    tail = (1 - components.level_of(level)) / 2
+    tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     inside = (x >= low) & (x <= high)
     ax.plot(x, density, color=INK)
@@ -271,37 +212,28 @@ def bootstrap(replicates, parameter: str | None = None, level: float = 0.95, ax=
 
 @checked
 def fitted(
-    result: MixedLMResults, x: str | None = None, group=None, levels=None, by: str | None = None, ax=None
-) -> Any:
+    result: MixedLMResults,
+    x: str | None = None,
+    group: str | None = None,
+    levels: Sequence | None = None,
+    by: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """The data against one predictor, with a fitted line for each group and, dashed, the line of the fixed effects.
 
     Lines are means of predictions over the rows, with all other predictors as they are; `by` asks for a line for each
-    level of one of them. The legend says which: see `fitted_data`.
+    level of one of them. The legend says which: see `fitted_data`. The model must be stated by a formula.
 
     Parameters
     ----------
-    result : MixedLMResults
-        Of a model stated by a formula.
-    x : str, optional
+    x
         A predictor, by default the first numeric one, or the first category when there is none.
-    group : str, optional
+    group
         Grouping factor, by default the first.
-    levels : list, optional
+    levels
         Levels to show, by default all.
-    by : str, optional
+    by
         A column of categories, whose levels have a colour and a line of the fixed effects each.
-    ax : matplotlib Axes, optional
-
-    Returns
-    -------
-    Axes
-
-    Raises
-    ------
-    ModelError
-        For an unknown predictor, factor or level, and a `by` of too many levels, or that is `x`.
-    ModuleNotFoundError
-        When matplotlib is not installed; it says how to.
 
     Examples
     --------

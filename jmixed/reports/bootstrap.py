@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jmixed.covariance.scales import factors_of_theta, settled
+from jmixed.covariance.scales import factors_of_theta
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.fit.many import fit_responses
 from jmixed.formulas.model_data import RandomTerm
 from jmixed.inference.simulation import draw_responses, generator
-from jmixed.reports import components, rows
+from jmixed.reports import rows
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
-from jmixed.reports.parameters import named_parameters, parameter_values, relative_covariances
+from jmixed.reports.parameters import named_parameters, values_at
 from jmixed.reports.printed import Shown, noted
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.progress import bar
@@ -33,7 +33,7 @@ class Bootstrap(Shown):
 
     Attributes
     ----------
-    estimates : Series
+    estimates : Series (parameters,)
         Of the fit itself; coefficients, ``sd_COLUMN|GROUP``, ``cor_A.B|GROUP``, ``sigma``.
     replicates : DataFrame (n, parameters)
         A correlation with a standard deviation of zero is NaN.
@@ -49,20 +49,17 @@ class Bootstrap(Shown):
     converged: np.ndarray
 
     def confint(self, level: float = 0.95, kind: str = "percentile") -> pd.DataFrame:
-        """Bootstrap intervals (Davison and Hinkley 1997, section 5.2).
+        """Bootstrap intervals (Davison and Hinkley 1997, section 5.2): columns lower and upper, rows as the estimates.
+
+        Replicates without a value are left out, one by one.
 
         Parameters
         ----------
-        level : float
+        level
             Coverage.
-        kind : str
+        kind
             "percentile": quantiles of the replicates. "basic": twice the estimate less the opposite quantile; it may
             leave a parameter's range.
-
-        Returns
-        -------
-        DataFrame
-            Columns lower and upper; index as the estimates. Replicates without a value are left out, one by one.
 
         Raises
         ------
@@ -75,7 +72,7 @@ class Bootstrap(Shown):
         [7.6, 13.3]
         """
         check_kind(kind)
-        tail = (1 - components.level_of(level)) / 2
+        tail = (1 - level) / 2
         quantiles = self.replicates[self.converged].quantile([tail, 1 - tail])
         low, high = quantiles.to_numpy()
         if kind == "basic":
@@ -84,25 +81,13 @@ class Bootstrap(Shown):
 
     @property
     def bse(self) -> pd.Series:
-        """Standard deviations of the replicates: Series, by parameter.
-
-        Examples
-        --------
-        >>> bool(0 < result.bootstrap(200, key=1).bse["Days"] < 3)
-        True
-        """
+        """Standard deviations of the replicates: Series (parameters,)."""
         values = self.replicates[self.converged]
         return pd.Series(values.std(), index=values.columns)
 
     @property
     def bias(self) -> pd.Series:
-        """Mean of the replicates less the estimates: Series, by parameter.
-
-        Examples
-        --------
-        >>> bool(abs(result.bootstrap(200, key=1).bias["Days"]) < 1)
-        True
-        """
+        """Mean of the replicates less the estimates: Series (parameters,)."""
         return self.replicates[self.converged].mean() - self.estimates
 
     def _shown(self) -> tuple[str, pd.DataFrame]:
@@ -160,30 +145,25 @@ def bootstrap(fitted: Fitted, n: int, key: Any, random_effects: str | Collection
     n, rng, kept = count(n, "bootstrap"), generator(key), _kept(fitted.spec.terms, random_effects)
     fitted.need_data("bootstrap")
     fitted.refuse_held("bootstrap")
-    fit, pieces, room = fitted.fit, [], max(1, DRAWN // (8 * fitted.nobs))
+    fit, spec, design = fitted.fit, fitted.spec, fitted.model.design
+    pieces, room = [], max(1, DRAWN // (8 * fitted.nobs))
     with bar(n, progress, "bootstrap") as advance:
         for start in range(0, n, room):
             Y = _draw(fitted, min(room, n - start), rng, kept)
-            pieces.append(fit_responses(fitted.model.design, Y, fitted.reml, progress=advance))
-    values = np.concatenate([_values(fitted, piece.theta, piece.beta, piece.sigma) for piece in pieces])
-    names = [name for name, _ in named_parameters(fitted.spec)]
-    estimates = _values(fitted, fit.theta[None], fit.beta[None], np.array([fit.sigma]))[0]
+            pieces.append(fit_responses(design, Y, fitted.reml, progress=advance))
+    values = np.concatenate([values_at(spec, design, piece.theta, piece.beta, piece.sigma) for piece in pieces])
+    names = [name for name, _ in named_parameters(spec)]
+    estimates = values_at(spec, design, fit.theta[None], fit.beta[None], np.array([fit.sigma]))[0]
     outcome = np.concatenate([piece.outcome for piece in pieces])
     converged = np.concatenate([piece.converged for piece in pieces])
     if not converged.all():
-        found = pd.Series(outcome[~converged]).map(lambda value: Outcome(value).name).value_counts().to_dict()
+        failures = pd.Series(outcome[~converged]).map(lambda value: Outcome(value).name).value_counts().to_dict()
         warn(
-            f"bootstrap: {np.sum(~converged)} of {n} refits ended without a certified optimum ({found}); intervals "
+            f"bootstrap: {np.sum(~converged)} of {n} refits ended without a certified optimum ({failures}); intervals "
             "leave them out",
             ConvergenceWarning,
         )
     return Bootstrap(pd.Series(estimates, index=names), pd.DataFrame(values, columns=names), outcome, converged)
-
-
-def _values(fitted: Fitted, theta: np.ndarray, beta: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """The parameters of k fits as intervals list them, from theta (k, m), beta (k, p) and sigma (k,)."""
-    theta = settled(fitted.model.design, theta)
-    return parameter_values(fitted.spec, beta, relative_covariances(fitted.spec, theta), sigma)
 
 
 def count(n: int, what: str) -> int:

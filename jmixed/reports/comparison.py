@@ -22,26 +22,22 @@ from jmixed.runtime.progress import bar
 
 
 @checked
-def compare(*results, refit: bool = True, names: Sequence[str] | None = None) -> pd.DataFrame:
+def compare(*results: Any, refit: bool = True, names: Sequence[str] | None = None) -> pd.DataFrame:
     """A likelihood-ratio table of fits to the same data, as lme4's ``anova(m1, m2)``.
 
-    Each row is tested against the one above it; that the models are nested is for the caller to know. A test of a
-    variance by chi-square is conservative: see `test_variance`.
+    Rows by number of parameters: columns npar, AIC, BIC, logLik, deviance (-2 logLik), Chisq, Df, p. Each is tested
+    against the one above it; that the models are nested is for the caller to know. A test of a variance by chi-square
+    is conservative: see `test_variance`.
 
     Parameters
     ----------
     *results : MixedLMResults
         Two or more.
-    refit : bool
+    refit
         Refit by ML what was fitted by REML, and say so below the table. False compares REML criteria, which takes the
         same fixed effects in all models.
-    names : sequence of str, optional
+    names
         Labels of the rows in the order of `results`; by default the formulas.
-
-    Returns
-    -------
-    DataFrame
-        By number of parameters: npar, AIC, BIC, logLik, deviance (-2 logLik), Chisq, Df, p.
 
     Raises
     ------
@@ -61,14 +57,14 @@ def compare(*results, refit: bool = True, names: Sequence[str] | None = None) ->
     slopes        6  1763.94  1783.10  -875.97  1751.94  42.139    2  7.1e-10
     Fitted by REML and refitted by ML for this table: intercepts, slopes.
     """
-    given = _of_same_data(results, "compare")
-    labels = _labels(given, names)
+    compared = _of_same_data(results, "compare")
+    labels = _labels(compared, names)
     if refit:
-        changed = [label for label, fitted in zip(labels, given, strict=True) if fitted.reml]
-        fits = [fitted.by_ml("compare") for fitted in given]
+        changed = [label for label, fitted in zip(labels, compared, strict=True) if fitted.reml]
+        fits = [fitted.by_ml("compare") for fitted in compared]
     else:
-        changed, fits = [], given
-        _check_criteria(given)
+        changed, fits = [], compared
+        _check_criteria(compared)
     order = sorted(range(len(fits)), key=lambda k: fits[k].n_params)
     npar = np.array([fits[k].n_params for k in order])
     deviance = np.array([deviance_of(fits[k].fit) for k in order])
@@ -99,14 +95,14 @@ def _of_same_data(results: Sequence[Any], what: str) -> list[Fitted]:
     """What is known of fits to the same rows of the same response; anything else is refused."""
     if len(results) < 2:
         raise ModelError(f"{what}: {len(results)} fits given; it takes at least two, {what}(r1, r2)")
-    found: list[Fitted] = []
+    fits: list[Fitted] = []
     for result in results:
         if not isinstance(fitted := getattr(result, "fitted", None), Fitted):
             raise ModelError(f"{what}: {type(result).__name__} is no fit of jmixed; give what model.fit() returns")
         fitted.need_data(what)
-        found.append(fitted)
-    first = found[0].spec
-    for k, fitted in enumerate(found[1:], 2):
+        fits.append(fitted)
+    first = fits[0].spec
+    for k, fitted in enumerate(fits[1:], 2):
         spec = fitted.spec
         if len(spec.y) != len(first.y):
             raise DataError(
@@ -114,15 +110,15 @@ def _of_same_data(results: Sequence[Any], what: str) -> list[Fitted]:
                 "values in a column that only one of them uses: fit both to the rows that both can use",
                 page="p-values.md#for-two-models-jmcompare",
             )
-        for name, own, other in (("response", spec.y, first.y), ("weights", spec.weights, first.weights)):
-            if not np.array_equal(own, other):
-                row = int(np.flatnonzero(own != other)[0])
+        for name, theirs, other in (("response", spec.y, first.y), ("weights", spec.weights, first.weights)):
+            if not np.array_equal(theirs, other):
+                row = int(np.flatnonzero(theirs != other)[0])
                 raise DataError(
                     f"{what}: fits 1 and {k} have different {name} (first in row {row}: {other[row]:g} and "
-                    f"{own[row]:g}); likelihoods are comparable only for the same data",
+                    f"{theirs[row]:g}); likelihoods are comparable only for the same data",
                     page="p-values.md#for-two-models-jmcompare",
                 )
-    return found
+    return fits
 
 
 def _check_criteria(fits: Sequence[Fitted]) -> None:
@@ -148,8 +144,8 @@ def _labels(fits: Sequence[Fitted], names: Sequence[str] | None) -> list[str]:
         if len(names) != len(fits) or len(set(names)) < len(names):
             raise ModelError(f"compare: names={list(names)!r}; give {len(fits)} different ones, one for each fit")
         return [str(name) for name in names]
-    found = [fitted.spec.formula or f"fit {k}" for k, fitted in enumerate(fits, 1)]
-    return found if len(set(found)) == len(found) else [f"{k}: {name}" for k, name in enumerate(found, 1)]
+    labels = [fitted.spec.formula or f"fit {k}" for k, fitted in enumerate(fits, 1)]
+    return labels if len(set(labels)) == len(labels) else [f"{k}: {name}" for k, name in enumerate(labels, 1)]
 
 
 def drop1(fitted: Fitted, progress: bool) -> pd.DataFrame:
@@ -195,10 +191,10 @@ def droppable_terms(spec) -> list[tuple[str, str | None, list[int]]]:
     if spec.recipe is None:
         varying = [name for name, (place,) in terms.items() if np.ptp(spec.X[:, place]) > 0]
         return [(name, None, terms[name]) for name in varying]
-    found = [term for term in spec.recipe.specs["rhs"].term_slices if str(term) != "1"]
-    sets = [frozenset(str(factor) for factor in term.factors) for term in found]
+    candidates = [term for term in spec.recipe.specs["rhs"].term_slices if str(term) != "1"]
+    sets = [frozenset(str(factor) for factor in term.factors) for term in candidates]
     out = []
-    for term, factors in zip(found, sets, strict=True):
+    for term, factors in zip(candidates, sets, strict=True):
         name, text = str(term), ":".join(map(_spelled, term.factors))
         for alias, column in spec.recipe.aliases.items():
             name, text = name.replace(alias, column), text.replace(alias, f"`{column}`")
@@ -221,15 +217,12 @@ class VarianceTest(Facts):
     statistic : float
         Twice the difference of the (restricted) log-likelihoods.
     pvalue : float
-        From the mixture of chi-squares with `df` and `weights`.
-    df : tuple of int
-    weights : tuple of float
+        From the mixture of chi-squares with degrees of freedom `df` and weights `weights`.
+    df, weights : tuples of int, of float
     naive_pvalue : float
         From the chi-square with the larger number of degrees of freedom, which is conservative.
-    tested : str
-        The random effect in question.
-    method : str
-        "REML" or "ML".
+    tested, method : str
+        The random effect in question; "REML" or "ML".
     """
 
     statistic: float
@@ -250,7 +243,7 @@ class VarianceTest(Facts):
 
 
 @checked
-def variance_test(r_full, r_reduced=None) -> VarianceTest:
+def variance_test(r_full: Any, r_reduced: Any = None) -> VarianceTest:
     """Test one variance component: the ratio of (restricted) likelihoods against a mixture of chi-squares.
 
     Under the hypothesis the variance lies on the boundary of its range, and the ratio is distributed as half and half
@@ -263,11 +256,7 @@ def variance_test(r_full, r_reduced=None) -> VarianceTest:
     r_full : MixedLMResults
     r_reduced : MixedLMResults, optional
         The same model without one random effect: a term with one variance, or one column of a term with correlated
-        effects. None stands for the model without random effects, when the full one has a single variance.
-
-    Returns
-    -------
-    VarianceTest
+        effects. By default that without random effects, when the full one has a single variance.
 
     Raises
     ------
@@ -325,7 +314,7 @@ def _difference(full: Sequence[RandomTerm], reduced: Sequence[RandomTerm]) -> tu
     """The random effect that one model has and the other has not, and the number of its parameters."""
     more, less = list(full), []
     for term in reduced:
-        same = next((own for own in more if _same_term(own, term)), None)
+        same = next((larger for larger in more if _same_term(larger, term)), None)
         if same is None:
             less.append(term)
         else:
@@ -333,12 +322,12 @@ def _difference(full: Sequence[RandomTerm], reduced: Sequence[RandomTerm]) -> tu
     if len(more) == 1 and not less and structure(more[0]).size == 1:
         return more[0].label, 1
     if len(more) == len(less) == 1:
-        (own,), (other,) = more, less
-        r = len(own.columns)
-        unstructured = structure(own).any_basis and structure(other).any_basis
-        nested = _same_partition(own.codes, other.codes) and _spans(own.Z, other.Z)
-        if unstructured and nested and len(other.columns) == r - 1:
-            return own.label, r
+        (larger,), (smaller,) = more, less
+        r = len(larger.columns)
+        unstructured = structure(larger).any_basis and structure(smaller).any_basis
+        nested = _same_partition(larger.codes, smaller.codes) and _spans(larger.Z, smaller.Z)
+        if unstructured and nested and len(smaller.columns) == r - 1:
+            return larger.label, r
     raise ModelError(
         f"test_variance: the models differ by {[t.label for t in more]} in the first and {[t.label for t in less]} in "
         "the second; the second must be the first without one random effect. For several at once, such as all slopes "

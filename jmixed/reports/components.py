@@ -1,7 +1,6 @@
 """Tables over a fit, in the layouts that lme4 and broom.mixed made familiar."""
 
 from collections.abc import Collection, Iterator
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -35,17 +34,9 @@ class Component(NamedTuple):
 
 
 def components(term, cov) -> Iterator[Component]:
-    """The lower triangle of a term's covariance matrix, column by column, as variances and correlations.
+    """The lower triangle of a term's covariance matrix (q, q), column by column, as variances and correlations.
 
-    Parameters
-    ----------
-    term : RandomTerm
-    cov : array (q, q)
-
-    Yields
-    ------
-    Component
-        One for columns that share their variance.
+    Columns that share their variance have one component.
     """
     sd = np.sqrt(np.diag(cov))
     for first, second, i, j in structure(term).readable(term.columns, term.vc):
@@ -55,22 +46,14 @@ def components(term, cov) -> Iterator[Component]:
 
 def all_components(spec, fit) -> list[Component]:
     """The components of all terms in the model's order, then the residual."""
-    found = [part for term in spec.terms for part in components(term, fit.covariances[term.label])]
-    return [*found, Component("Residual", None, None, fit.sigma**2, fit.sigma)]
+    parts = [part for term in spec.terms for part in components(term, fit.covariances[term.label])]
+    return [*parts, Component("Residual", None, None, fit.sigma**2, fit.sigma)]
 
 
 def var_corr(spec, fit) -> pd.DataFrame:
     """Variances, covariances, standard deviations and correlations: columns group, var1, var2, vcov, sdcor.
 
-    Parameters
-    ----------
-    spec : ModelData
-    fit : Fit
-
-    Returns
-    -------
-    DataFrame
-        A term's variances (var2 None) come before its covariances; the last row is the residual.
+    A term's variances (var2 None) come before its covariances; the last row is the residual.
     """
     rows = []
     for term in spec.terms:
@@ -85,20 +68,7 @@ def var_corr(spec, fit) -> pd.DataFrame:
 
 
 def wald_intervals(spec, fit, level: float) -> pd.DataFrame:
-    """Normal confidence limits of the coefficients; the other parameters are listed with NaN.
-
-    Parameters
-    ----------
-    spec : ModelData
-    fit : Fit
-    level : float
-        Coverage, between 0 and 1.
-
-    Returns
-    -------
-    DataFrame
-        Columns lower and upper; index: coefficients, then the names of `Component`.
-    """
+    """Normal confidence limits of the coefficients, lower and upper; the other parameters are listed with NaN."""
     half = tails.half_width(level) * np.sqrt(np.diag(fit.vcov_beta))
     limits = np.column_stack([fit.beta - half, fit.beta + half])
     others = [part.name for part in all_components(spec, fit)]
@@ -111,14 +81,6 @@ def glance(fit, nobs: int, n_params: int, reml: bool) -> pd.DataFrame:
 
     AIC and BIC count all parameters, and under REML use the restricted likelihood, as lme4 does: compare them only
     between models with the same fixed effects.
-
-    Parameters
-    ----------
-    fit : Fit
-    nobs : int
-    n_params : int
-        Coefficients, free variance parameters and sigma.
-    reml : bool
     """
     criterion = "REMLcrit" if reml else "deviance"
     values = {
@@ -135,7 +97,7 @@ def glance(fit, nobs: int, n_params: int, reml: bool) -> pd.DataFrame:
 
 def tidy(fitted: Fitted, effects: str | Collection[str], conf_int: bool, conf_level: float) -> pd.DataFrame:
     """Estimates as rows, with the column names of broom.mixed."""
-    level, spec, fit = level_of(conf_level) if conf_int else None, fitted.spec, fitted.fit
+    level, spec, fit = float(conf_level) if conf_int else None, fitted.spec, fitted.fit
     parts = []
     for effect in [effects] if isinstance(effects, str) else effects:
         if effect == "fixed":
@@ -175,7 +137,6 @@ def tidy_ran_vals(modes, covariances, level: float | None) -> pd.DataFrame:
     ----------
     modes : dict of DataFrames (levels x columns), by group
     covariances : dict of arrays (levels, q, q), by group
-    level : float or None
     """
     tables = []
     for group, frame in modes.items():
@@ -191,10 +152,3 @@ def _with_limits(table, level):
         return table
     half = tails.half_width(level) * table["std.error"]
     return table.assign(**{"conf.low": table["estimate"] - half, "conf.high": table["estimate"] + half})
-
-
-def level_of(level: float) -> float:
-    """A coverage, refused when it is none."""
-    if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level < 1:
-        raise ModelError(f"level is {level!r}; it must lie between 0 and 1, for example 0.95")
-    return float(level)

@@ -1,13 +1,12 @@
 """What a fit says about its data: rows and groups that matter, explained variance, robust and joint covariances."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from jmixed.covariance.scales import factors_of_theta, settled
 from jmixed.errors import ModelError, Outcome
 from jmixed.fit.host import Fit
 from jmixed.formulas.frame import new_table
@@ -22,8 +21,9 @@ from jmixed.inference.variance_explained import (
     principal_components,
     variance_explained,
 )
-from jmixed.reports import components, effects, rows
+from jmixed.reports import effects, rows
 from jmixed.reports.fitted import Fitted
+from jmixed.reports.parameters import named_parameters, values_at
 from jmixed.reports.predict import predict
 from jmixed.reports.printed import Shown
 
@@ -123,17 +123,18 @@ def influence(fitted: Fitted, group: str | None, method: str) -> Influence:
         raise ModelError(
             f"influence: {group!r} has one level, and without it no data are left; name another factor, group=..."
         )
-    found = leave_one_out(fitted.model.design, fit, codes, fitted.reml, one_step=method == "onestep")
+    refits = leave_one_out(fitted.model.design, fit, codes, fitted.reml, one_step=method == "onestep")
     index, fixed = pd.Index(levels, name=group), list(fitted.names.fixed)
-    outcomes = [Outcome(int(code)) for code in found.outcome]
+    outcomes = [Outcome(int(code)) for code in refits.outcome]
     # What the model could not be fitted to has no estimates; a flat or unbounded likelihood none of variances.
     unfit = _fewest_levels_left(spec.terms, codes, len(levels)) < 2
     unknown = unfit | np.array([outcome in UNDETERMINED for outcome in outcomes])
-    beta = np.where(unfit[:, None], np.nan, found.beta)
+    beta = np.where(unfit[:, None], np.nan, refits.beta)
     moved = fit.beta - beta
-    error = np.sqrt(np.diagonal(found.vcov_beta, axis1=1, axis2=2))
+    error = np.sqrt(np.diagonal(refits.vcov_beta, axis1=1, axis2=2))
     cooks = np.einsum("gi,gi->g", moved, np.linalg.solve(fit.vcov_beta, moved.T).T) / (fitted.k_fe or np.nan)
-    ran_pars = pd.DataFrame([_components(fitted, *one) for one in zip(found.theta, found.sigma, strict=True)], index)
+    values = values_at(spec, fitted.model.design, refits.theta, refits.beta, refits.sigma)[:, fitted.k_fe :]
+    ran_pars = pd.DataFrame(values, index, [name for name, _ in named_parameters(spec)][fitted.k_fe :])
     return Influence(
         group,
         pd.DataFrame(beta, index, fixed),
@@ -156,15 +157,6 @@ def _fewest_levels_left(terms: Sequence[RandomTerm], codes: np.ndarray, count: i
         gone = np.bincount(first[first == last], minlength=count)
         fewest = np.minimum(fewest, len(term.levels) - gone)
     return fewest
-
-
-def _components(fitted: Fitted, theta: np.ndarray, sigma: float) -> dict[str, float]:
-    """Standard deviations, correlations and sigma by name, at other estimates."""
-    design, terms = fitted.model.design, fitted.spec.terms
-    factors = factors_of_theta(design.layout.terms, settled(design, theta))
-    covariances = {t.label: sigma**2 * (f @ f.T) for t, f in zip(terms, factors, strict=True)}
-    moved = replace(fitted.fit, covariances=covariances, sigma=sigma)
-    return {part.name: part.sdcor for part in components.all_components(fitted.spec, moved)}
 
 
 def clusters(spec: ModelData, what: str, group: str | None) -> tuple[str, np.ndarray, pd.Index]:
@@ -226,11 +218,11 @@ def re_pca(spec: ModelData, fit: Fit) -> dict[str, pd.DataFrame]:
     """Principal components of the random effects by grouping factor."""
     out = {}
     for group, members in effects.by_factor(spec.terms).items():
-        own = [spec.terms[k] for k in members]
-        found = principal_components([fit.covariances[term.label] for term in own], fit.sigma)
-        share = found.sd**2 / (np.sum(found.sd**2) or np.nan)
+        terms = [spec.terms[k] for k in members]
+        pca = principal_components([fit.covariances[term.label] for term in terms], fit.sigma)
+        share = pca.sd**2 / (np.sum(pca.sd**2) or np.nan)
         index = [f"PC{k + 1}" for k in range(len(share))]
-        table = pd.DataFrame({"sd": found.sd, "proportion": share, "cumulative": np.cumsum(share)}, index)
-        loadings = pd.DataFrame(found.loadings.T, index, effects.factor_columns(own))
+        table = pd.DataFrame({"sd": pca.sd, "proportion": share, "cumulative": np.cumsum(share)}, index)
+        loadings = pd.DataFrame(pca.loadings.T, index, effects.factor_columns(terms))
         out[group] = pd.concat([table, loadings], axis=1)
     return out

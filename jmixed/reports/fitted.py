@@ -49,10 +49,7 @@ class Fitted:
 
     Attributes
     ----------
-    model : MixedLM
-    spec : ModelData
-        The model in arrays.
-    fit : Fit
+    model, spec, fit : MixedLM, ModelData, Fit
     reml : bool
     held : Held or None
         None where all parameters were estimated.
@@ -158,13 +155,13 @@ class Fitted:
 
     def warn_of_positions(self, given: Any) -> None:
         """Warn, once, of coefficients that are `given` by position where statsmodels has another order."""
-        theirs, own = patsy_order(self.spec), list(self.names.fixed)
-        if theirs == own or not positional(given, own) or self.told_of_positions:
+        theirs, ours = patsy_order(self.spec), list(self.names.fixed)
+        if theirs == ours or not positional(given, ours) or self.told_of_positions:
             return
         self.told_of_positions = True
         warn(
-            f"coefficients by position: here they are in the order of the formula, {own}, where statsmodels puts "
-            f"categories first, {theirs}. Use names: t_test({f'{own[-1]} = 0'!r}), or a DataFrame with these columns",
+            f"coefficients by position: here they are in the order of the formula, {ours}, where statsmodels puts "
+            f"categories first, {theirs}. Use names: t_test({f'{ours[-1]} = 0'!r}), or a DataFrame with these columns",
             UserWarning,
         )
 
@@ -173,21 +170,21 @@ class Fitted:
 
     def vector(self, values: np.ndarray, names: Iterable[str]) -> pd.Series:
         """Values with their names."""
-        values = np.array(values)
-        found: Any = pd.Series(values, index=list(names)) if self.labelled else values
-        return found
+        return self._labelled(values, list(names))
 
     def matrix(self, values: np.ndarray, names: Iterable[str]) -> pd.DataFrame:
         """A square matrix with names."""
-        values, names = np.array(values), list(names)
-        found: Any = pd.DataFrame(values, index=names, columns=names) if self.labelled else values
-        return found
+        return self._labelled(values, list(names))
 
     def by_row(self, values: np.ndarray) -> pd.Series:
         """Values of the model's rows with their labels."""
+        return self._labelled(values, self.spec.index)
+
+    def _labelled(self, values: np.ndarray, labels: Any) -> Any:
         values = np.array(values)
-        found: Any = pd.Series(values, index=self.spec.index) if self.labelled else values
-        return found
+        if not self.labelled:
+            return values
+        return pd.Series(values, labels) if values.ndim == 1 else pd.DataFrame(values, labels, labels)
 
     # Variance parameters.
 
@@ -206,10 +203,10 @@ class Fitted:
         fit, psi, known = self.fit, self.psi, self.fit.uncertainty
         # A variance of zero has no error, and the others have theirs as if it was known.
         across, spread = known.with_scale
-        own = fit.sigma**4 * np.diag(known.vcov_psi) + 2 * fit.sigma**2 * psi * across
-        variances = own + psi**2 * (spread + fit.scale_variance)
-        held = np.diag(known.vcov_psi) == 0
-        return np.sqrt(np.where(held, 0.0, np.where(variances >= 0, variances, np.nan)))
+        of_psi = fit.sigma**4 * np.diag(known.vcov_psi) + 2 * fit.sigma**2 * psi * across
+        variances = of_psi + psi**2 * (spread + fit.scale_variance)
+        is_held = np.diag(known.vcov_psi) == 0
+        return np.sqrt(np.where(is_held, 0.0, np.where(variances >= 0, variances, np.nan)))
 
     @property
     def free_design(self) -> Design:
@@ -288,7 +285,7 @@ class Fitted:
     def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
         """Conditional covariances of `random_effects`, given the parameters."""
         self.need_data("random_effects_cov", rows=False)
-        return self.groups.covariances(self.spec.weights, self.fit)
+        return self.groups.covariances(self.model.design, self.fit)
 
     def without_rows(self) -> "Fitted":
         """The same without the rows; what was computed from them stays, if it is not as long as they are."""

@@ -3,36 +3,24 @@
 import ast
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jmixed.errors import DataError, FormulaError
 from jmixed.runtime.precision import FLOAT
 
+Hypotheses = ArrayLike | Sequence[str] | Mapping[str, float] | tuple[ArrayLike, ArrayLike]
+"""A text, several, left sides with their right sides, a matrix, or a matrix with right sides."""
 
-def hypotheses(spec, names: Sequence[str], dropped: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """Read linear hypotheses about named coefficients.
 
-    Parameters
-    ----------
-    spec : str, sequence of str, mapping, array (k, p) or (p,), or tuple (R, q)
-        ``"x1 = x2, x3 = 0"``, a list of such texts, ``{"x1 - x2": 0}``, or a matrix with one column per name.
-    names : sequence of str
-        Names of the p coefficients.
-    dropped : sequence of str
-        Names of columns that were left out as redundant, which have no coefficient.
+def hypotheses(spec: Any, names: Sequence[str], dropped: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Read linear hypotheses R b = q about named coefficients: R (r, p), q (r,).
 
-    Returns
-    -------
-    R : array (k, p)
-    q : array (k,)
-
-    Raises
-    ------
-    FormulaError
-        When a text is not a linear equation in the names, or names a redundant column.
-    DataError
-        When a matrix does not have p columns.
+    ``"x1 = x2, x3 = 0"``, a list of such texts, ``{"x1 - x2": 0}``, a matrix with one column per name, or a pair (R,
+    q). The names of columns that were left out as redundant, `dropped`, have no coefficient.
 
     Examples
     --------
@@ -48,10 +36,49 @@ def hypotheses(spec, names: Sequence[str], dropped: Sequence[str] = ()) -> tuple
     if in_words(spec):
         return _read_texts(spec, names, dropped)
     if isinstance(spec, tuple) and len(spec) == 2 and np.ndim(spec[0]) > 0:
-        R, q = np.atleast_2d(np.asarray(by_name(spec[0], names), FLOAT)), np.asarray(spec[1], FLOAT)
-        if not (np.ndim(spec[0]) == 1 and q.ndim == 1 and len(q) == R.shape[1] > 1):
-            return _checked(R, q, names)
-    return _checked(np.atleast_2d(np.asarray(by_name(spec, names), FLOAT)), np.zeros(()), names)
+        matrix, right = spec
+        # Two lists as long as there are names are two rows of weights.
+        if not (np.ndim(matrix) == np.ndim(right) == 1 and len(right) == len(names) > 1):
+            return _weights(matrix, right, names)
+    return _weights(spec, 0.0, names)
+
+
+class Hypothesis(NamedTuple):
+    """``R beta = q`` with its label: R (k, p), q (k,)."""
+
+    label: str
+    R: np.ndarray
+    q: np.ndarray
+
+
+def read_hypotheses(L, names: Sequence[str], dropped: Sequence[str] = ()) -> list[Hypothesis]:
+    """The tests that a user's `L` asks for: see `MixedLMResults.test`."""
+    if L is None:
+        return [Hypothesis(name, row[None], np.zeros(1)) for name, row in zip(names, np.eye(len(names)), strict=True)]
+    if isinstance(L, Mapping) and not all(isinstance(right, Real) for right in L.values()):
+        return [_hypothesis(value, names, dropped)._replace(label=str(name)) for name, value in L.items()]
+    if isinstance(L, list | tuple) and len(L) and all(isinstance(part, str) for part in L):
+        return [_hypothesis(text, names, dropped) for text in L]
+    return [_hypothesis(L, names, dropped)]
+
+
+def _hypothesis(L, names, dropped) -> Hypothesis:
+    """One test, of one or several equations."""
+    R, q = hypotheses(L, names, dropped)
+    if not len(R):
+        raise DataError("a test needs one hypothesis at least, and this matrix has no rows")
+    require_consistent(R, q)
+    return Hypothesis(L if isinstance(L, str) else _described(R, q, names), R, q)
+
+
+def _described(R, q, names) -> str:
+    """Equations as text."""
+    texts = []
+    for row, value in zip(R, q, strict=True):
+        parts = [f"{weight:+g}*{name}" for weight, name in zip(row, names, strict=True) if weight]
+        left = " ".join(parts).replace("+1*", "+").replace("-1*", "-").removeprefix("+")
+        texts.append(f"{left} = {value:g}")
+    return ", ".join(texts)
 
 
 def in_words(spec) -> bool:
@@ -73,26 +100,13 @@ def _labels(spec) -> Sequence:
 
 
 def by_name(spec, names: Sequence[str]):
-    """A Series, or a DataFrame of several rows, whose labels are the names in another order, in their order.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from jmixed.reports.hypotheses import by_name
-    >>> by_name(pd.Series({"x": 1.0, "Intercept": 0.0}), ["Intercept", "x"]).tolist()
-    [0.0, 1.0]
-    """
+    """A Series, or a DataFrame of several rows, whose labels are the names in another order, in their order."""
     labels = _labels(spec)
     return spec[list(names)] if len(labels) == len(names) and set(labels) == set(names) else spec
 
 
 def require_consistent(R: np.ndarray, q: np.ndarray) -> None:
-    """Refuse equations that no coefficients fulfil together, such as "a = 1, a = 2".
-
-    Raises
-    ------
-    DataError
-    """
+    """Refuse equations that no coefficients fulfil together, such as "a = 1, a = 2"."""
     if len(R) < 2 or not np.all(np.isfinite(R)):
         return
     unit = np.sqrt(np.sum(R**2, axis=1))
@@ -105,16 +119,22 @@ def require_consistent(R: np.ndarray, q: np.ndarray) -> None:
         )
 
 
-def _checked(R, q, names):
+def _weights(matrix, right, names) -> tuple[np.ndarray, np.ndarray]:
+    """Hypotheses of a matrix of weights and its right-hand sides, checked."""
+    try:
+        R, q = np.atleast_2d(np.asarray(by_name(matrix, names), FLOAT)), np.asarray(right, FLOAT)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"these hypotheses are no array of numbers ({error})") from error
     if R.ndim != 2 or R.shape[1] != len(names):
         raise DataError(
-            f"r_matrix should have {len(names)} columns, one for each of {list(names)}; its shape is {R.shape}"
+            f"hypotheses should have {len(names)} columns, one for each of {list(names)}; their shape is "
+            f"{np.shape(matrix)}"
         )
     if q.size not in (1, len(R)):
         raise DataError(f"the right-hand side should have one value or {len(R)}, one per row; it has {q.size}")
-    for k in np.flatnonzero(~np.any(R != 0, axis=1)):
-        raise DataError(f"r_matrix says nothing in row {k}, where all weights are zero: leave the row out")
-    return R, np.broadcast_to(q.ravel() if q.size > 1 else q.reshape(-1)[:1], (len(R),)).astype(FLOAT)
+    for k in np.flatnonzero(~np.any(R != 0, axis=1) | ~np.all(np.isfinite(R), axis=1)):
+        raise DataError(f"a hypothesis says nothing in row {k}: its weights must be finite and not all zero")
+    return R, np.broadcast_to(q.ravel(), (len(R),)).astype(FLOAT)
 
 
 def _read_texts(texts, names, dropped):
@@ -150,10 +170,10 @@ def _read_text(text, names, dropped):
         sides = [_linear(side, len(names), text, names) for side in part.split("=")]
         if len(sides) == 1:
             sides.append(np.zeros(len(names) + 1))
-        own = [left - right for left, right in zip(sides[:-1], sides[1:], strict=True)]
-        if not all(np.any(row[:-1]) for row in own):
+        equations = [left - right for left, right in zip(sides[:-1], sides[1:], strict=True)]
+        if not all(np.any(row[:-1]) for row in equations):
             raise FormulaError(f"cannot read the hypothesis {text!r}: an equation in it holds no coefficient")
-        rows += own
+        rows += equations
     return rows
 
 

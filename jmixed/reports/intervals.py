@@ -10,13 +10,13 @@ import pandas as pd
 from jmixed.covariance.scales import vanished
 from jmixed.errors import ConvergenceWarning, ModelError, warn
 from jmixed.fit import host
-from jmixed.inference import profiles
+from jmixed.inference import profiles, tails
 from jmixed.inference.profiles import Parameter
 from jmixed.layout.design import Design
 from jmixed.reports import components
 from jmixed.reports.bootstrap import bootstrap, check_kind
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.parameters import cut, named_parameters, parameter_values
+from jmixed.reports.parameters import named_parameters, parameter_values
 from jmixed.reports.printed import Shown, noted
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.progress import bar
@@ -35,7 +35,7 @@ class Profile(Shown):
     table : DataFrame
         One row for each constrained fit: `parameter` (which was held), `value`, `zeta` (signed root of the increase of
         the ML deviance), `slope` (derivative of zeta in the value), then all parameters as estimated there, by name.
-    estimates : Series
+    estimates : Series (parameters,)
         Maximum likelihood estimates of what was profiled.
     reml : bool
         Whether the fit that was profiled was by REML; the profile is that of the ML deviance in any case.
@@ -49,30 +49,20 @@ class Profile(Shown):
     _known: dict[float, np.ndarray] = field(repr=False)
 
     def confint(self, level: float = 0.95) -> pd.DataFrame:
-        """Where zeta reaches the normal quantiles, to 1e-8 of zeta.
+        """Where zeta reaches the normal quantiles of coverage `level`, to 1e-8 of zeta: columns lower and upper.
 
         A limit is the end of the parameter's range (0 for a standard deviation, -1 or 1 for a correlation) when the
         profile does not reach the cut, and NaN when it could not be found.
-
-        Parameters
-        ----------
-        level : float
-            Coverage.
-
-        Returns
-        -------
-        DataFrame
-            Columns lower and upper; index as the estimates.
 
         Examples
         --------
         >>> result.profile("sigma").confint(0.95).round(2).loc["sigma"].tolist()
         [22.9, 28.86]
         """
-        level = components.level_of(level)
+        level = float(level)
         if level not in self._known:
-            found = profiles.profile(self._fit, self._parameters, [cut(level)])
-            self._known[level] = np.array([[trace.lower[0], trace.upper[0]] for trace in found])
+            traces = profiles.profile(self._fit, self._parameters, [tails.half_width(level)])
+            self._known[level] = np.array([[trace.lower[0], trace.upper[0]] for trace in traces])
         table = pd.DataFrame(self._known[level], index=self.estimates.index, columns=["lower", "upper"])
         return noted(table, BY_ML if self.reml else "")
 
@@ -95,7 +85,7 @@ def confint(
     progress: bool,
 ) -> pd.DataFrame:
     """Confidence limits of the parameters, by any method."""
-    level, places = components.level_of(level), _places(fitted, which)
+    level, places = float(level), _places(fitted, which)
     if method == "wald":
         return components.wald_intervals(fitted.spec, fitted.fit, level).iloc[places]
     if method == "profile":
@@ -108,9 +98,7 @@ def confint(
 
 def profile(fitted: Fitted, which: str | Sequence[str] | None, level: float, steps: int, progress: bool) -> Profile:
     """Profile the ML deviance."""
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
-        raise ModelError(f"profile: steps is {steps!r}; it must be a whole number, zero or more")
-    return _profiled(fitted, _places(fitted, which), components.level_of(level), int(steps), progress)
+    return _profiled(fitted, _places(fitted, which), float(level), int(steps), progress)
 
 
 def _places(fitted: Fitted, which: str | Sequence[str] | None) -> list[int]:
@@ -132,7 +120,7 @@ def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progr
     names, wanted = [every[place][0] for place in places], [every[place][1] for place in places]
     estimate = ml_estimate(fitted.model.design, None if fitted.reml else fitted.fit)
     with bar(2 * len(wanted), progress, "profile") as advance:
-        traces = profiles.profile(estimate, wanted, [cut(level)], steps, advance)
+        traces = profiles.profile(estimate, wanted, [tails.half_width(level)], steps, advance)
     warn_of_traces(traces, names)
     columns = [name for name, _ in every]
     tables = [_trace_table(fitted, columns, *pair) for pair in zip(names, traces, strict=True)]
@@ -144,11 +132,11 @@ def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progr
 
 def _trace_table(fitted: Fitted, columns: list[str], name: str, trace: profiles.Trace) -> pd.DataFrame:
     """The fits in which one parameter was held, with the values of all."""
-    held = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
+    of_trace = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
     design = fitted.model.design
     known = [_without_zeros(design, *pair) for pair in zip(design.labels, trace.covariances, strict=True)]
     values = parameter_values(fitted.spec, trace.beta, known, trace.sigma)
-    return pd.concat([held, pd.DataFrame(values, columns=columns)], axis=1)
+    return pd.concat([of_trace, pd.DataFrame(values, columns=columns)], axis=1)
 
 
 def _without_zeros(design: Design, label: str, covariance: np.ndarray) -> np.ndarray:

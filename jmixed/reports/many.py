@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jmixed.covariance.scales import factors_of_theta, preconditioners, settled, singular_flags
+from jmixed.covariance.scales import preconditioners, settled, singular_flags
 from jmixed.errors import ConvergenceWarning, DataError, Outcome, warn
 from jmixed.fit import many
 from jmixed.formulas.frame import as_frame, refuse_tracer
-from jmixed.reports.components import Component, components
-from jmixed.reports.names import structure
+from jmixed.reports.parameters import named_parameters, values_at
 from jmixed.reports.printed import Shown
 from jmixed.runtime.progress import bar
 
@@ -79,26 +78,28 @@ def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | 
     refuse_tracer(Y, "Y", "jm.estimate_many")
     names, values = _responses(spec, Y)
     with bar(len(names), progress, "fit_many") as advance:
-        found = many.fit_responses(design, values, reml, memory=memory or many.MEMORY, progress=advance)
-    _warn(found, names)
-    fixed, theta = list(spec.exog_names), settled(design, found.theta)
+        fits = many.fit_responses(design, values, reml, memory=memory or many.MEMORY, progress=advance)
+    _warn(fits, names)
+    fixed, theta = list(spec.exog_names), settled(design, fits.theta)
     flags = singular_flags(design.layout.terms, theta, preconditioners(design))
+    parameters = [name for name, _ in named_parameters(spec)][len(fixed) :]
+    values = values_at(spec, design, fits.theta, fits.beta, fits.sigma)[:, len(fixed) :]
 
     def series(array: Any, name: str) -> pd.Series:
         return pd.Series(array, index=names, name=name)
 
     return ManyResults(
-        objective=series(found.objective, "objective"),
-        fe_params=pd.DataFrame(found.beta, index=names, columns=fixed),
-        bse_fe=pd.DataFrame(np.sqrt(np.diagonal(found.vcov_beta, axis1=1, axis2=2)), index=names, columns=fixed),
+        objective=series(fits.objective, "objective"),
+        fe_params=pd.DataFrame(fits.beta, index=names, columns=fixed),
+        bse_fe=pd.DataFrame(np.sqrt(np.diagonal(fits.vcov_beta, axis1=1, axis2=2)), index=names, columns=fixed),
         theta=pd.DataFrame(theta, index=names, columns=theta_names),
-        sigma=series(found.sigma, "sigma"),
-        var_corr=_var_corr(spec, design, theta, found.sigma, names),
-        converged=series(found.converged, "converged"),
+        sigma=series(fits.sigma, "sigma"),
+        var_corr=pd.DataFrame(values, index=names, columns=parameters),
+        converged=series(fits.converged, "converged"),
         singular=series(np.any(flags, axis=1), "singular"),
-        outcome=series([Outcome(int(value)).name for value in found.outcome], "outcome"),
-        nobs=series(found.nobs, "nobs"),
-        vcov_beta=found.vcov_beta,
+        outcome=series([Outcome(int(value)).name for value in fits.outcome], "outcome"),
+        nobs=series(fits.nobs, "nobs"),
+        vcov_beta=fits.vcov_beta,
         reml=bool(reml),
     )
 
@@ -131,24 +132,10 @@ def _responses(spec, Y):
     return frame.columns, frame.to_numpy(dtype=spec.y.dtype, na_value=np.nan).T
 
 
-def _var_corr(spec, design, theta, sigma, names) -> pd.DataFrame:
-    """Standard deviations and correlations, wide."""
-    columns: dict[str, np.ndarray] = {}
-    for term, factor in zip(spec.terms, factors_of_theta(design.layout.terms, theta), strict=True):
-        covariance = sigma[:, None, None] ** 2 * (factor @ factor.swapaxes(1, 2))
-        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-        parts = components(term, np.eye(len(term.columns)))
-        for part, (_, second, i, j) in zip(parts, structure(term).readable(term.columns), strict=True):
-            with np.errstate(invalid="ignore", divide="ignore"):
-                columns[part.name] = sd[:, j] if second is None else covariance[:, i, j] / (sd[:, i] * sd[:, j])
-    columns[Component("Residual", None, None, 0, 0).name] = sigma
-    return pd.DataFrame(columns, index=names)
-
-
-def _warn(found, names):
-    bad = np.flatnonzero(~found.converged)
+def _warn(fits, names):
+    bad = np.flatnonzero(~fits.converged)
     if len(bad):
-        outcome = Outcome(int(found.outcome[bad[0]]))
+        outcome = Outcome(int(fits.outcome[bad[0]]))
         warn(
             f"{len(bad)} of {len(names)} responses ended without a certified optimum, the first of them "
             f"{names[bad[0]]!r}: {outcome.name}: {outcome.message}",

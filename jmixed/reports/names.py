@@ -10,7 +10,7 @@ from jmixed.formulas.evaluate import known_factors
 
 @dataclass(frozen=True)
 class ParameterNames:
-    """Labels of a model's parameters, and where its terms lie among them.
+    """Labels of a model's parameters.
 
     A term with a variance-component name (``vc``) has one variance, listed in ``vcomp``; the columns of all other terms
     make up ``cov_re``, one diagonal block per term.
@@ -44,17 +44,7 @@ class ParameterNames:
 
 
 def parameter_names(spec) -> ParameterNames:
-    """Name the parameters of a model.
-
-    Parameters
-    ----------
-    spec : ModelData
-        The model's data: its terms are in the order of psi, variance components last.
-
-    Returns
-    -------
-    ParameterNames
-    """
+    """Name the parameters of a model, whose terms are in the order of psi, variance components last."""
     random_terms = [term for term in spec.terms if term.vc is None]
     columns = [(term, column) for term in random_terms for column in term.columns]
     short = Counter(_short(term, column) for term, column in columns)
@@ -85,14 +75,7 @@ def structure(term) -> Structure:
 def fixed_terms(spec) -> dict[str, list[int]]:
     """The terms of the fixed part, and the positions of their columns in X.
 
-    Parameters
-    ----------
-    spec : ModelData
-
-    Returns
-    -------
-    dict of str to list of int
-        A term whose columns were all dropped as redundant is absent; without a formula every column is a term.
+    A term whose columns were all dropped as redundant is absent; without a formula every column is a term.
     """
     if spec.recipe is None:
         return {name: [place] for place, name in enumerate(spec.exog_names)}
@@ -109,16 +92,7 @@ def fixed_terms(spec) -> dict[str, list[int]]:
 
 
 def left_out(spec) -> list[str]:
-    """What a reader must know of columns that are not in the model although the formula names them: messages.
-
-    Parameters
-    ----------
-    spec : ModelData
-
-    Returns
-    -------
-    list of str
-    """
+    """What a reader must know of columns that are not in the model although the formula names them: messages."""
     messages = []
     if spec.dropped:
         messages.append(
@@ -142,14 +116,7 @@ def left_out(spec) -> list[str]:
 def patsy_order(spec) -> list[str]:
     """The coefficients in the order that statsmodels has them, by patsy: those of categories alone come first.
 
-    Parameters
-    ----------
-    spec : ModelData
-
-    Returns
-    -------
-    list of str
-        The model's own order where it was not stated in statsmodels' manner, by `groups`.
+    The model's own order where it was not stated in statsmodels' manner, by `groups`.
     """
     names = list(spec.exog_names)
     if spec.recipe is None or spec.group_name is None:
@@ -158,7 +125,7 @@ def patsy_order(spec) -> list[str]:
     place_of = {int(column): place for place, column in enumerate(spec.kept)}
     numbers = {factor.expr for factor, (kind, _) in known_factors(rhs).items() if kind == "numerical"}
     factors = [[f.expr for f in term.factors if f.expr != "1"] for term in rhs.term_slices]
-    within = [frozenset(own) & numbers for own in factors]
+    within = [frozenset(expressions) & numbers for expressions in factors]
     first: list[frozenset] = [frozenset(), *within]
     ranked = sorted(range(len(factors)), key=lambda k: (first.index(within[k]), len(factors[k])))
     slices = list(rhs.term_slices.values())

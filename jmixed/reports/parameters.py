@@ -4,16 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jmixed.covariance.scales import factors_of_theta
-from jmixed.inference import tails
+from jmixed.covariance.scales import factors_of_theta, settled
 from jmixed.inference.profiles import COEFFICIENT, CORRELATION, SD, SIGMA, Parameter
+from jmixed.layout.design import Design
 from jmixed.reports import components
 from jmixed.reports.names import structure
-
-
-def cut(level: float) -> float:
-    """The normal quantile of a two-sided interval."""
-    return tails.half_width(level)
 
 
 def named_parameters(spec) -> list[tuple[str, Parameter]]:
@@ -27,20 +22,9 @@ def named_parameters(spec) -> list[tuple[str, Parameter]]:
 
 
 def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma: np.ndarray) -> np.ndarray:
-    """The parameters in the order of `named_parameters`, for k sets of estimates.
+    """The parameters (k, parameters) from beta (k, p), covariances (k, q, q) relative to sigma^2, and sigma (k,).
 
-    Parameters
-    ----------
-    spec : ModelData
-    beta : array (k, p)
-    covariances : sequence of arrays (k, q, q)
-        Relative to sigma^2, by term.
-    sigma : array (k,)
-
-    Returns
-    -------
-    array (k, parameters)
-        A correlation with a standard deviation of zero is NaN.
+    A correlation with a standard deviation of zero is NaN.
     """
     columns = [*beta.T]
     for term, covariance in zip(spec.terms, covariances, strict=True):
@@ -54,7 +38,10 @@ def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], 
     return np.column_stack([*columns, sigma])
 
 
-def relative_covariances(spec, theta: np.ndarray) -> list[np.ndarray]:
-    """The covariances (k, q, q) of every term relative to sigma^2, from theta (k, m)."""
-    factors = factors_of_theta([structure(term) for term in spec.terms], theta)
-    return [factor @ np.swapaxes(factor, 1, 2) for factor in factors]
+def values_at(spec, design: Design, theta: np.ndarray, beta: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """The parameters (k, parameters) in the order of `named_parameters`, at theta (k, m), beta (k, p) and sigma (k,).
+
+    A standard deviation that counts as zero is zero.
+    """
+    factors = factors_of_theta(design.layout.terms, settled(design, theta))
+    return parameter_values(spec, beta, [factor @ np.swapaxes(factor, 1, 2) for factor in factors], sigma)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,12 @@ from jmixed.errors import DataError
 from jmixed.formulas.frame import new_table
 from jmixed.formulas.statement import new_rows
 from jmixed.inference import tails
-from jmixed.reports.components import level_of
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.rows import Rows, in_sample, mean, select_terms
 from jmixed.runtime.precision import FLOAT
+
+NewLevels = Literal["raise", "population"]
+Interval = Literal["confidence", "prediction"]
 
 
 def predict(
@@ -38,7 +40,7 @@ def predict(
     selected = select_terms(fitted.spec.terms, random_effects)
     rows = _rows(fitted, data, transform, selected, new_levels, interval)
     if interval is not None:
-        return with_interval(fitted.spec, fitted.fit, fitted.joint, rows, interval, level_of(level))
+        return with_interval(fitted.spec, fitted.fit, fitted.joint, rows, interval, level)
     values = mean(fitted.spec, fitted.fit, rows)
     return values if rows.index is None else pd.Series(values, index=rows.index)
 
@@ -61,18 +63,7 @@ def _rows(fitted: Fitted, data, transform, selected, new_levels, interval) -> Ro
 
 
 def from_columns(spec, exog) -> Rows:
-    """Rows of given columns of X, matched by position as in statsmodels: no random effects.
-
-    Parameters
-    ----------
-    spec : ModelData
-    exog : array (k, p) or (p,), or DataFrame
-
-    Raises
-    ------
-    DataError
-        When the number of columns is wrong, or the model has an offset, which columns of X cannot tell.
-    """
+    """Rows of given columns of X, (k, p) or (p,), matched by position as in statsmodels: no random effects."""
     index = exog.index if isinstance(exog, pd.DataFrame | pd.Series) else None
     X = np.asarray(exog, FLOAT)
     p = spec.X.shape[1]
@@ -95,22 +86,9 @@ def from_columns(spec, exog) -> Rows:
 
 
 def from_data(spec, data, selected: Collection[int], new_levels: str, every: bool = False) -> Rows:
-    """New rows through the model's formulas.
+    """New rows through the model's formulas, with the conditional modes of the terms at the selected positions.
 
-    Parameters
-    ----------
-    spec : ModelData
-    data : DataFrame or other columns
-    selected : positions of the terms whose conditional modes are used
-    new_levels : str
-        "raise", or "population": a level that the model has not seen contributes nothing.
-    every : bool
-        Make the columns of the other terms as well, whose variance belongs to a prediction interval.
-
-    Raises
-    ------
-    DataError
-        When `new_levels` is "raise" and a level is unknown.
+    With `every` the columns of the other terms are made as well, whose variance belongs to a prediction interval.
     """
     frame = new_table(data, spec.recipe.columns(part for part in spec.recipe.specs if part != "lhs"))
     used = [k for k in range(len(spec.terms)) if every or k in selected]
@@ -120,23 +98,23 @@ def from_data(spec, data, selected: Collection[int], new_levels: str, every: boo
         absent = {name for k in used if k not in selected for name in _sources(spec.terms[k]) if name not in frame}
         frame = frame.assign(**dict.fromkeys(sorted(absent)))
     # Only the terms in use: the columns of other grouping factors need not be there.
-    found = new_rows(replace(spec, terms=terms), frame, random=len(terms) > 0)
-    unknown, missing = np.full(len(frame), -1, np.int32), found.missing
+    made_rows = new_rows(replace(spec, terms=terms), frame, random=len(terms) > 0)
+    unknown, missing = np.full(len(frame), -1, np.int32), made_rows.missing
     codes = [unknown for _ in spec.terms]
     Z = [np.zeros((len(frame), len(term.columns))) for term in spec.terms]
     for place, k in enumerate(used):
-        term, Z[k] = spec.terms[k], found.Z[place]
+        term, Z[k] = spec.terms[k], made_rows.Z[place]
         if k in selected:
-            labels, codes[k] = _label_columns(term, frame), found.codes[place]
+            labels, codes[k] = _label_columns(term, frame), made_rows.codes[place]
             missing = np.logical_or.reduce([missing, *(column.isna() for column in labels)])
             if new_levels == "raise":
                 _refuse_unknown(term, codes[k], labels, missing)
-        if every and term.rebuild.local is not None and np.any((found.codes[place] < 0) & ~missing):
+        if every and term.rebuild.local is not None and np.any((made_rows.codes[place] < 0) & ~missing):
             raise DataError(
                 f"predict: the columns of the variance component {term.vc!r} are made within each group, so that rows "
                 "of unknown groups have no prediction interval; use interval='confidence', or give the groups"
             )
-    return Rows(found.X, found.offset, tuple(codes), tuple(Z), np.ones(len(frame)), found.index, missing)
+    return Rows(made_rows.X, made_rows.offset, tuple(codes), tuple(Z), np.ones(len(frame)), made_rows.index, missing)
 
 
 def _sources(term):
@@ -167,31 +145,17 @@ def _unknown_labels(term, columns, unknown):
         return f"{len(unknown)} rows have a level"
     # A label on its own keeps its type: the text '7' is no level where the number 7 is.
     whole = columns[0].tolist() if len(columns) == 1 else None
-    found = (":".join(str(column.iloc[row]) for column in columns) if whole is None else whole[row] for row in unknown)
-    labels = list(dict.fromkeys(found))
+    names = (":".join(str(column.iloc[row]) for column in columns) if whole is None else whole[row] for row in unknown)
+    labels = list(dict.fromkeys(names))
     more = f" and {len(labels) - 5} more are" if len(labels) > 5 else " is" if len(labels) == 1 else " are"
     return ", ".join(repr(label) for label in labels[:5]) + more
 
 
 def with_interval(spec, fit, joint, rows: Rows, interval: str, level: float) -> pd.DataFrame:
-    """Predictions with their standard errors and normal limits.
+    """Predictions with their standard errors and normal limits: columns fit, se, lower, upper.
 
-    Parameters
-    ----------
-    spec : ModelData
-    fit : Fit
-    joint : JointCovariance
-    rows : Rows
-    interval : str
-        "confidence": of the mean that is predicted. "prediction": of a new observation, with the residual variance and
-        the variance of every random effect that the mean leaves out.
-    level : float
-        Coverage.
-
-    Returns
-    -------
-    DataFrame
-        Columns fit, se, lower, upper.
+    The interval is that of the mean that is predicted, or of a new observation, with the residual variance and the
+    variance of every random effect that the mean leaves out.
     """
     values = mean(spec, fit, rows)
     kept = ~rows.missing

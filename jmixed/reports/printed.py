@@ -26,13 +26,8 @@ PROBABILITIES = {"p", "pvalue", "P>|z|", "P>|t|", "P>chi2", "P>F"}
 def fixed(value: float, places: int, least: float = 0.5) -> str:
     """A number with so many decimals, or with four digits where these would bloat it, or hide it.
 
-    Parameters
-    ----------
-    value : float
-    places : int
-    least : float
-        What is smaller than this many units of the last decimal is hidden. Zero where decimals that show a standard
-        error show what matters of the number beside it.
+    What is smaller than `least` units of the last decimal is hidden; zero where decimals that show a standard error
+    show what matters of the number beside it.
 
     Examples
     --------
@@ -49,28 +44,14 @@ def fixed(value: float, places: int, least: float = 0.5) -> str:
 
 
 def decimals(error: float) -> int:
-    """Decimals that show three digits of a standard error, and three decimals at least.
-
-    Examples
-    --------
-    >>> from jmixed.reports.printed import decimals
-    >>> decimals(6.8), decimals(0.008265)
-    (3, 5)
-    """
+    """Decimals that show three digits of a standard error, and three decimals at least: 3 of 6.8, 5 of 0.008265."""
     if not np.isfinite(error) or error <= 0:
         return 3
     return int(np.clip(2 - np.floor(np.log10(error)), 3, 12))
 
 
 def probability(value: float) -> str:
-    """A p-value: four decimals, and two digits of a smaller one.
-
-    Examples
-    --------
-    >>> from jmixed.reports.printed import probability
-    >>> probability(0.954), probability(0.008265), probability(4.386598e-120)
-    ('0.9540', '0.0083', '4.4e-120')
-    """
+    """A p-value: four decimals, and two digits of a smaller one."""
     return f"{value:.1e}" if 0 < value < 1e-4 else fixed(value, 4)
 
 
@@ -98,8 +79,8 @@ def _column(table, k) -> list[str]:
         return [fixed(value, 3) for value in numbers]
     if name in BESIDE or str(name).startswith("[") or str(name).endswith("]"):
         known = _errors(table)
-        own = np.where(np.isfinite(known) & (known > 0), known, np.abs(numbers))
-        return [fixed(*pair, least=0) for pair in zip(numbers, map(decimals, own), strict=True)]
+        errors = np.where(np.isfinite(known) & (known > 0), known, np.abs(numbers))
+        return [fixed(*pair, least=0) for pair in zip(numbers, map(decimals, errors), strict=True)]
     sizes = np.abs(numbers[np.isfinite(numbers) & (numbers != 0)])
     if not len(sizes):
         return [fixed(value, 3) for value in numbers]

@@ -16,20 +16,7 @@ def fixed_part(spec, beta) -> np.ndarray:
 
 
 def random_part(terms, codes, columns, b) -> np.ndarray:
-    """Sum of ``Z b`` over terms; a level code of -1 contributes nothing.
-
-    Parameters
-    ----------
-    terms : sequence of RandomTerm
-    codes : sequence of int arrays (k,)
-    columns : sequence of arrays (k, q)
-        Rows of each term's Z.
-    b : dict of arrays (L, q), by the term's label
-
-    Returns
-    -------
-    array (k,)
-    """
+    """Sum of ``Z b`` over terms, array (k,), from level codes (k,) and columns (k, q); code -1 contributes nothing."""
     total = np.zeros(len(codes[0]) if len(codes) else 0, FLOAT)
     for term, code, Z in zip(terms, codes, columns, strict=True):
         # Code -1 reads the last level, which the mask then removes; unknown levels have mean zero.
@@ -38,19 +25,7 @@ def random_part(terms, codes, columns, b) -> np.ndarray:
 
 
 def select_terms(terms, random_effects) -> list[int]:
-    """Positions of the terms whose conditional modes a prediction uses.
-
-    Parameters
-    ----------
-    terms : sequence of RandomTerm
-    random_effects : bool, str or collection of str
-        True for all terms, False for none, or names of grouping factors.
-
-    Raises
-    ------
-    DataError
-        When a name is not a grouping factor of the model.
-    """
+    """Positions of the terms whose conditional modes a prediction uses: all, none, or those of grouping factors."""
     if isinstance(random_effects, bool | np.bool_):
         return list(range(len(terms))) if random_effects else []
     wanted = [random_effects] if isinstance(random_effects, str) else list(random_effects)
@@ -70,14 +45,11 @@ class Rows:
 
     Attributes
     ----------
-    X : array (k, p)
-    offset : array (k,)
-    codes : tuple of int arrays (k,), one per term
-        -1 for a level that is not known, and throughout for a term whose conditional modes are not used.
-    Z : tuple of arrays (k, q), one per term
-    weights : array (k,)
+    X, offset, weights : arrays (k, p), (k,), (k,)
+    codes, Z : tuples of int arrays (k,) and of arrays (k, q), one per term
+        A code is -1 for a level that is not known, and throughout for a term whose conditional modes are not used.
     index : Index or None
-        Labels of the rows, None where there are none.
+        Labels of the rows.
     missing : bool array (k,)
         Rows with a missing value.
     """

@@ -37,17 +37,7 @@ class Summary:
     notes: list[str] = field(default_factory=list)
 
     def as_text(self) -> str:
-        """The summary as fixed-width text.
-
-        Returns
-        -------
-        str
-
-        Examples
-        --------
-        >>> print(result.summary().as_text().splitlines()[4])
-        No. Groups:          18         Scale:                 654.9410
-        """
+        """The summary as fixed-width text."""
         body = _text_parameters(self.tables[1])
         header = _text_header(self.tables[0], len(body[0]))
         width = max(len(line) for line in header + body)
@@ -58,17 +48,7 @@ class Summary:
         return "\n".join(lines)
 
     def as_html(self) -> str:
-        """The summary as an HTML fragment; every cell is escaped.
-
-        Returns
-        -------
-        str
-
-        Examples
-        --------
-        >>> result.summary().as_html()[:26]
-        '<table class="simpletable"'
-        """
+        """The summary as an HTML fragment; every cell is escaped."""
         header = "\n".join(_html_row(row) for row in self.tables[0].itertuples(index=False))
         table = self.tables[1]
         top = "".join(f'<th style="text-align:right">{html.escape(name)}</th>' for name in table.columns)
@@ -80,17 +60,7 @@ class Summary:
         )
 
     def as_latex(self) -> str:
-        """The summary as a LaTeX table.
-
-        Returns
-        -------
-        str
-
-        Examples
-        --------
-        >>> "begin{tabular}" in result.summary().as_latex()
-        True
-        """
+        """The summary as a LaTeX table."""
         header, table = self.tables
         rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in header.to_numpy()]
         top = " & ".join(["", *(_latex(name) for name in table.columns)]) + r" \\"
@@ -166,17 +136,9 @@ def parameter_table(
 ) -> pd.DataFrame:
     """The table of parameters as text: coefficients with z or t tests, variance parameters without.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Coefficients, then variance parameters.
-    estimates, errors : arrays (p,)
-    variances, variance_errors : arrays (m,)
-        On the scale of the data (squared), not divided by the residual variance.
-    alpha : float
-        The intervals have level 1 - alpha.
-    df : array (p,), optional
-        Degrees of freedom, for t tests with a column of them.
+    Names are those of the coefficients, then of the variance parameters, whose values and errors (m,) are on the scale
+    of the data, not divided by the residual variance. Intervals have level 1 - alpha. With degrees of freedom (p,)
+    tests are t tests, and there is a column of them.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(errors > 0, estimates / errors, np.nan)
@@ -218,13 +180,7 @@ def _fixed(value):
 
 
 def replaced(argument: str, names: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    """The names to print: those given, which must be as many as there are, or the model's.
-
-    Raises
-    ------
-    DataError
-        When the number of names is wrong.
-    """
+    """The names to print: those given, which must be as many as there are, or the model's."""
     if given is None:
         return list(names)
     if len(given) != len(names):
@@ -240,14 +196,7 @@ def short(value: float) -> str:
 
 
 def sizes(nobs: int, groups) -> list[tuple[str, str]]:
-    """The lines of the header about rows and groups.
-
-    Parameters
-    ----------
-    nobs : int
-    groups : dict of str to GroupSizes
-        With one factor its sizes are given, with several the numbers of their levels.
-    """
+    """The lines of the header about rows and groups: sizes for one factor, for several the numbers of their levels."""
     lines = [("Model:", "MixedLM"), ("No. Observations:", str(nobs))]
     if len(groups) != 1:
         return lines + [(f"No. {name}:", str(size.count)) for name, size in groups.items()]
@@ -270,16 +219,7 @@ def header_table(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, str
 
 
 def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
-    """What a reader of the table must know: how the tests are made, and anything that is unusual about the fit.
-
-    Parameters
-    ----------
-    spec : ModelData
-    fit : Fit
-    outcome : Outcome
-    tests : str
-        How the tests are made.
-    """
+    """What a reader of the table must know: how the tests are made, and anything that is unusual about the fit."""
     lines = [tests]
     singular = [term.label for term, flag in zip(spec.terms, fit.singular, strict=True) if flag]
     if singular:

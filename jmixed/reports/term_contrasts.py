@@ -16,63 +16,56 @@ from jmixed.formulas.checks import independent_columns
 
 
 def term_contrasts(X, values, term, basis, contained_in, kind: int) -> list[np.ndarray]:
-    """Contrasts that test each term.
+    """Contrasts (rows, p) that test each term, by term; no rows where the other terms leave nothing of it.
 
     Parameters
     ----------
     X : array (n, p)
         Columns of the model.
-    values : array (n, k)
-        Complete columns of all terms.
-    term : int array (k,)
-        The term of each column.
+    values, term : array (n, k), int array (k,)
+        Complete columns of all terms, and the term of each.
     basis : int array (p,)
         Complete columns that span all of them, in the order of the terms.
-    contained_in : sequence of sequences of int
+    contained_in
         For each term those that contain it.
-    kind : int
+    kind
         1, 2 or 3.
-
-    Returns
-    -------
-    list of arrays (rows, p)
-        By term; no rows where the other terms leave nothing of it.
     """
     length = np.linalg.norm(values, axis=0)
     length = np.where(length > 0, length, 1)
     width = np.where((size := np.linalg.norm(X, axis=0)) > 0, size, 1)
     triangle = np.asarray(np.linalg.qr(np.hstack([values / length, X / width]), mode="r"))
     full, model, term = triangle[:, : len(term)], triangle[:, len(term) :], np.asarray(term)
-    found = []
+    contrasts = []
     for t, containing in enumerate(contained_in):
-        own, within = term == t, np.isin(term, containing)
+        in_term, within = term == t, np.isin(term, containing)
         if kind == 3:
-            chosen, rows = basis, _marginal(full, basis, length, own, within)
+            chosen, rows = basis, _marginal(full, basis, length, in_term, within)
         else:
             # After the terms before it, or after all that do not contain it: these leave of it what they do not span.
-            order = np.arange(len(term)) if kind == 1 else np.argsort(own + 2 * within, kind="stable")
+            order = np.arange(len(term)) if kind == 1 else np.argsort(in_term + 2 * within, kind="stable")
             chosen = basis if kind == 1 else order[independent_columns(full[:, order])]
-            rows = _rows(full[:, chosen] * length[chosen], own[chosen])
+            rows = _rows(full[:, chosen] * length[chosen], in_term[chosen])
         # gamma of the chosen columns from beta, in columns of the model as they are.
         to_chosen = np.linalg.lstsq(full[:, chosen], model, rcond=None)[0] * width / length[chosen][:, None]
-        found.append(rows @ to_chosen)
-    return found
+        contrasts.append(rows @ to_chosen)
+    return contrasts
 
 
-def _rows(columns, own):
+def _rows(columns, in_term):
     """Rows of the unit triangular factor of the columns (m, p) that belong to the term's own."""
-    triangle = np.asarray(np.linalg.qr(columns, mode="r"))[own]
-    return triangle / triangle[np.arange(len(triangle)), np.flatnonzero(own)][:, None]
+    triangle = np.asarray(np.linalg.qr(columns, mode="r"))[in_term]
+    return triangle / triangle[np.arange(len(triangle)), np.flatnonzero(in_term)][:, None]
 
 
-def _marginal(full, basis, length, own, within):
+def _marginal(full, basis, length, in_term, within):
     """Type III: functions of the term and of those that contain it, orthogonal to the functions of the latter alone.
 
     Rows of weights of the basis columns. Without an intercept the first factor's columns span the constant: its
     functions are then contrasts where another factor's columns span it too, since those must have no weight.
     """
     estimable = np.linalg.lstsq(full[:, basis], full, rcond=None)[0]
-    functions, others = (_without(estimable, rest) * length for rest in (~(own | within), ~within))
+    functions, others = (_without(estimable, rest) * length for rest in (~(in_term | within), ~within))
     left = functions - np.linalg.lstsq(others.T, functions.T, rcond=None)[0].T @ others if len(others) else functions
     return np.linalg.svd(left, full_matrices=False)[2][: len(functions) - len(others), basis]
 
@@ -80,5 +73,5 @@ def _marginal(full, basis, length, own, within):
 def _without(estimable, columns):
     """A basis of the estimable functions (rows) that have no weight in the given columns."""
     left, sizes, _ = np.linalg.svd(estimable[:, columns])
-    found = left[:, np.sum(sizes > 1e-8 * np.max(sizes, initial=0)) :].T @ estimable
-    return np.where(columns, 0, found)
+    functions = left[:, np.sum(sizes > 1e-8 * np.max(sizes, initial=0)) :].T @ estimable
+    return np.where(columns, 0, functions)

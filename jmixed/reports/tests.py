@@ -1,24 +1,26 @@
 """Tests of coefficients and of terms with degrees of freedom for small samples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from jmixed.errors import DataError, ModelError
+from jmixed.errors import ModelError
 from jmixed.inference import kenward_roger, satterthwaite, tails
 from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covariance, unit_contrasts
 from jmixed.inference.variance_parameters import standard_deviations, theta_and_sigma
 from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.hypotheses import by_name, hypotheses, require_consistent
+from jmixed.reports.hypotheses import read_hypotheses
 from jmixed.reports.printed import noted
 from jmixed.reports.term_contrasts import term_contrasts
 from jmixed.runtime.precision import FLOAT
+
+Ddf = Literal["satterthwaite", "kenward-roger", "residual", "none"]
+Type = Literal[1, 2, 3, "1", "2", "3", "I", "II", "III"]
 
 DDF = {
     "satterthwaite": "t tests with Satterthwaite's degrees of freedom.",
@@ -29,14 +31,6 @@ DDF = {
 """The ways to refer a statistic to a distribution, and what a reader of a table is told."""
 
 TYPES = {1: 1, 2: 2, 3: 3, "1": 1, "2": 2, "3": 3, "I": 1, "II": 2, "III": 3}
-
-
-class Hypothesis(NamedTuple):
-    """``R beta = q`` with its label: R (k, p), q (k,)."""
-
-    label: str
-    R: np.ndarray
-    q: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -67,18 +61,18 @@ def denominator(fitted: Fitted, ddf: str) -> Denominator:
         df = float(fitted.df_resid) if ddf == "residual" else np.inf
         return Denominator(covariance, lambda L: np.full(len(L), df), partial(_wald, covariance, df))
     free = fitted.free_beta
-    own = np.ix_(free, free)
+    free_block = np.ix_(free, free)
     if ddf == "satterthwaite":
         bent = fitted.curvature
         return Denominator(
             covariance,
             lambda L: satterthwaite.degrees_of_freedom(bent, L[:, free]),
-            lambda L, difference: satterthwaite.joint_test(bent, L[:, free], difference, covariance[own]),
+            lambda L, difference: satterthwaite.joint_test(bent, L[:, free], difference, covariance[free_block]),
         )
     # A coefficient that a penalty has set to zero has no standard error, one that was held has zero.
     adjusted = np.where(np.isnan(covariance), np.nan, 0)
-    adjusted[own] += fitted.kenward_roger.adjusted
-    pieces = replace(fitted.kenward_roger, adjusted=adjusted[own])
+    adjusted[free_block] += fitted.kenward_roger.adjusted
+    pieces = replace(fitted.kenward_roger, adjusted=adjusted[free_block])
     return Denominator(
         adjusted,
         lambda L: kenward_roger.degrees_of_freedom(pieces, L[:, free]),
@@ -98,7 +92,7 @@ def test(fitted: Fitted, L: Any, ddf: str) -> pd.DataFrame:
         fitted.warn_of_positions(L)
     tests = read_hypotheses(L, fitted.spec.exog_names, fitted.spec.dropped)
     by = denominator(fitted, ddf)
-    table = _joint_table if any(len(one.R) > 1 for one in tests) else _single_table
+    table = _joint_table if any(len(hypothesis.R) > 1 for hypothesis in tests) else _single_table
     return table(tests, fitted.fit.beta, by)
 
 
@@ -128,8 +122,8 @@ def _contrasts_of_terms(fitted: Fitted, kind: int) -> dict[str, np.ndarray]:
     complete, X, constant = fitted.terms
     # With a single term all types are one.
     kind = 1 if constant.count(False) <= 1 else kind
-    found = term_contrasts(X, complete.values, complete.term, complete.basis, complete.contained_in, kind)
-    named = zip(complete.names, found, constant, strict=True)
+    contrasts = term_contrasts(X, complete.values, complete.term, complete.basis, complete.contained_in, kind)
+    named = zip(complete.names, contrasts, constant, strict=True)
     return {name: L for name, L, only in named if len(L) and not only}
 
 
@@ -138,88 +132,29 @@ def vcov_variance(fitted: Fitted, scale: str) -> pd.DataFrame:
     structures, theta = fitted.model.design.layout.terms, fitted.fit.theta
     if scale == "sd":
         names = [part.name for part in all_components(fitted.spec, fitted.fit)]
-        found = standard_deviations(fitted.curvature, structures, theta)
+        parameters = standard_deviations(fitted.curvature, structures, theta)
     elif scale == "theta":
         names = [*fitted.model.theta_names, "sigma"]
-        found = theta_and_sigma(fitted.curvature, structures, theta)
+        parameters = theta_and_sigma(fitted.curvature, structures, theta)
     else:
         raise ModelError(f"vcov_variance: scale is {scale!r}; use 'sd' or 'theta'")
-    return pd.DataFrame(found.covariance, index=names, columns=names)
-
-
-def read_hypotheses(L, names: Sequence[str], dropped: Sequence[str] = ()) -> list[Hypothesis]:
-    """The tests that a user's `L` asks for: see `MixedLMResults.test`.
-
-    Parameters
-    ----------
-    L : optional
-    names : sequence of str
-        Of the p coefficients.
-    dropped : sequence of str
-        Of the columns that were left out as redundant.
-
-    Returns
-    -------
-    list of Hypothesis
-    """
-    if L is None:
-        return [Hypothesis(name, row[None], np.zeros(1)) for name, row in zip(names, np.eye(len(names)), strict=True)]
-    if isinstance(L, Mapping) and not all(isinstance(right, Real) for right in L.values()):
-        return [_one(value, names, dropped)._replace(label=str(name)) for name, value in L.items()]
-    if isinstance(L, list | tuple) and len(L) and all(isinstance(part, str) for part in L):
-        return [_one(text, names, dropped) for text in L]
-    return [_one(L, names, dropped)]
-
-
-def _one(L, names, dropped) -> Hypothesis:
-    """One test, of one or several equations."""
-    if isinstance(L, str | Mapping):
-        R, q = hypotheses(L, names, dropped)
-        require_consistent(R, q)
-        return Hypothesis(L if isinstance(L, str) else _described(R, q, names), R, q)
-    matrix, right = L if isinstance(L, tuple) and len(L) == 2 and np.ndim(L[0]) > 0 else (L, 0.0)
-    try:
-        R, q = np.atleast_2d(np.asarray(by_name(matrix, names), FLOAT)), np.asarray(right, FLOAT)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"test: the contrasts are no array of numbers ({error})") from error
-    if R.ndim != 2 or R.shape[1] != len(names) or not len(R):
-        raise DataError(
-            f"test: contrasts need {len(names)} columns, one for each of {list(names)}; they have the shape "
-            f"{np.shape(matrix)}"
-        )
-    if q.size not in (1, len(R)):
-        raise DataError(f"test: the right-hand side has {q.size} values for {len(R)} contrasts")
-    if not np.all(np.isfinite(R)) or not np.all(np.any(R != 0, axis=1)):
-        raise DataError("test: a contrast must have finite weights that are not all zero")
-    q = np.broadcast_to(q.reshape(-1), len(R))
-    require_consistent(R, q)
-    return Hypothesis(_described(R, q, names), R, q)
-
-
-def _described(R, q, names) -> str:
-    """Equations as text."""
-    texts = []
-    for row, value in zip(R, q, strict=True):
-        parts = [f"{weight:+g}*{name}" for weight, name in zip(row, names, strict=True) if weight]
-        left = " ".join(parts).replace("+1*", "+").replace("-1*", "-").removeprefix("+")
-        texts.append(f"{left} = {value:g}")
-    return ", ".join(texts)
+    return pd.DataFrame(parameters.covariance, index=names, columns=names)
 
 
 def _single_table(tests, beta, by) -> pd.DataFrame:
-    R = np.vstack([np.zeros((0, len(beta))), *(one.R for one in tests)])
-    q = np.concatenate([np.zeros(0), *(one.q for one in tests)])
+    R = np.vstack([np.zeros((0, len(beta))), *(hypothesis.R for hypothesis in tests)])
+    q = np.concatenate([np.zeros(0), *(hypothesis.q for hypothesis in tests)])
     estimate, df = R @ beta, by.single(R)
     se = np.sqrt(np.diag(contrast_covariance(R, by.covariance)))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(se > 0, (estimate - q) / se, np.nan)
     columns = {"estimate": estimate, "se": se, "df": df, "t": t, "p": tails.p_of_t(t, df)}
-    return noted(pd.DataFrame(columns, index=[one.label for one in tests]))
+    return noted(pd.DataFrame(columns, index=[hypothesis.label for hypothesis in tests]))
 
 
 def _joint_table(tests, beta, by) -> pd.DataFrame:
-    found = [by.joint(one.R, one.R @ beta - one.q) for one in tests]
-    return _table_of_F([one.label for one in tests], found)
+    joint_tests = [by.joint(hypothesis.R, hypothesis.R @ beta - hypothesis.q) for hypothesis in tests]
+    return _table_of_F([hypothesis.label for hypothesis in tests], joint_tests)
 
 
 def _table_of_F(labels, tests: Sequence[JointTest]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from jmixed.covariance.unstructured import Unstructured
 PACKING = Packing((Unstructured(3), Identity(2), Unstructured(1)), (False, True, True))
 
 
-def random_root(seed):
+def random_theta(seed):
     return np.random.default_rng(seed).normal(size=PACKING.size)
 
 
@@ -96,20 +96,19 @@ def test_text_and_tracers_are_refused():
 
 
 def test_layouts_of_a_model_lead_back():
-    root = PACKING.root_from_psi(PACKING.psi_from_root(random_root(0)))
-    np.testing.assert_allclose(PACKING.root_from_theta(PACKING.theta_from_root(root)), root)
-    psi = PACKING.psi_from_root(root)
+    theta = PACKING.theta(PACKING.psi(random_theta(0)))
+    np.testing.assert_allclose(PACKING.theta_of_root(PACKING.root(theta)), theta)
+    psi = PACKING.psi(theta)
     cov_re, vcomp = PACKING.unpack(psi)
     assert (cov_re.shape, vcomp.shape) == ((3, 3), (2,))
     np.testing.assert_allclose(PACKING.pack(cov_re, vcomp), psi)
-    np.testing.assert_allclose(PACKING.psi_from_root(root), psi)
+    np.testing.assert_allclose(PACKING.theta(psi), theta)
 
 
 def test_theta_reads_factors_down_their_columns():
-    packing = Packing((Unstructured(3),), (False,))
-    np.testing.assert_array_equal(
-        packing.theta_from_root(np.array([11, 21, 22, 31, 32, 33.0])), [11, 21, 31, 22, 32, 33]
-    )
+    packing, root = Packing((Unstructured(3),), (False,)), np.array([11, 21, 22, 31, 32, 33.0])
+    np.testing.assert_array_equal(packing.theta_of_root(root), [11, 21, 31, 22, 32, 33])
+    np.testing.assert_array_equal(packing.root(packing.theta_of_root(root)), root)
 
 
 def test_pack_names_the_shapes():
@@ -125,26 +124,24 @@ def test_blocks_of_several_terms():
     np.testing.assert_array_equal(packing.pack(cov_re, np.zeros(0)), psi)
 
 
-def test_derivatives_through_square_roots_are_exact():
+def test_derivatives_through_theta_are_exact():
     rng = np.random.default_rng(3)
     linear, quadratic = rng.normal(size=PACKING.size), rng.normal(size=(PACKING.size,) * 2)
     quadratic = quadratic + quadratic.T
 
-    def value(root):
-        psi = PACKING.psi_from_root(root)
+    def value(theta):
+        psi = PACKING.psi(theta)
         return linear @ psi + psi @ quadratic @ psi / 2
 
-    root, steps = random_root(4), 1e-5 * np.eye(PACKING.size)
-    psi = PACKING.psi_from_root(root)
-    gradient = linear + quadratic @ psi
-    numeric = [(value(root + h) - value(root - h)) / 2e-5 for h in steps]
-    np.testing.assert_allclose(PACKING.root_gradient(root, gradient), numeric, rtol=1e-6, atol=1e-6)
+    def slope(theta):
+        return (linear + quadratic @ PACKING.psi(theta)) @ PACKING.jacobian(theta)
 
-    def slope(root):
-        return PACKING.root_gradient(root, linear + quadratic @ PACKING.psi_from_root(root))
-
-    numeric = [(slope(root + h) - slope(root - h)) / 2e-5 for h in steps]
-    np.testing.assert_allclose(PACKING.root_hessian(root, gradient, quadratic), numeric, rtol=1e-6, atol=1e-5)
+    theta, steps = random_theta(4), 1e-5 * np.eye(PACKING.size)
+    numeric = [(value(theta + h) - value(theta - h)) / 2e-5 for h in steps]
+    np.testing.assert_allclose(slope(theta), numeric, rtol=1e-6, atol=1e-6)
+    gradient = linear + quadratic @ PACKING.psi(theta)
+    numeric = [(slope(theta + h) - slope(theta - h)) / 2e-5 for h in steps]
+    np.testing.assert_allclose(PACKING.hessian(theta, gradient, quadratic), numeric, rtol=1e-6, atol=1e-5)
 
 
 def test_what_can_be_held():
@@ -155,7 +152,7 @@ def test_what_can_be_held():
         pattern = np.ones((3, 3))
         for i, j in held:
             pattern[i, j] = pattern[j, i] = 0
-        return packing.pack(pattern, np.zeros(0)) != 0
+        return packing.theta_of_root(packing.pack(pattern, np.zeros(0)) != 0)
 
     packing.check_held(mask((0, 0)), start)
     packing.check_held(mask((1, 0), (2, 0), (2, 1)), start)
@@ -163,7 +160,7 @@ def test_what_can_be_held():
     for pattern in (mask((1, 1)), mask((2, 1))):
         with pytest.raises(jm.ModelError, match="put what is held first"):
             packing.check_held(pattern, start)
-    correlated = packing.root_from_psi(packing.pack(np.eye(3) + 0.5, np.zeros(0)))
+    correlated = packing.theta(packing.pack(np.eye(3) + 0.5, np.zeros(0)))
     with pytest.raises(jm.ModelError, match="start it at zero"):
         packing.check_held(mask((1, 0)), correlated)
 

@@ -10,10 +10,8 @@ import pandas as pd
 import pytest
 
 import jmixed as jm
-from jmixed.covariance.scales import factors_of_theta
 from jmixed.fit.many import fit_responses
 from jmixed.reports import bootstrap
-from jmixed.reports.parameters import relative_covariances
 
 SLEEP = jm.datasets.load("sleepstudy")
 
@@ -253,18 +251,6 @@ class TestBootstrap:
         assert np.max(np.abs(boot.confint(kind="basic") - profile) / width) < 0.06
         assert np.max(np.abs(boot.confint() - profile)[:2] / width[:2]) < 0.06
         assert np.max(np.abs(np.diff(boot.confint()) / width - 1)) < 0.06
-
-    def test_covariances_of_every_structure(self):
-        casks = " + ".join(f"I((cask == {cask!r}) * 1.0)" for cask in "abc")
-        words = {"groups": "batch", "re_formula": "1 + x", "vc_formula": {"cask": f"0 + {casks}"}}
-        data = jm.datasets.load("pastes").assign(x=np.linspace(0, 1, 60) ** 2)
-        model = jm.mixedlm("strength ~ 1", data, **words)
-        theta = np.random.default_rng(0).normal(size=(5, 4))
-        found = relative_covariances(model.spec, theta)
-        for k, row in enumerate(theta):
-            factors = factors_of_theta(model.design.layout.terms, row)
-            for own, factor in zip(found, factors, strict=True):
-                np.testing.assert_allclose(own[k], factor @ factor.T)
 
     def test_refits_that_failed_are_counted(self, monkeypatch):
         def failing(*args, **kwargs):
