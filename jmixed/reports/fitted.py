@@ -262,8 +262,13 @@ class Fitted:
     def level_covariances(self) -> dict[str, np.ndarray]:
         """Conditional covariances of the random effects by grouping factor, arrays (levels, q, q)."""
         self.need_data("conditional covariances", rows=False)
-        factors = effects.by_factor(self.spec.terms)
-        return {group: self.joint.level_blocks(members) for group, members in factors.items()}
+        blocks = {}
+        for group, members in effects.by_factor(self.spec.terms).items():
+            variances = [np.diag(self.fit.covariances[self.spec.terms[k].label]) for k in members]
+            # Of what does not vary, rounding would leave something of either sign.
+            varies = np.concatenate(variances) > 0
+            blocks[group] = np.where(varies[:, None] & varies[None], self.joint.level_blocks(members), 0)
+        return blocks
 
     @cached_property
     def sizes(self) -> dict[str, effects.GroupSizes]:

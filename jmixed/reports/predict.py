@@ -65,7 +65,13 @@ def _rows(fitted: Fitted, data, transform, selected, new_levels, interval) -> Ro
 def from_columns(spec, exog) -> Rows:
     """Rows of given columns of X, (k, p) or (p,), matched by position as in statsmodels: no random effects."""
     index = exog.index if isinstance(exog, pd.DataFrame | pd.Series) else None
-    X = np.asarray(exog, FLOAT)
+    try:
+        X = np.asarray(exog, FLOAT)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"predict: exog holds what are no numbers; the model was made of arrays, so give the columns "
+            f"{list(spec.exog_names)} as numbers"
+        ) from None
     p = spec.X.shape[1]
     if X.ndim == 1:
         X = X[:, None] if p == 1 else X[None, :]

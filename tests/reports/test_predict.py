@@ -86,6 +86,12 @@ class TestRows:
         with pytest.raises(jm.DataError, match="another name"):
             sleep().predict(new, exog=new)
 
+    def test_a_model_of_arrays_needs_numbers(self):
+        with pytest.raises(jm.DataError, match="no numbers"):
+            arrays = jm.datasets.load("sleepstudy")
+            result = jm.MixedLM(arrays.Reaction, np.ones((180, 1)), arrays.Subject).fit()
+            result.predict(arrays[["Subject"]].astype(str) + "x")
+
     def test_transforms_remember_the_data_of_the_fit(self):
         data = jm.datasets.load("sleepstudy")
         result = jm.mixedlm("Reaction ~ center(Days) + (1 | Subject)", data).fit()
