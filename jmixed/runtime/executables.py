@@ -16,47 +16,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 from jax.core import Tracer
-from jax.experimental import serialize_executable
-from jaxlib.version import __version__ as jaxlib_version
 
+from jmixed.runtime import internals
 from jmixed.runtime.files import is_own, seal, seal_holds, write_whole
 
 Kind = tuple[tuple[int, ...], str, bool]
 
 
 def call_from(directory: Path, jitted: Any, name: str, options: Any, static: dict, args: tuple, kwargs: dict):
-    """Call a program by its executable: the one in memory, else on disk, else a new one.
+    """Call a program, which `name` tells from others, by its executable: one in memory, else on disk, else a new one.
 
-    Parameters
-    ----------
-    directory : Path
-    jitted : function made by `jax.jit`
-    name : str
-        What tells this program from others.
-    options : dict or None
-        Options of XLA it is compiled with.
-    static, args, kwargs
-        Arguments by keyword that are part of the program; all others.
-
-    Returns
-    -------
-    The program's results
+    `options` are those of XLA it is compiled with, `static` the arguments by keyword that are part of the program.
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
     if jax.device_count() > 1 or not all(isinstance(leaf, ARRAYS) and _is_concrete(leaf) for leaf in leaves):
         return jitted(*args, **kwargs, **static)
     key = (name, tree, tuple(static.items()), tuple(map(_kind, leaves)), np.dtype(jax.dtypes.canonicalize_dtype(float)))
-    if (held := _memory.get((directory, key))) is None:
+    if (executable := _memory.get((directory, key))) is None:
         text = repr((_versions(), options, *key))
         path = directory / f"jmixed-{hashlib.sha256(text.encode()).hexdigest()}.program"
-        held = _read(path, tree)
-        if held is None:
-            held = _compile_afresh(jitted.lower(*args, **kwargs, **static))
-            _write(path, held, tree)
-        _memory[directory, key] = held
-    return held(*args, **kwargs)
+        executable = _read(path, tree)
+        if executable is None:
+            executable = _compile_afresh(jitted.lower(*args, **kwargs, **static))
+            _write(path, executable, tree)
+        _memory[directory, key] = executable
+    return executable(*args, **kwargs)
 
 
 def _compile_afresh(lowered):
@@ -65,15 +52,8 @@ def _compile_afresh(lowered):
     JAX looks programs up by the options they are compiled with, among others: one that says how much to print when
     memory is assigned makes this a program that JAX has never seen. No option of the process is touched.
     """
-    with _nothing_written():
+    with internals.nothing_written():
         return lowered.compile(compiler_options={"xla_debug_buffer_assignment_show_max": 16 + secrets.randbelow(2**30)})
-
-
-def _nothing_written() -> Any:
-    """Context in which this thread writes nothing into JAX's cache; one without effect where JAX knows no such."""
-    options = getattr(getattr(jax, "_src", None), "config", None)
-    state = getattr(options, "persistent_cache_min_compile_time_secs", None)
-    return state(float("inf")) if callable(state) else contextlib.nullcontext()
 
 
 def count() -> int:
@@ -113,33 +93,18 @@ def _read(path: Path, tree):
         if not seal_holds(kept):
             return None
         content, example = pickle.loads(kept)
-        _find_lapack()
-        return serialize_executable.deserialize_and_load(content, tree, jax.tree.structure(example))
+        internals.find_lapack()
+        return internals.deserialise(content, tree, jax.tree.structure(example))
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, ImportError):
         return None
     except (pickle.UnpicklingError, jax.errors.JaxRuntimeError):
         return None
 
 
-@functools.cache
-def _find_lapack() -> None:
-    """Have JAX look up LAPACK's routines, which it does when it lowers the first call of one, and not when one runs."""
-    try:
-        from jaxlib.lapack import prepare_lapack_call
-
-        prepare_lapack_call("potrf_ffi", np.dtype(float))
-    except (ImportError, TypeError, KeyError):
-        jax.jit(jax.lax.linalg.cholesky).lower(np.eye(1))
-
-
 def _write(path: Path, compiled, tree) -> None:
     """Keep an executable. One that cannot be kept is no error: it works all the same."""
-    try:
-        content, own, results = serialize_executable.serialize(compiled)
-    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError):
-        # Not every device can.
-        return
-    if own != tree:
+    content, arguments, results = internals.serialise(compiled) or (None, None, None)
+    if content is None or arguments != tree:
         return
     example = jax.tree.unflatten(results, range(results.num_leaves))
     with contextlib.suppress(OSError):
@@ -160,7 +125,7 @@ def _versions() -> str:
     system = platform.system(), platform.release(), platform.machine()
     machine = system, jax.default_backend(), jax.devices()[0].device_kind, os.cpu_count(), sorted(flags)
     files = sorted(_sources(os.path.dirname(__file__)))
-    return repr((jax.__version__, jaxlib_version, sys.version, machine, files))
+    return repr((jax.__version__, jaxlib.__version__, sys.version, machine, files))
 
 
 def _sources(folder: str, inside: str = ""):
