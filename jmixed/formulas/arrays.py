@@ -9,7 +9,6 @@ import pandas as pd
 
 from jmixed.errors import DataError
 from jmixed.formulas import checks
-from jmixed.formulas.evaluate import Matrix
 from jmixed.formulas.factors import Factor, compress, factor
 from jmixed.formulas.frame import (
     any_of,
@@ -21,6 +20,7 @@ from jmixed.formulas.frame import (
     require_finite,
 )
 from jmixed.formulas.model_data import ONE_VARIANCE, ModelData, RandomTerm
+from jmixed.formulas.recipe import Matrix
 from jmixed.runtime.precision import FLOAT
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from jmixed.errors import DataError
 from jmixed.formulas import checks, components
-from jmixed.formulas.evaluate import Evaluation, Matrix, Recipe, evaluate, known_factors, source
+from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.factors import Factor, cross, factor, plain_labels
 from jmixed.formulas.formula import FormulaParts, RandomPart, normalise
 from jmixed.formulas.frame import (
@@ -27,6 +27,7 @@ from jmixed.formulas.frame import (
 )
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
+from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, source
 from jmixed.runtime.memory import filled
 
 

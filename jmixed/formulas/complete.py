@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
-from formulaic import ModelSpec, SimpleFormula
-from formulaic.parser.types import Term
+from formulaic import ModelSpec
 
 from jmixed.formulas.checks import independent_columns
-from jmixed.formulas.evaluate import Recipe, evaluate, known_factors, restore
+from jmixed.formulas.evaluate import known_factors, new_spec
 from jmixed.formulas.frame import working_frame
 from jmixed.formulas.model_data import ModelData
+from jmixed.formulas.recipe import Recipe, evaluate, restore
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,8 @@ def _factor_columns(model: ModelData, rhs: ModelSpec) -> dict[str, np.ndarray]:
     factors = list(known_factors(rhs))
     if not factors:
         return {}
-    state: dict[str, Any] = {"transform_state": rhs.transform_state, "encoder_state": rhs.encoder_state}
-    formulas: list[Any] = [SimpleFormula([Term([factor])]) for factor in factors]
-    specs = {f"factor{k}": ModelSpec(one, ensure_full_rank=False, **state) for k, one in enumerate(formulas)}
+    settings = {"transform_state": rhs.transform_state, "encoder_state": rhs.encoder_state, "ensure_full_rank": False}
+    specs = {f"factor{k}": new_spec([[factor]], **settings) for k, factor in enumerate(factors)}
     texts = dict.fromkeys(specs, model.recipe.texts["rhs"])
     needs = dict.fromkeys(specs, model.recipe.needs["rhs"])
     recipe = Recipe(specs, needs, model.recipe.aliases, model.recipe.env, texts)

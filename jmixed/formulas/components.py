@@ -11,21 +11,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic import ModelSpec, SimpleFormula
-from formulaic.parser.types import Factor as FormulaFactor
-from formulaic.parser.types import Term
-from formulaic.transforms import TRANSFORMS
 
-from jmixed.formulas.evaluate import Matrix, Recipe, evaluate, known_factors, restore
+from jmixed.formulas.evaluate import FormulaFactor, known_factors, new_spec, vocabulary
 from jmixed.formulas.factors import Factor, cross, factor
 from jmixed.formulas.formula import bare_name
 from jmixed.formulas.frame import column
 from jmixed.formulas.model_data import ONE_VARIANCE, RandomTerm, Rebuild
 from jmixed.formulas.patsy_words import PATSY
+from jmixed.formulas.recipe import Matrix, Recipe, evaluate, restore
 
 
 @dataclass(frozen=True)
@@ -82,13 +79,9 @@ def on_all_rows(recipe: Recipe, plans: Sequence[Plan]) -> Recipe:
         if made.way == "whole":
             specs[made.part] = own
         elif made.numeric:
-            specs[made.part] = _numeric_spec(made)
+            # The product of the numeric factors; levels stand for the others.
+            specs[made.part] = new_spec([made.numeric])
     return replace(recipe, specs=specs)
-
-
-def _numeric_spec(made: Plan) -> ModelSpec:
-    """The product of the numeric factors of an "indicators" component."""
-    return ModelSpec(formula=cast(SimpleFormula, SimpleFormula([Term(made.numeric)])))
 
 
 def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
@@ -108,8 +101,8 @@ def _gives_truth(factor: FormulaFactor, part: str, recipe: Recipe, frame: pd.Dat
     """Whether an expression gives truth values, which are categories, as ``I(x > 0)``."""
     if factor.eval_method.value != "python":
         return False
-    spec = ModelSpec(formula=cast(SimpleFormula, SimpleFormula([Term((factor,))])))
-    learnt = evaluate(replace(recipe, specs={part: spec}), [part], frame.iloc[:1], fresh=True).specs[part]
+    alone = replace(recipe, specs={part: new_spec([[factor]])})
+    learnt = evaluate(alone, [part], frame.iloc[:1], fresh=True).specs[part]
     return known_factors(learnt)[factor][0] == "categorical"
 
 
@@ -127,7 +120,7 @@ def _row_by_row(expr: str, recipe: Recipe, frame: pd.DataFrame) -> bool:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             function = _resolve(node.func, recipe.env)
-            if node.keywords or not (isinstance(function, np.ufunc) or function is TRANSFORMS["I"]):
+            if node.keywords or not (isinstance(function, np.ufunc) or function is vocabulary()["I"]):
                 return False
     called = {ast.unparse(node.func).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Call)}
     names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - called
@@ -140,7 +133,7 @@ def _row_by_row(expr: str, recipe: Recipe, frame: pd.DataFrame) -> bool:
 def _resolve(node: ast.expr, env: Mapping[str, Any]) -> Any:
     """The function that a call names, or None."""
     if isinstance(node, ast.Name):
-        return env.get(node.id, TRANSFORMS.get(node.id))
+        return env.get(node.id, vocabulary().get(node.id))
     if isinstance(node, ast.Attribute):
         return getattr(_resolve(node.value, env), node.attr, None)
     return None

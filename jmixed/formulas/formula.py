@@ -12,13 +12,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from formulaic.errors import FormulaicError
-from formulaic.parser.algos.tokenize import tokenize
-from formulaic.parser.types import Token as SourceToken
-
 from jmixed.errors import FormulaError
-from jmixed.formulas.expressions import spelled
-from jmixed.formulas.marks import GROUPING, SPACES, mark, syntax_error
+from jmixed.formulas.marks import GROUPING, SPACES, mark, spelled
 from jmixed.formulas.r_words import refuse_r
 
 
@@ -306,27 +301,45 @@ def replace_keywords(text: str, taken: set[str]) -> tuple[str, dict[str, str]]:
 
 
 def scan(text: str) -> Iterator[_Token]:
-    """Tokens of a formula with their positions; formulaic's rules say what a name, a call and an operator are."""
-    try:
-        tokens = list(tokenize(text))
-    except FormulaicError as error:
-        raise syntax_error(error, text) from None
-    for token in tokens:
-        start, end = _span(token)
-        kind = token.kind.value if token.kind else ""
-        if (kind == "name" and text[start] == "`") or (kind == "python" and text[start] == "{"):
-            end += 1
-        if kind == "operator" and text[start] != "%":
-            yield from (_Token(text[i], text[i], i, i + 1) for i in range(start, end) if not text[i].isspace())
-        elif kind in ("operator", "context"):
-            yield _Token(text[start], text[start:end], start, end)
+    """Tokens of a formula with their positions, by formulaic's rules of what a name, a call and an operator are."""
+    place = 0
+    while place < len(text):
+        start, first = place, text[place]
+        if first.isspace():
+            place += 1
+            continue
+        if word := _WORD.match(text, start):
+            place, kind = word.end(), "value" if _NUMBER.fullmatch(word.group()) else "name"
+            while kind != "value" and text[place : place + 1] in ("(", "["):
+                place, kind = _closed(text, start, place), "python"
+            if kind != "python" and text[place : place + 1] in ("'", '"'):
+                message = f"Unexpected character {text[place]!r} following token `{word.group()}`."
+                raise FormulaError(mark(message, text, place))
         else:
-            yield _Token(kind, text[start:end], start, end)
+            kind = _QUOTES.get(first, first)
+            place = _closed(text, start, start) if first in _QUOTES else start + 1
+        yield _Token(kind, text[start:place], start, place)
 
 
-def _span(token: SourceToken) -> tuple[int, int]:
-    start, last = token.source_loc
-    return start or 0, (last or 0) + 1
+_WORD, _NUMBER = re.compile(r"[\w.]+"), re.compile(r"[0-9.]+")
+_QUOTES = {"`": "name", "{": "python", "'": "value", '"': "value", "%": "%"}
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def _closed(text: str, start: int, opening: int) -> int:
+    """The place behind what a bracket or a quotation mark encloses; the token starts at `start`."""
+    waiting, place = [_CLOSING.get(text[opening], text[opening])], opening + 1
+    while waiting and place < len(text):
+        char = text[place]
+        if char == waiting[-1]:
+            waiting.pop()
+        elif waiting[-1] in ")]}" and char in "([`":
+            waiting.append(_CLOSING.get(char, char))
+        place += 2 if char == "\\" else 1
+    if waiting:
+        message = f"Formula ended before quote context was closed. Expected: {waiting[-1]}"
+        raise FormulaError(mark(message, text, start))
+    return place
 
 
 def _stand_in(code: str, pattern: str, taken: set[str], aliases: dict[str, str]) -> str:

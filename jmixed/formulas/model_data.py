@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from jmixed.formulas.evaluate import Recipe
 from jmixed.formulas.factors import Factor
+from jmixed.formulas.recipe import Recipe
 
 
 class LocalColumns(Protocol):

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, RankWarning, warn
-from jmixed.formulas.evaluate import Evaluation, Recipe, evaluate, source
 from jmixed.formulas.frame import column, missing_rows, new_table, numbers, per_row, unknown_column, working_frame
 from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
+from jmixed.formulas.recipe import Evaluation, Recipe, evaluate, source
 from jmixed.runtime.precision import FLOAT
 
 ESTIMABLE = 1e-6

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from formulaic import ModelSpec, SimpleFormula
-from formulaic.parser.types import Factor, Term
+from formulaic import ModelSpec
 
-from jmixed.formulas.evaluated import RowMaterializer
+from jmixed.formulas.evaluate import FormulaFactor, new_spec
 from jmixed.formulas.factors import compress
 from jmixed.formulas.frame import column
 from jmixed.runtime.memory import roomy
@@ -122,12 +121,12 @@ def _ask(stated: Stated, numbers: tuple[str, ...], categories: tuple[_Categories
     table: dict[str, Any] = {name: np.ones(len(cells)) for name in numbers}
     for own, (name, kind, levels) in zip(codes.T, categories, strict=True):
         values = pd.Categorical.from_codes(own, list(levels))
-        table[name] = values if kind == "categorical" else values.astype(bool if kind == "truth" else object)
+        table[name] = values.astype(object) if kind == "text" else values
     frame = pd.DataFrame(table, index=range(len(cells)))
-    formula: Any = SimpleFormula([Term([Factor(name, eval_method=way) for name, way in term]) for term in stated])
-    made: Any = RowMaterializer(frame).get_model_matrix(ModelSpec(formula), output="numpy")
-    spec = made.model_spec
-    values = np.asarray(made, FLOAT) if spec.column_names else np.empty((len(cells), 0))
+    spec = new_spec([FormulaFactor(name, eval_method=way) for name, way in term] for term in stated)
+    matrix: Any = spec.get_model_matrix(frame, output="numpy")
+    spec = matrix.model_spec
+    values = np.asarray(matrix, FLOAT) if spec.column_names else np.empty((len(cells), 0))
     return _Answer(spec, values)
 
 

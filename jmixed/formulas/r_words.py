@@ -3,9 +3,9 @@
 import re
 
 import numpy as np
-from formulaic.transforms import TRANSFORMS
 
 from jmixed.errors import FormulaError
+from jmixed.formulas.evaluate import vocabulary
 from jmixed.formulas.marks import find, mark
 
 FUNCTIONS = {
@@ -64,7 +64,7 @@ def refuse_r(code: str, text: str) -> None:
         if name in FUNCTIONS:
             raise FormulaError(mark(f"{name!r} is a function of R{hint(name)}", text, find(name, text)))
     for name in re.findall(r"(?<![\w.`'\"])contr\.(\w+)", code):
-        if not hasattr(TRANSFORMS["contr"], name):
+        if not hasattr(vocabulary()["contr"], name):
             own = "; that of MASS is contr.diff" if name == "sdif" else ""
             message = f"there is no coding contr.{name}: there are {_CODINGS}{own}"
             raise FormulaError(mark(message, text, find(f"contr.{name}", text)))

@@ -11,7 +11,6 @@ import pandas as pd
 from jmixed.errors import DataError, FormulaError, ModelError
 from jmixed.formulas.arrays import from_arrays
 from jmixed.formulas.assemble import Rows, Words, assemble, leave_out_missing
-from jmixed.formulas.evaluate import Recipe, read, terms_in
 from jmixed.formulas.formula import (
     FormulaParts,
     RandomPart,
@@ -26,7 +25,8 @@ from jmixed.formulas.formula import (
 from jmixed.formulas.frame import as_frame, column, holds_text, per_row, subset_positions
 from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
 from jmixed.formulas.newdata import new_rows
-from jmixed.formulas.patsy_words import PATSY
+from jmixed.formulas.patsy_words import BESIDE_BARS, PATSY
+from jmixed.formulas.recipe import Recipe, read, terms_in
 from jmixed.runtime.timing import Timings
 
 __all__ = ["ModelData", "NewRows", "RandomTerm", "from_arrays", "from_formula", "new_rows"]
@@ -130,8 +130,8 @@ def state(
         _refuse_caret(text, words.shown.get(part, text))
     others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
     others += [name for part in words.random for name in part.factors]
-    vocabulary = PATSY if words.group_name is not None else {"Treatment": PATSY["Treatment"]}
-    return words, read(words.texts, table, env, words.shown, others, vocabulary)
+    own_words = BESIDE_BARS if words.group_name is None else PATSY
+    return words, read(words.texts, table, env, words.shown, others, own_words)
 
 
 def _refuse_caret(text: str, shown: str) -> None:

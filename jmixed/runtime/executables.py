@@ -7,6 +7,7 @@ everything that goes into a program, and to one kind of processor.
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import os
 import pickle
 import platform
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
 from jax.core import Tracer
 
@@ -103,9 +103,10 @@ def _read(path: Path, tree):
 
 def _write(path: Path, compiled, tree) -> None:
     """Keep an executable. One that cannot be kept is no error: it works all the same."""
-    content, arguments, results = internals.serialise(compiled) or (None, None, None)
-    if content is None or arguments != tree:
+    serialised = internals.serialise(compiled)
+    if serialised is None or serialised[1] != tree:
         return
+    content, _, results = serialised
     example = jax.tree.unflatten(results, range(results.num_leaves))
     with contextlib.suppress(OSError):
         if is_own(path.parent.stat()):
@@ -125,7 +126,7 @@ def _versions() -> str:
     system = platform.system(), platform.release(), platform.machine()
     machine = system, jax.default_backend(), jax.devices()[0].device_kind, os.cpu_count(), sorted(flags)
     files = sorted(_sources(os.path.dirname(__file__)))
-    return repr((jax.__version__, jaxlib.__version__, sys.version, machine, files))
+    return repr((jax.__version__, importlib.metadata.version("jaxlib"), sys.version, machine, files))
 
 
 def _sources(folder: str, inside: str = ""):

@@ -13,9 +13,9 @@ import pandas as pd
 from jmixed.errors import ModelError
 from jmixed.formulas import checks
 from jmixed.formulas.assemble import Evaluated, Rows, component_terms, grouping_factors, random_terms
-from jmixed.formulas.evaluate import Matrix, restore
 from jmixed.formulas.frame import working_frame
 from jmixed.formulas.model_data import ModelData, RandomTerm
+from jmixed.formulas.recipe import Matrix, restore
 from jmixed.runtime.precision import FLOAT
 from jmixed.streams.reading import changed
 from jmixed.streams.sums import Plan, Sums

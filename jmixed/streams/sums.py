@@ -16,9 +16,9 @@ import pandas as pd
 from jmixed.errors import DataError
 from jmixed.formulas import components
 from jmixed.formulas.assemble import Evaluated, NoRowsError, Rows, offset_of, offset_source, response, weights_of
-from jmixed.formulas.evaluate import Matrix, evaluate
 from jmixed.formulas.factors import Factor, cross, factor
 from jmixed.formulas.frame import column, require_finite, working_frame
+from jmixed.formulas.recipe import Matrix, evaluate
 from jmixed.streams.reading import Checksum, changed, checksum, naming
 from jmixed.streams.survey import Statement, Survey, learn
 

@@ -16,9 +16,10 @@ import pandas as pd
 from jmixed.errors import DataError, FormulaError, JmixedError, ModelError
 from jmixed.formulas import components
 from jmixed.formulas.assemble import NoRowsError, Rows, Words, leave_out_missing, sources
-from jmixed.formulas.evaluate import Evaluation, Recipe, evaluate, known_factors, restore
+from jmixed.formulas.evaluate import factors_of, known_factors
 from jmixed.formulas.formula import bare_name
 from jmixed.formulas.frame import as_frame, column, missing_error, per_row, working_frame
+from jmixed.formulas.recipe import Evaluation, Recipe, evaluate, restore
 from jmixed.formulas.statement import state
 from jmixed.streams.reading import ANY_CATEGORIES, Checksum, checksum, kinds_of, naming, require_alike
 
@@ -84,7 +85,7 @@ class Statement:
 
         Categories that only other rows have are none of the model's.
         """
-        factors = {f for spec in self.recipe.specs.values() for term in spec.formula for f in term.factors}
+        factors = [factor for spec in self.recipe.specs.values() for factor in factors_of(spec)]
         plain = (f.eval_method.value != "python" or bare_name(f.expr) in rows.frame.columns for f in factors)
         if all(plain):
             return rows
