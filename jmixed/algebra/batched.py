@@ -106,12 +106,7 @@ def triangular_inverse(a) -> Any:
 
 
 def sweep(a, count):
-    """Sweep the first `count` rows of a symmetric matrix (Goodnight 1979): [[-A^-1, A^-1 b], [b'A^-1, c - b'A^-1 b]].
-
-    Returns
-    -------
-    (the swept matrix, log-determinant of A)
-    """
+    """Sweep rows of a symmetric matrix (Goodnight 1979): [[-A^-1, A^-1 b], [b'A^-1, c - b'A^-1 b]], and log det A."""
     order = np.arange(a.shape[0])
 
     def one(k, carry):

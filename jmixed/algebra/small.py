@@ -34,14 +34,6 @@ def semidefinite_triangle(a, b, least: Any = 0):
     """R, upper triangular with R'R = a, and x with R'x = b, for small semidefinite a (q, q, ...) and b in its range.
 
     A pivot that is rounding of what it was left of, or not above `least` (q, ...), is zero, and so is its row.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> from jmixed.algebra.small import semidefinite_triangle
-    >>> R, x = semidefinite_triangle(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([[6.0], [3.0]]))
-    >>> R.tolist(), x.tolist()
-    ([[2.0, 1.0], [0.0, 0.0]], [[3.0], [0.0]])
     """
     q = a.shape[0]
     rows, right = [], []

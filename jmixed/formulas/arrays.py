@@ -42,36 +42,20 @@ def from_arrays(
     offset: Any = None,
     check: str = "raise",
 ) -> ModelData:
-    """Build a model from arrays.
+    """Build a model from arrays; each error says what to do.
 
     Parameters
     ----------
     endog : array (n,)
-        Response.
     exog : array (n, p) or DataFrame
-        Fixed-effects columns.
     groups : array (n,)
-        Label of each row's group.
     exog_re : array (n, q) or DataFrame, optional
         Random-effects columns with an unstructured covariance; a random intercept if there is no `exog_vc` either.
     exog_vc : optional
         Variance components: an object with ``names, colnames, mats`` where ``mats[k][i]`` has the columns of component
         k for the rows of group i (groups sorted), or a mapping {name: {group: matrix}}.
-    missing : {"none", "drop", "raise"}
-        What to do with missing values in any of these.
-    weights, offset : array (n,), optional
-        Positive weights; a known part of the linear predictor.
-    check : {"raise", "ignore"}
-        Whether random effects that the data cannot tell from the residual are refused.
-
-    Returns
-    -------
-    ModelData
-
-    Raises
-    ------
-    DataError, MissingDataError, ModelError
-        When the arrays make no model; each says what to do.
+    missing, weights, offset, check
+        As of `jmixed.mixedlm`.
 
     Examples
     --------
@@ -323,26 +307,19 @@ def _model(
     for term in terms:
         require_finite(term.Z, term.columns, keep)
     checks.require_identifiable(terms, weights, check)
-    kept = checks.independent_columns(right.values)
-    redundant = np.setdiff1d(np.arange(len(right.names)), kept)
-    names = tuple(right.names[j] for j in kept)
-    checks.require_rows(n, names)
-    return ModelData(
+    return checks.without_redundant(
+        right.values,
+        right.names,
+        n,
         y=y,
-        X=np.ascontiguousarray(right.values[:, kept]),
         weights=weights,
         offset=offset,
         terms=checks.distinct(terms),
         endog_name=blocks["endog"].names[0],
-        exog_names=names,
-        dropped=tuple(right.names[j] for j in redundant),
         index=index,
         rows=keep,
         frame=None,
         groups=np.asarray(labels.iloc[keep]),
         group_name="Group",
-        kept=kept,
-        redundant=redundant,
-        explained=checks.explained(right.values, kept, redundant),
         offset_source="" if "offset" in blocks else None,
     )

@@ -27,39 +27,21 @@ from jmixed.formulas.frame import (
 )
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
-from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, source
+from jmixed.formulas.recipe import Matrix, Recipe, evaluate, source
 from jmixed.runtime.memory import filled
 
 
 @dataclass(frozen=True)
 class Words:
-    """A model in words.
+    """A model in words."""
 
-    Attributes
-    ----------
-    parts : FormulaParts
-        The main formula taken apart.
-    random : tuple of RandomPart
-        Random-effects terms from bars or from ``re_formula``.
-    components : tuple of (str, str)
-        Name and part of each variance component.
-    effects : dict
-        Text of random effects to the part that evaluates it.
-    texts : dict
-        Part to formula.
-    shown : dict
-        Part to the text that messages show for it.
-    group_name : str or None
-        Name of the top-level factor, statsmodels style.
-    """
-
-    parts: FormulaParts
-    random: tuple[RandomPart, ...]
-    components: tuple[tuple[str, str], ...]
-    effects: dict[str, str]
-    texts: dict[str, str]
-    shown: dict[str, str]
-    group_name: str | None
+    parts: FormulaParts  # the main formula taken apart
+    random: tuple[RandomPart, ...]  # from bars or from re_formula
+    components: tuple[tuple[str, str], ...]  # name and part of each variance component
+    effects: dict[str, str]  # text of random effects to the part that evaluates it
+    texts: dict[str, str]  # part to formula
+    shown: dict[str, str]  # part to the text that messages show for it
+    group_name: str | None  # of the top-level factor, statsmodels style
 
 
 class NoRowsError(DataError):
@@ -68,21 +50,11 @@ class NoRowsError(DataError):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that may be in the model.
+    """Rows that may be in the model."""
 
-    Attributes
-    ----------
-    frame : DataFrame
-        The caller's rows.
-    beside : dict
-        Groups, weights and offset row by row, as far as they were given.
-    positions : array of int
-        Where these rows are in the caller's data.
-    """
-
-    frame: pd.DataFrame
-    beside: dict[str, pd.Series]
-    positions: np.ndarray
+    frame: pd.DataFrame  # the caller's rows
+    beside: dict[str, pd.Series]  # groups, weights and offset row by row, as far as they were given
+    positions: np.ndarray  # where these rows are in the caller's data
 
     def take(self, keep: np.ndarray) -> "Rows":
         """The rows at positions `keep`."""
@@ -109,10 +81,7 @@ class Evaluated:
         if missing != "drop":
             raise missing_error(masks, self.rows.positions)
         keep = np.flatnonzero(~any_of(masks))
-        matrices = {
-            part: Matrix(m.names, m.values[keep]) if len(m.values) == len(self.frame) else m
-            for part, m in self.matrices.items()
-        }
+        matrices = {part: Matrix(matrix.names, matrix.values[keep]) for part, matrix in self.matrices.items()}
         labels = {
             name: values[keep] if isinstance(values, np.ndarray) else values.iloc[keep]
             for name, values in self.sources.items()
@@ -149,20 +118,8 @@ def assemble(
 ) -> ModelData:
     """Evaluate the formulas on rows whose columns have no missing values, and build the model.
 
-    Parameters
-    ----------
-    words, recipe, rows
-        The model in words, its formulas, and its rows.
-    missing : str
-        What to do with missing values that transforms make.
-    drop_cols : tuple of str
-        Fixed-effects columns to leave out.
-    check : str
-        "raise" refuses random effects that the data cannot tell from the residual, "ignore" lets them pass.
-
-    Returns
-    -------
-    ModelData
+    `missing` says what to do with missing values that transforms make, `drop_cols` which fixed effects to leave out;
+    `check` is that of `checks.require_identifiable`.
     """
     frame = working_frame(rows.frame, recipe.columns(recipe.specs), recipe.aliases)
     plans = [components.plan(name, part, recipe, frame) for name, part in words.components]
@@ -189,20 +146,7 @@ def _evaluate(
     made = Evaluated(rows, frame, found.matrices, sources(words, rows, recipe))
     masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in made.sources.items()}
     masks[f"columns made by {words.parts.text!r}"] = _mask(found.missing, len(frame))
-    if len(found.missing):
-        masks, made = _widen(masks, found, made)
     return made.without(masks, missing), replace(recipe, specs=found.specs)
-
-
-def _widen(masks: dict, found: Evaluation, made: Evaluated) -> tuple[dict, Evaluated]:
-    """Bring matrices without the missing rows back to all rows, so that one rule leaves rows out."""
-    there = np.delete(np.arange(len(made.frame)), found.missing)
-    full = {}
-    for part, matrix in found.matrices.items():
-        values = np.full((len(made.frame), len(matrix.names)), np.nan)
-        values[there] = matrix.values
-        full[part] = Matrix(matrix.names, values)
-    return masks, replace(made, matrices=full)
 
 
 def _mask(rows: np.ndarray, n: int) -> np.ndarray:
@@ -316,32 +260,22 @@ def _model(
     for name in drop_cols:
         if name not in right.names:
             raise DataError(unknown_column(name, right.names, "drop_cols", "the fixed effects"))
-    allowed = np.flatnonzero([name not in drop_cols for name in right.names])
-    everything = len(allowed) == len(right.names)
-    X = right.values if everything else np.ascontiguousarray(right.values[:, allowed])
-    chosen = checks.independent_columns(X)
-    kept = allowed[chosen]
-    redundant = np.setdiff1d(allowed, kept)
-    names = tuple(right.names[j] for j in kept)
-    checks.require_rows(len(y), names)
-    return ModelData(
+    return checks.without_redundant(
+        right.values,
+        right.names,
+        len(y),
+        allowed=np.flatnonzero([name not in drop_cols for name in right.names]),
         y=y,
-        X=X if len(chosen) == X.shape[1] else np.ascontiguousarray(X[:, chosen]),
         weights=weights,
         offset=offset,
         terms=terms,
         endog_name=endog_name,
-        exog_names=names,
-        dropped=tuple(right.names[j] for j in redundant),
         index=rows.frame.index,
         rows=positions,
         frame=rows.frame,
         groups=np.asarray(plain_labels(rows.beside["groups"])) if words.group_name is not None else None,
         group_name=words.group_name,
         formula=words.parts.text,
-        kept=kept,
-        redundant=redundant,
-        explained=checks.explained(right.values, kept, redundant),
         recipe=recipe,
         offset_source=offset_source(rows),
     )

@@ -15,43 +15,21 @@ from jmixed.formulas.recipe import Recipe, evaluate, restore
 
 @dataclass(frozen=True)
 class CompleteTerms:
-    """Every term with one column for each combination of its categories (times its numbers): k columns in all.
+    """Every term with one column for each combination of its categories (times its numbers): k columns in all."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        The terms in the order of the formula.
-    values : array (n, k)
-        Their columns; inside a term those with more factors at their first category come later.
-    term : int array (k,)
-        The term of each column.
-    basis : int array (r,)
-        Columns that span all: those of treatment contrasts with the first category as reference.
-    contained_in : tuple of tuple of int
-        For each term those that contain it: the same numbers, and more categories beside its own.
-    """
-
-    names: tuple[str, ...]
-    values: np.ndarray
-    term: np.ndarray
-    basis: np.ndarray
+    names: tuple[str, ...]  # the terms in the order of the formula
+    values: np.ndarray  # (n, k); inside a term those with more factors at their first category come later
+    term: np.ndarray  # (k,), the term of each column
+    basis: np.ndarray  # columns that span all: those of treatment contrasts with the first category as reference
+    # for each term those that contain it: the same numbers, and more categories beside its own
     contained_in: tuple[tuple[int, ...], ...]
 
 
 def complete_terms(model: ModelData) -> CompleteTerms:
-    """The terms of a model's fixed part, without coding.
+    """The terms of the fixed part of a model that has its rows, without coding.
 
     A model made of arrays has a term for each column. So has a fixed part that spans less than its terms do, as when
     columns were left out or categories have a coding of fewer columns: its terms are then tested as they are coded.
-
-    Parameters
-    ----------
-    model : ModelData
-        With its rows.
-
-    Returns
-    -------
-    CompleteTerms
     """
     if model.recipe is None:
         p = model.X.shape[1]

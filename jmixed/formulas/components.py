@@ -29,27 +29,16 @@ from jmixed.formulas.recipe import Matrix, Recipe, evaluate, restore
 class Plan:
     """How a variance component is evaluated.
 
-    Attributes
-    ----------
-    name, part : str
-        The component and its part of the recipe.
-    way : str
-        "indicators": levels of a nested factor, times a numeric column if `numeric`; "whole": one evaluation for all
-        rows; "ranks": one evaluation with categories recoded within groups; "groups": group by group.
-    categories : tuple of (str, str)
-        Spelling in the formula and column of each categorical factor.
-    numeric : tuple of factors
-        Numeric factors of an "indicators" component.
-    spelling : tuple of str
-        All factors of an "indicators" component in the order of the formula.
+    "indicators": levels of a nested factor, times a numeric column if `numeric`; "whole": one evaluation for all rows;
+    "ranks": one evaluation with categories recoded within groups; "groups": group by group.
     """
 
     name: str
-    part: str
+    part: str  # of the recipe
     way: str
-    categories: tuple[tuple[str, str], ...] = ()
-    numeric: tuple[FormulaFactor, ...] = ()
-    spelling: tuple[str, ...] = ()
+    categories: tuple[tuple[str, str], ...] = ()  # spelling in the formula and column of each categorical factor
+    numeric: tuple[FormulaFactor, ...] = ()  # numeric factors of an "indicators" component
+    spelling: tuple[str, ...] = ()  # all factors of an "indicators" component in the order of the formula
 
 
 def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
@@ -334,7 +323,7 @@ def _by_group(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> B
     values = np.zeros((len(frame), max(widths)))
     for rows, found in pieces:
         matrix = found.matrices[made.part]
-        values[np.delete(rows, found.missing), : len(matrix.names)] = matrix.values
+        values[rows, : len(matrix.names)] = matrix.values
     names = [found.matrices[made.part].names for _, found in pieces]
     recipes = tuple(replace(recipe, specs=found.specs) for _, found in pieces)
     padded = tuple(own + (None,) * (max(widths) - len(own)) for own in names)

@@ -14,44 +14,18 @@ from jmixed.errors import DataError
 
 @dataclass(frozen=True)
 class Factor:
-    """A grouping factor.
+    """A grouping factor: of one source, or of the combinations of several."""
 
-    Attributes
-    ----------
-    name : str
-        "Subject", or "batch:cask" for the combinations of two columns.
-    codes : array (n,) of int32
-        Level of each row; every level occurs.
-    levels : Index
-        Labels in the order of the codes; "outer:inner" for combinations.
-    sources : tuple of str
-        The columns (or expressions) that the labels come from.
-    tables : tuple of Index
-        The labels of each source by themselves.
-    cells : tuple of arrays
-        For each further source, the sorted keys ``outer * len(table) + inner`` of the combinations that occur.
-    """
-
-    name: str
-    codes: np.ndarray
-    levels: pd.Index
-    sources: tuple[str, ...]
-    tables: tuple[pd.Index, ...] = field(repr=False)
+    name: str  # "Subject", or "batch:cask" for the combinations of two columns
+    codes: np.ndarray  # (n,) int32, the level of each row; every level occurs
+    levels: pd.Index  # labels in the order of the codes; "outer:inner" for combinations
+    sources: tuple[str, ...]  # the columns or expressions that the labels come from
+    tables: tuple[pd.Index, ...] = field(repr=False)  # the labels of each source by themselves
+    # for each further source, the sorted keys ``outer * len(table) + inner`` of the combinations that occur
     cells: tuple[np.ndarray, ...] = field(default=(), repr=False)
 
     def match(self, columns: Sequence[pd.Series | np.ndarray]) -> np.ndarray:
-        """Codes of new rows.
-
-        Parameters
-        ----------
-        columns : sequence of arrays (k,)
-            The labels of the new rows, one array for each of `sources`.
-
-        Returns
-        -------
-        array (k,) of int32
-            The level of each row, -1 where the model has not seen it.
-        """
+        """Level of each new row, -1 where the model has not seen it, from the labels of each source."""
         codes = _lookup(self.sources[0], self.tables[0], columns[0])
         for stage, column in enumerate(columns[1:]):
             codes = self.extend(codes, stage, column)
@@ -76,16 +50,7 @@ class Factor:
 
 
 def factor(name: str, values: pd.Series | np.ndarray) -> Factor:
-    """The grouping factor of one column without missing values.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from jmixed.formulas.factors import factor
-    >>> f = factor("g", np.array(["b", "a", "b"]))
-    >>> f.codes, list(f.levels)
-    (array([1, 0, 1], dtype=int32), ['a', 'b'])
-    """
+    """The grouping factor of one column without missing values."""
     codes, levels = _factorise(name, values)
     return Factor(name, codes, levels, (name,), (levels,))
 

@@ -19,49 +19,24 @@ from jmixed.formulas.r_words import refuse_r
 
 @dataclass(frozen=True)
 class RandomPart:
-    """One random-effects term of a formula.
+    """One random-effects term of a formula."""
 
-    Attributes
-    ----------
-    label : str
-        The normalised text of the bar, "Days | Subject".
-    effects : str
-        What varies, a formulaic formula such as "1 + Days" (its intercept is implied unless it says 0 or -1).
-    factors : tuple of str
-        The columns whose combinations are the levels: ("batch", "cask") for ``batch:cask``.
-    independent : bool
-        True for ``||``: its terms, each a part by itself, have no covariances with each other.
-    spelled : str
-        The effects as they were written, at their position in the formula.
-    """
-
-    label: str
-    effects: str
-    factors: tuple[str, ...]
-    independent: bool = False
+    label: str  # the normalised text of the bar, "Days | Subject"
+    effects: str  # what varies, such as "1 + Days"; its intercept is implied unless it says 0 or -1
+    factors: tuple[str, ...]  # the columns whose combinations are the levels: ("batch", "cask") for batch:cask
+    independent: bool = False  # for ||: its terms, each a part by itself, have no covariances with each other
+    # the effects as they were written, at their position in the formula
     spelled: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class FormulaParts:
-    """A formula taken apart.
+    """A formula taken apart."""
 
-    Attributes
-    ----------
-    text : str
-        The formula as given.
-    fixed : str
-        Response and fixed effects, of the same length as `text`, blank where bars and offsets stood.
-    random : tuple of RandomPart
-        Random-effects terms in the order of the formula, nests expanded.
-    offsets : tuple of str
-        Expressions inside ``offset(...)``.
-    """
-
-    text: str
-    fixed: str
-    random: tuple[RandomPart, ...] = ()
-    offsets: tuple[str, ...] = ()
+    text: str  # as the caller gave it
+    fixed: str  # response and fixed effects, of the length of `text`, blank where bars and offsets stood
+    random: tuple[RandomPart, ...] = ()  # in the order of the formula, nests expanded
+    offsets: tuple[str, ...] = ()  # expressions inside offset(...)
 
 
 @dataclass(frozen=True)
@@ -73,21 +48,7 @@ class _Token:
 
 
 def parse(text: str) -> FormulaParts:
-    """Take a formula apart into fixed effects, random-effects terms and offsets.
-
-    Parameters
-    ----------
-    text : str
-        A two-sided formula, "Reaction ~ Days + (Days | Subject)".
-
-    Returns
-    -------
-    FormulaParts
-
-    Raises
-    ------
-    FormulaError
-        When bars or offsets stand where they mean nothing; the message marks the spot.
+    """Take a two-sided formula apart; where bars or offsets mean nothing, the error marks the spot.
 
     Examples
     --------
@@ -199,14 +160,7 @@ def _source(text: str, tokens: list[_Token]) -> str:
 
 
 def parse_one_sided(text: str, response: str) -> str:
-    """Check a formula without response, beside a main formula with this response, and return it for formulaic.
-
-    Examples
-    --------
-    >>> from jmixed.formulas.formula import parse_one_sided
-    >>> parse_one_sided("1 + x", "y")
-    '1 + x'
-    """
+    """Check a formula without response, beside a main formula with this response, and return it for formulaic."""
     code = _braced(text)
     tokens = list(scan(code))
     _refuse_meaningless(text, tokens)
@@ -229,14 +183,7 @@ def _key(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """The text of effects with uniform blanks, as in labels.
-
-    Examples
-    --------
-    >>> from jmixed.formulas.formula import normalise
-    >>> normalise("0+C( f ) +x")
-    '0 + C(f) + x'
-    """
+    """The text of effects with uniform blanks, as in labels: "0+C( f ) +x" is "0 + C(f) + x"."""
     return _normal(list(scan(text)))
 
 
@@ -258,33 +205,15 @@ def bare_name(text: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """A column's name as a formula has it: in backticks unless it is a word.
-
-    Examples
-    --------
-    >>> from jmixed.formulas.formula import quoted
-    >>> quoted("mass"), quoted("body mass")
-    ('mass', '`body mass`')
-    """
+    """A column's name as a formula has it: in backticks unless it is a word."""
     return name if name.isidentifier() else f"`{name}`"
 
 
 def replace_keywords(text: str, taken: set[str]) -> tuple[str, dict[str, str]]:
     """Replace Python keywords that are used as column names inside calls, where Python could not parse them.
 
-    Parameters
-    ----------
-    text : str
-        A formula; ``y ~ C(class)`` or ``y ~ C(`class`)``.
-    taken : set of str
-        Names that a stand-in must not have.
-
-    Returns
-    -------
-    text : str
-        Of the same length, so that positions still hold.
-    aliases : dict
-        Stand-in to column name, {"clas_": "class"}.
+    Of ``y ~ C(class)`` it gives ``y ~ C(clas_)``, of the same length so that positions still hold, and
+    {"clas_": "class"}. No stand-in is one of the names `taken`.
     """
     if not any(word in text for word in keyword.kwlist):
         return text, {}

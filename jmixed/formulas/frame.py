@@ -19,26 +19,12 @@ from jmixed.runtime.precision import FLOAT
 def as_frame(data: Any, allow_empty: bool = False) -> pd.DataFrame:
     """Any table as a DataFrame; a DataFrame comes back as it is.
 
-    Parameters
-    ----------
-    data : DataFrame, mapping of columns, structured array, or a table that narwhals reads (polars, pyarrow, ...)
-    allow_empty : bool
-        Take a table without rows.
-
-    Returns
-    -------
-    DataFrame
+    Tables are mappings of columns, structured arrays, and what narwhals reads (polars, pyarrow, ...).
 
     Raises
     ------
     DataError
         When it is no table, has no rows, or has two columns of the same name.
-
-    Examples
-    --------
-    >>> from jmixed.formulas.frame import as_frame
-    >>> as_frame({"y": [1.0, 2.0]}).shape
-    (2, 1)
     """
     if isinstance(data, pd.DataFrame):
         frame = data
@@ -91,11 +77,7 @@ def is_scalar(value: Any) -> bool:
 def new_table(data: Any, needed: Collection[str] = ()) -> pd.DataFrame:
     """New rows, which may be none: a table, or a Series with a value for each column, which is one row.
 
-    Parameters
-    ----------
-    data : Series, or what `as_frame` takes
-    needed : collection of str
-        The columns that are asked for. A Series of that name is a column, unless its labels are some of them.
+    A Series whose name is one of the columns needed is a column, unless its labels are some of them.
     """
     if isinstance(data, pd.Series):
         is_column = data.name in needed and not any(name in data.index for name in needed)
@@ -351,18 +333,8 @@ def _prepare_objects(series: pd.Series) -> Any:
 def as_learnt(values: Any, dtype: Any, name: str) -> Any:
     """A prepared column of new data, without missing values, as what the model knows it to be.
 
-    Parameters
-    ----------
-    values : array
-    dtype : dtype
-        Of the prepared column in the data that were fitted: categories may come as their values, truth values as 0 and
-        1 or in a column of objects, numbers as a category of them.
-    name : str
-
-    Raises
-    ------
-    DataError
-        For anything but truth values where the model knows these.
+    `dtype` is that of the prepared column in the data that were fitted. Categories may come as their values, truth
+    values as 0 and 1 or in a column of objects, numbers as a category of them.
     """
     own = values.dtype
     if own == dtype:

@@ -19,19 +19,7 @@ ESTIMABLE = 1e-6
 def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     """Fixed-effects columns, offset and, if asked for, random-effects columns and levels of new data.
 
-    Parameters
-    ----------
-    model : ModelData
-        The model.
-    data : table
-        New data, k rows; it needs the columns of the predictors only. A mapping of scalars and a Series with a value
-        for each column are one row. For a model made of arrays: an array (k, p).
-    random : bool
-        Whether to look up levels and make the columns of the random effects too.
-
-    Returns
-    -------
-    NewRows
+    The data need the columns of the predictors only; for a model made of arrays they are an array (k, p).
 
     Raises
     ------

@@ -133,13 +133,12 @@ def C(data: Any, contrast: Any = None, levels: Any = None, contrasts: Any = None
     return _coded(data, coding if isinstance(coding, Coding) else Own(coding), levels)
 
 
-def C_beside_bars(
-    data: Any, contrasts: Any = None, *, levels: Any = None, spans_intercept: bool = True
-) -> FactorValues:
+def C_beside_bars(data: Any, contrasts: Any = None, *, levels: Any = None, spans_intercept: bool = True) -> Any:
     """formulaic's own, which takes `Treatment` in patsy's sense, too."""
-    if isinstance(contrasts, Treatment) or contrasts is Treatment:
-        return _coded(data, Treatment() if contrasts is Treatment else contrasts, levels)
-    return transforms.C(data, contrasts, levels=levels, spans_intercept=spans_intercept)
+    coding = Treatment() if contrasts is Treatment else contrasts
+    if isinstance(coding, Coding):
+        return _coded(data, coding, levels)
+    return transforms.C(data, coding, levels=levels, spans_intercept=spans_intercept)
 
 
 def _coded(data: Any, coding: Coding, levels: Any) -> FactorValues:

@@ -43,17 +43,7 @@ class _Answer(NamedTuple):
 def plain_columns(specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> dict[str, tuple[ModelSpec, np.ndarray]]:
     """Of those formulas that are made of columns as they are: formulaic's learnt spec, and the columns (n, k).
 
-    Parameters
-    ----------
-    specs : mapping
-        Part to a formula that has not been evaluated.
-    frame : DataFrame
-        A working frame of n rows.
-
-    Returns
-    -------
-    dict
-        Without the parts that formulaic must evaluate: those with transforms, missing values, or odd categories.
+    The parts that formulaic must evaluate are not there: those with transforms, missing values, or odd categories.
     """
     coded: dict[str, Any] = {}
     found = {part: _evaluate(spec, frame, coded) for part, spec in specs.items()}

@@ -53,13 +53,7 @@ def hint(name: str) -> str:
 
 
 def refuse_r(code: str, text: str) -> None:
-    """Refuse what R writes and Python could not read or would read as something else.
-
-    Parameters
-    ----------
-    code : str
-        A call in the formula `text`.
-    """
+    """Refuse what R writes in a call, `code` in the formula `text`, and Python could not read or would misread."""
     for name in re.findall(r"(?<![\w.`'\"])([A-Za-z]\w*\.\w+)\s*\(", code):
         if name in FUNCTIONS:
             raise FormulaError(mark(f"{name!r} is a function of R{hint(name)}", text, find(name, text)))

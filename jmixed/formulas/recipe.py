@@ -66,29 +66,14 @@ def nature(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The formulas of a model, read but for their data, and later with the state of their transforms.
+    """The formulas of a model, read but for their data, and later with the state of their transforms."""
 
-    Attributes
-    ----------
-    specs : dict
-        Part to formulaic ModelSpec: "lhs", "rhs", "offset0", "z0", ...
-    needs : dict
-        Part to the columns of the data that it uses.
-    aliases : dict
-        Stand-ins for columns whose names are Python keywords, {"clas_": "class"}.
-    env : dict
-        The caller's functions and constants that the formulas use.
-    texts : dict
-        Part to the text of its formula, for messages.
-    dtypes : dict
-        Of the columns of the working frame that was fitted, to which new data is brought.
-    """
-
-    specs: dict[str, ModelSpec]
-    needs: dict[str, tuple[str, ...]]
-    aliases: dict[str, str]
-    env: dict[str, Any] = field(repr=False)
-    texts: dict[str, str] = field(repr=False)
+    specs: dict[str, ModelSpec]  # by part: "lhs", "rhs", "offset0", "z0", ...
+    needs: dict[str, tuple[str, ...]]  # part to the columns of the data that it uses
+    aliases: dict[str, str]  # stand-ins for columns whose names are Python keywords, {"clas_": "class"}
+    env: dict[str, Any] = field(repr=False)  # the caller's functions and constants that are used
+    texts: dict[str, str] = field(repr=False)  # part to the text of its formula, for messages
+    # of the columns of the working frame that was fitted, to which new data is brought
     dtypes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def columns(self, parts: Iterable[str]) -> list[str]:
@@ -238,8 +223,8 @@ class Evaluation:
 def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool) -> Evaluation:
     """Evaluate parts of a recipe together on a working frame, each factor once.
 
-    `fresh` learns levels and states of transforms, and leaves rows with missing values out of the matrices; otherwise
-    those that the recipe has are applied, and all rows kept.
+    `fresh` learns levels and states of transforms, from rows without missing values: what it gives in the others is not
+    said. Otherwise those that the recipe has are applied, to all rows.
     """
     parts = list(parts)
     for part in parts:
@@ -250,8 +235,6 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
         _refuse_objects(recipe, others, frame)
     if others:
         materialised, missing = _materialise(recipe, others, frame, fresh)
-        if len(missing):
-            learnt = {part: (spec, np.delete(values, missing, axis=0)) for part, (spec, values) in learnt.items()}
         learnt |= materialised
     specs = {part: spec for part, (spec, _) in learnt.items()}
     if fresh:
@@ -314,10 +297,11 @@ def _materialise(
         raise _explain(error, recipe, specs, frame) from error
     if not fresh:
         _require_same_kinds(recipe, {part: result[part].model_spec for part in specs})
-    learnt = {part: _floats(part, result[part], recipe, len(frame) - len(dropped)) for part in specs}
-    missing = dropped if fresh else _rows_with_nulls(rows.values.values())
+    missing = np.array(sorted(dropped if fresh else _rows_with_nulls(rows.values.values())), np.int64)
+    left_out = missing if fresh else missing[:0]
+    learnt = {part: _floats(part, result[part], recipe, len(frame), left_out) for part in specs}
     let_go(rows)
-    return learnt, np.fromiter(sorted(missing), np.int64, len(missing))
+    return learnt, missing
 
 
 def _own_state(spec: ModelSpec) -> dict[str, dict]:
@@ -406,14 +390,19 @@ def _require_categories(recipe: Recipe, part: str, expr: str, labels: Sequence[A
         raise _marked(f"{message}; convert it to one type", expr, recipe, part)
 
 
-def _floats(part: str, found: Any, recipe: Recipe, n: int) -> tuple[ModelSpec, np.ndarray]:
-    """Formulaic's spec and columns as floats (n, k): without columns it kept the rows that were left out of others."""
-    spec, values = found.model_spec, np.asarray(found)[:n]
-    matrix = roomy(*values.shape)
+def _floats(part: str, found: Any, recipe: Recipe, n: int, left_out: np.ndarray) -> tuple[ModelSpec, np.ndarray]:
+    """Formulaic's spec and columns as floats (n, k), with NaN in rows that were left out."""
+    spec, values = found.model_spec, np.asarray(found)
+    matrix = roomy(n, values.shape[1])
     try:
         if np.iscomplexobj(values):
             raise TypeError("imaginary parts")
-        matrix[:] = values
+        if len(left_out):
+            matrix[left_out] = np.nan
+            # Without columns it has kept all rows.
+            matrix[np.delete(np.arange(n), left_out)] = values[: n - len(left_out)]
+        else:
+            matrix[:] = values
     except (TypeError, ValueError):
         message = f"the columns {_column_names(spec, recipe)} do not hold numbers (dtype {values.dtype})"
         raise DataError(mark(message, recipe.texts[part])) from None

@@ -24,13 +24,7 @@ ELSEWHERE = {
 
 
 def refuse_strange(given: Mapping) -> None:
-    """Refuse arguments of `mixedlm` that there are not.
-
-    Raises
-    ------
-    ModelError
-        With what to write instead, where another package has such an argument.
-    """
+    """Refuse arguments of `mixedlm` that there are not, with what to write in the place of another package's."""
     for name in given.keys() - {"use_sqrt", "drop_cols", "eval_env"}:
         hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
         page = "limits.md" if name == "family" else None
@@ -38,19 +32,9 @@ def refuse_strange(given: Mapping) -> None:
 
 
 def names_of_caller(eval_env, frame: FrameType) -> Mapping:
-    """What formulas may refer to beside columns.
+    """What formulas may refer to beside columns: a mapping as it is, or the names that a caller sees.
 
-    Parameters
-    ----------
-    eval_env : int or mapping
-        How many callers above `frame` to look at; negative for no names at all. A mapping is taken as it is.
-    frame : frame
-        Of the caller.
-
-    Raises
-    ------
-    FormulaError
-        For anything else, or a number beyond the outermost caller.
+    A number says how many callers above `frame`, the caller's, to look at; a negative one is for no names at all.
     """
     if isinstance(eval_env, Mapping):
         return eval_env
@@ -69,19 +53,11 @@ def names_of_caller(eval_env, frame: FrameType) -> Mapping:
 def restated(formula: str | Sequence[str], earlier: str, intercept: bool = True) -> str:
     """A formula in which a lone dot means that side of an earlier one; or terms for an earlier response.
 
-    Parameters
-    ----------
-    formula : str or sequence of str
-        ``". ~ . + x"``, or terms such as ``["x", "(1 | g)"]``.
-    earlier : str
-    intercept : bool
-        Whether the earlier one has an intercept. A zero within the parentheses that the dot becomes would not count.
+    `intercept` is whether the earlier one has one: a zero within the parentheses that the dot becomes would not count.
 
     Examples
     --------
     >>> from jmixed.formulas.restate import restated
-    >>> restated(". ~ . + x", "log(y) ~ a + (1 | g)")
-    'log(y) ~ (a) + x + (1 | g)'
     >>> restated(". ~ . + x", "y ~ a + (a || `my school`/g)")
     'y ~ (a) + x + (a || `my school`) + (a || `my school`:g)'
     >>> restated(["a", "(a | g)"], "y ~ b + (1 | g)")

@@ -48,43 +48,9 @@ def from_formula(
     check: str = "raise",
     timings: Timings | None = None,
 ) -> ModelData:
-    """Build the arrays of a model from words and a table.
+    """Build the arrays of a model from words and a table; each error says what to do.
 
-    Parameters
-    ----------
-    formula : str
-        "y ~ x" with `groups`, or "y ~ x + (x | g)" with bars and without.
-    data : table
-        A DataFrame, a mapping of columns, a structured array, or a polars or pyarrow table; n rows.
-    groups : str or array (n,), optional
-        The top-level grouping factor, statsmodels style.
-    re_formula : str, optional
-        What varies between groups; a random intercept if absent, nothing if there is a `vc_formula`.
-    vc_formula : mapping, optional
-        Name to formula of each variance component.
-    subset : optional
-        Booleans or labels: the rows ``data.loc[subset]``.
-    missing : {"none", "drop", "raise"}
-        What to do with missing values in anything that is used.
-    weights, offset : str or array (n,), optional
-        Positive weights; a known part of the linear predictor.
-    env : mapping, optional
-        Functions and constants that formulas may use.
-    drop_cols : sequence of str, optional
-        Fixed-effects columns to leave out.
-    check : {"raise", "ignore"}
-        Whether random effects that the data cannot tell from the residual are refused.
-    timings : Timings, optional
-        Where to note the time that is spent.
-
-    Returns
-    -------
-    ModelData
-
-    Raises
-    ------
-    FormulaError, DataError, MissingDataError, ModelError
-        When the words or the data make no model; each says what to do.
+    The arguments are those of `jmixed.mixedlm`, of which `env` has the functions and constants that formulas may use.
 
     Examples
     --------
@@ -115,16 +81,7 @@ def from_formula(
 def state(
     formula: str, table: pd.DataFrame, beside: Mapping[str, Any], re_formula: Any, vc_formula: Any, env: Mapping
 ) -> tuple[Words, Recipe]:
-    """A model in words, and its formulas as read for the columns of a table.
-
-    Parameters
-    ----------
-    formula, re_formula, vc_formula, env
-        As of `from_formula`.
-    table : DataFrame
-    beside : mapping
-        What was given as groups, weights and offset.
-    """
+    """A model in words, and its formulas as read for a table; `beside` has the groups, weights and offset, or None."""
     words = _words(parse(formula), table, beside["groups"], re_formula, vc_formula)
     for part, text in words.texts.items():
         _refuse_caret(text, words.shown.get(part, text))

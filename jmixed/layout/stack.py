@@ -73,16 +73,7 @@ class ModelRows(Protocol):
 def stack(data: ModelRows, density: float = DENSITY) -> Design:
     """Compile the rows of a model into the arrays of the likelihood.
 
-    Parameters
-    ----------
-    data : ModelRows
-        Rows, columns and random-effects terms with their level codes.
-    density : float
-        Products of a dense array that take the time of one sparse pair of entries: decides how couplings are kept.
-
-    Returns
-    -------
-    Design
+    `density` decides how couplings are kept: the products of a dense array that take the time of one sparse pair.
     """
     structures = tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms)
     factors = _merge([t.codes for t in data.terms])

@@ -303,15 +303,7 @@ def checked(thing: T) -> T:
     """Let a public function, or the public methods of a class, look at their arguments before they do anything.
 
     Unknown, missing and superfluous arguments are refused, and those of another kind than `ARGUMENTS` says; memory that
-    runs out meanwhile ends in an error of jmixed as well.
-
-    Parameters
-    ----------
-    thing : function or class
-
-    Returns
-    -------
-    The function, with its signature and docstring; or the class itself
+    runs out meanwhile ends in an error of jmixed as well. Signatures and docstrings stay.
     """
     if not isinstance(thing, type):
         return _face(thing)

@@ -12,18 +12,8 @@ SEAL = b"\nsha256:"
 def write_whole(path: str | os.PathLike, content: bytes, mode: int = 0o666) -> None:
     """Write a file that ends up with all of the content, or stays as it was; nothing is left beside it.
 
-    Parameters
-    ----------
-    path : path
-        What is no ordinary file, such as a pipe, is simply written to.
-    content : bytes
-    mode : int
-        Permissions of a new file, less the mask of the process; one that is there keeps its own.
-
-    Raises
-    ------
-    OSError
-        When it cannot be written: no room, no such directory, no permission.
+    `mode` has the permissions of a new file, less the mask of the process; one that is there keeps its own. What is no
+    ordinary file, such as a pipe, is simply written to.
     """
     if Path(path).exists() and not Path(path).is_file():
         Path(path).write_bytes(content)

@@ -7,12 +7,7 @@ from jmixed.runtime import internals
 
 
 def refuse_fork() -> None:
-    """Refuse to compute in a forked process whose parent had started JAX before.
-
-    Raises
-    ------
-    ForkError
-    """
+    """Refuse to compute in a forked process whose parent had started JAX before."""
     if _state.orphaned:
         raise ForkError(
             "this process was forked from one in which JAX was already running, and JAX's threads do not survive a "

@@ -135,28 +135,21 @@ def _checked(made: Plan, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...]
     for term in terms:
         checks.require_levels(term)
         checks.require_fewer_coefficients(term, total.nobs)
-    kept = checks.independent_columns(X)
-    redundant = np.setdiff1d(np.arange(X.shape[1]), kept)
-    names = tuple(made.exog_names[j] for j in kept)
-    checks.require_rows(total.nobs, names)
-    return ModelData(
+    return checks.without_redundant(
+        X,
+        made.exog_names,
+        total.nobs,
         y=y,
-        X=np.ascontiguousarray(X[:, kept]),
         weights=np.ones(n),
         offset=np.zeros(n),
         terms=terms,
         endog_name=made.endog_name,
-        exog_names=names,
-        dropped=tuple(made.exog_names[j] for j in redundant),
         index=pd.RangeIndex(n),
         rows=np.arange(n),
         frame=None,
         groups=groups,
         group_name=words.group_name,
         formula=words.parts.text,
-        kept=kept,
-        redundant=redundant,
-        explained=checks.explained(X, kept, redundant),
         recipe=recipe,
         offset_source=made.offset_source,
         represents=represents,

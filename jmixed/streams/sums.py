@@ -56,40 +56,20 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the second pass needs of the first.
+    """What the second pass needs of the first."""
 
-    Attributes
-    ----------
-    statement : Statement
-        With the categories of all batches.
-    cell : Factor
-        The combinations of labels.
-    ranked : Ranked
-    endog_name, exog_names, columns : str, tuples of str
-        Of the response, the p columns of X and the Q columns of Z.
-    R, basis : arrays (p, p)
-        ``X basis`` is about orthonormal, times the root of the number of rows; R is its inverse.
-    beta0 : array (p,)
-        Coefficients that take most out of y.
-    T, T_inverse : arrays (Q, Q)
-        The same for Z.
-    nobs, checksum : int, Checksum
-        Of the rows in the first pass.
-    offset_source : str or None
-    """
-
-    statement: Statement
-    cell: Factor
+    statement: Statement  # with the categories of all batches
+    cell: Factor  # the combinations of labels
     ranked: Ranked
     endog_name: str
-    exog_names: tuple[str, ...]
-    columns: tuple[str, ...]
-    R: np.ndarray
-    basis: np.ndarray
-    beta0: np.ndarray
-    T: np.ndarray
-    T_inverse: np.ndarray
-    nobs: int
+    exog_names: tuple[str, ...]  # of the p columns of X
+    columns: tuple[str, ...]  # names of the Q columns of Z
+    R: np.ndarray  # (p, p), the inverse of `basis`
+    basis: np.ndarray  # (p, p): ``X basis`` is about orthonormal, times the root of the number of rows
+    beta0: np.ndarray  # (p,) coefficients that take most out of y
+    T: np.ndarray  # (Q, Q), as `basis`, for Z
+    T_inverse: np.ndarray  # (Q, Q)
+    nobs: int  # of the first pass, as the checksum
     checksum: Checksum
     offset_source: str | None
 
@@ -102,28 +82,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sums:
-    """Cross-products of some rows.
+    """Cross-products of some rows."""
 
-    Attributes
-    ----------
-    cells : int array (k,)
-        The cells that occur, ascending.
-    values : array (k, entries)
-        Of each: lower triangle of Z'WZ, Z'W[X y], number of rows.
-    G : array (p + 1, p + 1)
-    nobs, log_weights : float
-    low, high : arrays (Q + 1,)
-        Least and greatest values of the columns of Z, and of the response less the offset.
-    checksum : Checksum
-    """
-
-    cells: np.ndarray
-    values: np.ndarray
-    G: np.ndarray
+    cells: np.ndarray  # (k,) those that occur, ascending
+    values: np.ndarray  # (k, entries) of each: lower triangle of Z'WZ, Z'W[X y], number of rows
+    G: np.ndarray  # (p + 1, p + 1), [X y]'W[X y]
     nobs: int
     log_weights: float
-    low: np.ndarray
-    high: np.ndarray
+    low: np.ndarray  # (Q + 1,) least values of the columns of Z, and of the response less the offset
+    high: np.ndarray  # (Q + 1,) greatest values of the same
     checksum: Checksum
 
 

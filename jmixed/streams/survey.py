@@ -34,33 +34,16 @@ MANY_CATEGORIES = 100_000
 
 @dataclass(frozen=True)
 class Statement:
-    """A model of data in batches.
-
-    Attributes
-    ----------
-    words, read : Words, Recipe
-        The model in words and its formulas as read.
-    recipe : Recipe
-        The formulas that are evaluated on all rows; of those that look at several rows, with what they learnt.
-    components : tuple of components.Plan
-        How variance components are evaluated.
-    beside : dict
-        The columns given as groups, weights and offset.
-    missing : str
-    kinds : dict
-        What each column that is used holds, in the first batch.
-    tracked : tuple of str
-        Columns that categories are made of.
-    """
+    """A model of data in batches."""
 
     words: Words
-    read: Recipe
-    recipe: Recipe
-    components: tuple[components.Plan, ...]
-    beside: dict[str, str]
+    read: Recipe  # the formulas as read
+    recipe: Recipe  # those evaluated on all rows; of those that look at several rows, with what they learnt
+    components: tuple[components.Plan, ...]  # how variance components are evaluated
+    beside: dict[str, str]  # the columns given as groups, weights and offset
     missing: str
-    kinds: dict[str, Any]
-    tracked: tuple[str, ...] = ()
+    kinds: dict[str, Any]  # what each column that is used holds, in the first batch
+    tracked: tuple[str, ...] = ()  # columns that categories are made of
 
     @property
     def columns(self) -> list[str]:
@@ -112,25 +95,13 @@ class Statement:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a part of the data shows.
+    """What a part of the data shows."""
 
-    Attributes
-    ----------
-    nobs : int
-        Rows without missing values.
-    cells : DataFrame
-        The distinct combinations of labels, a column for each source of the grouping factors.
-    novel, sample : DataFrame
-        Rows that have a category first, and some of all rows.
-    checksum : Checksum
-        What the second pass must find again.
-    """
-
-    nobs: int
-    cells: pd.DataFrame
-    novel: pd.DataFrame
-    sample: pd.DataFrame
-    checksum: Checksum
+    nobs: int  # rows without missing values
+    cells: pd.DataFrame  # the distinct combinations of labels, a column for each source of the grouping factors
+    novel: pd.DataFrame  # rows that have a category first
+    sample: pd.DataFrame  # some of all rows
+    checksum: Checksum  # what the second pass must find again
 
 
 def stated(
@@ -142,16 +113,7 @@ def stated(
     env: Mapping,
     missing: str,
 ) -> Statement:
-    """State a model for the first table that has usable rows.
-
-    Parameters
-    ----------
-    formula, re_formula, vc_formula, env, missing
-        As of `from_formula`.
-    tables : iterable of DataFrames
-    beside : mapping
-        What was given as groups, weights and offset.
-    """
+    """State a model for the first table that has usable rows; `beside` has the groups, weights and offset, or None."""
     if missing not in ("none", "drop", "raise"):
         raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
     for name, value in beside.items():
