@@ -42,9 +42,9 @@ def semidefinite_triangle(a, b, least: Any = 0):
         pivot = rest[0]
         sound = (pivot > 4 * q * jnp.finfo(a.dtype).eps * a[k, k]) & (pivot > (least[k] if np.ndim(least) else least))
         scale = jnp.where(sound, 1 / jnp.sqrt(jnp.where(sound, pivot, 1)), 0)
-        own = less(b[k], (row[k][None] * x for row, x in zip(rows, right, strict=True)))
+        right_rest = less(b[k], (row[k][None] * x for row, x in zip(rows, right, strict=True)))
         rows.append(jnp.concatenate([jnp.zeros((k, *rest.shape[1:]), a.dtype), rest * scale[None]]))
-        right.append(own * scale[None])
+        right.append(right_rest * scale[None])
     return jnp.stack(rows), jnp.stack(right)
 
 

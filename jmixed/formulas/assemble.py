@@ -14,10 +14,9 @@ from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.factors import Factor, cross, factor, plain_labels
 from jmixed.formulas.formula import FormulaParts, RandomPart, normalise
 from jmixed.formulas.frame import (
-    any_of,
     column,
+    complete_rows,
     holds_text,
-    missing_error,
     missing_rows,
     numbers,
     require_finite,
@@ -27,7 +26,7 @@ from jmixed.formulas.frame import (
 )
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
-from jmixed.formulas.recipe import Matrix, Recipe, evaluate, source
+from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, source
 from jmixed.runtime.memory import filled
 
 
@@ -75,12 +74,9 @@ class Evaluated:
 
     def without(self, masks: Mapping[str, np.ndarray], missing: str) -> "Evaluated":
         """Leave out the masked rows, or refuse them."""
-        masks = {name: mask for name, mask in masks.items() if mask.any()}
-        if not masks:
+        keep = complete_rows(masks, self.rows.positions, missing)
+        if len(keep) == len(self.frame):
             return self
-        if missing != "drop":
-            raise missing_error(masks, self.rows.positions)
-        keep = np.flatnonzero(~any_of(masks))
         matrices = {part: Matrix(matrix.names, matrix.values[keep]) for part, matrix in self.matrices.items()}
         labels = {
             name: values[keep] if isinstance(values, np.ndarray) else values.iloc[keep]
@@ -94,11 +90,7 @@ def leave_out_missing(rows: Rows, words: Words, recipe: Recipe, missing: str) ->
     columns = [*recipe.columns(recipe.specs), *_grouping_columns(words, rows.frame.columns)]
     used: dict[str, Any] = {name: rows.frame[name] for name in dict.fromkeys(columns)}
     masks = missing_rows(used | {f"{name}=": values for name, values in rows.beside.items()})
-    if not masks:
-        return rows
-    if missing != "drop":
-        raise missing_error(masks, rows.positions)
-    return rows.take(np.flatnonzero(~any_of(masks)))
+    return rows.take(complete_rows(masks, rows.positions, missing)) if masks else rows
 
 
 def _grouping_columns(words: Words, columns: pd.Index) -> list[str]:
@@ -123,30 +115,37 @@ def assemble(
     """
     frame = working_frame(rows.frame, recipe.columns(recipe.specs), recipe.aliases)
     plans = [components.plan(name, part, recipe, frame) for name, part in words.components]
-    made, learnt = _evaluate(words, recipe, plans, rows, frame, missing)
+    evaluated, learnt = _evaluate(words, recipe, plans, rows, frame, missing)
     learnt = replace(learnt, dtypes={name: column(frame, name).dtype for name in frame})
-    grouping = grouping_factors(words, made.sources)
-    built = _components(plans, recipe, made, grouping)
+    grouping = grouping_factors(words, evaluated.sources)
+    built = _components(plans, recipe, evaluated, grouping)
     if any(len(b.missing) for b in built.values()):
-        made = made.without(_component_masks(built, len(made.frame)), missing)
-        grouping = grouping_factors(words, made.sources)
-        built = _components(plans, recipe, made, grouping)
-        made.without(_component_masks(built, len(made.frame)), "raise")
-    of_components = component_terms(words, plans, recipe, made, grouping, built)
-    terms = checks.distinct([*random_terms(words, made, grouping), *of_components])
-    return _model(words, learnt, made, grouping, terms, drop_cols, check)
+        evaluated = evaluated.without(_component_masks(built, len(evaluated.frame)), missing)
+        grouping = grouping_factors(words, evaluated.sources)
+        built = _components(plans, recipe, evaluated, grouping)
+        evaluated.without(_component_masks(built, len(evaluated.frame)), "raise")
+    of_components = component_terms(words, plans, recipe, evaluated, grouping, built)
+    terms = checks.distinct([*random_terms(words, evaluated, grouping), *of_components])
+    return _model(words, learnt, evaluated, grouping, terms, drop_cols, check)
 
 
 def _evaluate(
     words: Words, recipe: Recipe, plans: list[components.Plan], rows: Rows, frame: pd.DataFrame, missing: str
 ) -> tuple[Evaluated, Recipe]:
     """Evaluate all formulas but those of components made per group, together."""
-    own = components.on_all_rows(recipe, plans)
-    found = evaluate(own, own.specs, frame, fresh=True)
-    made = Evaluated(rows, frame, found.matrices, sources(words, rows, recipe))
-    masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in made.sources.items()}
-    masks[f"columns made by {words.parts.text!r}"] = _mask(found.missing, len(frame))
-    return made.without(masks, missing), replace(recipe, specs=found.specs)
+    together = components.on_all_rows(recipe, plans)
+    evaluation = evaluate(together, together.specs, frame, fresh=True)
+    labels = sources(words, rows, recipe)
+    return on_complete_rows(words, rows, frame, evaluation, labels, missing), replace(recipe, specs=evaluation.specs)
+
+
+def on_complete_rows(
+    words: Words, rows: Rows, frame: pd.DataFrame, evaluation: Evaluation, labels: dict[str, Any], missing: str
+) -> Evaluated:
+    """What was evaluated, leaving out or refusing rows in which transforms make missing values."""
+    masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in labels.items()}
+    masks[f"columns made by {words.parts.text!r}"] = _mask(evaluation.missing, len(frame))
+    return Evaluated(rows, frame, evaluation.matrices, labels).without(masks, missing)
 
 
 def _mask(rows: np.ndarray, n: int) -> np.ndarray:
@@ -178,37 +177,37 @@ def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str,
     return factors
 
 
-def random_terms(words: Words, made: Evaluated, grouping: dict) -> list[RandomTerm]:
+def random_terms(words: Words, evaluated: Evaluated, grouping: dict) -> list[RandomTerm]:
     """The ordinary random-effects terms."""
     terms = []
     for part in words.random:
-        own = grouping[part.factors]
+        grouping_factor = grouping[part.factors]
         key = words.effects.get(part.effects)
-        matrix = made.matrices[key] if key else Matrix(("Intercept",), filled(1.0, len(made.frame), 1))
+        matrix = evaluated.matrices[key] if key else Matrix(("Intercept",), filled(1.0, len(evaluated.frame), 1))
         terms.append(
             RandomTerm(
                 label=part.label,
-                group=own.name,
-                codes=own.codes,
-                levels=own.levels,
+                group=grouping_factor.name,
+                codes=grouping_factor.codes,
+                levels=grouping_factor.levels,
                 columns=matrix.names,
                 Z=matrix.values,
                 intercept=checks.constant_column(matrix.values),
-                rebuild=Rebuild(own, key),
+                rebuild=Rebuild(grouping_factor, key),
             )
         )
     return terms
 
 
 def _components(
-    plans: list[components.Plan], recipe: Recipe, made: Evaluated, grouping: dict
+    plans: list[components.Plan], recipe: Recipe, evaluated: Evaluated, grouping: dict
 ) -> dict[str, components.Built]:
     """The components whose columns are made per group."""
     local = [plan for plan in plans if plan.way in ("ranks", "groups")]
     if not local:
         return {}
     top = next(iter(grouping.values()))
-    return {plan.name: components.build_local(plan, recipe, made.frame, top) for plan in local}
+    return {plan.name: components.build_local(plan, recipe, evaluated.frame, top) for plan in local}
 
 
 def _component_masks(built: dict[str, components.Built], n: int) -> dict[str, np.ndarray]:
@@ -216,7 +215,7 @@ def _component_masks(built: dict[str, components.Built], n: int) -> dict[str, np
 
 
 def component_terms(
-    words: Words, plans: Sequence[components.Plan], recipe: Recipe, made: Evaluated, grouping: dict, built: dict
+    words: Words, plans: Sequence[components.Plan], recipe: Recipe, evaluated: Evaluated, grouping: dict, built: dict
 ) -> list[RandomTerm]:
     """The terms that variance components stand for."""
     if not plans:
@@ -226,9 +225,9 @@ def component_terms(
         components.make_term(
             plan,
             f"{normalise(recipe.texts[plan.part])} | {top.name}",
-            made.matrices,
+            evaluated.matrices,
             built.get(plan.name),
-            made.frame,
+            evaluated.frame,
             top,
             recipe.aliases,
         )
@@ -239,18 +238,18 @@ def component_terms(
 def _model(
     words: Words,
     recipe: Recipe,
-    made: Evaluated,
+    evaluated: Evaluated,
     grouping: dict,
     terms: tuple[RandomTerm, ...],
     drop_cols: tuple[str, ...],
     check: str,
 ) -> ModelData:
     """Check the arrays and put them together."""
-    positions, rows = made.rows.positions, made.rows
-    endog_name, y = response(recipe, made)
-    right = made.matrices["rhs"]
+    positions, rows = evaluated.rows.positions, evaluated.rows
+    endog_name, y = response(recipe, evaluated)
+    right = evaluated.matrices["rhs"]
     require_finite(right.values, right.names, positions)
-    weights, offset = weights_of(rows), offset_of(words, made)
+    weights, offset = weights_of(rows), offset_of(words, evaluated)
     require_finite(y, [endog_name], positions)
     require_finite(offset, ["offset"], positions)
     checks.require_variation(y, offset, endog_name)
@@ -281,13 +280,13 @@ def _model(
     )
 
 
-def response(recipe: Recipe, made: Evaluated) -> tuple[str, np.ndarray]:
+def response(recipe: Recipe, evaluated: Evaluated) -> tuple[str, np.ndarray]:
     """The one numeric column that the left-hand side stands for."""
-    left = made.matrices["lhs"]
-    text = [name for name in recipe.needs["lhs"] if holds_text(column(made.rows.frame, name))]
+    left = evaluated.matrices["lhs"]
+    text = [name for name in recipe.needs["lhs"] if holds_text(column(evaluated.rows.frame, name))]
     categorical = any(kind == "categorical" for kind, _ in known_factors(recipe.specs["lhs"]).values())
     if text and (len(left.names) != 1 or categorical):
-        raise text_error(f"the response {text[0]!r}", column(made.rows.frame, text[0]))
+        raise text_error(f"the response {text[0]!r}", column(evaluated.rows.frame, text[0]))
     if len(left.names) != 1:
         raise DataError(
             f"the response must be one column of numbers; the formula gives {len(left.names)}: {left.names[:4]}"
@@ -305,17 +304,17 @@ def weights_of(rows: Rows) -> np.ndarray:
     return values
 
 
-def offset_of(words: Words, made: Evaluated) -> np.ndarray:
-    parts = [made.matrices[f"offset{i}"] for i in range(len(words.parts.offsets))]
+def offset_of(words: Words, evaluated: Evaluated) -> np.ndarray:
+    parts = [evaluated.matrices[f"offset{i}"] for i in range(len(words.parts.offsets))]
     for text, matrix in zip(words.parts.offsets, parts, strict=True):
-        if text in made.rows.frame:
-            numbers(column(made.rows.frame, text), f"offset({text})")
+        if text in evaluated.rows.frame:
+            numbers(column(evaluated.rows.frame, text), f"offset({text})")
         if len(matrix.names) != 1:
             raise DataError(f"offset({text}) gives {len(matrix.names)} columns; it must be one column of numbers")
     values = [matrix.values[:, 0] for matrix in parts]
-    if "offset" in made.rows.beside:
-        values.append(numbers(made.rows.beside["offset"], "offset"))
-    return reduce(np.add, values, filled(0.0, len(made.frame)))
+    if "offset" in evaluated.rows.beside:
+        values.append(numbers(evaluated.rows.beside["offset"], "offset"))
+    return reduce(np.add, values, filled(0.0, len(evaluated.frame)))
 
 
 def offset_source(rows: Rows) -> str | None:

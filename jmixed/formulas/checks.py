@@ -203,8 +203,8 @@ def _is_nested(inner: RandomTerm, outer: RandomTerm) -> bool:
     return bool((owner[inner.codes] == outer.codes).all())
 
 
-def _same_levels(one: RandomTerm, other: RandomTerm) -> bool:
-    return len(one.levels) == len(other.levels) and _is_nested(one, other)
+def _same_levels(term: RandomTerm, other: RandomTerm) -> bool:
+    return len(term.levels) == len(other.levels) and _is_nested(term, other)
 
 
 def _is_residual(terms: Sequence[RandomTerm], weights: np.ndarray) -> bool:
@@ -244,8 +244,8 @@ def _reproduce(terms: Sequence[RandomTerm], codes: np.ndarray) -> bool:
             return False
         columns = []
         for term in terms:
-            own, place = np.unique(term.codes[rows], return_inverse=True)
-            indicator = np.eye(len(own))[place]
+            occurring, place = np.unique(term.codes[rows], return_inverse=True)
+            indicator = np.eye(len(occurring))[place]
             columns.append((indicator[:, :, None] * term.Z[rows][:, None]).reshape(len(rows), -1))
         if np.linalg.matrix_rank(np.hstack(columns)) < len(rows):
             return False

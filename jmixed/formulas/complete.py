@@ -46,7 +46,10 @@ def complete_terms(model: ModelData) -> CompleteTerms:
     names = tuple(_name(str(term), model.recipe) for term in rhs.term_slices)
     if len(basis) == model.X.shape[1]:
         return CompleteTerms(names, values, _repeat(blocks), basis, contained_in)
-    place = np.repeat(np.arange(len(terms)), [own.stop - own.start for own in rhs.term_slices.values()])
+    place = np.repeat(
+        np.arange(len(terms)),
+        [span.stop - span.start for span in rhs.term_slices.values()],
+    )
     return CompleteTerms(names, model.X, place[model.kept], np.arange(model.X.shape[1]), contained_in)
 
 
@@ -71,22 +74,22 @@ def _factor_columns(model: ModelData, rhs: ModelSpec) -> dict[str, np.ndarray]:
     needs = dict.fromkeys(specs, model.recipe.needs["rhs"])
     recipe = Recipe(specs, needs, model.recipe.aliases, model.recipe.env, texts)
     working = working_frame(model.frame, recipe.columns(specs), recipe.aliases)
-    found = evaluate(recipe, specs, working, fresh=False).matrices
-    return {factor.expr: found[f"factor{k}"].values for k, factor in enumerate(factors)}
+    matrices = evaluate(recipe, specs, working, fresh=False).matrices
+    return {factor.expr: matrices[f"factor{k}"].values for k, factor in enumerate(factors)}
 
 
 def _columns(term: tuple[str, ...], columns: dict, categories: set[str], n: int) -> np.ndarray:
     """Products of the columns of a term's factors, those of the first factor varying fastest, first categories last."""
     choices = [range(columns[name].shape[1]) for name in reversed(term)]
-    made, firsts = [], []
+    products, firsts = [], []
     for picked in product(*choices):
         pairs = list(zip(reversed(term), picked, strict=True))
-        made.append(np.prod([np.ones(n), *(columns[name][:, k] for name, k in pairs)], axis=0))
+        products.append(np.prod([np.ones(n), *(columns[name][:, k] for name, k in pairs)], axis=0))
         firsts.append(sum(k == 0 for name, k in pairs if name in categories))
-    return np.column_stack(made)[:, np.argsort(firsts, kind="stable")]
+    return np.column_stack(products)[:, np.argsort(firsts, kind="stable")]
 
 
 def _containing(k: int, terms: list[tuple[str, ...]], categories: set[str]) -> tuple[int, ...]:
     """The terms with the same numbers as term k, all of its categories, and more of them."""
-    own = set(terms[k])
-    return tuple(j for j, other in enumerate(terms) if own < set(other) and set(other) - own <= categories)
+    factors = set(terms[k])
+    return tuple(j for j, other in enumerate(terms) if factors < set(other) and set(other) - factors <= categories)

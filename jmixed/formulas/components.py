@@ -63,13 +63,13 @@ def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
 def on_all_rows(recipe: Recipe, plans: Sequence[Plan]) -> Recipe:
     """The formulas that are evaluated on all rows together: not those of components that are made per group."""
     specs = dict(recipe.specs)
-    for made in plans:
-        own = specs.pop(made.part)
-        if made.way == "whole":
-            specs[made.part] = own
-        elif made.numeric:
+    for plan in plans:
+        spec = specs.pop(plan.part)
+        if plan.way == "whole":
+            specs[plan.part] = spec
+        elif plan.numeric:
             # The product of the numeric factors; levels stand for the others.
-            specs[made.part] = new_spec([made.numeric])
+            specs[plan.part] = new_spec([plan.numeric])
     return replace(recipe, specs=specs)
 
 
@@ -79,10 +79,10 @@ def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
         return "one"
     name = bare_name(factor.expr)
     if name in frame.columns and recipe.env.get("C", PATSY["C"]) is PATSY["C"]:
-        wrapped, own = factor.expr.startswith("C("), column(frame, name)
-        if own.dtype == "bool":
+        wrapped, series = factor.expr.startswith("C("), column(frame, name)
+        if series.dtype == "bool":
             return "truth"
-        return "categorical" if wrapped or _is_categorical(own) else "numeric"
+        return "categorical" if wrapped or _is_categorical(series) else "numeric"
     return "numeric" if _row_by_row(factor.expr, recipe, frame) else "other"
 
 
@@ -168,13 +168,13 @@ class Built:
     inner: tuple[tuple[str | None, ...], ...]
 
 
-def build_local(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+def build_local(plan: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     """Evaluate a component of the kinds "ranks" and "groups" on the working frame."""
-    return (_by_rank if made.way == "ranks" else _by_group)(made, recipe, frame, top)
+    return (_by_rank if plan.way == "ranks" else _by_group)(plan, recipe, frame, top)
 
 
 def make_term(
-    made: Plan,
+    plan: Plan,
     label: str,
     matrices: Mapping[str, Matrix],
     built: Built | None,
@@ -183,40 +183,48 @@ def make_term(
     aliases: dict,
 ) -> RandomTerm:
     """The random-effects term of a component, its columns being known."""
-    if made.way == "indicators":
-        return _indicators(made, label, matrices, frame, top, aliases)
-    matrix = built.matrix if built else matrices[made.part]
-    single = matrix.values.shape[1] == 1
+    if plan.way == "indicators":
+        return _indicators(plan, label, matrices, frame, top, aliases)
+    if built:
+        return of_columns(plan.name, label, built.matrix, built.inner, top, rebuild=Rebuild(top, None, built.local))
+    matrix = matrices[plan.part]
+    inner = (matrix.names,) * len(top.levels)
+    return of_columns(plan.name, label, matrix, inner, top, rebuild=Rebuild(top, plan.part))
+
+
+def of_columns(name: str, label: str, matrix: Matrix, inner: tuple, top: Factor, **more: Any) -> RandomTerm:
+    """The term of a component whose columns, named `inner` in each group, share one variance."""
+    single = len(matrix.names) == 1
     return RandomTerm(
         label=label,
-        group=top.name if single else made.name,
+        group=top.name if single else name,
         codes=top.codes,
         levels=top.levels,
         columns=matrix.names,
         Z=matrix.values,
         structure="unstructured" if single else ONE_VARIANCE,
-        vc=made.name,
+        vc=name,
         parents=np.arange(len(top.levels), dtype=np.int32),
-        inner=built.inner if built else (matrix.names,) * len(top.levels),
-        rebuild=Rebuild(top, None, built.local) if built else Rebuild(top, made.part),
+        inner=inner,
+        **more,
     )
 
 
 def _indicators(
-    made: Plan, label: str, matrices: Mapping[str, Matrix], frame: pd.DataFrame, top: Factor, aliases: dict
+    plan: Plan, label: str, matrices: Mapping[str, Matrix], frame: pd.DataFrame, top: Factor, aliases: dict
 ) -> RandomTerm:
     """Levels of a factor nested in the groups; without groups to speak of, the factor by itself."""
     constant = len(top.levels) == 1
-    name = made.name if constant else f"{top.name}:{made.name}"
-    columns = [factor(aliases.get(name, name), column(frame, name)) for _, name in made.categories]
+    name = plan.name if constant else f"{top.name}:{plan.name}"
+    columns = [factor(aliases.get(name, name), column(frame, name)) for _, name in plan.categories]
     chain = columns if constant else [top, *columns]
     whole = chain[0]
     for further in chain[1:]:
         whole = cross(name, whole, further)
     whole = replace(whole, name=name)
-    matrix = matrices[made.part] if made.numeric else None
-    place = {expr: k for k, (expr, _) in enumerate(made.categories, len(chain) - len(columns))}
-    spelled = ((restore(expr, aliases), place.get(expr)) for expr in made.spelling)
+    matrix = matrices[plan.part] if plan.numeric else None
+    place = {expr: k for k, (expr, _) in enumerate(plan.categories, len(chain) - len(columns))}
+    spelled = ((restore(expr, aliases), place.get(expr)) for expr in plan.spelling)
     pieces = tuple(text if k is None else (text, k) for text, k in spelled)
     return RandomTerm(
         label=label,
@@ -225,11 +233,11 @@ def _indicators(
         levels=whole.levels,
         columns=matrix.names if matrix else ("Intercept",),
         Z=matrix.values if matrix else np.ones((len(frame), 1)),
-        vc=made.name,
+        vc=plan.name,
         intercept=None if matrix else 0,
         parents=(np.zeros(len(whole.levels)) if constant else whole.decode()[0]).astype(np.int32),
         inner=LevelNames(whole, pieces),
-        rebuild=Rebuild(whole, made.part if matrix else None),
+        rebuild=Rebuild(whole, plan.part if matrix else None),
     )
 
 
@@ -245,44 +253,46 @@ class RankColumns:
     def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
         """Columns (k, q) for new rows; a category that is new in its group has none."""
         recoded = frame.copy(deep=False)
-        for k, (own, name) in enumerate(zip(self.factors, self.columns, strict=True)):
-            level = own.extend(codes.astype(np.int64), 0, column(frame, name))
-            rank = np.where(level >= 0, _ranks(own)[level], -1)
-            recoded[name] = pd.Categorical.from_codes(rank, categories=_tokens(k, own))
+        for k, (crossed, name) in enumerate(zip(self.factors, self.columns, strict=True)):
+            level = crossed.extend(codes.astype(np.int64), 0, column(frame, name))
+            rank = np.where(level >= 0, _ranks(crossed)[level], -1)
+            recoded[name] = pd.Categorical.from_codes(rank, categories=_tokens(k, crossed))
         values = evaluate(self.recipe, [self.part], recoded, fresh=False).matrices[self.part].values
         return np.where((codes >= 0)[:, None], values, 0.0)
 
 
-def _ranks(own: Factor) -> np.ndarray:
+def _ranks(crossed: Factor) -> np.ndarray:
     """Rank of each level among the levels of its group."""
-    parents = own.decode()[0]
+    parents = crossed.decode()[0]
     return np.arange(len(parents)) - np.searchsorted(parents, parents)
 
 
-def _tokens(k: int, own: Factor) -> list[str]:
-    return [f"<{k}:{rank:08d}>" for rank in range(int(_ranks(own).max()) + 1)]
+def _tokens(k: int, crossed: Factor) -> list[str]:
+    return [f"<{k}:{rank:08d}>" for rank in range(int(_ranks(crossed).max()) + 1)]
 
 
-def _by_rank(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+def _by_rank(plan: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     recoded, factors = frame.copy(deep=False), []
-    for k, (_, name) in enumerate(made.categories):
-        own = cross(name, top, factor(name, column(frame, name)))
-        recoded[name] = pd.Categorical.from_codes(_ranks(own)[own.codes], categories=_tokens(k, own))
-        factors.append(own)
-    found = evaluate(recipe, [made.part], recoded, fresh=True)
-    learnt = replace(recipe, specs=found.specs)
-    local = RankColumns(tuple(factors), tuple(name for _, name in made.categories), made.part, learnt)
-    matrix = found.matrices[made.part]
-    return Built(matrix, found.missing, local, _names_by_rank(matrix.names, factors, len(top.levels)))
+    for k, (_, name) in enumerate(plan.categories):
+        crossed = cross(name, top, factor(name, column(frame, name)))
+        recoded[name] = pd.Categorical.from_codes(_ranks(crossed)[crossed.codes], categories=_tokens(k, crossed))
+        factors.append(crossed)
+    evaluation = evaluate(recipe, [plan.part], recoded, fresh=True)
+    learnt = replace(recipe, specs=evaluation.specs)
+    local = RankColumns(tuple(factors), tuple(name for _, name in plan.categories), plan.part, learnt)
+    matrix = evaluation.matrices[plan.part]
+    return Built(matrix, evaluation.missing, local, _names_by_rank(matrix.names, factors, len(top.levels)))
 
 
 def _names_by_rank(names: tuple[str, ...], factors: list[Factor], groups: int) -> tuple[tuple[str | None, ...], ...]:
     """Each group's names: the tokens replaced by its own labels, None where it has no such level."""
     labels = []
-    for own in factors:
-        outer, inner = own.decode()
-        ranks = _ranks(own)
-        labels.append({(int(g), int(r)): str(own.tables[1][i]) for g, r, i in zip(outer, ranks, inner, strict=True)})
+    for crossed in factors:
+        outer, inner = crossed.decode()
+        ranks = _ranks(crossed)
+        labels.append(
+            {(int(g), int(r)): str(crossed.tables[1][i]) for g, r, i in zip(outer, ranks, inner, strict=True)}
+        )
 
     def spell(name: str, group: int) -> str | None:
         tokens = re.findall(r"<(\d+):(\d+)>", name)
@@ -306,28 +316,30 @@ class GroupColumns:
         values = np.zeros((len(frame), self.width))
         for code in np.unique(codes[codes >= 0]):
             rows = np.flatnonzero(codes == code)
-            own = evaluate(self.recipes[code], [self.part], frame.iloc[rows], fresh=False).matrices[self.part].values
-            values[rows, : own.shape[1]] = own
+            columns = (
+                evaluate(self.recipes[code], [self.part], frame.iloc[rows], fresh=False).matrices[self.part].values
+            )
+            values[rows, : columns.shape[1]] = columns
         return values
 
 
-def _by_group(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+def _by_group(plan: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     order = np.argsort(top.codes, kind="stable")
     bounds = np.searchsorted(top.codes[order], np.arange(len(top.levels) + 1))
     pieces = []
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         rows = order[start:stop]
-        pieces.append((rows, evaluate(recipe, [made.part], frame.iloc[rows], fresh=True)))
-    missing = [rows[found.missing] for rows, found in pieces]
-    widths = [len(found.matrices[made.part].names) for _, found in pieces]
+        pieces.append((rows, evaluate(recipe, [plan.part], frame.iloc[rows], fresh=True)))
+    missing = [rows[evaluation.missing] for rows, evaluation in pieces]
+    widths = [len(evaluation.matrices[plan.part].names) for _, evaluation in pieces]
     values = np.zeros((len(frame), max(widths)))
-    for rows, found in pieces:
-        matrix = found.matrices[made.part]
+    for rows, evaluation in pieces:
+        matrix = evaluation.matrices[plan.part]
         values[rows, : len(matrix.names)] = matrix.values
-    names = [found.matrices[made.part].names for _, found in pieces]
-    recipes = tuple(replace(recipe, specs=found.specs) for _, found in pieces)
-    padded = tuple(own + (None,) * (max(widths) - len(own)) for own in names)
+    names = [evaluation.matrices[plan.part].names for _, evaluation in pieces]
+    recipes = tuple(replace(recipe, specs=evaluation.specs) for _, evaluation in pieces)
+    padded = tuple(of_group + (None,) * (max(widths) - len(of_group)) for of_group in names)
     columns = names[int(np.argmax(widths))]
     return Built(
-        Matrix(columns, values), np.concatenate(missing), GroupColumns(made.part, recipes, max(widths)), padded
+        Matrix(columns, values), np.concatenate(missing), GroupColumns(plan.part, recipes, max(widths)), padded
     )

@@ -91,10 +91,10 @@ def label_kinds(labels: Iterable[Any]) -> dict[str, Any]:
     >>> label_kinds([308, 309.0, "308"])
     {'numbers': 308, 'text': '308'}
     """
-    found: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
     for label in labels:
-        found.setdefault(_kind(label), label)
-    return found
+        kinds.setdefault(_kind(label), label)
+    return kinds
 
 
 def _kind(label: Any) -> str:
@@ -164,22 +164,22 @@ def _lookup(name: str, table: pd.Index, values: pd.Series | np.ndarray) -> np.nd
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = np.asarray(values)
     wanted = pd.Index(values, tupleize_cols=False)
-    found = table.get_indexer(wanted).astype(np.int64)
-    if (found < 0).any():
-        _refuse_other_kind(name, table, wanted[found < 0].dropna().unique())
-    return found
+    places = table.get_indexer(wanted).astype(np.int64)
+    if (places < 0).any():
+        _refuse_other_kind(name, table, wanted[places < 0].dropna().unique())
+    return places
 
 
 def _refuse_other_kind(name: str, table: pd.Index, unknown: pd.Index) -> None:
     """Refuse labels that are unknown for their type only, as "300" where the model knows 300: no new groups."""
-    own = _kind(table[0])
-    others = [label for label in unknown if _kind(label) != own]
+    kind = _kind(table[0])
+    others = [label for label in unknown if _kind(label) != kind]
     known = {label: label for label in table.tolist()} if others else {}
     for label in others:
-        for other in _other_spellings(label, own):
+        for other in _other_spellings(label, kind):
             if other in known:
                 raise DataError(
-                    f"the grouping factor {name!r} has {_kind(label)} in the new data, {label!r}, but {own} in the "
+                    f"the grouping factor {name!r} has {_kind(label)} in the new data, {label!r}, but {kind} in the "
                     f"data that the model was fitted to, {known[other]!r}: convert the new column to the same type"
                 )
 

@@ -139,10 +139,10 @@ def _refuse_meaningless(text: str, tokens: list[_Token]) -> None:
             raise _nothing(text, token, before.text)
 
 
-def _nothing(text: str, token: _Token, own: str) -> FormulaError:
+def _nothing(text: str, token: _Token, term: str) -> FormulaError:
     """The error for an interaction of a term with itself."""
-    square = f"I({own if own.isidentifier() else f'({own})'}**2)".replace(":", "*")
-    message = f"this would be {own} itself: an interaction of a term with itself. A power is written {square}"
+    square = f"I({term if term.isidentifier() else f'({term})'}**2)".replace(":", "*")
+    message = f"this would be {term} itself: an interaction of a term with itself. A power is written {square}"
     return FormulaError(mark(message, text, token.start))
 
 
@@ -171,9 +171,9 @@ def parse_one_sided(text: str, response: str) -> str:
 
 def refuse_response(text: str, response: str, tokens: Iterable[_Token]) -> None:
     """Refuse the response among what explains it."""
-    own = _key(response.strip())
+    key = _key(response.strip())
     for token in tokens:
-        if token.kind in ("name", "python") and _key(token.text) == own:
+        if token.kind in ("name", "python") and _key(token.text) == key:
             message = f"the response {response.strip()!r} cannot explain itself: leave it out here"
             raise FormulaError(mark(message, text, token.start))
 
@@ -197,9 +197,9 @@ def bare_name(text: str) -> str:
     ('body mass', 'body mass', 'g', 'g')
     """
     text = text.strip()
-    found = re.fullmatch(r"`([^`]*)`", text) or re.fullmatch(r"""Q\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""", text)
-    if found:
-        return next(part for part in found.groups() if part is not None)
+    quoted = re.fullmatch(r"`([^`]*)`", text) or re.fullmatch(r"""Q\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""", text)
+    if quoted:
+        return next(part for part in quoted.groups() if part is not None)
     wrapped = re.fullmatch(r"C\(\s*([\w.]+|`[^`]*`|Q\([^()]*\))\s*\)", text)
     return bare_name(wrapped.group(1)) if wrapped else text
 
@@ -274,12 +274,12 @@ def _closed(text: str, start: int, opening: int) -> int:
 def _stand_in(code: str, pattern: str, taken: set[str], aliases: dict[str, str]) -> str:
     """Put a stand-in of the same length in the place of each keyword that the pattern finds."""
 
-    def swap(found: re.Match) -> str:
-        word = found.group(1)
+    def swap(match: re.Match) -> str:
+        word = match.group(1)
         known = next((alias for alias, name in aliases.items() if name == word), None)
         alias = known or next(word[:-1] + c for c in "_0123456789" if word[:-1] + c not in taken)
         aliases[alias] = word
-        return found.group(0).replace(word, alias).replace("`", " ")
+        return match.group(0).replace(word, alias).replace("`", " ")
 
     return re.sub(pattern.replace("WORD", "|".join(keyword.kwlist)), swap, code)
 
@@ -329,8 +329,8 @@ def _unwrap(body: list[_Token]) -> list[_Token]:
 
 def _offset(body: list[_Token]) -> str | None:
     """The expression inside offset(...), if the term is one."""
-    found = re.fullmatch(r"offset\((.*)\)", body[0].text, re.DOTALL) if body[0].kind == "python" else None
-    return found.group(1).strip() if found else None
+    match = re.fullmatch(r"offset\((.*)\)", body[0].text, re.DOTALL) if body[0].kind == "python" else None
+    return match.group(1).strip() if match else None
 
 
 def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]:
@@ -359,8 +359,10 @@ def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]
     if rest:
         message = f"the grouping factor cannot be read: {SPACES}" if rest[0].kind == "name" else GROUPING
         raise FormulaError(mark(message, text, rest[0].start))
-    own = " " * left[0].start + _braced(text)[left[0].start : left[-1].end]
-    return [RandomPart(f"{shown} {line} {':'.join(names)}", effects, names, double, own) for names in groups]
+    spelled_effects = " " * left[0].start + _braced(text)[left[0].start : left[-1].end]
+    return [
+        RandomPart(f"{shown} {line} {':'.join(names)}", effects, names, double, spelled_effects) for names in groups
+    ]
 
 
 def _nest(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:

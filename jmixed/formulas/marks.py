@@ -38,8 +38,8 @@ def syntax_error(error: FormulaicError, text: str) -> FormulaError:
 
 def find(name: str, text: str) -> int | None:
     """Where a name stands in a formula."""
-    found = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)
-    return found.start() if found else None
+    match = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)
+    return match.start() if match else None
 
 
 _QUOTED = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|`([^`]*)`""")
@@ -57,10 +57,10 @@ def without_backticks(code: str) -> tuple[str, dict[str, str]]:
     """
     names: dict[str, str] = {}
 
-    def stand_in(found: re.Match) -> str:
-        if found.group(1):
-            return found.group(1)
-        names[alias := f"_quoted_{len(names)}_"] = found.group(2)
+    def stand_in(match: re.Match) -> str:
+        if match.group(1):
+            return match.group(1)
+        names[alias := f"_quoted_{len(names)}_"] = match.group(2)
         return alias
 
     return _QUOTED.sub(stand_in, code), names
@@ -84,19 +84,23 @@ def spelled(code: str) -> str:
         return code
     text, brackets, before, gap = "", [], "", False
     for token in tokens:
-        own = token.string
+        piece = token.string
         if token.type in _BLANK:
             continue
         word, keyword = token.type in _WORD, iskeyword(before)
         operand = bool(before) and (before in ")]}" or (before[-1].isalnum() or before[-1] in "_\"'") and not keyword)
-        binary = own in _BINARY and operand or own == "=" and not brackets
-        closes = own in (")", "]", "}", ",", ":")
-        beside = (word or own in ("(", "[", "{", "-", "+", "~")) and keyword or word and operand and before not in ")]}"
+        binary = piece in _BINARY and operand or piece == "=" and not brackets
+        closes = piece in (")", "]", "}", ",", ":")
+        beside = (
+            (word or piece in ("(", "[", "{", "-", "+", "~")) and keyword or word and operand and before not in ")]}"
+        )
         text += " " if text and not closes and (gap or binary or beside or (word and before in (")", "]", "}"))) else ""
-        text += names.get(own, own) if own not in names else f"`{names[own]}`"
-        gap = binary or own == "," or (own == ":" and brackets[-1:] != ["["])
-        brackets = brackets + [own] if own in ("(", "[", "{") else brackets[:-1] if own in (")", "]", "}") else brackets
-        before = own
+        text += names.get(piece, piece) if piece not in names else f"`{names[piece]}`"
+        gap = binary or piece == "," or (piece == ":" and brackets[-1:] != ["["])
+        brackets = (
+            brackets + [piece] if piece in ("(", "[", "{") else brackets[:-1] if piece in (")", "]", "}") else brackets
+        )
+        before = piece
     return text
 
 

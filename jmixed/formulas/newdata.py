@@ -41,7 +41,9 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     if random:
         parts += [t.rebuild.part for t in model.terms if t.rebuild and t.rebuild.part]
     parts = list(dict.fromkeys(parts))
-    needed = list(dict.fromkeys([*recipe.columns(parts), *(c for made in local for c in recipe.needs[made.part])]))
+    needed = list(
+        dict.fromkeys([*recipe.columns(parts), *(c for columns_of in local for c in recipe.needs[columns_of.part])])
+    )
     frame = new_table(data, needed)
     for name in [*needed, *(_sources(model, recipe) if random else ())]:
         if name not in frame.columns:
@@ -57,17 +59,19 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
         # Transforms see what they saw when they learnt: rows without missing values.
         some = frame if len(there) == len(frame) else frame.iloc[there]
         working = working_frame(some, needed, recipe.aliases, recipe.dtypes)
-        found = evaluate(recipe, parts, working, fresh=False)
-        columns = found.matrices["rhs"].values
+        evaluation = evaluate(recipe, parts, working, fresh=False)
+        columns = evaluation.matrices["rhs"].values
         X[there] = columns[:, model.kept]
         lost = np.zeros(len(frame), bool)
         lost[there] = _without_estimate(model, columns)
-        lost[there[found.missing]] = False
+        lost[there[evaluation.missing]] = False
         if lost.any():
             warn(_not_estimable(model, frame.index, lost), RankWarning)
-        X[there[found.missing]] = X[lost] = np.nan
-        offset[there] = _offset(model, found, some)
-        for term, (code, values) in enumerate(_random(model.terms, recipe, found, some, working) if random else ()):
+        X[there[evaluation.missing]] = X[lost] = np.nan
+        offset[there] = _offset(model, evaluation, some)
+        for term, (code, values) in enumerate(
+            _random(model.terms, recipe, evaluation, some, working) if random else ()
+        ):
             codes[term][there], Z[term][there] = code, values
     missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
     return NewRows(X, offset, frame.index, codes, Z, missing)
@@ -101,10 +105,10 @@ def _sources(model: ModelData, recipe: Recipe) -> list[str]:
     return [name for name in dict.fromkeys(names) if "(" not in name]
 
 
-def _offset(model: ModelData, found: Evaluation, frame: pd.DataFrame) -> np.ndarray:
+def _offset(model: ModelData, evaluation: Evaluation, frame: pd.DataFrame) -> np.ndarray:
     """Offsets of the formula and of the column that offset= named."""
     offset = np.zeros(len(frame))
-    for part, matrix in found.matrices.items():
+    for part, matrix in evaluation.matrices.items():
         if part.startswith("offset"):
             offset = offset + matrix.values[:, 0]
     if model.offset_source:
@@ -118,20 +122,20 @@ def _offset(model: ModelData, found: Evaluation, frame: pd.DataFrame) -> np.ndar
 
 
 def _random(
-    terms: tuple[RandomTerm, ...], recipe: Recipe, found: Evaluation, frame: pd.DataFrame, working: pd.DataFrame
+    terms: tuple[RandomTerm, ...], recipe: Recipe, evaluation: Evaluation, frame: pd.DataFrame, working: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Levels and columns of each term."""
     for term in terms:
-        made = term.rebuild
-        if made is None:
+        rebuild = term.rebuild
+        if rebuild is None:
             raise DataError(f"the term {term.label!r} was given as arrays and cannot be made for new data")
-        level = made.factor.match([source(name, frame, recipe) for name in made.factor.sources])
-        if made.local is not None:
-            values = made.local.build(working, level)
-        elif made.part is None:
+        level = rebuild.factor.match([source(name, frame, recipe) for name in rebuild.factor.sources])
+        if rebuild.local is not None:
+            values = rebuild.local.build(working, level)
+        elif rebuild.part is None:
             values = np.ones((len(frame), 1))
         else:
-            values = found.matrices[made.part].values
+            values = evaluation.matrices[rebuild.part].values
         yield level, values
 
 

@@ -115,12 +115,12 @@ class Own(Coding):
     contrast: Any
 
     def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
-        made = self.contrast
-        if hasattr(made, "code_without_intercept"):
-            made = made.code_without_intercept(levels) if reduced else made.code_with_intercept(levels)
-        if hasattr(made, "column_suffixes"):
-            return np.asarray(made.matrix, FLOAT), list(made.column_suffixes)
-        matrix = np.asarray(made, FLOAT)
+        contrast = self.contrast
+        if hasattr(contrast, "code_without_intercept"):
+            contrast = contrast.code_without_intercept(levels) if reduced else contrast.code_with_intercept(levels)
+        if hasattr(contrast, "column_suffixes"):
+            return np.asarray(contrast.matrix, FLOAT), list(contrast.column_suffixes)
+        matrix = np.asarray(contrast, FLOAT)
         return matrix, _names("custom", range(matrix.shape[1]))
 
 

@@ -46,8 +46,8 @@ def plain_columns(specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> dict[s
     The parts that formulaic must evaluate are not there: those with transforms, missing values, or odd categories.
     """
     coded: dict[str, Any] = {}
-    found = {part: _evaluate(spec, frame, coded) for part, spec in specs.items()}
-    return {part: made for part, made in found.items() if made is not None}
+    answers = {part: _evaluate(spec, frame, coded) for part, spec in specs.items()}
+    return {part: answer for part, answer in answers.items() if answer is not None}
 
 
 def _evaluate(spec: ModelSpec, frame: pd.DataFrame, coded: dict[str, Any]) -> tuple[ModelSpec, np.ndarray] | None:
@@ -62,10 +62,12 @@ def _evaluate(spec: ModelSpec, frame: pd.DataFrame, coded: dict[str, Any]) -> tu
             return None
     numbers = {name: coded[name] for name in names if isinstance(coded[name], np.ndarray)}
     factors = {name: coded[name] for name in names if name not in numbers}
-    cells, place = _combinations([codes for codes, *_ in factors.values()], [len(own[2]) for own in factors.values()])
+    cells, place = _combinations(
+        [codes for codes, *_ in factors.values()], [len(coding[2]) for coding in factors.values()]
+    )
     if len(cells) > FEW:
         return None
-    categories = tuple(_Categories(name, own[1], own[2]) for name, own in factors.items())
+    categories = tuple(_Categories(name, coding[1], coding[2]) for name, coding in factors.items())
     answer = _ask(stated, tuple(numbers), categories, tuple(map(tuple, cells.tolist())))
     return answer.spec, _columns(answer, numbers, place, len(frame))
 
@@ -100,7 +102,9 @@ def _combinations(codes: list[np.ndarray], sizes: list[int]) -> tuple[np.ndarray
         return np.zeros((1, 0), np.int64), None
     if len(codes) == 1:
         return np.arange(sizes[0])[:, None], codes[0]
-    cells, place = compress(np.ravel_multi_index([own.astype(np.int64) for own in codes], sizes), int(np.prod(sizes)))
+    cells, place = compress(
+        np.ravel_multi_index([column_codes.astype(np.int64) for column_codes in codes], sizes), int(np.prod(sizes))
+    )
     return np.stack(np.unravel_index(cells, sizes), axis=1), place
 
 
@@ -109,8 +113,8 @@ def _ask(stated: Stated, numbers: tuple[str, ...], categories: tuple[_Categories
     """Formulaic's columns of a formula, for a row for each cell (codes of all categories)."""
     codes = np.array(cells, np.int64).reshape(len(cells), len(categories))
     table: dict[str, Any] = {name: np.ones(len(cells)) for name in numbers}
-    for own, (name, kind, levels) in zip(codes.T, categories, strict=True):
-        values = pd.Categorical.from_codes(own, list(levels))
+    for column_codes, (name, kind, levels) in zip(codes.T, categories, strict=True):
+        values = pd.Categorical.from_codes(column_codes, list(levels))
         table[name] = values.astype(object) if kind == "text" else values
     frame = pd.DataFrame(table, index=range(len(cells)))
     spec = new_spec([FormulaFactor(name, eval_method=way) for name, way in term] for term in stated)
@@ -123,11 +127,11 @@ def _ask(stated: Stated, numbers: tuple[str, ...], categories: tuple[_Categories
 def _columns(answer: _Answer, numbers: Mapping[str, np.ndarray], place: np.ndarray | None, n: int) -> np.ndarray:
     """The columns (n, k): those of each row's combination, times the numbers of the term."""
     out = roomy(n, answer.values.shape[1])
-    for term, own in answer.spec.term_slices.items():
-        coding = answer.values[:, own] if place is None else answer.values[:, own][place]
+    for term, place_of_term in answer.spec.term_slices.items():
+        coding = answer.values[:, place_of_term] if place is None else answer.values[:, place_of_term][place]
         product = [numbers[factor.expr] for factor in term.factors if factor.expr in numbers]
         if product:
-            np.multiply(coding, functools.reduce(np.multiply, product)[:, None], out=out[:, own])
+            np.multiply(coding, functools.reduce(np.multiply, product)[:, None], out=out[:, place_of_term])
         else:
-            out[:, own] = coding
+            out[:, place_of_term] = coding
     return out

@@ -59,8 +59,8 @@ def refuse_r(code: str, text: str) -> None:
             raise FormulaError(mark(f"{name!r} is a function of R{hint(name)}", text, find(name, text)))
     for name in re.findall(r"(?<![\w.`'\"])contr\.(\w+)", code):
         if not hasattr(vocabulary()["contr"], name):
-            own = "; that of MASS is contr.diff" if name == "sdif" else ""
-            message = f"there is no coding contr.{name}: there are {_CODINGS}{own}"
+            advice = "; that of MASS is contr.diff" if name == "sdif" else ""
+            message = f"there is no coding contr.{name}: there are {_CODINGS}{advice}"
             raise FormulaError(mark(message, text, find(f"contr.{name}", text)))
     coding = re.search(
         r"""(?<!\w)C\(.*,\s*(["']?)(?:contr\.)?(treatment|sum|helmert|poly|diff|sdif|SAS)\1\s*\)""", code

@@ -378,21 +378,21 @@ def _refuse_labels(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.Dat
 
 
 def _require_categories(recipe: Recipe, part: str, expr: str, labels: Sequence[Any], plain: bool = True) -> None:
-    found = label_kinds(labels)
+    kinds = label_kinds(labels)
     # In a variance component, as in a grouping factor, text of numbers can be labels only; the response has own words.
     numerals = plain and part != "lhs" and not part.startswith("v") and spell_numbers(labels)
-    if numerals or (plain and found.keys() == {"numbers", "text"}):
+    if numerals or (plain and kinds.keys() == {"numbers", "text"}):
         error = text_error(f"the column {expr!r}", pd.Series(labels, dtype=object, name=expr))
         hint = f". If these are categories, write C({quoted(expr)})" if numerals else ""
         raise _marked(f"{error.args[0]}{hint}", expr, recipe, part)
-    if len(found) > 1:
-        message = f"{expr!r} mixes {' and '.join(f'{kind} ({label!r})' for kind, label in found.items())}"
+    if len(kinds) > 1:
+        message = f"{expr!r} mixes {' and '.join(f'{kind} ({label!r})' for kind, label in kinds.items())}"
         raise _marked(f"{message}; convert it to one type", expr, recipe, part)
 
 
-def _floats(part: str, found: Any, recipe: Recipe, n: int, left_out: np.ndarray) -> tuple[ModelSpec, np.ndarray]:
+def _floats(part: str, result: Any, recipe: Recipe, n: int, left_out: np.ndarray) -> tuple[ModelSpec, np.ndarray]:
     """Formulaic's spec and columns as floats (n, k), with NaN in rows that were left out."""
-    spec, values = found.model_spec, np.asarray(found)
+    spec, values = result.model_spec, np.asarray(result)
     matrix = roomy(n, values.shape[1])
     try:
         if np.iscomplexobj(values):

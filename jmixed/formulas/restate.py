@@ -23,9 +23,9 @@ ELSEWHERE = {
 """Arguments of other packages, and what to write here."""
 
 
-def refuse_strange(given: Mapping) -> None:
+def refuse_strange(arguments: Mapping) -> None:
     """Refuse arguments of `mixedlm` that there are not, with what to write in the place of another package's."""
-    for name in given.keys() - {"use_sqrt", "drop_cols", "eval_env"}:
+    for name in arguments.keys() - {"use_sqrt", "drop_cols", "eval_env"}:
         hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
         page = "limits.md" if name == "family" else None
         raise ModelError(f"mixedlm has no argument {name!r}{hint}", page=page)
@@ -42,12 +42,12 @@ def names_of_caller(eval_env, frame: FrameType) -> Mapping:
         raise FormulaError(f"eval_env is {eval_env!r}; it must be a number of callers, or a mapping of names to values")
     if eval_env < 0:
         return {}
-    found = caller_of(frame)
+    caller = caller_of(frame)
     for _ in range(eval_env):
-        found = found and caller_of(found.f_back)
-    if found is None:
+        caller = caller and caller_of(caller.f_back)
+    if caller is None:
         raise FormulaError(f"eval_env is {eval_env}, but there are not so many callers: use 0")
-    return ChainMap(dict(found.f_locals), found.f_globals)
+    return ChainMap(dict(caller.f_locals), caller.f_globals)
 
 
 def restated(formula: str | Sequence[str], earlier: str, intercept: bool = True) -> str:

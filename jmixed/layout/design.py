@@ -77,15 +77,15 @@ class Names:
             self._read = True
             return self
         whole = isinstance(key, np.ndarray | np.generic | jax.Array) and np.issubdtype(key.dtype, np.integer)
-        found = {_stated.get(int(number)) for number in np.unique(np.asarray(key))} if whole else {None}
-        if None in found:
+        stated = {_stated.get(int(number)) for number in np.unique(np.asarray(key))} if whole else {None}
+        if None in stated:
             if self._shared:
                 raise DataError(
                     "the names of these terms are lost: the arrays went through a program that serves other models, "
                     "too, and were then computed with as a whole; compute with the fields one by one"
                 )
             return self
-        labels, counts, rows = zip(*found, strict=True)
+        labels, counts, rows = zip(*stated, strict=True)
         if len(set(labels)) > 1:
             raise DataError(f"a batch of models of different terms, {sorted(set(labels))}, has no names for its terms")
         return Names(labels[0], np.max(counts, axis=0), max(rows))
@@ -293,10 +293,10 @@ def without_coefficients(design: Design, beta: Array, free: Array) -> Design:
 
 def names_of(design: Design) -> tuple[Names, Any]:
     """The names of a design, and their key, which may be traced."""
-    own = vars(design)
-    if "_names" not in own:
-        own["_names"] = Names(design.labels, design.counts, np.shape(design.y)[-1])
-    return own["_names"], own.get("_key", own["_names"].key)
+    attributes = vars(design)
+    if "_names" not in attributes:
+        attributes["_names"] = Names(design.labels, design.counts, np.shape(design.y)[-1])
+    return attributes["_names"], attributes.get("_key", attributes["_names"].key)
 
 
 def _flatten(design):

@@ -135,5 +135,5 @@ def _sources(folder: str, inside: str = ""):
         if entry.is_dir():
             yield from _sources(entry.path, f"{inside}{entry.name}/")
         elif entry.name.endswith(".py"):
-            found = entry.stat()
-            yield inside + entry.name, found.st_size, found.st_mtime_ns
+            status = entry.stat()
+            yield inside + entry.name, status.st_size, status.st_mtime_ns

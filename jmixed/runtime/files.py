@@ -48,9 +48,9 @@ def seal_holds(content: bytes) -> bool | None:
     return hashlib.sha256(whole).digest() == digest if mark == SEAL else None
 
 
-def is_own(found: os.stat_result) -> bool:
+def is_own(status: os.stat_result) -> bool:
     """Whether nobody but this user and the system's can have written a file, or put one into a directory."""
     if not hasattr(os, "geteuid"):
         # Elsewhere the directories of a user are closed to others.
         return True
-    return found.st_uid in (os.geteuid(), 0) and not found.st_mode & 0o022
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022

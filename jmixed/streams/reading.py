@@ -67,16 +67,16 @@ class _Caller:
             return
 
     def __call__(self, columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
-        made = self.function()
-        if isinstance(made, pd.DataFrame | Mapping) or hasattr(made, "columns") or not isinstance(made, Iterable):
-            raise DataError(f"batches() returned a {type(made).__name__}; it must return a fresh iterator of tables")
-        if made is self.last and iter(made) is made:
+        tables = self.function()
+        if isinstance(tables, pd.DataFrame | Mapping) or hasattr(tables, "columns") or not isinstance(tables, Iterable):
+            raise DataError(f"batches() returned a {type(tables).__name__}; it must return a fresh iterator of tables")
+        if tables is self.last and iter(tables) is tables:
             raise DataError(
-                f"batches() returned the same {type(made).__name__} twice, which can be gone through only once: it "
+                f"batches() returned the same {type(tables).__name__} twice, which can be gone through only once: it "
                 "must return a fresh iterator each time, or give the iterator itself as batches"
             )
-        self.last = made
-        return _frames(made)
+        self.last = tables
+        return _frames(tables)
 
 
 class _Spool:
@@ -98,9 +98,9 @@ class _Spool:
             elif (table := next(self.tables, None)) is None:
                 return
             else:
-                own = table if columns is None else table.loc[:, table.columns.isin(list(columns))]
-                self._keep(own)
-                yield own
+                chosen = table if columns is None else table.loc[:, table.columns.isin(list(columns))]
+                self._keep(chosen)
+                yield chosen
             number += 1
 
     def _keep(self, table: pd.DataFrame) -> None:
@@ -236,9 +236,9 @@ def _kind(series: pd.Series) -> Any:
         return "dates or times"
     if isinstance(dtype, pd.StringDtype):
         return "text"
-    found = pd.api.types.infer_dtype(series, skipna=True)
+    kind = pd.api.types.infer_dtype(series, skipna=True)
     known = {"string": "text", "boolean": "truth values", "decimal": "numbers", "integer": "numbers"}
-    return known.get(found, "numbers" if found in ("floating", "mixed-integer-float") else found)
+    return known.get(kind, "numbers" if kind in ("floating", "mixed-integer-float") else kind)
 
 
 def require_alike(frame: pd.DataFrame, first: Mapping[str, Any]) -> None:
@@ -246,18 +246,18 @@ def require_alike(frame: pd.DataFrame, first: Mapping[str, Any]) -> None:
     for name, kind in first.items():
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, "the model"))
-        own = column(frame, name)
-        found = _kind(own)
-        if found == kind or own.isna().all():
+        series = column(frame, name)
+        here = _kind(series)
+        if here == kind or series.isna().all():
             continue
-        if isinstance(found, tuple) and kind == ANY_CATEGORIES:
+        if isinstance(here, tuple) and kind == ANY_CATEGORIES:
             continue
-        if isinstance(found, tuple) and isinstance(kind, tuple):
+        if isinstance(here, tuple) and isinstance(kind, tuple):
             raise DataError(
-                f"the categories of {name!r} are {list(found)[:8]}, those of the first batch {list(kind)[:8]}; give "
+                f"the categories of {name!r} are {list(here)[:8]}, those of the first batch {list(kind)[:8]}; give "
                 f"all the same: batch[{name!r}] = pd.Categorical(batch[{name!r}], categories=...), or make it text"
             )
-        shown = ["categories" if isinstance(k, tuple) else k for k in (found, kind)]
+        shown = ["categories" if isinstance(k, tuple) else k for k in (here, kind)]
         raise DataError(
             f"the column {name!r} holds {shown[0]}, but {shown[1]} in the first batch; convert it to one type in all"
         )
@@ -289,11 +289,11 @@ def checksum(frame: pd.DataFrame, names: Iterable[str]) -> Checksum:
     names = tuple(names)
     columns, rows = np.zeros(len(names), np.uint64), np.zeros(len(frame), np.uint64)
     for k, name in enumerate(names):
-        own = column(frame, name)
-        simple = isinstance(own.dtype, np.dtype) and own.dtype.kind in "iufb"
+        series = column(frame, name)
+        simple = isinstance(series.dtype, np.dtype) and series.dtype.kind in "iufb"
         # An array of pandas' own around one of NumPy, as text has before pandas 3, cannot be hashed.
-        other = own.to_numpy() if own.dtype == "object" else own.array
-        hashed = cast(Any, util).hash_array(own.to_numpy(FLOAT) if simple else other)
+        other = series.to_numpy() if series.dtype == "object" else series.array
+        hashed = cast(Any, util).hash_array(series.to_numpy(FLOAT) if simple else other)
         columns[k] = hashed.sum()
         rows = (rows ^ hashed) * np.uint64(0x9E3779B97F4A7C15)
     return Checksum(names, columns, rows.sum(keepdims=True))
