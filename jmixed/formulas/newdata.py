@@ -7,7 +7,16 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, RankWarning, warn
-from jmixed.formulas.frame import column, missing_rows, new_table, numbers, per_row, unknown_column, working_frame
+from jmixed.formulas.frame import (
+    any_of,
+    column,
+    missing_rows,
+    new_table,
+    numbers,
+    per_row,
+    unknown_column,
+    working_frame,
+)
 from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
 from jmixed.formulas.recipe import Evaluation, Recipe, evaluate, source
 from jmixed.runtime.precision import FLOAT
@@ -36,21 +45,18 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     if model.recipe is None:
         return _from_array(model, data, random)
     recipe = model.recipe
+    rebuilds = [term.rebuild for term in model.terms if term.rebuild] if random else []
     parts = ["rhs", *(part for part in recipe.specs if part.startswith("offset"))]
-    local = [t.rebuild.local for t in model.terms if t.rebuild and t.rebuild.local] if random else []
-    if random:
-        parts += [t.rebuild.part for t in model.terms if t.rebuild and t.rebuild.part]
-    parts = list(dict.fromkeys(parts))
-    needed = list(
-        dict.fromkeys([*recipe.columns(parts), *(c for columns_of in local for c in recipe.needs[columns_of.part])])
-    )
+    parts = list(dict.fromkeys([*parts, *(rebuild.part for rebuild in rebuilds if rebuild.part)]))
+    needed = recipe.columns([*parts, *(rebuild.local.part for rebuild in rebuilds if rebuild.local)])
     frame = new_table(data, needed)
-    for name in [*needed, *(_sources(model, recipe) if random else ())]:
+    # An expression as a grouping factor is looked at when it is evaluated.
+    sources = [name for rebuild in rebuilds for name in rebuild.factor.sources if "(" not in name]
+    for name in [*needed, *sources]:
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, "the model"))
-    missing = np.zeros(len(frame), bool)
-    for mask in missing_rows({name: column(frame, name) for name in needed}).values():
-        missing |= mask
+    masks = missing_rows({name: column(frame, name) for name in needed})
+    missing = any_of(masks) if masks else np.zeros(len(frame), bool)
     X, offset = np.full((len(frame), len(model.kept)), np.nan), np.full(len(frame), np.nan)
     codes = tuple(np.full(len(frame), -1, np.int32) for _ in model.terms) if random else ()
     Z = tuple(np.full((len(frame), len(term.columns)), np.nan) for term in model.terms) if random else ()
@@ -69,9 +75,8 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
             warn(_not_estimable(model, frame.index, lost), RankWarning)
         X[there[evaluation.missing]] = X[lost] = np.nan
         offset[there] = _offset(model, evaluation, some)
-        for term, (code, values) in enumerate(
-            _random(model.terms, recipe, evaluation, some, working) if random else ()
-        ):
+        effects = _random(model.terms, recipe, evaluation, some, working) if random else ()
+        for term, (code, values) in enumerate(effects):
             codes[term][there], Z[term][there] = code, values
     missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
     return NewRows(X, offset, frame.index, codes, Z, missing)
@@ -97,12 +102,6 @@ def _not_estimable(model: ModelData, index: pd.Index, lost: np.ndarray) -> str:
         f"and NaN in its place: the data do not determine it, as for a combination of categories without rows, where "
         f"{', '.join(model.dropped)} had to be left out"
     )
-
-
-def _sources(model: ModelData, recipe: Recipe) -> list[str]:
-    """Columns that grouping factors need."""
-    names = [name for term in model.terms if term.rebuild for name in term.rebuild.factor.sources]
-    return [name for name in dict.fromkeys(names) if "(" not in name]
 
 
 def _offset(model: ModelData, evaluation: Evaluation, frame: pd.DataFrame) -> np.ndarray:

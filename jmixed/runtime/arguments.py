@@ -350,7 +350,6 @@ def _face(function) -> Any:
     }
     # Words that are handed on mean what they mean elsewhere.
     further = {name: (kind, None) for name, kind in ARGUMENTS.items()} if any_word else {}
-    positional = [kinds.get(name) for name in ordered]
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -369,13 +368,10 @@ def _face(function) -> Any:
             if name not in kwargs and name not in ordered[: len(args)]:
                 raise ArgumentError(f"{called} needs the argument {name}")
         owner = args[0] if is_method and args else None
-        for place, (pair, value) in enumerate(zip(positional, args, strict=False)):
-            if pair is not None and value is not pair[1] and not pair[0].holds(value, owner):
-                raise ArgumentError(_other(called, ordered[place], value, pair[0]))
-        for name, value in kwargs.items():
-            pair = kinds.get(name) if name in named else further.get(name)
-            if pair is not None and value is not pair[1] and not pair[0].holds(value, owner):
-                raise ArgumentError(_other(called, name, value, pair[0]))
+        for name, value in (*zip(ordered, args, strict=False), *kwargs.items()):
+            kind, default = (kinds if name in named else further).get(name, (None, None))
+            if kind is not None and value is not default and not kind.holds(value, owner):
+                raise ArgumentError(f"{called}: {name} is {shown(value)}; it must be {kind.words}")
         try:
             return function(*args, **kwargs)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -411,10 +407,6 @@ def _unknown(label, name, known) -> str:
     close = difflib.get_close_matches(name, known, 1)
     there = f"; do you mean {close[0]}?" if close else f"; it has {', '.join(known)}" if known else ", nor any other"
     return f"{label} has no argument {name!r}{there}"
-
-
-def _other(label, name, value, kind) -> str:
-    return f"{label}: {name} is {shown(value)}; it must be {kind.words}"
 
 
 def shown(value) -> str:

@@ -11,7 +11,6 @@ import importlib.metadata
 import os
 import pickle
 import platform
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,20 +39,11 @@ def call_from(directory: Path, jitted: Any, name: str, options: Any, static: dic
         path = directory / f"jmixed-{hashlib.sha256(text.encode()).hexdigest()}.program"
         executable = _read(path, tree)
         if executable is None:
-            executable = _compile_afresh(jitted.lower(*args, **kwargs, **static))
-            _write(path, executable, tree)
+            executable, is_whole = internals.compile_afresh(jitted.lower(*args, **kwargs, **static))
+            if is_whole:
+                _write(path, executable, tree)
         _memory[directory, key] = executable
     return executable(*args, **kwargs)
-
-
-def _compile_afresh(lowered):
-    """Compile past JAX's own cache: an executable that was read from there cannot be written whole again.
-
-    JAX looks programs up by the options they are compiled with, among others: one that says how much to print when
-    memory is assigned makes this a program that JAX has never seen. No option of the process is touched.
-    """
-    with internals.nothing_written():
-        return lowered.compile(compiler_options={"xla_debug_buffer_assignment_show_max": 16 + secrets.randbelow(2**30)})
 
 
 def count() -> int:

@@ -48,6 +48,13 @@ def test_a_program_runs_and_is_found_again_without_it(keeping, monkeypatch, modu
     assert len(list(keeping.iterdir())) == (0 if name == "serialize" else 1)
 
 
+def test_an_option_that_xla_does_not_know_leaves_a_program_that_is_not_kept(keeping, monkeypatch):
+    monkeypatch.setattr(internals, "NEW_TO_JAX", "xla_no_such_option")
+    result = compilation.program(factored)(X)
+    np.testing.assert_allclose(result, np.linalg.cholesky(np.eye(2) + X @ X.T), rtol=1e-6)
+    assert not list(keeping.iterdir())
+
+
 @pytest.mark.parametrize(("module", "name"), UNDOCUMENTED, ids=[name for _, name in UNDOCUMENTED])
 def test_what_is_gone_from_jax_is_none(monkeypatch, module, name):
     assert internals.undocumented(f"{module}.gone", name) is None
