@@ -71,7 +71,7 @@ class Recipe:
     specs: dict[str, ModelSpec]  # by part: "lhs", "rhs", "offset0", "z0", ...
     needs: dict[str, tuple[str, ...]]  # part to the columns of the data that it uses
     aliases: dict[str, str]  # stand-ins for columns whose names are Python keywords, {"clas_": "class"}
-    env: dict[str, Any] = field(repr=False)  # the caller's functions and constants that are used
+    env: dict[str, Any] = field(repr=False)  # the caller's functions and constants; or `Elsewhere`
     texts: dict[str, str] = field(repr=False)  # part to the text of its formula, for messages
     # of the columns of the working frame that was fitted, to which new data is brought
     dtypes: dict[str, Any] = field(default_factory=dict, repr=False)
