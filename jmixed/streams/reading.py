@@ -154,30 +154,32 @@ def stored(source: Any) -> Reader:
     is_dataset = hasattr(source, "get_fragments")
     paths = [str(path) for path in ([source] if isinstance(source, str | PathLike) else [] if is_dataset else source)]
     named = "the dataset" if is_dataset else f"batches={(paths[0] if len(paths) == 1 else paths)!r}"
-    failures = (OSError, ValueError, TypeError, NotImplementedError, pa.ArrowException)
 
-    def failed(error: Exception) -> Exception:
-        if isinstance(error, JmixedError):
-            return error
-        if isinstance(error, FileNotFoundError):
-            return DataError(f"{named}: there is no such file or folder ({error})")
-        what = "cannot be read" if is_dataset else "cannot be read as Parquet"
-        return DataError(f"{named} {what} ({error}); if a file was cut short while it was written, write it again")
+    @contextmanager
+    def explained() -> Iterator[None]:
+        """What goes wrong with the files names them."""
+        try:
+            yield
+        except JmixedError:
+            raise
+        except FileNotFoundError as error:
+            raise DataError(f"{named}: there is no such file or folder ({error})") from error
+        except (OSError, ValueError, TypeError, NotImplementedError, pa.ArrowException) as error:
+            what = f"{named} cannot be read{'' if is_dataset else ' as Parquet'} ({error})"
+            raise DataError(f"{what}; if a file was cut short while it was written, write it again") from error
 
     def opened(**options):
         return ds.dataset(paths if len(paths) > 1 else paths[0], format="parquet", partitioning="hive", **options)
 
-    try:
+    with explained():
         dataset: Any = source if is_dataset else opened()
-    except failures as error:
-        raise failed(error) from error
     if not is_dataset and not dataset.files:
         raise DataError(f"{named} is a folder without files")
 
     def read(columns):
         # Little is read ahead: what memory holds must not grow with the file.
         options = {"batch_size": BATCH, "batch_readahead": 1}
-        try:
+        with explained():
             if columns is None:
                 # Types of the files are not compared yet: a file that is read ahead could fail before its turn.
                 for fragment in dataset.get_fragments():
@@ -188,8 +190,6 @@ def stored(source: Any) -> Reader:
             alike = dataset if is_dataset or schema.equals(dataset.schema) else opened(schema=schema)
             for batch in alike.to_batches(columns=list(columns), fragment_readahead=1, **options):
                 yield batch.to_pandas()
-        except failures as error:
-            raise failed(error) from error
 
     return read
 
