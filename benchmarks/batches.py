@@ -42,7 +42,7 @@ def make(path: Path, rows: int, groups: int) -> None:
 
 def read(path: Path) -> str:
     """Go through the file once."""
-    from jmixed.streams.files import stored
+    from jmixed.streams.reading import stored
 
     rows = sum(len(batch) for batch in stored(path)(None))
     return f"{rows} rows"

@@ -23,17 +23,9 @@ EPILOG = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fit the model that the arguments describe and print its summary.
+    """Fit the model that the arguments, by default those of the process, describe, and print its summary.
 
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        The command line; that of the process by default.
-
-    Returns
-    -------
-    int
-        The exit status: 0, or 2 for bad input or output that cannot be written, with one line on standard error.
+    The exit status is 0, or 2 for bad input or output that cannot be written, with one line on standard error.
     """
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
@@ -111,22 +103,9 @@ def _arguments(options) -> dict:
 
 
 def read_table(source: str) -> pd.DataFrame:
-    """Read a table from a file, or a bundled data set by name.
+    """Read a table from a file, or a bundled data set by name; a file wins over a data set of the same name.
 
-    Parameters
-    ----------
-    source : str
-        A path that ends in .csv, .csv.gz, .tsv, .txt, .parquet or .pq, or the name of a data set. A file wins over a
-        data set of the same name.
-
-    Returns
-    -------
-    DataFrame
-
-    Raises
-    ------
-    DataError
-        When there is no such file or data set, or it cannot be read.
+    A path ends in .csv, .csv.gz, .tsv, .txt, .parquet or .pq.
     """
     path = Path(source)
     if not path.is_file():

@@ -22,9 +22,9 @@ from jmixed.compat.packing import Packing
 from jmixed.compat.params import MixedLMParams, VCSpec, as_array, refuse_tracer
 from jmixed.errors import DataError, ModelError, RankWarning, warn
 from jmixed.formulas import checks, statement
-from jmixed.formulas.evaluate import Elsewhere
 from jmixed.formulas.frame import reordered
 from jmixed.formulas.model_data import ModelData, RandomTerm
+from jmixed.formulas.recipe import Elsewhere
 from jmixed.formulas.restate import names_of_caller, refuse_strange, restated
 from jmixed.layout.design import Design
 from jmixed.layout.stack import stack

@@ -13,7 +13,7 @@ from jmixed.errors import DataError
 @pytest.mark.parametrize("name", datasets.names())
 def test_reads_as_described(name):
     frame = datasets.load(name)
-    entry = datasets._DATASETS[name]
+    entry = datasets._descriptions()[name]
     assert list(frame.columns) == list(entry.columns)
     assert not frame.isna().any(axis=None)
     for column in frame:

@@ -22,6 +22,14 @@ ROOMS = {room: place for place, room in enumerate((*GROUND, *ARRAYS, *TABLES, *P
 TABLES_AND_FORMULAS = {"pandas", "formulaic", "narwhals"}
 ONLY_IN_TESTS = {"statsmodels", "hypothesis", "pytest", "polars"}
 
+# What other packages do not promise to keep is named in one file for each, with what is done when it is gone.
+THEIR_INTERNALS = ("jmixed.runtime.internals", "jmixed.formulas.evaluate")
+UNDOCUMENTED = re.compile(
+    r"(jax|jaxlib|formulaic|numpy|np|pandas|pd)\b.*\._[a-z]|jaxlib\b|jax\.(interpreters|experimental|extend|lib)\b"
+    r"|pandas\.(core|io|compat)\b|formulaic\.(?!errors|transforms)\w|interface_meta"
+)
+HIDDEN_NAMES = {"TRANSFORMS", "factor_cache", "encoded_cache", "_cache_size", "clear_cache"}
+
 # The only options of JAX that the package may set, and only when asked to: where compiled programs are kept.
 CACHE_OPTIONS = ("jax_compilation_cache_", "jax_persistent_cache_")
 
@@ -128,6 +136,19 @@ def test_imports_keep_to_their_side(path):
         if module.split(".")[0] in banned
     ]
     assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) not in THEIR_INTERNALS], ids=name_of)
+def test_what_others_do_not_promise_is_named_in_one_file(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = [(line, module) for line, module in imports(path) if UNDOCUMENTED.match(module)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and UNDOCUMENTED.match(ast.unparse(node)):
+            named.append((node.lineno, ast.unparse(node)))
+        word = getattr(node, "attr", getattr(node, "id", None)) or getattr(node, "name", None)
+        if word in HIDDEN_NAMES:
+            named.append((node.lineno, word))
+    assert not named, f"{path.relative_to(HOME)}: {named} may be gone one day: put it into one of {THEIR_INTERNALS}"
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name != "precision.py"], ids=name_of)

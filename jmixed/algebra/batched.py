@@ -43,9 +43,9 @@ def _jacobi(a):
         tangent = jnp.where(gap < 0, -1, 1) * twice / jnp.where(length > 0, jnp.abs(gap) + length, 1)
         cosine = 1 / jnp.sqrt(1 + tangent**2)
         left, right = identity[i], identity[j]
-        own = left[:, None] * left[None] + right[:, None] * right[None]
+        plane = left[:, None] * left[None] + right[:, None] * right[None]
         across = left[:, None] * right[None] - right[:, None] * left[None]
-        turn = identity + (cosine - 1) * own + cosine * tangent * across
+        turn = identity + (cosine - 1) * plane + cosine * tangent * across
         return turn.T @ a @ turn, vectors @ turn
 
     scale = jnp.max(jnp.abs(a))
@@ -106,22 +106,17 @@ def triangular_inverse(a) -> Any:
 
 
 def sweep(a, count):
-    """Sweep the first `count` rows of a symmetric matrix (Goodnight 1979): [[-A^-1, A^-1 b], [b'A^-1, c - b'A^-1 b]].
-
-    Returns
-    -------
-    (the swept matrix, log-determinant of A)
-    """
+    """Sweep rows of a symmetric matrix (Goodnight 1979): [[-A^-1, A^-1 b], [b'A^-1, c - b'A^-1 b]], and log det A."""
     order = np.arange(a.shape[0])
 
-    def one(k, carry):
+    def eliminate(k, carry):
         a, logdet = carry
-        own = order == k
-        pivot, row = a[k, k], jnp.where(own, -1, a[k])
-        rest = jnp.where(own[:, None] | own[None], 0, a)
+        at_pivot = order == k
+        pivot, row = a[k, k], jnp.where(at_pivot, -1, a[k])
+        rest = jnp.where(at_pivot[:, None] | at_pivot[None], 0, a)
         return rest - row[:, None] * (row / pivot)[None], logdet + jnp.log(pivot)
 
-    return repeat(count, one, (a, jnp.zeros((), a.dtype)))
+    return repeat(count, eliminate, (a, jnp.zeros((), a.dtype)))
 
 
 def semidefinite_root(a):
@@ -137,8 +132,8 @@ def semidefinite_root(a):
         a, root = carry
         pivots = diagonal(a)
         pivot = jnp.max(pivots)
-        own = np.arange(r) == jnp.argmax(pivots)
-        column = jnp.sum(jnp.where(own[None], a, 0), axis=1) / jnp.sqrt(jnp.where(pivot > least, pivot, jnp.inf))
+        at_pivot = np.arange(r) == jnp.argmax(pivots)
+        column = jnp.sum(jnp.where(at_pivot[None], a, 0), axis=1) / jnp.sqrt(jnp.where(pivot > least, pivot, jnp.inf))
         return a - column[:, None] * column[None], jnp.where((np.arange(r) == k)[None], column[:, None], root)
 
     return repeat(r, step, (a, jnp.zeros_like(a)))[1]

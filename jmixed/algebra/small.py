@@ -34,14 +34,6 @@ def semidefinite_triangle(a, b, least: Any = 0):
     """R, upper triangular with R'R = a, and x with R'x = b, for small semidefinite a (q, q, ...) and b in its range.
 
     A pivot that is rounding of what it was left of, or not above `least` (q, ...), is zero, and so is its row.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> from jmixed.algebra.small import semidefinite_triangle
-    >>> R, x = semidefinite_triangle(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([[6.0], [3.0]]))
-    >>> R.tolist(), x.tolist()
-    ([[2.0, 1.0], [0.0, 0.0]], [[3.0], [0.0]])
     """
     q = a.shape[0]
     rows, right = [], []
@@ -50,9 +42,9 @@ def semidefinite_triangle(a, b, least: Any = 0):
         pivot = rest[0]
         sound = (pivot > 4 * q * jnp.finfo(a.dtype).eps * a[k, k]) & (pivot > (least[k] if np.ndim(least) else least))
         scale = jnp.where(sound, 1 / jnp.sqrt(jnp.where(sound, pivot, 1)), 0)
-        own = less(b[k], (row[k][None] * x for row, x in zip(rows, right, strict=True)))
+        right_rest = less(b[k], (row[k][None] * x for row, x in zip(rows, right, strict=True)))
         rows.append(jnp.concatenate([jnp.zeros((k, *rest.shape[1:]), a.dtype), rest * scale[None]]))
-        right.append(own * scale[None])
+        right.append(right_rest * scale[None])
     return jnp.stack(rows), jnp.stack(right)
 
 

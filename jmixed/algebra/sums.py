@@ -72,8 +72,8 @@ def sum_in_blocks(function, arrays, constants=(), axis=-1, blocks=4) -> Any:
     @jax.custom_jvp
     def total(arrays, constants):
         def block(k):
-            own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, k * BLOCK, BLOCK, axis), arrays)
-            return function(own, constants)
+            pieces = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, k * BLOCK, BLOCK, axis), arrays)
+            return function(pieces, constants)
 
         def add_block(k, sums):
             return jax.tree.map(operator.add, sums, block(k))

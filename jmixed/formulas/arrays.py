@@ -9,18 +9,19 @@ import pandas as pd
 
 from jmixed.errors import DataError
 from jmixed.formulas import checks
-from jmixed.formulas.evaluate import Matrix
+from jmixed.formulas.components import of_columns
 from jmixed.formulas.factors import Factor, compress, factor
 from jmixed.formulas.frame import (
-    any_of,
-    missing_error,
+    complete_rows,
     numbers,
     one_dimensional,
     refuse_tracer,
     reordered,
     require_finite,
+    require_missing,
 )
-from jmixed.formulas.model_data import ONE_VARIANCE, ModelData, RandomTerm
+from jmixed.formulas.model_data import ModelData, RandomTerm
+from jmixed.formulas.recipe import Matrix
 from jmixed.runtime.precision import FLOAT
 
 
@@ -42,36 +43,20 @@ def from_arrays(
     offset: Any = None,
     check: str = "raise",
 ) -> ModelData:
-    """Build a model from arrays.
+    """Build a model from arrays; each error says what to do.
 
     Parameters
     ----------
     endog : array (n,)
-        Response.
     exog : array (n, p) or DataFrame
-        Fixed-effects columns.
     groups : array (n,)
-        Label of each row's group.
     exog_re : array (n, q) or DataFrame, optional
         Random-effects columns with an unstructured covariance; a random intercept if there is no `exog_vc` either.
     exog_vc : optional
         Variance components: an object with ``names, colnames, mats`` where ``mats[k][i]`` has the columns of component
         k for the rows of group i (groups sorted), or a mapping {name: {group: matrix}}.
-    missing : {"none", "drop", "raise"}
-        What to do with missing values in any of these.
-    weights, offset : array (n,), optional
-        Positive weights; a known part of the linear predictor.
-    check : {"raise", "ignore"}
-        Whether random effects that the data cannot tell from the residual are refused.
-
-    Returns
-    -------
-    ModelData
-
-    Raises
-    ------
-    DataError, MissingDataError, ModelError
-        When the arrays make no model; each says what to do.
+    missing, weights, offset, check
+        As of `jmixed.mixedlm`.
 
     Examples
     --------
@@ -81,10 +66,9 @@ def from_arrays(
     >>> model.exog_names, model.terms[0].columns
     (('const',), ('Intercept',))
     """
-    if missing not in ("none", "drop", "raise"):
-        raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
-    given = {"endog": endog, "exog": exog, "exog_re": exog_re, "weights": weights, "offset": offset}
-    blocks = {name: _matrix(value, name) for name, value in given.items() if value is not None}
+    require_missing(missing)
+    arrays = {"endog": endog, "exog": exog, "exog_re": exog_re, "weights": weights, "offset": offset}
+    blocks = {name: _matrix(value, name) for name, value in arrays.items() if value is not None}
     labels = _labels(groups)
     n = _same_length(blocks, labels)
     _same_rows(endog, {"exog": exog, "exog_re": exog_re, "groups": groups, "weights": weights, "offset": offset})
@@ -166,10 +150,10 @@ def _same_rows(endog: Any, others: Mapping[str, Any]) -> None:
     labels = {"endog": endog, **others}
     labels = {name: table.index for name, table in labels.items() if isinstance(table, pd.Series | pd.DataFrame)}
     rows = labels.pop("endog", None)
-    for name, own in labels.items():
-        if rows is not None and (reordered(own, rows) or (name == "exog" and not own.equals(rows))):
+    for name, index in labels.items():
+        if rows is not None and (reordered(index, rows) or (name == "exog" and not index.equals(rows))):
             raise DataError(
-                f"the row labels of {name} are not those of endog ({own[:3].tolist()}, ... and {rows[:3].tolist()}, "
+                f"the row labels of {name} are not those of endog ({index[:3].tolist()}, ... and {rows[:3].tolist()}, "
                 f"...): take both from one table, or give np.asarray({name}) if its rows are in the order of endog"
             )
 
@@ -180,7 +164,7 @@ def _components(exog_vc: Any, top: Factor, labelled: np.ndarray, n: int) -> dict
         return {}
     order = labelled[np.argsort(top.codes, kind="stable")]
     rows = np.split(order, np.cumsum(np.bincount(top.codes))[:-1])
-    found = {}
+    components = {}
     for name, matrices, names in sorted(_per_group(exog_vc, top.levels), key=lambda component: str(component[0])):
         if len(matrices) != len(rows):
             raise DataError(
@@ -194,8 +178,8 @@ def _components(exog_vc: Any, top: Factor, labelled: np.ndarray, n: int) -> dict
             values[own] = 0.0
             values[own, : matrix.shape[1]] = matrix
         inner = tuple(tuple(str(c) for c in own) + (None,) * (width - len(own)) for own in names)
-        found[str(name)] = _Block(_widest(names), values, inner)
-    return found
+        components[str(name)] = _Block(_widest(names), values, inner)
+    return components
 
 
 def _widest(names: Sequence[Sequence[Any]]) -> tuple[str, ...]:
@@ -212,9 +196,9 @@ def _per_group(exog_vc: Any, levels: pd.Index) -> list[tuple[Any, list[np.ndarra
                 raise DataError(
                     f"exog_vc[{name!r}] has no matrix for the group {lost[0]!r}; it needs one for every group"
                 )
-            given = [by_group[level] for level in levels]
-            names = [list(getattr(m, "columns", range(np.shape(m)[1] if np.ndim(m) == 2 else 1))) for m in given]
-            out.append((name, [_dense(m) for m in given], names))
+            of_levels = [by_group[level] for level in levels]
+            names = [list(getattr(m, "columns", range(np.shape(m)[1] if np.ndim(m) == 2 else 1))) for m in of_levels]
+            out.append((name, [_dense(m) for m in of_levels], names))
         return out
     if not all(hasattr(exog_vc, name) for name in ("names", "colnames", "mats")):
         raise DataError(
@@ -235,52 +219,31 @@ def _complete(blocks: Mapping[str, Matrix], labels: pd.Series, missing: str) -> 
     """Positions of the rows without missing values in any array."""
     masks = {"groups": labels.isna().to_numpy()}
     masks |= {name: np.asarray(np.isnan(block.values).any(axis=1)) for name, block in blocks.items()}
-    masks = {name: mask for name, mask in masks.items() if mask.any()}
-    positions = np.arange(len(labels))
-    if not masks:
-        return positions
-    if missing != "drop":
-        raise missing_error(masks, positions)
-    keep = np.flatnonzero(~any_of(masks))
+    keep = complete_rows(masks, np.arange(len(labels)), missing)
     if not len(keep):
         raise DataError("no rows are left after leaving out those with missing values; look at the arrays")
     return keep
 
 
-def _random_effects(found: Matrix | None, components: bool, top: Factor) -> list[RandomTerm]:
-    if components and (found is None or not found.names):
+def _random_effects(block: Matrix | None, components: bool, top: Factor) -> list[RandomTerm]:
+    if components and (block is None or not block.names):
         return []
-    if found is None:
-        label, found = "1 | Group", Matrix(("Intercept",), np.ones((len(top.codes), 1)))
+    if block is None:
+        label, block = "1 | Group", Matrix(("Intercept",), np.ones((len(top.codes), 1)))
     else:
-        label = f"0 + {' + '.join(found.names)} | Group"
-    constant = checks.constant_column(found.values)
-    return [RandomTerm(label, top.name, top.codes, top.levels, found.names, found.values, intercept=constant)]
+        label = f"0 + {' + '.join(block.names)} | Group"
+    constant = checks.constant_column(block.values)
+    return [RandomTerm(label, top.name, top.codes, top.levels, block.names, block.values, intercept=constant)]
 
 
 def _component(name: str, block: _Block, top: Factor) -> RandomTerm:
     """A component as the levels of a factor when its columns are indicators, else as columns with one variance."""
-    label, parents = f"{name} | Group", np.arange(len(top.levels), dtype=np.int32)
-    if (
-        block.values.shape[1] > 1
-        and ((block.values == 0) | (block.values == 1)).all()
-        and (block.values.sum(1) == 1).all()
-    ):
+    label, values = f"{name} | Group", block.values
+    if values.shape[1] == 1:
+        return of_columns(name, label, block, block.inner, top, intercept=checks.constant_column(values))
+    if ((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all():
         return _indicators(name, label, block, top)
-    single = block.values.shape[1] == 1
-    return RandomTerm(
-        label=label,
-        group=top.name if single else name,
-        codes=top.codes,
-        levels=top.levels,
-        columns=block.names,
-        Z=block.values,
-        structure="unstructured" if single else ONE_VARIANCE,
-        vc=name,
-        intercept=checks.constant_column(block.values) if single else None,
-        parents=parents,
-        inner=block.inner,
-    )
+    return of_columns(name, label, block, block.inner, top)
 
 
 def _indicators(name: str, label: str, block: _Block, top: Factor) -> RandomTerm:
@@ -323,26 +286,19 @@ def _model(
     for term in terms:
         require_finite(term.Z, term.columns, keep)
     checks.require_identifiable(terms, weights, check)
-    kept = checks.independent_columns(right.values)
-    redundant = np.setdiff1d(np.arange(len(right.names)), kept)
-    names = tuple(right.names[j] for j in kept)
-    checks.require_rows(n, names)
-    return ModelData(
+    return checks.without_redundant(
+        right.values,
+        right.names,
+        n,
         y=y,
-        X=np.ascontiguousarray(right.values[:, kept]),
         weights=weights,
         offset=offset,
         terms=checks.distinct(terms),
         endog_name=blocks["endog"].names[0],
-        exog_names=names,
-        dropped=tuple(right.names[j] for j in redundant),
         index=index,
         rows=keep,
         frame=None,
         groups=np.asarray(labels.iloc[keep]),
         group_name="Group",
-        kept=kept,
-        redundant=redundant,
-        explained=checks.explained(right.values, kept, redundant),
         offset_source="" if "offset" in blocks else None,
     )

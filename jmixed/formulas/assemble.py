@@ -10,14 +10,13 @@ import pandas as pd
 
 from jmixed.errors import DataError
 from jmixed.formulas import checks, components
-from jmixed.formulas.evaluate import Evaluation, Matrix, Recipe, evaluate, known_factors, source
+from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.factors import Factor, cross, factor, plain_labels
 from jmixed.formulas.formula import FormulaParts, RandomPart, normalise
 from jmixed.formulas.frame import (
-    any_of,
     column,
+    complete_rows,
     holds_text,
-    missing_error,
     missing_rows,
     numbers,
     require_finite,
@@ -27,38 +26,21 @@ from jmixed.formulas.frame import (
 )
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
+from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, source
 from jmixed.runtime.memory import filled
 
 
 @dataclass(frozen=True)
 class Words:
-    """A model in words.
+    """A model in words."""
 
-    Attributes
-    ----------
-    parts : FormulaParts
-        The main formula taken apart.
-    random : tuple of RandomPart
-        Random-effects terms from bars or from ``re_formula``.
-    components : tuple of (str, str)
-        Name and part of each variance component.
-    effects : dict
-        Text of random effects to the part that evaluates it.
-    texts : dict
-        Part to formula.
-    shown : dict
-        Part to the text that messages show for it.
-    group_name : str or None
-        Name of the top-level factor, statsmodels style.
-    """
-
-    parts: FormulaParts
-    random: tuple[RandomPart, ...]
-    components: tuple[tuple[str, str], ...]
-    effects: dict[str, str]
-    texts: dict[str, str]
-    shown: dict[str, str]
-    group_name: str | None
+    parts: FormulaParts  # the main formula taken apart
+    random: tuple[RandomPart, ...]  # from bars or from re_formula
+    components: tuple[tuple[str, str], ...]  # name and part of each variance component
+    effects: dict[str, str]  # text of random effects to the part that evaluates it
+    texts: dict[str, str]  # part to formula
+    shown: dict[str, str]  # part to the text that messages show for it
+    group_name: str | None  # of the top-level factor, statsmodels style
 
 
 class NoRowsError(DataError):
@@ -67,21 +49,11 @@ class NoRowsError(DataError):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that may be in the model.
+    """Rows that may be in the model."""
 
-    Attributes
-    ----------
-    frame : DataFrame
-        The caller's rows.
-    beside : dict
-        Groups, weights and offset row by row, as far as they were given.
-    positions : array of int
-        Where these rows are in the caller's data.
-    """
-
-    frame: pd.DataFrame
-    beside: dict[str, pd.Series]
-    positions: np.ndarray
+    frame: pd.DataFrame  # the caller's rows
+    beside: dict[str, pd.Series]  # groups, weights and offset row by row, as far as they were given
+    positions: np.ndarray  # where these rows are in the caller's data
 
     def take(self, keep: np.ndarray) -> "Rows":
         """The rows at positions `keep`."""
@@ -102,16 +74,10 @@ class Evaluated:
 
     def without(self, masks: Mapping[str, np.ndarray], missing: str) -> "Evaluated":
         """Leave out the masked rows, or refuse them."""
-        masks = {name: mask for name, mask in masks.items() if mask.any()}
-        if not masks:
+        keep = complete_rows(masks, self.rows.positions, missing)
+        if len(keep) == len(self.frame):
             return self
-        if missing != "drop":
-            raise missing_error(masks, self.rows.positions)
-        keep = np.flatnonzero(~any_of(masks))
-        matrices = {
-            part: Matrix(m.names, m.values[keep]) if len(m.values) == len(self.frame) else m
-            for part, m in self.matrices.items()
-        }
+        matrices = {part: Matrix(matrix.names, matrix.values[keep]) for part, matrix in self.matrices.items()}
         labels = {
             name: values[keep] if isinstance(values, np.ndarray) else values.iloc[keep]
             for name, values in self.sources.items()
@@ -124,11 +90,7 @@ def leave_out_missing(rows: Rows, words: Words, recipe: Recipe, missing: str) ->
     columns = [*recipe.columns(recipe.specs), *_grouping_columns(words, rows.frame.columns)]
     used: dict[str, Any] = {name: rows.frame[name] for name in dict.fromkeys(columns)}
     masks = missing_rows(used | {f"{name}=": values for name, values in rows.beside.items()})
-    if not masks:
-        return rows
-    if missing != "drop":
-        raise missing_error(masks, rows.positions)
-    return rows.take(np.flatnonzero(~any_of(masks)))
+    return rows.take(complete_rows(masks, rows.positions, missing)) if masks else rows
 
 
 def _grouping_columns(words: Words, columns: pd.Index) -> list[str]:
@@ -148,60 +110,42 @@ def assemble(
 ) -> ModelData:
     """Evaluate the formulas on rows whose columns have no missing values, and build the model.
 
-    Parameters
-    ----------
-    words, recipe, rows
-        The model in words, its formulas, and its rows.
-    missing : str
-        What to do with missing values that transforms make.
-    drop_cols : tuple of str
-        Fixed-effects columns to leave out.
-    check : str
-        "raise" refuses random effects that the data cannot tell from the residual, "ignore" lets them pass.
-
-    Returns
-    -------
-    ModelData
+    `missing` says what to do with missing values that transforms make, `drop_cols` which fixed effects to leave out;
+    `check` is that of `checks.require_identifiable`.
     """
     frame = working_frame(rows.frame, recipe.columns(recipe.specs), recipe.aliases)
     plans = [components.plan(name, part, recipe, frame) for name, part in words.components]
-    made, learnt = _evaluate(words, recipe, plans, rows, frame, missing)
+    evaluated, learnt = _evaluate(words, recipe, plans, rows, frame, missing)
     learnt = replace(learnt, dtypes={name: column(frame, name).dtype for name in frame})
-    grouping = grouping_factors(words, made.sources)
-    built = _components(plans, recipe, made, grouping)
+    grouping = grouping_factors(words, evaluated.sources)
+    built = _components(plans, recipe, evaluated, grouping)
     if any(len(b.missing) for b in built.values()):
-        made = made.without(_component_masks(built, len(made.frame)), missing)
-        grouping = grouping_factors(words, made.sources)
-        built = _components(plans, recipe, made, grouping)
-        made.without(_component_masks(built, len(made.frame)), "raise")
-    of_components = component_terms(words, plans, recipe, made, grouping, built)
-    terms = checks.distinct([*random_terms(words, made, grouping), *of_components])
-    return _model(words, learnt, made, grouping, terms, drop_cols, check)
+        evaluated = evaluated.without(_component_masks(built, len(evaluated.frame)), missing)
+        grouping = grouping_factors(words, evaluated.sources)
+        built = _components(plans, recipe, evaluated, grouping)
+        evaluated.without(_component_masks(built, len(evaluated.frame)), "raise")
+    of_components = component_terms(words, plans, recipe, evaluated, grouping, built)
+    terms = checks.distinct([*random_terms(words, evaluated, grouping), *of_components])
+    return _model(words, learnt, evaluated, grouping, terms, drop_cols, check)
 
 
 def _evaluate(
     words: Words, recipe: Recipe, plans: list[components.Plan], rows: Rows, frame: pd.DataFrame, missing: str
 ) -> tuple[Evaluated, Recipe]:
     """Evaluate all formulas but those of components made per group, together."""
-    own = components.on_all_rows(recipe, plans)
-    found = evaluate(own, own.specs, frame, fresh=True)
-    made = Evaluated(rows, frame, found.matrices, sources(words, rows, recipe))
-    masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in made.sources.items()}
-    masks[f"columns made by {words.parts.text!r}"] = _mask(found.missing, len(frame))
-    if len(found.missing):
-        masks, made = _widen(masks, found, made)
-    return made.without(masks, missing), replace(recipe, specs=found.specs)
+    together = components.on_all_rows(recipe, plans)
+    evaluation = evaluate(together, together.specs, frame, fresh=True)
+    labels = sources(words, rows, recipe)
+    return on_complete_rows(words, rows, frame, evaluation, labels, missing), replace(recipe, specs=evaluation.specs)
 
 
-def _widen(masks: dict, found: Evaluation, made: Evaluated) -> tuple[dict, Evaluated]:
-    """Bring matrices without the missing rows back to all rows, so that one rule leaves rows out."""
-    there = np.delete(np.arange(len(made.frame)), found.missing)
-    full = {}
-    for part, matrix in found.matrices.items():
-        values = np.full((len(made.frame), len(matrix.names)), np.nan)
-        values[there] = matrix.values
-        full[part] = Matrix(matrix.names, values)
-    return masks, replace(made, matrices=full)
+def on_complete_rows(
+    words: Words, rows: Rows, frame: pd.DataFrame, evaluation: Evaluation, labels: dict[str, Any], missing: str
+) -> Evaluated:
+    """What was evaluated, leaving out or refusing rows in which transforms make missing values."""
+    masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in labels.items()}
+    masks[f"columns made by {words.parts.text!r}"] = _mask(evaluation.missing, len(frame))
+    return Evaluated(rows, frame, evaluation.matrices, labels).without(masks, missing)
 
 
 def _mask(rows: np.ndarray, n: int) -> np.ndarray:
@@ -233,37 +177,37 @@ def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str,
     return factors
 
 
-def random_terms(words: Words, made: Evaluated, grouping: dict) -> list[RandomTerm]:
+def random_terms(words: Words, evaluated: Evaluated, grouping: dict) -> list[RandomTerm]:
     """The ordinary random-effects terms."""
     terms = []
     for part in words.random:
-        own = grouping[part.factors]
+        grouping_factor = grouping[part.factors]
         key = words.effects.get(part.effects)
-        matrix = made.matrices[key] if key else Matrix(("Intercept",), filled(1.0, len(made.frame), 1))
+        matrix = evaluated.matrices[key] if key else Matrix(("Intercept",), filled(1.0, len(evaluated.frame), 1))
         terms.append(
             RandomTerm(
                 label=part.label,
-                group=own.name,
-                codes=own.codes,
-                levels=own.levels,
+                group=grouping_factor.name,
+                codes=grouping_factor.codes,
+                levels=grouping_factor.levels,
                 columns=matrix.names,
                 Z=matrix.values,
                 intercept=checks.constant_column(matrix.values),
-                rebuild=Rebuild(own, key),
+                rebuild=Rebuild(grouping_factor, key),
             )
         )
     return terms
 
 
 def _components(
-    plans: list[components.Plan], recipe: Recipe, made: Evaluated, grouping: dict
+    plans: list[components.Plan], recipe: Recipe, evaluated: Evaluated, grouping: dict
 ) -> dict[str, components.Built]:
     """The components whose columns are made per group."""
     local = [plan for plan in plans if plan.way in ("ranks", "groups")]
     if not local:
         return {}
     top = next(iter(grouping.values()))
-    return {plan.name: components.build_local(plan, recipe, made.frame, top) for plan in local}
+    return {plan.name: components.build_local(plan, recipe, evaluated.frame, top) for plan in local}
 
 
 def _component_masks(built: dict[str, components.Built], n: int) -> dict[str, np.ndarray]:
@@ -271,7 +215,7 @@ def _component_masks(built: dict[str, components.Built], n: int) -> dict[str, np
 
 
 def component_terms(
-    words: Words, plans: Sequence[components.Plan], recipe: Recipe, made: Evaluated, grouping: dict, built: dict
+    words: Words, plans: Sequence[components.Plan], recipe: Recipe, evaluated: Evaluated, grouping: dict, built: dict
 ) -> list[RandomTerm]:
     """The terms that variance components stand for."""
     if not plans:
@@ -281,9 +225,9 @@ def component_terms(
         components.make_term(
             plan,
             f"{normalise(recipe.texts[plan.part])} | {top.name}",
-            made.matrices,
+            evaluated.matrices,
             built.get(plan.name),
-            made.frame,
+            evaluated.frame,
             top,
             recipe.aliases,
         )
@@ -294,18 +238,18 @@ def component_terms(
 def _model(
     words: Words,
     recipe: Recipe,
-    made: Evaluated,
+    evaluated: Evaluated,
     grouping: dict,
     terms: tuple[RandomTerm, ...],
     drop_cols: tuple[str, ...],
     check: str,
 ) -> ModelData:
     """Check the arrays and put them together."""
-    positions, rows = made.rows.positions, made.rows
-    endog_name, y = response(recipe, made)
-    right = made.matrices["rhs"]
+    positions, rows = evaluated.rows.positions, evaluated.rows
+    endog_name, y = response(recipe, evaluated)
+    right = evaluated.matrices["rhs"]
     require_finite(right.values, right.names, positions)
-    weights, offset = weights_of(rows), offset_of(words, made)
+    weights, offset = weights_of(rows), offset_of(words, evaluated)
     require_finite(y, [endog_name], positions)
     require_finite(offset, ["offset"], positions)
     checks.require_variation(y, offset, endog_name)
@@ -315,44 +259,34 @@ def _model(
     for name in drop_cols:
         if name not in right.names:
             raise DataError(unknown_column(name, right.names, "drop_cols", "the fixed effects"))
-    allowed = np.flatnonzero([name not in drop_cols for name in right.names])
-    everything = len(allowed) == len(right.names)
-    X = right.values if everything else np.ascontiguousarray(right.values[:, allowed])
-    chosen = checks.independent_columns(X)
-    kept = allowed[chosen]
-    redundant = np.setdiff1d(allowed, kept)
-    names = tuple(right.names[j] for j in kept)
-    checks.require_rows(len(y), names)
-    return ModelData(
+    return checks.without_redundant(
+        right.values,
+        right.names,
+        len(y),
+        allowed=np.flatnonzero([name not in drop_cols for name in right.names]),
         y=y,
-        X=X if len(chosen) == X.shape[1] else np.ascontiguousarray(X[:, chosen]),
         weights=weights,
         offset=offset,
         terms=terms,
         endog_name=endog_name,
-        exog_names=names,
-        dropped=tuple(right.names[j] for j in redundant),
         index=rows.frame.index,
         rows=positions,
         frame=rows.frame,
         groups=np.asarray(plain_labels(rows.beside["groups"])) if words.group_name is not None else None,
         group_name=words.group_name,
         formula=words.parts.text,
-        kept=kept,
-        redundant=redundant,
-        explained=checks.explained(right.values, kept, redundant),
         recipe=recipe,
         offset_source=offset_source(rows),
     )
 
 
-def response(recipe: Recipe, made: Evaluated) -> tuple[str, np.ndarray]:
+def response(recipe: Recipe, evaluated: Evaluated) -> tuple[str, np.ndarray]:
     """The one numeric column that the left-hand side stands for."""
-    left = made.matrices["lhs"]
-    text = [name for name in recipe.needs["lhs"] if holds_text(column(made.rows.frame, name))]
+    left = evaluated.matrices["lhs"]
+    text = [name for name in recipe.needs["lhs"] if holds_text(column(evaluated.rows.frame, name))]
     categorical = any(kind == "categorical" for kind, _ in known_factors(recipe.specs["lhs"]).values())
     if text and (len(left.names) != 1 or categorical):
-        raise text_error(f"the response {text[0]!r}", column(made.rows.frame, text[0]))
+        raise text_error(f"the response {text[0]!r}", column(evaluated.rows.frame, text[0]))
     if len(left.names) != 1:
         raise DataError(
             f"the response must be one column of numbers; the formula gives {len(left.names)}: {left.names[:4]}"
@@ -370,17 +304,17 @@ def weights_of(rows: Rows) -> np.ndarray:
     return values
 
 
-def offset_of(words: Words, made: Evaluated) -> np.ndarray:
-    parts = [made.matrices[f"offset{i}"] for i in range(len(words.parts.offsets))]
+def offset_of(words: Words, evaluated: Evaluated) -> np.ndarray:
+    parts = [evaluated.matrices[f"offset{i}"] for i in range(len(words.parts.offsets))]
     for text, matrix in zip(words.parts.offsets, parts, strict=True):
-        if text in made.rows.frame:
-            numbers(column(made.rows.frame, text), f"offset({text})")
+        if text in evaluated.rows.frame:
+            numbers(column(evaluated.rows.frame, text), f"offset({text})")
         if len(matrix.names) != 1:
             raise DataError(f"offset({text}) gives {len(matrix.names)} columns; it must be one column of numbers")
     values = [matrix.values[:, 0] for matrix in parts]
-    if "offset" in made.rows.beside:
-        values.append(numbers(made.rows.beside["offset"], "offset"))
-    return reduce(np.add, values, filled(0.0, len(made.frame)))
+    if "offset" in evaluated.rows.beside:
+        values.append(numbers(evaluated.rows.beside["offset"], "offset"))
+    return reduce(np.add, values, filled(0.0, len(evaluated.frame)))
 
 
 def offset_source(rows: Rows) -> str | None:

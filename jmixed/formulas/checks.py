@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from jmixed.errors import DataError, ModelError
-from jmixed.formulas.model_data import RandomTerm
+from jmixed.formulas.model_data import ModelData, RandomTerm
 
 REDUNDANT = 1e-7
 """Columns of unit length that are closer than this to the span of the columns on their left are redundant."""
@@ -45,13 +46,35 @@ def independent_columns(X: np.ndarray) -> np.ndarray:
     return _orthogonalise(np.asarray(np.linalg.qr(unit, mode="r")) if len(X) > X.shape[1] else unit)
 
 
-def explained(X: np.ndarray, kept: np.ndarray, redundant: np.ndarray) -> np.ndarray | None:
+def _explained(X: np.ndarray, kept: np.ndarray, redundant: np.ndarray) -> np.ndarray | None:
     """What the redundant columns are of those kept, (p, d): columns of X (n, c) at given positions."""
     if not len(redundant):
         return None
     size, others = np.linalg.norm(X[:, kept], axis=0), np.linalg.norm(X[:, redundant], axis=0)
     weights = np.linalg.lstsq(X[:, kept] / size, X[:, redundant], rcond=None)[0]
     return np.where(np.abs(weights) > 1e-10 * others, weights, 0) / size[:, None]
+
+
+def without_redundant(
+    X: np.ndarray, names: tuple[str, ...], nobs: int, allowed: np.ndarray | None = None, **fields: Any
+) -> ModelData:
+    """The model whose fixed effects are the independent ones among the allowed columns of X (n, c); others by name."""
+    allowed = np.arange(len(names)) if allowed is None else allowed
+    candidates = X if len(allowed) == len(names) else np.ascontiguousarray(X[:, allowed])
+    chosen = independent_columns(candidates)
+    kept = allowed[chosen]
+    redundant = np.setdiff1d(allowed, kept)
+    exog_names = tuple(names[j] for j in kept)
+    require_rows(nobs, exog_names)
+    return ModelData(
+        X=candidates if len(chosen) == len(allowed) else np.ascontiguousarray(candidates[:, chosen]),
+        exog_names=exog_names,
+        dropped=tuple(names[j] for j in redundant),
+        kept=kept,
+        redundant=redundant,
+        explained=_explained(X, kept, redundant),
+        **fields,
+    )
 
 
 def _orthogonalise(columns: np.ndarray) -> np.ndarray:
@@ -123,18 +146,11 @@ def require_fewer_coefficients(term: RandomTerm, nobs: int) -> None:
 
 
 def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check: str) -> None:
-    """Random effects that differ from the residual, and that leave it something.
+    """Random effects that differ from the residual, and that leave it something; with check="ignore" all pass.
 
     As many coefficients as rows may be told from the residual by the pattern of the variances: by weights that differ,
     or times that differ between levels. More coefficients than rows, of several terms or in every level, that can
     reproduce any response leave a likelihood that may be highest where the residual variance is zero.
-
-    Parameters
-    ----------
-    terms : sequence of RandomTerm
-    weights : array (n,)
-    check : str
-        "ignore" lets every model pass.
     """
     if check not in ("raise", "ignore"):
         raise ModelError(f'check is {check!r}; it must be "raise" or "ignore"')
@@ -187,8 +203,8 @@ def _is_nested(inner: RandomTerm, outer: RandomTerm) -> bool:
     return bool((owner[inner.codes] == outer.codes).all())
 
 
-def _same_levels(one: RandomTerm, other: RandomTerm) -> bool:
-    return len(one.levels) == len(other.levels) and _is_nested(one, other)
+def _same_levels(term: RandomTerm, other: RandomTerm) -> bool:
+    return len(term.levels) == len(other.levels) and _is_nested(term, other)
 
 
 def _is_residual(terms: Sequence[RandomTerm], weights: np.ndarray) -> bool:
@@ -228,8 +244,8 @@ def _reproduce(terms: Sequence[RandomTerm], codes: np.ndarray) -> bool:
             return False
         columns = []
         for term in terms:
-            own, place = np.unique(term.codes[rows], return_inverse=True)
-            indicator = np.eye(len(own))[place]
+            occurring, place = np.unique(term.codes[rows], return_inverse=True)
+            indicator = np.eye(len(occurring))[place]
             columns.append((indicator[:, :, None] * term.Z[rows][:, None]).reshape(len(rows), -1))
         if np.linalg.matrix_rank(np.hstack(columns)) < len(rows):
             return False

@@ -11,48 +11,34 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic import ModelSpec, SimpleFormula
-from formulaic.parser.types import Factor as FormulaFactor
-from formulaic.parser.types import Term
-from formulaic.transforms import TRANSFORMS
 
-from jmixed.formulas.evaluate import Matrix, Recipe, evaluate, known_factors, restore
+from jmixed.formulas.evaluate import FormulaFactor, known_factors, new_spec, vocabulary
 from jmixed.formulas.factors import Factor, cross, factor
 from jmixed.formulas.formula import bare_name
 from jmixed.formulas.frame import column
 from jmixed.formulas.model_data import ONE_VARIANCE, RandomTerm, Rebuild
 from jmixed.formulas.patsy_words import PATSY
+from jmixed.formulas.recipe import Matrix, Recipe, evaluate, restore
 
 
 @dataclass(frozen=True)
 class Plan:
     """How a variance component is evaluated.
 
-    Attributes
-    ----------
-    name, part : str
-        The component and its part of the recipe.
-    way : str
-        "indicators": levels of a nested factor, times a numeric column if `numeric`; "whole": one evaluation for all
-        rows; "ranks": one evaluation with categories recoded within groups; "groups": group by group.
-    categories : tuple of (str, str)
-        Spelling in the formula and column of each categorical factor.
-    numeric : tuple of factors
-        Numeric factors of an "indicators" component.
-    spelling : tuple of str
-        All factors of an "indicators" component in the order of the formula.
+    "indicators": levels of a nested factor, times a numeric column if `numeric`; "whole": one evaluation for all rows;
+    "ranks": one evaluation with categories recoded within groups; "groups": group by group.
     """
 
     name: str
-    part: str
+    part: str  # of the recipe
     way: str
-    categories: tuple[tuple[str, str], ...] = ()
-    numeric: tuple[FormulaFactor, ...] = ()
-    spelling: tuple[str, ...] = ()
+    categories: tuple[tuple[str, str], ...] = ()  # spelling in the formula and column of each categorical factor
+    numeric: tuple[FormulaFactor, ...] = ()  # numeric factors of an "indicators" component
+    spelling: tuple[str, ...] = ()  # all factors of an "indicators" component in the order of the formula
 
 
 def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
@@ -77,18 +63,14 @@ def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
 def on_all_rows(recipe: Recipe, plans: Sequence[Plan]) -> Recipe:
     """The formulas that are evaluated on all rows together: not those of components that are made per group."""
     specs = dict(recipe.specs)
-    for made in plans:
-        own = specs.pop(made.part)
-        if made.way == "whole":
-            specs[made.part] = own
-        elif made.numeric:
-            specs[made.part] = _numeric_spec(made)
+    for plan in plans:
+        spec = specs.pop(plan.part)
+        if plan.way == "whole":
+            specs[plan.part] = spec
+        elif plan.numeric:
+            # The product of the numeric factors; levels stand for the others.
+            specs[plan.part] = new_spec([plan.numeric])
     return replace(recipe, specs=specs)
-
-
-def _numeric_spec(made: Plan) -> ModelSpec:
-    """The product of the numeric factors of an "indicators" component."""
-    return ModelSpec(formula=cast(SimpleFormula, SimpleFormula([Term(made.numeric)])))
 
 
 def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
@@ -97,10 +79,10 @@ def _kind(factor: FormulaFactor, recipe: Recipe, frame: pd.DataFrame) -> str:
         return "one"
     name = bare_name(factor.expr)
     if name in frame.columns and recipe.env.get("C", PATSY["C"]) is PATSY["C"]:
-        wrapped, own = factor.expr.startswith("C("), column(frame, name)
-        if own.dtype == "bool":
+        wrapped, series = factor.expr.startswith("C("), column(frame, name)
+        if series.dtype == "bool":
             return "truth"
-        return "categorical" if wrapped or _is_categorical(own) else "numeric"
+        return "categorical" if wrapped or _is_categorical(series) else "numeric"
     return "numeric" if _row_by_row(factor.expr, recipe, frame) else "other"
 
 
@@ -108,8 +90,8 @@ def _gives_truth(factor: FormulaFactor, part: str, recipe: Recipe, frame: pd.Dat
     """Whether an expression gives truth values, which are categories, as ``I(x > 0)``."""
     if factor.eval_method.value != "python":
         return False
-    spec = ModelSpec(formula=cast(SimpleFormula, SimpleFormula([Term((factor,))])))
-    learnt = evaluate(replace(recipe, specs={part: spec}), [part], frame.iloc[:1], fresh=True).specs[part]
+    alone = replace(recipe, specs={part: new_spec([[factor]])})
+    learnt = evaluate(alone, [part], frame.iloc[:1], fresh=True).specs[part]
     return known_factors(learnt)[factor][0] == "categorical"
 
 
@@ -127,7 +109,7 @@ def _row_by_row(expr: str, recipe: Recipe, frame: pd.DataFrame) -> bool:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             function = _resolve(node.func, recipe.env)
-            if node.keywords or not (isinstance(function, np.ufunc) or function is TRANSFORMS["I"]):
+            if node.keywords or not (isinstance(function, np.ufunc) or function is vocabulary()["I"]):
                 return False
     called = {ast.unparse(node.func).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Call)}
     names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - called
@@ -140,7 +122,7 @@ def _row_by_row(expr: str, recipe: Recipe, frame: pd.DataFrame) -> bool:
 def _resolve(node: ast.expr, env: Mapping[str, Any]) -> Any:
     """The function that a call names, or None."""
     if isinstance(node, ast.Name):
-        return env.get(node.id, TRANSFORMS.get(node.id))
+        return env.get(node.id, vocabulary().get(node.id))
     if isinstance(node, ast.Attribute):
         return getattr(_resolve(node.value, env), node.attr, None)
     return None
@@ -186,13 +168,13 @@ class Built:
     inner: tuple[tuple[str | None, ...], ...]
 
 
-def build_local(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+def build_local(plan: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     """Evaluate a component of the kinds "ranks" and "groups" on the working frame."""
-    return (_by_rank if made.way == "ranks" else _by_group)(made, recipe, frame, top)
+    return (_by_rank if plan.way == "ranks" else _by_group)(plan, recipe, frame, top)
 
 
 def make_term(
-    made: Plan,
+    plan: Plan,
     label: str,
     matrices: Mapping[str, Matrix],
     built: Built | None,
@@ -201,40 +183,48 @@ def make_term(
     aliases: dict,
 ) -> RandomTerm:
     """The random-effects term of a component, its columns being known."""
-    if made.way == "indicators":
-        return _indicators(made, label, matrices, frame, top, aliases)
-    matrix = built.matrix if built else matrices[made.part]
-    single = matrix.values.shape[1] == 1
+    if plan.way == "indicators":
+        return _indicators(plan, label, matrices, frame, top, aliases)
+    if built:
+        return of_columns(plan.name, label, built.matrix, built.inner, top, rebuild=Rebuild(top, None, built.local))
+    matrix = matrices[plan.part]
+    inner = (matrix.names,) * len(top.levels)
+    return of_columns(plan.name, label, matrix, inner, top, rebuild=Rebuild(top, plan.part))
+
+
+def of_columns(name: str, label: str, matrix: Matrix, inner: tuple, top: Factor, **more: Any) -> RandomTerm:
+    """The term of a component whose columns, named `inner` in each group, share one variance."""
+    single = len(matrix.names) == 1
     return RandomTerm(
         label=label,
-        group=top.name if single else made.name,
+        group=top.name if single else name,
         codes=top.codes,
         levels=top.levels,
         columns=matrix.names,
         Z=matrix.values,
         structure="unstructured" if single else ONE_VARIANCE,
-        vc=made.name,
+        vc=name,
         parents=np.arange(len(top.levels), dtype=np.int32),
-        inner=built.inner if built else (matrix.names,) * len(top.levels),
-        rebuild=Rebuild(top, None, built.local) if built else Rebuild(top, made.part),
+        inner=inner,
+        **more,
     )
 
 
 def _indicators(
-    made: Plan, label: str, matrices: Mapping[str, Matrix], frame: pd.DataFrame, top: Factor, aliases: dict
+    plan: Plan, label: str, matrices: Mapping[str, Matrix], frame: pd.DataFrame, top: Factor, aliases: dict
 ) -> RandomTerm:
     """Levels of a factor nested in the groups; without groups to speak of, the factor by itself."""
     constant = len(top.levels) == 1
-    name = made.name if constant else f"{top.name}:{made.name}"
-    columns = [factor(aliases.get(name, name), column(frame, name)) for _, name in made.categories]
+    name = plan.name if constant else f"{top.name}:{plan.name}"
+    columns = [factor(aliases.get(name, name), column(frame, name)) for _, name in plan.categories]
     chain = columns if constant else [top, *columns]
     whole = chain[0]
     for further in chain[1:]:
         whole = cross(name, whole, further)
     whole = replace(whole, name=name)
-    matrix = matrices[made.part] if made.numeric else None
-    place = {expr: k for k, (expr, _) in enumerate(made.categories, len(chain) - len(columns))}
-    spelled = ((restore(expr, aliases), place.get(expr)) for expr in made.spelling)
+    matrix = matrices[plan.part] if plan.numeric else None
+    place = {expr: k for k, (expr, _) in enumerate(plan.categories, len(chain) - len(columns))}
+    spelled = ((restore(expr, aliases), place.get(expr)) for expr in plan.spelling)
     pieces = tuple(text if k is None else (text, k) for text, k in spelled)
     return RandomTerm(
         label=label,
@@ -243,11 +233,11 @@ def _indicators(
         levels=whole.levels,
         columns=matrix.names if matrix else ("Intercept",),
         Z=matrix.values if matrix else np.ones((len(frame), 1)),
-        vc=made.name,
+        vc=plan.name,
         intercept=None if matrix else 0,
         parents=(np.zeros(len(whole.levels)) if constant else whole.decode()[0]).astype(np.int32),
         inner=LevelNames(whole, pieces),
-        rebuild=Rebuild(whole, made.part if matrix else None),
+        rebuild=Rebuild(whole, plan.part if matrix else None),
     )
 
 
@@ -263,44 +253,46 @@ class RankColumns:
     def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
         """Columns (k, q) for new rows; a category that is new in its group has none."""
         recoded = frame.copy(deep=False)
-        for k, (own, name) in enumerate(zip(self.factors, self.columns, strict=True)):
-            level = own.extend(codes.astype(np.int64), 0, column(frame, name))
-            rank = np.where(level >= 0, _ranks(own)[level], -1)
-            recoded[name] = pd.Categorical.from_codes(rank, categories=_tokens(k, own))
+        for k, (crossed, name) in enumerate(zip(self.factors, self.columns, strict=True)):
+            level = crossed.extend(codes.astype(np.int64), 0, column(frame, name))
+            rank = np.where(level >= 0, _ranks(crossed)[level], -1)
+            recoded[name] = pd.Categorical.from_codes(rank, categories=_tokens(k, crossed))
         values = evaluate(self.recipe, [self.part], recoded, fresh=False).matrices[self.part].values
         return np.where((codes >= 0)[:, None], values, 0.0)
 
 
-def _ranks(own: Factor) -> np.ndarray:
+def _ranks(crossed: Factor) -> np.ndarray:
     """Rank of each level among the levels of its group."""
-    parents = own.decode()[0]
+    parents = crossed.decode()[0]
     return np.arange(len(parents)) - np.searchsorted(parents, parents)
 
 
-def _tokens(k: int, own: Factor) -> list[str]:
-    return [f"<{k}:{rank:08d}>" for rank in range(int(_ranks(own).max()) + 1)]
+def _tokens(k: int, crossed: Factor) -> list[str]:
+    return [f"<{k}:{rank:08d}>" for rank in range(int(_ranks(crossed).max()) + 1)]
 
 
-def _by_rank(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+def _by_rank(plan: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     recoded, factors = frame.copy(deep=False), []
-    for k, (_, name) in enumerate(made.categories):
-        own = cross(name, top, factor(name, column(frame, name)))
-        recoded[name] = pd.Categorical.from_codes(_ranks(own)[own.codes], categories=_tokens(k, own))
-        factors.append(own)
-    found = evaluate(recipe, [made.part], recoded, fresh=True)
-    learnt = replace(recipe, specs=found.specs)
-    local = RankColumns(tuple(factors), tuple(name for _, name in made.categories), made.part, learnt)
-    matrix = found.matrices[made.part]
-    return Built(matrix, found.missing, local, _names_by_rank(matrix.names, factors, len(top.levels)))
+    for k, (_, name) in enumerate(plan.categories):
+        crossed = cross(name, top, factor(name, column(frame, name)))
+        recoded[name] = pd.Categorical.from_codes(_ranks(crossed)[crossed.codes], categories=_tokens(k, crossed))
+        factors.append(crossed)
+    evaluation = evaluate(recipe, [plan.part], recoded, fresh=True)
+    learnt = replace(recipe, specs=evaluation.specs)
+    local = RankColumns(tuple(factors), tuple(name for _, name in plan.categories), plan.part, learnt)
+    matrix = evaluation.matrices[plan.part]
+    return Built(matrix, evaluation.missing, local, _names_by_rank(matrix.names, factors, len(top.levels)))
 
 
 def _names_by_rank(names: tuple[str, ...], factors: list[Factor], groups: int) -> tuple[tuple[str | None, ...], ...]:
     """Each group's names: the tokens replaced by its own labels, None where it has no such level."""
     labels = []
-    for own in factors:
-        outer, inner = own.decode()
-        ranks = _ranks(own)
-        labels.append({(int(g), int(r)): str(own.tables[1][i]) for g, r, i in zip(outer, ranks, inner, strict=True)})
+    for crossed in factors:
+        outer, inner = crossed.decode()
+        ranks = _ranks(crossed)
+        labels.append(
+            {(int(g), int(r)): str(crossed.tables[1][i]) for g, r, i in zip(outer, ranks, inner, strict=True)}
+        )
 
     def spell(name: str, group: int) -> str | None:
         tokens = re.findall(r"<(\d+):(\d+)>", name)
@@ -324,28 +316,30 @@ class GroupColumns:
         values = np.zeros((len(frame), self.width))
         for code in np.unique(codes[codes >= 0]):
             rows = np.flatnonzero(codes == code)
-            own = evaluate(self.recipes[code], [self.part], frame.iloc[rows], fresh=False).matrices[self.part].values
-            values[rows, : own.shape[1]] = own
+            columns = (
+                evaluate(self.recipes[code], [self.part], frame.iloc[rows], fresh=False).matrices[self.part].values
+            )
+            values[rows, : columns.shape[1]] = columns
         return values
 
 
-def _by_group(made: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+def _by_group(plan: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     order = np.argsort(top.codes, kind="stable")
     bounds = np.searchsorted(top.codes[order], np.arange(len(top.levels) + 1))
     pieces = []
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         rows = order[start:stop]
-        pieces.append((rows, evaluate(recipe, [made.part], frame.iloc[rows], fresh=True)))
-    missing = [rows[found.missing] for rows, found in pieces]
-    widths = [len(found.matrices[made.part].names) for _, found in pieces]
+        pieces.append((rows, evaluate(recipe, [plan.part], frame.iloc[rows], fresh=True)))
+    missing = [rows[evaluation.missing] for rows, evaluation in pieces]
+    widths = [len(evaluation.matrices[plan.part].names) for _, evaluation in pieces]
     values = np.zeros((len(frame), max(widths)))
-    for rows, found in pieces:
-        matrix = found.matrices[made.part]
-        values[np.delete(rows, found.missing), : len(matrix.names)] = matrix.values
-    names = [found.matrices[made.part].names for _, found in pieces]
-    recipes = tuple(replace(recipe, specs=found.specs) for _, found in pieces)
-    padded = tuple(own + (None,) * (max(widths) - len(own)) for own in names)
+    for rows, evaluation in pieces:
+        matrix = evaluation.matrices[plan.part]
+        values[rows, : len(matrix.names)] = matrix.values
+    names = [evaluation.matrices[plan.part].names for _, evaluation in pieces]
+    recipes = tuple(replace(recipe, specs=evaluation.specs) for _, evaluation in pieces)
+    padded = tuple(of_group + (None,) * (max(widths) - len(of_group)) for of_group in names)
     columns = names[int(np.argmax(widths))]
     return Built(
-        Matrix(columns, values), np.concatenate(missing), GroupColumns(made.part, recipes, max(widths)), padded
+        Matrix(columns, values), np.concatenate(missing), GroupColumns(plan.part, recipes, max(widths)), padded
     )

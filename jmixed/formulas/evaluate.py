@@ -1,543 +1,186 @@
-"""Where formulaic does its work: formulas are read, evaluated together on one table, and kept for new data."""
+"""The border to formulaic: what it does not promise to keep is named here alone, with what is done when it is gone."""
 
-import builtins
 import functools
-import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import ModuleType
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
+import formulaic
 import numpy as np
 import pandas as pd
-from formulaic import Formula, ModelSpec, ModelSpecs, SimpleFormula
-from formulaic.errors import DataMismatchWarning, FormulaicError
-from formulaic.parser.algos.sanitize_tokens import sanitize_python_code
+from formulaic import ModelSpec, SimpleFormula, transforms
+from formulaic.materializers import PandasMaterializer
 from formulaic.parser.types import Factor, Term
-from formulaic.transforms import TRANSFORMS
-from formulaic.utils.layered_mapping import LayeredMapping
-from formulaic.utils.stateful_transforms import stateful_eval
+from interface_meta import override
 
-from jmixed.errors import DataError, FormulaError, JmixedError
-from jmixed.formulas.evaluated import RowMaterializer, require_rows
-from jmixed.formulas.expressions import names_in, refuse_dotted, spelled
-from jmixed.formulas.factors import label_kinds
-from jmixed.formulas.formula import quoted, replace_keywords, scan
-from jmixed.formulas.frame import DATES, column, holds_text, spell_numbers, text_error, unknown_column
-from jmixed.formulas.marks import find, mark, syntax_error
-from jmixed.formulas.plain import plain_columns
-from jmixed.formulas.r_words import hint
-from jmixed.runtime.memory import roomy
-from jmixed.runtime.precision import FLOAT
+from jmixed.errors import FormulaError
 
+FormulaFactor = Factor
+"""A factor of a term as formulaic has it: an expression, and how it is evaluated."""
 
-@dataclass(frozen=True)
-class Matrix:
-    """The columns of one part of a model: names and values (n, k)."""
+HOOKS = ("_check_for_nulls", "_is_categorical")
+"""Methods of formulaic's in whose place ours stand."""
 
-    names: tuple[str, ...]
-    values: np.ndarray
 
+def new_spec(terms: Iterable[Iterable[FormulaFactor]], **settings: Any) -> ModelSpec:
+    """An unevaluated formula of these terms, in this order."""
+    formula = SimpleFormula(cast(Any, [Term(factors) for factors in terms]), _ordering="none")
+    return ModelSpec(cast(SimpleFormula, formula), **settings)
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """An object of the caller's that a file of a result does not hold: its name, and what it is."""
 
-    name: str
-    nature: str
+def factors_of(spec: ModelSpec) -> list[FormulaFactor]:
+    """The distinct factors of a formula."""
+    return list(dict.fromkeys(factor for term in spec.formula for factor in term.factors))
 
-    def looked_up(self, names: Mapping[str, Any]) -> Any:
-        """The object of that name, if it is what it was; else this."""
-        return names[self.name] if self.name in names and nature(names[self.name]) == self.nature else self
 
-
-def nature(value: Any) -> str:
-    """What an object of the caller's is, in a word."""
-    if isinstance(value, ModuleType):
-        return "module"
-    return "function" if callable(value) else type(value).__qualname__
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The formulas of a model, read but for their data, and later with the state of their transforms.
-
-    Attributes
-    ----------
-    specs : dict
-        Part to formulaic ModelSpec: "lhs", "rhs", "offset0", "z0", ...
-    needs : dict
-        Part to the columns of the data that it uses.
-    aliases : dict
-        Stand-ins for columns whose names are Python keywords, {"clas_": "class"}.
-    env : dict
-        The caller's functions and constants that the formulas use, or `Elsewhere` after loading.
-    texts : dict
-        Part to the text of its formula, for messages.
-    dtypes : dict
-        Of the columns of the working frame that was fitted, to which new data is brought.
-    """
-
-    specs: dict[str, ModelSpec]
-    needs: dict[str, tuple[str, ...]]
-    aliases: dict[str, str]
-    env: dict[str, Any] = field(repr=False)
-    texts: dict[str, str] = field(repr=False)
-    dtypes: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def columns(self, parts: Iterable[str]) -> list[str]:
-        """The columns of the data that some parts use, each once."""
-        return list(dict.fromkeys(name for part in parts for name in self.needs[part]))
-
-
-def read(
-    texts: Mapping[str, str],
-    frame: pd.DataFrame,
-    env: Mapping[str, Any],
-    shown: Mapping[str, str],
-    others: Iterable[str],
-    vocabulary: Mapping[str, Any] | None = None,
-) -> Recipe:
-    """Read the formulas of a model.
-
-    Parameters
-    ----------
-    texts : mapping
-        Part to formula. The part "fixed" is two-sided and becomes "lhs" and "rhs"; all others are one-sided.
-    frame : DataFrame
-        The data.
-    env : mapping
-        The names that the formulas may use beside the columns; a column wins.
-    shown : mapping
-        Part to the text that messages show in place of its formula, with everything at the same positions.
-    others : iterable of str
-        Columns that a ``.`` in a formula does not stand for: grouping factors, weights, offset.
-    vocabulary : mapping, optional
-        Transforms that stand in the place of formulaic's of the same names; what the caller has wins.
-
-    Returns
-    -------
-    Recipe
-
-    Raises
-    ------
-    FormulaError, DataError
-        For a formula that formulaic rejects, and for a name that is nowhere.
-    """
-    others = set(others)
-    words = {word for text in [*texts.values(), *others] for word in re.findall(r"[^\W\d]\w*", text)}
-    known = {word: made for word, made in (vocabulary or {}).items() if word in words}
-    recipe = Recipe({}, {}, {}, known | _used(env, words - set(frame.columns)), {})
-    for part, text in texts.items():
-        code, aliases = replace_keywords(text, words)
-        recipe.aliases.update(aliases)
-        text = shown.get(part, text)
-        others.update(recipe.needs.get("lhs", ()))
-        available = tuple(name for name in frame.columns if name not in others)
-        for name, formula in _formulas(part, code, text, available if "." in code else ()).items():
-            recipe.specs[name] = ModelSpec(formula=formula)
-            recipe.needs[name] = _needs(formula, frame, recipe, text)
-            recipe.texts[name] = text
-    return recipe
-
-
-def _used(env: Mapping[str, Any], words: set[str]) -> dict[str, Any]:
-    """The part of the caller's names that formulas mention; a transform is shadowed by a function only."""
-    found = {word: env[word] for word in words if word in env}
-    return {word: value for word, value in found.items() if word not in TRANSFORMS or callable(value)}
-
-
-@functools.lru_cache(maxsize=256)
-def _formulas(part: str, code: str, text: str, available: tuple[str, ...]) -> dict[str, SimpleFormula]:
-    """formulaic's reading of one text, with the caller's spelling of expressions."""
-    try:
-        formula = Formula.from_spec(code, context={"__formulaic_variables_available__": list(available)})
-    except FormulaicError as error:
-        raise syntax_error(error, text) from None
-    except SyntaxError as error:
-        line = (error.text or "").strip()
-        spot = text.find(line) + (error.offset or 1) - 1 if line and line in text else None
-        raise FormulaError(mark(f"the formula cannot be read ({error.msg})", text, spot)) from None
-    if part != "fixed" and isinstance(formula, SimpleFormula):
-        return {part: _as_spelled(formula, code)}
-    sides = [getattr(formula, name, None) for name in ("lhs", "rhs")]
-    simple = [side for side in sides if isinstance(side, SimpleFormula)]
-    if part == "fixed" and len(simple) == 2:
-        return {"lhs": _as_spelled(simple[0], code), "rhs": _as_spelled(simple[1], code)}
-    allowed = "one response and one right-hand side" if part == "fixed" else "no response"
-    raise FormulaError(mark(f"this formula must have {allowed}", text))
-
-
-def terms_in(effects: str, text: str) -> list[tuple[str, ...]]:
-    """The terms of random effects, each the texts of its factors; `effects` stand in the formula `text`.
-
-    Examples
-    --------
-    >>> from jmixed.formulas.evaluate import terms_in
-    >>> terms_in("f * np.log(`body mass`)", "y ~ (f * np.log(`body mass`) || g)")
-    [('1',), ('f',), ('np.log(`body mass`)',), ('f', 'np.log(`body mass`)')]
-    """
-    code, aliases = replace_keywords(effects, set(re.findall(r"\w+", effects)))
-    factors = [term.factors for term in next(iter(_formulas("effects", code, text, ()).values()))]
-    names = [[quoted(f.expr) if f.eval_method.value == "lookup" else f.expr for f in own] for own in factors]
-    return [tuple(restore(name, aliases) for name in own) for own in names]
-
-
-def _as_spelled(formula: SimpleFormula, code: str) -> SimpleFormula:
-    """The formula with its expressions as the caller spelled them first; formulaic changes quotes and numbers."""
-    own: dict[str, str] = {}
-    for token in scan(code):
-        if token.kind == "python":
-            inner = token.text.removeprefix("{").removesuffix("}")
-            own.setdefault(sanitize_python_code(inner), spelled(inner))
-    terms: Any = [
-        Term([Factor(own.get(f.expr, f.expr), eval_method=f.eval_method, token=f.token) for f in term.factors])
-        for term in formula
-    ]
-    return cast(SimpleFormula, SimpleFormula(terms, _ordering="none"))
-
-
-def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: str) -> tuple[str, ...]:
-    """The columns that a formula uses; a name that is neither a column nor known to the caller is an error."""
-    names = []
-    for factor in dict.fromkeys(factor for term in formula for factor in term.factors):
-        if factor.eval_method.value == "python":
-            refuse_dotted(factor.expr, frame.columns, text)
-        for name, called in names_in(factor, text):
-            own = recipe.aliases.get(name, name)
-            if own in frame.columns and not called:
-                names.append(own)
-            elif not (own in recipe.env or own in TRANSFORMS or hasattr(builtins, own)):
-                raise _unknown(own, called, frame, text)
-            elif factor.expr == name and not np.iterable(recipe.env.get(name, 0)):
-                message = f"{name!r} is no column of the data; use a constant inside a call, as in I({name} * x)"
-                raise FormulaError(mark(message, text, find(name, text)))
-        for name in re.findall(rf"(?<![\w.])(?:{_NUMERIC})\(\s*(\w+)\s*[,)]", factor.expr):
-            named = recipe.aliases.get(str(name), str(name))
-            if named in frame.columns and holds_text(column(frame, named)):
-                raise text_error(f"{restore(factor.expr, recipe.aliases)}: the column {named!r}", column(frame, named))
-    return tuple(dict.fromkeys(names))
-
-
-_NUMERIC = "bs|cc|cr|cs|poly|center|scale|standardize"
-
-
-def _unknown(name: str, called: bool, frame: pd.DataFrame, text: str) -> JmixedError:
-    if called:
-        message = f"{name!r} is neither a transform of formulaic nor a function that the caller can see"
-        return FormulaError(mark(message + hint(name), text, find(name, text)))
-    if hint(name):
-        return FormulaError(mark(f"{name!r} is a word of R{hint(name)}", text, find(name, text)))
-    return DataError(mark(unknown_column(name, frame.columns, "the formula"), text, find(name, text)))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What formulas give on a table: the matrix of each part and the positions of rows with missing values."""
-
-    matrices: dict[str, Matrix]
-    specs: dict[str, ModelSpec]
-    missing: np.ndarray
-
-
-def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool) -> Evaluation:
-    """Evaluate parts of a recipe together, each factor once.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        The formulas.
-    parts : iterable of str
-        Which of them.
-    frame : DataFrame
-        A working frame of n rows.
-    fresh : bool
-        True to learn levels and states of transforms and to leave rows with missing values out of the matrices;
-        False to apply those that the recipe has, keeping all rows.
-
-    Returns
-    -------
-    Evaluation
-    """
-    parts = list(parts)
-    for part in parts:
-        _require_here(recipe, (factor for term in recipe.specs[part].formula for factor in term.factors), part)
-    found = plain_columns({part: recipe.specs[part] for part in parts}, frame) if fresh else {}
-    others = [part for part in parts if part not in found]
-    if fresh:
-        _refuse_objects(recipe, others, frame)
-    made, missing = _materialise(recipe, others, frame, fresh) if others else ({}, np.zeros(0, np.int64))
-    if len(missing):
-        found = {part: (spec, np.delete(values, missing, axis=0)) for part, (spec, values) in found.items()}
-    found |= made
-    if fresh:
-        _refuse_labels(recipe, {part: spec for part, (spec, _) in found.items()}, frame)
-    matrices = {part: Matrix(_column_names(spec, recipe), values) for part, (spec, values) in found.items()}
-    for part in matrices:
-        if part == "lhs" or part.startswith("offset"):
-            matrices[part] = _truth_as_number(matrices[part], found[part][0], recipe)
-    return Evaluation(matrices, {part: spec for part, (spec, _) in found.items()}, missing)
-
-
-def _require_here(recipe: Recipe, factors: Iterable[Factor], part: str | None = None) -> None:
-    """Refuse factors with functions that a file did not hold, and that were not there where it was loaded."""
-    absent = {name: value.nature for name, value in recipe.env.items() if isinstance(value, Elsewhere)}
-    for factor in factors if absent else ():
-        text = factor.expr if part is None else recipe.texts[part]
-        for name, _ in names_in(factor, text):
-            if name in absent:
-                message = (
-                    f"{name!r} is a {absent[name]} of yours, which the file of this result does not hold: define or "
-                    f"import {name} where you call jm.load, and load the file again"
-                )
-                raise FormulaError(mark(message, text, find(name, text)))
-
-
-def _truth_as_number(matrix: Matrix, spec: ModelSpec, recipe: Recipe) -> Matrix:
-    """A response or an offset of truth values, which are 0 and 1 there and no categories."""
-    for factor, (_, state) in known_factors(spec).items():
-        labels = state.get("categories", [])
-        if len(labels) == len(matrix.names) and all(isinstance(label, bool | np.bool_) for label in labels):
-            return Matrix((restore(factor.expr, recipe.aliases),), matrix.values @ np.array(labels, FLOAT)[:, None])
-    return matrix
-
-
-def _materialise(
-    recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool
-) -> tuple[dict[str, tuple[ModelSpec, np.ndarray]], np.ndarray]:
-    """The learnt spec and the columns of each part, and the positions of rows with missing values."""
-    shared: dict[str, dict] = {"transform_state": {}, "encoder_state": {}}
-    specs: dict[str, Any] = {
-        part: recipe.specs[part].update(**(shared if fresh else _own_state(recipe.specs[part]))) for part in parts
-    }
-    materializer = RowMaterializer(frame, context=recipe.env)
-    dropped: set[int] = set()
-    _refuse_dates(recipe, specs, frame)
-    try:
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"), warnings.catch_warnings():
-            # formulaic counts a missing value among the unknown categories; missing rows are marked by themselves.
-            warnings.simplefilter("ignore", DataMismatchWarning)
-            if not fresh:
-                _refuse_strangers(recipe, specs, frame)
-            result = materializer.get_model_matrix(
-                ModelSpecs(**specs), drop_rows=dropped, na_action="drop" if fresh else "ignore", output="numpy"
-            )
-    except JmixedError:
-        raise
-    except (FormulaicError, SyntaxError, TypeError, ValueError, KeyError, IndexError) as error:
-        raise _explain(error, recipe, specs, frame) from error
-    made = {part: _floats(part, result[part], recipe, len(frame) - len(dropped)) for part in specs}
-    if not fresh:
-        _require_same_kinds(recipe, {part: spec for part, (spec, _) in made.items()})
-        dropped = _nulls(materializer)
-    # Its objects refer to each other in a circle, which would keep every column until Python looks for circles.
-    for cache in (materializer.factor_cache, materializer.encoded_cache):
-        cache.clear()
-    return made, np.fromiter(sorted(dropped), np.int64, len(dropped))
-
-
-def _own_state(spec: ModelSpec) -> dict[str, dict]:
-    """What a spec has learnt, in dictionaries that formulaic may write to: those of the model stay as they are."""
-
-    def copied(state: Any) -> Any:
-        if isinstance(state, dict):
-            return {key: copied(value) for key, value in state.items()}
-        return tuple(map(copied, state)) if type(state) is tuple else state
-
-    return {"transform_state": copied(spec.transform_state), "encoder_state": copied(spec.encoder_state)}
-
-
-def _looked_up(specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """The columns that formulas use as they are, each with the part."""
-    for part, spec in specs.items():
-        factors = (factor for term in spec.formula for factor in term.factors)
-        names = (factor.expr for factor in factors if factor.eval_method.value == "lookup" and factor.expr in frame)
-        yield from ((part, name) for name in dict.fromkeys(names))
-
-
-def _refuse_dates(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
-    """A date is no number; formulaic would count its microseconds, or fail without naming the column."""
-    for part, name in _looked_up(specs, frame):
-        dtype = column(frame, name).dtype
-        if dtype.kind in "Mm" or isinstance(dtype, pd.PeriodDtype):
-            raise _marked(_dates(name, str(dtype)), name, recipe, part)
-        if isinstance(dtype, pd.IntervalDtype):
-            named = restore(name, recipe.aliases)
-            how = f"make categories of them: data[{named!r}] = data[{named!r}].astype('category')"
-            raise _marked(f"the column {named!r} holds intervals; {how}", name, recipe, part)
-
-
-def _dates(name: str, kind: str) -> str:
-    when = f"pd.to_datetime(data[{name!r}])" if kind == "date" else f"data[{name!r}]"
-    return (
-        f"the column {name!r} holds dates or times ({kind}) where numbers are needed; convert it first, "
-        f"for example to days: ({when} - {when}.min()) / pd.Timedelta('1D')"
-    )
-
-
-def _marked(message: str, name: str, recipe: Recipe, part: str) -> DataError:
-    """The error for a column, shown where its formula names it."""
-    named, text = restore(name, recipe.aliases), recipe.texts[part]
-    return DataError(mark(restore(message, recipe.aliases), text, find(named, text)))
-
-
-def _refuse_objects(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame) -> None:
-    """Refuse columns that would be categories, or lose digits: dates, numbers of 64 bits, text and numbers together."""
-    for part, name in _looked_up({part: recipe.specs[part] for part in parts}, frame):
-        series = column(frame, name)
-        if series.dtype not in ("object", "str", "uint64"):
-            continue
-        labels = series.dropna().unique().tolist()
-        kind = pd.api.types.infer_dtype(labels)
-        if kind in DATES:
-            raise _marked(_dates(name, kind), name, recipe, part)
-        if kind == "integer":
-            message = (
-                f"the column {name!r} holds whole numbers of more than 63 bits, such as {max(labels, key=abs)}: write "
-                f"C({quoted(name)}) if these are labels, or data[{name!r}] = data[{name!r}].astype(float)"
-            )
-            raise _marked(message, name, recipe, part)
-        _require_categories(recipe, part, name, labels)
-
-
-def _refuse_labels(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
-    """Refuse categories that mix text and numbers, and text of numbers that is not called a category."""
-    for part, spec in specs.items():
-        for factor, (kind, state) in known_factors(spec).items():
-            if kind == "categorical" and "categories" in state:
-                plain = factor.eval_method.value == "lookup" and column(frame, factor.expr).dtype in ("object", "str")
-                _require_categories(recipe, part, factor.expr, state["categories"], plain)
-
-
-def _require_categories(recipe: Recipe, part: str, expr: str, labels: Sequence[Any], plain: bool = True) -> None:
-    found = label_kinds(labels)
-    # In a variance component, as in a grouping factor, text of numbers can be labels only; the response has own words.
-    numerals = plain and part != "lhs" and not part.startswith("v") and spell_numbers(labels)
-    if numerals or (plain and found.keys() == {"numbers", "text"}):
-        error = text_error(f"the column {expr!r}", pd.Series(labels, dtype=object, name=expr))
-        hint = f". If these are categories, write C({quoted(expr)})" if numerals else ""
-        raise _marked(f"{error.args[0]}{hint}", expr, recipe, part)
-    if len(found) > 1:
-        message = f"{expr!r} mixes {' and '.join(f'{kind} ({label!r})' for kind, label in found.items())}"
-        raise _marked(f"{message}; convert it to one type", expr, recipe, part)
-
-
-def _floats(part: str, found: Any, recipe: Recipe, n: int) -> tuple[ModelSpec, np.ndarray]:
-    """Formulaic's spec and columns as floats (n, k): without columns it kept the rows that were left out of others."""
-    spec, values = found.model_spec, np.asarray(found)[:n]
-    matrix = roomy(*values.shape)
-    try:
-        if np.iscomplexobj(values):
-            raise TypeError("imaginary parts")
-        matrix[:] = values
-    except (TypeError, ValueError):
-        message = f"the columns {_column_names(spec, recipe)} do not hold numbers (dtype {values.dtype})"
-        raise DataError(mark(message, recipe.texts[part])) from None
-    return spec, matrix
-
-
-def _column_names(spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
-    return tuple(restore(name, recipe.aliases) for name in spec.column_names)
-
-
-def restore(name: str, aliases: Mapping[str, str]) -> str:
-    """A column's name with the Python keywords put back."""
-    for alias, keyword in aliases.items():
-        name = re.sub(rf"(?<!\w){re.escape(alias)}(?!\w)", keyword, name)
-    return name
-
-
-def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> Exception:
-    """An error of formulaic's as one of ours: text where numbers are needed, wrong lengths, or the message itself."""
-    message = re.sub(r"\s*\n+\s*", " ", str(error))
-    found = re.search(r"factor `(.*?)`\.? ", message)
-    expr = found.group(1) if found else ""
-    part = next((p for p, s in specs.items() if any(expr == f.expr for t in s.formula for f in t.factors)), None)
-    text = recipe.texts[part or next(iter(specs))]
-    if found and part:
-        factor = next(f for t in specs[part].formula for f in t.factors if f.expr == expr)
-        for name, _ in names_in(factor, text):
-            if name in frame and holds_text(column(frame, name)):
-                named = recipe.aliases.get(name, name)
-                what = f"{restore(expr, recipe.aliases)}: the column {named!r}"
-                return text_error(what, column(frame, name).rename(named))
-    spot, message = text.find(expr) if expr else -1, restore(message, recipe.aliases)
-    return FormulaError(mark(f"the formula cannot be evaluated: {message}", text, spot if spot >= 0 else None))
-
-
-def known_factors(spec: ModelSpec) -> dict[Factor, tuple[str, dict]]:
+def known_factors(spec: ModelSpec) -> dict[FormulaFactor, tuple[str, dict]]:
     """The factors of an evaluated formula, each with its kind ("categorical", "numerical") and its state."""
-    states, factors = spec.encoder_state, {factor for term in spec.formula for factor in term.factors}
-    return {f: (states[f.expr][0].value, states[f.expr][1]) for f in factors if f.expr in states}
+    states = spec.encoder_state
+    return {f: (states[f.expr][0].value, states[f.expr][1]) for f in factors_of(spec) if f.expr in states}
 
 
-def _refuse_strangers(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
-    """Refuse a category that the model has not seen, which formulaic makes the baseline, and text for numbers."""
-    columns: Any = frame
-    layers = LayeredMapping(columns, recipe.env, TRANSFORMS)
-    known = {factor: (spec, *kind) for spec in specs.values() for factor, kind in known_factors(spec).items()}
-    for factor, (spec, kind, state) in known.items():
-        name = restore(factor.expr, recipe.aliases)
-        if kind == "numerical" and factor.expr in frame and holds_text(column(frame, factor.expr)):
-            raise text_error(f"the column {name!r}", column(frame, factor.expr).rename(name))
-        if kind != "categorical" or "categories" not in state:
-            continue
-        lookup, transforms = factor.eval_method.value == "lookup", dict(spec.transform_state)
-        found = layers[factor.expr] if lookup else stateful_eval(factor.expr, layers, {}, transforms, spec)
-        values = pd.Series(getattr(found, "__wrapped__", found)).dropna().unique()
-        labels = list(state["categories"])
-        # As formulaic will match them: 2019.0 is 2019, but True is not 1.
-        place = pd.Index(labels, tupleize_cols=False).get_indexer_for(np.asarray(values))
-        unseen = np.asarray(values)[place < 0].tolist()
-        if unseen:
-            ours, theirs = (" and ".join(label_kinds(some)) for some in (labels, unseen))
-            kinds = f" ({theirs} where the model knows {ours})" if ours != theirs else ""
-            raise DataError(
-                f"new data has categories of {name!r} that the model has not seen: {unseen[:5]}{kinds}; the known ones "
-                f"are {labels[:20]}. Leave these rows out or refit with them",
-                page="new-groups.md",
-            )
-
-
-def _require_same_kinds(recipe: Recipe, specs: Mapping[str, ModelSpec]) -> None:
-    """Refuse new data in which a factor gives numbers where the model has categories, or the other way round."""
-    for part, spec in specs.items():
-        learnt = {factor.expr: kind for factor, (kind, _) in known_factors(recipe.specs[part]).items()}
-        for factor, (kind, _) in known_factors(spec).items():
-            if kind != (known := learnt.get(factor.expr, kind)):
-                name, text = restore(factor.expr, recipe.aliases), recipe.texts[part]
-                message = f"{name!r} is {kind} in the new data, but {known} in the data that the model was fitted to"
-                raise DataError(mark(message, text, find(name, text)))
-
-
-def _nulls(materializer: RowMaterializer) -> set[int]:
-    """Rows in which some factor is missing."""
-    rows: set[int] = set()
-    for factor in materializer.factor_cache.values():
-        values = factor.values.__wrapped__
-        for one in values.values() if isinstance(values, dict) else [values]:
-            if np.ndim(one):
-                mask = np.asarray(pd.isna(one)).reshape(len(one), -1).any(axis=1)
-                rows.update(np.flatnonzero(mask).tolist())
+def structure_apart(spec: ModelSpec) -> list | None:
+    """The columns of each term as plain values: those of products of factors, of which some are without a column."""
+    if spec.structure is None:
+        return None
+    rows = []
+    for row in spec.structure:
+        products = [
+            [part.scale, [scoped.factor.expr for scoped in part.factors], [scoped.reduced for scoped in part.factors]]
+            for part in row.scoped_terms
+        ]
+        rows.append([[factor.expr for factor in row.term.factors], products, list(row.columns)])
     return rows
 
 
-def source(text: str, frame: pd.DataFrame, recipe: Recipe) -> pd.Series | np.ndarray:
-    """The labels that a column, or an expression such as ``np.floor(x)``, gives to a grouping factor."""
-    if text in frame.columns:
-        return column(frame, text)
-    refuse_dotted(text, frame.columns, text)
-    _require_here(recipe, [Factor(text, eval_method="python")])
-    columns: Any = frame
-    layers = LayeredMapping(columns, recipe.env, TRANSFORMS)
+def structure_together(rows: list | None, factors: Mapping[str, FormulaFactor]) -> Any:
+    """What `structure_apart` made plain, made anew."""
+    if rows is None:
+        return None
     try:
-        values = stateful_eval(replace_keywords(text, set(recipe.aliases))[0], layers, {}, {}, None)
-    except (TypeError, ValueError, NameError, AttributeError, SyntaxError, KeyError) as error:
-        word = hint(str(error.name)) if isinstance(error, NameError) else ""
-        raise FormulaError(f"the grouping factor {text!r} cannot be evaluated ({error}){word}") from error
-    values = getattr(values, "__wrapped__", values)
-    require_rows(text, values, frame.index)
-    if np.ndim(values) != 1 or len(values) != len(frame):
-        raise FormulaError(f"the grouping factor {text!r} must give one value for each of the {len(frame)} rows")
-    return values
+        from formulaic.materializers.base import EncodedTermStructure
+        from formulaic.materializers.types import EvaluatedFactor, ScopedFactor, ScopedTerm
+    except ImportError as error:
+        raise FormulaError(
+            f"formulaic {formulaic.__version__} keeps formulas in another way than jmixed knows ({error}): install "
+            "formulaic 1.2 to open the file of a result"
+        ) from error
+    values: Any = None
+
+    def scoped(scale: Any, names: list[str], reduced: list[bool]) -> ScopedTerm:
+        pairs = zip(names, reduced, strict=True)
+        return ScopedTerm([ScopedFactor(EvaluatedFactor(factors[name], values), less) for name, less in pairs], scale)
+
+    return [
+        EncodedTermStructure(Term([factors[name] for name in names]), [scoped(*part) for part in products], columns)
+        for names, products, columns in rows
+    ]
+
+
+def place_of(factor: FormulaFactor, code: str) -> tuple[int, int] | None:
+    """Where a factor was read in a formula, its first and last character; None where formulaic does not tell."""
+    token = getattr(factor, "token", None)
+    if getattr(token, "source", None) != code:
+        return None
+    start, last = getattr(token, "source_start", None), getattr(token, "source_end", None)
+    return None if start is None or last is None else (start, last)
+
+
+@functools.cache
+def vocabulary() -> Mapping[str, Any]:
+    """What formulas may use beside columns and the caller's names."""
+    words = getattr(transforms, "TRANSFORMS", None)
+    if words is not None:
+        return words
+    numpys = {name: getattr(np, name) for name in ("log", "log10", "log2", "exp", "exp2")}
+    names = {"bs": "basis_spline", "cr": "natural_cubic_spline", "cs": "natural_cubic_spline"}
+    names |= {"cc": "cyclic_cubic_spline", "contr": "ContrastsRegistry", "I": "identity"}
+    names |= {name: name for name in ("C", "center", "lag", "poly", "scale")}
+    return {"np": np, **numpys} | {word: getattr(transforms, name) for word, name in names.items()}
+
+
+def value_of(code: str, frame: pd.DataFrame, env: Mapping[str, Any]) -> Any:
+    """What an expression gives that stands outside of formulas; a column wins over the caller's names."""
+    columns: Any = frame
+    values = eval(code, {}, ChainMap(columns, cast(Any, env), cast(Any, vocabulary())))
+    return getattr(values, "__wrapped__", values)
+
+
+def materializer(frame: pd.DataFrame, env: Mapping[str, Any], look: Callable | None = None, count: int = 0) -> Any:
+    """formulaic's evaluation on a table, held to one rule: every factor has a value for each row, in its order.
+
+    What each factor gave is in its `values` by the factor's expression. When there are `count` of them, `look` is
+    called, before any is encoded.
+
+    Raises
+    ------
+    FormulaError
+        For a version of formulaic in which nothing would hold it to that.
+    """
+    gone = [name for name in HOOKS if not hasattr(PandasMaterializer, name)]
+    if gone:
+        raise FormulaError(
+            f"formulaic {formulaic.__version__} evaluates formulas in another way than jmixed knows ({', '.join(gone)} "
+            "is gone): install formulaic 1.2, or write columns of the data as they are, made before, in the formula"
+        )
+    rows = _row_materializer()(frame, context=env)
+    rows.values, rows.look, rows.count = {}, look, count
+    return rows
+
+
+@functools.cache
+def _row_materializer() -> type:
+    class RowMaterializer(PandasMaterializer):
+        """Refuses what formulaic would drop in silence, or put together row by row although the labels differ."""
+
+        values: dict[str, Any]
+        look: Callable[[], None] | None
+        count: int
+
+        @override
+        def _check_for_nulls(self, name: str, values: Any, na_action: Any, drop_rows: set[int]) -> None:
+            self.values[name] = getattr(values, "__wrapped__", values)
+            require_rows(name, self.values[name], self.data.index)
+            super()._check_for_nulls(name, values, na_action, drop_rows)
+            if self.look and len(self.values) == self.count:
+                self.look()
+
+        @override
+        def _is_categorical(self, values: Any) -> bool:
+            return is_truth(values) or super()._is_categorical(values)
+
+    return RowMaterializer
+
+
+def let_go(materializer: Any) -> None:
+    """Empty what it remembers: its objects refer to each other in a circle, which would keep every column."""
+    for cache in ("factor_cache", "encoded_cache", "values"):
+        getattr(materializer, cache, {}).clear()
+
+
+def is_truth(values: Any) -> bool:
+    """Whether a factor has truth values, which are two categories and no numbers, as in R and patsy."""
+    return isinstance(values, pd.Series | np.ndarray) and values.ndim == 1 and values.dtype == "bool"
+
+
+def require_rows(name: str, values: Any, index: pd.Index) -> None:
+    """Values of a factor that belong to the rows of `index`: those of the same labels, or as many."""
+    if values is None:
+        raise FormulaError(f"{name!r} gives None: a function in a formula must return the values it computes")
+    labels = values.index if isinstance(values, pd.Series | pd.DataFrame) else None
+    if labels is not None and labels.is_unique and not labels.equals(index):
+        raise FormulaError(
+            f"{name!r} has row labels of its own, {_few(labels)}, but the rows of the data are {_few(index)}: make it "
+            "a column of the data, or use np.asarray of it if its values are in the order of these rows"
+        )
+    count = len(values) if hasattr(values, "__len__") and not isinstance(values, str | dict) else None
+    if count is not None and count != len(index):
+        raise FormulaError(
+            f"{name!r} has {count} values for {len(index)} rows: make it a column of the data, so that subset "
+            "and missing values act on it too"
+        )
+
+
+def _few(labels: pd.Index) -> str:
+    shown = ", ".join(map(repr, labels[:3].tolist()))
+    return f"{shown}, ... ({len(labels)})" if len(labels) > 3 else shown

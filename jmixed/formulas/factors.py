@@ -14,44 +14,18 @@ from jmixed.errors import DataError
 
 @dataclass(frozen=True)
 class Factor:
-    """A grouping factor.
+    """A grouping factor: of one source, or of the combinations of several."""
 
-    Attributes
-    ----------
-    name : str
-        "Subject", or "batch:cask" for the combinations of two columns.
-    codes : array (n,) of int32
-        Level of each row; every level occurs.
-    levels : Index
-        Labels in the order of the codes; "outer:inner" for combinations.
-    sources : tuple of str
-        The columns (or expressions) that the labels come from.
-    tables : tuple of Index
-        The labels of each source by themselves.
-    cells : tuple of arrays
-        For each further source, the sorted keys ``outer * len(table) + inner`` of the combinations that occur.
-    """
-
-    name: str
-    codes: np.ndarray
-    levels: pd.Index
-    sources: tuple[str, ...]
-    tables: tuple[pd.Index, ...] = field(repr=False)
+    name: str  # "Subject", or "batch:cask" for the combinations of two columns
+    codes: np.ndarray  # (n,) int32, the level of each row; every level occurs
+    levels: pd.Index  # labels in the order of the codes; "outer:inner" for combinations
+    sources: tuple[str, ...]  # the columns or expressions that the labels come from
+    tables: tuple[pd.Index, ...] = field(repr=False)  # the labels of each source by themselves
+    # for each further source, the sorted keys ``outer * len(table) + inner`` of the combinations that occur
     cells: tuple[np.ndarray, ...] = field(default=(), repr=False)
 
     def match(self, columns: Sequence[pd.Series | np.ndarray]) -> np.ndarray:
-        """Codes of new rows.
-
-        Parameters
-        ----------
-        columns : sequence of arrays (k,)
-            The labels of the new rows, one array for each of `sources`.
-
-        Returns
-        -------
-        array (k,) of int32
-            The level of each row, -1 where the model has not seen it.
-        """
+        """Level of each new row, -1 where the model has not seen it, from the labels of each source."""
         codes = _lookup(self.sources[0], self.tables[0], columns[0])
         for stage, column in enumerate(columns[1:]):
             codes = self.extend(codes, stage, column)
@@ -76,16 +50,7 @@ class Factor:
 
 
 def factor(name: str, values: pd.Series | np.ndarray) -> Factor:
-    """The grouping factor of one column without missing values.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from jmixed.formulas.factors import factor
-    >>> f = factor("g", np.array(["b", "a", "b"]))
-    >>> f.codes, list(f.levels)
-    (array([1, 0, 1], dtype=int32), ['a', 'b'])
-    """
+    """The grouping factor of one column without missing values."""
     codes, levels = _factorise(name, values)
     return Factor(name, codes, levels, (name,), (levels,))
 
@@ -126,10 +91,10 @@ def label_kinds(labels: Iterable[Any]) -> dict[str, Any]:
     >>> label_kinds([308, 309.0, "308"])
     {'numbers': 308, 'text': '308'}
     """
-    found: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
     for label in labels:
-        found.setdefault(_kind(label), label)
-    return found
+        kinds.setdefault(_kind(label), label)
+    return kinds
 
 
 def _kind(label: Any) -> str:
@@ -199,22 +164,22 @@ def _lookup(name: str, table: pd.Index, values: pd.Series | np.ndarray) -> np.nd
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = np.asarray(values)
     wanted = pd.Index(values, tupleize_cols=False)
-    found = table.get_indexer(wanted).astype(np.int64)
-    if (found < 0).any():
-        _refuse_other_kind(name, table, wanted[found < 0].dropna().unique())
-    return found
+    places = table.get_indexer(wanted).astype(np.int64)
+    if (places < 0).any():
+        _refuse_other_kind(name, table, wanted[places < 0].dropna().unique())
+    return places
 
 
 def _refuse_other_kind(name: str, table: pd.Index, unknown: pd.Index) -> None:
     """Refuse labels that are unknown for their type only, as "300" where the model knows 300: no new groups."""
-    own = _kind(table[0])
-    others = [label for label in unknown if _kind(label) != own]
+    kind = _kind(table[0])
+    others = [label for label in unknown if _kind(label) != kind]
     known = {label: label for label in table.tolist()} if others else {}
     for label in others:
-        for other in _other_spellings(label, own):
+        for other in _other_spellings(label, kind):
             if other in known:
                 raise DataError(
-                    f"the grouping factor {name!r} has {_kind(label)} in the new data, {label!r}, but {own} in the "
+                    f"the grouping factor {name!r} has {_kind(label)} in the new data, {label!r}, but {kind} in the "
                     f"data that the model was fitted to, {known[other]!r}: convert the new column to the same type"
                 )
 

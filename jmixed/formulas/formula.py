@@ -12,61 +12,31 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from formulaic.errors import FormulaicError
-from formulaic.parser.algos.tokenize import tokenize
-from formulaic.parser.types import Token as SourceToken
-
 from jmixed.errors import FormulaError
-from jmixed.formulas.expressions import spelled
-from jmixed.formulas.marks import GROUPING, SPACES, mark, syntax_error
+from jmixed.formulas.marks import GROUPING, SPACES, mark, spelled
 from jmixed.formulas.r_words import refuse_r
 
 
 @dataclass(frozen=True)
 class RandomPart:
-    """One random-effects term of a formula.
+    """One random-effects term of a formula."""
 
-    Attributes
-    ----------
-    label : str
-        The normalised text of the bar, "Days | Subject".
-    effects : str
-        What varies, a formulaic formula such as "1 + Days" (its intercept is implied unless it says 0 or -1).
-    factors : tuple of str
-        The columns whose combinations are the levels: ("batch", "cask") for ``batch:cask``.
-    independent : bool
-        True for ``||``: its terms, each a part by itself, have no covariances with each other.
-    spelled : str
-        The effects as they were written, at their position in the formula.
-    """
-
-    label: str
-    effects: str
-    factors: tuple[str, ...]
-    independent: bool = False
+    label: str  # the normalised text of the bar, "Days | Subject"
+    effects: str  # what varies, such as "1 + Days"; its intercept is implied unless it says 0 or -1
+    factors: tuple[str, ...]  # the columns whose combinations are the levels: ("batch", "cask") for batch:cask
+    independent: bool = False  # for ||: its terms, each a part by itself, have no covariances with each other
+    # the effects as they were written, at their position in the formula
     spelled: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class FormulaParts:
-    """A formula taken apart.
+    """A formula taken apart."""
 
-    Attributes
-    ----------
-    text : str
-        The formula as given.
-    fixed : str
-        Response and fixed effects, of the same length as `text`, blank where bars and offsets stood.
-    random : tuple of RandomPart
-        Random-effects terms in the order of the formula, nests expanded.
-    offsets : tuple of str
-        Expressions inside ``offset(...)``.
-    """
-
-    text: str
-    fixed: str
-    random: tuple[RandomPart, ...] = ()
-    offsets: tuple[str, ...] = ()
+    text: str  # as the caller gave it
+    fixed: str  # response and fixed effects, of the length of `text`, blank where bars and offsets stood
+    random: tuple[RandomPart, ...] = ()  # in the order of the formula, nests expanded
+    offsets: tuple[str, ...] = ()  # expressions inside offset(...)
 
 
 @dataclass(frozen=True)
@@ -78,21 +48,7 @@ class _Token:
 
 
 def parse(text: str) -> FormulaParts:
-    """Take a formula apart into fixed effects, random-effects terms and offsets.
-
-    Parameters
-    ----------
-    text : str
-        A two-sided formula, "Reaction ~ Days + (Days | Subject)".
-
-    Returns
-    -------
-    FormulaParts
-
-    Raises
-    ------
-    FormulaError
-        When bars or offsets stand where they mean nothing; the message marks the spot.
+    """Take a two-sided formula apart; where bars or offsets mean nothing, the error marks the spot.
 
     Examples
     --------
@@ -183,10 +139,10 @@ def _refuse_meaningless(text: str, tokens: list[_Token]) -> None:
             raise _nothing(text, token, before.text)
 
 
-def _nothing(text: str, token: _Token, own: str) -> FormulaError:
+def _nothing(text: str, token: _Token, term: str) -> FormulaError:
     """The error for an interaction of a term with itself."""
-    square = f"I({own if own.isidentifier() else f'({own})'}**2)".replace(":", "*")
-    message = f"this would be {own} itself: an interaction of a term with itself. A power is written {square}"
+    square = f"I({term if term.isidentifier() else f'({term})'}**2)".replace(":", "*")
+    message = f"this would be {term} itself: an interaction of a term with itself. A power is written {square}"
     return FormulaError(mark(message, text, token.start))
 
 
@@ -204,14 +160,7 @@ def _source(text: str, tokens: list[_Token]) -> str:
 
 
 def parse_one_sided(text: str, response: str) -> str:
-    """Check a formula without response, beside a main formula with this response, and return it for formulaic.
-
-    Examples
-    --------
-    >>> from jmixed.formulas.formula import parse_one_sided
-    >>> parse_one_sided("1 + x", "y")
-    '1 + x'
-    """
+    """Check a formula without response, beside a main formula with this response, and return it for formulaic."""
     code = _braced(text)
     tokens = list(scan(code))
     _refuse_meaningless(text, tokens)
@@ -222,9 +171,9 @@ def parse_one_sided(text: str, response: str) -> str:
 
 def refuse_response(text: str, response: str, tokens: Iterable[_Token]) -> None:
     """Refuse the response among what explains it."""
-    own = _key(response.strip())
+    key = _key(response.strip())
     for token in tokens:
-        if token.kind in ("name", "python") and _key(token.text) == own:
+        if token.kind in ("name", "python") and _key(token.text) == key:
             message = f"the response {response.strip()!r} cannot explain itself: leave it out here"
             raise FormulaError(mark(message, text, token.start))
 
@@ -234,14 +183,7 @@ def _key(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """The text of effects with uniform blanks, as in labels.
-
-    Examples
-    --------
-    >>> from jmixed.formulas.formula import normalise
-    >>> normalise("0+C( f ) +x")
-    '0 + C(f) + x'
-    """
+    """The text of effects with uniform blanks, as in labels: "0+C( f ) +x" is "0 + C(f) + x"."""
     return _normal(list(scan(text)))
 
 
@@ -255,41 +197,23 @@ def bare_name(text: str) -> str:
     ('body mass', 'body mass', 'g', 'g')
     """
     text = text.strip()
-    found = re.fullmatch(r"`([^`]*)`", text) or re.fullmatch(r"""Q\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""", text)
-    if found:
-        return next(part for part in found.groups() if part is not None)
+    quoted = re.fullmatch(r"`([^`]*)`", text) or re.fullmatch(r"""Q\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""", text)
+    if quoted:
+        return next(part for part in quoted.groups() if part is not None)
     wrapped = re.fullmatch(r"C\(\s*([\w.]+|`[^`]*`|Q\([^()]*\))\s*\)", text)
     return bare_name(wrapped.group(1)) if wrapped else text
 
 
 def quoted(name: str) -> str:
-    """A column's name as a formula has it: in backticks unless it is a word.
-
-    Examples
-    --------
-    >>> from jmixed.formulas.formula import quoted
-    >>> quoted("mass"), quoted("body mass")
-    ('mass', '`body mass`')
-    """
+    """A column's name as a formula has it: in backticks unless it is a word."""
     return name if name.isidentifier() else f"`{name}`"
 
 
 def replace_keywords(text: str, taken: set[str]) -> tuple[str, dict[str, str]]:
     """Replace Python keywords that are used as column names inside calls, where Python could not parse them.
 
-    Parameters
-    ----------
-    text : str
-        A formula; ``y ~ C(class)`` or ``y ~ C(`class`)``.
-    taken : set of str
-        Names that a stand-in must not have.
-
-    Returns
-    -------
-    text : str
-        Of the same length, so that positions still hold.
-    aliases : dict
-        Stand-in to column name, {"clas_": "class"}.
+    Of ``y ~ C(class)`` it gives ``y ~ C(clas_)``, of the same length so that positions still hold, and
+    {"clas_": "class"}. No stand-in is one of the names `taken`.
     """
     if not any(word in text for word in keyword.kwlist):
         return text, {}
@@ -306,38 +230,56 @@ def replace_keywords(text: str, taken: set[str]) -> tuple[str, dict[str, str]]:
 
 
 def scan(text: str) -> Iterator[_Token]:
-    """Tokens of a formula with their positions; formulaic's rules say what a name, a call and an operator are."""
-    try:
-        tokens = list(tokenize(text))
-    except FormulaicError as error:
-        raise syntax_error(error, text) from None
-    for token in tokens:
-        start, end = _span(token)
-        kind = token.kind.value if token.kind else ""
-        if (kind == "name" and text[start] == "`") or (kind == "python" and text[start] == "{"):
-            end += 1
-        if kind == "operator" and text[start] != "%":
-            yield from (_Token(text[i], text[i], i, i + 1) for i in range(start, end) if not text[i].isspace())
-        elif kind in ("operator", "context"):
-            yield _Token(text[start], text[start:end], start, end)
+    """Tokens of a formula with their positions, by formulaic's rules of what a name, a call and an operator are."""
+    place = 0
+    while place < len(text):
+        start, first = place, text[place]
+        if first.isspace():
+            place += 1
+            continue
+        if word := _WORD.match(text, start):
+            place, kind = word.end(), "value" if _NUMBER.fullmatch(word.group()) else "name"
+            while kind != "value" and text[place : place + 1] in ("(", "["):
+                place, kind = _closed(text, start, place), "python"
+            if kind != "python" and text[place : place + 1] in ("'", '"'):
+                message = f"Unexpected character {text[place]!r} following token `{word.group()}`."
+                raise FormulaError(mark(message, text, place))
         else:
-            yield _Token(kind, text[start:end], start, end)
+            kind = _QUOTES.get(first, first)
+            place = _closed(text, start, start) if first in _QUOTES else start + 1
+        yield _Token(kind, text[start:place], start, place)
 
 
-def _span(token: SourceToken) -> tuple[int, int]:
-    start, last = token.source_loc
-    return start or 0, (last or 0) + 1
+_WORD, _NUMBER = re.compile(r"[\w.]+"), re.compile(r"[0-9.]+")
+_QUOTES = {"`": "name", "{": "python", "'": "value", '"': "value", "%": "%"}
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def _closed(text: str, start: int, opening: int) -> int:
+    """The place behind what a bracket or a quotation mark encloses; the token starts at `start`."""
+    waiting, place = [_CLOSING.get(text[opening], text[opening])], opening + 1
+    while waiting and place < len(text):
+        char = text[place]
+        if char == waiting[-1]:
+            waiting.pop()
+        elif waiting[-1] in ")]}" and char in "([`":
+            waiting.append(_CLOSING.get(char, char))
+        place += 2 if char == "\\" else 1
+    if waiting:
+        message = f"Formula ended before quote context was closed. Expected: {waiting[-1]}"
+        raise FormulaError(mark(message, text, start))
+    return place
 
 
 def _stand_in(code: str, pattern: str, taken: set[str], aliases: dict[str, str]) -> str:
     """Put a stand-in of the same length in the place of each keyword that the pattern finds."""
 
-    def swap(found: re.Match) -> str:
-        word = found.group(1)
+    def swap(match: re.Match) -> str:
+        word = match.group(1)
         known = next((alias for alias, name in aliases.items() if name == word), None)
         alias = known or next(word[:-1] + c for c in "_0123456789" if word[:-1] + c not in taken)
         aliases[alias] = word
-        return found.group(0).replace(word, alias).replace("`", " ")
+        return match.group(0).replace(word, alias).replace("`", " ")
 
     return re.sub(pattern.replace("WORD", "|".join(keyword.kwlist)), swap, code)
 
@@ -387,8 +329,8 @@ def _unwrap(body: list[_Token]) -> list[_Token]:
 
 def _offset(body: list[_Token]) -> str | None:
     """The expression inside offset(...), if the term is one."""
-    found = re.fullmatch(r"offset\((.*)\)", body[0].text, re.DOTALL) if body[0].kind == "python" else None
-    return found.group(1).strip() if found else None
+    match = re.fullmatch(r"offset\((.*)\)", body[0].text, re.DOTALL) if body[0].kind == "python" else None
+    return match.group(1).strip() if match else None
 
 
 def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]:
@@ -417,8 +359,10 @@ def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]
     if rest:
         message = f"the grouping factor cannot be read: {SPACES}" if rest[0].kind == "name" else GROUPING
         raise FormulaError(mark(message, text, rest[0].start))
-    own = " " * left[0].start + _braced(text)[left[0].start : left[-1].end]
-    return [RandomPart(f"{shown} {line} {':'.join(names)}", effects, names, double, own) for names in groups]
+    spelled_effects = " " * left[0].start + _braced(text)[left[0].start : left[-1].end]
+    return [
+        RandomPart(f"{shown} {line} {':'.join(names)}", effects, names, double, spelled_effects) for names in groups
+    ]
 
 
 def _nest(text: str, tokens: list[_Token]) -> tuple[list[tuple[str, ...]], list[_Token]]:

@@ -19,26 +19,12 @@ from jmixed.runtime.precision import FLOAT
 def as_frame(data: Any, allow_empty: bool = False) -> pd.DataFrame:
     """Any table as a DataFrame; a DataFrame comes back as it is.
 
-    Parameters
-    ----------
-    data : DataFrame, mapping of columns, structured array, or a table that narwhals reads (polars, pyarrow, ...)
-    allow_empty : bool
-        Take a table without rows.
-
-    Returns
-    -------
-    DataFrame
+    Tables are mappings of columns, structured arrays, and what narwhals reads (polars, pyarrow, ...).
 
     Raises
     ------
     DataError
         When it is no table, has no rows, or has two columns of the same name.
-
-    Examples
-    --------
-    >>> from jmixed.formulas.frame import as_frame
-    >>> as_frame({"y": [1.0, 2.0]}).shape
-    (2, 1)
     """
     if isinstance(data, pd.DataFrame):
         frame = data
@@ -91,11 +77,7 @@ def is_scalar(value: Any) -> bool:
 def new_table(data: Any, needed: Collection[str] = ()) -> pd.DataFrame:
     """New rows, which may be none: a table, or a Series with a value for each column, which is one row.
 
-    Parameters
-    ----------
-    data : Series, or what `as_frame` takes
-    needed : collection of str
-        The columns that are asked for. A Series of that name is a column, unless its labels are some of them.
+    A Series whose name is one of the columns needed is a column, unless its labels are some of them.
     """
     if isinstance(data, pd.Series):
         is_column = data.name in needed and not any(name in data.index for name in needed)
@@ -268,10 +250,14 @@ def text_error(what: str, series: pd.Series) -> DataError:
             f"{what} is a pandas category where numbers are needed; convert it first, "
             f"for example data[{name!r}] = data[{name!r}].astype(float)"
         )
-    spelled: Any = pd.to_numeric(values.astype(str), errors="coerce")
-    bad = np.flatnonzero(np.isnan(np.asarray(spelled, FLOAT)))
-    example = f"for example {values.iloc[bad[0] if len(bad) else 0]!r}" if len(values) else "and no values"
+    example = f"for example {values.iloc[np.argmax(_not_numbers(values))]!r}" if len(values) else "and no values"
     return DataError(f"{what} holds text ({example}) where numbers are needed; convert it first, {_to_numbers(series)}")
+
+
+def _not_numbers(values: pd.Series) -> np.ndarray:
+    """Which values are text that spells no number."""
+    numbers: Any = pd.to_numeric(values.astype(str), errors="coerce")
+    return np.isnan(np.asarray(numbers, FLOAT))
 
 
 def _to_numbers(series: pd.Series) -> str:
@@ -279,8 +265,7 @@ def _to_numbers(series: pd.Series) -> str:
     values, name = series.dropna(), str(series.name)
     if len(values) and values.isin(["True", "False"]).all():
         return f'for example data[{name!r}] = data[{name!r}] == "True"'
-    spelled: Any = pd.to_numeric(values.astype(str), errors="coerce")
-    bad = np.isnan(np.asarray(spelled, FLOAT))
+    bad = _not_numbers(values)
     if len(values) and bad.all() and values.astype(str).str.contains(",").any():
         return f'for example data[{name!r}] = pd.to_numeric(data[{name!r}].str.replace(",", "."))'
     some = ', errors="coerce"' if bad.any() and not bad.all() else ""
@@ -351,31 +336,21 @@ def _prepare_objects(series: pd.Series) -> Any:
 def as_learnt(values: Any, dtype: Any, name: str) -> Any:
     """A prepared column of new data, without missing values, as what the model knows it to be.
 
-    Parameters
-    ----------
-    values : array
-    dtype : dtype
-        Of the prepared column in the data that were fitted: categories may come as their values, truth values as 0 and
-        1 or in a column of objects, numbers as a category of them.
-    name : str
-
-    Raises
-    ------
-    DataError
-        For anything but truth values where the model knows these.
+    `dtype` is that of the prepared column in the data that were fitted. Categories may come as their values, truth
+    values as 0 and 1 or in a column of objects, numbers as a category of them.
     """
-    own = values.dtype
-    if own == dtype:
+    now = values.dtype
+    if now == dtype:
         return values
     if isinstance(dtype, pd.CategoricalDtype):
-        return values if isinstance(own, pd.CategoricalDtype) else _as_categories(values, dtype)
+        return values if isinstance(now, pd.CategoricalDtype) else _as_categories(values, dtype)
     if not isinstance(dtype, np.dtype) or dtype.kind not in "iufb":
         return values
-    if isinstance(own, pd.CategoricalDtype):
+    if isinstance(now, pd.CategoricalDtype):
         return as_learnt(prepare(pd.Series(np.asarray(values))), dtype, name)
     if dtype == "bool":
         return _as_truth(pd.Series(values, name=name))
-    return np.asarray(values).astype(dtype) if own == "bool" else values
+    return np.asarray(values).astype(dtype) if now == "bool" else values
 
 
 def _as_categories(values: Any, dtype: pd.CategoricalDtype) -> pd.Categorical:
@@ -386,11 +361,11 @@ def _as_categories(values: Any, dtype: pd.CategoricalDtype) -> pd.Categorical:
 
 
 def _as_truth(series: pd.Series) -> np.ndarray:
-    found = series.unique().tolist()
-    if all(value in (False, True) for value in found):
+    distinct = series.unique().tolist()
+    if all(value in (False, True) for value in distinct):
         return series.to_numpy().astype(bool)
     hint = f"; convert it first, {_to_numbers(series)}" if holds_text(series) else ""
-    shown = ", ".join(map(repr, found[:3]))
+    shown = ", ".join(map(repr, distinct[:3]))
     raise DataError(f"the column {series.name!r} holds {shown} where the model knows True and False{hint}")
 
 
@@ -423,6 +398,22 @@ def missing_error(masks: Mapping[str, np.ndarray], positions: np.ndarray) -> Mis
         f"{len(rows)} of {len(positions)} rows have missing values, in {counts}; row positions {where}. "
         'Use missing="drop" to leave these rows out, or fill them in'
     )
+
+
+def require_missing(missing: str) -> None:
+    """Refuse a rule for missing values that there is not."""
+    if missing not in ("none", "drop", "raise"):
+        raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
+
+
+def complete_rows(masks: Mapping[str, np.ndarray], positions: np.ndarray, missing: str) -> np.ndarray:
+    """Places of the rows that no mask has; unless they are to be dropped, the others are refused."""
+    masks = {name: mask for name, mask in masks.items() if mask.any()}
+    if not masks:
+        return np.arange(len(positions))
+    if missing != "drop":
+        raise missing_error(masks, positions)
+    return np.flatnonzero(~any_of(masks))
 
 
 def require_finite(values: np.ndarray, names: Sequence[str], positions: np.ndarray) -> None:

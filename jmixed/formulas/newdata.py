@@ -7,9 +7,18 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, RankWarning, warn
-from jmixed.formulas.evaluate import Evaluation, Recipe, evaluate, source
-from jmixed.formulas.frame import column, missing_rows, new_table, numbers, per_row, unknown_column, working_frame
+from jmixed.formulas.frame import (
+    any_of,
+    column,
+    missing_rows,
+    new_table,
+    numbers,
+    per_row,
+    unknown_column,
+    working_frame,
+)
 from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
+from jmixed.formulas.recipe import Evaluation, Recipe, evaluate, source
 from jmixed.runtime.precision import FLOAT
 
 ESTIMABLE = 1e-6
@@ -19,19 +28,7 @@ ESTIMABLE = 1e-6
 def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     """Fixed-effects columns, offset and, if asked for, random-effects columns and levels of new data.
 
-    Parameters
-    ----------
-    model : ModelData
-        The model.
-    data : table
-        New data, k rows; it needs the columns of the predictors only. A mapping of scalars and a Series with a value
-        for each column are one row. For a model made of arrays: an array (k, p).
-    random : bool
-        Whether to look up levels and make the columns of the random effects too.
-
-    Returns
-    -------
-    NewRows
+    The data need the columns of the predictors only; for a model made of arrays they are an array (k, p).
 
     Raises
     ------
@@ -48,19 +45,18 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     if model.recipe is None:
         return _from_array(model, data, random)
     recipe = model.recipe
+    rebuilds = [term.rebuild for term in model.terms if term.rebuild] if random else []
     parts = ["rhs", *(part for part in recipe.specs if part.startswith("offset"))]
-    local = [t.rebuild.local for t in model.terms if t.rebuild and t.rebuild.local] if random else []
-    if random:
-        parts += [t.rebuild.part for t in model.terms if t.rebuild and t.rebuild.part]
-    parts = list(dict.fromkeys(parts))
-    needed = list(dict.fromkeys([*recipe.columns(parts), *(c for made in local for c in recipe.needs[made.part])]))
+    parts = list(dict.fromkeys([*parts, *(rebuild.part for rebuild in rebuilds if rebuild.part)]))
+    needed = recipe.columns([*parts, *(rebuild.local.part for rebuild in rebuilds if rebuild.local)])
     frame = new_table(data, needed)
-    for name in [*needed, *(_sources(model, recipe) if random else ())]:
+    # An expression as a grouping factor is looked at when it is evaluated.
+    sources = [name for rebuild in rebuilds for name in rebuild.factor.sources if "(" not in name]
+    for name in [*needed, *sources]:
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, "the model"))
-    missing = np.zeros(len(frame), bool)
-    for mask in missing_rows({name: column(frame, name) for name in needed}).values():
-        missing |= mask
+    masks = missing_rows({name: column(frame, name) for name in needed})
+    missing = any_of(masks) if masks else np.zeros(len(frame), bool)
     X, offset = np.full((len(frame), len(model.kept)), np.nan), np.full(len(frame), np.nan)
     codes = tuple(np.full(len(frame), -1, np.int32) for _ in model.terms) if random else ()
     Z = tuple(np.full((len(frame), len(term.columns)), np.nan) for term in model.terms) if random else ()
@@ -69,17 +65,18 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
         # Transforms see what they saw when they learnt: rows without missing values.
         some = frame if len(there) == len(frame) else frame.iloc[there]
         working = working_frame(some, needed, recipe.aliases, recipe.dtypes)
-        found = evaluate(recipe, parts, working, fresh=False)
-        columns = found.matrices["rhs"].values
+        evaluation = evaluate(recipe, parts, working, fresh=False)
+        columns = evaluation.matrices["rhs"].values
         X[there] = columns[:, model.kept]
         lost = np.zeros(len(frame), bool)
         lost[there] = _without_estimate(model, columns)
-        lost[there[found.missing]] = False
+        lost[there[evaluation.missing]] = False
         if lost.any():
             warn(_not_estimable(model, frame.index, lost), RankWarning)
-        X[there[found.missing]] = X[lost] = np.nan
-        offset[there] = _offset(model, found, some)
-        for term, (code, values) in enumerate(_random(model.terms, recipe, found, some, working) if random else ()):
+        X[there[evaluation.missing]] = X[lost] = np.nan
+        offset[there] = _offset(model, evaluation, some)
+        effects = _random(model.terms, recipe, evaluation, some, working) if random else ()
+        for term, (code, values) in enumerate(effects):
             codes[term][there], Z[term][there] = code, values
     missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
     return NewRows(X, offset, frame.index, codes, Z, missing)
@@ -107,16 +104,10 @@ def _not_estimable(model: ModelData, index: pd.Index, lost: np.ndarray) -> str:
     )
 
 
-def _sources(model: ModelData, recipe: Recipe) -> list[str]:
-    """Columns that grouping factors need."""
-    names = [name for term in model.terms if term.rebuild for name in term.rebuild.factor.sources]
-    return [name for name in dict.fromkeys(names) if "(" not in name]
-
-
-def _offset(model: ModelData, found: Evaluation, frame: pd.DataFrame) -> np.ndarray:
+def _offset(model: ModelData, evaluation: Evaluation, frame: pd.DataFrame) -> np.ndarray:
     """Offsets of the formula and of the column that offset= named."""
     offset = np.zeros(len(frame))
-    for part, matrix in found.matrices.items():
+    for part, matrix in evaluation.matrices.items():
         if part.startswith("offset"):
             offset = offset + matrix.values[:, 0]
     if model.offset_source:
@@ -130,20 +121,20 @@ def _offset(model: ModelData, found: Evaluation, frame: pd.DataFrame) -> np.ndar
 
 
 def _random(
-    terms: tuple[RandomTerm, ...], recipe: Recipe, found: Evaluation, frame: pd.DataFrame, working: pd.DataFrame
+    terms: tuple[RandomTerm, ...], recipe: Recipe, evaluation: Evaluation, frame: pd.DataFrame, working: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Levels and columns of each term."""
     for term in terms:
-        made = term.rebuild
-        if made is None:
+        rebuild = term.rebuild
+        if rebuild is None:
             raise DataError(f"the term {term.label!r} was given as arrays and cannot be made for new data")
-        level = made.factor.match([source(name, frame, recipe) for name in made.factor.sources])
-        if made.local is not None:
-            values = made.local.build(working, level)
-        elif made.part is None:
+        level = rebuild.factor.match([source(name, frame, recipe) for name in rebuild.factor.sources])
+        if rebuild.local is not None:
+            values = rebuild.local.build(working, level)
+        elif rebuild.part is None:
             values = np.ones((len(frame), 1))
         else:
-            values = found.matrices[made.part].values
+            values = evaluation.matrices[rebuild.part].values
         yield level, values
 
 

@@ -9,35 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from formulaic import transforms
-from formulaic.materializers.types import FactorValues
-from formulaic.transforms.contrasts import Contrasts
-from formulaic.utils.stateful_transforms import stateful_transform
-from interface_meta import override
+import pandas as pd
+from formulaic import FactorValues, transforms
+from formulaic.transforms import stateful_transform
 
 from jmixed.runtime.precision import FLOAT
 
 
-class Coding(Contrasts):
+class Coding:
     """Columns for the levels of a category: k - 1 of them beside an intercept, and k without one."""
-
-    FACTOR_FORMAT = FACTOR_FORMAT_REDUCED = "{name}{field}"
 
     def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
         """The columns (levels, k) and the end of each one's name."""
         raise NotImplementedError
-
-    @override
-    def _get_coding_matrix(self, levels: Sequence, reduced_rank: bool = True, sparse: bool = False) -> np.ndarray:
-        return self.columns(list(levels), reduced_rank)[0]
-
-    @override
-    def get_coding_column_names(self, levels: Sequence, reduced_rank: bool = True) -> Sequence:
-        return self.columns(list(levels), reduced_rank)[1]
-
-    @override
-    def get_coefficient_row_names(self, levels: Sequence, reduced_rank: bool = True) -> Sequence:
-        return self.columns(list(levels), reduced_rank)[1]
 
 
 def _names(prefix: str, levels: Sequence) -> list[str]:
@@ -63,7 +47,6 @@ class Treatment(Coding):
 
     reference: Any = None
 
-    @override
     def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
         if not reduced:
             return np.eye(len(levels)), _names("", levels)
@@ -77,7 +60,6 @@ class Sum(Coding):
 
     omit: Any = None
 
-    @override
     def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
         place = len(levels) - 1 if self.omit is None else _position(levels, self.omit)
         matrix = np.delete(np.eye(len(levels)), place, axis=1)
@@ -90,7 +72,6 @@ class Sum(Coding):
 class Helmert(Coding):
     """Each level from the second on, against the mean of those before it."""
 
-    @override
     def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
         n = len(levels)
         matrix = np.diag(np.arange(n, dtype=FLOAT)) - np.triu(np.ones((n, n)), 1)
@@ -103,7 +84,6 @@ class Helmert(Coding):
 class Diff(Coding):
     """Each level from the second on, against the one before it."""
 
-    @override
     def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
         n = len(levels)
         matrix = np.arange(1, n) / n - np.triu(np.ones((n, n - 1)))
@@ -116,7 +96,6 @@ class Poly(Coding):
 
     scores: Any = None
 
-    @override
     def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
         n = len(levels)
         scores = np.arange(n, dtype=FLOAT) if self.scores is None else np.asarray(self.scores, FLOAT)
@@ -135,14 +114,13 @@ class Own(Coding):
 
     contrast: Any
 
-    @override
     def columns(self, levels: list, reduced: bool) -> tuple[np.ndarray, list[str]]:
-        made = self.contrast
-        if hasattr(made, "code_without_intercept"):
-            made = made.code_without_intercept(levels) if reduced else made.code_with_intercept(levels)
-        if hasattr(made, "column_suffixes"):
-            return np.asarray(made.matrix, FLOAT), list(made.column_suffixes)
-        matrix = np.asarray(made, FLOAT)
+        contrast = self.contrast
+        if hasattr(contrast, "code_without_intercept"):
+            contrast = contrast.code_without_intercept(levels) if reduced else contrast.code_with_intercept(levels)
+        if hasattr(contrast, "column_suffixes"):
+            return np.asarray(contrast.matrix, FLOAT), list(contrast.column_suffixes)
+        matrix = np.asarray(contrast, FLOAT)
         return matrix, _names("custom", range(matrix.shape[1]))
 
 
@@ -150,15 +128,46 @@ def C(data: Any, contrast: Any = None, levels: Any = None, contrasts: Any = None
     """A category, its coding and its levels."""
     coding = contrast if contrasts is None else contrasts
     coding = coding() if callable(coding) else coding
-    if coding is not None and not isinstance(coding, Contrasts | dict):
-        coding = Own(coding)
-    return transforms.C(data, coding, levels=levels)
+    if coding is None or isinstance(coding, dict) or hasattr(coding, "get_coding_matrix"):
+        return transforms.C(data, coding, levels=levels)
+    return _coded(data, coding if isinstance(coding, Coding) else Own(coding), levels)
+
+
+def C_beside_bars(data: Any, contrasts: Any = None, *, levels: Any = None, spans_intercept: bool = True) -> Any:
+    """formulaic's own, which takes `Treatment` in patsy's sense, too."""
+    coding = Treatment() if contrasts is Treatment else contrasts
+    if isinstance(coding, Coding):
+        return _coded(data, coding, levels)
+    return transforms.C(data, coding, levels=levels, spans_intercept=spans_intercept)
+
+
+def _coded(data: Any, coding: Coding, levels: Any) -> FactorValues:
+    def encoder(values: Any, reduced_rank: bool, drop_rows: Sequence[int], encoder_state: dict, model_spec: Any) -> Any:
+        """The columns, as formulaic asks for them; the levels are those given, learnt, or found, in their order."""
+        series = pd.Series(getattr(values, "__wrapped__", values))
+        series = series.drop(index=series.index[list(drop_rows)])
+        known = encoder_state.get("categories") if levels is None else list(levels)
+        category = pd.Categorical(series, categories=known)
+        encoder_state["categories"] = list(category.categories)
+        matrix, names = coding.columns(encoder_state["categories"], reduced_rank)
+        # What is missing has zeros: its row is left out elsewhere.
+        columns = np.where(category.codes[:, None] >= 0, matrix[category.codes], 0.0)
+        form = {"kind": "categorical", "format": "{name}{field}", "encoded": True}
+        return FactorValues(columns, column_names=tuple(names), spans_intercept=not reduced_rank, **form)
+
+    return FactorValues(data, kind="categorical", spans_intercept=True, encoder=encoder)
 
 
 def _counted(columns: Any) -> FactorValues:
     """The columns of a spline, counted from 0; an intercept in the formula leaves all of them."""
     values = np.column_stack(list(columns.values()))
     return FactorValues(values, kind="numerical", column_names=tuple(range(values.shape[1])), spans_intercept=False)
+
+
+@stateful_transform
+def scale(x, center=True, rescale=True, ddof=0, _state=None) -> Any:
+    """Deviations from the mean in standard deviations, with n as divisor."""
+    return transforms.scale(x, center=center, scale=rescale, ddof=ddof, _state=_state)
 
 
 @stateful_transform
@@ -180,7 +189,10 @@ def cc(x, *args, _state=None, **more) -> FactorValues:
 
 
 PATSY = {
-    **{"scale": transforms.TRANSFORMS["standardize"], "C": C, "bs": bs, "cr": cr, "cc": cc},
+    **{"scale": scale, "C": C, "bs": bs, "cr": cr, "cc": cc},
     **{"Treatment": Treatment, "Sum": Sum, "Helmert": Helmert, "Diff": Diff, "Poly": Poly},
 }
 """The words by name."""
+
+BESIDE_BARS = {"C": C_beside_bars, "Treatment": Treatment}
+"""Those of them that formulas with bars know, too."""

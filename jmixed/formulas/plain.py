@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from formulaic import ModelSpec, SimpleFormula
-from formulaic.parser.types import Factor, Term
+from formulaic import ModelSpec
 
-from jmixed.formulas.evaluated import RowMaterializer
+from jmixed.formulas.evaluate import FormulaFactor, new_spec
 from jmixed.formulas.factors import compress
 from jmixed.formulas.frame import column
 from jmixed.runtime.memory import roomy
@@ -44,21 +43,11 @@ class _Answer(NamedTuple):
 def plain_columns(specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> dict[str, tuple[ModelSpec, np.ndarray]]:
     """Of those formulas that are made of columns as they are: formulaic's learnt spec, and the columns (n, k).
 
-    Parameters
-    ----------
-    specs : mapping
-        Part to a formula that has not been evaluated.
-    frame : DataFrame
-        A working frame of n rows.
-
-    Returns
-    -------
-    dict
-        Without the parts that formulaic must evaluate: those with transforms, missing values, or odd categories.
+    The parts that formulaic must evaluate are not there: those with transforms, missing values, or odd categories.
     """
     coded: dict[str, Any] = {}
-    found = {part: _evaluate(spec, frame, coded) for part, spec in specs.items()}
-    return {part: made for part, made in found.items() if made is not None}
+    answers = {part: _evaluate(spec, frame, coded) for part, spec in specs.items()}
+    return {part: answer for part, answer in answers.items() if answer is not None}
 
 
 def _evaluate(spec: ModelSpec, frame: pd.DataFrame, coded: dict[str, Any]) -> tuple[ModelSpec, np.ndarray] | None:
@@ -73,10 +62,12 @@ def _evaluate(spec: ModelSpec, frame: pd.DataFrame, coded: dict[str, Any]) -> tu
             return None
     numbers = {name: coded[name] for name in names if isinstance(coded[name], np.ndarray)}
     factors = {name: coded[name] for name in names if name not in numbers}
-    cells, place = _combinations([codes for codes, *_ in factors.values()], [len(own[2]) for own in factors.values()])
+    cells, place = _combinations(
+        [codes for codes, *_ in factors.values()], [len(coding[2]) for coding in factors.values()]
+    )
     if len(cells) > FEW:
         return None
-    categories = tuple(_Categories(name, own[1], own[2]) for name, own in factors.items())
+    categories = tuple(_Categories(name, coding[1], coding[2]) for name, coding in factors.items())
     answer = _ask(stated, tuple(numbers), categories, tuple(map(tuple, cells.tolist())))
     return answer.spec, _columns(answer, numbers, place, len(frame))
 
@@ -111,7 +102,9 @@ def _combinations(codes: list[np.ndarray], sizes: list[int]) -> tuple[np.ndarray
         return np.zeros((1, 0), np.int64), None
     if len(codes) == 1:
         return np.arange(sizes[0])[:, None], codes[0]
-    cells, place = compress(np.ravel_multi_index([own.astype(np.int64) for own in codes], sizes), int(np.prod(sizes)))
+    cells, place = compress(
+        np.ravel_multi_index([column_codes.astype(np.int64) for column_codes in codes], sizes), int(np.prod(sizes))
+    )
     return np.stack(np.unravel_index(cells, sizes), axis=1), place
 
 
@@ -120,25 +113,25 @@ def _ask(stated: Stated, numbers: tuple[str, ...], categories: tuple[_Categories
     """Formulaic's columns of a formula, for a row for each cell (codes of all categories)."""
     codes = np.array(cells, np.int64).reshape(len(cells), len(categories))
     table: dict[str, Any] = {name: np.ones(len(cells)) for name in numbers}
-    for own, (name, kind, levels) in zip(codes.T, categories, strict=True):
-        values = pd.Categorical.from_codes(own, list(levels))
-        table[name] = values if kind == "categorical" else values.astype(bool if kind == "truth" else object)
+    for column_codes, (name, kind, levels) in zip(codes.T, categories, strict=True):
+        values = pd.Categorical.from_codes(column_codes, list(levels))
+        table[name] = values.astype(object) if kind == "text" else values
     frame = pd.DataFrame(table, index=range(len(cells)))
-    formula: Any = SimpleFormula([Term([Factor(name, eval_method=way) for name, way in term]) for term in stated])
-    made: Any = RowMaterializer(frame).get_model_matrix(ModelSpec(formula), output="numpy")
-    spec = made.model_spec
-    values = np.asarray(made, FLOAT) if spec.column_names else np.empty((len(cells), 0))
+    spec = new_spec([FormulaFactor(name, eval_method=way) for name, way in term] for term in stated)
+    matrix: Any = spec.get_model_matrix(frame, output="numpy")
+    spec = matrix.model_spec
+    values = np.asarray(matrix, FLOAT) if spec.column_names else np.empty((len(cells), 0))
     return _Answer(spec, values)
 
 
 def _columns(answer: _Answer, numbers: Mapping[str, np.ndarray], place: np.ndarray | None, n: int) -> np.ndarray:
     """The columns (n, k): those of each row's combination, times the numbers of the term."""
     out = roomy(n, answer.values.shape[1])
-    for term, own in answer.spec.term_slices.items():
-        coding = answer.values[:, own] if place is None else answer.values[:, own][place]
+    for term, place_of_term in answer.spec.term_slices.items():
+        coding = answer.values[:, place_of_term] if place is None else answer.values[:, place_of_term][place]
         product = [numbers[factor.expr] for factor in term.factors if factor.expr in numbers]
         if product:
-            np.multiply(coding, functools.reduce(np.multiply, product)[:, None], out=out[:, own])
+            np.multiply(coding, functools.reduce(np.multiply, product)[:, None], out=out[:, place_of_term])
         else:
-            out[:, own] = coding
+            out[:, place_of_term] = coding
     return out

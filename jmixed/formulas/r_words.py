@@ -3,9 +3,9 @@
 import re
 
 import numpy as np
-from formulaic.transforms import TRANSFORMS
 
 from jmixed.errors import FormulaError
+from jmixed.formulas.evaluate import vocabulary
 from jmixed.formulas.marks import find, mark
 
 FUNCTIONS = {
@@ -53,20 +53,14 @@ def hint(name: str) -> str:
 
 
 def refuse_r(code: str, text: str) -> None:
-    """Refuse what R writes and Python could not read or would read as something else.
-
-    Parameters
-    ----------
-    code : str
-        A call in the formula `text`.
-    """
+    """Refuse what R writes in a call, `code` in the formula `text`, and Python could not read or would misread."""
     for name in re.findall(r"(?<![\w.`'\"])([A-Za-z]\w*\.\w+)\s*\(", code):
         if name in FUNCTIONS:
             raise FormulaError(mark(f"{name!r} is a function of R{hint(name)}", text, find(name, text)))
     for name in re.findall(r"(?<![\w.`'\"])contr\.(\w+)", code):
-        if not hasattr(TRANSFORMS["contr"], name):
-            own = "; that of MASS is contr.diff" if name == "sdif" else ""
-            message = f"there is no coding contr.{name}: there are {_CODINGS}{own}"
+        if not hasattr(vocabulary()["contr"], name):
+            advice = "; that of MASS is contr.diff" if name == "sdif" else ""
+            message = f"there is no coding contr.{name}: there are {_CODINGS}{advice}"
             raise FormulaError(mark(message, text, find(f"contr.{name}", text)))
     coding = re.search(
         r"""(?<!\w)C\(.*,\s*(["']?)(?:contr\.)?(treatment|sum|helmert|poly|diff|sdif|SAS)\1\s*\)""", code

@@ -23,34 +23,18 @@ ELSEWHERE = {
 """Arguments of other packages, and what to write here."""
 
 
-def refuse_strange(given: Mapping) -> None:
-    """Refuse arguments of `mixedlm` that there are not.
-
-    Raises
-    ------
-    ModelError
-        With what to write instead, where another package has such an argument.
-    """
-    for name in given.keys() - {"use_sqrt", "drop_cols", "eval_env"}:
+def refuse_strange(arguments: Mapping) -> None:
+    """Refuse arguments of `mixedlm` that there are not, with what to write in the place of another package's."""
+    for name in arguments.keys() - {"use_sqrt", "drop_cols", "eval_env"}:
         hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
         page = "limits.md" if name == "family" else None
         raise ModelError(f"mixedlm has no argument {name!r}{hint}", page=page)
 
 
 def names_of_caller(eval_env, frame: FrameType) -> Mapping:
-    """What formulas may refer to beside columns.
+    """What formulas may refer to beside columns: a mapping as it is, or the names that a caller sees.
 
-    Parameters
-    ----------
-    eval_env : int or mapping
-        How many callers above `frame` to look at; negative for no names at all. A mapping is taken as it is.
-    frame : frame
-        Of the caller.
-
-    Raises
-    ------
-    FormulaError
-        For anything else, or a number beyond the outermost caller.
+    A number says how many callers above `frame`, the caller's, to look at; a negative one is for no names at all.
     """
     if isinstance(eval_env, Mapping):
         return eval_env
@@ -58,30 +42,22 @@ def names_of_caller(eval_env, frame: FrameType) -> Mapping:
         raise FormulaError(f"eval_env is {eval_env!r}; it must be a number of callers, or a mapping of names to values")
     if eval_env < 0:
         return {}
-    found = caller_of(frame)
+    caller = caller_of(frame)
     for _ in range(eval_env):
-        found = found and caller_of(found.f_back)
-    if found is None:
+        caller = caller and caller_of(caller.f_back)
+    if caller is None:
         raise FormulaError(f"eval_env is {eval_env}, but there are not so many callers: use 0")
-    return ChainMap(dict(found.f_locals), found.f_globals)
+    return ChainMap(dict(caller.f_locals), caller.f_globals)
 
 
 def restated(formula: str | Sequence[str], earlier: str, intercept: bool = True) -> str:
     """A formula in which a lone dot means that side of an earlier one; or terms for an earlier response.
 
-    Parameters
-    ----------
-    formula : str or sequence of str
-        ``". ~ . + x"``, or terms such as ``["x", "(1 | g)"]``.
-    earlier : str
-    intercept : bool
-        Whether the earlier one has an intercept. A zero within the parentheses that the dot becomes would not count.
+    `intercept` is whether the earlier one has one: a zero within the parentheses that the dot becomes would not count.
 
     Examples
     --------
     >>> from jmixed.formulas.restate import restated
-    >>> restated(". ~ . + x", "log(y) ~ a + (1 | g)")
-    'log(y) ~ (a) + x + (1 | g)'
     >>> restated(". ~ . + x", "y ~ a + (a || `my school`/g)")
     'y ~ (a) + x + (a || `my school`) + (a || `my school`:g)'
     >>> restated(["a", "(a | g)"], "y ~ b + (1 | g)")

@@ -11,7 +11,6 @@ import pandas as pd
 from jmixed.errors import DataError, FormulaError, ModelError
 from jmixed.formulas.arrays import from_arrays
 from jmixed.formulas.assemble import Rows, Words, assemble, leave_out_missing
-from jmixed.formulas.evaluate import Recipe, read, terms_in
 from jmixed.formulas.formula import (
     FormulaParts,
     RandomPart,
@@ -23,10 +22,11 @@ from jmixed.formulas.formula import (
     quoted,
     scan,
 )
-from jmixed.formulas.frame import as_frame, column, holds_text, per_row, subset_positions
+from jmixed.formulas.frame import as_frame, column, holds_text, per_row, require_missing, subset_positions
 from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
 from jmixed.formulas.newdata import new_rows
-from jmixed.formulas.patsy_words import PATSY
+from jmixed.formulas.patsy_words import BESIDE_BARS, PATSY
+from jmixed.formulas.recipe import Recipe, read, terms_in
 from jmixed.runtime.timing import Timings
 
 __all__ = ["ModelData", "NewRows", "RandomTerm", "from_arrays", "from_formula", "new_rows"]
@@ -48,43 +48,9 @@ def from_formula(
     check: str = "raise",
     timings: Timings | None = None,
 ) -> ModelData:
-    """Build the arrays of a model from words and a table.
+    """Build the arrays of a model from words and a table; each error says what to do.
 
-    Parameters
-    ----------
-    formula : str
-        "y ~ x" with `groups`, or "y ~ x + (x | g)" with bars and without.
-    data : table
-        A DataFrame, a mapping of columns, a structured array, or a polars or pyarrow table; n rows.
-    groups : str or array (n,), optional
-        The top-level grouping factor, statsmodels style.
-    re_formula : str, optional
-        What varies between groups; a random intercept if absent, nothing if there is a `vc_formula`.
-    vc_formula : mapping, optional
-        Name to formula of each variance component.
-    subset : optional
-        Booleans or labels: the rows ``data.loc[subset]``.
-    missing : {"none", "drop", "raise"}
-        What to do with missing values in anything that is used.
-    weights, offset : str or array (n,), optional
-        Positive weights; a known part of the linear predictor.
-    env : mapping, optional
-        Functions and constants that formulas may use.
-    drop_cols : sequence of str, optional
-        Fixed-effects columns to leave out.
-    check : {"raise", "ignore"}
-        Whether random effects that the data cannot tell from the residual are refused.
-    timings : Timings, optional
-        Where to note the time that is spent.
-
-    Returns
-    -------
-    ModelData
-
-    Raises
-    ------
-    FormulaError, DataError, MissingDataError, ModelError
-        When the words or the data make no model; each says what to do.
+    The arguments are those of `jmixed.mixedlm`, of which `env` has the functions and constants that formulas may use.
 
     Examples
     --------
@@ -94,8 +60,7 @@ def from_formula(
     >>> model.X.shape, list(model.terms[0].levels)
     ((4, 1), ['a', 'b'])
     """
-    if missing not in ("none", "drop", "raise"):
-        raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
+    require_missing(missing)
     if isinstance(drop_cols, str):
         raise DataError(f"drop_cols is the text {drop_cols!r}; it must be a list of columns: drop_cols=[{drop_cols!r}]")
     timings = Timings() if timings is None else timings
@@ -104,8 +69,8 @@ def from_formula(
         table = as_frame(data)
         words, recipe = state(formula, table, beside, re_formula, vc_formula, env or {})
     with timings.step("materialise"):
-        given = {name: per_row(value, table, name) for name, value in beside.items() if value is not None}
-        rows = Rows(table, given, np.arange(len(table)))
+        columns = {name: per_row(value, table, name) for name, value in beside.items() if value is not None}
+        rows = Rows(table, columns, np.arange(len(table)))
         if subset is not None:
             rows = rows.take(subset_positions(table, subset))
         rows = leave_out_missing(rows, words, recipe, missing)
@@ -115,23 +80,14 @@ def from_formula(
 def state(
     formula: str, table: pd.DataFrame, beside: Mapping[str, Any], re_formula: Any, vc_formula: Any, env: Mapping
 ) -> tuple[Words, Recipe]:
-    """A model in words, and its formulas as read for the columns of a table.
-
-    Parameters
-    ----------
-    formula, re_formula, vc_formula, env
-        As of `from_formula`.
-    table : DataFrame
-    beside : mapping
-        What was given as groups, weights and offset.
-    """
+    """A model in words, and its formulas as read for a table; `beside` has the groups, weights and offset, or None."""
     words = _words(parse(formula), table, beside["groups"], re_formula, vc_formula)
     for part, text in words.texts.items():
         _refuse_caret(text, words.shown.get(part, text))
     others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
     others += [name for part in words.random for name in part.factors]
-    vocabulary = PATSY if words.group_name is not None else {"Treatment": PATSY["Treatment"]}
-    return words, read(words.texts, table, env, words.shown, others, vocabulary)
+    own_words = BESIDE_BARS if words.group_name is None else PATSY
+    return words, read(words.texts, table, env, words.shown, others, own_words)
 
 
 def _refuse_caret(text: str, shown: str) -> None:
@@ -168,7 +124,7 @@ def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: An
             page="formula.md",
         )
     response = parts.fixed.partition("~")[0].strip()
-    random, name = tuple(own for part in parts.random for own in _apart(part, parts.text, table)), None
+    random, name = tuple(term for part in parts.random for term in _apart(part, parts.text, table)), None
     if groups is not None:
         _refuse_several(groups, table)
         name = _group_name(groups, table)
@@ -200,20 +156,21 @@ def _refuse_several(groups: Any, table: pd.DataFrame) -> None:
         operators = {token.kind for token in scan(groups)} & set("/:+*|%") if groups not in table.columns else set()
         if not operators:
             return
-        given = repr(groups)
+        what = repr(groups)
         names = [name for name in re.findall(r"[^\W\d][\w.]*", groups) if name in table.columns]
     elif isinstance(groups, pd.DataFrame | np.ndarray) and groups.ndim == 2 and groups.shape[1] > 1:
-        given, names = f"an array of shape {groups.shape}", groups.columns if isinstance(groups, pd.DataFrame) else ()
+        what, names = f"an array of shape {groups.shape}", groups.columns if isinstance(groups, pd.DataFrame) else ()
     elif isinstance(groups, list | tuple) and 1 < len(groups) != len(table):
-        given, names = repr(groups), groups
+        what, names = repr(groups), groups
         if not all(isinstance(name, str) and name in table.columns for name in names):
             return
     else:
         return
-    one, other = (quoted(str(name)) for name in [*names, *"ab"[len(names) :]][:2])
+    first, second = (quoted(str(name)) for name in [*names, *"ab"[len(names) :]][:2])
     raise DataError(
-        f"groups is {given}, but it is one grouping factor. Several are written as bars in the formula, without "
-        f"groups=: + (1 | {one}) + (1 | {other}) for crossed factors, + (1 | {one}/{other}) for {other} within {one}",
+        f"groups is {what}, but it is one grouping factor. Several are written as bars in the formula, without "
+        f"groups=: + (1 | {first}) + (1 | {second}) for crossed factors, + (1 | {first}/{second}) for {second} within "
+        f"{first}",
         page="formula.md",
     )
 
@@ -238,14 +195,14 @@ def _apart(part: RandomPart, text: str, table: pd.DataFrame) -> tuple[RandomPart
     for factors in terms:
         categories = frozenset(name for name in factors if _is_category(name, table))
         kinds.append((frozenset(factors) - categories - {"1"}, categories))
-    found = []
+    parts = []
     for factors, (numbers, categories) in zip(terms, kinds, strict=True):
         if any(numbers == other and categories < more for other, more in kinds):
             continue
         effects = "1" if factors == ("1",) else f"0 + {':'.join(factors)}"
         label = f"{effects} | {':'.join(part.factors)}"
-        found.append(RandomPart(label, effects, part.factors, spelled=effects))
-    return tuple(found)
+        parts.append(RandomPart(label, effects, part.factors, spelled=effects))
+    return tuple(parts)
 
 
 def _is_category(factor: str, table: pd.DataFrame) -> bool:

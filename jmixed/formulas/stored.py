@@ -1,20 +1,16 @@
 """Formulas and what they have learnt as plain values, for files, and back: formulaic's objects are made anew."""
 
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic import ModelSpec, SimpleFormula
-from formulaic.materializers.base import EncodedTermStructure
-from formulaic.materializers.types import EvaluatedFactor, ScopedFactor, ScopedTerm
-from formulaic.parser.types import Factor, Term
-from formulaic.transforms import TRANSFORMS
-from formulaic.transforms.contrasts import ContrastsState
+from formulaic import ModelSpec
 
-from jmixed.formulas.evaluate import Elsewhere, Recipe, nature
+from jmixed.formulas.evaluate import FormulaFactor, new_spec, structure_apart, structure_together, vocabulary
 from jmixed.formulas.model_data import ModelData
-from jmixed.formulas.patsy_words import PATSY
+from jmixed.formulas.patsy_words import BESIDE_BARS, PATSY
+from jmixed.formulas.recipe import Elsewhere, Recipe, nature
 from jmixed.formulas.tables import Otherwise, Partly
 
 SETTINGS = ("materializer", "materializer_params", "ensure_full_rank", "output")
@@ -31,8 +27,9 @@ class Word:
 
 PLACES: dict[str, dict[str, Any]] = {
     "patsy": PATSY,
+    "beside bars": BESIDE_BARS,
     "numpy": {name: function for name, function in vars(np).items() if isinstance(function, np.ufunc)},
-    "formulaic": TRANSFORMS,
+    "formulaic": dict(vocabulary()),
     "module": {"numpy": np, "pandas": pd},
 }
 """What formulas may use that is known by name, wherever a file is read."""
@@ -78,13 +75,13 @@ def data_apart(data: ModelData) -> dict[str, Any]:
 
 def formula_apart(spec: ModelSpec) -> dict[str, Any]:
     """A formula: its factors with how they are looked up, terms as lists of factors, and what it has learnt."""
-    rows = spec.structure or ()
-    terms = [*spec.formula, *(row.term for row in rows)]
+    structure = structure_apart(spec)
+    terms = [*spec.formula, *(row.term for row in spec.structure or ())]
     factors = {factor.expr: [factor.eval_method.value, factor.kind.value] for term in terms for factor in term.factors}
     return {
         "factors": factors,
-        "terms": [_names(term) for term in spec.formula],
-        "structure": None if spec.structure is None else [_row_apart(row) for row in rows],
+        "terms": [[factor.expr for factor in term.factors] for term in spec.formula],
+        "structure": structure,
         "settings": {name: getattr(spec, name) for name in SETTINGS},
         "missing": spec.na_action.value,
         "order": spec.cluster_by.value,
@@ -93,51 +90,24 @@ def formula_apart(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _names(term: Term) -> list[str]:
-    return [factor.expr for factor in term.factors]
-
-
-def _row_apart(row: EncodedTermStructure) -> list:
-    """The columns of a term: those of products of its factors, of which some are without a column."""
-    products = [
-        [part.scale, [scoped.factor.expr for scoped in part.factors], [scoped.reduced for scoped in part.factors]]
-        for part in row.scoped_terms
-    ]
-    return [_names(row.term), products, list(row.columns)]
-
-
 def _without_contrasts(state: Any) -> Any:
     """What a category has learnt, without the object that coded it: formulaic makes that again of the formula."""
     if not isinstance(state, dict):
         return state
-    return {key: _without_contrasts(part) for key, part in state.items() if not isinstance(part, ContrastsState)}
+    plain = {key: part for key, part in state.items() if not type(part).__module__.startswith("formulaic.")}
+    return {key: _without_contrasts(part) for key, part in plain.items()}
 
 
 def formula_together(parts: dict[str, Any]) -> ModelSpec:
     """A formula from its parts."""
-    factors = {name: Factor(name, eval_method=method, kind=kind) for name, (method, kind) in parts["factors"].items()}
-
-    def row(names: list[str], products: list, columns: list) -> EncodedTermStructure:
-        return EncodedTermStructure(_term(names, factors), [_scoped(product, factors) for product in products], columns)
-
-    terms: Any = [_term(names, factors) for names in parts["terms"]]
-    return ModelSpec(
-        formula=cast(SimpleFormula, SimpleFormula(terms, _ordering="none")),
-        structure=None if parts["structure"] is None else [row(*stored) for stored in parts["structure"]],
+    ways = parts["factors"].items()
+    factors = {name: FormulaFactor(name, eval_method=method, kind=kind) for name, (method, kind) in ways}
+    return new_spec(
+        [[factors[name] for name in names] for names in parts["terms"]],
+        structure=structure_together(parts["structure"], factors),
         na_action=parts["missing"],
         cluster_by=parts["order"],
         transform_state=parts["learnt"],
-        encoder_state={name: (Factor.Kind(kind), state) for name, (kind, state) in parts["coded"].items()},
+        encoder_state={name: (FormulaFactor.Kind(kind), state) for name, (kind, state) in parts["coded"].items()},
         **parts["settings"],
     )
-
-
-def _term(names: list[str], factors: dict[str, Factor]) -> Term:
-    return Term([factors[name] for name in names])
-
-
-def _scoped(product: list, factors: dict[str, Factor]) -> ScopedTerm:
-    scale, names, reduced = product
-    values: Any = None
-    evaluated = [EvaluatedFactor(factors[name], values) for name in names]
-    return ScopedTerm([ScopedFactor(*pair) for pair in zip(evaluated, reduced, strict=True)], scale)

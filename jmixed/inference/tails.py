@@ -1,9 +1,10 @@
-"""Tails of the normal, the t and the F distribution.
+"""Tails of the normal, the t, the F and the chi-square distribution, and of mixtures for variances on the boundary.
 
 The normal one does without scipy.special, whose import would take a second from a first fit.
 """
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from statistics import NormalDist
 
@@ -62,3 +63,37 @@ def p_of_F(F: float, num_df: int, den_df: float) -> float:
     from scipy import special
 
     return float(special.chdtrc(num_df, num_df * F) if np.isinf(den_df) else special.fdtrc(num_df, den_df, F))
+
+
+def chi_square_tail(statistic: float, df: float) -> float:
+    """Upper tail of chi-square; without degrees of freedom all of its mass is at zero."""
+    if df == 0:
+        return float(statistic <= 0)
+    from scipy.special import chdtrc
+
+    return float(chdtrc(df, max(statistic, 0.0)))
+
+
+def mixture_tail(statistic: float, df: Sequence[int], weights: Sequence[float]) -> float:
+    """Upper tail of a mixture of chi-squares with weights that add up to one; 0 degrees of freedom are a mass at zero.
+
+    Examples
+    --------
+    >>> from jmixed.inference.tails import mixture_tail
+    >>> round(mixture_tail(2.705543, (0, 1), (0.5, 0.5)), 6)
+    0.05
+    """
+    return sum(w * chi_square_tail(statistic, k) for k, w in zip(df, weights, strict=True))
+
+
+def linear_model_deviance(y: np.ndarray, X: np.ndarray, weights: np.ndarray, reml: bool) -> float:
+    """-2 log-likelihood or REML criterion of the linear model without random effects, with all constants.
+
+    The response y (n,) comes without its offset; the columns of X (n, p) are independent.
+    """
+    root = np.sqrt(weights)
+    triangle = np.linalg.qr(np.column_stack([X, y]) * root[:, None], mode="r")
+    diagonal = np.abs(np.diag(np.asarray(triangle)))
+    nu = len(y) - (X.shape[1] if reml else 0)
+    logdet = -np.sum(np.log(weights)) + (2 * np.sum(np.log(diagonal[:-1])) if reml else 0)
+    return float(logdet + nu * (1 + np.log(2 * np.pi * diagonal[-1] ** 2 / nu)))

@@ -21,18 +21,10 @@ from jmixed.runtime.memory import bucket, padded
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Totals:
-    """What rows that stand for others do not tell: they have all cross-products of those, and a number of their own.
+    """What rows that stand for others do not tell: they have all cross-products of those, and a number of their own."""
 
-    Attributes
-    ----------
-    nobs : scalar
-        Number of rows that they stand for.
-    log_weights : scalar
-        Sum of the log weights of those.
-    """
-
-    nobs: Array
-    log_weights: Array
+    nobs: Array  # number of rows that they stand for
+    log_weights: Array  # sum of the log weights of those
 
 
 class Names:
@@ -42,17 +34,6 @@ class Names:
     program cannot bring names along, but a number: every tree that has names has their `key` among its arrays, and
     whoever asks for a name when the program has run finds it by that. Once names have been read while JAX traces, what
     was traced may depend on them: from then on they equal the same names only.
-
-    Attributes
-    ----------
-    labels : tuple of str
-        The terms' labels in the order of theta.
-    counts : tuple of int
-        True number of levels of each factor.
-    rows : int
-        True number of rows.
-    key : int array ()
-        The number of these names in this process.
     """
 
     def __init__(self, labels, counts, rows):
@@ -89,15 +70,7 @@ class Names:
     def known_by(self, key) -> "Names":
         """The names that belong to a key: these, while it is traced; else those that it is the number of.
 
-        Parameters
-        ----------
-        key : int array (...)
-            Of one tree, or of a batch whose terms have one set of labels.
-
-        Raises
-        ------
-        DataError
-            The key has been computed with, or belongs to a batch of models of different terms.
+        A batch of keys has one set of labels, or is refused, as is a key that has been computed with.
         """
         if key is self.key:
             return self
@@ -105,15 +78,15 @@ class Names:
             self._read = True
             return self
         whole = isinstance(key, np.ndarray | np.generic | jax.Array) and np.issubdtype(key.dtype, np.integer)
-        found = {_stated.get(int(number)) for number in np.unique(np.asarray(key))} if whole else {None}
-        if None in found:
+        stated = {_stated.get(int(number)) for number in np.unique(np.asarray(key))} if whole else {None}
+        if None in stated:
             if self._shared:
                 raise DataError(
                     "the names of these terms are lost: the arrays went through a program that serves other models, "
                     "too, and were then computed with as a whole; compute with the fields one by one"
                 )
             return self
-        labels, counts, rows = zip(*found, strict=True)
+        labels, counts, rows = zip(*stated, strict=True)
         if len(set(labels)) > 1:
             raise DataError(f"a batch of models of different terms, {sorted(set(labels))}, has no names for its terms")
         return Names(labels[0], np.max(counts, axis=0), max(rows))
@@ -323,30 +296,16 @@ _FIELDS = frozenset(one.name for one in fields(Design)) - {"levels"}
 
 
 def without_coefficients(design: Design, beta: Array, free: Array) -> Design:
-    """The design with the columns of held coefficients moved into the offset.
-
-    Parameters
-    ----------
-    design : Design
-    beta : array (p,)
-        Values of the coefficients; only held ones are used.
-    free : bool array (p,)
-        The coefficients that stay.
-
-    Returns
-    -------
-    Design
-        With X of shape (n, number of free coefficients).
-    """
+    """The design with the columns of coefficients that are not free moved into the offset, at their values in beta."""
     return _replace(design, X=design.X[:, free], offset=design.offset + design.X[:, ~free] @ beta[~free])
 
 
 def names_of(design: Design) -> tuple[Names, Any]:
     """The names of a design, and their key, which may be traced."""
-    own = vars(design)
-    if "_names" not in own:
-        own["_names"] = Names(design.labels, design.counts, np.shape(design.y)[-1])
-    return own["_names"], own.get("_key", own["_names"].key)
+    attributes = vars(design)
+    if "_names" not in attributes:
+        attributes["_names"] = Names(design.labels, design.counts, np.shape(design.y)[-1])
+    return attributes["_names"], attributes.get("_key", attributes["_names"].key)
 
 
 def _flatten(design):
@@ -435,20 +394,10 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Effects:
-    """Random effects of all terms, under numbers in a pytree and by name for people.
+    """Random effects of all terms, under numbers in a pytree and by name for people."""
 
-    Attributes
-    ----------
-    arrays : tuple of arrays (levels, q)
-        By term, padded to a bucket of levels.
-    key : int array ()
-        Of the names: see `Names`.
-    names : Names
-    layout : Layout
-    """
-
-    arrays: tuple[Array, ...]
-    key: Array
+    arrays: tuple[Array, ...]  # (levels, q) by term, padded to a bucket of levels
+    key: Array  # of the names, see `Names`
     names: Names = static()
     layout: Layout = static()
 

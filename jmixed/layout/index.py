@@ -19,98 +19,55 @@ class Grouping:
     """Rows gathered by group in chunks of equal length, so that sums over rows become sums over stacked arrays.
 
     A group of any size is a run of chunks: stacks are padded to a multiple of the chunk, never to the largest group.
-
-    Attributes
-    ----------
-    rows : int array (chunk, chunks)
-        Row numbers; a number beyond the last row is padding.
-    segments : int array (chunks,) or None
-        The group of each chunk, ascending; None when chunk k is group k.
-    size : int
-        Number of groups, rounded up to a bucket size.
     """
 
-    rows: Array
-    segments: Array | None
-    size: int = static()
+    rows: Array  # (chunk, chunks) row numbers; a number beyond the last row is padding
+    segments: Array | None  # (chunks,) the group of each chunk, ascending; None when chunk k is group k
+    size: int = static()  # number of groups, rounded up to a bucket size
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Coupling:
-    """Where the cross-products of two factors of which neither contains the other go in their stage's blocks.
+    """Where the cross-products of two factors of which neither contains the other go in their stage's blocks."""
 
-    Attributes
-    ----------
-    grouping : Grouping
-        Rows by co-occurring pair of levels.
-    first, second : int arrays (pairs,)
-        The level of either factor in each pair (padding: beyond the last level).
-    factors : (int, int)
-        The two factors; the first is eliminated first, or with the second.
-    """
-
-    grouping: Grouping
-    first: Array
-    second: Array
-    factors: tuple[int, int] = static()
+    grouping: Grouping  # rows by co-occurring pair of levels
+    first: Array  # (pairs,) the level of the first factor in each pair (padding: beyond the last level)
+    second: Array  # (pairs,) that of the second
+    factors: tuple[int, int] = static()  # the first is eliminated first, or with the second
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Links:
-    """The couplings of leaves with columns of a crossed core that occur (`SPARSE` layouts).
+    """The couplings of leaves with columns of a crossed core that occur (`SPARSE` layouts)."""
 
-    Attributes
-    ----------
-    source : int array (entries,)
-        Where an entry stands among the cross-products of the pairs of levels, one factor of the core after another.
-        Padding: beyond the last.
-    leaf, column : int arrays (entries,)
-        The leaf, ascending, and the column of the core. The last entry is padding.
-    first : int array (entries,)
-        Number of the entry's first pair, with itself, less the entry's own number: pair k of the entry e joins it with
-        entry k - first[e]. Numbers may wrap around; their differences do not.
-    left : int array (chunks, chunk)
-        The left entry of every pair: each entry with itself and with those after it in its leaf, in the order of the
-        left one's column, so that what is read and written is near what came before. Padding: the last entry.
-    """
-
+    # (entries,) where an entry stands among the cross-products of the pairs of levels, one factor of the core after
+    # another (padding: beyond the last)
     source: Array
-    leaf: Array
-    column: Array
+    leaf: Array  # (entries,) ascending
+    column: Array  # (entries,) of the core; the last entry is padding
+    # (entries,) number of the entry's first pair, with itself, less the entry's own number: pair k of the entry e joins
+    # it with entry k - first[e]. Numbers may wrap around; their differences do not
     first: Array
+    # (chunks, chunk) the left entry of every pair: each entry with itself and with those after it in its leaf, in the
+    # order of the left one's column, so that what is read and written is near what came before (padding: the last
+    # entry)
     left: Array
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Index:
-    """Integer arrays that place rows and levels in the blocks of elimination.
+    """Integer arrays that place rows and levels in the blocks of elimination. Padding lies beyond the last block."""
 
-    Attributes
-    ----------
-    groupings : tuple of Grouping
-        One per factor: rows by level.
-    couplings : tuple of Coupling
-        One per pair of factors that are not nested.
-    block, slot : tuples of int arrays (levels of the factor,)
-        The block of its stage, and the slot in that block, of each level. Padding: beyond the last block.
-    parents : tuple of tuple of int arrays (blocks of the stage,)
-        ``parents[s][k]``: the block of stage s + 1 + k that holds each block of stage s.
-    within : tuple of tuple of (int array or None)
-        ``within[f][g]``: for f nested in g, the level of g that holds each level of f; else None.
-    position : tuple of int arrays (levels of the factor,)
-        The internal position of each level: levels of a nest stand in the order of the blocks that hold them.
-    links : Links or None
-        Couplings of a `SPARSE` layout.
-    """
-
-    groupings: tuple[Grouping, ...]
-    couplings: tuple[Coupling, ...]
-    block: tuple[Array, ...]
-    slot: tuple[Array, ...]
+    groupings: tuple[Grouping, ...]  # one per factor: rows by level
+    couplings: tuple[Coupling, ...]  # one per pair of factors that are not nested
+    block: tuple[Array, ...]  # (levels,) by factor, the block of its stage of each level
+    slot: tuple[Array, ...]  # (levels,) by factor, the slot in that block
+    # parents[s][k], (blocks,): the block of stage s + 1 + k that holds each block of stage s
     parents: tuple[tuple[Array, ...], ...]
+    # within[f][g]: for f nested in g, the level of g that holds each level of f; else None
     within: tuple[tuple[Array | None, ...], ...]
-    position: tuple[Array, ...]
-    links: Links | None = None
+    position: tuple[Array, ...]  # (levels,) by factor: levels of a nest stand in the order of the blocks that hold them
+    links: Links | None = None  # of a `SPARSE` layout

@@ -16,35 +16,19 @@ DENSE, SPARSE = "dense", "sparse"
 class Layout:
     """Everything about a model's arrays that is known when a program is compiled. Holds no names.
 
-    Attributes
-    ----------
-    terms : tuple of Structure
-        The random-effects terms, in the order of theta.
-    factors : tuple of tuple of int
-        For each grouping factor the terms that share it; their columns are merged.
-    stages : tuple of tuple of (factor, slots)
-        The order of elimination. A stage is a set of independent blocks; a block holds `slots` levels of each of its
-        factors. A nested chain has stages of one factor with one slot; the last stage may be a core of several.
-    blocks : tuple of int
-        Number of blocks of each stage, rounded up to a bucket size.
-    levels : tuple of int
-        Number of levels of each factor, rounded up likewise.
-    nested : tuple of tuple of bool
-        ``nested[f][g]``: every level of factor f lies inside one level of factor g.
-    crossed : str
-        Empty when every block lies in one block of each later stage. Otherwise there are two stages, leaves and one
-        block of all that they are crossed with, and this tells how their couplings are kept: `DENSE` or `SPARSE`.
-    residual : ResidualStructure
-        That of the rows' residuals.
+    The order of elimination has stages. A stage is a set of independent blocks; a block holds so many slots, one for a
+    level, of each of its factors. A nested chain has stages of one factor with one slot; the last stage may be a core
+    of several. If not every block lies in one block of each later stage, there are two stages, leaves and one block of
+    all that they are crossed with, and `crossed` tells how their couplings are kept.
     """
 
-    terms: tuple[Structure, ...]
-    factors: tuple[tuple[int, ...], ...]
-    stages: tuple[tuple[tuple[int, int], ...], ...]
-    blocks: tuple[int, ...]
-    levels: tuple[int, ...]
-    nested: tuple[tuple[bool, ...], ...]
-    crossed: str = ""
+    terms: tuple[Structure, ...]  # in the order of theta
+    factors: tuple[tuple[int, ...], ...]  # for each grouping factor the terms that share it; their columns are merged
+    stages: tuple[tuple[tuple[int, int], ...], ...]  # (factor, slots) of the members of each
+    blocks: tuple[int, ...]  # number of blocks of each stage, rounded up to a bucket size
+    levels: tuple[int, ...]  # number of levels of each factor, rounded up likewise
+    nested: tuple[tuple[bool, ...], ...]  # nested[f][g]: every level of factor f lies inside one level of factor g
+    crossed: str = ""  # empty, `DENSE` or `SPARSE`
     residual: ResidualStructure = Independent()
 
     def factor_width(self, factor: int) -> int:
@@ -114,15 +98,7 @@ SMALL = 2**28
 
 
 def require_memory(needed: int, width: int) -> None:
-    """Refuse a fit that would not fit into memory, before any of it is taken.
-
-    Parameters
-    ----------
-    needed : int
-        Bytes.
-    width : int
-        Columns of the largest block that the factors leave.
-    """
+    """Refuse a fit that would need so many bytes, and leave a block of that width, before any memory is taken."""
     # To ask a device starts it, which a small model need not wait for.
     if needed < SMALL or (there := device.memory()) is None or needed <= 0.8 * there:
         return

@@ -73,16 +73,7 @@ class ModelRows(Protocol):
 def stack(data: ModelRows, density: float = DENSITY) -> Design:
     """Compile the rows of a model into the arrays of the likelihood.
 
-    Parameters
-    ----------
-    data : ModelRows
-        Rows, columns and random-effects terms with their level codes.
-    density : float
-        Products of a dense array that take the time of one sparse pair of entries: decides how couplings are kept.
-
-    Returns
-    -------
-    Design
+    `density` decides how couplings are kept: the products of a dense array that take the time of one sparse pair.
     """
     structures = tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms)
     factors = _merge([t.codes for t in data.terms])
@@ -105,7 +96,7 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
     width, fixed = max(layout.stage_width(s) for s in range(len(layout.stages))) if core else 0, data.X.shape[1]
     # What the core takes is known before the couplings are: refuse it before they are listed.
     require_memory(replace(layout, crossed=SPARSE if crossed else "").fit_bytes(fixed), width)
-    codes = [_relabel(own, position[f]) for f, own in enumerate(codes)]
+    codes = [_relabel(level, position[f]) for f, level in enumerate(codes)]
     within = _relabel_nesting(within, position)
     index = _index(layout, codes, counts, (block, slot, component), position, within)
     if crossed and (links := _links(layout, index, density)) is not None:
@@ -136,10 +127,10 @@ def _totals(data: ModelRows) -> Totals | None:
 def _merge(codes):
     """Terms by grouping factor: those with equal codes share one."""
     factors = []
-    for t, own in enumerate(codes):
+    for t, level in enumerate(codes):
         for members in factors:
             other = codes[members[0]]
-            if own is other or np.array_equal(own, other):
+            if level is other or np.array_equal(level, other):
                 members.append(t)
                 break
         else:
@@ -345,17 +336,17 @@ def _couplings(layout, codes, counts, within):
 def _links(layout, index, density):
     """The entries that couple leaves and core, and all pairs of them in one leaf; None where dense is faster."""
     leaf = layout.stages[0][0][0]
-    held = {c.factors[1]: (c.first, c.second) for c in index.couplings if c.factors[0] == leaf}
+    pairs_with = {c.factors[1]: (c.first, c.second) for c in index.couplings if c.factors[0] == leaf}
     leaves, columns = [], []
     for g, _ in layout.stages[1]:
         within = index.within[leaf][g]
-        first, second = held[g] if within is None else (np.arange(len(within), dtype=np.int32), within)
+        first, second = pairs_with[g] if within is None else (np.arange(len(within), dtype=np.int32), within)
         first = np.where(second == BEYOND, BEYOND, first)
         width = layout.factor_width(g)
         slot = index.slot[g][np.where(second == BEYOND, 0, second)]
-        own = layout.offset_in_stage(g) + slot[None] * width + np.arange(width, dtype=np.int32)[:, None]
-        leaves.append(np.broadcast_to(first, own.shape).ravel())
-        columns.append(own.ravel())
+        place = layout.offset_in_stage(g) + slot[None] * width + np.arange(width, dtype=np.int32)[:, None]
+        leaves.append(np.broadcast_to(first, place.shape).ravel())
+        columns.append(place.ravel())
     leaves, columns = np.concatenate(leaves), np.concatenate(columns)
     source = np.flatnonzero(leaves != BEYOND)
     total = layout.stage_width(1)
@@ -394,11 +385,11 @@ def _parents(layout, codes, counts, component):
     """For every stage, the block of each later stage that holds each of its blocks."""
     blocks = [component if not layout.is_chain(s) else codes[layout.stages[s][0][0]] for s in range(len(layout.stages))]
     parents = []
-    for s, own in enumerate(blocks):
+    for s, of_stage in enumerate(blocks):
         later = []
         for t in range(s + 1, len(blocks)):
-            parent = np.zeros(int(own.max()) + 1, np.int32)
-            parent[own] = blocks[t]
+            parent = np.zeros(int(of_stage.max()) + 1, np.int32)
+            parent[of_stage] = blocks[t]
             later.append(_pad(parent, layout.blocks[s], layout.blocks[t] - 1))
         parents.append(tuple(later))
     return tuple(parents)

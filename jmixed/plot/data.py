@@ -10,7 +10,7 @@ import pandas as pd
 
 from jmixed.errors import DataError, ModelError
 from jmixed.formulas.evaluate import known_factors
-from jmixed.formulas.expressions import names_in
+from jmixed.formulas.marks import names_in
 from jmixed.inference import tails
 from jmixed.reports import effects
 from jmixed.runtime.arguments import checked

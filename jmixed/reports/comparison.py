@@ -11,7 +11,7 @@ from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, wa
 from jmixed.fit import host
 from jmixed.formulas.formula import quoted
 from jmixed.formulas.model_data import RandomTerm
-from jmixed.inference.likelihood_ratio import chi_square_tail, linear_model_deviance, mixture_tail
+from jmixed.inference.tails import chi_square_tail, linear_model_deviance, mixture_tail
 from jmixed.layout.design import Design
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import fixed_terms, structure

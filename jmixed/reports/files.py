@@ -22,7 +22,7 @@ from jmixed.fit import information
 from jmixed.fit.host import Fit
 from jmixed.formulas import components, factors, model_data, stored, tables
 from jmixed.formulas.complete import CompleteTerms
-from jmixed.formulas.evaluate import Elsewhere, Recipe
+from jmixed.formulas.recipe import Elsewhere, Recipe
 from jmixed.inference import curvature, joint_covariance, kenward_roger
 from jmixed.reports.effects import GroupSizes
 from jmixed.reports.fitted import Fitted, Held

@@ -36,32 +36,15 @@ UNREADABLE = (
 
 
 class Content(NamedTuple):
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes
-    ----------
-    values : plain value
-        Made of dicts with text as keys, lists, text, numbers, truth values and None.
-    array : callable
-        The array of a number.
-    writer : str
-        The version of the package that wrote it.
-    """
-
-    values: Any
-    array: Callable[[int], np.ndarray]
-    writer: str
+    values: Any  # dicts with text as keys, lists, text, numbers, truth values and None
+    array: Callable[[int], np.ndarray]  # the array of a number
+    writer: str  # the version of the package that wrote it
 
 
 def pack(values: Any, arrays: Sequence[np.ndarray]) -> bytes:
-    """The bytes of a file.
-
-    Parameters
-    ----------
-    values : plain value
-    arrays : sequence of arrays
-        Of numbers, truth values, dates or text of a fixed length, which NumPy writes without pickle.
-    """
+    """The bytes of a file of plain values, and of arrays that NumPy writes without pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         head = {"format": FORMAT, "jmixed": __version__, "values": values}
@@ -77,19 +60,7 @@ def pack(values: Any, arrays: Sequence[np.ndarray]) -> bytes:
 
 
 def unpack(content: bytes, name: str) -> Content:
-    """What `pack` made bytes of.
-
-    Parameters
-    ----------
-    content : bytes
-    name : str
-        The file, for messages.
-
-    Raises
-    ------
-    DataError
-        For everything else, with what it is and what to do.
-    """
+    """What `pack` made bytes of; of anything else the error says what it is, with the name of the file."""
     if not content:
         raise DataError(f"{name}: the file is empty. Save the result again, or look for another copy")
     if content[:1] == b"\x80":

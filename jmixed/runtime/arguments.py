@@ -35,8 +35,8 @@ class Kind:
         return Kind(f"{self.words}, or {other.words}", lambda value, owner: _either(self, other, value, owner))
 
 
-def _either(one, other, value, owner):
-    return one.holds(value, owner) or other.holds(value, owner)
+def _either(first, second, value, owner):
+    return first.holds(value, owner) or second.holds(value, owner)
 
 
 def _is_flag(value, _) -> bool:
@@ -54,11 +54,11 @@ def _array(value) -> np.ndarray | None:
     if isinstance(value, str | bytes | Mapping | set) or callable(value):
         return None
     try:
-        found = np.asarray(value)
-        if found.dtype == object:
+        array = np.asarray(value)
+        if array.dtype == object:
             # NumPy makes nothing a number that is not one.
-            return None if any(one is None for one in found.flat) else found.astype(FLOAT)
-        return found if found.dtype.kind in "biuf" else None
+            return None if any(entry is None for entry in array.flat) else array.astype(FLOAT)
+        return array if array.dtype.kind in "biuf" else None
     except (TypeError, ValueError, OverflowError):
         return None
 
@@ -69,15 +69,15 @@ def _real(value) -> float | None:
         return value
     if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or getattr(value, "shape", None) == ()):
         return None
-    found = _array(value)
-    return None if found is None or found.dtype == bool else float(found)
+    array = _array(value)
+    return None if array is None or array.dtype == bool else float(array)
 
 
 def number(words: str, low: float = -np.inf, high: float = np.inf) -> Kind:
     """A finite number strictly between two others."""
 
     def holds(value, _):
-        return isinstance(value, Tracer) or ((found := _real(value)) is not None and low < found < high)
+        return isinstance(value, Tracer) or ((real := _real(value)) is not None and low < real < high)
 
     return Kind(words, holds)
 
@@ -106,10 +106,10 @@ def numbers(words: str, *dimensions: int, shape: Callable[[Any], tuple] | None =
     def holds(value, owner):
         # What a device holds, or JAX is tracing, need not come here to tell its shape.
         there = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, np.number)
-        found = value if there else _array(value)
-        if found is None or (dimensions and found.ndim not in dimensions):
+        array = value if there else _array(value)
+        if array is None or (dimensions and array.ndim not in dimensions):
             return False
-        return shape is None or found.shape == shape(owner)
+        return shape is None or array.shape == shape(owner)
 
     return Kind(words, holds)
 
@@ -118,26 +118,26 @@ def positions(count: Callable[[Any], int]) -> Kind:
     """A position, or several, among as many places as the object has; or a truth value for each place."""
 
     def holds(value, owner):
-        found, places = _array(value), count(owner)
-        if found is None or found.ndim > 1:
+        array, places = _array(value), count(owner)
+        if array is None or array.ndim > 1:
             return False
-        if found.dtype == bool:
-            return found.shape == (places,)
-        return found.dtype.kind in "iu" and bool(np.all((-places <= found) & (found < places)))
+        if array.dtype == bool:
+            return array.shape == (places,)
+        return array.dtype.kind in "iu" and bool(np.all((-places <= array) & (array < places)))
 
     return Kind("a position among the parameters, or a list of positions", holds)
 
 
 def _are_texts(value, _=None) -> bool:
     plain = isinstance(value, Sequence | Set) and not isinstance(value, str | bytes)
-    return plain and all(isinstance(one, str) for one in value)
+    return plain and all(isinstance(entry, str) for entry in value)
 
 
 def _is_even(value, _) -> bool:
     """Whether the parts of a list have one length, so that it can become an array; other objects all pass."""
     if not isinstance(value, list | tuple):
         return not isinstance(value, type)
-    return len({len(one) if hasattr(one, "__len__") and not isinstance(one, str) else -1 for one in value}) <= 1
+    return len({len(part) if hasattr(part, "__len__") and not isinstance(part, str) else -1 for part in value}) <= 1
 
 
 def _is_penalty(*methods):
@@ -148,16 +148,16 @@ def _is_penalty(*methods):
 
 def _is_hypothesis(value, _) -> bool:
     if isinstance(value, str | Mapping):
-        return all(isinstance(one, str) for one in value)
+        return all(isinstance(entry, str) for entry in value)
     if _are_texts(value):
         return len(value) > 0
     parts = value if isinstance(value, tuple) and len(value) == 2 and hasattr(value[0], "__len__") else (value,)
     arrays = [_array(part) for part in parts]
-    return arrays[0] is not None and arrays[0].ndim in (1, 2) and all(found is not None for found in arrays)
+    return arrays[0] is not None and arrays[0].ndim in (1, 2) and all(array is not None for array in arrays)
 
 
 def _are_tests(value, _) -> bool:
-    pairs = isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value)
+    pairs = isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
     return pairs and all(isinstance(name, str) and _is_hypothesis(spec, _) for name, spec in value)
 
 
@@ -175,19 +175,19 @@ def _for_jax(value, _) -> bool:
     """Whether JAX can take numbers as they are."""
     if isinstance(value, jax.Array):
         return bool(jnp.issubdtype(value.dtype, np.number))
-    found = (
+    array = (
         None if isinstance(value, str | bytes | Mapping | set) or callable(value) or not _is_even(value, _) else value
     )
     try:
-        found = np.asarray(found)
+        array = np.asarray(array)
     except (TypeError, ValueError):
-        return isinstance(value, list | tuple) and all(_for_jax(one, _) for one in value)
-    return found.dtype.kind in "uif" and (found.dtype.kind == "f" or not found.size or int(np.max(abs(found))) < 2**31)
+        return isinstance(value, list | tuple) and all(_for_jax(part, _) for part in value)
+    return array.dtype.kind in "uif" and (array.dtype.kind == "f" or not array.size or int(np.max(abs(array))) < 2**31)
 
 
 def _are_positions(value, _) -> bool:
-    found = value if isinstance(value, jax.Array) else _array(value)
-    return found is not None and found.ndim == 1 and bool(jnp.issubdtype(found.dtype, np.integer))
+    array = value if isinstance(value, jax.Array) else _array(value)
+    return array is not None and array.ndim == 1 and bool(jnp.issubdtype(array.dtype, np.integer))
 
 
 for_jax = Kind("an array of numbers", _for_jax)
@@ -303,15 +303,7 @@ def checked(thing: T) -> T:
     """Let a public function, or the public methods of a class, look at their arguments before they do anything.
 
     Unknown, missing and superfluous arguments are refused, and those of another kind than `ARGUMENTS` says; memory that
-    runs out meanwhile ends in an error of jmixed as well.
-
-    Parameters
-    ----------
-    thing : function or class
-
-    Returns
-    -------
-    The function, with its signature and docstring; or the class itself
+    runs out meanwhile ends in an error of jmixed as well. Signatures and docstrings stay.
     """
     if not isinstance(thing, type):
         return _face(thing)
@@ -339,29 +331,32 @@ def _replace(kind, name, member):
 
 def _face(function) -> Any:
     parameters = inspect.signature(function).parameters
-    several = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
-    any_word = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    named = {name: one for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-    ordered = [name for name, one in named.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    several = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+    any_word = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    ordered = [name for name, parameter in named.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     needed = [name for name in named if named[name].default is inspect.Parameter.empty]
-    own = bool(ordered) and ordered[0] in ("self", "cls")
+    is_method = bool(ordered) and ordered[0] in ("self", "cls")
     called = function.__name__ if function.__name__ != "__init__" else function.__qualname__.split(".")[0]
     # What an argument is by default it may always be: mostly None.
     kinds = {
-        name: (kind, one.default)
-        for name, one in named.items()
+        name: (kind, parameter.default)
+        for name, parameter in named.items()
         if (kind := ARGUMENTS.get(f"{called}.{name}", ARGUMENTS.get(name))) is not None
     }
     # Words that are handed on mean what they mean elsewhere.
     further = {name: (kind, None) for name, kind in ARGUMENTS.items()} if any_word else {}
-    positional = [kinds.get(name) for name in ordered]
 
     @functools.wraps(function)
     def call(*args, **kwargs):
         if len(args) > len(ordered) and not several:
-            limit = len(ordered) - own
+            limit = len(ordered) - is_method
             raise ArgumentError(
-                f"{called} takes {limit or 'no'} arguments by position, not {len(args) - own}: name them"
+                f"{called} takes {limit or 'no'} arguments by position, not {len(args) - is_method}: name them"
             )
         for name in kwargs:
             if name not in named:
@@ -372,14 +367,11 @@ def _face(function) -> Any:
         for name in needed:
             if name not in kwargs and name not in ordered[: len(args)]:
                 raise ArgumentError(f"{called} needs the argument {name}")
-        owner = args[0] if own and args else None
-        for place, (pair, value) in enumerate(zip(positional, args, strict=False)):
-            if pair is not None and value is not pair[1] and not pair[0].holds(value, owner):
-                raise ArgumentError(_other(called, ordered[place], value, pair[0]))
-        for name, value in kwargs.items():
-            pair = kinds.get(name) if name in named else further.get(name)
-            if pair is not None and value is not pair[1] and not pair[0].holds(value, owner):
-                raise ArgumentError(_other(called, name, value, pair[0]))
+        owner = args[0] if is_method and args else None
+        for name, value in (*zip(ordered, args, strict=False), *kwargs.items()):
+            kind, default = (kinds if name in named else further).get(name, (None, None))
+            if kind is not None and value is not default and not kind.holds(value, owner):
+                raise ArgumentError(f"{called}: {name} is {shown(value)}; it must be {kind.words}")
         try:
             return function(*args, **kwargs)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -415,10 +407,6 @@ def _unknown(label, name, known) -> str:
     close = difflib.get_close_matches(name, known, 1)
     there = f"; do you mean {close[0]}?" if close else f"; it has {', '.join(known)}" if known else ", nor any other"
     return f"{label} has no argument {name!r}{there}"
-
-
-def _other(label, name, value, kind) -> str:
-    return f"{label}: {name} is {shown(value)}; it must be {kind.words}"
 
 
 def shown(value) -> str:

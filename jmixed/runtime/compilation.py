@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from jmixed.errors import warn
-from jmixed.runtime import executables
+from jmixed.runtime import executables, internals
 from jmixed.runtime.arguments import checked, out_of_memory
 from jmixed.runtime.files import is_own
 from jmixed.runtime.forks import refuse_fork
@@ -87,8 +86,7 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     # A mixed model is many programs of a tenth of a second: by default JAX would store none of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # JAX looks at the directory once, at its first compilation, unless it is told to look again.
-    compilation_cache.reset_cache()
+    internals.look_at_cache_again()
     _kept[:] = [directory]
     return directory
 
@@ -96,27 +94,26 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
 def program(function: Callable | None = None, *, static_argnames=(), brief: Callable | None = None) -> Any:
     """`jax.jit` with the options of XLA under which a fit compiles soonest, where this XLA knows them.
 
-    Parameters
-    ----------
-    function : callable
-    static_argnames : tuple of str
-        Arguments that are part of the program, given by keyword.
-    brief : callable, optional
-        Tells from the arguments whether the problem is so small that optimised code would save less than compiling it
-        costs: the shapes decide, not the values.
+    Static arguments are given by keyword. `brief` tells from the shapes of the arguments whether the problem is so
+    small that optimised code would save less than compiling it costs.
     """
     if function is None:
         return functools.partial(program, static_argnames=static_argnames, brief=brief)
 
     @functools.cache
     def compiled(small):
-        jitted = jax.jit(function, static_argnames=static_argnames, compiler_options=_options(small))
-        _jitted.append(jitted)
-        return jitted
+        @functools.wraps(function)
+        def traced(*args, **kwargs):
+            # JAX runs this when it compiles the program, and at no other time.
+            _clock.traces = _traces() + 1
+            return function(*args, **kwargs)
+
+        _compiled.append(compiled)
+        return jax.jit(traced, static_argnames=static_argnames, compiler_options=_options(small))
 
     def call_compiled(small, args, kwargs):
-        jitted: Any = compiled(small)
-        known = jitted._cache_size() + executables.count()
+        jitted = compiled(small)
+        known = _traces() + executables.count()
         if _kept:
             static = {key: kwargs[key] for key in static_argnames if key in kwargs}
             others = {key: value for key, value in kwargs.items() if key not in static}
@@ -124,7 +121,7 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
             out = executables.call_from(_kept[-1], jitted, name, _options(small), static, args, others)
         else:
             out = jitted(*args, **kwargs)
-        return out, jitted._cache_size() + executables.count() > known
+        return out, _traces() + executables.count() > known
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -156,8 +153,8 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
 _clock = threading.local()
 _kept: list[Path] = []
 """The directory in which whole programs are kept, if any."""
-_jitted: list[Any] = []
-"""Every function made by `program` that has been called."""
+_compiled: list[Any] = []
+"""For every function made by `program` that has been called, the cache of what it was compiled to."""
 
 MOST_MAPS = 0.5
 """Share of the memory maps that Linux allows a process at which compiled programs are forgotten."""
@@ -169,8 +166,8 @@ def forget_programs() -> None:
     Every program holds some hundred memory maps. Linux allows a process 65,530 in all, and LLVM ends the process that
     asks for more: fits of a few hundred different shapes do.
     """
-    for jitted in _jitted:
-        jitted.clear_cache()
+    while _compiled:
+        _compiled.pop().cache_clear()
     executables.forget()
 
 
@@ -189,6 +186,11 @@ def _memory_maps_allowed() -> float:
         return int(Path("/proc/sys/vm/max_map_count").read_text())
     except (OSError, ValueError):
         return float("inf")
+
+
+def _traces() -> int:
+    """How often this thread has traced a program."""
+    return getattr(_clock, "traces", 0)
 
 
 def seconds_compiling() -> float:

@@ -7,10 +7,10 @@ everything that goes into a program, and to one kind of processor.
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import os
 import pickle
 import platform
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,62 +18,32 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.experimental import serialize_executable
-from jaxlib.version import __version__ as jaxlib_version
 
+from jmixed.runtime import internals
 from jmixed.runtime.files import is_own, seal, seal_holds, write_whole
 
 Kind = tuple[tuple[int, ...], str, bool]
 
 
 def call_from(directory: Path, jitted: Any, name: str, options: Any, static: dict, args: tuple, kwargs: dict):
-    """Call a program by its executable: the one in memory, else on disk, else a new one.
+    """Call a program, which `name` tells from others, by its executable: one in memory, else on disk, else a new one.
 
-    Parameters
-    ----------
-    directory : Path
-    jitted : function made by `jax.jit`
-    name : str
-        What tells this program from others.
-    options : dict or None
-        Options of XLA it is compiled with.
-    static, args, kwargs
-        Arguments by keyword that are part of the program; all others.
-
-    Returns
-    -------
-    The program's results
+    `options` are those of XLA it is compiled with, `static` the arguments by keyword that are part of the program.
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
     if jax.device_count() > 1 or not all(isinstance(leaf, ARRAYS) and _is_concrete(leaf) for leaf in leaves):
         return jitted(*args, **kwargs, **static)
     key = (name, tree, tuple(static.items()), tuple(map(_kind, leaves)), np.dtype(jax.dtypes.canonicalize_dtype(float)))
-    if (held := _memory.get((directory, key))) is None:
+    if (executable := _memory.get((directory, key))) is None:
         text = repr((_versions(), options, *key))
         path = directory / f"jmixed-{hashlib.sha256(text.encode()).hexdigest()}.program"
-        held = _read(path, tree)
-        if held is None:
-            held = _compile_afresh(jitted.lower(*args, **kwargs, **static))
-            _write(path, held, tree)
-        _memory[directory, key] = held
-    return held(*args, **kwargs)
-
-
-def _compile_afresh(lowered):
-    """Compile past JAX's own cache: an executable that was read from there cannot be written whole again.
-
-    JAX looks programs up by the options they are compiled with, among others: one that says how much to print when
-    memory is assigned makes this a program that JAX has never seen. No option of the process is touched.
-    """
-    with _nothing_written():
-        return lowered.compile(compiler_options={"xla_debug_buffer_assignment_show_max": 16 + secrets.randbelow(2**30)})
-
-
-def _nothing_written() -> Any:
-    """Context in which this thread writes nothing into JAX's cache; one without effect where JAX knows no such."""
-    options = getattr(getattr(jax, "_src", None), "config", None)
-    state = getattr(options, "persistent_cache_min_compile_time_secs", None)
-    return state(float("inf")) if callable(state) else contextlib.nullcontext()
+        executable = _read(path, tree)
+        if executable is None:
+            executable, is_whole = internals.compile_afresh(jitted.lower(*args, **kwargs, **static))
+            if is_whole:
+                _write(path, executable, tree)
+        _memory[directory, key] = executable
+    return executable(*args, **kwargs)
 
 
 def count() -> int:
@@ -113,34 +83,20 @@ def _read(path: Path, tree):
         if not seal_holds(kept):
             return None
         content, example = pickle.loads(kept)
-        _find_lapack()
-        return serialize_executable.deserialize_and_load(content, tree, jax.tree.structure(example))
+        internals.find_lapack()
+        return internals.deserialise(content, tree, jax.tree.structure(example))
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, ImportError):
         return None
     except (pickle.UnpicklingError, jax.errors.JaxRuntimeError):
         return None
 
 
-@functools.cache
-def _find_lapack() -> None:
-    """Have JAX look up LAPACK's routines, which it does when it lowers the first call of one, and not when one runs."""
-    try:
-        from jaxlib.lapack import prepare_lapack_call
-
-        prepare_lapack_call("potrf_ffi", np.dtype(float))
-    except (ImportError, TypeError, KeyError):
-        jax.jit(jax.lax.linalg.cholesky).lower(np.eye(1))
-
-
 def _write(path: Path, compiled, tree) -> None:
     """Keep an executable. One that cannot be kept is no error: it works all the same."""
-    try:
-        content, own, results = serialize_executable.serialize(compiled)
-    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError):
-        # Not every device can.
+    serialised = internals.serialise(compiled)
+    if serialised is None or serialised[1] != tree:
         return
-    if own != tree:
-        return
+    content, _, results = serialised
     example = jax.tree.unflatten(results, range(results.num_leaves))
     with contextlib.suppress(OSError):
         if is_own(path.parent.stat()):
@@ -160,7 +116,7 @@ def _versions() -> str:
     system = platform.system(), platform.release(), platform.machine()
     machine = system, jax.default_backend(), jax.devices()[0].device_kind, os.cpu_count(), sorted(flags)
     files = sorted(_sources(os.path.dirname(__file__)))
-    return repr((jax.__version__, jaxlib_version, sys.version, machine, files))
+    return repr((jax.__version__, importlib.metadata.version("jaxlib"), sys.version, machine, files))
 
 
 def _sources(folder: str, inside: str = ""):
@@ -169,5 +125,5 @@ def _sources(folder: str, inside: str = ""):
         if entry.is_dir():
             yield from _sources(entry.path, f"{inside}{entry.name}/")
         elif entry.name.endswith(".py"):
-            found = entry.stat()
-            yield inside + entry.name, found.st_size, found.st_mtime_ns
+            status = entry.stat()
+            yield inside + entry.name, status.st_size, status.st_mtime_ns

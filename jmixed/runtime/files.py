@@ -12,18 +12,8 @@ SEAL = b"\nsha256:"
 def write_whole(path: str | os.PathLike, content: bytes, mode: int = 0o666) -> None:
     """Write a file that ends up with all of the content, or stays as it was; nothing is left beside it.
 
-    Parameters
-    ----------
-    path : path
-        What is no ordinary file, such as a pipe, is simply written to.
-    content : bytes
-    mode : int
-        Permissions of a new file, less the mask of the process; one that is there keeps its own.
-
-    Raises
-    ------
-    OSError
-        When it cannot be written: no room, no such directory, no permission.
+    `mode` has the permissions of a new file, less the mask of the process; one that is there keeps its own. What is no
+    ordinary file, such as a pipe, is simply written to.
     """
     if Path(path).exists() and not Path(path).is_file():
         Path(path).write_bytes(content)
@@ -58,9 +48,9 @@ def seal_holds(content: bytes) -> bool | None:
     return hashlib.sha256(whole).digest() == digest if mark == SEAL else None
 
 
-def is_own(found: os.stat_result) -> bool:
+def is_own(status: os.stat_result) -> bool:
     """Whether nobody but this user and the system's can have written a file, or put one into a directory."""
     if not hasattr(os, "geteuid"):
         # Elsewhere the directories of a user are closed to others.
         return True
-    return found.st_uid in (os.geteuid(), 0) and not found.st_mode & 0o022
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022

@@ -2,18 +2,12 @@
 
 import os
 
-import jax
-
 from jmixed.errors import ForkError
+from jmixed.runtime import internals
 
 
 def refuse_fork() -> None:
-    """Refuse to compute in a forked process whose parent had started JAX before.
-
-    Raises
-    ------
-    ForkError
-    """
+    """Refuse to compute in a forked process whose parent had started JAX before."""
     if _state.orphaned:
         raise ForkError(
             "this process was forked from one in which JAX was already running, and JAX's threads do not survive a "
@@ -33,18 +27,11 @@ _state = _State()
 
 
 def _before() -> None:
-    _state.running = _state.orphaned or _jax_runs()
+    _state.running = _state.orphaned or internals.backends_have_started()
 
 
 def _in_child() -> None:
     _state.orphaned = _state.running
-
-
-def _jax_runs() -> bool:
-    """Whether JAX has started its backends; where it does not tell, whether it has been imported."""
-    bridge = getattr(getattr(jax, "_src", None), "xla_bridge", None)
-    tell = getattr(bridge, "backends_are_initialized", None)
-    return tell() if tell is not None else True
 
 
 if hasattr(os, "register_at_fork"):

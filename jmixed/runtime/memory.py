@@ -32,20 +32,9 @@ class _Padded(np.ndarray):
 
 
 def roomy(rows: int, *shape: int) -> np.ndarray:
-    """Floats of so many rows, to be filled, whose memory goes on with zeros up to the bucket of that number.
+    """Floats (rows, *shape), to be filled, whose memory goes on with zeros up to the bucket of that number of rows.
 
     What is written into such an array is held once, where any other array is copied when a program takes it.
-
-    Parameters
-    ----------
-    rows : int
-    *shape : int
-        Shape of a row.
-
-    Returns
-    -------
-    array (rows, *shape)
-        Not initialised.
 
     Examples
     --------
@@ -70,18 +59,7 @@ def filled(value: float, rows: int, *shape: int) -> np.ndarray:
 
 
 def padded(array: np.ndarray, size: int) -> np.ndarray:
-    """The array with rows of zeros up to a size, in aligned memory: its own where it is `roomy`, else a copy.
-
-    Parameters
-    ----------
-    array : array (rows, ...)
-    size : int
-        At least the number of rows.
-
-    Returns
-    -------
-    array (size, ...)
-    """
+    """The array with rows of zeros up to a size, in aligned memory: its own where it is `roomy`, else a copy."""
     shape = (size, *array.shape[1:])
     whole = array
     while isinstance(whole, np.ndarray) and not (isinstance(whole, _Padded) and whole.rows):

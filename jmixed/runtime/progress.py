@@ -7,21 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(total: int, shown: bool, what: str) -> Iterator[Callable[[int], object]]:
-    """Show how much is done: by tqdm where it is installed, else as a line on stderr.
+    """Show how much of `total` is done, if `shown`: by tqdm where it is installed, else as a line on stderr.
 
-    Parameters
-    ----------
-    total : int
-        Number of pieces of work.
-    shown : bool
-        False: show nothing.
-    what : str
-        What is being done.
-
-    Yields
-    ------
-    callable
-        To be called with the number of pieces that have just been done.
+    What is yielded is to be called with the number of pieces that have just been done.
     """
     if not shown:
         yield lambda count: None

@@ -55,10 +55,10 @@ class _OnDask:
     def _reduced(self, columns, function: Callable, statement) -> Any:
         from dask.delayed import delayed  # pyright: ignore[reportMissingImports]
 
-        def join(one, other):
-            if one is None or other is None:
-                return other if one is None else one
-            return sums.merge(one, other) if statement is None else survey.merge(statement, one, other)
+        def join(first, other):
+            if first is None or other is None:
+                return other if first is None else first
+            return sums.merge(first, other) if statement is None else survey.merge(statement, first, other)
 
         def named(number, part):
             with naming(number):

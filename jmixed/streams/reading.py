@@ -1,10 +1,11 @@
-"""Tables that come in batches: what they may be, and that each is like the first."""
+"""Tables that come in batches: what they may be, files among them, and that each is like the first."""
 
 import inspect
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from tempfile import TemporaryFile
 from typing import IO, Any, cast
 
@@ -15,7 +16,6 @@ from pandas import util
 from jmixed.errors import DataError, JmixedError
 from jmixed.formulas.frame import as_frame, column, unknown_column
 from jmixed.runtime.precision import FLOAT
-from jmixed.streams.files import is_stored, stored
 
 ALLOWED = (
     "an iterable of tables, a function that returns a fresh iterator of tables, the path of a Parquet file or of a "
@@ -25,6 +25,9 @@ ALLOWED = (
 ANY_CATEGORIES = ()
 """The kind of a column of group labels, which are compared as values."""
 
+BATCH = 2**18
+"""Rows of a file that are read at a time."""
+
 Reader = Callable[[Sequence[str] | None], Iterator[pd.DataFrame]]
 """Reads all batches once more, the given columns of them or all."""
 
@@ -33,19 +36,7 @@ Reader = Callable[[Sequence[str] | None], Iterator[pd.DataFrame]]
 def reading(batches: Any) -> Iterator[Reader]:
     """How to go through the batches, as often as needed, while the context lasts.
 
-    Parameters
-    ----------
-    batches : iterable of tables, callable, path, list of paths, or pyarrow dataset
-
-    Yields
-    ------
-    callable
-        ``read(columns)`` gives an iterator of DataFrames; every table stays as it is where columns cannot be chosen.
-
-    Raises
-    ------
-    DataError
-        For anything else.
+    Every table stays as it is where columns cannot be chosen.
     """
     if is_stored(batches):
         yield stored(batches)
@@ -76,16 +67,16 @@ class _Caller:
             return
 
     def __call__(self, columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
-        made = self.function()
-        if isinstance(made, pd.DataFrame | Mapping) or hasattr(made, "columns") or not isinstance(made, Iterable):
-            raise DataError(f"batches() returned a {type(made).__name__}; it must return a fresh iterator of tables")
-        if made is self.last and iter(made) is made:
+        tables = self.function()
+        if isinstance(tables, pd.DataFrame | Mapping) or hasattr(tables, "columns") or not isinstance(tables, Iterable):
+            raise DataError(f"batches() returned a {type(tables).__name__}; it must return a fresh iterator of tables")
+        if tables is self.last and iter(tables) is tables:
             raise DataError(
-                f"batches() returned the same {type(made).__name__} twice, which can be gone through only once: it "
+                f"batches() returned the same {type(tables).__name__} twice, which can be gone through only once: it "
                 "must return a fresh iterator each time, or give the iterator itself as batches"
             )
-        self.last = made
-        return _frames(made)
+        self.last = tables
+        return _frames(tables)
 
 
 class _Spool:
@@ -107,9 +98,9 @@ class _Spool:
             elif (table := next(self.tables, None)) is None:
                 return
             else:
-                own = table if columns is None else table.loc[:, table.columns.isin(list(columns))]
-                self._keep(own)
-                yield own
+                chosen = table if columns is None else table.loc[:, table.columns.isin(list(columns))]
+                self._keep(chosen)
+                yield chosen
             number += 1
 
     def _keep(self, table: pd.DataFrame) -> None:
@@ -144,6 +135,90 @@ def naming(number: int) -> Iterator[None]:
         raise type(error)(f"batch {number}: {error.args[0]}", page=error.page) from error
 
 
+def is_stored(batches: Any) -> bool:
+    """Whether batches are files: a path, several, or a pyarrow dataset."""
+    several = batches if isinstance(batches, list | tuple) and len(batches) else [batches]
+    return all(isinstance(path, str | PathLike) for path in several) or hasattr(batches, "get_fragments")
+
+
+def stored(source: Any) -> Reader:
+    """Read files once more at every call, the given columns of them or all: a pyarrow dataset, or Parquet files.
+
+    A path is that of a file or of a folder; folders named ``key=value`` are columns.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+    except ImportError:
+        raise DataError("Parquet files are read by pyarrow: pip install 'jmixed[parquet]'") from None
+    is_dataset = hasattr(source, "get_fragments")
+    paths = [str(path) for path in ([source] if isinstance(source, str | PathLike) else [] if is_dataset else source)]
+    named = "the dataset" if is_dataset else f"batches={(paths[0] if len(paths) == 1 else paths)!r}"
+
+    @contextmanager
+    def explained() -> Iterator[None]:
+        """What goes wrong with the files names them."""
+        try:
+            yield
+        except JmixedError:
+            raise
+        except FileNotFoundError as error:
+            raise DataError(f"{named}: there is no such file or folder ({error})") from error
+        except (OSError, ValueError, TypeError, NotImplementedError, pa.ArrowException) as error:
+            what = f"{named} cannot be read{'' if is_dataset else ' as Parquet'} ({error})"
+            raise DataError(f"{what}; if a file was cut short while it was written, write it again") from error
+
+    def opened(**options):
+        return ds.dataset(paths if len(paths) > 1 else paths[0], format="parquet", partitioning="hive", **options)
+
+    with explained():
+        dataset: Any = source if is_dataset else opened()
+    if not is_dataset and not dataset.files:
+        raise DataError(f"{named} is a folder without files")
+
+    def read(columns):
+        # Little is read ahead: what memory holds must not grow with the file.
+        options = {"batch_size": BATCH, "batch_readahead": 1}
+        with explained():
+            if columns is None:
+                # Types of the files are not compared yet: a file that is read ahead could fail before its turn.
+                for fragment in dataset.get_fragments():
+                    for batch in fragment.to_batches(schema=dataset.schema, **options):
+                        yield batch.to_pandas()
+                return
+            schema = _common_schema(dataset, columns, pa)
+            alike = dataset if is_dataset or schema.equals(dataset.schema) else opened(schema=schema)
+            for batch in alike.to_batches(columns=list(columns), fragment_readahead=1, **options):
+                yield batch.to_pandas()
+
+    return read
+
+
+def _common_schema(dataset: Any, columns: Sequence[str], pa: Any) -> Any:
+    """The dataset's schema, with types of the columns that hold what all files have.
+
+    pyarrow would fill a column that a file does not have up with missing values, and make numbers of text.
+    """
+    from pyarrow.dataset import get_partition_keys  # pyright: ignore[reportMissingImports]
+
+    schema = dataset.schema
+    for fragment in dataset.get_fragments():
+        where, here = getattr(fragment, "path", "a part of the dataset"), fragment.physical_schema
+        for name in set(columns) - set(get_partition_keys(fragment.partition_expression)):
+            if name not in here.names:
+                raise DataError(f"{where}: {unknown_column(name, here.names, 'the model')}")
+            place, kinds = schema.get_field_index(name), [schema.field(name).type, here.field(name).type]
+            try:
+                both = [pa.schema([pa.field(name, kind)]) for kind in kinds]
+                schema = schema.set(place, pa.unify_schemas(both, promote_options="permissive").field(0))
+            except pa.ArrowException:
+                raise DataError(
+                    f"{where}: the column {name!r} holds {kinds[1]}, but {kinds[0]} in the files before it; convert it "
+                    "to one type in all"
+                ) from None
+    return schema
+
+
 def kinds_of(frame: pd.DataFrame, columns: Iterable[str]) -> dict[str, Any]:
     """What every column holds: "numbers", "text", ..., or its categories in order."""
     return {name: _kind(column(frame, name)) for name in columns}
@@ -161,9 +236,9 @@ def _kind(series: pd.Series) -> Any:
         return "dates or times"
     if isinstance(dtype, pd.StringDtype):
         return "text"
-    found = pd.api.types.infer_dtype(series, skipna=True)
+    kind = pd.api.types.infer_dtype(series, skipna=True)
     known = {"string": "text", "boolean": "truth values", "decimal": "numbers", "integer": "numbers"}
-    return known.get(found, "numbers" if found in ("floating", "mixed-integer-float") else found)
+    return known.get(kind, "numbers" if kind in ("floating", "mixed-integer-float") else kind)
 
 
 def require_alike(frame: pd.DataFrame, first: Mapping[str, Any]) -> None:
@@ -171,18 +246,18 @@ def require_alike(frame: pd.DataFrame, first: Mapping[str, Any]) -> None:
     for name, kind in first.items():
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, "the model"))
-        own = column(frame, name)
-        found = _kind(own)
-        if found == kind or own.isna().all():
+        series = column(frame, name)
+        here = _kind(series)
+        if here == kind or series.isna().all():
             continue
-        if isinstance(found, tuple) and kind == ANY_CATEGORIES:
+        if isinstance(here, tuple) and kind == ANY_CATEGORIES:
             continue
-        if isinstance(found, tuple) and isinstance(kind, tuple):
+        if isinstance(here, tuple) and isinstance(kind, tuple):
             raise DataError(
-                f"the categories of {name!r} are {list(found)[:8]}, those of the first batch {list(kind)[:8]}; give "
+                f"the categories of {name!r} are {list(here)[:8]}, those of the first batch {list(kind)[:8]}; give "
                 f"all the same: batch[{name!r}] = pd.Categorical(batch[{name!r}], categories=...), or make it text"
             )
-        shown = ["categories" if isinstance(k, tuple) else k for k in (found, kind)]
+        shown = ["categories" if isinstance(k, tuple) else k for k in (here, kind)]
         raise DataError(
             f"the column {name!r} holds {shown[0]}, but {shown[1]} in the first batch; convert it to one type in all"
         )
@@ -190,20 +265,11 @@ def require_alike(frame: pd.DataFrame, first: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Checksum:
-    """What tells whether two passes found the same rows, in any order: sums of hashes, modulo 2^64.
-
-    Attributes
-    ----------
-    names : tuple of str
-    columns : uint64 array
-        Of the values of each column.
-    rows : uint64 array (1,)
-        Of the rows.
-    """
+    """What tells whether two passes found the same rows, in any order: sums of hashes, modulo 2^64."""
 
     names: tuple[str, ...]
-    columns: np.ndarray
-    rows: np.ndarray
+    columns: np.ndarray  # uint64, of the values of each column
+    rows: np.ndarray  # uint64 (1,), of the rows
 
     def plus(self, other: "Checksum") -> "Checksum":
         """Of the rows of both."""
@@ -223,11 +289,11 @@ def checksum(frame: pd.DataFrame, names: Iterable[str]) -> Checksum:
     names = tuple(names)
     columns, rows = np.zeros(len(names), np.uint64), np.zeros(len(frame), np.uint64)
     for k, name in enumerate(names):
-        own = column(frame, name)
-        simple = isinstance(own.dtype, np.dtype) and own.dtype.kind in "iufb"
+        series = column(frame, name)
+        simple = isinstance(series.dtype, np.dtype) and series.dtype.kind in "iufb"
         # An array of pandas' own around one of NumPy, as text has before pandas 3, cannot be hashed.
-        other = own.to_numpy() if own.dtype == "object" else own.array
-        hashed = cast(Any, util).hash_array(own.to_numpy(FLOAT) if simple else other)
+        other = series.to_numpy() if series.dtype == "object" else series.array
+        hashed = cast(Any, util).hash_array(series.to_numpy(FLOAT) if simple else other)
         columns[k] = hashed.sum()
         rows = (rows ^ hashed) * np.uint64(0x9E3779B97F4A7C15)
     return Checksum(names, columns, rows.sum(keepdims=True))

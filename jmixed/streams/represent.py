@@ -13,9 +13,9 @@ import pandas as pd
 from jmixed.errors import ModelError
 from jmixed.formulas import checks
 from jmixed.formulas.assemble import Evaluated, Rows, component_terms, grouping_factors, random_terms
-from jmixed.formulas.evaluate import Matrix, restore
 from jmixed.formulas.frame import working_frame
 from jmixed.formulas.model_data import ModelData, RandomTerm
+from jmixed.formulas.recipe import Matrix, restore
 from jmixed.runtime.precision import FLOAT
 from jmixed.streams.reading import changed
 from jmixed.streams.sums import Plan, Sums
@@ -24,14 +24,14 @@ TINY = 4 * np.finfo(FLOAT).eps
 """Least pivot of a cell, relative to its column's sum of squares: what rounding leaves of zero."""
 
 
-def represent(made: Plan, total: Sums | None) -> ModelData:
+def represent(plan: Plan, total: Sums | None) -> ModelData:
     """The model in rows that have the cross-products of the data."""
     if total is None:
         raise changed("it has no rows")
-    made.checksum.require_same(total.checksum)
+    plan.checksum.require_same(total.checksum)
     used = total.values[:, -1] > 0
     cells, values = total.cells[used], total.values[used]
-    Z, fixed = _rows_of_cells(values, len(made.columns), len(total.G))
+    Z, fixed = _rows_of_cells(values, len(plan.columns), len(total.G))
     rest = total.G - np.einsum("kqa,kqb->ab", fixed, fixed)
     k, q = Z.shape[:2]
     # Rows without random effects may stand in any cell: in different ones, so that no cell becomes much larger.
@@ -40,11 +40,11 @@ def represent(made: Plan, total: Sums | None) -> ModelData:
     represents[q * np.arange(k)] = values[:, -1].astype(int)
     order = np.argsort(place, kind="stable")
     fixed = np.concatenate([fixed.reshape(k * q, len(rest)), _root(rest, np.diagonal(total.G))])[order]
-    Z = np.concatenate([Z.reshape(k * q, q), np.zeros((len(rest), q))])[order] @ made.T_inverse
-    X, y = fixed[:, :-1] @ made.R, fixed[:, -1]
-    y = y + X @ made.beta0
-    groups, terms = _terms(made, total, cells, place[order], Z)
-    return _checked(made, total, (y, X, represents[order]), terms, groups)
+    Z = np.concatenate([Z.reshape(k * q, q), np.zeros((len(rest), q))])[order] @ plan.T_inverse
+    X, y = fixed[:, :-1] @ plan.R, fixed[:, -1]
+    y = y + X @ plan.beta0
+    groups, terms = _terms(plan, total, cells, place[order], Z)
+    return _checked(plan, total, (y, X, represents[order]), terms, groups)
 
 
 def _rows_of_cells(values: np.ndarray, q: int, border: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,15 +64,15 @@ def _rows_of_cells(values: np.ndarray, q: int, border: int) -> tuple[np.ndarray,
     waiting, cell, least = size > 0, np.arange(len(values)), q * TINY
     for k in range(q):
         left = np.where(waiting, np.diagonal(C, axis1=1, axis2=2), -1)
-        own = np.argmax(left, axis=1)
-        there, pivot = waiting[cell, own], np.sqrt(np.maximum(left[cell, own], least))
-        column = np.where(waiting & (pivot**2 > least)[:, None], C[cell, :, own], 0) / pivot[:, None]
-        column[cell, own] = np.where(there, pivot, 0)
-        row = np.where(there, 1 / pivot, 0)[:, None] * B[cell, own]
+        largest = np.argmax(left, axis=1)
+        there, pivot = waiting[cell, largest], np.sqrt(np.maximum(left[cell, largest], least))
+        column = np.where(waiting & (pivot**2 > least)[:, None], C[cell, :, largest], 0) / pivot[:, None]
+        column[cell, largest] = np.where(there, pivot, 0)
+        row = np.where(there, 1 / pivot, 0)[:, None] * B[cell, largest]
         Z[:, k], fixed[:, k] = column * size, row
         C -= column[:, :, None] * column[:, None]
         B -= column[:, :, None] * row[:, None]
-        waiting[cell, own] = False
+        waiting[cell, largest] = False
     return Z, fixed
 
 
@@ -88,77 +88,74 @@ def _root(matrix: np.ndarray, squares: np.ndarray) -> np.ndarray:
 
 
 def _terms(
-    made: Plan, total: Sums, cells: np.ndarray, place: np.ndarray, Z: np.ndarray
+    plan: Plan, total: Sums, cells: np.ndarray, place: np.ndarray, Z: np.ndarray
 ) -> tuple[np.ndarray | None, tuple[RandomTerm, ...]]:
     """The label of each row's top-level group, and the random-effects terms; a row has the levels of its cell."""
-    words, built = made.statement.words, made.ranked.built
-    if built and len(cells) < len(made.cell.levels):
+    words, built = plan.statement.words, plan.ranked.built
+    if built and len(cells) < len(plan.cell.levels):
         raise ModelError(
             f"transforms leave no rows in some groups, which the components {', '.join(map(repr, built))} were made "
             "for: leave those rows out of the batches"
         )
-    at = _at_cells(made, cells)
+    at = _at_cells(plan, cells)
     grouping = grouping_factors(words, at.sources)
-    constant = {name for k, name in enumerate(made.columns) if total.low[k] == total.high[k] != 0}
+    constant = {name for k, name in enumerate(plan.columns) if total.low[k] == total.high[k] != 0}
 
     def on_rows(term: RandomTerm) -> RandomTerm:
-        names = made.ranked.names(term.vc) if term.vc in built else term.columns
-        values = np.ascontiguousarray(Z[:, [made.columns.index(name) for name in names]])
+        names = plan.ranked.names(term.vc) if term.vc in built else term.columns
+        values = np.ascontiguousarray(Z[:, [plan.columns.index(name) for name in names]])
         first = next((k for k, name in enumerate(names) if name in constant), None)
         return replace(term, codes=term.codes[place], Z=values, intercept=term.intercept if term.vc else first)
 
-    components = made.statement.components, made.statement.read, at, grouping, built
+    components = plan.statement.components, plan.statement.read, at, grouping, built
     terms = checks.distinct(map(on_rows, [*random_terms(words, at, grouping), *component_terms(words, *components)]))
-    own = None if words.group_name is None else grouping[(words.group_name,)]
-    return None if own is None else own.levels.to_numpy()[own.codes[place]], terms
+    top = None if words.group_name is None else grouping[(words.group_name,)]
+    return None if top is None else top.levels.to_numpy()[top.codes[place]], terms
 
 
-def _at_cells(made: Plan, cells: np.ndarray) -> Evaluated:
+def _at_cells(plan: Plan, cells: np.ndarray) -> Evaluated:
     """The labels of the cells, and the names of the columns: their values belong to rows."""
-    read, specs = made.statement.read, made.statement.recipe.specs
+    read, specs = plan.statement.read, plan.statement.recipe.specs
     labels = {
         name: pd.Series(pd.Categorical.from_codes(code[cells], categories=table))
-        for name, code, table in zip(made.cell.sources, made.cell.decode(), made.cell.tables, strict=True)
+        for name, code, table in zip(plan.cell.sources, plan.cell.decode(), plan.cell.tables, strict=True)
     }
     names = {part: tuple(restore(name, read.aliases) for name in spec.column_names) for part, spec in specs.items()}
-    matrices = {part: Matrix(own, np.zeros((len(cells), len(own)))) for part, own in names.items() if part[0] in "zv"}
+    matrices = {
+        part: Matrix(columns, np.zeros((len(cells), len(columns))))
+        for part, columns in names.items()
+        if part[0] in "zv"
+    }
     frame = pd.DataFrame(labels)
     rows = Rows(frame, {}, np.arange(len(cells)))
     return Evaluated(rows, working_frame(frame, labels, read.aliases), matrices, labels)
 
 
-def _checked(made: Plan, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...], groups: Any) -> ModelData:
+def _checked(plan: Plan, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...], groups: Any) -> ModelData:
     """The whole model, after the checks that any model undergoes."""
     y, X, represents = rows
-    words, recipe, n = made.statement.words, made.statement.recipe, len(y)
-    checks.require_variation(np.array([total.low[-1], total.high[-1]]), np.zeros(2), made.endog_name, total.nobs)
+    words, recipe, n = plan.statement.words, plan.statement.recipe, len(y)
+    checks.require_variation(np.array([total.low[-1], total.high[-1]]), np.zeros(2), plan.endog_name, total.nobs)
     for term in terms:
         checks.require_levels(term)
         checks.require_fewer_coefficients(term, total.nobs)
-    kept = checks.independent_columns(X)
-    redundant = np.setdiff1d(np.arange(X.shape[1]), kept)
-    names = tuple(made.exog_names[j] for j in kept)
-    checks.require_rows(total.nobs, names)
-    return ModelData(
+    return checks.without_redundant(
+        X,
+        plan.exog_names,
+        total.nobs,
         y=y,
-        X=np.ascontiguousarray(X[:, kept]),
         weights=np.ones(n),
         offset=np.zeros(n),
         terms=terms,
-        endog_name=made.endog_name,
-        exog_names=names,
-        dropped=tuple(made.exog_names[j] for j in redundant),
+        endog_name=plan.endog_name,
         index=pd.RangeIndex(n),
         rows=np.arange(n),
         frame=None,
         groups=groups,
         group_name=words.group_name,
         formula=words.parts.text,
-        kept=kept,
-        redundant=redundant,
-        explained=checks.explained(X, kept, redundant),
         recipe=recipe,
-        offset_source=made.offset_source,
+        offset_source=plan.offset_source,
         represents=represents,
         log_weights=total.log_weights,
     )

@@ -15,10 +15,19 @@ import pandas as pd
 
 from jmixed.errors import DataError
 from jmixed.formulas import components
-from jmixed.formulas.assemble import Evaluated, NoRowsError, Rows, offset_of, offset_source, response, weights_of
-from jmixed.formulas.evaluate import Matrix, evaluate
+from jmixed.formulas.assemble import (
+    Evaluated,
+    NoRowsError,
+    Rows,
+    offset_of,
+    offset_source,
+    on_complete_rows,
+    response,
+    weights_of,
+)
 from jmixed.formulas.factors import Factor, cross, factor
 from jmixed.formulas.frame import column, require_finite, working_frame
+from jmixed.formulas.recipe import Matrix, evaluate
 from jmixed.streams.reading import Checksum, changed, checksum, naming
 from jmixed.streams.survey import Statement, Survey, learn
 
@@ -42,12 +51,15 @@ class Ranked:
     top: Factor | None
     built: dict[str, components.Built]
 
-    def matrices(self, made: Evaluated) -> list[Matrix]:
+    def matrices(self, evaluated: Evaluated) -> list[Matrix]:
         """Their columns, under names that tell the components apart."""
         if self.top is None:
             return []
-        codes = self.top.match([made.sources[self.top.name]])
-        return [Matrix(self.names(name), own.local.build(made.frame, codes)) for name, own in self.built.items()]
+        codes = self.top.match([evaluated.sources[self.top.name]])
+        return [
+            Matrix(self.names(name), component.local.build(evaluated.frame, codes))
+            for name, component in self.built.items()
+        ]
 
     def names(self, component: str) -> tuple[str, ...]:
         """Names of a component's columns."""
@@ -56,41 +68,20 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the second pass needs of the first.
+    """What the second pass needs of the first."""
 
-    Attributes
-    ----------
-    statement : Statement
-        With the categories of all batches.
-    cell : Factor
-        The combinations of labels.
-    ranked : Ranked
-    endog_name, exog_names, columns : str, tuples of str
-        Of the response, the p columns of X and the Q columns of Z.
-    R, basis : arrays (p, p)
-        ``X basis`` is about orthonormal, times the root of the number of rows; R is its inverse.
-    beta0 : array (p,)
-        Coefficients that take most out of y.
-    T, T_inverse : arrays (Q, Q)
-        The same for Z.
-    nobs, checksum : int, Checksum
-        Of the rows in the first pass.
-    offset_source : str or None
-    """
-
-    statement: Statement
-    cell: Factor
+    statement: Statement  # with the categories of all batches
+    cell: Factor  # the combinations of labels
     ranked: Ranked
     endog_name: str
-    exog_names: tuple[str, ...]
-    columns: tuple[str, ...]
-    R: np.ndarray
-    basis: np.ndarray
-    beta0: np.ndarray
-    T: np.ndarray
-    T_inverse: np.ndarray
-    nobs: int
-    checksum: Checksum
+    exog_names: tuple[str, ...]  # of the p columns of X
+    columns: tuple[str, ...]  # names of the Q columns of Z
+    R: np.ndarray  # (p, p), the inverse of `basis`
+    basis: np.ndarray  # (p, p): ``X basis`` is about orthonormal, times the root of the number of rows
+    beta0: np.ndarray  # (p,) coefficients that take most out of y
+    T: np.ndarray  # (Q, Q), as `basis`, for Z
+    T_inverse: np.ndarray  # (Q, Q)
+    checksum: Checksum  # of the first pass
     offset_source: str | None
 
     @property
@@ -102,44 +93,31 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sums:
-    """Cross-products of some rows.
+    """Cross-products of some rows."""
 
-    Attributes
-    ----------
-    cells : int array (k,)
-        The cells that occur, ascending.
-    values : array (k, entries)
-        Of each: lower triangle of Z'WZ, Z'W[X y], number of rows.
-    G : array (p + 1, p + 1)
-    nobs, log_weights : float
-    low, high : arrays (Q + 1,)
-        Least and greatest values of the columns of Z, and of the response less the offset.
-    checksum : Checksum
-    """
-
-    cells: np.ndarray
-    values: np.ndarray
-    G: np.ndarray
+    cells: np.ndarray  # (k,) those that occur, ascending
+    values: np.ndarray  # (k, entries) of each: lower triangle of Z'WZ, Z'W[X y], number of rows
+    G: np.ndarray  # (p + 1, p + 1), [X y]'W[X y]
     nobs: int
     log_weights: float
-    low: np.ndarray
-    high: np.ndarray
+    low: np.ndarray  # (Q + 1,) least values of the columns of Z, and of the response less the offset
+    high: np.ndarray  # (Q + 1,) greatest values of the same
     checksum: Checksum
 
 
-def plan(statement: Statement, found: Survey | None) -> Plan:
+def plan(statement: Statement, surveyed: Survey | None) -> Plan:
     """Learn categories, cells and preconditioners from a survey of all batches."""
-    if found is None:
+    if surveyed is None:
         raise DataError("batches have no rows for which the formula gives numbers; look at its transforms")
-    statement, examples = learn(statement, found)
-    names = list(found.cells.columns)
-    single = [factor(name, column(found.cells, name)) for name in names]
+    statement, examples = learn(statement, surveyed)
+    names = list(surveyed.cells.columns)
+    single = [factor(name, column(surveyed.cells, name)) for name in names]
     cell = reduce(lambda outer, inner: cross(f"{outer.name}:{inner.name}", outer, inner), single)
-    ranked = _ranked(statement, found, examples)
-    made = _evaluated(statement, examples)
-    endog_name, y = response(statement.recipe, made)
-    columns, Z = _effects(made, statement, ranked)
-    shown = np.column_stack([Z, made.matrices["rhs"].values, y - offset_of(statement.words, made)])
+    ranked = _ranked(statement, surveyed, examples)
+    evaluated = _evaluated(statement, examples)
+    endog_name, y = response(statement.recipe, evaluated)
+    columns, Z = _effects(evaluated, statement, ranked)
+    shown = np.column_stack([Z, evaluated.matrices["rhs"].values, y - offset_of(statement.words, evaluated)])
     # What is not finite is refused in the second pass, which knows its batch.
     shown = shown[np.isfinite(shown).all(axis=1)]
     Z, X, y = shown[:, : len(columns)], shown[:, len(columns) : -1], shown[:, -1]
@@ -150,70 +128,66 @@ def plan(statement: Statement, found: Survey | None) -> Plan:
         cell=cell,
         ranked=ranked,
         endog_name=endog_name,
-        exog_names=made.matrices["rhs"].names,
+        exog_names=evaluated.matrices["rhs"].names,
         columns=columns,
         R=R,
         basis=basis,
         beta0=basis @ np.linalg.lstsq(X @ basis, y, rcond=1e-10)[0],
         T=T,
         T_inverse=T_inverse,
-        nobs=found.nobs,
-        checksum=found.checksum,
+        checksum=surveyed.checksum,
         offset_source=offset_source(examples),
     )
 
 
 def _evaluated(statement: Statement, rows: Rows) -> Evaluated:
     """Evaluate the formulas on rows, leaving out or refusing what transforms make missing."""
-    words, recipe, frame = statement.words, statement.recipe, statement.working(rows.frame)
-    found = evaluate(recipe, recipe.specs, frame, fresh=False)
-    labels = statement.labels(rows)
-    masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in labels.items()}
-    masks[f"columns made by {words.parts.text!r}"] = np.isin(np.arange(len(frame)), found.missing)
-    return Evaluated(rows, frame, found.matrices, labels).without(masks, statement.missing)
+    recipe, frame = statement.recipe, statement.working(rows.frame)
+    evaluation = evaluate(recipe, recipe.specs, frame, fresh=False)
+    return on_complete_rows(statement.words, rows, frame, evaluation, statement.labels(rows), statement.missing)
 
 
-def _ranked(statement: Statement, found: Survey, examples: Rows) -> Ranked:
+def _ranked(statement: Statement, surveyed: Survey, examples: Rows) -> Ranked:
     """Components made from ranks within groups, learnt from the groups and categories that occur.
 
     Columns of numbers are filled up: what they are does not change which columns there are.
     """
-    plans = [made for made in statement.components if made.way == "ranks"]
+    plans = [component for component in statement.components if component.way == "ranks"]
     if not plans:
         return Ranked(None, {})
-    read, cells = statement.read, found.cells.reset_index(drop=True)
-    needs = read.columns(made.part for made in plans)
+    read, cells = statement.read, surveyed.cells.reset_index(drop=True)
+    needs = read.columns(component.part for component in plans)
     first = examples.frame.iloc[np.zeros(len(cells), int)].reset_index(drop=True)
     frame = working_frame(pd.DataFrame({k: cells[k] if k in cells else first[k] for k in needs}), needs, read.aliases)
     name = str(statement.words.group_name)
     top = factor(name, column(cells, name))
-    return Ranked(top, {made.name: components.build_local(made, read, frame, top) for made in plans})
+    return Ranked(top, {component.name: components.build_local(component, read, frame, top) for component in plans})
 
 
 def _columns(plan: Plan, rows: Rows) -> Columns:
     """The rows in numbers, checked."""
-    statement, made = plan.statement, _evaluated(plan.statement, rows)
-    name, y = response(statement.recipe, made)
-    X, weights, offset = made.matrices["rhs"], weights_of(made.rows), offset_of(statement.words, made)
-    columns, Z = _effects(made, statement, plan.ranked)
+    statement, evaluated = plan.statement, _evaluated(plan.statement, rows)
+    name, y = response(statement.recipe, evaluated)
+    X, weights, offset = evaluated.matrices["rhs"], weights_of(evaluated.rows), offset_of(statement.words, evaluated)
+    columns, Z = _effects(evaluated, statement, plan.ranked)
     for values, names in ((X.values, X.names), (Z, columns), (y, [name]), (offset, ["offset"])):
-        require_finite(values, names, made.rows.positions)
-    seen = checksum(made.rows.frame, statement.columns)
-    return Columns(y - offset, X.values, Z, weights, made.sources, seen)
+        require_finite(values, names, evaluated.rows.positions)
+    seen = checksum(evaluated.rows.frame, statement.columns)
+    return Columns(y - offset, X.values, Z, weights, evaluated.sources, seen)
 
 
-def _effects(made: Evaluated, statement: Statement, ranked: Ranked) -> tuple[tuple[str, ...], np.ndarray]:
+def _effects(evaluated: Evaluated, statement: Statement, ranked: Ranked) -> tuple[tuple[str, ...], np.ndarray]:
     """Every column of the random effects once: columns of one name have one text, so they are one column."""
-    ones = Matrix(("Intercept",), np.ones((len(made.frame), 1)))
+    ones = Matrix(("Intercept",), np.ones((len(evaluated.frame), 1)))
     parts = [statement.words.effects.get(part.effects) for part in statement.words.random]
     parts += [plan.part for plan in statement.components if plan.way != "ranks"]
-    matrices = [made.matrices.get(part, ones) if part else ones for part in parts]
-    matrices += ranked.matrices(made)
-    found: dict[str, np.ndarray] = {}
+    matrices = [evaluated.matrices.get(part, ones) if part else ones for part in parts]
+    matrices += ranked.matrices(evaluated)
+    by_name: dict[str, np.ndarray] = {}
     for matrix in matrices:
         for name, values in zip(matrix.names, matrix.values.T, strict=True):
-            found.setdefault(name, values)
-    return tuple(found), np.column_stack(list(found.values())) if found else np.empty((len(made.frame), 0))
+            by_name.setdefault(name, values)
+    return tuple(by_name), np.column_stack(list(by_name.values())) if by_name else np.empty((len(evaluated.frame), 0))
 
 
 def _preconditioner(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,38 +201,38 @@ def _preconditioner(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     length = np.sqrt(np.sum(columns**2, axis=0) / max(n, 1))
     length = np.where(length > 0, length, 1)
     triangle = np.zeros((p, p))
-    found = np.linalg.qr(columns / length / np.sqrt(max(n, 1)), mode="r")
-    triangle[: len(found)] = found
+    rows = np.linalg.qr(columns / length / np.sqrt(max(n, 1)), mode="r")
+    triangle[: len(rows)] = rows
     triangle *= np.where(np.diagonal(triangle) < 0, -1, 1)[:, None]
     triangle = np.where((np.diagonal(triangle) < 1e-8)[:, None], np.eye(p), triangle)
     return triangle * length, solve_triangular(triangle, np.eye(p)) / length[:, None]
 
 
-def sums(made: Plan, batch: pd.DataFrame) -> Sums | None:
+def sums(plan: Plan, batch: pd.DataFrame) -> Sums | None:
     """Cross-products of one batch; None if it has no usable rows."""
-    rows = made.statement.rows(batch)
-    if rows is not None and made.statement.missing == "drop":
-        rows = made.statement.evaluable(rows)
+    rows = plan.statement.rows(batch)
+    if rows is not None and plan.statement.missing == "drop":
+        rows = plan.statement.evaluable(rows)
     if rows is None:
         return None
     try:
-        own = _columns(made, rows)
+        columns = _columns(plan, rows)
     except NoRowsError:
         return None
-    code = made.cell.match([own.labels[name] for name in made.cell.sources])
+    code = plan.cell.match([columns.labels[name] for name in plan.cell.sources])
     if np.any(code < 0):
         raise changed(f"{int(np.sum(code < 0))} rows belong to groups that the first pass did not see")
-    Z = own.Z @ made.T
-    fixed = np.column_stack([own.X @ made.basis, own.y - own.X @ made.beta0])
-    weighted = own.weights[:, None] * Z
+    Z = columns.Z @ plan.T
+    fixed = np.column_stack([columns.X @ plan.basis, columns.y - columns.X @ plan.beta0])
+    weighted = columns.weights[:, None] * Z
     i, j = np.tril_indices(Z.shape[1])
     across = weighted[:, :, None] * fixed[:, None]
     products = np.column_stack([weighted[:, i] * Z[:, j], across.reshape(len(Z), -1), np.ones(len(Z))])
     cells, values = _by_cell(code, products)
-    numbers = np.column_stack([own.Z, own.y])
-    G = fixed.T @ (own.weights[:, None] * fixed)
-    logs = float(np.sum(np.log(own.weights)))
-    return Sums(cells, values, G, len(Z), logs, numbers.min(axis=0), numbers.max(axis=0), own.checksum)
+    numbers = np.column_stack([columns.Z, columns.y])
+    G = fixed.T @ (columns.weights[:, None] * fixed)
+    logs = float(np.sum(np.log(columns.weights)))
+    return Sums(cells, values, G, len(Z), logs, numbers.min(axis=0), numbers.max(axis=0), columns.checksum)
 
 
 def _by_cell(code: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -271,30 +245,30 @@ def _by_cell(code: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return cells, indicator.T @ values
 
 
-def merge(one: Sums, other: Sums) -> Sums:
+def merge(first: Sums, other: Sums) -> Sums:
     """Cross-products of the rows of two parts."""
-    cells, values = _by_cell(np.concatenate([one.cells, other.cells]), np.concatenate([one.values, other.values]))
-    return Sums(cells, values, *_add_totals(one, other))
+    cells, values = _by_cell(np.concatenate([first.cells, other.cells]), np.concatenate([first.values, other.values]))
+    return Sums(cells, values, *_add_totals(first, other))
 
 
-def _add_totals(one: Sums, other: Sums) -> tuple:
-    low, high = np.minimum(one.low, other.low), np.maximum(one.high, other.high)
-    logs, seen = one.log_weights + other.log_weights, one.checksum.plus(other.checksum)
-    return one.G + other.G, one.nobs + other.nobs, logs, low, high, seen
+def _add_totals(first: Sums, other: Sums) -> tuple:
+    low, high = np.minimum(first.low, other.low), np.maximum(first.high, other.high)
+    logs, seen = first.log_weights + other.log_weights, first.checksum.plus(other.checksum)
+    return first.G + other.G, first.nobs + other.nobs, logs, low, high, seen
 
 
-def sums_of(made: Plan, tables: Iterable[pd.DataFrame]) -> Sums | None:
+def sums_of(plan: Plan, tables: Iterable[pd.DataFrame]) -> Sums | None:
     """Cross-products of all batches, added up in place."""
     total: Sums | None = None
     for number, table in enumerate(tables):
         with naming(number):
-            found = sums(made, table)
-        if found is None:
+            of_batch = sums(plan, table)
+        if of_batch is None:
             continue
         if total is None:
-            everywhere = np.arange(len(made.cell.levels))
-            total = replace(found, cells=everywhere, values=np.zeros((len(everywhere), made.entries)))
+            everywhere = np.arange(len(plan.cell.levels))
+            total = replace(of_batch, cells=everywhere, values=np.zeros((len(everywhere), plan.entries)))
         else:
-            total = Sums(total.cells, total.values, *_add_totals(total, found))
-        total.values[found.cells] += found.values
+            total = Sums(total.cells, total.values, *_add_totals(total, of_batch))
+        total.values[of_batch.cells] += of_batch.values
     return total

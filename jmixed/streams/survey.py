@@ -16,9 +16,10 @@ import pandas as pd
 from jmixed.errors import DataError, FormulaError, JmixedError, ModelError
 from jmixed.formulas import components
 from jmixed.formulas.assemble import NoRowsError, Rows, Words, leave_out_missing, sources
-from jmixed.formulas.evaluate import Evaluation, Recipe, evaluate, known_factors, restore
+from jmixed.formulas.evaluate import factors_of, known_factors
 from jmixed.formulas.formula import bare_name
-from jmixed.formulas.frame import as_frame, column, missing_error, per_row, working_frame
+from jmixed.formulas.frame import as_frame, column, complete_rows, per_row, require_missing, working_frame
+from jmixed.formulas.recipe import Evaluation, Recipe, evaluate, restore
 from jmixed.formulas.statement import state
 from jmixed.streams.reading import ANY_CATEGORIES, Checksum, checksum, kinds_of, naming, require_alike
 
@@ -33,33 +34,16 @@ MANY_CATEGORIES = 100_000
 
 @dataclass(frozen=True)
 class Statement:
-    """A model of data in batches.
-
-    Attributes
-    ----------
-    words, read : Words, Recipe
-        The model in words and its formulas as read.
-    recipe : Recipe
-        The formulas that are evaluated on all rows; of those that look at several rows, with what they learnt.
-    components : tuple of components.Plan
-        How variance components are evaluated.
-    beside : dict
-        The columns given as groups, weights and offset.
-    missing : str
-    kinds : dict
-        What each column that is used holds, in the first batch.
-    tracked : tuple of str
-        Columns that categories are made of.
-    """
+    """A model of data in batches."""
 
     words: Words
-    read: Recipe
-    recipe: Recipe
-    components: tuple[components.Plan, ...]
-    beside: dict[str, str]
+    read: Recipe  # the formulas as read
+    recipe: Recipe  # those evaluated on all rows; of those that look at several rows, with what they learnt
+    components: tuple[components.Plan, ...]  # how variance components are evaluated
+    beside: dict[str, str]  # the columns given as groups, weights and offset
     missing: str
-    kinds: dict[str, Any]
-    tracked: tuple[str, ...] = ()
+    kinds: dict[str, Any]  # what each column that is used holds, in the first batch
+    tracked: tuple[str, ...] = ()  # columns that categories are made of
 
     @property
     def columns(self) -> list[str]:
@@ -72,9 +56,9 @@ class Statement:
             return None
         require_alike(batch, self.kinds)
         frame = batch.loc[:, self.columns]
-        given = {name: per_row(value, frame, name) for name, value in self.beside.items()}
+        beside = {name: per_row(value, frame, name) for name, value in self.beside.items()}
         try:
-            rows = Rows(frame, given, np.arange(len(frame)))
+            rows = Rows(frame, beside, np.arange(len(frame)))
             return leave_out_missing(rows, self.words, self.read, self.missing)
         except NoRowsError:
             return None
@@ -84,25 +68,24 @@ class Statement:
 
         Categories that only other rows have are none of the model's.
         """
-        factors = {f for spec in self.recipe.specs.values() for term in spec.formula for f in term.factors}
+        factors = [factor for spec in self.recipe.specs.values() for factor in factors_of(spec)]
         plain = (f.eval_method.value != "python" or bare_name(f.expr) in rows.frame.columns for f in factors)
         if all(plain):
             return rows
         lost = evaluate(self.recipe, self.recipe.specs, self.working(rows.frame), fresh=True).missing
         if not len(lost):
             return rows
-        mask = np.isin(np.arange(len(rows.frame)), lost)
-        if self.missing != "drop":
-            raise missing_error({f"columns made by {self.words.parts.text!r}": mask}, rows.positions)
-        return rows.take(np.flatnonzero(~mask)) if not mask.all() else None
+        masks = {f"columns made by {self.words.parts.text!r}": np.isin(np.arange(len(rows.frame)), lost)}
+        keep = complete_rows(masks, rows.positions, self.missing)
+        return rows.take(keep) if len(keep) else None
 
     def labels(self, rows: Rows) -> dict[str, Any]:
         """The labels that grouping factors and variance components are made of."""
-        found = sources(self.words, rows, self.recipe)
-        for name in (name for made in self.components for _, name in made.categories):
-            own = self.read.aliases.get(name, name)
-            found.setdefault(own, column(rows.frame, own))
-        return found
+        labels = sources(self.words, rows, self.recipe)
+        for name in (name for plan in self.components for _, name in plan.categories):
+            original = self.read.aliases.get(name, name)
+            labels.setdefault(original, column(rows.frame, original))
+        return labels
 
     def working(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The columns that formulas need, as formulaic understands them."""
@@ -111,25 +94,13 @@ class Statement:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a part of the data shows.
+    """What a part of the data shows."""
 
-    Attributes
-    ----------
-    nobs : int
-        Rows without missing values.
-    cells : DataFrame
-        The distinct combinations of labels, a column for each source of the grouping factors.
-    novel, sample : DataFrame
-        Rows that have a category first, and some of all rows.
-    checksum : Checksum
-        What the second pass must find again.
-    """
-
-    nobs: int
-    cells: pd.DataFrame
-    novel: pd.DataFrame
-    sample: pd.DataFrame
-    checksum: Checksum
+    nobs: int  # rows without missing values
+    cells: pd.DataFrame  # the distinct combinations of labels, a column for each source of the grouping factors
+    novel: pd.DataFrame  # rows that have a category first
+    sample: pd.DataFrame  # some of all rows
+    checksum: Checksum  # what the second pass must find again
 
 
 def stated(
@@ -141,18 +112,8 @@ def stated(
     env: Mapping,
     missing: str,
 ) -> Statement:
-    """State a model for the first table that has usable rows.
-
-    Parameters
-    ----------
-    formula, re_formula, vc_formula, env, missing
-        As of `from_formula`.
-    tables : iterable of DataFrames
-    beside : mapping
-        What was given as groups, weights and offset.
-    """
-    if missing not in ("none", "drop", "raise"):
-        raise DataError(f'missing is {missing!r}; it must be "none", "drop" or "raise"')
+    """State a model for the first table that has usable rows; `beside` has the groups, weights and offset, or None."""
+    require_missing(missing)
     for name, value in beside.items():
         if value is not None and not isinstance(value, str):
             several = "; several grouping factors are bars, (1 | a) + (1 | b)" if name == "groups" else ""
@@ -163,20 +124,20 @@ def stated(
             continue
         with naming(number):
             words, recipe = state(formula, as_frame(table), beside, re_formula, vc_formula, env)
-            given = {name: value for name, value in beside.items() if value is not None}
-            kinds = _kinds(words, recipe, given, table)
-            found = Statement(words, recipe, recipe, (), given, missing, kinds)
-            rows = found.rows(table)
+            named = {name: value for name, value in beside.items() if value is not None}
+            kinds = _kinds(words, recipe, named, table)
+            statement = Statement(words, recipe, recipe, (), named, missing, kinds)
+            rows = statement.rows(table)
             if rows is not None:
-                return _planned(found, rows.take(np.arange(min(len(rows.frame), FEW))))
+                return _planned(statement, rows.take(np.arange(min(len(rows.frame), FEW))))
     raise DataError("batches have no rows without missing values; check how they are read")
 
 
-def _kinds(words: Words, recipe: Recipe, given: Mapping[str, str], table: pd.DataFrame) -> dict[str, Any]:
+def _kinds(words: Words, recipe: Recipe, named: Mapping[str, str], table: pd.DataFrame) -> dict[str, Any]:
     names = recipe.columns(recipe.specs)
     kinds = kinds_of(table, names)
     made_of = [name for part in words.random for name in part.factors] if words.group_name is None else []
-    beside = [value if value in table.columns else bare_name(value) for value in given.values()]
+    beside = [value if value in table.columns else bare_name(value) for value in named.values()]
     words_used = {word for text in made_of for word in re.findall(r"\w+", text)}
     others = [*made_of, *beside, *(name for name in table.columns if name in words_used)]
     others = [name for name in dict.fromkeys(others) if name in table.columns and name not in kinds]
@@ -187,14 +148,14 @@ def _planned(statement: Statement, few: Rows) -> Statement:
     """The statement with the ways to evaluate its formulas, found from a few rows."""
     read, frame = statement.read, statement.working(few.frame)
     plans = tuple(components.plan(name, part, read, frame) for name, part in statement.words.components)
-    for made in plans:
-        if made.way == "groups":
+    for plan in plans:
+        if plan.way == "groups":
             raise ModelError(
-                f"the variance component {made.name!r} ({read.texts[made.part]!r}) looks at all rows of a group at "
+                f"the variance component {plan.name!r} ({read.texts[plan.part]!r}) looks at all rows of a group at "
                 "once, which batches do not have. Add its values as a column to every batch, or use mixedlm"
             )
-    found = replace(statement, recipe=components.on_all_rows(read, plans), components=plans)
-    return replace(found, tracked=_tracked(found, frame))
+    planned = replace(statement, recipe=components.on_all_rows(read, plans), components=plans)
+    return replace(planned, tracked=_tracked(planned, frame))
 
 
 def _tracked(statement: Statement, frame: pd.DataFrame) -> tuple[str, ...]:
@@ -236,22 +197,22 @@ def survey(statement: Statement, batch: pd.DataFrame) -> Survey | None:
 def _novel(statement: Statement, frame: pd.DataFrame) -> pd.DataFrame:
     """The first row of every category."""
     first = [~frame[name].duplicated().to_numpy() for name in statement.tracked]
-    found = frame.loc[np.any(first, axis=0)] if first else frame.iloc[:1]
-    if len(found) > MANY_CATEGORIES:
+    novel = frame.loc[np.any(first, axis=0)] if first else frame.iloc[:1]
+    if len(novel) > MANY_CATEGORIES:
         raise DataError(
             f"the categories made of {', '.join(map(repr, statement.tracked))} are more than {MANY_CATEGORIES}; use "
             "such a column as a grouping factor, as in (1 | g)"
         )
-    return found
+    return novel
 
 
-def merge(statement: Statement, one: Survey, other: Survey) -> Survey:
+def merge(statement: Statement, first: Survey, other: Survey) -> Survey:
     """What two parts of the data show together."""
-    cells = pd.concat([one.cells, other.cells], ignore_index=True).drop_duplicates()
-    novel = _novel(statement, pd.concat([one.novel, other.novel], ignore_index=True))
-    sample = pd.concat([one.sample, other.sample], ignore_index=True)
+    cells = pd.concat([first.cells, other.cells], ignore_index=True).drop_duplicates()
+    novel = _novel(statement, pd.concat([first.novel, other.novel], ignore_index=True))
+    sample = pd.concat([first.sample, other.sample], ignore_index=True)
     sample = sample.iloc[:: 2 if len(sample) > THINNED else 1]
-    return Survey(one.nobs + other.nobs, cells, novel, sample, one.checksum.plus(other.checksum))
+    return Survey(first.nobs + other.nobs, cells, novel, sample, first.checksum.plus(other.checksum))
 
 
 def reduce_in_pairs(parts: Iterable, join: Callable) -> Any:
@@ -274,16 +235,16 @@ def survey_of(statement: Statement, tables: Iterable[pd.DataFrame]) -> Survey | 
     def parts() -> Iterator[Survey]:
         for number, table in enumerate(tables):
             with naming(number):
-                found = survey(statement, table)
-            if found is not None:
-                yield found
+                shown = survey(statement, table)
+            if shown is not None:
+                yield shown
 
     return reduce_in_pairs(parts(), partial(merge, statement))
 
 
-def learn(statement: Statement, found: Survey) -> tuple[Statement, Rows]:
+def learn(statement: Statement, shown: Survey) -> tuple[Statement, Rows]:
     """The statement with the categories of all batches, and example rows to look at columns with."""
-    frame = pd.concat([found.novel, found.sample], ignore_index=True)
+    frame = pd.concat([shown.novel, shown.sample], ignore_index=True)
     beside = {name: per_row(value, frame, name) for name, value in statement.beside.items()}
     rows, recipe = Rows(frame, beside, np.arange(len(frame))), statement.recipe
     working = statement.working(frame)
@@ -309,11 +270,11 @@ def _require_row_by_row(statement: Statement, rows: Rows, working: pd.DataFrame)
 
 def _compare_columns(recipe: Recipe, every: Evaluation, some: pd.DataFrame, places: np.ndarray) -> None:
     try:
-        own = evaluate(recipe, recipe.specs, some, fresh=False).matrices
+        matrices = evaluate(recipe, recipe.specs, some, fresh=False).matrices
     except JmixedError as error:
         raise _whole_column("a term", recipe.texts["rhs"]) from error
     for part, matrix in every.matrices.items():
-        same = np.isclose(own[part].values, matrix.values[places], rtol=1e-9, atol=0, equal_nan=True)
+        same = np.isclose(matrices[part].values, matrix.values[places], rtol=1e-9, atol=0, equal_nan=True)
         for k in np.flatnonzero(~np.all(same, axis=0)):
             raise _whole_column(matrix.names[k], recipe.texts[part])
 
@@ -323,8 +284,8 @@ def _compare_labels(statement: Statement, labels: dict, some: Rows, places: np.n
         if name in some.frame.columns or statement.words.group_name is not None:
             continue
         try:
-            own = pd.Series(np.asarray(statement.labels(some)[name]))
+            labels_here = pd.Series(np.asarray(statement.labels(some)[name]))
         except JmixedError:
             raise _whole_column(name, statement.words.parts.text) from None
-        if not own.equals(pd.Series(expected[places])):
+        if not labels_here.equals(pd.Series(expected[places])):
             raise _whole_column(name, statement.words.parts.text)

@@ -6,9 +6,9 @@ import pytest
 from formulaic import ModelSpec
 
 from jmixed.formulas import plain
-from jmixed.formulas.evaluate import _formulas, evaluate, read
-from jmixed.formulas.evaluated import RowMaterializer
+from jmixed.formulas.evaluate import materializer
 from jmixed.formulas.frame import working_frame
+from jmixed.formulas.recipe import _formulas, evaluate, read
 
 N = 60
 
@@ -80,7 +80,7 @@ def frame():
 def by_rows(text, frame):
     """Formulaic's own answer from all rows."""
     spec = ModelSpec(next(iter(_formulas("z0", text, text, ()).values())))
-    made = RowMaterializer(frame).get_model_matrix(spec, output="numpy")
+    made = materializer(frame, {}).get_model_matrix(spec, output="numpy")
     return made.model_spec, np.asarray(made, float).reshape(len(frame), len(made.model_spec.column_names))
 
 

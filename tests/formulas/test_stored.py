@@ -8,8 +8,8 @@ import pytest
 from formulaic.transforms import stateful_transform
 
 from jmixed.errors import DataError, FormulaError
-from jmixed.formulas.evaluate import Elsewhere
 from jmixed.formulas.patsy_words import PATSY, Treatment
+from jmixed.formulas.recipe import Elsewhere
 from jmixed.formulas.statement import from_formula, new_rows
 from jmixed.reports import files
 

@@ -17,7 +17,7 @@ def double(x):
 
 
 def held():
-    return sum(jitted._cache_size() for jitted in compilation._jitted)
+    return sum(cache.cache_info().currsize for cache in compilation._compiled)
 
 
 @pytest.fixture

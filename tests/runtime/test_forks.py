@@ -54,11 +54,3 @@ def test_jax_alone_before_the_fork_is_enough():
 def test_a_fork_before_jax_ran_works_and_so_do_its_children():
     pooled, alone = run("print(pooled(fit)); print(fit(0))")
     assert float(pooled) == float(alone)
-
-
-def test_where_jax_does_not_tell_a_fork_is_refused():
-    (told,) = run(
-        "import jax._src.xla_bridge as bridge, jmixed.runtime.forks as forks; print(forks._jax_runs(), end=' ');"
-        "del bridge.backends_are_initialized; print(forks._jax_runs())"
-    )
-    assert told == "False True"

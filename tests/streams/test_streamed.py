@@ -180,7 +180,7 @@ def test_what_needs_rows_says_so(attribute):
 
 
 def test_parquet_files_are_read_in_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["jmixed.streams.files"], "BATCH", 50)
+    monkeypatch.setattr(sys.modules["jmixed.streams.reading"], "BATCH", 50)
     data = simulated().assign(c=pd.Categorical(simulated().c, categories=list("ecdab")))
     whole = jm.mixedlm("y ~ year + c + (1 | g)", data).fit()
     data[:350].to_parquet(tmp_path / "a.parquet", row_group_size=40)

@@ -5,7 +5,7 @@ import ast
 import pytest
 from patsy.tokens import normalize_token_spacing
 
-from jmixed.formulas.expressions import spelled, without_backticks
+from jmixed.formulas.marks import spelled, without_backticks
 
 EXPRESSIONS = [
     *('Q("my x")', "Q( 'my x' )", 'C(h,Treatment( reference="K"))', "I(x**2/1e3)", "np.log(x+1)", "I(-x)"),

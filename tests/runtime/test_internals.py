@@ -1,0 +1,70 @@
+"""What JAX does not promise to keep: without it programs are compiled, kept, counted and forgotten all the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmixed.runtime import compilation, executables, internals
+from jmixed.runtime.forks import refuse_fork
+
+X = np.arange(6.0).reshape(2, 3)
+
+UNDOCUMENTED = [
+    ("jax._src.xla_bridge", "backends_are_initialized"),
+    ("jax._src.config", "persistent_cache_min_compile_time_secs"),
+    ("jaxlib.lapack", "prepare_lapack_call"),
+    ("jax.experimental.compilation_cache.compilation_cache", "reset_cache"),
+    ("jax.experimental.serialize_executable", "serialize"),
+    ("jax.experimental.serialize_executable", "deserialize_and_load"),
+]
+
+
+def factored(x):
+    return jnp.linalg.cholesky(jnp.eye(2, dtype=x.dtype) + x @ x.T)
+
+
+@pytest.fixture
+def keeping(tmp_path, monkeypatch):
+    """A directory in which whole programs are kept."""
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(compilation, "_kept", [tmp_path])
+    yield tmp_path
+    executables.forget()
+
+
+@pytest.mark.parametrize(("module", "name"), UNDOCUMENTED, ids=[name for _, name in UNDOCUMENTED])
+def test_a_program_runs_and_is_found_again_without_it(keeping, monkeypatch, module, name):
+    there = internals.undocumented
+    monkeypatch.setattr(internals, "undocumented", lambda *place: None if place == (module, name) else there(*place))
+    internals.find_lapack.cache_clear()
+    refuse_fork()
+    internals.look_at_cache_again()
+    for _ in range(2):
+        result = compilation.program(factored)(X)
+        np.testing.assert_allclose(result, np.linalg.cholesky(np.eye(2) + X @ X.T), rtol=1e-6)
+        assert executables.count() == 1
+        executables.forget()
+    assert len(list(keeping.iterdir())) == (0 if name == "serialize" else 1)
+
+
+def test_an_option_that_xla_does_not_know_leaves_a_program_that_is_not_kept(keeping, monkeypatch):
+    monkeypatch.setattr(internals, "NEW_TO_JAX", "xla_no_such_option")
+    result = compilation.program(factored)(X)
+    np.testing.assert_allclose(result, np.linalg.cholesky(np.eye(2) + X @ X.T), rtol=1e-6)
+    assert not list(keeping.iterdir())
+
+
+@pytest.mark.parametrize(("module", "name"), UNDOCUMENTED, ids=[name for _, name in UNDOCUMENTED])
+def test_what_is_gone_from_jax_is_none(monkeypatch, module, name):
+    assert internals.undocumented(f"{module}.gone", name) is None
+    if internals.undocumented(module, name) is not None:
+        monkeypatch.delattr(f"{module}.{name}")
+    assert internals.undocumented(module, name) is None
+
+
+def test_where_jax_does_not_tell_it_counts_as_running(monkeypatch):
+    jax.devices()
+    assert internals.backends_have_started()
+    monkeypatch.setattr(internals, "undocumented", lambda *_: None)
+    assert internals.backends_have_started()
