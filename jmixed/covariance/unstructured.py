@@ -114,7 +114,7 @@ class Unstructured(Structure):
 
     def readable(self, columns, together=None):
         entries = np.stack(self.theta_indices(), axis=1).tolist()
-        return tuple(Readable(columns[j], None if i == j else columns[i], i, j) for i, j in entries)
+        return tuple(Readable(str(columns[j]), None if i == j else str(columns[i]), i, j) for i, j in entries)
 
     def psi_names(self, columns):
         entries = np.stack(self.psi_indices(), axis=1).tolist()

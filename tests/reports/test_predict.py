@@ -87,10 +87,11 @@ class TestRows:
             sleep().predict(new, exog=new)
 
     def test_a_model_of_arrays_needs_numbers(self):
+        data = jm.datasets.load("sleepstudy")
+        result = jm.MixedLM(data.Reaction, np.ones((180, 1)), data.Subject).fit()
+        text = data[["Subject"]].astype(str) + "x"
         with pytest.raises(jm.DataError, match="no numbers"):
-            arrays = jm.datasets.load("sleepstudy")
-            result = jm.MixedLM(arrays.Reaction, np.ones((180, 1)), arrays.Subject).fit()
-            result.predict(arrays[["Subject"]].astype(str) + "x")
+            result.predict(text)
 
     def test_transforms_remember_the_data_of_the_fit(self):
         data = jm.datasets.load("sleepstudy")
