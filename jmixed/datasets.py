@@ -26,37 +26,16 @@ class Dataset:
 
 @checked
 def names() -> list[str]:
-    """Names of the bundled data sets, in alphabetical order.
-
-    Returns
-    -------
-    list of str
-
-    Examples
-    --------
-    >>> from jmixed import datasets
-    >>> datasets.names()[:3]
-    ['cake', 'dyestuff', 'dyestuff2']
-    """
+    """Names of the bundled data sets, in alphabetical order."""
     return sorted(_descriptions())
 
 
 @checked
 def load(name: str) -> pd.DataFrame:
-    """Read a bundled data set into a new DataFrame.
+    """Read the data set `name`, one of ``names()``, into a new DataFrame: one row per observation, as published.
 
     Grouping columns hold text, also where their labels are digits, so that nothing takes a subject's number for a
     measurement. ``describe(name)`` tells what the columns are and where the data were first published.
-
-    Parameters
-    ----------
-    name : str
-        One of ``names()``.
-
-    Returns
-    -------
-    DataFrame
-        One row per observation, in the order of the publication.
 
     Raises
     ------
@@ -79,17 +58,7 @@ def load(name: str) -> pd.DataFrame:
 
 @checked
 def describe(name: str) -> str:
-    """What a bundled data set holds: its title, its columns with their units, and its original publication.
-
-    Parameters
-    ----------
-    name : str
-        One of ``names()``.
-
-    Returns
-    -------
-    str
-        Several lines, ready to print.
+    """What `name`, one of ``names()``, holds: its title, its columns with their units, and where it was published.
 
     Raises
     ------

@@ -28,24 +28,7 @@ class _Explained(BaseException):
 
 
 class JmixedError(_Explained, Exception):
-    """Base class of every exception that jmixed raises on purpose.
-
-    Parameters
-    ----------
-    *args
-        The message.
-    page : str, optional
-        The page of the documentation that explains it, which the message ends with; by default that of the class.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> try:
-    ...     jm.datasets.load("sleep")
-    ... except jm.JmixedError as error:
-    ...     print(type(error).__name__)
-    DataError
-    """
+    """Base class of every exception that jmixed raises on purpose; `page` of the documentation explains it."""
 
 
 class FormulaError(JmixedError, ValueError):
@@ -68,78 +51,31 @@ class FormulaError(JmixedError, ValueError):
 
 
 class DataError(JmixedError, ValueError):
-    """Data that the model cannot use: a missing column, a constant response, text where numbers are needed.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> jm.mixedlm("Reaction ~ 1", jm.datasets.load("sleepstudy"), groups="Person")
-    Traceback (most recent call last):
-    jmixed.errors.DataError: groups= names the column 'Person', which is not in the data; ...
-    """
+    """Data that the model cannot use: a missing column, a constant response, text where numbers are needed."""
 
 
 class MissingDataError(DataError):
-    """Missing values while ``missing`` is ``"none"`` or ``"raise"``. The message counts and locates them.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> data = jm.datasets.load("sleepstudy")
-    >>> jm.mixedlm("Reaction ~ Days + (1 | Subject)", data.where(data.Days > 0))
-    Traceback (most recent call last):
-    jmixed.errors.MissingDataError: 18 of 180 rows have missing values, ...
-    """
+    """Missing values while ``missing`` is ``"none"`` or ``"raise"``. The message counts and locates them."""
 
     page = "formula.md#missing-values"
 
 
 class ModelError(JmixedError, ValueError):
-    """A model that the data cannot identify, such as one random coefficient for every row, or an option there is not.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> jm.mixedlm("Reaction ~ Days", jm.datasets.load("sleepstudy"))
-    Traceback (most recent call last):
-    jmixed.errors.ModelError: the model has no random effects: add a term such as (1 | group) to the formula, ...
-    """
+    """A model that the data cannot identify, such as a random coefficient for every row, or an option there is not."""
 
 
 class ArgumentError(ModelError, TypeError):
-    """An argument that a function has not, is not given, or cannot take: of another kind, or out of range.
-
-    Examples
-    --------
-    >>> import jmixed as jm
-    >>> jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).fit(do_cg="yes")
-    Traceback (most recent call last):
-    jmixed.errors.ArgumentError: fit: do_cg is 'yes'; it must be True or False
-    """
+    """An argument that a function has not, is not given, or cannot take: of another kind, or out of range."""
 
 
 class OutOfMemoryError(JmixedError, MemoryError):
-    """Memory, of the machine or of the device, that did not suffice for a computation.
-
-    Examples
-    --------
-    >>> from jmixed.errors import OutOfMemoryError
-    >>> issubclass(OutOfMemoryError, MemoryError)
-    True
-    """
+    """Memory, of the machine or of the device, that did not suffice for a computation."""
 
     page = "limits.md#where-it-gets-difficult"
 
 
 class ForkError(JmixedError, RuntimeError):
-    """A fit in a process that was forked while JAX ran, where it would wait for ever.
-
-    Examples
-    --------
-    >>> from jmixed.errors import ForkError
-    >>> issubclass(ForkError, RuntimeError)
-    True
-    """
+    """A fit in a process that was forked while JAX ran, where it would wait for ever."""
 
     page = "many.md#processes"
 
@@ -197,18 +133,7 @@ class RankWarning(_Explained, UserWarning):
 
 
 class PrecisionWarning(_Explained, UserWarning):
-    """An array function was given float64 data while JAX works in float32.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> import jax, jmixed as jm
-    >>> with warnings.catch_warnings(), jax.enable_x64(False):
-    ...     warnings.simplefilter("error", jm.PrecisionWarning)  # to stop at it instead
-    ...     jm.moments(model.design)
-    Traceback (most recent call last):
-    jmixed.errors.PrecisionWarning: this design holds 64-bit floats, but JAX works in 32 bits here: ...
-    """
+    """An array function was given float64 data while JAX works in float32."""
 
     page = "jax.md#precision"
 
@@ -218,16 +143,7 @@ MIDDLEMEN = ("jax", "jaxlib", "functools", "contextlib")
 
 
 def warn(message: str, category: Any, page: str | None = None) -> None:
-    """Warn at the line that called jmixed, however deep inside the package the reason was found.
-
-    Parameters
-    ----------
-    message : str
-    category : type
-        One of the classes above, or Python's.
-    page : str, optional
-        As of `JmixedError`.
-    """
+    """Warn at the line that called jmixed, however deep inside the package the reason was found."""
     level, last, frame = 1, 1, sys._getframe()
     inside = True
     while frame is not None:
@@ -260,26 +176,12 @@ class Outcome(enum.IntEnum):
 
     @property
     def ok(self) -> bool:
-        """Whether the optimum carries its certificate: small decrement, no direction of descent.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> [outcome.name for outcome in jm.Outcome if outcome.ok]
-        ['CONVERGED', 'PRECISION_LIMIT']
-        """
+        """Whether the optimum carries its certificate: small decrement, no direction of descent."""
         return self in (Outcome.CONVERGED, Outcome.PRECISION_LIMIT)
 
     @property
     def message(self) -> str:
-        """What happened and what to do next.
-
-        Examples
-        --------
-        >>> import jmixed as jm
-        >>> jm.Outcome.MAX_ITERATIONS.message
-        'stopped at maxiter before the optimum: raise maxiter, or start from start_params'
-        """
+        """What happened and what to do next."""
         return _MESSAGES[self]
 
 

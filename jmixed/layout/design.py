@@ -177,49 +177,18 @@ class Design:
         return {key: value for key, value in self.__dict__.items() if "_rows" in self.__dict__ or key[0] != "_"}
 
     def padded_rows(self) -> "Rows":
-        """The arrays without names, padded to a bucket of their number; what a pytree is made of.
-
-        Returns
-        -------
-        Rows
-
-        Examples
-        --------
-        >>> model.design.padded_rows().y.shape
-        (192,)
-        """
+        """The arrays without names, padded to a bucket of their number; what a pytree is made of."""
         if (rows := self.__dict__.get("_rows")) is not None:
             return rows
         return self.rows(bucket(np.shape(self.y)[-1]) if np.ndim(self.y) else None)
 
     @property
     def nobs(self) -> int:
-        """Number of rows of the data.
-
-        Examples
-        --------
-        >>> model.design.nobs
-        180
-        """
+        """Number of rows of the data."""
         return self.y.shape[-1] if self.totals is None else int(self.totals.nobs)
 
     def require_rows(self, what: str) -> None:
-        """Refuse what takes the rows one by one when they stand for others.
-
-        Parameters
-        ----------
-        what : str
-            Who needs them, for the message.
-
-        Raises
-        ------
-        DataError
-            The rows stand for those of data that are not held in memory.
-
-        Examples
-        --------
-        >>> model.design.require_rows("this")
-        """
+        """Refuse by a DataError `what` takes the rows one by one, when they stand for others."""
         if self.totals is not None:
             raise DataError(
                 f"{what} needs the rows of the data, and from_batches keeps their cross-products only; use the design "
@@ -239,14 +208,10 @@ class Design:
 
         Parameters
         ----------
-        y, weights, offset : array (nobs,), optional
-        X : array (nobs, k_fe), optional
-        Z : dict of arrays (nobs, q), optional
+        y, weights, offset : array (nobs,)
+        X : array (nobs, k_fe)
+        Z : dict of arrays (nobs, q)
             Replacements for some or all terms, by label.
-
-        Returns
-        -------
-        Design
 
         Raises
         ------
@@ -271,22 +236,7 @@ class Design:
         return _replace(self, **changes, Z={**self.Z, **(Z or {})})
 
     def rows(self, size: int | None = None) -> "Rows":
-        """The arrays without names: what the compiled programs take.
-
-        Parameters
-        ----------
-        size : int, optional
-            Pad to this number of rows by rows of weight zero.
-
-        Returns
-        -------
-        Rows
-
-        Examples
-        --------
-        >>> model.design.rows(256).y.shape
-        (256,)
-        """
+        """The arrays without names, what the compiled programs take, padded to `size` rows by some of weight zero."""
         Z = tuple(_extend(self.Z[label], size, -2) for label in self.labels)
         y, weights, offset = (_extend(array, size, -1) for array in (self.y, self.weights, self.offset))
         return Rows(y, _extend(self.X, size, -2), Z, weights, offset, self.index, self.layout, self.totals)
