@@ -194,11 +194,11 @@ def fitted_data(
     group = known(group, list(effects.by_factor(spec.terms)), "grouping factor")
     term = next(term for term in spec.terms if term.group == group)
     names = term.levels.tolist()
-    shown = names if levels is None else list(dict.fromkeys(known(one, names, "level") for one in levels))
+    shown = names if levels is None else list(dict.fromkeys(known(level, names, "level") for level in levels))
     if by == x:
         raise ModelError(f"by={by!r} is the predictor along the axis; name another column")
     stratum, strata = strata_of(frame, by)
-    place = pd.Index([names.index(one) for one in shown]).get_indexer(term.codes)
+    place = pd.Index([names.index(level) for level in shown]).get_indexer(term.codes)
     rows = place >= 0
     keys, lines = pd.factorize(place[rows] * len(strata) + stratum[rows], sort=True)
     of_groups = _lines(result, frame[rows], x, keys, len(lines), True) if rows.any() else []
@@ -292,7 +292,7 @@ def _categorical(recipe) -> set[str]:
     """The columns of the data that are used as categories."""
     kinds = [pair for spec in recipe.specs.values() for pair in known_factors(spec).items()]
     factors = [factor for factor, (kind, _) in kinds if kind == "categorical"]
-    return {recipe.aliases.get(name, name) for one in factors for name, _ in names_in(one, one.expr)}
+    return {recipe.aliases.get(name, name) for factor in factors for name, _ in names_in(factor, factor.expr)}
 
 
 def predictor(result, x):

@@ -13,9 +13,9 @@ from jmixed.fit.many import fit_responses
 from jmixed.formulas.model_data import RandomTerm
 from jmixed.inference.simulation import draw_responses, generator
 from jmixed.reports import rows
+from jmixed.reports.components import named_parameters, values_at
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
-from jmixed.reports.parameters import named_parameters, values_at
 from jmixed.reports.printed import Shown, noted
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.progress import bar
