@@ -36,12 +36,7 @@ def caterpillar_data(
     """What `caterpillar` shows: the conditional modes of one column, ordered by their size.
 
     A row for each level: columns the level (named by the group), estimate, lower, upper. Arguments as of `caterpillar`:
-    `group`, `column`, and `level`, the coverage.
-
-    Raises
-    ------
-    ModelError
-        For an unknown factor or column.
+    `group`, `column`, and `level`, the coverage. Raises `ModelError` for an unknown factor or column.
     """
     group, column = effect(result, group, column)
     modes = effects.modes(result.fitted.spec.terms, result.fitted.fit.b)
@@ -109,12 +104,7 @@ def _standardised_modes(result, group, column):
 def profile_data(profile: Profile | pd.DataFrame, parameter: str | None = None) -> pd.DataFrame:
     """What `profile` shows: columns parameter, value and zeta (signed root of the increase in deviance), by value.
 
-    Arguments as of `profile`: `profile` and `parameter`.
-
-    Raises
-    ------
-    ModelError
-        For a parameter that was not profiled.
+    Arguments as of `profile`: `profile` and `parameter`. Raises `ModelError` for a parameter that was not profiled.
     """
     table: Any = getattr(profile, "table", profile)
     parameter = known(parameter, list(dict.fromkeys(table["parameter"])), "parameter")
