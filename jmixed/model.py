@@ -65,6 +65,9 @@ def mixedlm(
 ) -> MixedLM:
     """State a linear mixed model by formulas: statsmodels' arguments, or lme4's bars in the formula.
 
+    Raises `FormulaError`, `DataError` or `ModelError` for a formula that cannot be read, data that cannot be used, a
+    model that the data cannot identify.
+
     Parameters
     ----------
     formula
@@ -94,11 +97,6 @@ def mixedlm(
     **kwargs
         use_sqrt, drop_cols and eval_env, as in `MixedLM.from_formula`.
 
-    Raises
-    ------
-    FormulaError, DataError, ModelError
-        For a formula that cannot be read, data that cannot be used, a model that the data cannot identify.
-
     Examples
     --------
     >>> import jmixed as jm
@@ -120,7 +118,8 @@ def mixedlm(
 class MixedLM:
     """A linear mixed model, stated by arrays; `mixedlm` and `MixedLM.from_formula` state it by formulas.
 
-    It never changes, whatever is fitted to it: threads can share it. `missing` and `check` are as in `mixedlm`.
+    It never changes, whatever is fitted to it: threads can share it. `missing` and `check` are as in `mixedlm`. Raises
+    `DataError` or `ModelError` for arrays that do not fit together, and for a model that the data cannot identify.
 
     Parameters
     ----------
@@ -141,11 +140,6 @@ class MixedLM:
         Prior weights w (the residual variance is sigma^2 / w), and a known part of the linear predictor.
     **kwargs
         missing_idx, model_spec and formula, which statsmodels passes on, are accepted and not used.
-
-    Raises
-    ------
-    DataError, ModelError
-        For arrays that do not fit together, and for a model that the data cannot identify.
 
     Attributes
     ----------
@@ -402,10 +396,7 @@ class MixedLM:
     def group_list(self, array: ArrayLike | None) -> list[np.ndarray] | None:
         """Cut an `array` (nobs,) or (nobs, k) by top-level group, in the order of `group_labels`; None for None.
 
-        Raises
-        ------
-        DataError
-            For an array of another length.
+        Raises `DataError` for an array of another length.
         """
         if array is None:
             return None
@@ -435,6 +426,8 @@ class MixedLM:
         **kwargs: Any,
     ) -> MixedLMResults:
         """Estimate the model.
+
+        Raises `DataError` or `ModelError` for start values or patterns that do not fit the model.
 
         Parameters
         ----------
@@ -466,11 +459,6 @@ class MixedLM:
             Ignored, as in statsmodels.
         **kwargs
             Options of statsmodels' optimisers; those without a meaning here warn.
-
-        Raises
-        ------
-        DataError, ModelError
-            For start values or patterns that do not fit the model.
 
         Examples
         --------
@@ -505,7 +493,8 @@ class MixedLM:
         With ``"l1"`` the generalised residual sum of squares plus ``sum(alpha * |beta|)`` is minimised at the relative
         covariances of the unpenalised fit; coefficients of zero have NaN standard errors. With a Penalty object, whose
         ``alpha`` is set on a copy, coefficients and covariances together maximise the log-likelihood less the penalty.
-        `start_params` (k,), `reml`, `free` and other `kwargs` are those of `fit`, for the unpenalised fit.
+        `start_params` (k,), `reml`, `free` and other `kwargs` are those of `fit`, for the unpenalised fit. Raises
+        `ModelError` or `DataError` for another `method`, and for an `alpha` that is negative or of another length.
 
         Parameters
         ----------
@@ -518,11 +507,6 @@ class MixedLM:
             Change of the coefficients, in standard errors, at which to stop ("l1").
         maxit
             Sweeps over the coefficients ("l1").
-
-        Raises
-        ------
-        ModelError, DataError
-            For another `method`, and for an `alpha` that is negative or of another length.
 
         Examples
         --------
@@ -596,6 +580,8 @@ class MixedLM:
     def loglike(self, params: MixedLMParams | ArrayLike, profile_fe: bool = True, reml: bool | None = None) -> float:
         """Log-likelihood with the scale profiled out.
 
+        Raises `DataError` for parameters of another length, or without the fixed effects that are wanted.
+
         Parameters
         ----------
         params : MixedLMParams or array-like (k,)
@@ -605,16 +591,6 @@ class MixedLM:
         reml
             Of the restricted likelihood, or of the likelihood. By default what ``result.params_object`` was estimated
             by; for other parameters True.
-
-        Raises
-        ------
-        DataError
-            For parameters of another length, or without the fixed effects that are wanted.
-
-        Examples
-        --------
-        >>> round(model.loglike(result.params_object), 4)
-        -871.8141
         """
         return self._at_parameters(reml, params).loglike(params, profile_fe)
 
@@ -628,6 +604,8 @@ class MixedLM:
     def hessian(self, params: MixedLMParams | ArrayLike, reml: bool | None = None) -> tuple[np.ndarray, bool]:
         """Hessian of `loglike` in the fixed effects and the relative (co)variances themselves, exact.
 
+        Raises `DataError` for parameters of another length.
+
         Parameters
         ----------
         params : MixedLMParams or array-like (k_params,)
@@ -639,11 +617,6 @@ class MixedLM:
         -------
         array (k_params, k_params), bool
             The Hessian, and whether a covariance is singular.
-
-        Raises
-        ------
-        DataError
-            For parameters of another length.
         """
         return self._at_parameters(reml, params).hessian(params)
 
@@ -662,17 +635,14 @@ class MixedLM:
     def predict(self, params: MixedLMParams | ArrayLike, exog: ArrayLike | None = None) -> np.ndarray:
         """The fixed part of the prediction, array (r,); ``result.predict`` is the one for new data.
 
+        Raises `DataError` for another number of fixed effects or columns.
+
         Parameters
         ----------
         params : MixedLMParams or array-like (k,)
             A vector whose first entries are the fixed effects.
         exog : array-like (r, k_fe), optional
             By default the model's own rows, with their offset.
-
-        Raises
-        ------
-        DataError
-            For another number of fixed effects or columns.
 
         Examples
         --------
@@ -701,11 +671,6 @@ class MixedLM:
         ------
         DataError
             `exog` has another number of rows than the model.
-
-        Examples
-        --------
-        >>> model.get_distribution(result.params, result.scale).rvs(rng=1).shape
-        (180,)
         """
         self._need_rows("get_distribution")
         return self._at_parameters().distribution(params, scale, exog)
@@ -718,6 +683,8 @@ class MixedLM:
     def update(self, formula: str | Sequence[str] | None = None, **changes: Any) -> MixedLM:
         """State another model on the rows of this one.
 
+        Raises `ModelError` when the model was made of arrays.
+
         Parameters
         ----------
         formula
@@ -725,11 +692,6 @@ class MixedLM:
             the same response.
         **changes
             Other arguments of `mixedlm`, such as re_formula.
-
-        Raises
-        ------
-        ModelError
-            The model was made of arrays.
 
         Examples
         --------
@@ -753,15 +715,12 @@ class MixedLM:
     def with_response(self, y: ArrayLike) -> MixedLM:
         """The same model of another response.
 
+        Raises `DataError` for a response of another length, with values that are not finite, or constant.
+
         Parameters
         ----------
         y : array-like (nobs,)
             Transformed, if the formula transforms it; rows in the model's order, or a Series with its row labels.
-
-        Raises
-        ------
-        DataError
-            For a response of another length, with values that are not finite, or constant.
         """
         self._need_rows("with_response")
         y = _response(y, self.spec)
@@ -900,7 +859,8 @@ def design(
 ) -> Design:
     """State a mixed model by arrays, for `jm.estimate` and JAX's transformations.
 
-    All columns of X are kept, collinear ones too. The arrays are copied, in 32 bits if all that are floats are.
+    All columns of X are kept, collinear ones too. The arrays are copied, in 32 bits if all that are floats are. Raises
+    `DataError` when lengths or names do not match, or values are missing, infinite or traced.
 
     Parameters
     ----------
@@ -923,11 +883,6 @@ def design(
     -------
     Design
         Terms are called by the names given, or "groups".
-
-    Raises
-    ------
-    DataError
-        When lengths or names do not match, or values are missing, infinite or traced.
 
     Examples
     --------

@@ -175,6 +175,8 @@ class MixedLMResults:
     ) -> pd.DataFrame:
         """Estimates as rows, with the column names of broom.mixed.
 
+        Raises `ModelError` for another kind of effects, or a level outside (0, 1).
+
         Parameters
         ----------
         effects
@@ -183,11 +185,6 @@ class MixedLMResults:
             Add conf.low and conf.high, normal limits; NaN for "ran_pars".
         conf_level
             Coverage.
-
-        Raises
-        ------
-        ModelError
-            For another kind of effects, or a level outside (0, 1).
 
         Examples
         --------
@@ -260,11 +257,6 @@ class MixedLMResults:
         """One row about the fit, with the column names of broom.mixed.
 
         Columns nobs, sigma, logLik, AIC and BIC (lme4's, also under REML), REMLcrit or deviance, df.residual.
-
-        Examples
-        --------
-        >>> result.glance().round(2).loc[0, ["logLik", "AIC", "BIC"]].tolist()
-        [-871.81, 1755.63, 1774.79]
         """
         return components.glance(self.fitted.fit, self.nobs, self.fitted.n_params, self.reml)
 
@@ -348,6 +340,9 @@ class MixedLMResults:
     ) -> Any:
         """Covariance of ``params``: generalised least squares for the coefficients, observed information for the rest.
 
+        Raises `DataError` for `column` together with a matrix, for `other` alone, and for a matrix of another number of
+        columns.
+
         Parameters
         ----------
         r_matrix, other : arrays (r, k), optional
@@ -362,27 +357,19 @@ class MixedLMResults:
         Returns
         -------
         DataFrame (k, k); an array for ``r_matrix`` and ``column``
-
-        Raises
-        ------
-        DataError
-            For `column` together with a matrix, for `other` alone, and for a matrix of another number of columns.
         """
         return wald.cov_params(self.fitted, r_matrix, column, scale, cov_p, other)
 
     def vcov(self, full: bool = False) -> pd.DataFrame:
         """Covariance of the fixed effects, or of the fixed and the random effects together: DataFrame (k, k).
 
+        Raises `ModelError` when the joint covariance would have more than 20,000 rows.
+
         Parameters
         ----------
         full
             The joint covariance of (beta^ - beta, b^ - b) at the estimated variances (Henderson 1975), labelled by the
             coefficients, then by ``COLUMN|GROUP[LEVEL]``, term by term and level by level.
-
-        Raises
-        ------
-        ModelError
-            When the joint covariance would have more than 20,000 rows.
         """
         return diagnostics.vcov(self.fitted, full)
 
@@ -394,6 +381,8 @@ class MixedLMResults:
     def robust_cov(self, kind: Literal["CR0", "CR1", "CR2"] = "CR2", group: str | None = None) -> pd.DataFrame:
         """Cluster-robust covariance of the fixed effects (k_fe, k_fe): right when the model of the covariances is not.
 
+        Raises `ModelError` for another `kind`, and where clusters share random effects.
+
         Parameters
         ----------
         kind
@@ -401,17 +390,6 @@ class MixedLMResults:
             (Bell and McCaffrey 2002; Pustejovsky and Tipton 2018).
         group
             The factor whose levels are the clusters; by default the one in which all others are nested.
-
-        Raises
-        ------
-        ModelError
-            For another `kind`, and where clusters share random effects.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> np.sqrt(np.diag(result.robust_cov("CR2"))).round(3).tolist()
-        [6.825, 1.546]
         """
         return diagnostics.robust_cov(self.fitted, kind, group)
 
@@ -424,18 +402,13 @@ class MixedLMResults:
         """Covariance of the variance parameters, from the exact observed information: DataFrame (k, k).
 
         NaN for what has no standard error: a standard deviation of zero, a correlation of one, all of theta of a term
-        that is singular.
+        that is singular. Raises `ModelError` for another `scale`.
 
         Parameters
         ----------
         scale
             "sd": standard deviations and correlations of the random effects and sigma, named as in `confint`.
             "theta": the relative covariance factors and sigma.
-
-        Raises
-        ------
-        ModelError
-            For another `scale`.
         """
         return tests.vcov_variance(self.fitted, scale)
 
@@ -454,17 +427,15 @@ class MixedLMResults:
     def t_test(self, r_matrix: Hypotheses, use_t: bool | None = None) -> ContrastTest:
         """Test linear combinations of the coefficients one by one.
 
+        Raises `DataError` or `FormulaError` for a matrix that has not k_fe columns, and for names or equations that
+        cannot be read.
+
         Parameters
         ----------
         r_matrix : array (r, k_fe) or (k_fe,), str, list of str, mapping, or tuple (R, q)
             ``"Days = 10"`` tests against 10, ``"a - b"`` against zero.
         use_t
             Refer to the t distribution with ``df_resid`` degrees of freedom; by default the normal.
-
-        Raises
-        ------
-        DataError, FormulaError
-            For a matrix that has not k_fe columns, and for names or equations that cannot be read.
 
         Examples
         --------
@@ -484,6 +455,8 @@ class MixedLMResults:
     ) -> ContrastTest:
         """Test linear combinations of the parameters jointly, by chi-square.
 
+        Raises `DataError` for an `invcov` of another shape.
+
         Parameters
         ----------
         r_matrix : array (r, k_fe) or (r, k), str, list of str, mapping, or tuple (R, q)
@@ -500,11 +473,6 @@ class MixedLMResults:
         scalar
             Accepted for compatibility; the statistic is always a number.
 
-        Raises
-        ------
-        DataError
-            For an `invcov` of another shape.
-
         Examples
         --------
         >>> result.wald_test("Intercept = 250, Days = 10").pvalue > 0.9
@@ -518,12 +486,8 @@ class MixedLMResults:
     ) -> ContrastTest:
         """``wald_test`` with ``use_f=True``; `test` has denominator degrees of freedom for mixed models.
 
-        Arguments as in `wald_test`: `r_matrix` (r, k), `cov_p` (k, k), `invcov` (r, r).
-
-        Raises
-        ------
-        DataError
-            For an `invcov` of another shape.
+        Arguments as in `wald_test`: `r_matrix` (r, k), `cov_p` (k, k), `invcov` (r, r). Raises `DataError` for an
+        `invcov` of another shape.
         """
         return wald.wald_test(self.fitted, r_matrix, cov_p, invcov, use_f=True)
 
@@ -536,6 +500,8 @@ class MixedLMResults:
     ) -> ContrastTest:
         """Joint tests of the terms of the formula: all coefficients of a term are zero.
 
+        Raises `ModelError` when no term contains a text of `combine_terms`.
+
         Parameters
         ----------
         skip_single
@@ -546,18 +512,6 @@ class MixedLMResults:
             For each text one more test: of all terms whose names contain it, together.
         scalar
             Accepted for compatibility.
-
-        Raises
-        ------
-        ModelError
-            When no term contains a text of `combine_terms`.
-
-        Examples
-        --------
-        >>> result.wald_test_terms().table.round(2)
-                   statistic  pvalue  df_constraint
-        Intercept    1357.06     0.0              1
-        Days           45.85     0.0              1
         """
         return wald.wald_test_terms(self.fitted, skip_single, extra_constraints, combine_terms, self.use_t)
 
@@ -607,7 +561,8 @@ class MixedLMResults:
         """F tests of the terms of the fixed part, as lmerTest's anova.
 
         A row for each term but the intercept: columns sum_sq, mean_sq, num_df, den_df, F, p. The sums of squares are
-        those that with ``scale`` give F.
+        those that with ``scale`` give F. Raises `ModelError` for another `type` or `ddf`, for "kenward-roger" after ML,
+        and for a fit without a certified optimum.
 
         Parameters
         ----------
@@ -616,11 +571,6 @@ class MixedLMResults:
         type
             3: marginal, as SAS: means over the other factors with equal weights, whatever the coding of the categories.
             2: beyond all terms that do not contain the term. 1: beyond the terms before it.
-
-        Raises
-        ------
-        ModelError
-            For another `type` or `ddf`, for "kenward-roger" after ML, and for a fit without a certified optimum.
 
         Examples
         --------
@@ -638,12 +588,7 @@ class MixedLMResults:
 
         Marginality is respected: a term that is part of another, such as ``a`` beside ``a:b``, is not dropped. Rows
         ``<none>`` (the model itself) and the terms; columns npar, AIC, logLik, Chisq, Df, p. NaN, and a word below the
-        table, where a likelihood has no maximum.
-
-        Raises
-        ------
-        ModelError
-            For a fit with held or penalised parameters.
+        table, where a likelihood has no maximum. Raises `ModelError` for a fit with held or penalised parameters.
 
         Examples
         --------
@@ -676,7 +621,7 @@ class MixedLMResults:
         """Confidence limits of coefficients, standard deviations, correlations and sigma.
 
         Columns lower and upper; rows: coefficients, ``sd_COLUMN|GROUP``, ``cor_A.B|GROUP`` (A the later column, as in
-        lme4), ``sigma``.
+        lme4), ``sigma``. Raises `ModelError` for an unknown method or parameter, or a level outside (0, 1).
 
         Parameters
         ----------
@@ -696,11 +641,6 @@ class MixedLMResults:
         kind
             Of the bootstrap interval.
 
-        Raises
-        ------
-        ModelError
-            For an unknown method or parameter, or a level outside (0, 1).
-
         Examples
         --------
         >>> result.confint("profile", which="sd_Days|Subject").round(3).values.tolist()
@@ -719,7 +659,8 @@ class MixedLMResults:
         """Profile the ML deviance: hold one parameter at a time, estimate all others (Bates et al. 2015, section 5.1).
 
         Fits by REML are profiled by maximum likelihood as well, as in lme4. Each constrained optimum is found by Newton
-        steps with exact derivatives from the last one; all parameters are traced in one batch.
+        steps with exact derivatives from the last one; all parameters are traced in one batch. Raises `ModelError` for
+        an unknown parameter, a level outside (0, 1), or a fit with held or penalised parameters.
 
         Parameters
         ----------
@@ -729,11 +670,6 @@ class MixedLMResults:
             The trace goes on until it has passed the limits of this coverage, or the end of the parameter's range.
         steps
             Points on the way to each limit.
-
-        Raises
-        ------
-        ModelError
-            For an unknown parameter, a level outside (0, 1), or a fit with held or penalised parameters.
 
         Examples
         --------
@@ -779,13 +715,6 @@ class MixedLMResults:
             For another option of the refits.
         ModelError
             For another `vtype`, an unknown variance, or a `dist_low` that leads to variances of zero or less.
-
-        Examples
-        --------
-        >>> result.profile_re(1, "re", num_low=1, dist_low=20, num_high=1, dist_high=20).round(1)
-        array([[  16.5, -873.6],
-               [  35.1, -871.8],
-               [  53.2, -872.3]])
         """
         return profile_re.profile_re(self.fitted, re_ix, vtype, num_low, dist_low, num_high, dist_high, **fit_kwargs)
 
@@ -892,7 +821,8 @@ class MixedLMResults:
         Intervals come from the joint covariance of the fixed and the random effects at the estimated variances
         (Henderson 1975), with normal quantiles. A prediction interval is that of a new observation of weight one (for
         the model's own rows: of the row's weight); random effects that the prediction leaves out, of new levels or not
-        asked for, add their variance to it.
+        asked for, add their variance to it. Raises `DataError` for a level that the model has not seen, a missing
+        column, or columns of the wrong number.
 
         Parameters
         ----------
@@ -916,11 +846,6 @@ class MixedLMResults:
         -------
         array (nobs,) for the model's rows, else a Series with the index of `data`; NaN for rows with missing values.
         With an interval a DataFrame with the columns fit, se, lower and upper.
-
-        Raises
-        ------
-        DataError
-            For a level that the model has not seen, a missing column, or columns of the wrong number.
 
         Examples
         --------
@@ -959,6 +884,8 @@ class MixedLMResults:
     def influence(self, group: str | None = None, method: Literal["exact", "onestep"] = "exact") -> Influence:
         """Estimates without one group at a time, all refits in one compiled program.
 
+        Raises `ModelError` for an unknown factor or method, and without `group` for crossed factors.
+
         Parameters
         ----------
         group
@@ -966,11 +893,6 @@ class MixedLMResults:
         method
             "exact": every refit goes to its optimum. "onestep": one Newton step, with exact derivatives, from the
             estimate of all data.
-
-        Raises
-        ------
-        ModelError
-            For an unknown factor or method, and without `group` for crossed factors.
 
         Examples
         --------
@@ -980,13 +902,7 @@ class MixedLMResults:
         return diagnostics.influence(self.fitted, group, method)
 
     def r2(self) -> VarianceExplained:
-        """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014).
-
-        Examples
-        --------
-        >>> round(result.r2().marginal, 3), round(result.r2().conditional, 3)
-        (0.279, 0.799)
-        """
+        """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014)."""
         return diagnostics.r2(self.fitted)
 
     def icc(self) -> IntraclassCorrelation:
@@ -1006,6 +922,8 @@ class MixedLMResults:
     def simulate(self, n: int = 1, key: Any = 0, *, random_effects: str | Collection[str] = "new") -> np.ndarray:
         """Draw new responses from the fitted model: new residuals, and new random effects unless they are given.
 
+        Raises `DataError` for an `n`, a `key` or `random_effects` that are none, or after `remove_data`.
+
         Parameters
         ----------
         n
@@ -1021,11 +939,6 @@ class MixedLMResults:
         -------
         array (n, nobs)
             In the unit of the response, rows in the model's order.
-
-        Raises
-        ------
-        DataError
-            For an `n`, a `key` or `random_effects` that are none, or after `remove_data`.
 
         Examples
         --------

@@ -95,7 +95,7 @@ NAMES = public_names()
 
 
 ENTRIES = {"fit", "fit_many", "fit_regularized", "predict", "summary", "test", "anova", "drop1", "profile", "confint"}
-ENTRIES |= {"bootstrap", "simulate", "refit", "update", "ranef", "var_corr", "tidy", "glance", "augment", "influence"}
+ENTRIES |= {"bootstrap", "simulate", "refit", "update", "ranef", "var_corr", "tidy", "augment", "influence"}
 """Methods by which a user comes in: these have an example."""
 
 DIMENSION = r"(?:[nmkpqrLNGT]|nobs|k_\w+|levels|groups|rows|columns|parameters|coefficients|terms|draws|components|\d+)"

@@ -65,10 +65,7 @@ class ContrastTest(Shown):
     def tvalue(self) -> np.ndarray:
         """The statistics of rows one by one, array (k,).
 
-        Raises
-        ------
-        AttributeError
-            For a joint test.
+        Raises `AttributeError` for a joint test.
         """
         if self.effect is None:
             raise AttributeError("tvalue belongs to tests of rows one by one; this is a joint test: read .statistic")
@@ -78,10 +75,7 @@ class ContrastTest(Shown):
     def fvalue(self) -> float:
         """The statistic of an F test.
 
-        Raises
-        ------
-        AttributeError
-            For a chi-square test, and for rows one by one.
+        Raises `AttributeError` for a chi-square test, and for rows one by one.
         """
         if self.distribution != "F":
             kind = "a chi-square test" if self.distribution == "chi2" else "a test of rows one by one"
@@ -107,10 +101,7 @@ class ContrastTest(Shown):
     def conf_int(self, alpha: float = 0.05) -> np.ndarray:
         """Confidence limits of the effects at the level 1 - `alpha`, array (k, 2).
 
-        Raises
-        ------
-        AttributeError
-            For a joint test.
+        Raises `AttributeError` for a joint test.
         """
         from scipy import special
 
@@ -124,17 +115,14 @@ class ContrastTest(Shown):
     def summary_frame(self, xname: Sequence[str] | None = None, alpha: float = 0.05) -> pd.DataFrame:
         """Columns coef, std err, the statistic, its p-value and limits; of joint tests statistic, p-value and df.
 
+        Raises `ArgumentError` for another number of labels than there are rows.
+
         Parameters
         ----------
         xname
             Labels of the rows.
         alpha
             The limits have level 1 - alpha.
-
-        Raises
-        ------
-        ArgumentError
-            For another number of labels than there are rows.
         """
         if xname is not None and len(xname) != len(self.names):
             raise ArgumentError(f"xname has {len(xname)} labels for {len(self.names)} rows: give one for each")

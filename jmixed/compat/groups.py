@@ -129,9 +129,9 @@ def _blocks(term: RandomTerm, rows: list[np.ndarray]) -> tuple[list, list]:
     group, level, column = columns_by_level(term)
     bounds = np.searchsorted(group, np.arange(len(rows) + 1))
     names, mats = [], []
-    for g, own in enumerate(rows):
+    for g, members in enumerate(rows):
         levels, columns = (part[bounds[g] : bounds[g + 1]] for part in (level, column))
-        mats.append(np.where(term.codes[own][:, None] == levels, term.Z[np.ix_(own, columns)], 0.0))
+        mats.append(np.where(term.codes[members][:, None] == levels, term.Z[np.ix_(members, columns)], 0.0))
         inner = term.inner
         names.append([inner[s][k] if inner else term.columns[k] for s, k in zip(levels, columns, strict=True)])
     return names, mats

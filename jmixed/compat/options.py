@@ -58,14 +58,14 @@ def warn_of_outcome(fit: host.Fit, task: Task, terms: Sequence[RandomTerm]) -> N
     flagged = zip(terms, fit.singular, moved, strict=True)
     labels = [repr(term.vc or term.label) for term, singular, free in flagged if singular and free]
     if labels:
-        found, then = (
+        where, then = (
             ("at the optimum", "The estimates stand, but a simpler random-effects structure fits as well: consider")
             if fit.converged
             # What is no optimum proves nothing about the variances, and nothing stands.
             else ("where it ended, which is no optimum", "A simpler random-effects structure may have one: consider")
         )
         warn(
-            f"the fit is singular: {', '.join(labels)} has a variance of zero or a correlation of one {found}. "
+            f"the fit is singular: {', '.join(labels)} has a variance of zero or a correlation of one {where}. "
             f"{then} leaving out a random effect, or its correlations",
             SingularWarning,
         )

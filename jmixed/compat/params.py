@@ -76,17 +76,14 @@ class MixedLMParams:
     ) -> MixedLMParams:
         """Parameters from their parts; a part that is not given is empty.
 
+        Raises `DataError` for a covariance that is not square, and for other parts that are no list.
+
         Parameters
         ----------
         fe_params, vcomp : array-like (k_fe,) and (k_vc,), optional
             Coefficients, and relative variances.
         cov_re, cov_re_sqrt : array-like (k_re, k_re), optional
             Relative covariance, or its lower-triangular square root instead.
-
-        Raises
-        ------
-        DataError
-            For a covariance that is not square, and for other parts that are no list.
         """
         fixed = as_array([] if fe_params is None else fe_params, "fe_params")
         variances = as_array([] if vcomp is None else vcomp, "vcomp")
@@ -108,6 +105,8 @@ class MixedLMParams:
     def from_packed(params: ArrayLike, k_fe: int, k_re: int, use_sqrt: bool, has_fe: bool) -> MixedLMParams:
         """Parameters from one vector.
 
+        Raises `DataError` when the vector is too short.
+
         Parameters
         ----------
         params : array-like (k,)
@@ -118,11 +117,6 @@ class MixedLMParams:
             The vector holds the Cholesky factor and the square roots of the variances instead.
         has_fe
             Whether the fixed effects are part of it; if not they are set to zero.
-
-        Raises
-        ------
-        DataError
-            The vector is too short.
         """
         packed = as_array(params, "params")
         start, k_re2 = k_fe if has_fe else 0, k_re * (k_re + 1) // 2

@@ -150,7 +150,7 @@ def wald_test_terms(
     terms = fixed_terms(fitted.spec)
     tests = [(name, places) for name, places in terms.items() if len(places) > (1 if skip_single else 0)]
     for text in combine_terms or ():
-        places = [place for name, own in terms.items() if text in name for place in own]
+        places = [place for name, columns in terms.items() if text in name for place in columns]
         if not places:
             raise ModelError(f"combine_terms: no term contains {text!r}; the terms are {list(terms)}")
         tests.append((text, places))

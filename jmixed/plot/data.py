@@ -36,12 +36,7 @@ def caterpillar_data(
     """What `caterpillar` shows: the conditional modes of one column, ordered by their size.
 
     A row for each level: columns the level (named by the group), estimate, lower, upper. Arguments as of `caterpillar`:
-    `group`, `column`, and `level`, the coverage.
-
-    Raises
-    ------
-    ModelError
-        For an unknown factor or column.
+    `group`, `column`, and `level`, the coverage. Raises `ModelError` for an unknown factor or column.
     """
     group, column = effect(result, group, column)
     modes = effects.modes(result.fitted.spec.terms, result.fitted.fit.b)
@@ -109,12 +104,7 @@ def _standardised_modes(result, group, column):
 def profile_data(profile: Profile | pd.DataFrame, parameter: str | None = None) -> pd.DataFrame:
     """What `profile` shows: columns parameter, value and zeta (signed root of the increase in deviance), by value.
 
-    Arguments as of `profile`: `profile` and `parameter`.
-
-    Raises
-    ------
-    ModelError
-        For a parameter that was not profiled.
+    Arguments as of `profile`: `profile` and `parameter`. Raises `ModelError` for a parameter that was not profiled.
     """
     table: Any = getattr(profile, "table", profile)
     parameter = known(parameter, list(dict.fromkeys(table["parameter"])), "parameter")
@@ -194,11 +184,11 @@ def fitted_data(
     group = known(group, list(effects.by_factor(spec.terms)), "grouping factor")
     term = next(term for term in spec.terms if term.group == group)
     names = term.levels.tolist()
-    shown = names if levels is None else list(dict.fromkeys(known(one, names, "level") for one in levels))
+    shown = names if levels is None else list(dict.fromkeys(known(level, names, "level") for level in levels))
     if by == x:
         raise ModelError(f"by={by!r} is the predictor along the axis; name another column")
     stratum, strata = strata_of(frame, by)
-    place = pd.Index([names.index(one) for one in shown]).get_indexer(term.codes)
+    place = pd.Index([names.index(level) for level in shown]).get_indexer(term.codes)
     rows = place >= 0
     keys, lines = pd.factorize(place[rows] * len(strata) + stratum[rows], sort=True)
     of_groups = _lines(result, frame[rows], x, keys, len(lines), True) if rows.any() else []
@@ -292,7 +282,7 @@ def _categorical(recipe) -> set[str]:
     """The columns of the data that are used as categories."""
     kinds = [pair for spec in recipe.specs.values() for pair in known_factors(spec).items()]
     factors = [factor for factor, (kind, _) in kinds if kind == "categorical"]
-    return {recipe.aliases.get(name, name) for one in factors for name, _ in names_in(one, one.expr)}
+    return {recipe.aliases.get(name, name) for factor in factors for name, _ in names_in(factor, factor.expr)}
 
 
 def predictor(result, x):

@@ -248,13 +248,13 @@ def fitted(
     stratum, strata = strata_of(frame, by)
     ax = _axes(ax, (7, 5))
     at = _positions(ax, spec, across)
-    own, shown = term.levels.to_numpy()[term.codes], lines[factor].dropna().unique()
+    level_of_row, shown = term.levels.to_numpy()[term.codes], lines[factor].dropna().unique()
     few = len(shown) <= LEGEND and by is None
     # Many lines are one colour, so faint that their crowd is seen and not the last ones drawn.
     crowd: dict[str, Any] = {"alpha": float(np.clip(15 / len(shown), 0.15, 0.8)), "linewidth": 0.8}
-    rows, values = np.isin(own, list(shown)), at(frame[across])
+    rows, values = np.isin(level_of_row, list(shown)), at(frame[across])
     for k in range(len(shown) if few else len(strata)):
-        mine = rows & (own == shown[k] if few else stratum == k)
+        mine = rows & (level_of_row == shown[k] if few else stratum == k)
         colour = f"C{k}" if few or by is not None else PALE
         dots = {"color": colour, "markersize": 4 if few else 2.5}
         ax.plot(values[mine], spec.y[mine], "o", markeredgewidth=0, alpha=0.6, zorder=1, **dots)
@@ -292,8 +292,8 @@ def _positions(ax, spec, name):
         return lambda column: column.to_numpy()
     _, categories = pd.factorize(spec.frame[name], sort=True)
     categories = pd.Index(categories)
-    ax.set_xticks(range(len(categories)), [str(one) for one in categories])
-    if max(len(str(one)) for one in categories) * len(categories) > 60:
+    ax.set_xticks(range(len(categories)), [str(category) for category in categories])
+    if max(len(str(category)) for category in categories) * len(categories) > 60:
         ax.tick_params(axis="x", labelrotation=90)
     ax.set_xlim(-0.5, len(categories) - 0.5)
     return lambda column: categories.get_indexer(column)

@@ -13,9 +13,9 @@ from jmixed.fit.many import fit_responses
 from jmixed.formulas.model_data import RandomTerm
 from jmixed.inference.simulation import draw_responses, generator
 from jmixed.reports import rows
+from jmixed.reports.components import named_parameters, values_at
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
-from jmixed.reports.parameters import named_parameters, values_at
 from jmixed.reports.printed import Shown, noted
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.progress import bar
@@ -51,7 +51,8 @@ class Bootstrap(Shown):
     def confint(self, level: float = 0.95, kind: str = "percentile") -> pd.DataFrame:
         """Bootstrap intervals (Davison and Hinkley 1997, section 5.2): columns lower and upper, rows as the estimates.
 
-        Replicates without a value are left out, one by one.
+        Replicates without a value are left out, one by one. Raises `ModelError` for a level outside (0, 1), or another
+        kind.
 
         Parameters
         ----------
@@ -60,11 +61,6 @@ class Bootstrap(Shown):
         kind
             "percentile": quantiles of the replicates. "basic": twice the estimate less the opposite quantile; it may
             leave a parameter's range.
-
-        Raises
-        ------
-        ModelError
-            For a level outside (0, 1), or another kind.
 
         Examples
         --------

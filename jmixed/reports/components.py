@@ -1,13 +1,16 @@
-"""Tables over a fit, in the layouts that lme4 and broom.mixed made familiar."""
+"""Parameters by the names that people read: standard deviations, correlations, the tables of lme4 and broom.mixed."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from jmixed.covariance.scales import factors_of_theta, settled
 from jmixed.errors import ModelError
 from jmixed.inference import tails
+from jmixed.inference.profiles import COEFFICIENT, CORRELATION, SD, SIGMA, Parameter
+from jmixed.layout.design import Design
 from jmixed.reports.effects import modes
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
@@ -48,6 +51,42 @@ def all_components(spec, fit) -> list[Component]:
     """The components of all terms in the model's order, then the residual."""
     parts = [part for term in spec.terms for part in components(term, fit.covariances[term.label])]
     return [*parts, Component("Residual", None, None, fit.sigma**2, fit.sigma)]
+
+
+def named_parameters(spec) -> list[tuple[str, Parameter]]:
+    """All parameters of a model with their names: coefficients, standard deviations and correlations, sigma."""
+    parameters = [(name, Parameter(COEFFICIENT, first=j)) for j, name in enumerate(spec.exog_names)]
+    for t, term in enumerate(spec.terms):
+        names = [part.name for part in components(term, np.eye(len(term.columns)))]
+        for name, (_, second, i, j) in zip(names, structure(term).readable(term.columns), strict=True):
+            parameters.append((name, Parameter(SD, t, j) if second is None else Parameter(CORRELATION, t, j, i)))
+    return [*parameters, ("sigma", Parameter(SIGMA))]
+
+
+def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma: np.ndarray) -> np.ndarray:
+    """The parameters (k, parameters) from beta (k, p), covariances (k, q, q) relative to sigma^2, and sigma (k,).
+
+    A correlation with a standard deviation of zero is NaN.
+    """
+    columns = [*beta.T]
+    for term, covariance in zip(spec.terms, covariances, strict=True):
+        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+        for _, second, i, j in structure(term).readable(term.columns):
+            if second is None:
+                columns.append(sigma * sd[:, j])
+            else:
+                product = sd[:, i] * sd[:, j]
+                columns.append(np.divide(covariance[:, i, j], product, where=product > 0, out=product * np.nan))
+    return np.column_stack([*columns, sigma])
+
+
+def values_at(spec, design: Design, theta: np.ndarray, beta: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """The parameters (k, parameters) in the order of `named_parameters`, at theta (k, m), beta (k, p) and sigma (k,).
+
+    A standard deviation that counts as zero is zero.
+    """
+    factors = factors_of_theta(design.layout.terms, settled(design, theta))
+    return parameter_values(spec, beta, [factor @ np.swapaxes(factor, 1, 2) for factor in factors], sigma)
 
 
 def var_corr(spec, fit) -> pd.DataFrame:

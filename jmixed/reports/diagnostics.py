@@ -22,8 +22,8 @@ from jmixed.inference.variance_explained import (
     variance_explained,
 )
 from jmixed.reports import effects, rows
+from jmixed.reports.components import named_parameters, values_at
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.parameters import named_parameters, values_at
 from jmixed.reports.predict import predict
 from jmixed.reports.printed import Shown
 

@@ -15,8 +15,8 @@ from jmixed.inference.profiles import Parameter
 from jmixed.layout.design import Design
 from jmixed.reports import components
 from jmixed.reports.bootstrap import bootstrap, check_kind
+from jmixed.reports.components import named_parameters, parameter_values
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.parameters import named_parameters, parameter_values
 from jmixed.reports.printed import Shown, noted
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.progress import bar
@@ -110,7 +110,7 @@ def _places(fitted: Fitted, which: str | Sequence[str] | None) -> list[int]:
     unknown = [name for name in wanted if name not in names]
     if unknown or not wanted:
         raise ModelError(f"no parameter {unknown or wanted}; the parameters are {names}")
-    return [place for name in wanted for place, own in enumerate(names) if own == name]
+    return [place for name in wanted for place, known in enumerate(names) if known == name]
 
 
 def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progress: bool) -> Profile:

@@ -12,7 +12,7 @@ from jmixed.covariance.scales import preconditioners, settled, singular_flags
 from jmixed.errors import ConvergenceWarning, DataError, Outcome, warn
 from jmixed.fit import many
 from jmixed.formulas.frame import as_frame, refuse_tracer
-from jmixed.reports.parameters import named_parameters, values_at
+from jmixed.reports.components import named_parameters, values_at
 from jmixed.reports.printed import Shown
 from jmixed.runtime.progress import bar
 

@@ -16,8 +16,8 @@ import jmixed as jm
 from jmixed.fit import host
 from jmixed.inference import constrained_fits, profiles
 from jmixed.layout.design import without_coefficients
+from jmixed.reports.components import named_parameters
 from jmixed.reports.intervals import ml_estimate, warn_of_traces
-from jmixed.reports.parameters import named_parameters
 from jmixed.runtime.precision import double_precision
 
 LIMITS = beside("profile_ci")

@@ -6,8 +6,7 @@ import numpy as np
 
 import jmixed as jm
 from jmixed.covariance.scales import factors_of_theta
-from jmixed.reports.components import all_components
-from jmixed.reports.parameters import named_parameters, values_at
+from jmixed.reports.components import all_components, named_parameters, values_at
 
 
 def test_values_at_theta_are_those_of_the_tables():
