@@ -132,36 +132,34 @@ def one_fit(design, dtype) -> dict[str, Any]:
     import jax
 
     import jmixed as jm
-    from jmixed.fit import solve
-    from jmixed.fit.estimate import estimate_at
-    from jmixed.likelihood.derivatives import derivatives
-    from jmixed.likelihood.gaussian import psi_of, squares
+    from jmixed.fit.solve import Search, minimise_deviance, solve
+    from jmixed.likelihood.profiled import ProfiledDeviance
 
     def fit(design):
         held = jm.moments(design)
-        solution = solve.minimize(held, None, True, solve.MAX_ITERATIONS)
-        return estimate_at(solution, held, True), solution
+        solution = minimise_deviance(held, True, Search())
+        solved = solve(held, True, minimise=lambda *_: solution)
+        return solved, solution.point
 
-    def evaluate(roots, held):
-        psi = psi_of(squares(roots), held.layout.terms, held.G.dtype)
-        return derivatives(psi, roots, held, True)
+    def evaluate(point, held):
+        return ProfiledDeviance(held, True).value_gradient_hessian(point)
 
-    (estimate, solution), first, later = seconds(jax.jit(fit), design)
+    (solved, point), first, later = seconds(jax.jit(fit), design)
     held, _, products = seconds(jax.jit(jm.moments), design)
-    _, _, evaluation = seconds(jax.jit(evaluate), solution.roots, held)
-    _, _, value = seconds(jax.jit(jm.profiled_deviance), estimate.theta, held)
+    _, _, evaluation = seconds(jax.jit(evaluate), point, held)
+    _, _, value = seconds(jax.jit(jm.profiled_deviance), solved.estimates["theta"], held)
     read, operations = work(held)
     return {
         "first": first,
         "later": later,
         "products": products,
-        "evaluations": int(solution.evaluations),
+        "evaluations": int(solved.certificate.evaluations),
         "evaluation": evaluation,
         "value": value,
         "read": read,
         "operations": operations,
-        "outcome": jm.Outcome(int(estimate.outcome)).name,
-        "objective": float(estimate.objective),
+        "outcome": jm.Outcome(int(solved.outcome)).name,
+        "objective": float(solved.estimates["objective"]),
     }
 
 

@@ -26,9 +26,11 @@ import numpy as np
 import pandas as pd
 
 import jmixed as jm
+from jmixed.algebra.newton import MAX_ITERATIONS
 from jmixed.covariance.scales import factors_of_theta
-from jmixed.fit import solve
+from jmixed.likelihood.contract import minimum
 from jmixed.likelihood.moments import moments
+from jmixed.likelihood.profiled import ProfiledDeviance
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import double_precision
@@ -198,12 +200,11 @@ def effects(rng, kind, q, codes):
 @program(brief=lambda *_: True)
 def search(rows, starts, reml):
     """Where searches from starts (k, q, q) in preconditioned columns end: deviance, outcome, factors of the terms."""
-    own = moments(rows)
+    deviance = ProfiledDeviance(moments(rows), reml)
 
     def from_one(start):
-        found = solve.minimize(own, start, reml, solve.MAX_ITERATIONS)
-        roots = [T @ root for T, root in zip(own.T, found.roots, strict=True)]
-        return found.derivatives.value, found.outcome, roots
+        found = minimum(deviance, deviance.starts(start), MAX_ITERATIONS)
+        return found.at.value, found.outcome, deviance.estimates(found.at.point)["roots"]
 
     return jax.vmap(from_one)(starts)
 

@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jmixed.errors import DataError, ModelError
-from jmixed.fit import solve
+from jmixed.fit.solve import Search, Solution, minimise_deviance
 from jmixed.layout.design import Design
 from jmixed.layout.index import Index
 from jmixed.likelihood.moments import Moments
@@ -96,15 +96,16 @@ def _known(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def minimize_shared(held: Moments, start, reml, mesh, axis: str, shared_out: tuple[Share, ...]) -> solve.Solution:
+def minimise_shared(held: Moments, reml, search: Search, mesh, axis: str, shared_out: tuple[Share, ...]) -> Solution:
     """Minimise the profiled deviance with the groups shared out over a mesh.
 
     Parameters
     ----------
     held : Moments
         Of a layout that is not crossed.
-    start : sequence of arrays (q, q), or None
     reml : bool
+    search : Search
+        Of which a `theta0` counts.
     mesh : Mesh
     axis : str
     shared_out : tuple of Share
@@ -129,7 +130,7 @@ def minimize_shared(held: Moments, start, reml, mesh, axis: str, shared_out: tup
     index = Index(none, none, none, none, parents, none, none)
     layout = replace(held.layout, blocks=tuple(share.blocks.shape[1] for share in shared_out))
     shared = replace(held, C=C, B=B, shift=shift, index=index, layout=layout, axis=axis)
-    arguments = shared, start, jnp.asarray(reml)
+    arguments = shared, search.theta0, jnp.asarray(reml)
     specs = _specs(shared, axis), PartitionSpec(), PartitionSpec()
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         return _program(mesh, axis)(*arguments)
@@ -196,15 +197,15 @@ def _placed(tree, spec, mesh):
 
 @cache
 def _program(mesh, axis):
-    return jax.jit(partial(_minimize, mesh, axis))
+    return jax.jit(partial(_minimise, mesh, axis))
 
 
-def _minimize(mesh, axis, shared, start, reml):
-    def minimize(shared, start, reml):
-        return solve.minimize(shared, start, reml, solve.MAX_ITERATIONS)
+def _minimise(mesh, axis, shared, theta0, reml):
+    def minimise(shared, theta0, reml):
+        return minimise_deviance(shared, reml, Search(theta0))
 
     everywhere = PartitionSpec()
     specs = (_specs(shared, axis), everywhere, everywhere)
     # Every device does the same with the same sums: the solution needs no check that it is the same.
-    run = jax.shard_map(minimize, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
-    return run(shared, start, reml)
+    run = jax.shard_map(minimise, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
+    return run(shared, theta0, reml)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -11,32 +11,22 @@ import numpy as np
 from jax.core import Tracer
 from jax.lax import stop_gradient
 
-from jmixed.algebra.batched import eigh
-from jmixed.algebra.sums import diagonal
-from jmixed.covariance.chart import Chart, chart_roots
-from jmixed.covariance.structure import join, rectify
+from jmixed.algebra.newton import Point, pseudo_inverse
 from jmixed.errors import DataError, Outcome, PrecisionWarning, warn
-from jmixed.fit import solve
-from jmixed.fit.devices import axis_to_share, minimize_shared, shares
+from jmixed.fit.devices import axis_to_share, minimise_shared, shares
+from jmixed.fit.outcome import outcome_of
 from jmixed.fit.penalised import penalised_optimum
+from jmixed.fit.solve import Search, Solution, Solved, of_shape, solve, theta_of
 from jmixed.layout.design import Design, Effects, Rows, names_of
 from jmixed.layout.index import Array
-from jmixed.layout.layout import Layout
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.profiled import ProfiledDeviance
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
 from jmixed.runtime.precision import exact_products
-
-BLUR = 3e9
-"""Residual sum of squares without random effects over sigma^2: beyond, rounding may move the deviance by over 5e-6."""
-
-
-COMMON = 1e7
-"""Relative variance times rows of a level, of the second largest crossed factor: what it shares with the largest is a
-difference that costs its square in digits. Beyond, sigma may be wrong in its fourth digit."""
 
 
 class _ByLabel:
@@ -267,21 +257,8 @@ def moments_of_residuals(rows: Rows, residuals) -> Moments:
 def parameters_of(data: Moments | Rows, beta, theta, sigma):
     """Parameters that a caller gave, of the shapes that the data have."""
     p = data.beta0.shape[0] if isinstance(data, Moments) else data.X.shape[1]
-    beta = _of_shape("beta", beta, (p,), "a number for each column of X")
-    return beta, theta_of(data.layout, theta), _of_shape("sigma", sigma, (), "one number")
-
-
-def theta_of(layout: Layout, theta, name: str = "theta") -> jax.Array:
-    """Relative covariance factors that a caller gave, as many as the terms have."""
-    return _of_shape(name, theta, (sum(term.size for term in layout.terms),), "in the order of model.theta_names")
-
-
-def _of_shape(name, value, shape, what):
-    value = jnp.asarray(value)
-    value = value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
-    if value.shape != shape:
-        raise DataError(f"{name} has shape {value.shape}, but this design needs {shape}: {what}")
-    return value
+    beta = of_shape("beta", beta, (p,), "a number for each column of X")
+    return beta, theta_of(data.layout, theta), of_shape("sigma", sigma, (), "one number")
 
 
 @checked
@@ -370,42 +347,37 @@ def estimate(
     shared_over = axis_to_share(design, mesh, axis)
     if mesh is None or shared_over is None:
         return named_estimate(compiled(_estimate, design.padded_rows(), theta0, reml), design)
-    held = moments(design)
-    constant = stop_gradient(held)
     shared_out = shares(design, mesh.shape[shared_over])
-    solution = minimize_shared(constant, start_at(theta0, constant), reml, mesh, shared_over, shared_out)
-    return named_estimate(estimate_at(solution, held, reml), design)
+    minimise = partial(minimise_shared, mesh=mesh, axis=shared_over, shared_out=shared_out)
+    solved = solve(moments(design), reml, Search(theta0), minimise=minimise, differentiable=optimum_of_moments)
+    return named_estimate(described(solved), design)
 
 
 def _estimate(rows, theta0, reml):
-    held = cross_products(jax.tree.map(jnp.asarray, rows))
-    constant = stop_gradient(held)
-    solution = solve.minimize(constant, start_at(theta0, constant), reml, solve.MAX_ITERATIONS)
-    return estimate_at(solution, held, reml)
+    rows = jax.tree.map(jnp.asarray, rows)
+    return described(solve(rows, reml, Search(theta0), differentiable=optimum_of_moments))
 
 
 def _estimate_at_theta(rows, theta, reml):
     held = _moments(rows)
     roots = gaussian.precondition(gaussian.factors_of(theta, held), held)
-    found = _described(estimates(roots, held, reml), held)
+    found = estimates(roots, held, reml)
+    found = _described(found | {"modes": by_level(found["modes"], held)})
     ended = jnp.where(jnp.isfinite(found.objective), Outcome.CONVERGED.value, Outcome.NOT_FINITE.value)
     return replace(found, outcome=outcome_of(ended, roots, found.sigma, found.vcov_beta, held))
 
 
 def _estimate_penalised(rows, theta0, reml, penalty):
     held = _moments(rows)
-    constant = stop_gradient(held)
-    start = solve.minimize(constant, start_at(theta0, constant), reml, solve.MAX_ITERATIONS)
-    factors = [rectify(T @ root) for T, root in zip(constant.T, start.roots, strict=True)]
-    theta = join([s.theta(f) for s, f in zip(held.layout.terms, factors, strict=True)], held.G.dtype)
-    found = penalised_optimum(held, penalty, theta, reml)
+    start = solve(held, reml, Search(theta0)).estimates["theta"]
+    found = penalised_optimum(held, penalty, start, reml)
     roots = gaussian.precondition(gaussian.factors_of(found.theta, held), held)
     best = estimates(roots, held, reml)
-    at_beta = moments_at(rows, found.beta)
-    best |= {"modes": modes_of_residuals(roots, at_beta), "beta": found.beta, "theta": found.theta}
+    modes = modes_of_residuals(roots, moments_at(rows, found.beta))
+    best |= {"modes": by_level(modes, held), "beta": found.beta, "theta": found.theta}
     best["vcov_beta"] = best["vcov_beta"] * (found.sigma / best["sigma"]) ** 2
     best |= {"sigma": found.sigma, "objective": found.deviance}
-    estimate = _described(best, held)
+    estimate = _described(best)
     total = found.deviance + penalty(found.beta, found.theta)
     outcome = outcome_of(found.outcome, roots, found.sigma, estimate.vcov_beta, held)
     return replace(estimate, objective=total, outcome=outcome)
@@ -453,34 +425,15 @@ def named_estimate(estimate: Estimate, design: Design, fits: int | None = None) 
     return replace(estimate, b=Effects(tuple(vars(estimate)["b"]), key, names, design.layout))
 
 
-def estimate_at(solution: solve.Solution, held: Moments, reml) -> Estimate:
-    """The estimate at an optimum, as a differentiable function of the cross-products.
-
-    Parameters
-    ----------
-    solution : Solution
-        Of these cross-products; nothing is differentiated through it.
-    held : Moments
-    reml : bool
-
-    Returns
-    -------
-    Estimate
-        With the effects of all levels, padding too, by the number of the term.
-    """
-    solution = stop_gradient(solution)
-    phi = _optimum(solution.chart.phi, solution.chart.bases, _inverse(solution.hessian), held, reml)
-    roots = chart_roots(Chart(solution.chart.bases, phi), held.layout.terms)
-    found = _described(estimates(roots, held, reml), held)
-    known = stop_gradient((found.sigma, found.vcov_beta, held))
-    return replace(found, outcome=outcome_of(solution.outcome, solution.roots, *known))
+def described(solved: Solved) -> Estimate:
+    """A fit as an `Estimate`, with the effects of all levels, padding too, by the number of the term."""
+    return replace(_described(solved.estimates), outcome=solved.outcome)
 
 
-def _described(result, held):
+def _described(estimates):
     """What `estimates` finds as an `Estimate` that does not know yet how its optimiser ended."""
-    numbers = {name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")}
-    b = tuple(by_level(result["modes"], held))
-    return Estimate(b=b, outcome=None, log_likelihood=-result["objective"] / 2, **numbers)
+    numbers = {name: estimates[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")}
+    return Estimate(b=tuple(estimates["modes"]), outcome=None, log_likelihood=-estimates["objective"] / 2, **numbers)
 
 
 def level_count(design, term):
@@ -488,20 +441,10 @@ def level_count(design, term):
     return next(n for n, members in zip(design.counts, design.layout.factors, strict=True) if term in members)
 
 
-def start_at(theta0, held):
-    if theta0 is None:
-        return None
-    theta = theta_of(held.layout, theta0, "theta0")
-    return gaussian.squares(gaussian.precondition(gaussian.factors_of(theta, held), held))
-
-
-def _inverse(hessian):
-    """The pseudo-inverse of the Hessian of an optimum."""
-    if not hessian.shape[0]:
-        return hessian
-    values, vectors = eigh(hessian)
-    sound = values > 1e-10 * jnp.maximum(values[-1], 1)
-    return (vectors * jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)[None]) @ vectors.T
+def optimum_of_moments(solution: Solution, moments: Moments, reml) -> Point:
+    """The optimum as a differentiable function of the cross-products; nothing is differentiated through the search."""
+    frame, x = stop_gradient(solution.point)
+    return Point(frame, _optimum(x, frame, pseudo_inverse(stop_gradient(solution.hessian)), moments, reml))
 
 
 @jax.custom_jvp
@@ -542,68 +485,7 @@ def _inverse_tangent(primals, tangents):
 
 
 def _deviance_in_chart(phi, bases, held, reml):
-    roots = chart_roots(Chart(bases, phi), held.layout.terms)
-    return gaussian.deviance_at(gaussian.squares(roots), roots, held, reml)
-
-
-def outcome_of(ended, roots, sigma, vcov_beta, held):
-    """The outcome `ended` of an optimiser, unless the residual variance vanished, against the data or an effect.
-
-    A response of so many digits holds no smaller residuals, and cross-products none that are their own rounding.
-
-    Parameters
-    ----------
-    ended : integer of an `Outcome`
-    roots : sequence of arrays (q, q)
-        Square roots of the terms' relative covariances in preconditioned columns.
-    sigma, vcov_beta : estimates
-    held : Moments
-    """
-    rss = sigma**2 * held.nobs
-    perfect = (rss <= 1e-27 * held.total) | (rss <= 1e-14 * held.G[-1, -1])
-    # r^2 is a difference of sums of squares: what rounding leaves of it moves the deviance by nu times as much.
-    blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
-    ok = (ended == Outcome.CONVERGED.value) | (ended == Outcome.PRECISION_LIMIT.value)
-    # A sigma that is nan is below no limit. What looks flat may be no more than digits that are lost.
-    lost = ~(blur <= BLUR)
-    if any(shift is not None for shift in held.shift):
-        lost |= _is_blurred(roots, vcov_beta / sigma**2, rss, held)
-    rounded = (ok | (ended == Outcome.FLAT.value)) & lost
-    if not held.layout.is_nest():
-        rounded |= ok & (jnp.sort(_drowning(roots, held))[-2] > COMMON)
-    outcome = jnp.where(rounded, Outcome.ROUNDED.value, ended)
-    outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
-    return jnp.where(held.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
-
-
-def _drowning(roots, held: Moments):
-    """For every factor its largest relative variance times the most rows of a level, (factors,)."""
-    sizes = []
-    for C, stage in zip(held.C, held.layout.stages, strict=True):
-        rows = jnp.max(jnp.diagonal(C, axis1=0, axis2=1))
-        for f, _ in stage:
-            variances = [jnp.max(jnp.sum(roots[t] ** 2, axis=1)) for t in held.layout.factors[f]]
-            sizes.append(rows * jnp.max(jnp.stack(variances)))
-    return jnp.stack(sizes)
-
-
-def _is_blurred(roots, inverse, rss, held: Moments):
-    """Whether digits are lost although effects are counted from estimates.
-
-    A response has sixteen itself. A small variance across a large one is a difference in columns along which neither
-    lies, and so is what large effects leave of a direction of X.
-    """
-    told = diagonal(held.R @ inverse @ held.R.T) * diagonal(held.G)[:-1]
-    lost = [jnp.max(told, initial=0) > BLUR]
-    for s, (C, shift) in enumerate(zip(held.C, held.shift, strict=True)):
-        rows = jnp.max(jnp.diagonal(C, axis1=0, axis2=1))
-        for root in (roots[t] for f, _ in held.layout.stages[s] for t in held.layout.factors[f]):
-            factor = rectify(root)
-            across = jnp.sum(jnp.tril(factor, -1) ** 2, axis=1) / jnp.maximum(diagonal(factor) ** 2, 1)
-            lost.append(rows * jnp.max(across) > BLUR)
-        if shift is not None:
-            lost.append(held.nobs * jnp.max(shift[:, -1] ** 2) > BLUR**2 * rss)
-    return jnp.any(jnp.stack(lost))
+    return ProfiledDeviance(held, reml).value(Point(bases, phi))
 
 
 def say_once_if_narrowed(design):

@@ -5,24 +5,22 @@ A program is compiled once for all data sets of one shape class, and for REML an
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.covariance.chart import chart_of_entries
+from jmixed.algebra.newton import MAX_ITERATIONS, is_convex
 from jmixed.covariance.scales import factors_of_theta, psi_map, roots_of_psi, settled, singular_terms
 from jmixed.errors import DataError, ModelError, Outcome
-from jmixed.fit import solve
-from jmixed.fit.estimate import SMALL, level_count, outcome_of, start_at
+from jmixed.fit.estimate import SMALL, level_count
 from jmixed.fit.information import Curvature, Uncertainty
+from jmixed.fit.solve import Search, Solved, moments_of, solve
 from jmixed.layout.design import Design, Rows
 from jmixed.likelihood import gaussian
-from jmixed.likelihood.derivatives import Derivatives, derivatives
-from jmixed.likelihood.estimates import by_level, estimates
-from jmixed.likelihood.moments import Moments, is_drowned
-from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.derivatives import derivatives
+from jmixed.likelihood.estimates import estimates
+from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import covariances_of
 from jmixed.runtime import memory
 from jmixed.runtime.compilation import program
@@ -99,27 +97,6 @@ class Fit:
         return self.outcome.ok
 
 
-class Found(NamedTuple):
-    """What a program finds: the estimates, and how its optimiser ended.
-
-    `roots` are square roots of the terms' relative covariances on the scale of the data, `T` the preconditioners, and
-    the derivatives those in psi of preconditioned columns; `drowned` asks for another program, in which effects are
-    counted from estimates; for all else see `solve.Solution`.
-    """
-
-    estimates: dict[str, Any]
-    roots: list[jax.Array]
-    T: tuple[jax.Array, ...]
-    derivatives: Derivatives
-    gradient: jax.Array
-    eigenvalues: jax.Array
-    iterations: jax.Array
-    evaluations: jax.Array
-    starts: jax.Array
-    outcome: jax.Array
-    drowned: jax.Array
-
-
 def _is_small(data, *_, **__):
     fixed = data.X.shape[1] if isinstance(data, Rows) else data.beta0.shape[0]
     return data.layout.fit_bytes(fixed) <= SMALL
@@ -131,12 +108,8 @@ def _has_few_rows(rows, **_):
 
 @program(static_argnames=("counted",), brief=_has_few_rows)
 def _cross_products(rows, counted):
-    """Cross-products, and whether they should be those of effects that are counted from estimates but are not.
-
-    A program of both ways would take half as long again to compile.
-    """
-    found = cross_products(rows, counted=counted)
-    return found, False if counted else is_drowned(rows, found)
+    """A program of both ways would take half as long again to compile."""
+    return moments_of(rows, counted)
 
 
 def _moments_of(rows) -> Moments:
@@ -144,30 +117,10 @@ def _moments_of(rows) -> Moments:
     return _cross_products(rows, counted=True)[0] if drowned else found
 
 
-@program(static_argnames=("method", "counted"), brief=_is_small)
-def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, method, counted):
-    held, drowned = data, False
-    if isinstance(data, Rows):
-        held = cross_products(data, counted=counted)
-        drowned = drowned if counted else is_drowned(data, held)
-    structures = held.layout.terms
-    start = start_at(theta0, held)
-    if free is not None:
-        chart, moves = (
-            chart_of_entries(gaussian.factors_of(entries, held), held.T, structures, held.G.dtype)
-            for entries in (theta0, free)
-        )
-        solution = solve.minimize(held, None, reml, max_iterations, moves.phi == 0, chart)
-    elif method == "lbfgs" and structures:
-        solution = solve.minimize_lbfgs(held, start, reml, max_iterations, gradient_tolerance)
-    else:
-        solution = solve.minimize(held, start, reml, max_iterations)
-    result = estimates(solution.roots, held, reml)
-    result["modes"] = by_level(result["modes"], held)
-    roots = [T @ root for T, root in zip(held.T, solution.roots, strict=True)]
-    certificate = solution.gradient, solution.eigenvalues, solution.iterations, solution.evaluations, solution.starts
-    outcome = outcome_of(solution.outcome, solution.roots, result["sigma"], result["vcov_beta"], held)
-    return Found(result, roots, held.T, solution.derivatives, *certificate, outcome, jnp.asarray(drowned))
+@program(static_argnames=("lbfgs", "counted"), brief=_is_small)
+def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, lbfgs, counted) -> Solved:
+    search = Search(theta0, free, None, max_iterations, gradient_tolerance if lbfgs else None)
+    return solve(data, reml, search, counted=counted)
 
 
 def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, gtol=None, free=None) -> Fit:
@@ -210,9 +163,11 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
             if many:
                 memory.give_back()
     with double_precision(), timings.step("optimise"):
-        limit = np.int32(solve.MAX_ITERATIONS if maxiter is None else maxiter)
+        limit = np.int32(MAX_ITERATIONS if maxiter is None else maxiter)
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
-        fit_counted = partial(_fit_program, data, theta0, free, limit, tolerance, reml=bool(reml), method=method)
+        fit_counted = partial(
+            _fit_program, data, theta0, free, limit, tolerance, reml=bool(reml), lbfgs=method == "lbfgs"
+        )
         found = _in_numpy(fit_counted(counted=False))
         counted = bool(found.drowned) if isinstance(data, Rows) else any(shift is not None for shift in data.shift)
         if found.drowned:
@@ -238,11 +193,11 @@ def _check_scales(design):
 
 def _collect(design, found, reml, timings, settle, counted):
     """Bring the program's arrays to the original scale of Z and into a `Fit`, with zeros for variances of zero."""
-    result, at, outcome = found.estimates, found.derivatives, Outcome(int(found.outcome))
+    result, certificate, outcome = found.estimates, found.certificate, Outcome(int(found.outcome))
     structures, labels = design.layout.terms, design.labels
     sigma, nu = float(result["sigma"]), design.nobs - (design.X.shape[1] if reml else 0)
     theta = np.asarray(result["theta"])
-    covariances = {label: sigma**2 * (root @ root.T) for label, root in zip(labels, found.roots, strict=True)}
+    covariances = {label: sigma**2 * (root @ root.T) for label, root in zip(labels, result["roots"], strict=True)}
     modes = {
         label: own[: level_count(design, t)] for t, (label, own) in enumerate(zip(labels, result["modes"], strict=True))
     }
@@ -262,16 +217,16 @@ def _collect(design, found, reml, timings, settle, counted):
         vcov_beta=result["vcov_beta"],
         b=modes,
         covariances=covariances,
-        uncertainty=Curvature(structures, theta, found.T, at.gradient, at.hessian, at.scale_gradient),
+        uncertainty=Curvature(structures, theta, found.T, *certificate.in_psi),
         scale_variance=2 * sigma**4 / nu,
         outcome=outcome,
         singular=singular,
-        iterations=int(found.iterations),
-        evaluations=int(found.evaluations),
-        starts=int(found.starts),
-        gradient=found.gradient,
-        hessian_eigenvalues=found.eigenvalues,
-        checked_beyond_zero=outcome.ok and solve.is_convex(found.eigenvalues),
+        iterations=int(certificate.iterations),
+        evaluations=int(certificate.evaluations),
+        starts=int(certificate.starts),
+        gradient=certificate.gradient,
+        hessian_eigenvalues=certificate.eigenvalues,
+        checked_beyond_zero=outcome.ok and is_convex(certificate.eigenvalues),
         counted=counted,
         timings=timings,
     )

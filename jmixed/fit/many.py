@@ -9,25 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.lax import stop_gradient
 
 from jmixed.errors import DataError, Outcome
-from jmixed.fit import solve
 from jmixed.fit.estimate import (
     Estimate,
     compiled,
-    estimate_at,
+    described,
     known_design,
     named_estimate,
-    outcome_of,
+    optimum_of_moments,
     say_once_if_narrowed,
 )
+from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
 from jmixed.layout.design import Design
 from jmixed.layout.index import Array
-from jmixed.likelihood.collapse import Classes, classes_of, collapse
-from jmixed.likelihood.estimates import estimates
-from jmixed.likelihood.moments import is_drowned
-from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.collapse import Classes, classes_of
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
@@ -153,9 +149,8 @@ def _estimate_many(rows, given, classes, reml, chunks, apart):
         if "Z" in arrays:
             Z = zip(arrays["Z"], rows.Z, strict=True)
             arrays = {**arrays, "Z": tuple(kept if new is None else new for new, kept in Z)}
-        held = cross_products(jax.tree.map(jnp.asarray, replace(rows, **arrays)))
-        solution = _minimize(stop_gradient(held), own if apart else classes, reml, solve.MAX_ITERATIONS)
-        return estimate_at(solution, held, reml)
+        filled = jax.tree.map(jnp.asarray, replace(rows, **arrays))
+        return described(solve(filled, reml, classes=own if apart else classes, differentiable=optimum_of_moments))
 
     def split(array):
         array = jnp.asarray(array)
@@ -164,10 +159,6 @@ def _estimate_many(rows, given, classes, reml, chunks, apart):
 
     found = jax.lax.map(jax.vmap(one), jax.tree.map(split, (given, classes if apart else None)))
     return jax.tree.map(lambda a: a.reshape(chunks * lanes, *a.shape[2:])[:m], found)
-
-
-def _minimize(held, classes, reml, max_iterations):
-    return solve.minimize(held if classes is None else collapse(held, classes), None, reml, max_iterations)
 
 
 def fit_responses(design: Design, Y, reml: bool = True, *, memory: int = MEMORY, progress=None) -> ManyFits:
@@ -250,24 +241,19 @@ def _fit_alike(found: ManyFits, design, Y, members, masked, reml, memory, progre
             progress(len(chosen))
         # Those that have not ended go on together, and nobody waits for them.
         for chosen in batches(np.flatnonzero(found.outcome[members] == Outcome.MAX_ITERATIONS)):
-            fit_chosen(chosen, solve.MAX_ITERATIONS)
+            fit_chosen(chosen, MAX_ITERATIONS)
 
 
 @program(static_argnames=("counted",))
 def _batch_program(rows, Y, weights, classes, reml, max_iterations, counted):
-    def one(y, w, own):
-        own_rows = replace(rows, y=y) if w is None else replace(rows, y=y, weights=w)
-        held = cross_products(own_rows, counted=counted)
-        drowned = False if counted else is_drowned(own_rows, held)
-        held = held if own is None else collapse(held, own)
-        solution = solve.minimize(held, None, reml, max_iterations)
-        found = estimates(solution.roots, held, reml)
-        found["nobs"] = held.nobs
-        found["outcome"] = outcome_of(solution.outcome, solution.roots, found["sigma"], found["vcov_beta"], held)
-        return {name: value for name, value in found.items() if name != "modes"}, jnp.asarray(drowned)
+    def fit(y, weights, classes):
+        filled = replace(rows, y=y) if weights is None else replace(rows, y=y, weights=weights)
+        solved = solve(filled, reml, Search(limit=max_iterations), counted=counted, classes=classes)
+        numbers = {name: value for name, value in solved.estimates.items() if name not in ("modes", "roots")}
+        return numbers | {"nobs": solved.nobs, "outcome": solved.outcome}, solved.drowned
 
     own = None if weights is None else 0
-    return jax.vmap(one, in_axes=(0, own, own))(Y, weights, classes)
+    return jax.vmap(fit, in_axes=(0, own, own))(Y, weights, classes)
 
 
 def _on_host(design):

@@ -1,26 +1,23 @@
 """The optimum of the deviance plus a penalty on coefficients and relative covariances, over both at once."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
-from jmixed.algebra.batched import eigh, triangular_inverse
-from jmixed.algebra.newton import CURVATURE, trust_region_step
+from jmixed.algebra.batched import triangular_inverse
+from jmixed.algebra.newton import MAX_ITERATIONS, Evaluation, Point, pseudo_inverse
 from jmixed.covariance.structure import join, rectify, split
-from jmixed.errors import Outcome
 from jmixed.likelihood import gaussian
+from jmixed.likelihood.contract import Criterion, Starts, minimum
 from jmixed.likelihood.moments import Moments
 
-DECREMENT = 1e-9
-"""A Newton decrement below this is an optimum."""
-ROUNDING = 4e-14
-"""Relative rounding error of the criterion in double precision."""
 AWAY = 0.1
 """Standard deviations, relative to the residual one, from which on the search starts: a penalty may exclude zero."""
-ITERATIONS = 200
 
 
 class Penalised(NamedTuple):
@@ -33,22 +30,67 @@ class Penalised(NamedTuple):
     sigma: jax.Array
 
 
-class _State(NamedTuple):
-    """The best point with the criterion's derivatives at it, the point to try next, and how it is going."""
+@dataclass(frozen=True)
+class PenalisedDeviance(Criterion):
+    """The deviance profiled over sigma alone plus a penalty: a criterion whose derivatives are automatic.
 
-    x: jax.Array
-    value: jax.Array
-    gradient: jax.Array
-    hessian: jax.Array
-    trial: jax.Array
-    predicted: jax.Array
-    boundary: jax.Array
-    radius: jax.Array
-    iteration: jax.Array
-    outcome: jax.Array
+    Its coordinates are coefficients of preconditioned columns, and theta in units of the columns of Z.
 
+    Attributes
+    ----------
+    moments : Moments
+    penalty : callable
+        ``penalty(beta, theta, *hoisted)``
+    hoisted : list of arrays
+        What the penalty depends on.
+    reml : bool or scalar bool array
+    scale : array (m,)
+        Units of theta.
+    """
 
-_RUNNING = -1
+    moments: Moments
+    penalty: Callable
+    hoisted: Any
+    reml: Any
+    scale: jax.Array
+
+    def parameters(self, point: Point):
+        """beta, and the terms' factors with any signs."""
+        structures, p = self.moments.layout.terms, self.moments.beta0.shape[0]
+        factors = [s.factor(t) for s, t in zip(structures, split(structures, point.x[p:] / self.scale), strict=True)]
+        return self.moments.beta0 + triangular_inverse(self.moments.R) @ point.x[:p], factors
+
+    def deviance(self, point: Point):
+        """The criterion without the penalty, and the residual sum of squares."""
+        return _deviance(point.x[: self.moments.beta0.shape[0]], self.parameters(point)[1], self.moments, self.reml)
+
+    def value(self, point: Point):
+        """The deviance plus the penalty."""
+        beta, factors = self.parameters(point)
+        theta = _theta([_upright(factor) for factor in factors], self.moments)
+        return self.deviance(point)[0] + self.penalty(beta, theta, *self.hoisted)
+
+    def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
+        """One traced copy of the function and its derivatives."""
+
+        def slope_and_all(x):
+            value, gradient = jax.value_and_grad(lambda x: self.value(point._replace(x=x)))(x)
+            return gradient, (value, gradient)
+
+        hessian, (value, gradient) = jax.jacfwd(slope_and_all, has_aux=True)(point.x)
+        return Evaluation(point, value, gradient, hessian)
+
+    def starts(self, given) -> Starts:
+        """At rectified theta (m,), a little away from zero, and the coefficients that are best there unpenalised."""
+        x = [_best_coefficients(given, self.moments), _away_from_zero(given * self.scale, self.moments.layout.terms)]
+        return Starts(Point((), jnp.concatenate(x)[None]), 1)
+
+    def estimates(self, point: Point):
+        """beta, rectified theta, the deviance without the penalty, and sigma."""
+        beta, factors = self.parameters(point)
+        value, rss = self.deviance(point)
+        sigma = jnp.sqrt(rss / gaussian.degrees(self.moments, self.reml))
+        return beta, _theta([rectify(factor) for factor in factors], self.moments), value, sigma
 
 
 def penalised_optimum(held: Moments, penalty, start, reml) -> Penalised:
@@ -66,38 +108,21 @@ def penalised_optimum(held: Moments, penalty, start, reml) -> Penalised:
         Rectified theta.
     reml : bool
     """
-    p, dtype = held.beta0.shape[0], held.G.dtype
-    to_original, scale = triangular_inverse(held.R), _scales(held)
-    penalty, hoisted = jax.closure_convert(penalty, jnp.zeros(p, dtype), jnp.zeros(scale.shape, dtype))
+    scale = _scales(held)
+    penalty, hoisted = jax.closure_convert(penalty, jnp.zeros_like(held.beta0), jnp.zeros_like(scale))
+    criterion = PenalisedDeviance(held, penalty, hoisted, reml, scale)
+    known, hoisted = stop_gradient((held, hoisted))
+    fixed = replace(criterion, moments=known, hoisted=hoisted)
+    found = stop_gradient(minimum(fixed, fixed.starts(stop_gradient(start)), MAX_ITERATIONS))
+    at = found.at.point.x
+    slope = jax.grad(lambda x: criterion.value(Point((), x)))(at)
+    beta, theta, value, sigma = criterion.estimates(Point((), at - pseudo_inverse(found.at.hessian) @ slope))
+    return Penalised(beta, theta, found.outcome, value, sigma)
 
-    def unpack(x, held):
-        factors = [s.factor(t) for s, t in zip(held.layout.terms, split(held.layout.terms, x[p:] / scale), strict=True)]
-        return held.beta0 + to_original @ x[:p], factors
 
-    def parts(x, held):
-        beta, factors = unpack(x, held)
-        value, rss = _deviance(x[:p], factors, held, reml)
-        structures = held.layout.terms
-        theta = join([s.theta(_upright(f)) for s, f in zip(structures, factors, strict=True)], dtype)
-        return value, rss, beta, theta
-
-    def total(x, held, hoisted):
-        value, _, beta, theta = parts(x, held)
-        return value + penalty(beta, theta, *hoisted)
-
-    known = stop_gradient((held, hoisted))
-    first = _away_from_zero(start * scale, held.layout.terms)
-    x0 = jnp.concatenate([_best_coefficients(start, known[0]), first])
-    state = _search(lambda x: total(x, *known), stop_gradient(x0))
-    values, vectors = eigh(state.hessian)
-    sound = values > 1e-10 * jnp.maximum(values[-1], 1)
-    inverse = (vectors * jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)[None]) @ vectors.T
-    at, inverse = stop_gradient((state.x, inverse))
-    x = at - inverse @ jax.grad(total)(at, held, hoisted)
-    value, rss, beta, _ = parts(x, held)
-    factors = [rectify(f) for f in unpack(x, held)[1]]
-    theta = join([s.theta(f) for s, f in zip(held.layout.terms, factors, strict=True)], dtype)
-    return Penalised(beta, theta, state.outcome, value, jnp.sqrt(rss / gaussian.degrees(held, reml)))
+def _theta(factors, moments):
+    structures = moments.layout.terms
+    return join([s.theta(f) for s, f in zip(structures, factors, strict=True)], moments.G.dtype)
 
 
 def _deviance(u, factors, held, reml):
@@ -139,45 +164,3 @@ def _away_from_zero(t, structures):
         diagonal = structure.theta(np.eye(structure.q, dtype=t.dtype)) > 0
         pieces.append(jnp.where(diagonal, jnp.maximum(own, AWAY), own))
     return join(pieces, t.dtype)
-
-
-def _search(function, start) -> _State:
-    """Trust-region Newton steps to a minimum; one traced copy of the function and its derivatives."""
-
-    def slope_and_all(x):
-        value, gradient = jax.value_and_grad(function)(x)
-        return gradient, (value, gradient)
-
-    def proceed(state):
-        hessian, (value, gradient) = jax.jacfwd(slope_and_all, has_aux=True)(state.trial)
-        starting, gain = jnp.isinf(state.value), state.value - value
-        noise = jnp.maximum(ROUNDING, 8 * jnp.finfo(value.dtype).eps) * jnp.where(starting, 0, jnp.abs(state.value))
-        usable = jnp.isfinite(value) & jnp.all(jnp.isfinite(hessian)) & jnp.all(jnp.isfinite(gradient))
-        accepted = usable & (starting | (gain >= 1e-4 * state.predicted - 2 * noise))
-        length = jnp.sqrt(jnp.sum((state.trial - state.x) ** 2))
-        good = accepted & ~starting & (gain > 0.75 * state.predicted)
-        radius = jnp.where(good & state.boundary, 2 * state.radius, state.radius)
-        poor = ~accepted | (~starting & (gain < 0.25 * state.predicted - noise))
-        radius = jnp.where(poor, length / 4, radius)
-        new = (state.trial, value, gradient, hessian)
-        kept = (state.x, state.value, state.gradient, state.hessian)
-        x, value, gradient, hessian = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, kept)
-        values, vectors = eigh(hessian)
-        slope, largest = vectors.T @ gradient, jnp.maximum(values[-1], 1)
-        move, predicted, boundary = trust_region_step(values, slope, radius)
-        decrement = jnp.sum(slope**2 / jnp.maximum(values, 1e-10 * largest)) / 2
-        optimal = (decrement < DECREMENT) & (values[0] > CURVATURE * largest)
-        drowned = ~starting & (state.predicted <= noise)
-        outcome = jnp.where(drowned, Outcome.PRECISION_LIMIT.value, _RUNNING)
-        outcome = jnp.where(optimal, Outcome.CONVERGED.value, outcome)
-        outcome = jnp.where(jnp.isfinite(value), outcome, Outcome.NOT_FINITE.value).astype(jnp.int32)
-        trial = x + vectors @ move
-        return _State(x, value, gradient, hessian, trial, predicted, boundary, radius, state.iteration + 1, outcome)
-
-    zero, dtype = jnp.zeros((), jnp.int32), start.dtype
-    infinite, square = jnp.full((), jnp.inf, dtype), jnp.zeros((len(start), len(start)), dtype)
-    radius, never = jnp.maximum(0.5, 0.5 * jnp.sqrt(jnp.sum(start**2))), jnp.zeros((), bool)
-    begun = _State(start, infinite, 0 * start, square, start, infinite, never, radius, zero, zero + _RUNNING)
-    state = jax.lax.while_loop(lambda s: (s.outcome == _RUNNING) & (s.iteration < ITERATIONS), proceed, begun)
-    outcome = jnp.where(state.outcome == _RUNNING, Outcome.MAX_ITERATIONS.value, state.outcome)
-    return state._replace(outcome=outcome.astype(jnp.int32))

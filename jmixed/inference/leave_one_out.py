@@ -11,12 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.batched import eigh
-from jmixed.fit import solve
-from jmixed.fit.estimate import outcome_of, start_at
 from jmixed.fit.host import Fit
+from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
 from jmixed.layout.design import Design
-from jmixed.likelihood.estimates import estimates
-from jmixed.likelihood.moments import moments
 from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
@@ -77,7 +74,7 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     chosen[:count] = np.arange(count)
     width = rows.X.shape[1] + sum(Z.shape[1] for Z in rows.Z)
     side_by_side = max(1, min(CHUNK, len(chosen), NUMBERS // (len(rows.y) * width)))
-    limit = np.int32(ONE_STEP if one_step else solve.MAX_ITERATIONS)
+    limit = np.int32(ONE_STEP if one_step else MAX_ITERATIONS)
     with double_precision():
         given = rows, padded, chosen, fit.theta, limit, bool(reml)
         out = _program(*given, counted=fit.counted, side_by_side=side_by_side)
@@ -95,15 +92,14 @@ def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
 
     def without(cluster):
         weights = jnp.where(clusters == cluster, 0, rows.weights)
-        held = moments(replace(rows, weights=weights), columns, counted)
         # All data together have the identity here: an eigenvalue of zero is a coefficient that the rest does not tell.
         told = eigh(X.T @ (weights[:, None] * X))[0] > 1e-10 if X.shape[1] else jnp.ones(0, bool)
-        solution = solve.minimize(held, start_at(theta, held), reml, limit, others=limit > ONE_STEP)
-        result = estimates(solution.roots, held, reml)
+        search = Search(theta, others=limit > ONE_STEP, limit=limit)
+        solved = solve(replace(rows, weights=weights), reml, search, counted=counted, columns=columns)
+        result = solved.estimates
         # JAX maps no empty arrays: those of a model without fixed effects are left out.
         numbers = {name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta") if result[name].size}
         sound = jnp.all(told) & jnp.isfinite(result["objective"])
-        outcome = outcome_of(solution.outcome, solution.roots, result["sigma"], result["vcov_beta"], held)
-        return numbers, outcome, sound
+        return numbers, solved.outcome, sound
 
     return jax.lax.map(without, chosen, batch_size=side_by_side)

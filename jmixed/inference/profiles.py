@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from jmixed.covariance.scales import factors_of_theta
-from jmixed.inference.constrained_fits import Held, Point, solve_all
-from jmixed.likelihood.constrained import Border
+from jmixed.inference.constrained_fits import ConstrainedFit, solve_all
+from jmixed.likelihood.constrained import Border, Held
 from jmixed.likelihood.moments import Moments
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
@@ -204,7 +204,7 @@ class _Lane:
         self.bound = {SD: 0.0 if side < 0 else np.inf, CORRELATION: side * np.pi / 2}.get(self.kind, side * np.inf)
         # D has a rounding error of its own; zeta cannot be closer than half of that over zeta.
         self.tolerance = max(TOLERANCE, 1e-13 * abs(estimate.objective))
-        self.points: list[tuple[float, float, float, Point]] = []
+        self.points: list[tuple[float, float, float, ConstrainedFit]] = []
 
     @property
     def last(self):
@@ -212,7 +212,7 @@ class _Lane:
         u, _, _, point = self.points[-1]
         return u, point.free
 
-    def record(self, u: float, point: Point) -> None:
+    def record(self, u: float, point: ConstrainedFit) -> None:
         """Keep a solved point, with |zeta| and its derivative outwards."""
         rise = float(point.value) - self.objective
         zeta = np.sqrt(max(rise, 0.0)) if self.points else 0.0

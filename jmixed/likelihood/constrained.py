@@ -7,17 +7,33 @@ combination under constraint has the value w,
 
 The constraint enters after the elimination of the random effects: [X~ y~] is replaced by [X~ N, y~ + w k], N a basis of
 the directions that it leaves free, so that G = [X~ y~]'V^-1[X~ y~] is all that is needed and r^2 is quadratic in w.
+
+With one parameter held it is a smooth unconstrained function in a chart of its own. A term's relative Sigma is
+A L L' A', its columns ordered so that those of the held parameter come first; then
+
+    a standard deviation v has       L_00 = v exp(-t)
+    a correlation sin(u) has         L_00 = s^2, L_10 = r sin(u), L_11 = r cos(u), r = x^2, s and x free
+    sigma has                        t = u
+
+and a coefficient is the linear constraint. The squares keep the standard deviations beside a correlation from changing
+sign, which would turn it into its opposite; where one of them vanishes all correlations are alike. What distinguishes
+the parameters are arrays, so that all are one compiled program.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jmixed.algebra.newton import Evaluation, Point
 from jmixed.algebra.small import inverse_and_log_determinant
+from jmixed.covariance.chart import Chart, chart_map, chart_roots
 from jmixed.layout.index import Array
+from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.derivatives import jets
-from jmixed.likelihood.jets import Jet
+from jmixed.likelihood.gaussian import psi_of, reduce, squares
+from jmixed.likelihood.jets import Jet, constant
 from jmixed.likelihood.moments import Moments
 
 
@@ -95,3 +111,137 @@ def _squares(G: Jet, border: Border):
         jnp.einsum("ia,klij,jb->klab", contrast, turned.second, contrast) - bend - jnp.swapaxes(bend, 2, 3),
     )
     return squares, coefficients
+
+
+class Held(NamedTuple):
+    """Which parameter is held: constants of one chart.
+
+    Attributes
+    ----------
+    bases : tuple of arrays (q, q)
+        A of every term.
+    keep : array (m,)
+        One for entries of L that are free as they stand, else zero.
+    squared : array (m,)
+        One for the entry that is the square of its coordinate, else zero.
+    direct : array (m,)
+        The unit of the entry that holds a standard deviation, else zero.
+    first, second : arrays (m,)
+        One for the entries that hold sine and cosine of a correlation, else zero.
+    sigma : scalar
+        One when sigma is held, else zero.
+    border : Border
+    active : bool array (m + 1,)
+        Which of the entries of L, and of t, are free; x is free in the place of the cosine.
+    """
+
+    bases: tuple[Array, ...]
+    keep: Array
+    squared: Array
+    direct: Array
+    first: Array
+    second: Array
+    sigma: Array
+    border: Border
+    active: Array
+
+
+class InHeld(NamedTuple):
+    """What else is known of D at a point: its first and second derivatives in u, and the fixed effects (p,).
+
+    `mixed` (m + 1,) are the second derivatives in u and the coordinates; ``beta`` belongs to preconditioned columns.
+    """
+
+    slope: jax.Array
+    curvature: jax.Array
+    mixed: jax.Array
+    beta: jax.Array
+
+
+@dataclass(frozen=True)
+class ConstrainedDeviance(Criterion):
+    """D with one parameter held at the value u, in coordinates (x, t) (m + 1,).
+
+    Attributes
+    ----------
+    held : Held
+    moments : Moments
+    u : scalar
+    """
+
+    held: Held
+    moments: Moments
+    u: jax.Array
+
+    @property
+    def free(self):
+        """Which of the entries of L, and of t, are free; x is in the place of the cosine."""
+        return self.held.active
+
+    def starts(self, given) -> Starts:
+        """At coordinates (m + 1,)."""
+        return Starts(Point((), given[None]), 1)
+
+    def chart(self, point: Point):
+        """The chart of the covariances, and t."""
+        held, x, u = self.held, point.x[:-1], self.u
+        t = jnp.where(held.sigma > 0, u, point.x[-1])
+        turned = (jnp.sin(u) * held.first + jnp.cos(u) * held.second) * (held.second @ x) ** 2
+        return Chart(held.bases, held.keep * x + held.squared * x**2 + held.direct * u * jnp.exp(-t) + turned), t
+
+    def value(self, point: Point):
+        """D."""
+        roots, t = self.estimates(point)
+        reduced = reduce(squares(roots), roots, self.moments)
+        forms, _ = _squares(constant(reduced.G), self.held.border)
+        w = jnp.stack([jnp.ones_like(self.u), self.u])
+        residual = self.moments.nobs * (jnp.log(2 * jnp.pi) + 2 * t) + jnp.exp(-2 * t) * (w @ forms.value @ w)
+        return reduced.logdet - self.moments.log_weights + residual
+
+    def derivatives(self, point: Point):
+        """D with gradient and Hessian in (x, t, u), and the fixed effects."""
+        (chart, t), structures, m = self.chart(point), self.moments.layout.terms, point.x.shape[0] - 1
+        roots = chart_roots(chart, structures)
+        psi = psi_of(squares(roots), structures, point.x.dtype)
+        found = constrained_deviance(psi, roots, t, self.u, self.held.border, self.moments)
+        inner, bend = chart_map(chart, structures, found.gradient[:m])
+        z = jnp.append(point.x, self.u)
+        jacobian, bends = _chart_derivatives(self.held, z, t, found.gradient[:m] @ inner)
+        full = jnp.concatenate([inner @ jacobian[:m], jacobian[m:]])
+        hessian = full.T @ found.hessian @ full + jacobian[:m].T @ bend @ jacobian[:m] + bends
+        return Constrained(found.value, found.gradient @ full, hessian, found.beta)
+
+    def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
+        """D with its derivatives; `InHeld` comes with them."""
+        at = self.derivatives(point)
+        beyond = InHeld(at.gradient[-1], at.hessian[-1, -1], at.hessian[:-1, -1], at.beta)
+        return Evaluation(point, at.value, at.gradient[:-1], at.hessian[:-1, :-1], beyond)
+
+    def blank(self) -> InHeld:
+        """Nothing known."""
+        zero = jnp.zeros_like(self.u)
+        return InHeld(
+            zero, zero, jnp.zeros(self.held.active.shape, zero.dtype), jnp.zeros_like(self.held.border.padding)
+        )
+
+    def estimates(self, point: Point):
+        """Square roots of the relative covariances in preconditioned columns, and t."""
+        chart, t = self.chart(point)
+        return chart_roots(chart, self.moments.layout.terms), t
+
+
+def _chart_derivatives(held: Held, z, t, slope):
+    """Derivatives of (phi, t, w) in z, (m + 2, m + 2), and the second derivatives of slope'phi in z."""
+    m, u, unit = len(z) - 2, z[-1], jnp.eye(len(z), dtype=z.dtype)
+    x, shrink = held.second @ z[:m], jnp.exp(-t)
+    along = jnp.sin(u) * held.first + jnp.cos(u) * held.second
+    across = jnp.cos(u) * held.first - jnp.sin(u) * held.second
+    d_x = jnp.diag(held.keep + 2 * held.squared * z[:m]) + 2 * x * along[:, None] * held.second[None]
+    d_t, d_u = -held.direct * u * shrink, held.direct * shrink + across * x**2
+    d_phi = jnp.concatenate([d_x, d_t[:, None], d_u[:, None]], axis=1)
+    jacobian = jnp.concatenate([d_phi, ((1 - held.sigma) * unit[m] + held.sigma * unit[m + 1])[None], unit[-1:]])
+    mixed = jnp.stack([-slope @ held.direct * shrink, -slope @ along * x**2 / 2])
+    x_u = jnp.append(2 * x * (slope @ across) * held.second, mixed)
+    own = jnp.append(2 * (slope * held.squared + slope @ along * held.second), jnp.zeros(2, z.dtype))
+    bends = jnp.outer(x_u, unit[-1]) + jnp.outer(unit[-1], x_u) + jnp.diag(own)
+    return jacobian, bends + jnp.outer(unit[m], unit[m]) * (slope @ held.direct * u * shrink)

@@ -10,15 +10,17 @@ from jmixed.likelihood.couplings import couplings
 
 
 def estimates(roots, held, reml):
-    """All estimates at the given square roots of the preconditioned covariances."""
+    """All estimates at the given square roots of the preconditioned covariances; `roots` on the scale of the data."""
     layout = held.layout
     result = gaussian.profile(gaussian.squares(roots), roots, held)
     nu = gaussian.degrees(held, reml)
     logdet = result.logdet - held.log_weights + jnp.where(reml, result.logdet_fixed, 0)
     scale = result.rss / nu
     to_original = triangular_inverse(held.R)
-    factors = [rectify(T @ root) for T, root in zip(held.T, roots, strict=True)]
+    roots = [T @ root for T, root in zip(held.T, roots, strict=True)]
+    factors = [rectify(root) for root in roots]
     return {
+        "roots": roots,
         "theta": join([s.theta(f) for s, f in zip(layout.terms, factors, strict=True)], held.G.dtype),
         "beta": held.beta0 + to_original @ result.beta,
         "sigma": jnp.sqrt(scale),

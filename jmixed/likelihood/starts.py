@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmixed.algebra.sums import diagonal
+from jmixed.covariance.chart import Chart, chart_of_entries, chart_roots
 from jmixed.layout.layout import Layout
 from jmixed.likelihood.gaussian import deviance_at, squares
 from jmixed.likelihood.moments import Moments
@@ -37,7 +39,7 @@ EXPONENTS = np.arange(-2.0, 12.0)
 """Decimal logarithms of the multiples of the identity, in preconditioned columns, that are looked at."""
 
 
-class Starts(NamedTuple):
+class StartingCovariances(NamedTuple):
     """Relative covariances to start from, in preconditioned columns: for each term an array (starts, q, q).
 
     Only the first `count` of them are called for, a number that may depend on the data.
@@ -47,14 +49,36 @@ class Starts(NamedTuple):
     count: jax.Array
 
 
-def starts_of(moments: Moments, reml) -> Starts:
-    """Where to look for the optimum; the solution of moment equations comes first.
+def starts_of(moments: Moments, reml, given=None, others=None) -> StartingCovariances:
+    """Where to look for the optimum.
 
     Parameters
     ----------
     moments : Moments
     reml : bool
+    given : sequence of arrays (q, q), optional
+        Relative covariances to start from first, in preconditioned columns. Without them, or where entries are nan,
+        the solution of moment equations comes first.
+    others : bool or scalar bool array, optional
+        Whether other starts than a given one are called for; by default that alone.
     """
+    covariances, count = _found_starts(moments, reml)
+    if given is None:
+        return StartingCovariances(covariances, count)
+    if others is None:
+        known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in given]))
+        first = [jnp.where(known, start, found[0]) for start, found in zip(given, covariances, strict=True)]
+        rest, count = [found[1:] for found in covariances], jnp.where(known, 1, count)
+    else:
+        # A deviance with one minimum needs no other start than the given one.
+        first, rest = given, covariances if len(covariances[0]) > 1 else [found[:0] for found in covariances]
+        count = jnp.where(others & (count > 1), count + 1, 1)
+    stacked = [jnp.concatenate([start[None], found]) for start, found in zip(first, rest, strict=True)]
+    return StartingCovariances(stacked, count.astype(jnp.int32))
+
+
+def _found_starts(moments: Moments, reml) -> StartingCovariances:
+    """Those that need no other; the solution of moment equations comes first."""
     layout, dtype = moments.layout, moments.G.dtype
     starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
     count, far = jnp.ones((), jnp.int32), FAR if compete and len(layout.terms) > 2 else ()
@@ -70,7 +94,30 @@ def starts_of(moments: Moments, reml) -> Starts:
         starts.extend(_random_covariances(layout, dtype))
         called_for = jnp.where(moments.nobs > FEW_ROWS, certain + RANDOM_STARTS, len(starts))
         count = jnp.where(_is_thin(moments), called_for, count).astype(jnp.int32)
-    return Starts([jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))], count)
+    stacked = [jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))]
+    return StartingCovariances(stacked, count)
+
+
+def phis_beside(chart: Chart, free, moments: Moments, reml) -> tuple[jax.Array, jax.Array]:
+    """Coordinates (starts, m) of a chart of entries some of which are held, and how many starts are called for.
+
+    The chart's own point comes first; then its `free` entries by moments, and of a common size.
+    """
+    structures, dtype = moments.layout.terms, moments.G.dtype
+    roots = [
+        jnp.linalg.cholesky(T @ start @ T.T) for T, start in zip(moments.T, moment_covariances(moments), strict=True)
+    ]
+    units = [jnp.diag(jnp.abs(diagonal(T))) for T in moments.T]
+    by_moments, sizes = (chart_of_entries(factors, moments.T, structures, dtype).phi for factors in (roots, units))
+
+    def phi_at(multiple):
+        return jnp.where(free, jnp.sqrt(multiple) * sizes, chart.phi)
+
+    multiples = best_multiples(moments, reml, lambda c: chart_roots(Chart(chart.bases, phi_at(c)), structures))
+    by_moments = jnp.where(free, by_moments, chart.phi)
+    phi = jnp.stack([chart.phi, by_moments, phi_at(multiples[0]), phi_at(multiples[1])])
+    count = jnp.where(multiples[0] == multiples[1], 3, 4)
+    return phi, jnp.where(jnp.any(free), count, 1).astype(jnp.int32)
 
 
 def terms_compete(layout: Layout) -> bool:

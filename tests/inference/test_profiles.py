@@ -13,9 +13,11 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.stats import multivariate_normal, norm
 
 import jmixed as jm
+from jmixed.algebra.newton import Point
 from jmixed.fit import host
-from jmixed.inference import constrained_fits, profiles
+from jmixed.inference import profiles
 from jmixed.layout.design import without_coefficients
+from jmixed.likelihood.constrained import ConstrainedDeviance
 from jmixed.reports.components import named_parameters
 from jmixed.reports.intervals import ml_estimate, warn_of_traces
 from jmixed.runtime.precision import double_precision
@@ -101,7 +103,9 @@ def cut(level):
     return norm.ppf((1 + level) / 2)
 
 
-DERIVATIVES = jax.jit(constrained_fits._derivatives)
+@jax.jit
+def derivatives_of(held, moments, z):
+    return ConstrainedDeviance(held, moments, z[-1]).derivatives(Point((), z[:-1]))
 
 
 @pytest.mark.parametrize("kind", [profiles.SD, profiles.CORRELATION, profiles.SIGMA, profiles.COEFFICIENT])
@@ -113,9 +117,9 @@ def test_derivatives_in_the_chart(kind):
     held, u, free = profiles._chart(estimate, parameter)
     z = np.append(free, u) + np.linspace(0.03, -0.05, len(free) + 1)
     with double_precision():
-        _, gradient, hessian, _ = DERIVATIVES(held, estimate.moments, z)
+        _, gradient, hessian, _ = derivatives_of(held, estimate.moments, z)
         for k, step in enumerate(1e-5 * np.eye(len(z))):
-            above, below = DERIVATIVES(held, estimate.moments, z + step), DERIVATIVES(held, estimate.moments, z - step)
+            above, below = (derivatives_of(held, estimate.moments, place) for place in (z + step, z - step))
             assert gradient[k] == pytest.approx((above[0] - below[0]) / 2e-5, abs=1e-6 * np.max(np.abs(gradient)))
             slopes = (above[1] - below[1]) / 2e-5
             np.testing.assert_allclose(hessian[k], slopes, atol=1e-7 * np.max(np.abs(hessian)))

@@ -12,6 +12,7 @@ import jmixed as jm
 from jmixed.fit import host
 from jmixed.fit.many import fit_responses
 from jmixed.inference.leave_one_out import leave_one_out
+from jmixed.inference.profiles import SIGMA, Estimate, Parameter, profile
 from jmixed.likelihood.moments import moments
 from jmixed.likelihood.starts import RANDOM_STARTS, starts_of
 from jmixed.runtime.precision import double_precision
@@ -92,6 +93,12 @@ def by_estimate_many(design):
         return float(jm.estimate_many(design, np.stack([design.y[::-1], design.y])).objective[1])
 
 
+def by_penalised_estimate(design):
+    """With a penalty that is nothing."""
+    with double_precision():
+        return float(jm.estimate(design, penalty=lambda beta, theta: 0 * theta.sum()).objective)
+
+
 def on_a_mesh(design):
     with double_precision():
         return float(jm.estimate(design, mesh=jax.make_mesh((1,), ("groups",))).objective)
@@ -101,6 +108,7 @@ WAYS = {
     "fit": lambda design: host.fit(design).objective,
     "lbfgs": lambda design: host.fit(design, method="lbfgs").objective,
     "estimate": by_estimate,
+    "estimate with a penalty": by_penalised_estimate,
     "estimate on a mesh": on_a_mesh,
     "estimate_many": by_estimate_many,
     "many responses": lambda design: fit_responses(design, np.stack([design.y[::-1], design.y])).objective[1],
@@ -111,6 +119,20 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_fitting_ends_at_the_lowest_minimum(way):
     np.testing.assert_allclose(WAYS[way](twelve_lines().design), LOWEST, atol=1e-5)
+
+
+def test_constrained_fits_end_at_the_lowest_minimum():
+    """With sigma held at its estimate, all else is as if it were not; the profile goes nowhere below."""
+    design = twelve_lines().design
+    best = host.fit(design, reml=False)
+    estimate = Estimate(host.design_moments(design), best.theta, best.beta, best.sigma, best.objective)
+    (trace,) = profile(estimate, [Parameter(SIGMA)], [1.0])
+    assert trace.converged
+    assert not trace.improved
+    middle = np.argmin(np.abs(trace.zeta))
+    np.testing.assert_allclose(trace.beta[middle], best.beta, rtol=1e-6)
+    theta = [np.sqrt(covariance[middle, 0, 0]) for covariance in trace.covariances]
+    np.testing.assert_allclose(theta, best.theta, rtol=1e-6)
 
 
 def test_covariances_held_at_zero_leave_the_same_minima():
