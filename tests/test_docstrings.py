@@ -147,7 +147,7 @@ def entry_of(name, section):
     entries = re.findall(r"^(\S[^\n]*)\n?((?:[ \n][^\n]*(?:\n|$))*)", section, flags=re.MULTILINE)
     for head, text in entries:
         if name in re.split(r", ", head.split(" : ")[0].replace("*", "")):
-            return f"{head}\n{text}"
+            return f"{head}\n{text}" if " : " in head or text.strip() else ""
     return ""
 
 
@@ -179,65 +179,70 @@ def unlike(function, section):
             yield head
 
 
-def faults(name, value):
-    """What the docstring of a public name lacks."""
-    function = function_of(value)
-    doc = inspect.getdoc(function) or ""
-    parts = sections(doc)
-    first = doc.split("\n\n")[0]
-    if not first.endswith((".", ":")) or len(first.split()) < 3:
-        yield "no sentence"
-    top = name in jm.__all__ and not isinstance(value, types.ModuleType)
-    if inspect.isclass(value) and issubclass(value, BaseException | jm.Outcome):
-        return
-    if ">>>" not in doc and (
-        top or (name.startswith(("MixedLM.", "MixedLMResults.")) and name.split(".")[1] in ENTRIES)
-    ):
-        yield "no example"
-    known = "\n".join(parts.get(part, "") for part in ("", "Notes"))
+def of_arguments(value, parts):
+    """What is not said of arguments: of each a type, its meaning, the shape of an array."""
+    function, prose = function_of(value), "\n".join(parts.get(part, "") for part in ("", "Notes"))
     for argument, annotation in written(value).items():
         if annotation is None:
             yield f"{argument} has no annotation"
             continue
         entry = entry_of(argument, parts.get("Parameters", ""))
-        entry += known if re.search(rf"`{argument}`", known) else ""
+        entry += prose if f"`{argument}`" in prose else ""
         if not entry and not says_enough(annotation, function):
             yield f"{argument} is not described"
         if ARRAYS.search(annotation) and not SHAPE.search(entry):
             yield f"{argument} has no shape"
     if inspect.isfunction(function):
         yield from (f"{head}: of different types" for head in unlike(function, parts.get("Parameters", "")))
+
+
+def of_fields(value, parts):
+    """What the table of attributes of a result lacks."""
+    for field in dataclasses.fields(value):
+        entry = entry_of(field.name, parts.get("Attributes", ""))
+        if not field.name.startswith("_") and not entry:
+            yield f"the field {field.name} is not in the table of attributes"
+        if ARRAYS.search(str(field.type)) and entry and not SHAPE.search(entry):
+            yield f"the field {field.name} has no shape"
+
+
+def of_what_returns(value, parts):
+    """What is not said of what is returned: its type, the shape of an array, the columns of a table."""
+    annotation = node_of(function_of(value)).returns
+    kind = ast.unparse(annotation) if annotation else ""
+    said = "\n".join(parts.get(part, "") for part in ("", "Returns", "Notes"))
+    if not kind:
+        yield "what it returns is not annotated"
+    if "Any" in kind and "Returns" not in parts and "dict" not in kind:
+        yield "what it returns is not said"
+    if ARRAYS.search(kind) and not SHAPE.search(said):
+        yield "what it returns has no shape"
+    if "DataFrame" in kind and not SHAPE.search(said) and not re.search(r"(?i)\b(column|row)s?\b", said):
+        yield "what it returns has no shape and no columns"
+
+
+def faults(name, value):
+    """What the docstring of a public name lacks."""
+    function = function_of(value)
+    doc = inspect.getdoc(function) or ""
+    parts, first = sections(doc), doc.split("\n\n")[0]
+    if not first.endswith(".") or len(first.split()) < 3:
+        yield "no sentence"
+    if inspect.isclass(value) and issubclass(value, BaseException | jm.Outcome):
+        return
+    owner, _, method = name.partition(".")
+    if ">>>" not in doc and (name in jm.__all__ or (owner in ("MixedLM", "MixedLMResults") and method in ENTRIES)):
+        yield "no example"
+    yield from of_arguments(value, parts)
     if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            entry = entry_of(field.name, parts.get("Attributes", ""))
-            if not field.name.startswith("_") and not entry:
-                yield f"the field {field.name} is not in the table of attributes"
-            if ARRAYS.search(str(field.type)) and entry and not SHAPE.search(entry):
-                yield f"the field {field.name} has no shape"
+        yield from of_fields(value, parts)
     if not inspect.isclass(value):
-        written_return = node_of(function).returns
-        kind = ast.unparse(written_return) if written_return else ""
-        said = "\n".join(parts.get(part, "") for part in ("", "Returns", "Notes"))
-        if not kind:
-            yield "what it returns is not annotated"
-        if "Any" in kind and "Returns" not in parts and "dict" not in kind:
-            yield "what it returns is not said"
-        if ARRAYS.search(kind) and not SHAPE.search(said):
-            yield "what it returns has no shape"
-        if (
-            "DataFrame" in kind
-            and not SHAPE.search(said)
-            and not re.search(r"columns?\b|\brows?\b", said, re.IGNORECASE)
-        ):
-            yield "what it returns has no shape and no columns"
-    if inspect.isfunction(function):
-        for error in raised(function):
-            kind = getattr(errors, error, None) or getattr(builtins, error)
-            # An error is named by itself or by what it is a kind of, short of what all errors are.
-            if not any(
-                home.__name__ in doc for home in kind.__mro__ if issubclass(home, Exception) and home is not Exception
-            ):
-                yield f"{error} is not named"
+        yield from of_what_returns(value, parts)
+    for error in raised(function) if inspect.isfunction(function) else ():
+        kinds = (getattr(errors, error, None) or getattr(builtins, error)).__mro__
+        # An error is named by itself or by what it is a kind of, short of what all errors are.
+        if not any(kind.__name__ in doc for kind in kinds if issubclass(kind, Exception) and kind is not Exception):
+            yield f"{error} is not named"
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
