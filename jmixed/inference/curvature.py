@@ -32,18 +32,15 @@ class Curvature:
 
     Attributes
     ----------
-    to_beta : array (p, p)
-        R^-1: beta is this times beta~, so that a contrast L of beta is the contrast ``L R^-1`` of beta~.
-    inverse : array (p, p)
-        A^-1 = (X~'V^-1X~)^-1.
+    to_beta, inverse : arrays (p, p)
+        R^-1, by which a contrast L of beta is the contrast ``L R^-1`` of beta~; A^-1 = (X~'V^-1X~)^-1.
     first, second : arrays (m, p, p), (m, m, p, p)
         Derivatives of A in psi.
     traces, products : arrays (m,), (m, m)
         tr V^-1 G_i and tr V^-1 G_i V^-1 G_j.
-    directions : array (m, a)
-        Derivatives of psi along what was estimated: covariances of the fit's own rank, free parameters.
-    hessian : array (a, a)
-        Of the profiled deviance along them.
+    directions, hessian : arrays (m, a), (a, a)
+        Derivatives of psi along what was estimated (covariances of the fit's own rank, free parameters), and the
+        profiled deviance's Hessian along them.
     free : array (m, f)
         Directions of all free entries of psi, whatever the rank.
     scale_gradient : array (m,)
@@ -52,11 +49,8 @@ class Curvature:
         Takes psi of preconditioned columns to psi of the original ones.
     roots, T : tuples of arrays (q, q)
         A square root of each term's relative covariance in preconditioned columns, and the preconditioner.
-    sigma : float
     nu : int
         Divisor of sigma^2: n, or n - p under REML.
-    nobs : int
-    reml : bool
     """
 
     to_beta: np.ndarray
@@ -91,25 +85,11 @@ class Curvature:
 
 
 def curvature(design: Design, theta, sigma: float, reml: bool, free=None) -> Curvature:
-    """Exact derivatives at a fit.
+    """Exact derivatives at the estimate theta (m,), in the original columns, of a design without held coefficients.
 
     At a singular fit the rank of each term's covariance is held: directions that lead away from zero have no slope in
-    the relative covariance factor, so they carry no uncertainty.
-
-    Parameters
-    ----------
-    design : Design
-        Without the columns of held coefficients.
-    theta : array (m,)
-        The estimate, in the original columns.
-    sigma : float
-    reml : bool
-    free : bool array (m,), optional
-        Entries of psi that were estimated, where others were held.
-
-    Returns
-    -------
-    Curvature
+    the relative covariance factor, so they carry no uncertainty. Where entries of psi were held, `free` (m,) says which
+    were estimated.
     """
     structures = design.layout.terms
     held = host.design_moments(design)
@@ -156,21 +136,10 @@ def _program(held, roots, reml):
 
 
 def tangents(structures, roots, gradient):
-    """Directions in psi that keep the rank of every covariance, and the bend of psi along them.
+    """Directions (m, a) in psi that keep the rank of every covariance, and the bend (a, a) of psi along them.
 
-    Parameters
-    ----------
-    structures : sequence of Structure
-    roots : sequence of arrays (q, q)
-        Any square roots of the covariances.
-    gradient : array (m,)
-        Of the deviance in psi.
-
-    Returns
-    -------
-    directions : array (m, a)
-    bend : array (a, a)
-        <gradient, second derivatives of psi>.
+    The bend is <gradient, second derivatives of psi>, with the deviance's `gradient` (m,) in psi; `roots` are any
+    square roots (q, q) of the covariances.
     """
     # An empty block makes the tables of a model without terms, and adds nothing to others.
     slopes, bends = [np.zeros((0, 0))], [np.zeros((0, 0))]

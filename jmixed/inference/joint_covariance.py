@@ -31,27 +31,20 @@ ENTRIES = 2**24
 class JointCovariance:
     """Covariance of the estimates of beta and of the predictions of b, N coefficients in all, given the parameters.
 
-    The coefficients b~ belong to columns Z T; b = T b~.
+    The coefficients b~ belong to columns Z T; b = T b~. All covariances among the attributes are over sigma^2.
 
     Attributes
     ----------
-    sigma : float
     M : array (p, p)
-        Covariance of the fixed effects over sigma^2.
+        Covariance of the fixed effects.
     places : tuple of int arrays (levels, q), one per term
         Where a term's coefficients stand in the vector of all: those of the first factor come first.
-    first : sparse array (N1, N1)
-        Conditional covariance of the first factor's coefficients given all others, over sigma^2.
-    coupling : sparse array (N1, N2)
-        Z'WZ between the first factor's coefficients and the others.
-    rest : sparse array (N2, N2)
-        Conditional covariance of the others, over sigma^2.
-    priors : tuple of arrays (q, q), one per term
-        Covariances of the random effects over sigma^2.
-    bases : tuple of arrays (q, q), one per term
-        T.
-    cross : array (N, p)
-        Z'WX.
+    first, rest : sparse arrays (N1, N1), (N2, N2)
+        Conditional covariance of the first factor's coefficients given all others, and that of the others.
+    coupling, cross : sparse array (N1, N2), array (N, p)
+        Z'WZ between the first factor's coefficients and the others, and Z'WX.
+    priors, bases : tuples of arrays (q, q), one per term
+        Covariances of the random effects, and T.
     """
 
     sigma: float
@@ -82,14 +75,7 @@ class JointCovariance:
         return np.vstack([own - self.first @ (self.coupling @ others), others])
 
     def rows(self, codes, columns) -> Any:
-        """Rows of Z T in the order of the coefficients, sparse (k, N).
-
-        Parameters
-        ----------
-        codes : sequence of int arrays (k,), one per term
-            The level of each row; -1 leaves the term out.
-        columns : sequence of arrays (k, q), one per term
-        """
+        """Rows of Z T, sparse (k, N), from the levels (k,) and columns (k, q) of each term; level -1 leaves it out."""
         return _rows(self.places, codes, [Z @ T for Z, T in zip(columns, self.bases, strict=True)], self.size)
 
     def original(self, B) -> list[np.ndarray]:
@@ -97,14 +83,7 @@ class JointCovariance:
         return [np.einsum("ij,ljr->lir", T, B[place]) for T, place in zip(self.bases, self.places, strict=True)]
 
     def variances(self, X, Z) -> np.ndarray:
-        """Variances of x (beta^ - beta) + z (b^ - b), array (k,), in squared units of the response.
-
-        Parameters
-        ----------
-        X : array (k, p)
-        Z : sparse array (k, N)
-            As made by `rows`.
-        """
+        """Variances (k,) of x (beta^ - beta) + z (b^ - b) for X (k, p) and Z of `rows`, in squared response units."""
         h = X - Z @ self.K
         return self.sigma**2 * (np.einsum("ij,jk,ik->i", h, self.M, h) + self.conditional_variances(Z))
 
@@ -160,19 +139,7 @@ class JointCovariance:
 
 
 def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
-    """The joint covariance at a fit.
-
-    Parameters
-    ----------
-    design : Design
-    codes : sequence of int arrays (n,), one per term
-        The level of each row.
-    fit : Fit
-
-    Returns
-    -------
-    JointCovariance
-    """
+    """The joint covariance at a fit; `codes` (n,) are the levels of the rows, one array per term."""
     structures, counts = design.layout.terms, dict(enumerate(design.counts))
     factors = sorted(range(len(counts)), key=lambda f: (-counts[f] * design.layout.factor_width(f), f))
     places, size, split = [np.empty((0, 0), np.int64)] * len(structures), 0, 0

@@ -48,17 +48,7 @@ class KenwardRoger:
 
 
 def kenward_roger(curvature: Curvature) -> KenwardRoger:
-    """The adjusted covariance of the fixed effects.
-
-    Parameters
-    ----------
-    curvature : Curvature
-        Of a REML fit.
-
-    Returns
-    -------
-    KenwardRoger
-    """
+    """The adjusted covariance of the fixed effects, from the curvature of a REML fit."""
     phi, move = curvature.inverse, curvature.free
     P = np.einsum("im,iab->mab", move, curvature.first)
     Q = np.einsum("im,jn,ijab->mnab", move, move, curvature.second, optimize=True) / 2
@@ -86,33 +76,14 @@ def _inverse(information):
 
 
 def degrees_of_freedom(pieces: KenwardRoger, L) -> np.ndarray:
-    """Degrees of freedom of each contrast.
-
-    Parameters
-    ----------
-    pieces : KenwardRoger
-    L : array (k, p)
-
-    Returns
-    -------
-    array (k,)
-    """
+    """Degrees of freedom (k,) of each contrast, a row of L (k, p)."""
     return np.array([_scale_and_denominator(pieces, row[None])[1] for row in np.asarray(L)])
 
 
 def joint_test(pieces: KenwardRoger, L, difference) -> JointTest:
     """F test of L beta = q: Wald's statistic with the adjusted covariance, scaled, and its denominator.
 
-    Parameters
-    ----------
-    pieces : KenwardRoger
-    L : array (k, p)
-    difference : array (k,)
-        Estimate of L beta less q.
-
-    Returns
-    -------
-    JointTest
+    `difference` (k,) is the estimate of L beta less q, L (k, p).
     """
     weights = unit_contrasts(L, pieces.covariance)
     if not weights.shape[1] or not np.all(np.isfinite(contrast_covariance(L, pieces.adjusted))):

@@ -29,16 +29,9 @@ ONE_STEP = 2
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Estimates without each of m clusters; NaN where the rest does not determine them.
+    """Estimates without each of m clusters, NaN where the rest does not determine them, and how each refit ended.
 
-    Attributes
-    ----------
-    theta : array (m, t)
-    beta : array (m, p)
-    sigma : array (m,)
-    vcov_beta : array (m, p, p)
-    outcome : int array (m,)
-        How each refit ended.
+    theta (m, t), beta (m, p), sigma (m,), vcov_beta (m, p, p), outcome (m,).
     """
 
     theta: np.ndarray
@@ -49,22 +42,9 @@ class LeftOut:
 
 
 def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool = False) -> LeftOut:
-    """Refit without each cluster.
+    """Refit without each cluster, from the `fit` of the whole data; `clusters` (n,) has that of each row, 0..m-1.
 
-    Parameters
-    ----------
-    design : Design
-    fit : Fit
-        Of the whole data.
-    clusters : int array (n,)
-        Cluster of each row, 0..m-1.
-    reml : bool
-    one_step : bool
-        Take one Newton step with exact derivatives from the estimate of the whole data, no more.
-
-    Returns
-    -------
-    LeftOut
+    With `one_step` one Newton step with exact derivatives is taken from the estimate of the whole data, no more.
     """
     count, nobs = int(clusters.max()) + 1, len(clusters)
     rows = design.rows(bucket(nobs))

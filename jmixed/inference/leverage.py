@@ -29,22 +29,11 @@ class RowDiagnostics:
 
 
 def row_diagnostics(data: ModelRows, joint: JointCovariance, residuals) -> RowDiagnostics:
-    """Diagnostics of the model's rows.
+    """Diagnostics of the model's rows, from their conditional residuals (n,).
 
     The leverage of a row is w times the variance of its fitted value over sigma^2 (Demidenko and Stukel 2005, Stat.
-    Med. 24, 893-909): the hat matrix of the least-squares problem augmented by the random effects' penalty.
-
-    Parameters
-    ----------
-    data : ModelRows
-    joint : JointCovariance
-    residuals : array (n,)
-        Conditional residuals.
-
-    Returns
-    -------
-    RowDiagnostics
-        NaN where a leverage of one leaves no residual, and Cook's distance of a model without fixed effects.
+    Med. 24, 893-909): the hat matrix of the least-squares problem augmented by the random effects' penalty. What rests
+    on a residual is NaN where a leverage of one leaves none, and so is Cook's distance without fixed effects.
     """
     Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms])
     hat = data.weights * joint.variances(data.X, Z) / joint.sigma**2

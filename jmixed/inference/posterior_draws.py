@@ -12,20 +12,8 @@ def posterior_draws(data: ModelRows, joint: JointCovariance, fit: Fit, draws: in
 
     With a flat prior for beta this is the posterior given the variances. Nothing of the size of the joint covariance is
     made: random effects b* and residuals are drawn, and the errors of the estimates of 0 and b* from Z b* + e* have
-    the distribution wanted (Papandreou and Yuille 2010, sampling by perturbation).
-
-    Parameters
-    ----------
-    data : ModelRows
-    joint : JointCovariance
-    fit : Fit
-    draws : int
-    rng : numpy Generator
-
-    Returns
-    -------
-    beta : array (draws, p)
-    b : list of arrays (draws, levels, q), one per term
+    the distribution wanted (Papandreou and Yuille 2010, sampling by perturbation). Returned are beta (draws, p) and b
+    (draws, levels, q) by term.
     """
     B = np.empty((joint.size, draws))
     for place, prior in zip(joint.places, joint.priors, strict=True):

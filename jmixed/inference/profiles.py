@@ -44,15 +44,7 @@ class Parameter(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A maximum likelihood fit with its cross-products.
-
-    Attributes
-    ----------
-    moments : Moments
-        numpy arrays.
-    theta, beta : arrays (m,), (p,)
-    sigma, objective : float
-    """
+    """A maximum likelihood fit with its cross-products, in numpy arrays: theta (m,), beta (p,)."""
 
     moments: Moments
     theta: np.ndarray
@@ -72,22 +64,16 @@ class Trace:
 
     Attributes
     ----------
-    value : array (k,)
-        Of the parameter held.
-    zeta : array (k,)
-        Signed root of the increase of the ML deviance.
+    value, zeta : arrays (k,)
+        Of the parameter held; the signed root of the increase of the ML deviance.
     slope : array (k,)
         Derivative of zeta in the value; infinite at the ends of a correlation's range.
-    beta : array (k, p)
-    sigma : array (k,)
-    covariances : tuple of arrays (k, q, q)
-        Relative to sigma^2, by term.
+    beta, sigma, covariances : arrays (k, p), (k,), tuple of arrays (k, q, q)
+        Estimates at each value; covariances relative to sigma^2, by term.
     lower, upper : arrays (levels,)
         Where zeta is at minus and plus each of the cuts asked for.
-    converged : bool
-        Every constrained fit ended at an optimum.
-    improved : bool
-        One of them is better than the fit itself, which then is not the global optimum.
+    converged, improved : bool
+        Every constrained fit ended at an optimum; one is better than the fit itself, which then is not the global one.
     """
 
     value: np.ndarray
@@ -109,22 +95,10 @@ def profile(
     steps: int = 0,
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[Trace]:
-    """Profile parameters until zeta has passed the cuts.
+    """Profile parameters until zeta has passed the cuts (levels,), positive values such as 1.96.
 
-    Parameters
-    ----------
-    estimate : Estimate
-    parameters : list of Parameter
-    cuts : array (levels,)
-        Positive values of zeta, for instance 1.96.
-    steps : int
-        Points between the estimate and the largest cut in each direction, beside those that the cuts need.
-    advance : callable
-        Called with the number of limits that have just been found: two for each parameter and cut in all.
-
-    Returns
-    -------
-    list of Trace
+    Between the estimate and the largest cut lie so many `steps` in each direction, beside the points that the cuts
+    need. `advance` is called with the number of limits just found: two for each parameter and cut in all.
     """
     cuts = np.asarray(cuts, FLOAT)
     lanes = [_Lane(estimate, parameter, side) for parameter in parameters for side in (-1, 1)]

@@ -15,22 +15,8 @@ def cluster_sandwich(data: ModelRows, joint: JointCovariance, beta, clusters, ki
 
     A is I for CR0, sqrt(m / (m - 1)) I for CR1 with m clusters. For CR2 (Bell and McCaffrey 2002; Pustejovsky and
     Tipton 2018, J. Bus. Econ. Stat. 36, with the model's V as working covariance) it is D'B^(-1/2) D with V = D'D and
-    B = D (V - X M X') D', which makes the estimate unbiased when the model is right.
-
-    Parameters
-    ----------
-    data : ModelRows
-    joint : JointCovariance
-    beta : array (p,)
-    clusters : int array (n,)
-        Cluster of each row; rows of different clusters share no random effect.
-    kind : str
-        "CR0", "CR1" or "CR2".
-
-    Raises
-    ------
-    ModelError
-        For another `kind`, or a single cluster.
+    B = D (V - X M X') D', which makes the estimate unbiased when the model is right. Rows of different `clusters` (n,)
+    share no random effect. Raises ModelError for another `kind`, or a single cluster.
     """
     if kind not in KINDS:
         raise ModelError(f"robust_cov: the type is {kind!r}; use one of {', '.join(map(repr, KINDS))}")

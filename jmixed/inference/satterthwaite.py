@@ -21,15 +21,7 @@ SWEEPS = 50
 
 @dataclass(frozen=True)
 class JointTest:
-    """An F test of several linear hypotheses.
-
-    Attributes
-    ----------
-    F : float
-    num_df : int
-        Number of independent hypotheses.
-    den_df : float
-    """
+    """An F test of several linear hypotheses, of which `num_df` are independent."""
 
     F: float
     num_df: int
@@ -41,18 +33,9 @@ UNTESTED = JointTest(float("nan"), 0, float("nan"))
 
 
 def degrees_of_freedom(curvature: Curvature, L) -> np.ndarray:
-    """Degrees of freedom of each contrast.
+    """Degrees of freedom (k,) of each contrast of the fixed effects, a row of L (k, p).
 
-    Parameters
-    ----------
-    curvature : Curvature
-    L : array (k, p)
-        One contrast of the fixed effects a row.
-
-    Returns
-    -------
-    array (k,)
-        nan where the information of the variance parameters is not positive definite.
+    They are nan where the information of the variance parameters is not positive definite.
     """
     contrasts = L @ curvature.to_beta
     pulled = contrasts @ curvature.inverse
@@ -72,19 +55,7 @@ def joint_test(curvature: Curvature, L, difference, covariance) -> JointTest:
     if they are independent gives the denominator. Any basis of the hypothesis in which the estimates are uncorrelated
     gives the same statistic, but each its own degrees of freedom. lmerTest takes the eigenvectors of the covariance of
     L beta, which depend on how the hypothesis is written down: on the units of its rows, on the type of the test.
-
-    Parameters
-    ----------
-    curvature : Curvature
-    L : array (k, p)
-    difference : array (k,)
-        Estimate of L beta less q.
-    covariance : array (p, p)
-        Of the fixed effects.
-
-    Returns
-    -------
-    JointTest
+    `difference` (k,) is the estimate of L beta less q, L (k, p); `covariance` (p, p) is that of beta.
     """
     weights = unit_contrasts(L, covariance)
     if not weights.shape[1]:
@@ -97,24 +68,14 @@ def joint_test(curvature: Curvature, L, difference, covariance) -> JointTest:
 def independent(curvature: Curvature, L) -> np.ndarray:
     """The basis of a hypothesis in which variances are estimated as independently of each other as can be.
 
-    In a basis of uncorrelated contrasts of variance one, let M_k be the derivatives of their covariance in the variance
-    parameters, and C the covariance of these. Contrasts have independent t statistics where all M_k are diagonal. The
-    basis is the rotation that brings them as near to that as can be: it makes the sum over the contrasts of
+    In a basis L (r, p) of uncorrelated contrasts of variance one, let M_k be the derivatives of their covariance in the
+    variance parameters, and C the covariance of these. Contrasts have independent t statistics where all M_k are
+    diagonal. The basis is the rotation that brings them as near to that as can be: it makes the sum over contrasts of
 
         sum C_kl (M_k)_ii (M_l)_ii = 2 / df_i
 
     a maximum (joint diagonalisation: Cardoso and Souloumiac 1996, SIAM J. Matrix Anal. Appl. 17). That is a property of
     the hypothesis: of all bases the one of the smallest degrees of freedom, in their harmonic mean.
-
-    Parameters
-    ----------
-    curvature : Curvature
-    L : array (r, p)
-        Contrasts whose estimates are uncorrelated, with variances of one.
-
-    Returns
-    -------
-    array (r, p)
     """
     if len(L) == 1 or not np.all(np.isfinite(curvature.joint_covariance)):
         return L

@@ -11,17 +11,9 @@ from jmixed.errors import DataError
 
 
 def generator(key: Any) -> np.random.Generator:
-    """The stream of random numbers that belongs to a key.
+    """The stream of random numbers that belongs to a key of JAX; a whole number n stands for ``jax.random.key(n)``.
 
-    Parameters
-    ----------
-    key : JAX random key, or int
-        A whole number gives the stream of ``jax.random.key(number)``.
-
-    Raises
-    ------
-    DataError
-        For anything else.
+    Raises DataError for anything else.
     """
     words = np.zeros(0, np.uint32)
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
@@ -38,26 +30,12 @@ def generator(key: Any) -> np.random.Generator:
 def draw_responses(
     mean: np.ndarray, terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], sd: np.ndarray, n: int, rng
 ) -> np.ndarray:
-    """Draw responses with new random effects and new residuals.
+    """Draw n responses (n, nobs) with new random effects and new residuals.
 
     Replicates are drawn one after the other, so that calls with the same generator that ask for a few at a time give
-    what one call gives.
-
-    Parameters
-    ----------
-    mean : array (nobs,)
-        Fixed part with the offset.
-    terms : sequence of (codes (nobs,), Z (nobs, q), factor (q, q))
-        Level of each row, columns, and a square root of the covariance of a level's effects.
-    sd : array (nobs,)
-        Residual standard deviation of each row.
-    n : int
-        Number of responses.
-    rng : numpy Generator
-
-    Returns
-    -------
-    array (n, nobs)
+    what one call gives. `mean` (nobs,) is the fixed part with the offset, `sd` (nobs,) the residual standard deviation;
+    a term is (codes (nobs,), Z (nobs, q), factor (q, q)): the level of each row, columns, and a square root of the
+    covariance of a level's effects.
     """
     shapes = [(int(codes.max()) + 1, len(factor)) for codes, _, factor in terms]
     ends = np.cumsum([levels * q for levels, q in shapes] + [len(mean)])

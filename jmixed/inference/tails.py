@@ -32,19 +32,7 @@ def two_sided(z) -> np.ndarray:
 
 
 def outer(alpha: float) -> float:
-    """``1 - alpha / 2``, the probability below the upper of two limits; refused when alpha is none.
-
-    Raises
-    ------
-    ModelError
-        For an `alpha` that does not lie between 0 and 1.
-
-    Examples
-    --------
-    >>> from jmixed.inference.tails import outer
-    >>> outer(0.05)
-    0.975
-    """
+    """``1 - alpha / 2``, the probability below the upper of two limits; ModelError for an alpha not between 0 and 1."""
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < 1:
         raise ModelError(f"alpha is {alpha!r}; it must lie between 0 and 1: limits of 95% have alpha=0.05")
     return 1 - float(alpha) / 2

@@ -100,14 +100,9 @@ def _of_terms(data, fit):
 
 @dataclass(frozen=True)
 class PrincipalComponents:
-    """Principal components of a covariance of random effects.
+    """Components of a covariance of random effects, the columns of `loadings` (q, q).
 
-    Attributes
-    ----------
-    sd : array (q,)
-        Standard deviations relative to sigma, largest first.
-    loadings : array (q, q)
-        One component a column.
+    Their standard deviations `sd` (q,) are relative to sigma, largest first.
     """
 
     sd: np.ndarray
@@ -117,11 +112,7 @@ class PrincipalComponents:
 def principal_components(covariances, sigma: float) -> PrincipalComponents:
     """Components of the random effects of one grouping factor (Bates, Kliegl, Vasishth and Baayen 2015, rePCA).
 
-    Parameters
-    ----------
-    covariances : sequence of arrays (q, q)
-        One for each of the factor's terms, which are independent of each other.
-    sigma : float
+    `covariances` (q, q) are those of the factor's terms, which are independent of each other.
     """
     values, vectors = np.linalg.eigh(diagonal_blocks(*(c / sigma**2 for c in covariances)))
     signs = np.where(vectors[np.argmax(np.abs(vectors), axis=0), np.arange(len(values))] < 0, -1.0, 1.0)

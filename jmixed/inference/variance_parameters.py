@@ -15,14 +15,10 @@ from jmixed.inference.curvature import Curvature
 
 @dataclass(frozen=True)
 class VarianceParameters:
-    """Estimates of variance parameters with their covariance.
+    """Estimates (k,) of variance parameters with their covariance (k, k).
 
-    Attributes
-    ----------
-    values : array (k,)
-    covariance : array (k, k)
-        nan for what has no standard error: a standard deviation of zero, a correlation of one, a fit whose information
-        is not positive definite.
+    It is nan for what has no standard error: a standard deviation of zero, a correlation of one, a fit whose
+    information is not positive definite.
     """
 
     values: np.ndarray
@@ -35,20 +31,10 @@ class VarianceParameters:
 
 
 def standard_deviations(curvature: Curvature, structures, theta) -> VarianceParameters:
-    """Standard deviations and correlations of the random effects, then sigma.
+    """Standard deviations and correlations of the random effects at the estimate theta (m,), then sigma.
 
-    Parameters
-    ----------
-    curvature : Curvature
-    structures : sequence of Structure
-    theta : array (m,)
-        The estimate.
-
-    Returns
-    -------
-    VarianceParameters
-        Term after term the lower triangle column by column: a standard deviation, then the correlations of its column
-        with the later ones. An identity term has one standard deviation.
+    Term after term the lower triangle column by column: a standard deviation, then the correlations of its column with
+    the later ones. An identity term has one standard deviation.
     """
     sigma, values, slopes, start = curvature.sigma, [], [], 0
     factors = factors_of_theta(structures, np.asarray(theta))
@@ -93,19 +79,9 @@ def _of_term(structure, relative, sigma, size_of_Z):
 
 
 def theta_and_sigma(curvature: Curvature, structures, theta) -> VarianceParameters:
-    """theta and sigma with their covariance: twice the inverse Hessian of the deviance in them.
+    """theta (m,) and sigma with their covariance: twice the inverse Hessian of the deviance in them.
 
-    Parameters
-    ----------
-    curvature : Curvature
-    structures : sequence of Structure
-    theta : array (m,)
-        The estimate.
-
-    Returns
-    -------
-    VarianceParameters
-        At a singular fit the terms that are singular have nan.
+    At a singular fit the terms that are singular have nan.
     """
     theta = np.asarray(theta)
     blocks = []
