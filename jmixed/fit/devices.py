@@ -27,12 +27,8 @@ from jmixed.likelihood.moments import Moments
 class Share(NamedTuple):
     """How the blocks of one stage are shared out.
 
-    Attributes
-    ----------
-    blocks : int array (devices, size)
-        The blocks of each device; those that fill up lie beyond the last.
-    parents : tuple of int arrays (devices, size)
-        For each later stage the block that holds each, counted among those of its device.
+    `blocks` (devices, size) are those of each device; what fills up lies beyond the last. `parents` (devices, size) has
+    for each later stage the block that holds each, counted among those of its device.
     """
 
     blocks: np.ndarray
@@ -40,14 +36,7 @@ class Share(NamedTuple):
 
 
 def shares(design: Design, devices: int) -> tuple[Share, ...]:
-    """Share the blocks of every stage out over so many devices.
-
-    Parameters
-    ----------
-    design : Design
-        Its blocks stand in the order of the blocks that hold them.
-    devices : int
-    """
+    """Share the blocks of every stage, which stand in the order of the blocks that hold them, out over devices."""
     last, counts = len(design.layout.stages) - 1, _block_counts(design)
     holder = [np.arange(count) for count in counts]
     for s in range(last):
@@ -97,24 +86,10 @@ def _known(array: Any) -> np.ndarray:
 
 
 def minimise_shared(held: Moments, reml, search: Search, mesh, axis: str, shared_out: tuple[Share, ...]) -> Solution:
-    """Minimise the profiled deviance with the groups shared out over a mesh.
+    """Minimise the profiled deviance with the groups shared out over a mesh, the same on all devices.
 
-    Parameters
-    ----------
-    held : Moments
-        Of a layout that is not crossed.
-    reml : bool
-    search : Search
-        Of which a `theta0` counts.
-    mesh : Mesh
-    axis : str
-    shared_out : tuple of Share
-        For as many devices as the mesh has along the axis.
-
-    Returns
-    -------
-    Solution
-        The same on all devices.
+    The layout of the moments is not crossed; of the search a `theta0` counts; shares are for as many devices as the
+    mesh has along the axis.
     """
     # Where a mesh is explicit, arrays that are not yet shared out would be refused.
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
@@ -140,14 +115,7 @@ def minimise_shared(held: Moments, reml, search: Search, mesh, axis: str, shared
 
 
 def axis_to_share(design: Design, mesh, axis: str | None) -> str | None:
-    """The axis of the mesh to use, after everything that can be wrong with it; None without a mesh.
-
-    Parameters
-    ----------
-    design : Design
-    mesh : Mesh or None
-    axis : str or None
-    """
+    """The axis of the mesh to use, after everything that can be wrong with it; None without a mesh."""
     if mesh is None:
         if axis is not None:
             raise DataError(f"axis is {axis!r}, but there is no mesh that it could be an axis of: give mesh= as well")

@@ -105,19 +105,7 @@ jax.tree_util.register_pytree_with_keys(Estimate, _flatten_with_keys, lambda _, 
 def moments(design: Design) -> Moments:
     """The cross-products of a design: all that the likelihood needs of the data, differentiable in every array.
 
-    Parameters
-    ----------
-    design : Design
-        As in ``model.design``, or a replacement of its arrays.
-
-    Returns
-    -------
-    Moments
-
-    Raises
-    ------
-    DataError
-        For what is no design.
+    Raises DataError for what is no design.
 
     Examples
     --------
@@ -152,21 +140,8 @@ def known_design(design) -> Design:
 def profiled_deviance(theta: Array, design: Design | Moments, reml: bool = True) -> jax.Array:
     """-2 log-likelihood, or the REML criterion, with beta and sigma profiled out (Bates et al. 2015, eqs. 34 and 42).
 
-    Parameters
-    ----------
-    theta : array (m,)
-        Relative covariance factors; any signs.
-    design : Design or Moments
-    reml : bool
-
-    Returns
-    -------
-    scalar
-
-    Raises
-    ------
-    DataError
-        For another number of parameters than the design has.
+    A scalar at relative covariance factors `theta` (m,), of any signs. Raises DataError for another number of
+    parameters than the design has.
 
     Examples
     --------
@@ -195,7 +170,7 @@ def _known_data(design) -> Moments | Rows:
 @checked
 @exact_products
 def log_likelihood(beta: Array, theta: Array, sigma: Array | float, design: Design | Moments) -> jax.Array:
-    """The marginal Gaussian log density of the response (Bates et al. 2015, section 3.4).
+    """The marginal Gaussian log density of the response, a scalar (Bates et al. 2015, section 3.4).
 
     Parameters
     ----------
@@ -205,11 +180,6 @@ def log_likelihood(beta: Array, theta: Array, sigma: Array | float, design: Desi
         Relative covariance factors; any signs.
     sigma : scalar
         Residual standard deviation.
-    design : Design or Moments
-
-    Returns
-    -------
-    scalar
 
     Raises
     ------
@@ -242,13 +212,7 @@ def moments_at(rows: Rows, beta) -> Moments:
 
 
 def moments_of_residuals(rows: Rows, residuals) -> Moments:
-    """The cross-products of residuals from any mean: those of a design without fixed effects.
-
-    Parameters
-    ----------
-    rows : Rows
-    residuals : array (rows,)
-    """
+    """The cross-products of residuals (rows,) from any mean: those of a design without fixed effects."""
     residuals = jnp.asarray(residuals)
     bare = {"X": jnp.zeros((*residuals.shape, 0), residuals.dtype), "offset": jnp.zeros_like(residuals)}
     return _moments(replace(rows, y=residuals, **bare))
@@ -304,10 +268,6 @@ def estimate(
         passes the same design.
     axis : str, optional
         The axis of the mesh to use; the only one by default.
-
-    Returns
-    -------
-    Estimate
 
     Raises
     ------

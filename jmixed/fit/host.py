@@ -31,13 +31,10 @@ from jmixed.runtime.timing import Timings
 
 @dataclass(frozen=True)
 class Fit:
-    """A fit with its certificate, in numpy arrays on the original scale of the data.
+    """A fit with its certificate, in numpy arrays on the original scale of the data: theta (m,), beta (p,).
 
     Attributes
     ----------
-    theta : array (m,)
-    beta : array (p,)
-    sigma, objective, log_likelihood : float
     vcov_beta : array (p, p)
         sigma^2 (X'V^-1 X)^-1.
     b : dict of arrays (levels, q)
@@ -49,13 +46,10 @@ class Fit:
         by row) and in theta, nan where it is not positive definite; and the derivative of the profiled sigma^2 in psi.
     scale_variance : float
         Variance of sigma^2 at fixed psi, 2 sigma^4 / nu.
-    outcome : Outcome
     singular : tuple of bool
         By term.
-    iterations, evaluations : int
-        Of the search that ended here, and of those from all starts.
-    starts : int
-        From how many starts the optimum was searched.
+    iterations, evaluations, starts : int
+        Of the search that ended here; of those from all starts; from how many starts the optimum was searched.
     gradient, hessian_eigenvalues : arrays (m,)
         Of the deviance, in the optimiser's last chart.
     checked_beyond_zero : bool
@@ -124,22 +118,10 @@ def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, l
 
 
 def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, gtol=None, free=None) -> Fit:
-    """Fit a design in double precision.
+    """Fit a design of numpy arrays in double precision, by ``"newton"`` or ``"lbfgs"``.
 
-    Parameters
-    ----------
-    design : Design
-        Of numpy arrays.
-    reml : bool
-    theta0 : array (m,), optional
-        Start; the identity for held entries when `free` is given.
-    method : str
-        ``"newton"`` or ``"lbfgs"``.
-    maxiter : int, optional
-    gtol : float, optional
-        Gradient norm at which L-BFGS hands over to the Newton steps that certify the optimum.
-    free : bool array (m,), optional
-        Entries of theta to estimate; the others stay at `theta0`.
+    `theta0` (m,) is the start, where entries stay that `free` (m,) does not mark as estimated; for these it is the
+    identity's by default. At the gradient norm `gtol` L-BFGS hands over to the Newton steps that certify the optimum.
     """
     structures = design.layout.terms
     if free is not None:
@@ -261,12 +243,10 @@ def evaluate(design: Design, psi, beta=None, reml=True, order=0):
 
     Parameters
     ----------
-    design : Design
     psi : array (m,)
         Relative covariances Sigma / sigma^2: lower triangles row by row.
     beta : array (p,), optional
         Fixed effects; by default profiled out by generalised least squares.
-    reml : bool
     order : int
         0: the value; 1: (value, gradient); 2: (value, gradient, Hessian), in psi or, with `beta`, in (beta, psi).
         A psi outside the cone of positive semidefinite matrices has the value -inf and nan derivatives.
@@ -298,12 +278,7 @@ def evaluate(design: Design, psi, beta=None, reml=True, order=0):
 
 
 def gls(design: Design, psi):
-    """Generalised least squares at relative covariances psi.
-
-    Returns
-    -------
-    (beta (p,), sigma^2 with divisor n - p, sigma^2 with divisor n)
-    """
+    """Generalised least squares at relative covariances psi (m,): beta (p,), sigma^2 with divisor n - p, and with n."""
     held = design_moments(design)
     roots = roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
     with double_precision():

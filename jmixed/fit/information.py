@@ -17,15 +17,7 @@ from jmixed.covariance.structure import Structure
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """How well the variance parameters are known.
-
-    Attributes
-    ----------
-    vcov_psi, vcov_theta : arrays (m, m)
-        Covariances of the estimates of psi and of theta.
-    scale_gradient : array (m,)
-        Derivative of the profiled sigma^2 in psi.
-    """
+    """Covariances (m, m) of the estimates of psi and theta, and the derivative (m,) of the profiled sigma^2 in psi."""
 
     vcov_psi: np.ndarray
     vcov_theta: np.ndarray
@@ -41,15 +33,7 @@ class Uncertainty:
 class Curvature:
     """Derivatives of the deviance at an optimum, in psi of preconditioned columns; an `Uncertainty` when asked for one.
 
-    Attributes
-    ----------
-    structures : tuple of Structure
-    theta : array (m,)
-    T : tuple of arrays (q, q)
-        Preconditioners of the terms.
-    gradient, slope : arrays (m,)
-        Derivatives of the deviance and of the profiled sigma^2.
-    hessian : array (m, m)
+    `slope` (m,) is that of the profiled sigma^2; T (q, q) are the preconditioners of the terms.
     """
 
     structures: tuple[Structure, ...]

@@ -39,20 +39,10 @@ FIRST_ROUND = 12
 
 @dataclass(frozen=True)
 class ManyFits:
-    """Fits of many responses on one design, numpy arrays with one entry per response.
+    """Fits of m responses on one design, numpy arrays with one entry per response: sigma (m,), objective (m,).
 
-    Attributes
-    ----------
-    theta : array (m, k)
-        Relative covariance factors, rectified.
-    beta : array (m, p)
-    sigma, objective : arrays (m,)
-    vcov_beta : array (m, p, p)
-        sigma^2 (X'V^-1 X)^-1.
-    outcome : int array (m,)
-        Values of `jmixed.Outcome`.
-    nobs : int array (m,)
-        Rows with a response.
+    `theta` (m, k) is rectified, `beta` (m, p) has the covariances `vcov_beta` (m, p, p), sigma^2 (X'V^-1 X)^-1;
+    `outcome` (m,) has values of `jmixed.Outcome`, and `nobs` (m,) counts rows with a response.
     """
 
     theta: np.ndarray
@@ -84,7 +74,7 @@ def estimate_many(
     """Fit many responses on one design, or many designs of one shape: one pure, differentiable, compiled function.
 
     What the fits share is computed once, and groups with the same Z'WZ are put together: a balanced design with
-    thousands of groups costs as much as one with a few.
+    thousands of groups costs as much as one with a few. Every array of the estimate has a leading axis of length m.
 
     Parameters
     ----------
@@ -99,11 +89,6 @@ def estimate_many(
     Z : dict of arrays (m, nobs, q), optional
     weights, offset : arrays (m, nobs), optional
         What differs between the fits besides the response, in place of the design's own arrays.
-
-    Returns
-    -------
-    Estimate
-        With a leading axis of length m on every array.
 
     Raises
     ------
@@ -162,36 +147,11 @@ def _estimate_many(rows, given, classes, reml, chunks, apart):
 
 
 def fit_responses(design: Design, Y, reml: bool = True, *, memory: int = MEMORY, progress=None) -> ManyFits:
-    """Fit many responses on one design, in double precision: numpy arrays in and out.
+    """Fit many responses Y (m, nobs) on one design, in double precision: numpy arrays in and out.
 
-    Parameters
-    ----------
-    design : Design
-        Of numpy arrays; its response is not used.
-    Y : array (m, nobs)
-        One response a row; NaN marks a missing value, and that fit leaves the row out.
-    reml : bool
-    memory : int
-        Bytes that a batch of fits may take.
-    progress : callable, optional
-        Called with the number of fits that a batch has finished.
-
-    Returns
-    -------
-    ManyFits
-
-    Raises
-    ------
-    DataError
-        When the shape of `Y` does not match the design, or a value is infinite or of an extreme size.
-
-    Examples
-    --------
-    >>> import numpy as np, jmixed as jm
-    >>> from jmixed.fit.many import fit_responses
-    >>> design = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).design
-    >>> fit_responses(design, np.stack([design.y, 2 * design.y])).sigma.round(3)
-    array([30.991, 61.982])
+    A NaN marks a missing value, and that fit leaves the row out. A batch of fits may take so many bytes of `memory`;
+    `progress` is called with the number of fits that each has finished. Raises DataError when the shape of `Y` does not
+    match the design, or a value is infinite or of an extreme size.
     """
     Y = np.asarray(Y, design.y.dtype)
     m = _check_batch(design, {"y": Y})

@@ -124,10 +124,11 @@ def _rows_of_groups(design):
 def marginal_loss(
     residual: Array, theta: Array, design: Design, sigma: Array | float | None = None, groups: int | None = None
 ) -> jax.Array:
-    """Negative marginal log-likelihood of residuals from any mean function: what a training loop minimises.
+    """Negative marginal log-likelihood of residuals from any mean function, a scalar that a training loop minimises.
 
     The mean function is free: a neural network, a physical model. The random effects are integrated out exactly, so
-    that the mean is fitted as generalised least squares would, and the variances with it.
+    that the mean is fitted as generalised least squares would, and the variances with it. Raises DataError for
+    residuals or a theta of another length than the design has.
 
     Parameters
     ----------
@@ -143,15 +144,6 @@ def marginal_loss(
     groups : int, optional
         Number of groups of the whole data. The loss of a mini-batch is scaled to it: over batches drawn at random its
         gradient has the gradient of the whole loss as its mean.
-
-    Returns
-    -------
-    scalar
-
-    Raises
-    ------
-    DataError
-        For residuals or a theta of another length than the design has.
 
     Examples
     --------

@@ -17,15 +17,9 @@ difference that costs its square in digits. Beyond, sigma may be wrong in its fo
 def outcome_of(ended, roots, sigma, vcov_beta, held):
     """The outcome `ended` of an optimiser, unless the residual variance vanished, against the data or an effect.
 
-    A response of so many digits holds no smaller residuals, and cross-products none that are their own rounding.
-
-    Parameters
-    ----------
-    ended : integer of an `Outcome`
-    roots : sequence of arrays (q, q)
-        Square roots of the terms' relative covariances in preconditioned columns.
-    sigma, vcov_beta : estimates
-    held : Moments
+    A response of so many digits holds no smaller residuals, and cross-products none that are their own rounding. An
+    outcome is the integer of an `Outcome`; `roots` (q, q) are square roots of the terms' relative covariances in
+    preconditioned columns.
     """
     rss = sigma**2 * held.nobs
     perfect = (rss <= 1e-27 * held.total) | (rss <= 1e-14 * held.G[-1, -1])

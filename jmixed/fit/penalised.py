@@ -34,18 +34,8 @@ class Penalised(NamedTuple):
 class PenalisedDeviance(Criterion):
     """The deviance profiled over sigma alone plus a penalty: a criterion whose derivatives are automatic.
 
-    Its coordinates are coefficients of preconditioned columns, and theta in units of the columns of Z.
-
-    Attributes
-    ----------
-    moments : Moments
-    penalty : callable
-        ``penalty(beta, theta, *hoisted)``
-    hoisted : list of arrays
-        What the penalty depends on.
-    reml : bool or scalar bool array
-    scale : array (m,)
-        Units of theta.
+    Its coordinates are coefficients of preconditioned columns, and theta in units `scale` (m,) of the columns of Z. The
+    penalty is ``penalty(beta, theta, *hoisted)``, where `hoisted` are the arrays that it depends on.
     """
 
     moments: Moments
@@ -97,16 +87,8 @@ def penalised_optimum(held: Moments, penalty, start, reml) -> Penalised:
     """Minimise the deviance at a given beta, profiled over sigma alone, plus a penalty.
 
     First derivatives are those of the optimum: at it, one Newton step with a known Hessian is written out, whose
-    derivative in the data and in whatever the penalty depends on is that of the implicit function theorem.
-
-    Parameters
-    ----------
-    held : Moments
-    penalty : callable
-        ``penalty(beta, theta)``, a scalar on the scale of the deviance; theta rectified.
-    start : array (m,)
-        Rectified theta.
-    reml : bool
+    derivative in the data and in whatever the penalty depends on is that of the implicit function theorem. The penalty
+    is ``penalty(beta, theta)``, a scalar on the scale of the deviance; theta and its `start` (m,) are rectified.
     """
     scale = _scales(held)
     penalty, hoisted = jax.closure_convert(penalty, jnp.zeros_like(held.beta0), jnp.zeros_like(scale))

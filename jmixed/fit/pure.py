@@ -128,6 +128,9 @@ def _sums_of_rows(arrays, _):
 def conditional_modes(beta: Array, theta: Array, sigma: Array | float, design: Design) -> dict[str, jax.Array]:
     """The random effects' conditional modes, their best linear predictions, at given parameters.
 
+    They are arrays (levels, q) by the term's label. Raises DataError for another number of parameters than the design
+    has.
+
     Parameters
     ----------
     beta : array (k_fe,)
@@ -136,17 +139,6 @@ def conditional_modes(beta: Array, theta: Array, sigma: Array | float, design: D
         Relative covariance factors; any signs.
     sigma : scalar
         Residual standard deviation. As theta is relative to it, the modes are the same for each.
-    design : Design
-
-    Returns
-    -------
-    dict of arrays (levels, q)
-        By the term's label.
-
-    Raises
-    ------
-    DataError
-        For another number of parameters than the design has.
 
     Examples
     --------

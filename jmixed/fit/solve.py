@@ -54,14 +54,9 @@ class Search(NamedTuple):
 class Certificate(NamedTuple):
     """What the optimiser knows of where it ended.
 
-    Attributes
-    ----------
-    in_psi : InPsi
-        Derivatives in psi of preconditioned columns.
-    gradient, eigenvalues : arrays (m,)
-        Of the deviance in the last chart.
-    iterations, evaluations, starts : int arrays
-        Of the run that ended there; of those from all starts; how many there were.
+    `in_psi` belongs to preconditioned columns; `gradient` and `eigenvalues` (m,) are of the deviance in the last chart;
+    `iterations` of the run that ended there, `evaluations` of those from all starts, of which there were so many
+    `starts`.
     """
 
     in_psi: InPsi
@@ -91,10 +86,8 @@ class Solved(NamedTuple):
     ----------
     estimates : dict of arrays
         As of `jmixed.likelihood.estimates`, with the modes of all levels by term.
-    certificate : Certificate
     T : arrays (q, q) by term
         Preconditioners of the columns of Z.
-    nobs : scalar
     outcome : int array
         How the fit ended: as the optimiser did, unless its optimum is no estimate.
     drowned : bool array
@@ -124,9 +117,6 @@ def solve(
 
     Parameters
     ----------
-    data : Rows or Moments
-    reml : bool or scalar bool array
-    search : Search, optional
     counted : bool, optional
         Of rows, whether random effects are counted from their estimates; by default the data decide.
     columns : Preconditioners, optional
@@ -161,14 +151,7 @@ def moments_of(data: Rows | Moments, counted: bool | None = None, columns: Preco
 
 
 def minimise_deviance(moments: Moments, reml, search: Search) -> Solution:
-    """The lowest minimum of the profiled deviance that is found from every start of the policy.
-
-    Parameters
-    ----------
-    moments : Moments
-    reml : bool or scalar bool array
-    search : Search
-    """
+    """The lowest minimum of the profiled deviance that is found from every start of the policy."""
     given = None if search.theta0 is None else _covariances_at(search.theta0, moments)
     if not moments.layout.terms:
         return _nothing_to_optimise(moments, reml)
