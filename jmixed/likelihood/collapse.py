@@ -36,12 +36,7 @@ class Classes(NamedTuple):
 def classes_of(rows: Rows, weights=None) -> Classes | None:
     """The classes of a model's groups, from numpy arrays; None where collapsing them would save nothing.
 
-    Parameters
-    ----------
-    rows : Rows
-        Of numpy arrays.
-    weights : array (m, rows), optional
-        Weights of each member of a batch, in place of those of `rows`.
+    `weights` (m, rows) are those of each member of a batch, in place of those of `rows`.
     """
     layout = rows.layout
     if len(layout.stages) != 1 or not layout.is_chain(0):
@@ -92,13 +87,9 @@ def _classes(product, width):
 
 
 def collapse(held: Moments, classes: Classes) -> Moments:
-    """The same likelihood from a few blocks. Not for conditional modes, which every group has of its own.
+    """The same likelihood, of a model with one grouping factor, from a few blocks.
 
-    Parameters
-    ----------
-    held : Moments
-        Of a model with one grouping factor.
-    classes : Classes
+    Not for conditional modes, which every group has of its own.
     """
     C, B = held.C[0], held.B[0]
     Q, border, blocks = B.shape

@@ -60,18 +60,7 @@ class Constrained(NamedTuple):
 
 
 def constrained_deviance(psi, roots, t, w, border: Border, moments: Moments) -> Constrained:
-    """D with exact derivatives.
-
-    Parameters
-    ----------
-    psi : array (m,)
-        Relative covariances in preconditioned columns.
-    roots : sequence of arrays (q, q)
-        Square roots of the terms' Sigma at psi.
-    t, w : scalars
-    border : Border
-    moments : Moments
-    """
+    """D with exact derivatives, at psi (m,) of preconditioned columns with square roots (q, q) of the terms' Sigma."""
     logdet, G = jets(psi, roots, moments)
     squares, coefficients = _squares(G, border)
     weights = jnp.stack([jnp.ones_like(w), w])
@@ -114,23 +103,20 @@ def _squares(G: Jet, border: Border):
 
 
 class Held(NamedTuple):
-    """Which parameter is held: constants of one chart.
+    """Which parameter is held: constants of one chart. Arrays (m,) are zero but for the entries of L that they name.
 
     Attributes
     ----------
     bases : tuple of arrays (q, q)
         A of every term.
-    keep : array (m,)
-        One for entries of L that are free as they stand, else zero.
-    squared : array (m,)
-        One for the entry that is the square of its coordinate, else zero.
+    keep, squared : arrays (m,)
+        One for entries of L that are free as they stand; one for the entry that is the square of its coordinate.
     direct : array (m,)
-        The unit of the entry that holds a standard deviation, else zero.
+        The unit of the entry that holds a standard deviation.
     first, second : arrays (m,)
-        One for the entries that hold sine and cosine of a correlation, else zero.
+        One for the entries that hold sine and cosine of a correlation.
     sigma : scalar
         One when sigma is held, else zero.
-    border : Border
     active : bool array (m + 1,)
         Which of the entries of L, and of t, are free; x is free in the place of the cosine.
     """
@@ -160,14 +146,7 @@ class InHeld(NamedTuple):
 
 @dataclass(frozen=True)
 class ConstrainedDeviance(Criterion):
-    """D with one parameter held at the value u, in coordinates (x, t) (m + 1,).
-
-    Attributes
-    ----------
-    held : Held
-    moments : Moments
-    u : scalar
-    """
+    """D with one parameter held at the value u, a scalar, in coordinates (x, t) (m + 1,)."""
 
     held: Held
     moments: Moments

@@ -42,18 +42,10 @@ class Derivatives(NamedTuple):
 
 
 def derivatives(psi, roots, moments: Moments, reml: bool, exact: jax.Array | bool = True) -> Derivatives:
-    """Exact derivatives in psi of preconditioned columns.
+    """Exact derivatives at psi (m,) of preconditioned columns, with square roots (q, q) of the terms' Sigma there.
 
-    Parameters
-    ----------
-    psi : array (m,)
-    roots : sequence of arrays (q, q)
-        Square roots of the terms' Sigma at psi.
-    moments : Moments
-    reml : bool
-    exact : bool or scalar bool array
-        Where false, the Hessian is the average information (Gilmour, Thompson and Cullis 1995), the mean of observed
-        and expected information: positive semidefinite, and much cheaper for crossed factors.
+    Where `exact` is false, the Hessian is the average information (Gilmour, Thompson and Cullis 1995), the mean of
+    observed and expected information: positive semidefinite, and much cheaper for crossed factors.
     """
     return derivatives_of(*jets(psi, roots, moments, exact), moments, reml, exact)
 

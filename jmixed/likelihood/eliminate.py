@@ -64,19 +64,10 @@ class Elimination(NamedTuple):
 
 
 def eliminate(sigma, root, C, B, summed, shift=None):
-    """Eliminate blocks (Q, Q, blocks) with border (Q, r, blocks) under one relative covariance.
+    """Eliminate blocks C (Q, Q, blocks) with border B (Q, r, blocks) under one relative covariance Sigma (Q, Q).
 
-    Parameters
-    ----------
-    sigma : array (Q, Q)
-        Relative covariance Sigma; derivatives flow through it.
-    root : array (Q, Q) or BlockDiagonal
-        Any square root of ``sigma``, used for its value only.
-    C, B : arrays (Q, Q, blocks), (Q, r, blocks)
-    summed : bool
-        Sum ``logdet`` and ``K`` over the blocks.
-    shift : array (Q, r, blocks), optional
-        The constants b.
+    Derivatives flow through `sigma`; of `root`, any square root of it, only the value is used. With `summed`,
+    ``logdet`` and ``K`` are sums over the blocks; `shift` (Q, r, blocks) are the constants b.
     """
     root, shift = jax.lax.stop_gradient((root, shift))
     return (_eliminate_summed if summed else _eliminate_each)(sigma, root, C, B, shift)

@@ -35,11 +35,7 @@ class Reduced(NamedTuple):
 def reduce(covariances, roots, moments: Moments) -> Reduced:
     """Eliminate stage after stage; what a block explains is taken from the blocks that hold it.
 
-    Parameters
-    ----------
-    covariances, roots : sequences of arrays (q, q)
-        Relative covariance of each term in preconditioned columns, and any square root of it.
-    moments : Moments
+    `covariances` (q, q) are relative, of each term in preconditioned columns; `roots` (q, q) any square roots of them.
     """
     layout = moments.layout
     if layout.crossed:

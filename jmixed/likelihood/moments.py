@@ -82,15 +82,12 @@ class Moments:
     axis: str | None = static(default=None)
 
     def over_devices(self, sums: Any) -> Any:
-        """Sums over the blocks of one device as sums over all blocks.
-
-        Parameters
-        ----------
-        sums : pytree of arrays
+        """`sums` over the blocks of one device as sums over all blocks.
 
         Returns
         -------
         pytree of arrays
+            Like `sums`.
 
         Examples
         --------
@@ -106,11 +103,10 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
     """Precondition the columns and form the cross-products of every stage of the elimination.
 
     The response goes its own way until the small arrays are put together: a batch of responses shares all the rest.
+    Rows of weight zero do not count.
 
     Parameters
     ----------
-    rows : Rows
-        A row of weight zero does not count.
     given : Preconditioners, optional
         Those of other weights on the same columns: exact all the same, and cheaper than new ones.
     counted : bool, optional

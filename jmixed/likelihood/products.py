@@ -162,15 +162,8 @@ def crossproduct(grouping, columns, arrays, constants):
     """``left' right`` within each group, (a, b, groups), for every right.
 
     Many rows are gathered, and their columns made, a block of groups at a time; of fewer rows the columns are made once
-    for all that they are multiplied with.
-
-    Parameters
-    ----------
-    grouping : Grouping
-    columns : callable
-        ``columns(arrays, constants)`` gives left (a, ...) and a tuple of rights (b, ...) from row arrays (..., k).
-    arrays : tree of arrays (rows, k) or (rows,)
-    constants : tree of arrays
+    for all that they are multiplied with. ``columns(arrays, constants)`` gives left (a, ...) and a tuple of rights
+    (b, ...) from row arrays (..., k); `arrays` are a tree of (rows, k) or (rows,), `constants` one of arrays.
     """
     size = jax.tree.leaves(arrays)[0].shape[0]
     arrays = jax.tree.map(jnp.asarray, arrays)

@@ -51,15 +51,7 @@ class Entries(NamedTuple):
 
 @dataclass(frozen=True)
 class ProfiledDeviance(Criterion):
-    """The profiled deviance of cross-products.
-
-    Attributes
-    ----------
-    moments : Moments
-    reml : bool or scalar bool array
-    entries : Entries or None
-        Where entries of theta are held: their chart does not move along.
-    """
+    """The profiled deviance of cross-products; where `entries` of theta are held, their chart does not move along."""
 
     moments: Moments
     reml: Any
@@ -78,13 +70,9 @@ class ProfiledDeviance(Criterion):
     def starts(self, given=None, others=None) -> Starts:
         """Where to look for the optimum: by one policy (`jmixed.likelihood.starts`), or from relative covariances.
 
-        Parameters
-        ----------
-        given : sequence of arrays (q, q), optional
-            Relative covariances to start from first, in preconditioned columns. None, or entries of nan, have starts
-            found: the two cases of nan and of numbers share a program.
-        others : bool or scalar bool array, optional
-            Whether to search from other starts than a given one as well; by default from that alone.
+        `given` (q, q) are those of preconditioned columns to start from first. None, or entries of nan, have starts
+        found: the two cases of nan and of numbers share a program. `others` says whether to search from other starts
+        than a given one as well; by default from that alone.
         """
         if self.entries is not None:
             phi, count = phis_beside(*self.entries, self.moments, self.reml)

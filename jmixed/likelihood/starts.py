@@ -52,15 +52,9 @@ class StartingCovariances(NamedTuple):
 def starts_of(moments: Moments, reml, given=None, others=None) -> StartingCovariances:
     """Where to look for the optimum.
 
-    Parameters
-    ----------
-    moments : Moments
-    reml : bool
-    given : sequence of arrays (q, q), optional
-        Relative covariances to start from first, in preconditioned columns. Without them, or where entries are nan,
-        the solution of moment equations comes first.
-    others : bool or scalar bool array, optional
-        Whether other starts than a given one are called for; by default that alone.
+    First from relative covariances `given` (q, q), in preconditioned columns; without them, or where entries are nan,
+    the solution of moment equations comes first. `others` says whether other starts than a given one are called for;
+    by default that alone.
     """
     covariances, count = _found_starts(moments, reml)
     if given is None:
@@ -129,12 +123,7 @@ def terms_compete(layout: Layout) -> bool:
 def best_multiples(moments: Moments, reml, roots_at) -> jax.Array:
     """Two multiples, of the lowest deviance on a grid and of its last dip, moved to the vertices of parabolas.
 
-    Parameters
-    ----------
-    moments : Moments
-    reml : bool
-    roots_at : callable
-        Square roots (q, q) of all terms' covariances, for a multiple.
+    ``roots_at(multiple)`` are square roots (q, q) of all terms' covariances.
     """
 
     def at(exponent):
