@@ -252,14 +252,8 @@ def join(pieces, dtype):
 def rectify(root, tolerance=1e-9):
     """The canonical Cholesky factor of ``root @ root.T``: non-negative diagonal, zero column below a zero pivot.
 
-    Gram-Schmidt on the rows, twice, which keeps the digits that forming the product would lose.
-
-    Parameters
-    ----------
-    root : array (q, q)
-        Any square root of a covariance matrix.
-    tolerance : float
-        A pivot below this fraction of its row's length is zero.
+    Gram-Schmidt on the rows of `root` (q, q), twice, which keeps the digits that forming the product would lose. A
+    pivot below the fraction `tolerance` of its row's length is zero.
     """
     q = root.shape[0]
     directions, rows = [], []
