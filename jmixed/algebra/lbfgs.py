@@ -7,16 +7,7 @@ import jax.numpy as jnp
 
 
 def descend(function: Callable, x, gradient_tolerance, limit):
-    """Go down from x (m,) until the norm of the gradient is below a tolerance: where it ends, and how many steps.
-
-    Parameters
-    ----------
-    function : callable
-        A scalar of x.
-    x : array (m,)
-    gradient_tolerance : scalar
-    limit : int or scalar array
-    """
+    """Go down from x (m,) until the norm of the gradient is below a tolerance: where it ends, and how many steps."""
     import optax
 
     solver = optax.lbfgs()

@@ -68,18 +68,10 @@ class Run(NamedTuple):
 
 
 class Minimum(NamedTuple):
-    """Where searches ended.
+    """Where searches ended: the lowest point, with zero slope and a unit of curvature along coordinates that are held.
 
-    Attributes
-    ----------
-    at : Evaluation
-        The lowest point, with zero slope and a unit of curvature along coordinates that are held.
-    eigenvalues : array (m,)
-        Of the Hessian, ascending.
-    iterations, evaluations : int arrays
-        Of the search that ended there, and of all.
-    outcome : int array
-        Of an `Outcome`.
+    `eigenvalues` (m,) of the Hessian ascend; `iterations` are of the search that ended there, `evaluations` of all;
+    `outcome` is the integer of an `Outcome`.
     """
 
     at: Evaluation
@@ -300,17 +292,9 @@ def pseudo_inverse(hessian):
 def trust_region_step(values, slope, radius):
     """The exact minimiser of a quadratic model within a radius, hard case included.
 
-    The secular equation is solved by safeguarded Newton steps, of a fixed number so that batches stay in step.
-
-    Parameters
-    ----------
-    values, slope : arrays (m,)
-        Ascending eigenvalues of the Hessian, and the gradient in the basis of its eigenvectors.
-    radius : scalar
-
-    Returns
-    -------
-    (step (m,) in the same basis, predicted decrease, whether the step ends on the boundary)
+    The secular equation is solved by safeguarded Newton steps, of a fixed number so that batches stay in step. `values`
+    (m,) are the ascending eigenvalues of the Hessian, `slope` (m,) the gradient in the basis of its eigenvectors.
+    Returned are the step (m,) in the same basis, the predicted decrease, and whether it ends on the boundary.
     """
     scale = jnp.max(jnp.abs(values)) + jnp.finfo(values.dtype).tiny
     low = jnp.maximum(-values[0], 0)
