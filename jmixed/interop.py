@@ -34,11 +34,6 @@ def to_marginaleffects(result: MixedLMResults) -> Any:
     of categories fail with Polars 2, and groups after a ``|`` in ``hypothesis`` change their order from call to call,
     which takes differences between strangers for derivatives (standard errors of 1e8, or an internal error).
 
-    Parameters
-    ----------
-    result : MixedLMResults
-        Of a model stated by a formula, with its data.
-
     Returns
     -------
     ModelAbstract
