@@ -14,7 +14,7 @@ from jmixed.algebra.newton import MAX_ITERATIONS, is_convex
 from jmixed.covariance.scales import factors_of_theta, psi_map, roots_of_psi, settled, singular_terms
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.fit.estimate import SMALL, level_count
-from jmixed.fit.information import Curvature, Uncertainty
+from jmixed.fit.information import Information, Uncertainty
 from jmixed.fit.solve import Search, Solved, moments_of, solve
 from jmixed.layout.design import Design, Rows
 from jmixed.likelihood import gaussian
@@ -41,7 +41,7 @@ class Fit:
         Conditional modes by term.
     covariances : dict of arrays (q, q)
         Covariance of the random effects by term, in squared units of the response.
-    uncertainty : Curvature or Uncertainty
+    uncertainty : Information or Uncertainty
         Inverse observed information of the profile log-likelihood in psi (relative covariances, lower triangles row
         by row) and in theta, nan where it is not positive definite; and the derivative of the profiled sigma^2 in psi.
     scale_variance : float
@@ -67,7 +67,7 @@ class Fit:
     vcov_beta: np.ndarray
     b: dict[str, np.ndarray]
     covariances: dict[str, np.ndarray]
-    uncertainty: Curvature | Uncertainty
+    uncertainty: Information | Uncertainty
     scale_variance: float
     outcome: Outcome
     singular: tuple[bool, ...]
@@ -199,7 +199,7 @@ def _collect(design, found, reml, timings, settle, counted):
         vcov_beta=result["vcov_beta"],
         b=modes,
         covariances=covariances,
-        uncertainty=Curvature(structures, theta, found.T, *certificate.in_psi),
+        uncertainty=Information(structures, theta, found.T, *certificate.in_psi),
         scale_variance=2 * sigma**4 / nu,
         outcome=outcome,
         singular=singular,

@@ -30,7 +30,7 @@ class Uncertainty:
 
 
 @dataclass(frozen=True, eq=False)
-class Curvature:
+class Information:
     """Derivatives of the deviance at an optimum, in psi of preconditioned columns; an `Uncertainty` when asked for one.
 
     `slope` (m,) is that of the profiled sigma^2; T (q, q) are the preconditioners of the terms.

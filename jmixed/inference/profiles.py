@@ -43,7 +43,7 @@ class Parameter(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Unconstrained:
     """A maximum likelihood fit with its cross-products, in numpy arrays: theta (m,), beta (p,)."""
 
     moments: Moments
@@ -89,7 +89,7 @@ class Trace:
 
 
 def profile(
-    estimate: Estimate,
+    estimate: Unconstrained,
     parameters: list[Parameter],
     cuts,
     steps: int = 0,
@@ -124,7 +124,7 @@ def profile(
 class _Batch:
     """All lanes of a profile, solved in one compiled call."""
 
-    def __init__(self, estimate: Estimate, lanes: list):
+    def __init__(self, estimate: Unconstrained, lanes: list):
         self.lanes, self.moments = lanes, estimate.moments
         self.counts = [1 + len(lane.others) for lane in lanes]
         size = bucket(sum(self.counts))
@@ -169,7 +169,7 @@ def _best(values, converged) -> int:
 class _Lane:
     """One parameter in one direction: the points so far, outwards from the estimate."""
 
-    def __init__(self, estimate: Estimate, parameter: Parameter, side: int):
+    def __init__(self, estimate: Unconstrained, parameter: Parameter, side: int):
         self.kind, self.side, self.objective = parameter.kind, side, estimate.objective
         self.held, self.start, self.free = _chart(estimate, parameter)
         self.others = _others(estimate, parameter)
@@ -243,12 +243,12 @@ class _Lane:
         return {SIGMA: np.exp, CORRELATION: np.cos}.get(self.kind, lambda u: 1.0)(u)
 
 
-def _shift(estimate: Estimate, parameter: Parameter) -> float:
+def _shift(estimate: Unconstrained, parameter: Parameter) -> float:
     """What u lacks of the parameter: coefficients are counted from their least-squares estimates."""
     return float(estimate.moments.beta0[parameter.first]) if parameter.kind == COEFFICIENT else 0.0
 
 
-def _first_step(estimate: Estimate, parameter: Parameter) -> float:
+def _first_step(estimate: Unconstrained, parameter: Parameter) -> float:
     """A step in u that is taken when derivatives at the estimate tell nothing."""
     if parameter.kind == SD:
         return 0.1 * estimate.sigma * _unit(estimate, parameter)
@@ -258,7 +258,7 @@ def _first_step(estimate: Estimate, parameter: Parameter) -> float:
     return 0.1
 
 
-def _unit(estimate: Estimate, parameter: Parameter) -> float:
+def _unit(estimate: Unconstrained, parameter: Parameter) -> float:
     """The standard deviation that a coordinate of length one in preconditioned columns stands for.
 
     It is the inverse of what no other column of the term says, so that a shift of a slope's origin does not change it.
@@ -266,7 +266,7 @@ def _unit(estimate: Estimate, parameter: Parameter) -> float:
     return float(np.linalg.norm(estimate.moments.T[parameter.term][parameter.first]))
 
 
-def _others(estimate: Estimate, parameter: Parameter) -> list[np.ndarray]:
+def _others(estimate: Unconstrained, parameter: Parameter) -> list[np.ndarray]:
     """Where else constrained fits start: coordinates of the chart.
 
     Variances of one in preconditioned columns; each term in turn with next to nothing, where a zero may become the
@@ -286,7 +286,7 @@ def _others(estimate: Estimate, parameter: Parameter) -> list[np.ndarray]:
     return found
 
 
-def _chart(estimate: Estimate, parameter: Parameter, factors=None) -> tuple[Held, float, np.ndarray]:
+def _chart(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple[Held, float, np.ndarray]:
     """The chart in which a parameter is a coordinate, its value u at the estimate, and the other coordinates there.
 
     With `factors`, square roots of the terms' relative covariances, in the place of the estimate's.
@@ -314,7 +314,7 @@ def _chart(estimate: Estimate, parameter: Parameter, factors=None) -> tuple[Held
     return held, float(u), np.append(x, np.log(estimate.sigma))
 
 
-def _bases(estimate: Estimate, parameter: Parameter, factors=None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def _bases(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Bases with the parameter's columns first in their term, the others orthogonal, and the estimate in them."""
     bases, pieces = [], []
     factors = factors_of_theta(estimate.structures, estimate.theta) if factors is None else factors
@@ -350,7 +350,7 @@ def _spread(points):
     return kept
 
 
-def _collect(estimate: Estimate, pair: list[_Lane], found: np.ndarray) -> Trace:
+def _collect(estimate: Unconstrained, pair: list[_Lane], found: np.ndarray) -> Trace:
     """The points of both directions in one trace."""
     down, up = pair
     rows = [(-1, row) for row in reversed(_spread(down.points))] + [(1, row) for row in _spread(up.points)[1:]]

@@ -44,7 +44,7 @@ class Profile(Shown):
     table: pd.DataFrame
     estimates: pd.Series
     reml: bool
-    _fit: profiles.Estimate = field(repr=False)
+    _fit: profiles.Unconstrained = field(repr=False)
     _parameters: list[Parameter] = field(repr=False)
     _known: dict[float, np.ndarray] = field(repr=False)
 
@@ -146,13 +146,13 @@ def _without_zeros(design: Design, label: str, covariance: np.ndarray) -> np.nda
     return np.where(beside, np.nan, covariance)
 
 
-def ml_estimate(design: Design, fit: host.Fit | None) -> profiles.Estimate:
+def ml_estimate(design: Design, fit: host.Fit | None) -> profiles.Unconstrained:
     """The maximum likelihood fit of a design, made unless it is given."""
     fit = host.fit(design, reml=False) if fit is None else fit
     if not fit.outcome.ok:
         raise ModelError(f"profile: the ML fit has no certified optimum ({fit.outcome.name}: {fit.outcome.message})")
     moments = host.design_moments(design)
-    return profiles.Estimate(moments, fit.theta, fit.beta, fit.sigma, fit.objective)
+    return profiles.Unconstrained(moments, fit.theta, fit.beta, fit.sigma, fit.objective)
 
 
 def warn_of_traces(traces: Sequence[profiles.Trace], names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import jmixed as jm
 from jmixed.fit import host
 from jmixed.fit.many import fit_responses
 from jmixed.inference.leave_one_out import leave_one_out
-from jmixed.inference.profiles import SIGMA, Estimate, Parameter, profile
+from jmixed.inference.profiles import SIGMA, Parameter, Unconstrained, profile
 from jmixed.likelihood.moments import moments
 from jmixed.likelihood.starts import RANDOM_STARTS, starts_of
 from jmixed.runtime.precision import double_precision
@@ -125,7 +125,7 @@ def test_constrained_fits_end_at_the_lowest_minimum():
     """With sigma held at its estimate, all else is as if it were not; the profile goes nowhere below."""
     design = twelve_lines().design
     best = host.fit(design, reml=False)
-    estimate = Estimate(host.design_moments(design), best.theta, best.beta, best.sigma, best.objective)
+    estimate = Unconstrained(host.design_moments(design), best.theta, best.beta, best.sigma, best.objective)
     (trace,) = profile(estimate, [Parameter(SIGMA)], [1.0])
     assert trace.converged
     assert not trace.improved
