@@ -78,7 +78,7 @@ def test_a_program_that_the_device_cannot_write_whole_works_all_the_same(tmp_pat
     def refuse(compiled):
         raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: serialization")
 
-    monkeypatch.setattr(executables.serialize_executable, "serialize", refuse)
+    monkeypatch.setattr("jax.experimental.serialize_executable.serialize", refuse)
     monkeypatch.setattr(executables, "_memory", {})
     found = executables.call_from(tmp_path, jax.jit(lambda x: 2 * x), "double", None, {}, (np.float32(3),), {})
     assert found == 6
