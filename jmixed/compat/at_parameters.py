@@ -15,6 +15,7 @@ from jmixed.compat.params import as_array, is_params
 from jmixed.covariance.scales import preconditioners, psi_map, roots_of_psi, singular_terms
 from jmixed.errors import DataError
 from jmixed.fit import host
+from jmixed.fit.estimate import level_count
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.estimates import by_level, conditional_modes
 from jmixed.likelihood.stages import covariances_of
@@ -201,8 +202,7 @@ def given_coefficients(design: Design, psi: np.ndarray, beta: np.ndarray, reml: 
     with double_precision():
         out = jax.device_get(_program(moments, back @ psi, roots, np.asarray(beta, design.y.dtype), bool(reml)))
     rss, gradient, objective, modes = out
-    counts = {t: n for n, members in zip(design.counts, design.layout.factors, strict=True) for t in members}
-    b = {label: modes[t][: counts[t]] for t, label in enumerate(design.labels)}
+    b = {label: modes[t][: level_count(design, t)] for t, label in enumerate(design.labels)}
     return GivenCoefficients(float(rss), back.T @ gradient, float(objective), b)
 
 

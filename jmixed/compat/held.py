@@ -10,7 +10,7 @@ import numpy as np
 from jmixed.compat.at_parameters import given_coefficients
 from jmixed.compat.packing import Packing
 from jmixed.compat.params import MixedLMParams, is_params
-from jmixed.covariance.scales import preconditioners, singular_terms, vanished
+from jmixed.covariance.scales import preconditioners, singular_terms, told_psi, vanished
 from jmixed.errors import DataError, Outcome
 from jmixed.fit import host
 from jmixed.fit.information import Uncertainty
@@ -119,16 +119,9 @@ def _with_information(fit, task):
     evaluated: Any = host.evaluate(task.design, packing.psi(fit.theta), reml=task.reml, order=2)
     _, gradient, hessian = evaluated
     # A variance of zero counts as known.
-    known = packing.theta_of_root(_told(packing, fit.theta))
+    known = packing.theta_of_root(told_psi(packing.structures, fit.theta))
     covariance = inverse_block(-packing.hessian(fit.theta, gradient, hessian), task.free_theta & known)
     return with_theta_covariance(fit, task, covariance)
-
-
-def _told(packing: Packing, theta: np.ndarray) -> np.ndarray:
-    """Which entries of psi (m,) belong to variances that are positive."""
-    terms = zip(packing.structures, packing.factors(theta), strict=True)
-    told = [structure.told_psi(np.any(factor != 0, axis=1)) for structure, factor in terms]
-    return np.concatenate([np.zeros(0, bool), *told])
 
 
 def with_theta_covariance(fit: host.Fit, task: Task, covariance: np.ndarray) -> host.Fit:
@@ -139,7 +132,7 @@ def with_theta_covariance(fit: host.Fit, task: Task, covariance: np.ndarray) -> 
     packing = task.packing
     jacobian = packing.jacobian(fit.theta)
     vcov_psi, vcov_theta = jacobian @ covariance @ jacobian.T, np.array(covariance)
-    without = task.free_theta & ~packing.theta_of_root(_told(packing, fit.theta))
+    without = task.free_theta & ~packing.theta_of_root(told_psi(packing.structures, fit.theta))
     for table, zero in ((vcov_theta, without), (vcov_psi, packing.root(without).astype(bool))):
         table[zero] = table[:, zero] = np.nan
     return replace(fit, uncertainty=Uncertainty(vcov_psi, vcov_theta, fit.uncertainty.scale_gradient))

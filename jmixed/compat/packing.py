@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jmixed.covariance.registry import structure_of
 from jmixed.covariance.scales import diagonal_blocks, theta_hessian
 from jmixed.covariance.structure import Structure, split
 from jmixed.errors import DataError, ModelError
+from jmixed.reports import names
 from jmixed.runtime.precision import FLOAT
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class Packing:
     @classmethod
     def of(cls, terms: tuple[RandomTerm, ...]) -> Packing:
         """The packing of a model's random-effects terms."""
-        structures = tuple(structure_of(t.structure, len(t.columns), t.intercept) for t in terms)
-        return cls(structures, tuple(t.vc is not None for t in terms))
+        structures = tuple(names.structure(term) for term in terms)
+        return cls(structures, tuple(term.vc is not None for term in terms))
 
     @property
     def size(self) -> int:

@@ -66,21 +66,28 @@ def settled(design, theta) -> np.ndarray:
     return np.concatenate(pieces, axis=-1) if pieces else theta
 
 
-def preconditioner(structure, Z, weights, nobs) -> np.ndarray:
-    """T (q, q) of a term's columns (n, q), as in `Moments`; a redundant column keeps its direction."""
-    columns = np.sqrt(weights / nobs)[:, None] * Z
+def told_psi(structures, theta) -> np.ndarray:
+    """Which entries of psi (m,) belong to variances that are positive, and so have an error."""
+    terms = zip(structures, factors_of_theta(structures, theta), strict=True)
+    told = [structure.told_psi(np.any(factor != 0, axis=-1)) for structure, factor in terms]
+    return np.concatenate([np.zeros(0, bool), *told])
+
+
+def preconditioners(design):
+    """T (q, q) of every term, as in `Moments`, where cross-products are not at hand."""
+    terms = zip(design.layout.terms, design.labels, strict=True)
+    return tuple(_preconditioner(structure, design, label) for structure, label in terms)
+
+
+def _preconditioner(structure, design, label):
+    """A redundant column keeps its direction."""
+    columns = np.sqrt(design.weights / design.nobs)[:, None] * design.Z[label]
     size = np.linalg.norm(columns, axis=0)
     size = np.where(size > 0, size, 1)
     triangle = np.linalg.qr(columns / size, mode="r")
     triangle = triangle * np.where(np.diag(triangle) < 0, -1, 1)[:, None]
     triangle = np.where(np.diag(triangle) < 1e-8, np.eye(structure.q), triangle)
     return structure.preconditioner(size, triangle)
-
-
-def preconditioners(design):
-    """T of every term, for designs whose cross-products are not at hand."""
-    terms = zip(design.layout.terms, design.labels, strict=True)
-    return tuple(preconditioner(structure, design.Z[label], design.weights, design.nobs) for structure, label in terms)
 
 
 def singular_flags(structures, theta, T):

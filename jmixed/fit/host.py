@@ -225,14 +225,8 @@ def _at_beta_program(held, beta, psi, roots, reml, order):
 
     def value(params):
         beta, psi = params[: params.shape[0] - m], params[params.shape[0] - m :]
-        covariances = covariances_of(psi, held.layout.terms)
-        reduced = gaussian.reduce(covariances, roots, held)
-        fixed = gaussian.profile_fixed(reduced.G)
-        contrast = jnp.append(-held.R @ (beta - held.beta0), jnp.ones((), held.G.dtype))
-        logdet = reduced.logdet - held.log_weights
-        logdet_fixed = fixed.logdet + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(held.R))))
-        logdet = logdet + jnp.where(reml, logdet_fixed, 0)
-        return gaussian.deviance(logdet, contrast @ reduced.G @ contrast, gaussian.degrees(held, reml))
+        covariances, u = covariances_of(psi, held.layout.terms), held.R @ (beta - held.beta0)
+        return gaussian.deviance_at_coefficients(u, covariances, roots, held, reml)[0]
 
     params = jnp.concatenate([beta, psi])
     return value(params), jax.grad(value)(params), jax.hessian(value)(params) if order == 2 else None

@@ -11,6 +11,7 @@ from jmixed.covariance.scales import (
     psi_map,
     singular_terms,
     theta_hessian,
+    told_psi,
 )
 from jmixed.covariance.structure import Structure
 
@@ -57,9 +58,7 @@ class Information:
     @cached_property
     def _told(self):
         """Which entries of psi belong to variances that are positive."""
-        terms = zip(self.structures, factors_of_theta(self.structures, self.theta), strict=True)
-        told = [structure.told_psi(np.any(factor != 0, axis=-1)) for structure, factor in terms]
-        return np.concatenate([np.zeros(0, bool), *told])
+        return told_psi(self.structures, self.theta)
 
     @cached_property
     def vcov_psi(self) -> np.ndarray:

@@ -52,7 +52,9 @@ class PenalisedDeviance(Criterion):
 
     def deviance(self, point: Point):
         """The criterion without the penalty, and the residual sum of squares."""
-        return _deviance(point.x[: self.moments.beta0.shape[0]], self.parameters(point)[1], self.moments, self.reml)
+        roots = gaussian.precondition(self.parameters(point)[1], self.moments)
+        u = point.x[: self.moments.beta0.shape[0]]
+        return gaussian.deviance_at_coefficients(u, gaussian.squares(roots), roots, self.moments, self.reml)
 
     def value(self, point: Point):
         """The deviance plus the penalty."""
@@ -105,17 +107,6 @@ def penalised_optimum(held: Moments, penalty, start, reml) -> Penalised:
 def _theta(factors, moments):
     structures = moments.layout.terms
     return join([s.theta(f) for s, f in zip(structures, factors, strict=True)], moments.G.dtype)
-
-
-def _deviance(u, factors, held, reml):
-    """The deviance at coefficients u of preconditioned columns, and the residual sum of squares there."""
-    roots = gaussian.precondition(factors, held)
-    reduced = gaussian.reduce(gaussian.squares(roots), roots, held)
-    contrast = jnp.append(-u, jnp.ones((), u.dtype))
-    rss = contrast @ reduced.G @ contrast
-    logdet_fixed = gaussian.profile_fixed(reduced.G).logdet + 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(held.R))))
-    logdet = reduced.logdet - held.log_weights + jnp.where(reml, logdet_fixed, 0)
-    return gaussian.deviance(logdet, rss, gaussian.degrees(held, reml)), rss
 
 
 def _best_coefficients(theta, held):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, preconditioner
+from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, preconditioners
 from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
 from jmixed.runtime.precision import FLOAT
@@ -177,10 +177,8 @@ def conditional_covariance(design: Design, places: Sequence[np.ndarray], codes: 
 
 def _orthogonal(design, places, codes, fit, size) -> tuple[tuple, tuple, Any]:
     """T of each term, the prior covariances (q, q) over sigma^2 in columns Z T, and these columns, sparse (n, N)."""
-    structures, weights = design.layout.terms, np.asarray(design.weights)
     columns = [np.asarray(design.Z[label]) for label in design.labels]
-    bases = tuple(preconditioner(s, Z, weights, len(weights)) for s, Z in zip(structures, columns, strict=True))
-    factors = factors_of_theta(structures, np.asarray(fit.theta))
+    bases, factors = preconditioners(design), factors_of_theta(design.layout.terms, np.asarray(fit.theta))
     roots = [np.linalg.solve(T, factor) for T, factor in zip(bases, factors, strict=True)]
     Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size)
     return bases, tuple(root @ root.T for root in roots), Z

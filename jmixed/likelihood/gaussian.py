@@ -107,6 +107,16 @@ def deviance_at(covariances, roots, moments: Moments, reml: bool):
     return deviance(logdet, result.rss, degrees(moments, reml))
 
 
+def deviance_at_coefficients(u, covariances, roots, moments: Moments, reml: bool):
+    """The deviance profiled over sigma alone, at coefficients u (p,) of preconditioned columns, and r^2 there."""
+    reduced = reduce(covariances, roots, moments)
+    logdet_fixed = profile_fixed(reduced.G).logdet + 2 * jnp.sum(jnp.log(jnp.abs(diagonal(moments.R))))
+    contrast = jnp.append(-u, jnp.ones((), moments.G.dtype))
+    rss = contrast @ reduced.G @ contrast
+    logdet = reduced.logdet - moments.log_weights + jnp.where(reml, logdet_fixed, 0)
+    return deviance(logdet, rss, degrees(moments, reml)), rss
+
+
 def precondition(factors, moments: Moments):
     """T^-1 lambda: the terms' relative factors in preconditioned columns."""
     return [triangular_inverse(T) @ factor for T, factor in zip(moments.T, factors, strict=True)]
