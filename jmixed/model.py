@@ -61,6 +61,8 @@ def mixedlm(
     weights: Factor = None,
     offset: Factor = None,
     check: Check = "raise",
+    residual: str | None = None,
+    dispersion: str | None = None,
     **kwargs: Any,
 ) -> MixedLM:
     """State a linear mixed model by formulas: statsmodels' arguments, or lme4's bars in the formula.
@@ -94,6 +96,12 @@ def mixedlm(
         "raise" refuses random effects that cannot be told from the residual: those with as many coefficients as rows
         and no pattern of their own, and terms that together reproduce any response. "ignore" fits them all the same,
         and the outcome says what came of it.
+    residual
+        How residuals of a group are correlated: ``"ar1(visit | subject)"``, with one of ar1, car1 (times that are no
+        whole numbers), cs, toep, us, and ar1h, csh, toeph with a variance for each position. Such a model needs no
+        random effects: ``us(visit | subject)`` is the MMRM of a trial.
+    dispersion
+        What the residual variance depends on, a formula for its log standard deviation: ``"~ sex"``, ``"~ log(x)"``.
     **kwargs
         use_sqrt, drop_cols and eval_env, as in `MixedLM.from_formula`.
 
@@ -111,7 +119,7 @@ def mixedlm(
     if isinstance(kwargs["eval_env"], int) and kwargs["eval_env"] >= 0:
         kwargs["eval_env"] += 1
     stated = (re_formula, vc_formula, subset, use_sparse, missing, groups, weights, offset)
-    return MixedLM.from_formula(formula, data, *stated, check=check, **kwargs)
+    return MixedLM.from_formula(formula, data, *stated, check=check, residual=residual, dispersion=dispersion, **kwargs)
 
 
 @checked
@@ -236,11 +244,13 @@ class MixedLM:
         drop_cols: Sequence[str] | None = None,
         eval_env: int | Mapping = 0,
         check: Check = "raise",
+        residual: str | None = None,
+        dispersion: str | None = None,
     ) -> MixedLM:
         """State a model by formulas: see `mixedlm`.
 
-        As there are `formula`, `data`, `re_formula`, `vc_formula`, `missing`, `check`, and, (n,) where they are arrays,
-        `subset`, `groups`, `weights` and `offset`; `use_sqrt` is as in `MixedLM`.
+        As there are `formula`, `data`, `re_formula`, `vc_formula`, `missing`, `check`, `residual`, `dispersion`, and,
+        (n,) where they are arrays, `subset`, `groups`, `weights` and `offset`; `use_sqrt` is as in `MixedLM`.
 
         Parameters
         ----------
@@ -257,7 +267,7 @@ class MixedLM:
         """
         env, timings = names_of_caller(eval_env, sys._getframe(1)), Timings()
         words: dict[str, Any] = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing}
-        words |= {"drop_cols": drop_cols, "check": check}
+        words |= {"drop_cols": drop_cols, "check": check, "residual": residual, "dispersion": dispersion}
         of_rows: dict[str, Any] = {"groups": groups, "weights": weights, "offset": offset}
         spec = statement.from_formula(formula, data, subset=subset, env=env, timings=timings, **words, **of_rows)
         for name, value in of_rows.items():
@@ -846,6 +856,7 @@ class _Rows:
     terms: tuple[RandomTerm, ...]
     represents: None = None
     log_weights: float = 0.0
+    residual: None = None
 
 
 @checked

@@ -26,6 +26,7 @@ from jmixed.reports import (
     files,
     intervals,
     predict,
+    residuals,
     summary,
     tests,
 )
@@ -169,6 +170,29 @@ class MixedLMResults:
         [24.74, 5.922, 0.066, 25.592]
         """
         return components.var_corr(self.fitted.spec, self.fitted.fit)
+
+    def residual_corr(self) -> pd.DataFrame:
+        """Estimated correlations of the residuals of a group, between its positions: DataFrame (positions, positions).
+
+        Raises `ModelError` for a model of independent residuals, or of more than 200 positions.
+
+        Examples
+        --------
+        >>> ar1 = jm.mixedlm("Reaction ~ Days", jm.datasets.load("sleepstudy"), residual="ar1(Days | Subject)").fit()
+        >>> ar1.residual_corr().loc[0, [0, 1, 2]].round(3).tolist()
+        [1.0, 0.814, 0.663]
+        """
+        self.fitted.need_data("residual_corr")
+        return residuals.residual_corr(self.fitted.spec, self.fitted.fit)
+
+    def residual_sd(self) -> pd.Series:
+        """Estimated standard deviations of residuals of weight one, in the unit of the response.
+
+        A Series by what they depend on, positions or columns of the dispersion; by row where that are more than 200
+        combinations, and one number where they depend on nothing.
+        """
+        self.fitted.need_data("residual_sd")
+        return residuals.residual_sd(self.fitted.spec, self.fitted.fit)
 
     def tidy(
         self, effects: str | Collection[str] = "fixed", conf_int: bool = False, conf_level: float = 0.95

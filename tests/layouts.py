@@ -56,6 +56,7 @@ class Case:
     sparse: bool = False
     represents: None = None
     log_weights: float = 0.0
+    residual: None = None
 
     @property
     def design(self) -> Design:

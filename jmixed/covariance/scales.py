@@ -24,15 +24,16 @@ def roots_of_psi(structures, psi, T):
 
 
 def theta_hessian(structures, theta, gradient, hessian):
-    """Hessian of the deviance in theta, from its derivatives in psi."""
+    """Hessian of the deviance in theta, from its derivatives in psi; parameters that follow stay as they are."""
     slopes, bends = [], []
     terms = zip(structures, split(structures, theta), split(structures, gradient), strict=True)
     for structure, entries, slope in terms:
         first, second = structure.psi_of_theta(entries)
         slopes.append(first.T)
         bends.append(second @ slope)
-    jacobian = diagonal_blocks(*slopes)
-    return jacobian.T @ hessian @ jacobian + diagonal_blocks(*bends)
+    more = len(hessian) - len(theta)
+    jacobian = diagonal_blocks(*slopes, np.eye(more))
+    return jacobian.T @ hessian @ jacobian + diagonal_blocks(*bends, np.zeros((more, more)))
 
 
 def diagonal_blocks(*blocks) -> np.ndarray:

@@ -20,10 +20,10 @@ from jmixed.fit.solve import Search, Solution, Solved, of_shape, solve, theta_of
 from jmixed.layout.design import Design, Effects, Rows, names_of
 from jmixed.layout.index import Array
 from jmixed.likelihood import gaussian
+from jmixed.likelihood.contract import Criterion
 from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.likelihood.profiled import ProfiledDeviance
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
 from jmixed.runtime.precision import exact_products
@@ -309,18 +309,18 @@ def estimate(
         return named_estimate(compiled(_estimate, design.padded_rows(), theta0, reml), design)
     shared_out = shares(design, mesh.shape[shared_over])
     minimise = partial(minimise_shared, mesh=mesh, axis=shared_over, shared_out=shared_out)
-    solved = solve(moments(design), reml, Search(theta0), minimise=minimise, differentiable=optimum_of_moments)
+    solved = solve(moments(design), reml, Search(theta0), minimise=minimise, differentiable=implicit_optimum)
     return named_estimate(described(solved), design)
 
 
 def _estimate(rows, theta0, reml):
     rows = jax.tree.map(jnp.asarray, rows)
-    return described(solve(rows, reml, Search(theta0), differentiable=optimum_of_moments))
+    return described(solve(rows, reml, Search(theta0), differentiable=implicit_optimum))
 
 
 def _estimate_at_theta(rows, theta, reml):
     held = _moments(rows)
-    roots = gaussian.precondition(gaussian.factors_of(theta, held), held)
+    roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
     found = estimates(roots, held, reml)
     found = _described(found | {"modes": by_level(found["modes"], held)})
     ended = jnp.where(jnp.isfinite(found.objective), Outcome.CONVERGED.value, Outcome.NOT_FINITE.value)
@@ -331,7 +331,7 @@ def _estimate_penalised(rows, theta0, reml, penalty):
     held = _moments(rows)
     start = solve(held, reml, Search(theta0)).estimates["theta"]
     found = penalised_optimum(held, penalty, start, reml)
-    roots = gaussian.precondition(gaussian.factors_of(found.theta, held), held)
+    roots = gaussian.precondition(gaussian.factors_of(found.theta, held), held.T)
     best = estimates(roots, held, reml)
     modes = modes_of_residuals(roots, moments_at(rows, found.beta))
     best |= {"modes": by_level(modes, held), "beta": found.beta, "theta": found.theta}
@@ -401,51 +401,51 @@ def level_count(design, term):
     return next(n for n, members in zip(design.counts, design.layout.factors, strict=True) if term in members)
 
 
-def optimum_of_moments(solution: Solution, moments: Moments, reml) -> Point:
-    """The optimum as a differentiable function of the cross-products; nothing is differentiated through the search."""
+def implicit_optimum(solution: Solution, deviance: Criterion) -> Point:
+    """The optimum as a differentiable function of the criterion; nothing is differentiated through the search."""
     frame, x = stop_gradient(solution.point)
-    return Point(frame, _optimum(x, frame, pseudo_inverse(stop_gradient(solution.hessian)), moments, reml))
+    return Point(frame, _optimum(x, frame, pseudo_inverse(stop_gradient(solution.hessian)), deviance))
 
 
 @jax.custom_jvp
-def _optimum(phi, bases, inverse, held, reml):
-    """The optimum phi of its chart, as a function of the cross-products.
+def _optimum(x, frame, inverse, deviance):
+    """The optimum x in its frame, as a function of the criterion's arrays.
 
-    With d(phi, data) stationary at phi, the implicit function theorem gives d phi = -H^+ d2d/dphi ddata. The null
-    directions of the Hessian are left alone: the solution of minimum norm. The rule is written with functions of the
-    data alone, so that it can be differentiated again.
+    With d(x, data) stationary at x, the implicit function theorem gives dx = -H^+ d2d/dx ddata. The null directions of
+    the Hessian are left alone: the solution of minimum norm. The rule is written with functions of the data alone, so
+    that it can be differentiated again.
     """
-    return phi
+    return x
 
 
 @_optimum.defjvp
 def _optimum_tangent(primals, tangents):
-    phi, bases, inverse, held, reml = primals
-    if not held.layout.terms:
-        return phi, jnp.zeros_like(phi)
+    x, frame, inverse, deviance = primals
+    if not len(x):
+        return x, jnp.zeros_like(x)
     at = _optimum(*primals)
-    slope = jax.grad(_deviance_in_chart)
-    _, change = jax.jvp(lambda held: slope(at, bases, held, reml), (held,), (tangents[3],))
-    return at, -_inverse_at(at, bases, inverse, held, reml) @ change
+    slope = jax.grad(_value)
+    _, change = jax.jvp(lambda deviance: slope(at, frame, deviance), (deviance,), (tangents[3],))
+    return at, -_inverse_at(at, frame, inverse, deviance) @ change
 
 
 @jax.custom_jvp
-def _inverse_at(phi, bases, inverse, held, reml):
-    """The known inverse of the Hessian at phi, as a function of phi and the cross-products."""
+def _inverse_at(x, frame, inverse, deviance):
+    """The known inverse of the Hessian at x, as a function of x and the criterion."""
     return inverse
 
 
 @_inverse_at.defjvp
 def _inverse_tangent(primals, tangents):
-    phi, bases, _, held, reml = primals
+    x, frame, _, deviance = primals
     inverse = _inverse_at(*primals)
-    curvature = jax.hessian(_deviance_in_chart)
-    _, change = jax.jvp(lambda phi, held: curvature(phi, bases, held, reml), (phi, held), (tangents[0], tangents[3]))
+    curvature = jax.hessian(_value)
+    _, change = jax.jvp(lambda x, deviance: curvature(x, frame, deviance), (x, deviance), (tangents[0], tangents[3]))
     return inverse, -inverse @ change @ inverse
 
 
-def _deviance_in_chart(phi, bases, held, reml):
-    return ProfiledDeviance(held, reml).value(Point(bases, phi))
+def _value(x, frame, deviance):
+    return deviance.value(Point(frame, x))
 
 
 def say_once_if_narrowed(design):

@@ -3,7 +3,7 @@
 A program is compiled once for all data sets of one shape class, and for REML and ML alike.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
@@ -22,11 +22,15 @@ from jmixed.likelihood.derivatives import derivatives
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import covariances_of
+from jmixed.residual.independent import Independent
 from jmixed.runtime import memory
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 from jmixed.runtime.timing import Timings
+
+NO_RHO = np.zeros(0)
+"""Parameters of independent residuals of one variance."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class Fit:
         The random effects were counted from their least-squares estimates, to keep digits.
     timings : dict
         Seconds spent by step: cross-products, compiling, the optimum, this object.
+    rho : array (k,)
+        Parameters of the residuals' structure: log standard deviations of the dispersion's columns in units of these,
+        and correlations on the whole real line (see `jmixed.residual.structure`).
     """
 
     theta: np.ndarray
@@ -79,6 +86,7 @@ class Fit:
     checked_beyond_zero: bool
     counted: bool
     timings: dict[str, float]
+    rho: np.ndarray = field(default_factory=lambda: NO_RHO)
 
     @property
     def log_likelihood(self) -> float:
@@ -125,6 +133,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     """
     structures = design.layout.terms
     if free is not None:
+        require_independent(design, "to hold parameters at their values (free=)")
         free = np.asarray(free, FLOAT)
         theta0 = np.concatenate([s.theta(np.eye(s.q)) for s in structures]) if theta0 is None else theta0
     none = np.full(sum(s.size for s in structures), np.nan)
@@ -137,8 +146,9 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     timings = Timings()
     many = sum(array.nbytes for array in (design.X, *design.Z.values())) > memory.LARGE
     data = design.rows(bucket(design.y.shape[0]))
-    # One program for both steps starts sooner; a second one of many rows would have to read them again.
-    if not _has_few_rows(data):
+    # One program for both steps starts sooner; a second one of many rows would have to read them again. Where residuals
+    # have parameters, cross-products are part of the search.
+    if not _has_few_rows(data) and not design.layout.residual.size:
         with double_precision(), timings.step("cross_products"):
             data = _moments_of(data)
             jax.block_until_ready(data.G)
@@ -211,6 +221,7 @@ def _collect(design, found, reml, timings, settle, counted):
         checked_beyond_zero=outcome.ok and is_convex(certificate.eigenvalues),
         counted=counted,
         timings=timings,
+        rho=np.asarray(result.get("rho", NO_RHO)),
     )
 
 
@@ -245,6 +256,7 @@ def evaluate(design: Design, psi, beta=None, reml=True, order=0):
         0: the value; 1: (value, gradient); 2: (value, gradient, Hessian), in psi or, with `beta`, in (beta, psi).
         A psi outside the cone of positive semidefinite matrices has the value -inf and nan derivatives.
     """
+    require_independent(design, "the likelihood at given parameters (loglike, score, hessian)")
     structures = design.layout.terms
     held = design_moments(design)
     transform = psi_map(structures, held.T)
@@ -273,6 +285,7 @@ def evaluate(design: Design, psi, beta=None, reml=True, order=0):
 
 def gls(design: Design, psi):
     """Generalised least squares at relative covariances psi (m,): beta (p,), sigma^2 with divisor n - p, and with n."""
+    require_independent(design, "generalised least squares at given covariances (get_scale, get_fe_params)")
     held = design_moments(design)
     roots = roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
     with double_precision():
@@ -285,6 +298,46 @@ def gls(design: Design, psi):
 def _gls_program(held, roots):
     result = estimates(roots, held, False)
     return {"beta": result["beta"], "sigma": result["sigma"]}
+
+
+def require_independent(design: Design, what: str, instead: str = "") -> None:
+    """Refuse `what` is not there for residuals with parameters."""
+    if design.layout.residual.size:
+        raise ModelError(
+            f"{what} is there for independent residuals of one variance only, and this model has residual= or "
+            f"dispersion={instead and ': ' + instead}",
+            page="structures.md",
+        )
+
+
+def white_design(design: Design, rho) -> Design:
+    """The design with rows that are white at rho (k,), of a model of independent residuals."""
+    if not design.layout.residual.size:
+        return design
+    with double_precision():
+        rows = jax.device_get(_white_program(design.rows(), rho))
+    Z = dict(zip(design.labels, rows.Z, strict=True))
+    layout = replace(design.layout, residual=Independent())
+    arrays = {"y": rows.y, "X": rows.X, "weights": rows.weights, "offset": rows.offset}
+    return replace(design, **arrays, Z=Z, layout=layout, series=None)
+
+
+@program
+def _white_program(rows, rho):
+    return rows.layout.residual.whiten(rho, rows)
+
+
+def draw_residuals(design: Design, fit: Fit, normal: np.ndarray) -> np.ndarray:
+    """Residuals (n, nobs) at a fit from independent standard normal numbers (n, nobs)."""
+    if not design.layout.residual.size:
+        return fit.sigma / np.sqrt(design.weights) * normal
+    with double_precision():
+        return fit.sigma * np.asarray(_draw_program(design.rows(), fit.rho, normal))
+
+
+@program
+def _draw_program(rows, rho, normal):
+    return rows.layout.residual.draw(rho, rows, normal)
 
 
 def design_moments(design: Design) -> Moments:

@@ -1,4 +1,8 @@
-"""How well the variance parameters are known: the observed information at an optimum, on the host."""
+"""How well the variance parameters are known: the observed information at an optimum, on the host.
+
+m entries of psi, and k parameters rho of the residuals' structure; what is told of psi alone leaves rho as uncertain as
+it is.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,14 +31,15 @@ class Uncertainty:
     @property
     def with_scale(self) -> tuple[np.ndarray, float]:
         """Covariance (m,) of psi with the profiled sigma^2, and the variance that psi gives to that."""
-        return _with_scale(self)
+        return _with_scale(self.vcov_psi, self.scale_gradient)
 
 
 @dataclass(frozen=True, eq=False)
 class Information:
     """Derivatives of the deviance at an optimum, in psi of preconditioned columns; an `Uncertainty` when asked for one.
 
-    `slope` (m,) is that of the profiled sigma^2; T (q, q) are the preconditioners of the terms.
+    Derivatives (m + k,) are in psi and then in rho; `slope` is that of the profiled sigma^2. T (q, q) are the
+    preconditioners of the terms.
     """
 
     structures: tuple[Structure, ...]
@@ -49,24 +54,46 @@ class Information:
         """Inverse observed information of psi in preconditioned columns, where no origin is far away."""
         return inverse_information(self.hessian)
 
+    @property
+    def _m(self) -> int:
+        return len(self.theta)
+
+    @cached_property
+    def _map(self):
+        """The derivative of psi of the original columns, and rho, in those of preconditioned ones."""
+        return self._beside_rho(psi_map(self.structures, self.T))
+
+    def _beside_rho(self, slopes):
+        return diagonal_blocks(slopes, np.eye(len(self.hessian) - self._m))
+
     @cached_property
     def _hessian(self):
         """In psi of the original columns."""
-        back = np.linalg.inv(psi_map(self.structures, self.T))
+        back = np.linalg.inv(self._map)
         return back.T @ self.hessian @ back
 
     @cached_property
     def _told(self):
-        """Which entries of psi belong to variances that are positive."""
-        return told_psi(self.structures, self.theta)
+        """Which parameters are those of positive variances, or of the residuals."""
+        more = np.ones(len(self.hessian) - self._m, bool)
+        return np.append(told_psi(self.structures, self.theta), more)
+
+    @cached_property
+    def vcov(self) -> np.ndarray:
+        """Inverse observed information (m + k, m + k) of psi and rho; nan as in `vcov_psi`."""
+        if not self._told.all():
+            return _information_of(self._hessian, self._told)
+        return self._map @ self._vcov @ self._map.T
 
     @cached_property
     def vcov_psi(self) -> np.ndarray:
         """Inverse observed information of psi; nan where it is not positive definite, and of variances of zero."""
-        if not self._told.all():
-            return _information_of(self._hessian, self._told)
-        forward = psi_map(self.structures, self.T)
-        return forward @ self._vcov @ forward.T
+        return self.vcov[: self._m, : self._m]
+
+    @property
+    def vcov_rho(self) -> np.ndarray:
+        """Inverse observed information (k, k) of rho."""
+        return self.vcov[self._m :, self._m :]
 
     @cached_property
     def vcov_theta(self) -> np.ndarray:
@@ -75,33 +102,35 @@ class Information:
         if not any(singular_terms(self.structures, self.theta, self.T)):
             terms = zip(self.structures, factors, self.T, strict=True)
             slopes = diagonal_blocks(*(structure.theta_slopes(factor, T) for structure, factor, T in terms))
-            return slopes @ self._vcov @ slopes.T
+            return slopes @ self._vcov[: self._m, : self._m] @ slopes.T
         # Where a covariance is singular theta bends more than psi, and the gradient in psi does not vanish.
-        gradient = np.linalg.solve(psi_map(self.structures, self.T).T, self.gradient)
+        gradient = np.linalg.solve(psi_map(self.structures, self.T).T, self.gradient[: self._m])
         hessian = theta_hessian(self.structures, self.theta, gradient, self._hessian)
         told = [structure.told_theta(factor) for structure, factor in zip(self.structures, factors, strict=True)]
-        return _information_of(hessian, np.concatenate(told))
+        told = np.append(np.concatenate(told), self._told[self._m :])
+        return _information_of(hessian, told)[: self._m, : self._m]
 
     @cached_property
     def scale_gradient(self) -> np.ndarray:
         """Derivative of the profiled sigma^2 in psi."""
-        return np.linalg.solve(psi_map(self.structures, self.T).T, self.slope)
+        return np.linalg.solve(self._map.T, self.slope)[: self._m]
 
     @property
     def with_scale(self) -> tuple[np.ndarray, float]:
-        """Covariance (m,) of psi with the profiled sigma^2, and the variance that psi gives to that."""
+        """Covariance (m,) of psi with the profiled sigma^2, and the variance that psi and rho give to that."""
         if not self._told.all():
-            return _with_scale(self)
+            across, spread = _with_scale(self.vcov, np.linalg.solve(self._map.T, self.slope))
+            return across[: self._m], spread
         across = self._vcov @ self.slope
-        return psi_map(self.structures, self.T) @ across, float(self.slope @ across)
+        return (self._map @ across)[: self._m], float(self.slope @ across)
 
 
-def _with_scale(known):
+def _with_scale(vcov, scale_gradient):
     """By psi of the original columns; a variance of zero counts as known."""
-    untold = np.isnan(np.diag(known.vcov_psi))
-    vcov_psi = np.where(np.logical_or.outer(untold, untold), 0, known.vcov_psi)
-    across = vcov_psi @ known.scale_gradient
-    return across, float(known.scale_gradient @ across)
+    untold = np.isnan(np.diag(vcov))
+    vcov = np.where(np.logical_or.outer(untold, untold), 0, vcov)
+    across = vcov @ scale_gradient
+    return across, float(scale_gradient @ across)
 
 
 def inverse_information(hessian):

@@ -15,9 +15,9 @@ from jmixed.fit.estimate import (
     Estimate,
     compiled,
     described,
+    implicit_optimum,
     known_design,
     named_estimate,
-    optimum_of_moments,
     say_once_if_narrowed,
 )
 from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
@@ -42,7 +42,8 @@ class ManyFits:
     """Fits of m responses on one design, numpy arrays with one entry per response: sigma (m,), objective (m,).
 
     `theta` (m, k) is rectified, `beta` (m, p) has the covariances `vcov_beta` (m, p, p), sigma^2 (X'V^-1 X)^-1;
-    `outcome` (m,) has values of `jmixed.Outcome`, and `nobs` (m,) counts rows with a response.
+    `outcome` (m,) has values of `jmixed.Outcome`, and `nobs` (m,) counts rows with a response. `rho` (m, r) are
+    parameters of the residuals' structure.
     """
 
     theta: np.ndarray
@@ -52,6 +53,7 @@ class ManyFits:
     vcov_beta: np.ndarray
     outcome: np.ndarray
     nobs: np.ndarray
+    rho: np.ndarray
 
     @property
     def converged(self) -> np.ndarray:
@@ -135,7 +137,7 @@ def _estimate_many(rows, given, classes, reml, chunks, apart):
             Z = zip(arrays["Z"], rows.Z, strict=True)
             arrays = {**arrays, "Z": tuple(kept if new is None else new for new, kept in Z)}
         filled = jax.tree.map(jnp.asarray, replace(rows, **arrays))
-        return described(solve(filled, reml, classes=own if apart else classes, differentiable=optimum_of_moments))
+        return described(solve(filled, reml, classes=own if apart else classes, differentiable=implicit_optimum))
 
     def split(array):
         array = jnp.asarray(array)
@@ -167,6 +169,7 @@ def fit_responses(design: Design, Y, reml: bool = True, *, memory: int = MEMORY,
 def _allocate(design, m):
     k, p, dtype = sum(s.size for s in design.layout.terms), design.X.shape[1], design.y.dtype
     shapes = {"theta": (k,), "beta": (p,), "sigma": (), "objective": (), "vcov_beta": (p, p)}
+    shapes["rho"] = (design.layout.residual.size,)
     arrays: dict[str, Any] = {name: np.empty((m, *shape), dtype) for name, shape in shapes.items()}
     return ManyFits(**arrays, outcome=np.empty(m, np.int32), nobs=np.empty(m, np.int64))
 

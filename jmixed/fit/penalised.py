@@ -52,7 +52,7 @@ class PenalisedDeviance(Criterion):
 
     def deviance(self, point: Point):
         """The criterion without the penalty, and the residual sum of squares."""
-        roots = gaussian.precondition(self.parameters(point)[1], self.moments)
+        roots = gaussian.precondition(self.parameters(point)[1], self.moments.T)
         u = point.x[: self.moments.beta0.shape[0]]
         return gaussian.deviance_at_coefficients(u, gaussian.squares(roots), roots, self.moments, self.reml)
 
@@ -111,7 +111,7 @@ def _theta(factors, moments):
 
 def _best_coefficients(theta, held):
     """Those of preconditioned columns that are best without the penalty."""
-    roots = gaussian.precondition(gaussian.factors_of(theta, held), held)
+    roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
     return gaussian.profile(gaussian.squares(roots), roots, held).beta
 
 

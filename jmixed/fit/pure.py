@@ -90,7 +90,7 @@ def log_likelihood_by_group(beta: Array, theta: Array, sigma: Array | float, des
 
 def _by_group(rows, beta, theta, sigma):
     held, layout = moments_at(rows, beta), rows.layout
-    roots = gaussian.precondition(gaussian.factors_of(theta, held), held)
+    roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
     # With repeats, nothing is summed over blocks before it is known whose block it is.
     apart = replace(held, repeats=jnp.ones((), held.G.dtype))
     stages = gaussian.reduce(gaussian.squares(roots), roots, apart).stages
@@ -158,7 +158,7 @@ def conditional_modes(beta: Array, theta: Array, sigma: Array | float, design: D
 
 def _modes(rows, beta, theta):
     held = moments_at(rows, beta)
-    roots = gaussian.precondition(gaussian.factors_of(theta, held), held)
+    roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
     return tuple(by_level(modes_of_residuals(roots, held), held))
 
 
@@ -369,7 +369,7 @@ def _draw(rows, beta, theta, sigma, key, n):
     fixed = rows.offset + rows.X @ beta
     first, *others = jax.random.split(key, 1 + len(layout.terms))
     normal = jax.random.normal(first, (n, rows.y.shape[0]), dtype)
-    y = fixed[None] + sigma * layout.residual.draw((), rows.weights[None], normal)
+    y = fixed[None] + sigma * layout.residual.draw((), rows, normal)
     factors = [s.factor(t) for s, t in zip(layout.terms, split(layout.terms, theta), strict=True)]
     for f, members in enumerate(layout.factors):
         level = _levels_of_rows(rows, f)

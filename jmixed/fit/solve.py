@@ -19,12 +19,13 @@ from jmixed.layout.design import Rows
 from jmixed.layout.layout import Layout
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.collapse import Classes, collapse
-from jmixed.likelihood.contract import Starts, minimum
+from jmixed.likelihood.contract import Criterion, Starts, minimum
 from jmixed.likelihood.estimates import by_level
 from jmixed.likelihood.moments import Moments, is_drowned
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.likelihood.preconditioning import Preconditioners
+from jmixed.likelihood.preconditioning import Preconditioners, preconditioners
 from jmixed.likelihood.profiled import InPsi, ProfiledDeviance, with_held_entries
+from jmixed.likelihood.whitened import WhitenedDeviance
 
 
 class Search(NamedTuple):
@@ -111,7 +112,7 @@ def solve(
     columns: Preconditioners | None = None,
     classes: Classes | None = None,
     minimise: Callable[..., Solution] | None = None,
-    differentiable: Callable[[Solution, Moments, Any], Point] | None = None,
+    differentiable: Callable[[Solution, Criterion], Point] | None = None,
 ) -> Solved:
     """Fit, as one pure function to be traced.
 
@@ -126,19 +127,35 @@ def solve(
     minimise : callable, optional
         Another way of working out `minimise_deviance`, which it is called like.
     differentiable : callable, optional
-        ``differentiable(solution, moments, reml)`` gives the optimum as a function of the cross-products. By default it
+        ``differentiable(solution, criterion)`` gives the optimum as a function of the criterion's data. By default it
         is a constant.
     """
+    if isinstance(data, Rows) and data.layout.residual.size:
+        return _solve_whitened(data, reml, search or Search(), columns, differentiable)
     moments, drowned = moments_of(data, counted, columns)
     known = stop_gradient(moments)
     minimise = minimise_deviance if minimise is None else minimise
     solution = minimise(known if classes is None else collapse(known, classes), reml, search or Search())
-    point = solution.point if differentiable is None else differentiable(solution, moments, reml)
     deviance = ProfiledDeviance(moments, reml)
+    point = solution.point if differentiable is None else differentiable(solution, deviance)
+    return _solved(solution, deviance, point, moments, drowned)
+
+
+def _solve_whitened(rows, reml, search, columns, differentiable) -> Solved:
+    """The same for residuals with parameters: cross-products are part of the criterion."""
+    columns = preconditioners(rows) if columns is None else columns
+    deviance = WhitenedDeviance(rows, columns, reml)
+    solution = _search(stop_gradient(deviance), search)
+    point = solution.point if differentiable is None else differentiable(solution, deviance)
+    profiled, _ = deviance.at(point)
+    return _solved(solution, deviance, point, profiled.moments, False)
+
+
+def _solved(solution, deviance, point, moments, drowned) -> Solved:
     estimates = deviance.estimates(point)
     estimates["modes"] = by_level(estimates["modes"], moments)
     ended = stop_gradient((deviance.roots(point), estimates["sigma"], estimates["vcov_beta"]))
-    outcome = outcome_of(solution.outcome, *ended, known)
+    outcome = outcome_of(solution.outcome, *ended, stop_gradient(moments))
     return Solved(estimates, solution.certificate, moments.T, moments.nobs, outcome, jnp.asarray(drowned))
 
 
@@ -152,14 +169,17 @@ def moments_of(data: Rows | Moments, counted: bool | None = None, columns: Preco
 
 def minimise_deviance(moments: Moments, reml, search: Search) -> Solution:
     """The lowest minimum of the profiled deviance that is found from every start of the policy."""
-    given = None if search.theta0 is None else _covariances_at(search.theta0, moments)
     if not moments.layout.terms:
         return _nothing_to_optimise(moments, reml)
     if search.free is not None:
         deviance = with_held_entries(moments, reml, search.theta0, search.free)
         starts = deviance.starts()
         return _solution(minimum(deviance, starts, search.limit), starts.count)
-    deviance = ProfiledDeviance(moments, reml)
+    return _search(ProfiledDeviance(moments, reml), search)
+
+
+def _search(deviance: ProfiledDeviance | WhitenedDeviance, search: Search) -> Solution:
+    given = None if search.theta0 is None else _covariances_at(search.theta0, *deviance.data)
     starts = deviance.starts(given, search.others)
     if search.gradient_tolerance is None:
         return _solution(minimum(deviance, starts, search.limit), starts.count)
@@ -180,10 +200,10 @@ def _with_first(point: Point, starts: Starts) -> Starts:
     return Starts(points, jnp.where(starts.count > 1, starts.count + 1, 1).astype(jnp.int32))
 
 
-def _covariances_at(theta, moments: Moments):
+def _covariances_at(theta, data: Moments | Rows, T):
     """Relative covariances in preconditioned columns, of a theta that a caller gave."""
-    theta = theta_of(moments.layout, theta, "theta0")
-    return gaussian.squares(gaussian.precondition(gaussian.factors_of(theta, moments), moments))
+    theta = theta_of(data.layout, theta, "theta0")
+    return gaussian.squares(gaussian.precondition(gaussian.factors_of(theta, data), T))
 
 
 def _solution(found: Minimum, starts) -> Solution:

@@ -27,6 +27,7 @@ from jmixed.formulas.frame import (
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
 from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, source
+from jmixed.formulas.residuals import ResidualPart, columns_of, residual_term
 from jmixed.runtime.memory import filled
 
 
@@ -41,6 +42,8 @@ class Words:
     texts: dict[str, str]  # part to formula
     shown: dict[str, str]  # part to the text that messages show for it
     group_name: str | None  # of the top-level factor, statsmodels style
+    residual: ResidualPart | None = None  # how residuals are correlated
+    dispersion: str | None = None  # what their variances depend on, as the caller wrote it
 
 
 class NoRowsError(DataError):
@@ -88,6 +91,7 @@ class Evaluated:
 def leave_out_missing(rows: Rows, words: Words, recipe: Recipe, missing: str) -> Rows:
     """Rows without missing values in any column that is used."""
     columns = [*recipe.columns(recipe.specs), *_grouping_columns(words, rows.frame.columns)]
+    columns += columns_of(words.residual, rows.frame)
     used: dict[str, Any] = {name: rows.frame[name] for name in dict.fromkeys(columns)}
     masks = missing_rows(used | {f"{name}=": values for name, values in rows.beside.items()})
     return rows.take(complete_rows(masks, rows.positions, missing)) if masks else rows
@@ -277,6 +281,15 @@ def _model(
         formula=words.parts.text,
         recipe=recipe,
         offset_source=offset_source(rows),
+        residual=residual_term(
+            words.residual,
+            words.dispersion,
+            evaluated.matrices.get("dispersion"),
+            rows.frame,
+            recipe,
+            positions,
+            terms,
+        ),
     )
 
 

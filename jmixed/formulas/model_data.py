@@ -63,6 +63,55 @@ class RandomTerm:
         return self.structure == ONE_VARIANCE
 
 
+RESIDUALS = {
+    "ar1": "ar1",
+    "car1": "car1",
+    "cs": "cs",
+    "toep": "toep",
+    "us": "us",
+    "ar1h": "ar1",
+    "csh": "cs",
+    "toeph": "toep",
+}
+"""The words for residuals, and the correlations that each stands for."""
+ORDER = "1"
+"""The position that stands for the order of the rows."""
+
+
+@dataclass(frozen=True)
+class ResidualTerm:
+    """The residuals of a model: k columns of log standard deviations, and correlations within series of rows."""
+
+    word: str  # of `RESIDUALS`; "independent" without correlations
+    text: str | None  # as the caller gave it
+    dispersion: str | None  # likewise
+    columns: np.ndarray  # (n, k)
+    names: tuple[str, ...]  # of the columns
+    units: np.ndarray  # (k,) their standard deviations
+    factor: Factor | None = None  # the series
+    position: str = ORDER  # the column of the positions
+    places: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n,) where in its series each row is, in steps
+    unit: float = 1.0  # what a step is in the caller's unit
+    place_names: tuple[str, ...] = ()  # of places that are counted: of visits
+    positions: int = 1  # how many places a series may have: visits, or rows of the longest
+    by_position: int = 0  # how many of the columns, the first ones, stand for positions
+
+    @property
+    def structure(self) -> str:
+        """The word of its correlations."""
+        return RESIDUALS.get(self.word, self.word)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The series of each row, (n,)."""
+        return np.zeros(len(self.columns), np.int32) if self.factor is None else self.factor.codes
+
+    @property
+    def count(self) -> int:
+        """Number of series."""
+        return 1 if self.factor is None else len(self.factor.levels)
+
+
 @dataclass(frozen=True)
 class ModelData:
     """A model in arrays: n rows, p fixed-effects columns, and the random-effects terms."""
@@ -93,6 +142,7 @@ class ModelData:
     # (n,) how many rows of the caller's data each row stands for, when those are not held in memory
     represents: np.ndarray | None = field(default=None, repr=False)
     log_weights: float = 0.0  # sum of the log weights of those
+    residual: ResidualTerm | None = field(default=None, repr=False)  # None for independent residuals of one variance
 
     @property
     def nobs(self) -> int:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
 from jmixed.formulas.newdata import new_rows
 from jmixed.formulas.patsy_words import BESIDE_BARS, PATSY
 from jmixed.formulas.recipe import Recipe, read, terms_in
+from jmixed.formulas.residuals import parse_residual
 from jmixed.runtime.timing import Timings
 
 __all__ = ["ModelData", "NewRows", "RandomTerm", "from_arrays", "from_formula", "new_rows"]
@@ -46,6 +48,8 @@ def from_formula(
     env: Mapping[str, Any] | None = None,
     drop_cols: Sequence[str] | None = None,
     check: str = "raise",
+    residual: str | None = None,
+    dispersion: str | None = None,
     timings: Timings | None = None,
 ) -> ModelData:
     """Build the arrays of a model from words and a table; each error says what to do.
@@ -67,7 +71,7 @@ def from_formula(
     beside = {"groups": groups, "weights": weights, "offset": offset}
     with timings.step("parse"):
         table = as_frame(data)
-        words, recipe = state(formula, table, beside, re_formula, vc_formula, env or {})
+        words, recipe = state(formula, table, beside, re_formula, vc_formula, env or {}, residual, dispersion)
     with timings.step("materialise"):
         columns = {name: per_row(value, table, name) for name, value in beside.items() if value is not None}
         rows = Rows(table, columns, np.arange(len(table)))
@@ -78,14 +82,29 @@ def from_formula(
 
 
 def state(
-    formula: str, table: pd.DataFrame, beside: Mapping[str, Any], re_formula: Any, vc_formula: Any, env: Mapping
+    formula: str,
+    table: pd.DataFrame,
+    beside: Mapping[str, Any],
+    re_formula: Any,
+    vc_formula: Any,
+    env: Mapping,
+    residual: Any = None,
+    dispersion: Any = None,
 ) -> tuple[Words, Recipe]:
     """A model in words, and its formulas as read for a table; `beside` has the groups, weights and offset, or None."""
-    words = _words(parse(formula), table, beside["groups"], re_formula, vc_formula)
+    of_residuals = None if residual is None else parse_residual(residual)
+    parts = parse(formula)
+    stated = residual is not None or dispersion is not None
+    words = _words(parts, table, beside["groups"], re_formula, vc_formula, stated)
+    if dispersion is not None:
+        text = _one_sided(dispersion, "dispersion", parts.fixed.partition("~")[0].strip())
+        words = replace(words, dispersion=dispersion, texts=words.texts | {"dispersion": text})
+    words = replace(words, residual=of_residuals)
     for part, text in words.texts.items():
         _refuse_caret(text, words.shown.get(part, text))
     others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
     others += [name for part in words.random for name in part.factors]
+    others += [] if of_residuals is None else of_residuals.factors
     own_words = BESIDE_BARS if words.group_name is None else PATSY
     return words, read(words.texts, table, env, words.shown, others, own_words)
 
@@ -104,8 +123,10 @@ def _refuse_caret(text: str, shown: str) -> None:
             raise FormulaError(mark(message, shown, spot if spot >= 0 else None))
 
 
-def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: Any, vc_formula: Any) -> Words:
-    """Bring both grammars to one description."""
+def _words(
+    parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: Any, vc_formula: Any, stated: bool
+) -> Words:
+    """Bring both grammars to one description; a model needs random effects unless its residuals are `stated`."""
     style = [
         name
         for name, v in (("groups", groups), ("re_formula", re_formula), ("vc_formula", vc_formula))
@@ -116,7 +137,7 @@ def _words(parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: An
             f"the formula has random-effects bars ({parts.random[0].label!r}) and {', '.join(style)} is given too; "
             "use either bars alone or groups=, re_formula= and vc_formula="
         )
-    if not parts.random and groups is None:
+    if not parts.random and groups is None and not (stated and not style):
         what = f"{style[0]} is given but groups= is missing" if style else "the model has no random effects"
         raise ModelError(
             f"{what}: add a term such as (1 | group) to the formula, or groups='group'; "

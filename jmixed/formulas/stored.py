@@ -67,6 +67,8 @@ def data_apart(data: ModelData) -> dict[str, Any]:
     if data.frame is None or data.recipe is None:
         return parts
     sources = [name for term in data.terms if term.rebuild for name in term.rebuild.factor.sources]
+    if data.residual is not None and data.residual.factor is not None:
+        sources += [data.residual.position, *data.residual.factor.sources]
     return parts | {"frame": Partly(data.frame, {*data.recipe.columns(data.recipe.needs), *sources})}
 
 

@@ -6,29 +6,37 @@ spare. With V = W^-1 + sum psi_k G_k, relative to sigma^2, linear in psi, the el
     A = X~'V^-1X~       -dA/dpsi_i = X~'V^-1 G_i V^-1X~       d^2A/dpsi_i dpsi_j / 2 = sym X~'V^-1 G_i V^-1 G_j V^-1X~
     tr V^-1 G_i         tr V^-1 G_i V^-1 G_j                  (derivatives of log|V|)
 
-from the blocks of the groups alone, at the cost of one Newton step and for every layout of random effects.
+from the blocks of the groups alone, at the cost of one Newton step and for every layout of random effects. Parameters
+rho of the residuals' structure are directions like those of psi, along straight paths too: see `residual_directions`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map
 from jmixed.covariance.structure import split
+from jmixed.errors import ModelError
 from jmixed.fit import host
+from jmixed.fit.host import NO_RHO
 from jmixed.fit.information import inverse_information
+from jmixed.inference.residual_directions import residual_directions
 from jmixed.layout.design import Design
 from jmixed.likelihood import gaussian
-from jmixed.likelihood.derivatives import derivatives_of, jets
+from jmixed.likelihood.derivatives import MomentJets, derivatives_of, jets
 from jmixed.likelihood.eliminate import profile_fixed
+from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.preconditioning import preconditioners
+from jmixed.likelihood.whitened import WhitenedDeviance
 from jmixed.runtime.compilation import program
 from jmixed.runtime.precision import double_precision
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Derivatives at a fit, in preconditioned columns: m entries of psi, p fixed effects.
+    """Derivatives at a fit, in preconditioned columns: m entries of psi and then of rho, p fixed effects.
 
     Attributes
     ----------
@@ -46,7 +54,7 @@ class Curvature:
     scale_gradient : array (m,)
         Derivative of the profiled sigma^2 in psi.
     to_psi : array (m, m)
-        Takes psi of preconditioned columns to psi of the original ones.
+        Takes psi of preconditioned columns to psi of the original ones; rho stays.
     roots, T : tuples of arrays (q, q)
         A square root of each term's relative covariance in preconditioned columns, and the preconditioner.
     nu : int
@@ -84,23 +92,26 @@ class Curvature:
         return np.block([[own, across[:, None]], [across[None], np.full((1, 1), corner)]])
 
 
-def curvature(design: Design, theta, sigma: float, reml: bool, free=None) -> Curvature:
+def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=NO_RHO) -> Curvature:
     """Exact derivatives at the estimate theta (m,), in the original columns, of a design without held coefficients.
 
     At a singular fit the rank of each term's covariance is held: directions that lead away from zero have no slope in
     the relative covariance factor, so they carry no uncertainty. Where entries of psi were held, `free` (m,) says which
     were estimated.
     """
-    structures = design.layout.terms
-    held = host.design_moments(design)
-    factors = factors_of_theta(structures, np.asarray(theta))
-    roots = tuple(np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True))
-    with double_precision():
-        at, inverse, logdet, A = jax.device_get(_program(held, roots, bool(reml)))
-    to_psi = psi_map(structures, held.T)
+    structures, k = design.layout.terms, len(rho)
+    if k:
+        held, roots, (at, inverse, logdet, A) = _of_whitened(design, theta, reml, rho)
+    else:
+        held = host.design_moments(design)
+        roots = _roots(structures, theta, held.T)
+        with double_precision():
+            at, inverse, logdet, A = jax.device_get(_program(held, roots, bool(reml)))
+    to_psi = diagonal_blocks(psi_map(structures, held.T), np.eye(k))
     m, n, p = len(at.gradient), design.nobs, design.X.shape[1]
     if free is None:
-        directions, bend = tangents(structures, roots, at.gradient)
+        directions, bend = tangents(structures, roots, at.gradient[: m - k])
+        directions, bend = diagonal_blocks(directions, np.eye(k)), diagonal_blocks(bend, np.zeros((k, k)))
         every = np.eye(m)
     else:
         directions = every = np.linalg.inv(to_psi)[:, np.asarray(free, bool)]
@@ -126,13 +137,76 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None) -> Cur
     )
 
 
+def _roots(structures, theta, T):
+    """Square roots of the terms' relative covariances in preconditioned columns."""
+    factors = factors_of_theta(structures, np.asarray(theta))
+    return tuple(np.linalg.solve(basis, factor) for basis, factor in zip(T, factors, strict=True))
+
+
 @program
 def _program(held, roots, reml):
     psi = gaussian.psi_of(gaussian.squares(roots), held.layout.terms, held.G.dtype)
     logdet, G = jets(psi, roots, held)
-    p = held.R.shape[0]
-    A = jax.tree.map(lambda table: table[..., :p, :p], G)
-    return derivatives_of(logdet, G, held, reml), profile_fixed(G.value).inverse, logdet, A
+    return derivatives_of(logdet, G, held, reml), *_of_fixed(logdet, G)
+
+
+def _of_fixed(logdet, G):
+    """A^-1, log|V|, and A."""
+    p = G.value.shape[0] - 1
+    return profile_fixed(G.value).inverse, logdet, jax.tree.map(lambda table: table[..., :p, :p], G)
+
+
+def _of_whitened(design, theta, reml, rho):
+    """The same for residuals with parameters rho: cross-products at rho, roots, and what `_program` gives."""
+    if design.layout.crossed:
+        raise ModelError(
+            "degrees of freedom are not there for crossed random effects with residual= or dispersion=; use "
+            "bootstrap(), or tests with ddf='none'",
+            page="structures.md",
+        )
+    rows = design.rows()
+    moved = residual_directions(rows, rho)
+    with double_precision():
+        columns, held = jax.device_get(_columns_program(rows, rho))
+        roots = _roots(design.layout.terms, theta, columns.T)
+        white = host.white_design(design, rho).rows()
+        found = jax.device_get(_whitened_program(rows, columns, roots, rho, bool(reml), white, moved))
+    return held, roots, found
+
+
+@program
+def _columns_program(rows, rho):
+    columns = preconditioners(rows)
+    return columns, WhitenedDeviance(rows, columns, True).moments(rho)
+
+
+@program
+def _whitened_program(rows, columns, roots, rho, reml, white, moved):
+    deviance = WhitenedDeviance(rows, columns, reml)
+    psi = gaussian.psi_of(gaussian.squares(roots), rows.layout.terms, rows.y.dtype)
+
+    def tables(steps):
+        X, *Z = (jnp.tensordot(steps, part, 1) for part in (moved.X, *moved.Z))
+        y = jnp.tensordot(steps, moved.y, 1)
+        along = replace(white, X=X, Z=tuple(Z), y=y, offset=jnp.zeros_like(y))
+        products = cross_products(along, columns, False)
+        return products.C, products.B, products.G
+
+    # Quadratic in the steps: second derivatives are sums of products of two directions.
+    bends = jax.jacfwd(jax.jacfwd(tables))(jnp.zeros_like(rho))
+    C, B, G = jax.tree.map(lambda bend: jnp.moveaxis(bend, (-2, -1), (0, 1)), bends)
+    curved = deviance.moment_jets(rho)
+    straight = MomentJets(
+        *(
+            tuple(jet._replace(second=bend) for jet, bend in zip(*pair, strict=True))
+            for pair in ((curved.C, C), (curved.B, B))
+        ),
+        curved.G._replace(second=G),
+        curved.logdet._replace(second=-moved.products),
+    )
+    held = deviance.moments(rho)
+    at = derivatives_of(*jets(psi, roots, held, earlier=curved), held, reml)
+    return at, *_of_fixed(*jets(psi, roots, held, earlier=straight))
 
 
 def tangents(structures, roots, gradient):

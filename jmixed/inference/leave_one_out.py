@@ -21,8 +21,10 @@ from jmixed.runtime.precision import double_precision
 
 CHUNK = 8
 """Refits that run side by side."""
-NUMBERS = 2**25
+ENTRIES = 2**25
 """Row entries that they may hold together."""
+NUMBERS = ("theta", "beta", "sigma", "vcov_beta", "rho")
+"""Estimates of a refit that are kept."""
 ONE_STEP = 2
 """Evaluations of one Newton step: the estimate of the whole data, and the point that the step leads to."""
 
@@ -31,7 +33,7 @@ ONE_STEP = 2
 class LeftOut:
     """Estimates without each of m clusters, NaN where the rest does not determine them, and how each refit ended.
 
-    theta (m, t), beta (m, p), sigma (m,), vcov_beta (m, p, p), outcome (m,).
+    theta (m, t), beta (m, p), sigma (m,), vcov_beta (m, p, p), outcome (m,), rho (m, r).
     """
 
     theta: np.ndarray
@@ -39,6 +41,7 @@ class LeftOut:
     sigma: np.ndarray
     vcov_beta: np.ndarray
     outcome: np.ndarray
+    rho: np.ndarray
 
 
 def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool = False) -> LeftOut:
@@ -53,14 +56,15 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     chosen = np.full(bucket(count), count - 1, np.int32)
     chosen[:count] = np.arange(count)
     width = rows.X.shape[1] + sum(Z.shape[1] for Z in rows.Z)
-    side_by_side = max(1, min(CHUNK, len(chosen), NUMBERS // (len(rows.y) * width)))
+    side_by_side = max(1, min(CHUNK, len(chosen), ENTRIES // (len(rows.y) * width)))
     limit = np.int32(ONE_STEP if one_step else MAX_ITERATIONS)
     with double_precision():
         given = rows, padded, chosen, fit.theta, limit, bool(reml)
         out = _program(*given, counted=fit.counted, side_by_side=side_by_side)
         numbers, outcome, sound = jax.tree.map(lambda part: part[:count], jax.device_get(out))
     p = rows.X.shape[1]
-    found = {"beta": np.zeros((count, p)), "vcov_beta": np.zeros((count, p, p)), **numbers}
+    none = {"beta": np.zeros((count, p)), "vcov_beta": np.zeros((count, p, p))}
+    found = none | {"theta": np.zeros((count, 0)), "rho": np.zeros((count, 0))} | numbers
     found = {name: np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for name, part in found.items()}
     return LeftOut(**found, outcome=outcome)
 
@@ -78,7 +82,7 @@ def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
         solved = solve(replace(rows, weights=weights), reml, search, counted=counted, columns=columns)
         result = solved.estimates
         # JAX maps no empty arrays: those of a model without fixed effects are left out.
-        numbers = {name: result[name] for name in ("theta", "beta", "sigma", "vcov_beta") if result[name].size}
+        numbers = {name: result[name] for name in NUMBERS if name in result and result[name].size}
         sound = jnp.all(told) & jnp.isfinite(result["objective"])
         return numbers, solved.outcome, sound
 

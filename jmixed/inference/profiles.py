@@ -21,7 +21,7 @@ from jmixed.likelihood.moments import Moments
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 
-SD, CORRELATION, SIGMA, COEFFICIENT = "sd", "cor", "sigma", "beta"
+SD, CORRELATION, SIGMA, COEFFICIENT, RESIDUAL = "sd", "cor", "sigma", "beta", "residual"
 TOLERANCE = 1e-8
 """Of zeta where it shall reach a level."""
 MEMORY = 2**28

@@ -1,6 +1,6 @@
 """New responses from a mixed model with given parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,19 +28,23 @@ def generator(key: Any) -> np.random.Generator:
 
 
 def draw_responses(
-    mean: np.ndarray, terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], sd: np.ndarray, n: int, rng
+    mean: np.ndarray,
+    terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    residuals: Callable[[np.ndarray], np.ndarray],
+    n: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Draw n responses (n, nobs) with new random effects and new residuals.
 
     Replicates are drawn one after the other, so that calls with the same generator that ask for a few at a time give
-    what one call gives. `mean` (nobs,) is the fixed part with the offset, `sd` (nobs,) the residual standard deviation;
-    a term is (codes (nobs,), Z (nobs, q), factor (q, q)): the level of each row, columns, and a square root of the
-    covariance of a level's effects.
+    what one call gives. `mean` (nobs,) is the fixed part with the offset, and `residuals` makes residuals of standard
+    normal numbers (n, nobs). A term is (codes (nobs,), Z (nobs, q), factor (q, q)): the level of each row, columns, and
+    a square root of the covariance of a level's effects.
     """
     shapes = [(int(codes.max()) + 1, len(factor)) for codes, _, factor in terms]
     ends = np.cumsum([levels * q for levels, q in shapes] + [len(mean)])
     draws = np.split(rng.standard_normal((n, ends[-1])), ends[:-1], axis=1)
-    y = mean + sd * draws[-1]
+    y = mean + residuals(draws[-1])
     for (codes, Z, factor), (levels, q), own in zip(terms, shapes, draws[:-1], strict=True):
         effects = own.reshape(n, levels, q) @ factor.T
         for k in range(q):

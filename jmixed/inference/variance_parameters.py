@@ -42,11 +42,11 @@ def standard_deviations(curvature: Curvature, structures, theta) -> VariancePara
         # Z T has columns of unit root mean square without correlations.
         own, slope = _of_term(structure, factor @ factor.T, sigma, np.linalg.norm(np.linalg.inv(T), axis=0))
         values += own
-        wide = np.zeros((len(own), len(theta) + 1))
+        wide = np.zeros((len(own), len(curvature.first) + 1))
         wide[:, start : start + structure.size], wide[:, -1] = slope[:, :-1], slope[:, -1]
         slopes.append(wide)
         start += structure.size
-    last = np.append(np.zeros(len(theta)), 1 / (2 * sigma))
+    last = np.append(np.zeros(len(curvature.first)), 1 / (2 * sigma))
     moves = curvature.to_psi @ curvature.directions
     return _delta(curvature, np.array([*values, sigma]), np.vstack([*slopes, last]), moves)
 
@@ -90,7 +90,8 @@ def theta_and_sigma(curvature: Curvature, structures, theta) -> VarianceParamete
         moves, _ = structure.tangents(root, np.zeros(structure.size))
         full = moves.shape[1] == structure.size
         blocks.append(structure.theta_slopes(factor, T) if full else np.full((structure.size,) * 2, np.nan))
-    slopes = diagonal_blocks(*blocks, np.array([[1 / (2 * curvature.sigma)]]))
+    more = np.zeros((0, len(curvature.first) - len(theta)))
+    slopes = diagonal_blocks(*blocks, more, np.array([[1 / (2 * curvature.sigma)]]))
     return _delta(curvature, np.append(theta, curvature.sigma), slopes, curvature.directions)
 
 

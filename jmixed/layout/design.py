@@ -14,6 +14,8 @@ from jax.core import Tracer
 from jmixed.errors import DataError
 from jmixed.layout.index import Array, Index, static
 from jmixed.layout.layout import Layout
+from jmixed.residual.series import Series
+from jmixed.residual.series import padded as padded_series
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.memory import bucket, padded
 
@@ -138,6 +140,8 @@ class Design:
         When the rows stand for those of data that are not held in memory (`jmixed.from_batches`).
     levels : tuple of sequences or None
         Names of each factor's levels, where they are known: trees do not take them along.
+    series : Series of arrays (nobs, ...), or None
+        The rows' places in the series of a residual structure.
 
     Examples
     --------
@@ -158,13 +162,14 @@ class Design:
     layout: Layout
     totals: Totals | None = None
     levels: tuple[Any, ...] | None = field(default=None, repr=False, compare=False)
+    series: Series | None = field(default=None, repr=False)
 
     def __getattr__(self, name):
         """What a design that comes out of a pytree has been made of: without padding, by name."""
         if name not in _FIELDS or "_rows" not in self.__dict__:
             raise AttributeError(f"a Design has no attribute {name!r}")
         rows = self.__dict__["_rows"]
-        if name in ("index", "layout", "totals"):
+        if name in ("index", "layout", "totals", "series"):
             return getattr(rows, name)
         known = self.__dict__["_names"].known_by(self.__dict__["_key"])
         if name in ("labels", "counts"):
@@ -239,7 +244,8 @@ class Design:
         """The arrays without names, what the compiled programs take, padded to `size` rows by some of weight zero."""
         Z = tuple(_extend(self.Z[label], size, -2) for label in self.labels)
         y, weights, offset = (_extend(array, size, -1) for array in (self.y, self.weights, self.offset))
-        return Rows(y, _extend(self.X, size, -2), Z, weights, offset, self.index, self.layout, self.totals)
+        series = None if self.series is None else padded_series(self.series, size)
+        return Rows(y, _extend(self.X, size, -2), Z, weights, offset, self.index, self.layout, self.totals, series)
 
 
 _FIELDS = frozenset(one.name for one in fields(Design)) - {"levels"}
@@ -329,6 +335,7 @@ class Rows:
     Z : tuple of arrays (rows, q), one per term
     index, layout, totals
         As of a `Design`.
+    series : Series of arrays (rows, ...), or None
     """
 
     y: Array
@@ -339,6 +346,7 @@ class Rows:
     index: Index
     layout: Layout = static()
     totals: Totals | None = None
+    series: Series | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -13,6 +13,10 @@ from jmixed.covariance.registry import structure_of
 from jmixed.layout.design import Design, Totals
 from jmixed.layout.index import Coupling, Grouping, Index, Links
 from jmixed.layout.layout import DENSE, SPARSE, Layout, require_memory
+from jmixed.residual.independent import Independent
+from jmixed.residual.registry import residual_structure
+from jmixed.residual.series import Series, series_of
+from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT
 
@@ -51,6 +55,27 @@ class TermRows(Protocol):
     def intercept(self) -> int | None: ...
 
 
+class ResidualRows(Protocol):
+    """What is read of residuals with parameters; the fields are those of `ResidualTerm` on the side of tables."""
+
+    @property
+    def structure(self) -> str: ...
+    @property
+    def positions(self) -> int: ...
+    @property
+    def columns(self) -> np.ndarray: ...
+    @property
+    def units(self) -> np.ndarray: ...
+    @property
+    def codes(self) -> np.ndarray: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def places(self) -> np.ndarray: ...
+    @property
+    def unit(self) -> float: ...
+
+
 class ModelRows(Protocol):
     """What is read of a model; the fields are those of `ModelData` on the side of tables."""
 
@@ -68,6 +93,8 @@ class ModelRows(Protocol):
     def represents(self) -> np.ndarray | None: ...
     @property
     def log_weights(self) -> float: ...
+    @property
+    def residual(self) -> ResidualRows | None: ...
 
 
 def stack(data: ModelRows, density: float = DENSITY) -> Design:
@@ -92,6 +119,7 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
         levels=tuple(bucket(count) for count in counts),
         nested=tuple(tuple(w is not None for w in row) for row in within),
         crossed=DENSE if crossed else "",
+        residual=_residual(data.residual),
     )
     width, fixed = max(layout.stage_width(s) for s in range(len(layout.stages))) if core else 0, data.X.shape[1]
     # What the core takes is known before the couplings are: refuse it before they are listed.
@@ -114,7 +142,22 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
         layout=layout,
         totals=_totals(data),
         levels=tuple(data.terms[members[0]].levels for members in factors),
+        series=_series(data.residual),
     )
+
+
+def _residual(residual: ResidualRows | None) -> ResidualStructure:
+    if residual is None:
+        return Independent()
+    return residual_structure(residual.structure, residual.columns.shape[1], residual.positions)
+
+
+def _series(residual: ResidualRows | None) -> Series | None:
+    """The places of rows, with columns of the dispersion that have a unit of their own."""
+    if residual is None:
+        return None
+    columns = residual.columns / residual.units
+    return series_of(residual.codes, residual.places, residual.count, columns, residual.unit)
 
 
 def _totals(data: ModelRows) -> Totals | None:

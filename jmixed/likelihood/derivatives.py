@@ -50,11 +50,25 @@ def derivatives(psi, roots, moments: Moments, reml: bool, exact: jax.Array | boo
     return derivatives_of(*jets(psi, roots, moments, exact), moments, reml, exact)
 
 
-def jets(psi, roots, moments: Moments, exact: jax.Array | bool = True) -> tuple[Jet, Jet]:
-    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]; arguments as of `derivatives`."""
+class MomentJets(NamedTuple):
+    """Jets of cross-products in parameters that they depend on: of C and B by stage, of G and of -sum log w."""
+
+    C: tuple[Jet, ...]
+    B: tuple[Jet, ...]
+    G: Jet
+    logdet: Jet
+
+
+def jets(
+    psi, roots, moments: Moments, exact: jax.Array | bool = True, earlier: MomentJets | None = None
+) -> tuple[Jet, Jet]:
+    """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~]; arguments as of `derivatives`.
+
+    The directions in which the cross-products themselves are jets come after those of psi; none in crossed layouts.
+    """
     if moments.layout.crossed:
         return crossed_jets(psi, roots, moments, exact)
-    return _eliminate_all(psi, roots, moments)
+    return _eliminate_all(psi, roots, moments, earlier)
 
 
 def derivatives_of(logdet: Jet, G: Jet, moments: Moments, reml: bool, exact: jax.Array | bool = True) -> Derivatives:
@@ -76,16 +90,22 @@ def derivatives_of(logdet: Jet, G: Jet, moments: Moments, reml: bool, exact: jax
     )
 
 
-def _eliminate_all(psi, roots, moments):
+def _eliminate_all(psi, roots, moments, earlier):
     layout, m, dtype = moments.layout, len(psi), psi.dtype
     covariances = covariances_of(psi, layout.terms)
-    C = [constant(c) for c in moments.C]
-    B = [constant(b) for b in moments.B]
-    shape = moments.G.shape
+    shape, active, last = moments.G.shape, np.zeros(0, int), len(layout.stages) - 1
+    if earlier is not None:
+        active = m + np.arange(len(earlier.logdet.first))
+    m += len(active)
     change = Jet(jnp.zeros(shape, dtype), jnp.zeros((m, *shape), dtype), jnp.zeros((m, m, *shape), dtype))
     zero = jnp.zeros((), dtype)
     logdet = Jet(zero, jnp.zeros(m, dtype), jnp.zeros((m, m), dtype))
-    active, last = np.zeros(0, int), len(layout.stages) - 1
+    if earlier is None:
+        C, B = [constant(c) for c in moments.C], [constant(b) for b in moments.B]
+    else:
+        C, B = list(earlier.C), list(earlier.B)
+        logdet = add_to(logdet, earlier.logdet, active)._replace(value=zero)
+        change = add_to(change, earlier.G, active)._replace(value=change.value)
     for s in range(last + 1):
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
         own, M, N = directions(layout, s, psi)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jmixed.algebra.batched import triangular_inverse
 from jmixed.algebra.sums import diagonal
 from jmixed.covariance.structure import join, split
+from jmixed.layout.design import Rows
 from jmixed.likelihood.crossed import reduce_crossed
 from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
 from jmixed.likelihood.moments import Moments
@@ -117,14 +118,14 @@ def deviance_at_coefficients(u, covariances, roots, moments: Moments, reml: bool
     return deviance(logdet, rss, degrees(moments, reml)), rss
 
 
-def precondition(factors, moments: Moments):
+def precondition(factors, T):
     """T^-1 lambda: the terms' relative factors in preconditioned columns."""
-    return [triangular_inverse(T) @ factor for T, factor in zip(moments.T, factors, strict=True)]
+    return [triangular_inverse(basis) @ factor for basis, factor in zip(T, factors, strict=True)]
 
 
-def factors_of(theta, moments: Moments):
+def factors_of(theta, data: Moments | Rows):
     """``lambda`` of every term from theta (original columns)."""
-    structures = moments.layout.terms
+    structures = data.layout.terms
     return [s.factor(piece) for s, piece in zip(structures, split(structures, theta), strict=True)]
 
 
@@ -140,13 +141,13 @@ def squares(roots):
 
 def deviance_of_theta(theta, moments: Moments, reml: bool):
     """The profiled deviance as a function of theta on the original scale."""
-    roots = precondition(factors_of(theta, moments), moments)
+    roots = precondition(factors_of(theta, moments), moments.T)
     return deviance_at(squares(roots), roots, moments, reml)
 
 
 def log_density(beta, theta, sigma, moments: Moments):
     """Marginal Gaussian log density of y at all parameters."""
-    roots = precondition(factors_of(theta, moments), moments)
+    roots = precondition(factors_of(theta, moments), moments.T)
     reduced = reduce(squares(roots), roots, moments)
     contrast = jnp.append(-moments.R @ (beta - moments.beta0), jnp.ones((), moments.G.dtype))
     square = contrast @ reduced.G @ contrast

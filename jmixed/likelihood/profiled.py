@@ -49,6 +49,7 @@ class Entries(NamedTuple):
     free: jax.Array
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ProfiledDeviance(Criterion):
     """The profiled deviance of cross-products; where `entries` of theta are held, their chart does not move along."""
@@ -56,6 +57,11 @@ class ProfiledDeviance(Criterion):
     moments: Moments
     reml: Any
     entries: Entries | None = None
+
+    @property
+    def data(self) -> tuple[Moments, tuple]:
+        """What it is a deviance of, and the preconditioners of the terms' columns."""
+        return self.moments, self.moments.T
 
     @property
     def free(self):

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 from jmixed.covariance.scales import factors_of_theta
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
+from jmixed.fit.host import draw_residuals
 from jmixed.fit.many import fit_responses
 from jmixed.formulas.model_data import RandomTerm
 from jmixed.inference.simulation import draw_responses, generator
@@ -124,8 +126,7 @@ def _draw(fitted: Fitted, n: int, rng: np.random.Generator, kept: Collection[int
     drawn = zip(spec.terms, factors_of_theta([structure(term) for term in spec.terms], fit.theta), strict=True)
     terms = [(t.codes, t.Z, fit.sigma * factor) for k, (t, factor) in enumerate(drawn) if k not in kept]
     mean = rows.mean(spec, fit, rows.in_sample(spec, kept))
-    sd = fit.sigma * np.sqrt(fitted.model.design.layout.residual.variances((), spec.weights))
-    return draw_responses(mean, terms, sd, n, rng)
+    return draw_responses(mean, terms, partial(draw_residuals, fitted.model.design, fit), n, rng)
 
 
 def refit(fitted: Fitted, y: Any) -> Any:
@@ -147,9 +148,11 @@ def bootstrap(fitted: Fitted, n: int, key: Any, random_effects: str | Collection
         for start in range(0, n, room):
             Y = _draw(fitted, min(room, n - start), rng, kept)
             pieces.append(fit_responses(design, Y, fitted.reml, progress=advance))
-    values = np.concatenate([values_at(spec, design, piece.theta, piece.beta, piece.sigma) for piece in pieces])
+    values = np.concatenate(
+        [values_at(spec, design, piece.theta, piece.beta, piece.sigma, piece.rho) for piece in pieces]
+    )
     names = [name for name, _ in named_parameters(spec)]
-    estimates = values_at(spec, design, fit.theta[None], fit.beta[None], np.array([fit.sigma]))[0]
+    estimates = values_at(spec, design, fit.theta[None], fit.beta[None], np.array([fit.sigma]), fit.rho[None])[0]
     outcome = np.concatenate([piece.outcome for piece in pieces])
     converged = np.concatenate([piece.converged for piece in pieces])
     if not converged.all():

@@ -9,12 +9,15 @@ import pandas as pd
 from jmixed.covariance.scales import factors_of_theta, settled
 from jmixed.errors import ModelError
 from jmixed.inference import tails
-from jmixed.inference.profiles import COEFFICIENT, CORRELATION, SD, SIGMA, Parameter
+from jmixed.inference.profiles import COEFFICIENT, CORRELATION, RESIDUAL, SD, SIGMA, Parameter
 from jmixed.layout.design import Design
 from jmixed.reports.effects import modes
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
 from jmixed.reports.printed import noted
+from jmixed.reports.residuals import parameter_errors
+from jmixed.reports.residuals import parameter_names as residual_names
+from jmixed.reports.residuals import parameter_values as residual_values
 from jmixed.runtime.precision import FLOAT
 
 
@@ -54,13 +57,17 @@ def all_components(spec, fit) -> list[Component]:
 
 
 def named_parameters(spec) -> list[tuple[str, Parameter]]:
-    """All parameters of a model with their names: coefficients, standard deviations and correlations, sigma."""
+    """All parameters of a model with their names.
+
+    Coefficients, standard deviations and correlations of random effects, sigma, parameters of the residuals.
+    """
     parameters = [(name, Parameter(COEFFICIENT, first=j)) for j, name in enumerate(spec.exog_names)]
     for t, term in enumerate(spec.terms):
         names = [part.name for part in components(term, np.eye(len(term.columns)))]
         for name, (_, second, i, j) in zip(names, structure(term).readable(term.columns), strict=True):
             parameters.append((name, Parameter(SD, t, j) if second is None else Parameter(CORRELATION, t, j, i)))
-    return [*parameters, ("sigma", Parameter(SIGMA))]
+    residuals = [(name, Parameter(RESIDUAL, first=j)) for j, name in enumerate(residual_names(spec))]
+    return [*parameters, ("sigma", Parameter(SIGMA)), *residuals]
 
 
 def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma: np.ndarray) -> np.ndarray:
@@ -80,13 +87,15 @@ def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], 
     return np.column_stack([*columns, sigma])
 
 
-def values_at(spec, design: Design, theta: np.ndarray, beta: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """The parameters (k, parameters) in the order of `named_parameters`, at theta (k, m), beta (k, p) and sigma (k,).
+def values_at(spec, design: Design, theta, beta, sigma, rho=None) -> np.ndarray:
+    """The parameters (k, parameters) in the order of `named_parameters`.
 
-    A standard deviation that counts as zero is zero.
+    At theta (k, m), beta (k, p), sigma (k,) and, of residuals that have them, rho. A standard deviation that counts as
+    zero is zero.
     """
     factors = factors_of_theta(design.layout.terms, settled(design, theta))
-    return parameter_values(spec, beta, [factor @ np.swapaxes(factor, 1, 2) for factor in factors], sigma)
+    values = parameter_values(spec, beta, [factor @ np.swapaxes(factor, 1, 2) for factor in factors], sigma)
+    return values if rho is None else np.hstack([values, residual_values(spec, rho)])
 
 
 def var_corr(spec, fit) -> pd.DataFrame:
@@ -110,7 +119,7 @@ def wald_intervals(spec, fit, level: float) -> pd.DataFrame:
     """Normal confidence limits of the coefficients, lower and upper; the other parameters are listed with NaN."""
     half = tails.half_width(level) * np.sqrt(np.diag(fit.vcov_beta))
     limits = np.column_stack([fit.beta - half, fit.beta + half])
-    others = [part.name for part in all_components(spec, fit)]
+    others = [*(part.name for part in all_components(spec, fit)), *residual_names(spec)]
     values = np.vstack([limits, np.full((len(others), 2), np.nan)])
     return noted(pd.DataFrame(values, index=[*spec.exog_names, *others], columns=["lower", "upper"]))
 
@@ -166,6 +175,12 @@ def tidy_ran_pars(spec, fit, level: float | None) -> pd.DataFrame:
         term = f"sd__{part.first or 'Observation'}" if part.second is None else f"cor__{part.first}.{part.second}"
         rows.append(("ran_pars", part.group, term, part.sdcor))
     table = pd.DataFrame(rows, columns=["effect", "group", "term", "estimate"])
+    if spec.residual is not None:
+        names, values = residual_names(spec), residual_values(spec, fit.rho[None])[0]
+        terms = [name.partition("|")[0].replace("_", "__", 1) for name in names]
+        more = {"effect": "ran_pars", "group": "Residual", "term": terms, "estimate": values}
+        more = pd.DataFrame(more | {"std.error": parameter_errors(spec, fit)})
+        table = pd.concat([table.assign(**{"std.error": np.nan}), more], ignore_index=True)
     return table if level is None else table.assign(**{"conf.low": np.nan, "conf.high": np.nan})
 
 

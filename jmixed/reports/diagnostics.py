@@ -133,7 +133,8 @@ def influence(fitted: Fitted, group: str | None, method: str) -> Influence:
     moved = fit.beta - beta
     error = np.sqrt(np.diagonal(refits.vcov_beta, axis1=1, axis2=2))
     cooks = np.einsum("gi,gi->g", moved, np.linalg.solve(fit.vcov_beta, moved.T).T) / (fitted.k_fe or np.nan)
-    values = values_at(spec, fitted.model.design, refits.theta, refits.beta, refits.sigma)[:, fitted.k_fe :]
+    values = values_at(spec, fitted.model.design, refits.theta, refits.beta, refits.sigma, refits.rho)
+    values = values[:, fitted.k_fe :]
     ran_pars = pd.DataFrame(values, index, [name for name, _ in named_parameters(spec)][fitted.k_fe :])
     return Influence(
         group,

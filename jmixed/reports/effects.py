@@ -180,8 +180,13 @@ def without_rows(spec):
             rebuild = replace(rebuild, factor=replace(rebuild.factor, codes=rebuild.factor.codes[none]))
         return replace(term, codes=term.codes[none], Z=term.Z[none], parents=None, inner=None, rebuild=rebuild)
 
+    residual = spec.residual
+    if residual is not None:
+        series = residual.factor and replace(residual.factor, codes=residual.factor.codes[none])
+        residual = replace(residual, columns=residual.columns[none], places=residual.places[none], factor=series)
     return replace(
         spec,
+        residual=residual,
         y=spec.y[none],
         X=spec.X[none],
         weights=spec.weights[none],

@@ -132,6 +132,7 @@ KINDS.add("missing", type(pd.NA), lambda _: None, lambda _: pd.NA)
 # The model.
 KINDS.add("model data", model_data.ModelData, stored.data_apart)
 KINDS.add("random term", model_data.RandomTerm)
+KINDS.add("residual term", model_data.ResidualTerm)
 KINDS.add("rebuild", model_data.Rebuild)
 KINDS.add("factor", factors.Factor)
 KINDS.add("level names", components.LevelNames)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, ModelError, Outcome, warn
-from jmixed.fit.host import Fit
+from jmixed.fit.host import Fit, white_design
 from jmixed.formulas.complete import CompleteTerms, complete_terms
 from jmixed.formulas.model_data import ModelData
 from jmixed.inference import kenward_roger
@@ -116,7 +116,7 @@ class Fitted:
     @property
     def n_params(self) -> int:
         """Number of parameters that were estimated, sigma among them."""
-        return int(np.count_nonzero(self.free_beta) + np.count_nonzero(self.free_psi) + 1)
+        return int(np.count_nonzero(self.free_beta) + np.count_nonzero(self.free_psi) + 1 + len(self.fit.rho))
 
     @property
     def llf(self) -> float:
@@ -215,11 +215,26 @@ class Fitted:
         return design if self.free_beta.all() else without_coefficients(design, self.fit.beta, self.free_beta)
 
     @cached_property
+    def white(self) -> ModelData:
+        """The model's rows, made white where residuals have parameters: independent, with variances sigma^2 / w."""
+        if not len(self.fit.rho):
+            return self.spec
+        design = self.white_design
+        terms = tuple(replace(term, Z=design.Z[term.label]) for term in self.spec.terms)
+        arrays = {"y": design.y, "X": design.X, "weights": design.weights, "offset": design.offset}
+        return replace(self.spec, **arrays, terms=terms, residual=None)
+
+    @cached_property
+    def white_design(self) -> Design:
+        """The design of these rows."""
+        return white_design(self.model.design, self.fit.rho)
+
+    @cached_property
     def curvature(self) -> Curvature:
         """Derivatives of the criterion and of the covariance of the free coefficients in the variance parameters."""
         self.need_data("degrees of freedom and standard errors of variance parameters", rows=False)
         free = None if self.free_psi.all() else self.free_psi
-        return curvature(self.free_design, self.fit.theta, self.fit.sigma, self.reml, free)
+        return curvature(self.free_design, self.fit.theta, self.fit.sigma, self.reml, free, self.fit.rho)
 
     # Tests of coefficients and terms.
 
@@ -256,7 +271,7 @@ class Fitted:
     def joint(self) -> JointCovariance:
         """The joint covariance of (beta^ - beta, b^ - b) at the estimated variances."""
         self.need_data("the joint covariance of fixed and random effects", rows=False)
-        return joint_covariance(self.model.design, [term.codes for term in self.spec.terms], self.fit)
+        return joint_covariance(self.white_design, [term.codes for term in self.spec.terms], self.fit)
 
     @cached_property
     def level_covariances(self) -> dict[str, np.ndarray]:
@@ -290,7 +305,7 @@ class Fitted:
     def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
         """Conditional covariances of `random_effects`, given the parameters."""
         self.need_data("random_effects_cov", rows=False)
-        return self.groups.covariances(self.model.design, self.fit)
+        return self.groups.covariances(self.white_design, self.fit)
 
     def without_rows(self) -> "Fitted":
         """The same without the rows; what was computed from them stays, if it is not as long as they are."""
@@ -302,7 +317,7 @@ class Fitted:
         small = copy.copy(self)
         small.spec, small.has_data = effects.without_rows(self.spec), False
         small.model = self.model.without_data(small.spec)
-        for name in ("fittedvalues", "groups"):
+        for name in ("fittedvalues", "groups", "white", "white_design"):
             with suppress(AttributeError):  # What has not been asked for is not there.
                 delattr(small, name)
         return small

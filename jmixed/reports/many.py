@@ -35,7 +35,8 @@ class ManyResults(Shown):
     sigma : Series (m,)
         Residual standard deviations.
     var_corr : DataFrame (m, components)
-        Standard deviations and correlations: ``sd_COLUMN|GROUP``, ``cor_B.A|GROUP`` and ``sigma``.
+        Standard deviations and correlations: ``sd_COLUMN|GROUP``, ``cor_B.A|GROUP`` and ``sigma``; then those of a
+        residual structure.
     converged, singular : Series of bool (m,)
     outcome : Series (m,)
         Names of `jmixed.Outcome`.
@@ -83,7 +84,7 @@ def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | 
     fixed, theta = list(spec.exog_names), settled(design, fits.theta)
     flags = singular_flags(design.layout.terms, theta, preconditioners(design))
     parameters = [name for name, _ in named_parameters(spec)][len(fixed) :]
-    values = values_at(spec, design, fits.theta, fits.beta, fits.sigma)[:, len(fixed) :]
+    values = values_at(spec, design, fits.theta, fits.beta, fits.sigma, fits.rho)[:, len(fixed) :]
 
     def series(array: Any, name: str) -> pd.Series:
         return pd.Series(array, index=names, name=name)

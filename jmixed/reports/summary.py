@@ -10,6 +10,7 @@ import pandas as pd
 
 from jmixed.errors import DataError, Outcome
 from jmixed.inference import tails
+from jmixed.reports import residuals
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed
 from jmixed.reports.tests import DDF, tests_of_coefficients
@@ -119,7 +120,12 @@ def summarise(
     rows = [*replaced("xname_fe", names.fixed, xname_fe), *replaced("xname_re", names.variance, xname_re)]
     error, df = tests_of_coefficients(fitted, ddf)
     scale = float(fit.sigma) ** 2
-    body = parameter_table(rows, fit.beta, error, fitted.psi * scale, fitted.variance_errors, alpha, df)
+    variances, variance_errors = fitted.psi * scale, fitted.variance_errors
+    if spec.residual is not None:
+        rows += residuals.parameter_names(spec)
+        variances = np.append(variances, residuals.parameter_values(spec, fit.rho[None])[0])
+        variance_errors = np.append(variance_errors, residuals.parameter_errors(spec, fit))
+    body = parameter_table(rows, fit.beta, error, variances, variance_errors, alpha, df)
     right = [
         ("Dependent Variable:", yname or spec.endog_name),
         ("Method:", fitted.method),
@@ -221,6 +227,10 @@ def header_table(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, str
 def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
     """What a reader of the table must know: how the tests are made, and anything that is unusual about the fit."""
     lines = [tests]
+    if spec.residual is not None:
+        stated = {"residual": spec.residual.text, "dispersion": spec.residual.dispersion}
+        shown = ", ".join(f"{word} {text}" for word, text in stated.items() if text is not None)
+        lines.append(f"Residuals: {shown}. logsd: change of the log standard deviation; cor: correlations.")
     singular = [term.label for term, flag in zip(spec.terms, fit.singular, strict=True) if flag]
     if singular:
         lines.append(

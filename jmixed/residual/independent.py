@@ -1,31 +1,42 @@
-"""Independent residuals: R = I, and rows are as white as they are. A row of weight w has the variance sigma^2 / w."""
+"""Independent residuals: R = I, and rows are white once each is divided by its own standard deviation.
+
+Without columns of the dispersion, a row of weight w has the variance sigma^2 / w. With them variances differ by group
+(columns of a category) or along a covariate: ``log d = delta log x`` is a power of x.
+"""
 
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import numpy as np
 
 from jmixed.residual.structure import ResidualStructure
 
 
 @dataclass(frozen=True)
 class Independent(ResidualStructure):
-    """Without parameters; see `ResidualStructure`."""
+    """Without correlations; see `ResidualStructure`."""
 
     @property
-    def size(self):
+    def correlations(self):
         return 0
 
-    def whiten(self, rho, rows):
-        return rows
+    def matrix(self, tau, first, second):
+        return (first[:, None] == second[None]).astype(first.dtype)
 
-    def log_determinant(self, rho, rows):
+    def whiten_series(self, tau, columns, there, series):
+        return columns
+
+    def log_determinant_of_series(self, tau, there, series):
         return 0
 
-    def variances(self, rho, weights):
-        xp = np if isinstance(weights, np.ndarray) else jnp
-        real = weights > 0
-        return xp.where(real, 1 / xp.where(real, weights, 1), 0)
+    def colour(self, tau, normal, series):
+        return normal
 
-    def draw(self, rho, weights, normal):
-        return self.variances(rho, weights) ** 0.5 * normal
+    @property
+    def starts(self):
+        return ((),)
+
+    def readable(self, tau, unit):
+        return jnp.zeros(0)
+
+    def names(self, places):
+        return []

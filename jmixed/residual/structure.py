@@ -1,40 +1,131 @@
 """The contract of a residual structure: how the residuals of a model vary and hang together.
 
-Residuals have the covariance ``sigma^2 W^-1/2 R(rho) W^-1/2``, W the weights and R a correlation-like matrix that is
-block diagonal over groups of rows, with parameters rho. Everything that the likelihood does with rows it does with
-whitened ones: with ``R = L L'``, ``W_L = W^1/2 L^-1 W^-1/2`` takes y, X and Z to rows whose residuals are independent
-with the variances sigma^2 / W, and
+Residuals have the covariance ``sigma^2 D^1/2 R D^1/2``, with D diagonal and R a correlation matrix that is block
+diagonal over series of rows:
 
-    log|sigma^2 W^-1/2 R W^-1/2| = n log sigma^2 - sum log w + log|R|
+    D = diag(d_i^2 / w_i),     log d_i = v_i'delta,     R = R(tau) from the rows' places in their series
 
-so that a structure owes its whitened rows, log|R|, the variances of single rows and a way to draw. A structure is one
-file with these, a frozen dataclass without arrays: what it needs of the rows stands in them.
+with weights w, columns v of the dispersion, and parameters rho = (delta, tau) on the whole real line. Everything that
+the likelihood does with rows it does with whitened ones: with ``R = L L'`` the rows ``L^-1 D^-1/2 [y X Z]`` have
+independent residuals of variance sigma^2, and
+
+    log|D^1/2 R D^1/2| = sum log(d_i^2 / w_i) + log|R|
+
+A row is mixed with rows of its own series only, so that a series lies in one level of every grouping factor. A
+structure is one file with its correlations: a frozen dataclass without arrays, since what it needs of the rows stands
+in their `Series`. Its parameters tau are unconstrained; a correlation of one is approached as tau runs off.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 
+
+@dataclass(frozen=True)
 class ResidualStructure(ABC):
-    """How residuals vary, and hang together, apart from sigma and the weights."""
+    """How residuals vary, and hang together, apart from sigma and the weights.
+
+    Attributes
+    ----------
+    columns : int
+        Number of columns of the dispersion, entries of delta.
+    positions : int
+        Number of places that a series may have: of visits, where they are numbered; of rows in the longest series.
+    """
+
+    columns: int = 0
+    positions: int = 1
+
+    # ---- correlations: what a structure states ----
 
     @property
     @abstractmethod
+    def correlations(self) -> int:
+        """Number of parameters tau."""
+
+    @abstractmethod
+    def matrix(self, tau, first, second) -> Any:
+        """Correlations (a, b) between rows at the places `first` (a,) and `second` (b,) of one series."""
+
+    @abstractmethod
+    def whiten_series(self, tau, columns, there, series) -> Any:
+        """L^-1 times the columns (rows, c), which are zero for rows that are not `there` (rows,)."""
+
+    @abstractmethod
+    def log_determinant_of_series(self, tau, there, series) -> Any:
+        """log|R|, of the rows that are there."""
+
+    @abstractmethod
+    def colour(self, tau, normal, series) -> Any:
+        """L times independent standard normal numbers (rows, c)."""
+
+    @property
+    @abstractmethod
+    def starts(self) -> tuple[tuple[float, ...], ...]:
+        """Values of tau to search from; the first of them stands for no correlation, or little."""
+
+    @abstractmethod
+    def readable(self, tau, unit) -> Any:
+        """What people call the parameters, in numbers (correlations,): correlations, by `unit` of the places."""
+
+    @abstractmethod
+    def names(self, places: Sequence[str]) -> list[str]:
+        """Names of the numbers of `readable`, by the names of the places."""
+
+    # ---- the same for all ----
+
+    @property
     def size(self) -> int:
         """Number of parameters rho."""
+        return self.columns + self.correlations
 
-    @abstractmethod
+    def scale(self, rho, rows) -> Any:
+        """Inverse standard deviations D^-1/2 (rows,) relative to sigma, 0 for rows of weight zero."""
+        there = rows.weights > 0
+        root = jnp.where(there, jnp.sqrt(jnp.where(there, rows.weights, 1)), 0)
+        return root * jnp.exp(-self._log_deviations(rho, rows)) if self.columns else root
+
+    def _log_deviations(self, rho, rows):
+        return rows.series.dispersion @ rho[: self.columns]
+
     def whiten(self, rho, rows) -> Any:
         """Rows (a `layout.design.Rows`) whose residuals are independent, with the variances sigma^2 / weights."""
+        if not self.size:
+            return rows
+        if not self.correlations:
+            weights = rows.weights * jnp.exp(-2 * self._log_deviations(rho, rows))
+            return replace(rows, weights=weights)
+        scale, there = self.scale(rho, rows), rows.weights > 0
+        tables = [rows.X, *rows.Z, rows.y[:, None], rows.offset[:, None]]
+        stacked = jnp.concatenate(tables, axis=1) * scale[:, None]
+        white = self.whiten_series(rho[self.columns :], stacked, there, rows.series)
+        cuts = []
+        for table in tables:
+            cuts.append(white[:, : table.shape[1]])
+            white = white[:, table.shape[1] :]
+        X, *Z, y, offset = cuts
+        weights = there.astype(rows.y.dtype)
+        return replace(rows, X=X, Z=tuple(Z), y=y[:, 0], offset=offset[:, 0], weights=weights)
 
-    @abstractmethod
     def log_determinant(self, rho, rows) -> Any:
-        """log|R|."""
+        """log|D^1/2 R D^1/2|, less what the weights of the whitened rows say of it."""
+        if not self.correlations:
+            return 0
+        there = rows.weights > 0
+        scale = self.scale(rho, rows)
+        logs = jnp.sum(jnp.where(there, jnp.log(jnp.where(there, scale, 1)), 0))
+        return self.log_determinant_of_series(rho[self.columns :], there, rows.series) - 2 * logs
 
-    @abstractmethod
-    def variances(self, rho, weights) -> Any:
-        """Variances (n,) of the rows' residuals, relative to sigma^2; 0 for a row of weight zero."""
+    def variances(self, rho, rows) -> Any:
+        """Variances (rows,) of the residuals, relative to sigma^2; 0 for a row of weight zero."""
+        scale = self.scale(rho, rows)
+        return jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1) ** 2, 0)
 
-    @abstractmethod
-    def draw(self, rho, weights, normal) -> Any:
-        """Residuals (..., n) relative to sigma from independent standard normal numbers (..., n)."""
+    def draw(self, rho, rows, normal) -> Any:
+        """Residuals (k, rows) relative to sigma from independent standard normal numbers (k, rows)."""
+        if self.correlations:
+            normal = self.colour(rho[self.columns :], normal.T, rows.series).T
+        return jnp.sqrt(self.variances(rho, rows)) * normal

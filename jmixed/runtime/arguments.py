@@ -258,6 +258,7 @@ ARGUMENTS: dict[str, Kind] = {
     "r_matrix": hypothesis,
     "invcov": matrix,
     **dict.fromkeys(("theta0", "theta", "beta", "residual"), for_jax),
+    **dict.fromkeys(("mixedlm.residual", "from_formula.residual", "dispersion"), text),
     "sigma": Kind("a number", lambda value, _: _for_jax(value, _) and np.ndim(value) == 0),
     **dict.fromkeys(("result", "r_full", "r_reduced"), has("a result, as model.fit() gives", "fe_params", "augment")),
     **dict.fromkeys(("bootstrap.replicates", "bootstrap_data.replicates"), drawn),

@@ -167,7 +167,7 @@ def test_effects_counted_from_estimates_change_no_result(name, slopes):
 
     def everything(rows, counted):
         held = moments(rows, counted=counted)
-        roots = precondition(factors_of(theta, held), held)
+        roots = precondition(factors_of(theta, held), held.T)
         psi = psi_of(squares(roots), held.layout.terms, held.G.dtype)
         at = derivatives(psi, roots, held, True)
         found = estimates(roots, held, True)

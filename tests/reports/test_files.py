@@ -336,9 +336,9 @@ FIELDS = {
     "factor": "cells codes levels name sources tables",
     "random term": "Z codes columns group inner intercept label levels parents rebuild structure vc",
     "model data": "X dropped endog_name exog_names explained formula frame group_name groups index kept log_weights "
-    "offset offset_source recipe redundant represents rows terms weights y",
+    "offset offset_source recipe redundant represents residual rows terms weights y",
     "fit": "b beta checked_beyond_zero counted covariances evaluations gradient hessian_eigenvalues iterations "
-    "objective outcome scale_variance sigma singular starts theta timings uncertainty vcov_beta",
+    "objective outcome rho scale_variance sigma singular starts theta timings uncertainty vcov_beta",
     "fitted": "fit has_data held known model nobs penalty reml told_of_positions",
     "model": "labelled nobs response spec timings use_sqrt words",
 }

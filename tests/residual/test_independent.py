@@ -13,48 +13,40 @@ from scipy import stats
 from jmixed.likelihood.gaussian import log_density
 from jmixed.likelihood.moments import moments
 from jmixed.residual.independent import Independent
-from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime.precision import double_precision
 
 
 def test_weights_are_inverse_variances_and_a_weight_of_zero_is_no_row():
-    weights = np.array([4.0, 1.0, 0.0])
-    structure = Independent()
-    np.testing.assert_array_equal(structure.variances((), weights), [0.25, 1, 0])
-    np.testing.assert_array_equal(structure.draw((), weights, np.ones((2, 3))), [[0.5, 1, 0]] * 2)
+    case = layouts.case("slope", seed=2)
+    with double_precision():
+        rows = case.design.rows(len(case.y))
+        rows = replace(rows, weights=np.append(np.array([4.0, 0.0]), rows.weights[2:]))
+        structure = Independent()
+        np.testing.assert_allclose(structure.variances((), rows)[:2], [0.25, 0])
+        np.testing.assert_allclose(structure.draw((), rows, np.ones((2, len(case.y))))[:, :2], [[0.5, 0]] * 2)
     assert structure.size == 0
+    assert structure.whiten((), rows) is rows
 
 
 @dataclass(frozen=True)
-class Pairs(ResidualStructure):
+class Pairs(Independent):
     """Residuals of pairs of rows have the correlation rho. Rows of a pair have the same levels of all factors."""
 
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[int, int], ...] = ()
 
     @property
-    def size(self):
+    def correlations(self):
         return 1
 
     def _root(self, rho, n):
         first, second = np.array(self.pairs).T
         return jnp.eye(n).at[second, first].set(rho[0]).at[second, second].set(jnp.sqrt(1 - rho[0] ** 2))
 
-    def whiten(self, rho, rows):
-        n = rows.y.shape[0]
-        scale = jnp.sqrt(jnp.where(rows.weights > 0, rows.weights, 1))
-        left = jnp.linalg.inv(self._root(rho, n)) * scale[None] / scale[:, None]
-        return replace(
-            rows, y=left @ rows.y, offset=left @ rows.offset, X=left @ rows.X, Z=tuple(left @ Z for Z in rows.Z)
-        )
+    def whiten_series(self, tau, columns, there, series):
+        return jnp.linalg.inv(self._root(tau, len(columns))) @ columns
 
-    def log_determinant(self, rho, rows):
-        return 2 * jnp.sum(jnp.log(jnp.diagonal(self._root(rho, rows.y.shape[0]))))
-
-    def variances(self, rho, weights):
-        return 1 / weights
-
-    def draw(self, rho, weights, normal):
-        return normal @ self._root(rho, len(weights)).T / jnp.sqrt(weights)
+    def log_determinant_of_series(self, tau, there, series):
+        return 2 * jnp.sum(jnp.log(jnp.diagonal(self._root(tau, len(there)))))
 
 
 def pairs_within(case):
@@ -66,7 +58,7 @@ def pairs_within(case):
         else:
             waiting[levels] = row
     assert len(pairs) > 3
-    return Pairs(tuple(pairs))
+    return Pairs(pairs=tuple(pairs))
 
 
 @pytest.mark.parametrize("name", ["slope", "nested"])

@@ -1,0 +1,299 @@
+"""Residual structures in words: ``ar1(visit | subject)`` and the columns of a dispersion, from text to arrays."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.errors import DataError, FormulaError, ModelError
+from jmixed.formulas.checks import independent_columns
+from jmixed.formulas.factors import Factor, cross, factor, plain_labels
+from jmixed.formulas.formula import bare_name, parse
+from jmixed.formulas.frame import column, holds_text, require_finite, unknown_column
+from jmixed.formulas.model_data import ORDER, RESIDUALS, ResidualTerm
+from jmixed.formulas.recipe import Matrix, Recipe, source
+from jmixed.runtime.precision import FLOAT
+
+VISITS = ("us", "toep")
+"""Correlations that belong to numbered visits."""
+BY_POSITION = ("us", "ar1h", "csh", "toeph")
+"""Words with a variance for each position."""
+PAGE = "structures.md"
+
+
+@dataclass(frozen=True)
+class ResidualPart:
+    """A residual structure in words."""
+
+    text: str  # as the caller gave it
+    word: str  # of `RESIDUALS`
+    position: str  # a column, or `ORDER`
+    factors: tuple[str, ...]  # the columns whose combinations are the series
+
+
+def parse_residual(text: Any) -> ResidualPart:
+    """Read ``word(position | group)``.
+
+    Examples
+    --------
+    >>> from jmixed.formulas.residuals import parse_residual
+    >>> parse_residual("ar1(visit | clinic/subject)").factors
+    ('clinic', 'subject')
+    """
+    form = "residual= is written word(position | group), as in residual='ar1(visit | subject)'"
+    words = ", ".join(RESIDUALS)
+    if not isinstance(text, str):
+        raise FormulaError(f"residual is {text!r}; {form}; the words are {words}", page=PAGE)
+    match = re.fullmatch(r"\s*(\w+)\s*\((.*)\|(.*)\)\s*", text, re.DOTALL)
+    if match is None:
+        raise FormulaError(f"residual={text!r} cannot be read: {form}; the words are {words}", page=PAGE)
+    word, position, group = (part.strip() for part in match.groups())
+    if word not in RESIDUALS:
+        raise FormulaError(f"residual={text!r}: the word {word!r} is unknown; the words are {words}", page=PAGE)
+    try:
+        factors = parse(f"y ~ (1 | {group})").random[-1].factors
+    except FormulaError as error:
+        raise FormulaError(f"residual={text!r}: the group {group!r} cannot be read; {form} ({error.args[0]})") from None
+    return ResidualPart(text.strip(), word, bare_name(position) or ORDER, factors)
+
+
+def columns_of(part: ResidualPart | None, frame: pd.DataFrame) -> list[str]:
+    """The columns of the data that a residual structure uses."""
+    if part is None:
+        return []
+    names = [name for name in (part.position, *part.factors) if name != ORDER and "(" not in name]
+    for name in names:
+        if name not in frame.columns:
+            raise DataError(unknown_column(name, frame.columns, f"residual={part.text!r}"))
+    return names
+
+
+def residual_term(
+    part: ResidualPart | None,
+    dispersion: str | None,
+    matrix: Matrix | None,
+    frame: pd.DataFrame,
+    recipe: Recipe,
+    positions: np.ndarray,
+    terms: Sequence[Any],
+) -> ResidualTerm | None:
+    """The residuals of complete rows; `positions` (n,) are those of the rows in the caller's data.
+
+    `matrix` has the columns of the dispersion, and `terms` are the random-effects terms.
+    """
+    if part is None and matrix is None:
+        return None
+    n = len(frame)
+    columns, names = _dispersion(matrix, dispersion, n, positions)
+    if part is None:
+        return ResidualTerm(
+            "independent", None, dispersion, columns, names, columns.std(axis=0), places=np.zeros(n, FLOAT)
+        )
+    series = _series(part, frame, recipe)
+    labels = None if part.position == ORDER else column(frame, part.position)
+    places, place_names, unit = _places(part, labels, series.codes)
+    _refuse_repeats(part, places, series, labels, positions)
+    by_position = 0
+    if part.word in BY_POSITION:
+        own, own_names = _by_position(part, labels, places)
+        columns, names, by_position = np.hstack([own, columns]), own_names + names, own.shape[1]
+    _refuse_collinear(columns, names, part.text, dispersion)
+    term = ResidualTerm(
+        word=part.word,
+        text=part.text,
+        dispersion=dispersion,
+        columns=columns,
+        names=names,
+        units=columns.std(axis=0),
+        factor=series,
+        position=part.position,
+        places=places,
+        unit=unit,
+        place_names=place_names,
+        positions=len(place_names) if RESIDUALS[part.word] in VISITS else int(np.bincount(series.codes).max()),
+        by_position=by_position,
+    )
+    _refuse_unseen_pairs(part, term)
+    _refuse_crossing(part, series, terms)
+    return term
+
+
+def _series(part: ResidualPart, frame: pd.DataFrame, recipe: Recipe) -> Factor:
+    single = [factor(name, source(name, frame, recipe)) for name in part.factors]
+    return reduce(lambda outer, inner: cross(f"{outer.name}:{inner.name}", outer, inner), single)
+
+
+def _dispersion(matrix, text, n, positions) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Columns of log standard deviations without the intercept, which is sigma."""
+    if matrix is None:
+        return np.zeros((n, 0), FLOAT), ()
+    require_finite(matrix.values, matrix.names, positions)
+    varies = np.ptp(matrix.values, axis=0) > 0
+    constant = [name for name, column_varies in zip(matrix.names, varies, strict=True) if not column_varies]
+    if [name for name in constant if name != "Intercept"] or not varies.any():
+        raise ModelError(
+            f"dispersion={text!r}: the column {(constant or ['Intercept'])[-1]!r} is the same in all rows, and that is "
+            "sigma; name a column that differs between rows, as in dispersion='~ sex'",
+            page=PAGE,
+        )
+    names = tuple(name for name, column_varies in zip(matrix.names, varies, strict=True) if column_varies)
+    columns = matrix.values[:, varies]
+    _refuse_collinear(columns, names, None, text)
+    return columns, names
+
+
+def _refuse_collinear(columns: np.ndarray, names: tuple[str, ...], text: str | None, dispersion: str | None) -> None:
+    centred = np.column_stack([np.ones(len(columns)), columns - columns.mean(axis=0)])
+    kept = independent_columns(centred)
+    if len(kept) == centred.shape[1]:
+        return
+    lost = names[int(np.setdiff1d(np.arange(centred.shape[1]), kept)[0]) - 1]
+    asked = " and ".join(
+        f"{word}={value!r}" for word, value in (("residual", text), ("dispersion", dispersion)) if value is not None
+    )
+    raise ModelError(
+        f"{asked}: the standard deviations cannot be told apart, since the column {lost!r} is a combination of those "
+        "before it and sigma; leave it out (of a category, leave out '0 +')",
+        page=PAGE,
+    )
+
+
+def _places(
+    part: ResidualPart, labels: pd.Series | None, codes: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...], float]:
+    """Where each row is in its series, the names of places that are counted, and the unit of a step."""
+    structure = RESIDUALS[part.word]
+    if structure == "car1":
+        return _times(part, labels, codes)
+    if labels is None:
+        order = np.argsort(codes, kind="stable")
+        sizes = np.bincount(codes)
+        place = np.empty(len(codes), FLOAT)
+        place[order] = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return place, tuple(str(k + 1) for k in range(sizes.max())), 1.0
+    counted = factor(part.position, labels)
+    names = tuple(str(label) for label in counted.levels)
+    if structure != "ar1" or isinstance(labels.dtype, pd.CategoricalDtype) or holds_text(labels):
+        return counted.codes.astype(FLOAT), names, 1.0
+    values = np.asarray(labels, FLOAT)
+    if not np.all(values == np.round(values)):
+        odd = values[values != np.round(values)][0]
+        raise DataError(
+            f"residual={part.text!r}: the position {part.position!r} is {odd:g} in some row, and ar1 needs whole "
+            f"positions; in continuous time write car1({part.position} | {':'.join(part.factors)})",
+            page=PAGE,
+        )
+    steps = np.diff(np.unique(values)).astype(np.int64)
+    unit = float(np.gcd.reduce(steps)) if len(steps) else 1.0
+    return (values - values.min()) / unit, names, unit
+
+
+def _times(
+    part: ResidualPart, labels: pd.Series | None, codes: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...], float]:
+    """Times, in units of a typical gap."""
+    if labels is None or holds_text(labels) or not pd.api.types.is_numeric_dtype(labels):
+        what = "the order of the rows" if labels is None else f"the column {part.position!r}, which holds no numbers"
+        raise DataError(
+            f"residual={part.text!r}: car1 needs times, and was given {what}; give a column of numbers, or write "
+            f"ar1({part.position} | {':'.join(part.factors)})",
+            page=PAGE,
+        )
+    values = np.asarray(labels, FLOAT)
+    order = np.lexsort((values, codes))
+    gaps = np.diff(values[order])[np.diff(codes[order]) == 0]
+    gaps = gaps[gaps > 0]
+    unit = float(np.median(gaps)) if len(gaps) else 1.0
+    return (values - values.min()) / unit, (), unit
+
+
+def _refuse_repeats(part, places, series: Factor, labels, positions) -> None:
+    """Refuse two rows of a series at one place."""
+    order = np.lexsort((places, series.codes))
+    same = (np.diff(series.codes[order]) == 0) & (np.diff(places[order]) == 0)
+    if not same.any():
+        if np.bincount(series.codes).max() < 2:
+            raise ModelError(
+                f"residual={part.text!r}: every {series.name} has one row, and nothing within it could be correlated; "
+                f"name the column that tells whose rows belong together",
+                page=PAGE,
+            )
+        return
+    k = int(np.flatnonzero(same)[0])
+    first, second = sorted(int(positions[order[j]]) for j in (k, k + 1))
+    label, at = plain_labels(series.levels)[series.codes[order[k]]], labels.iloc[order[k]] if labels is not None else ""
+    raise DataError(
+        f"residual={part.text!r}: {part.position} is {at} twice in {series.name} {label!r}, in rows {first} and "
+        f"{second}; a position occurs once in a group: merge such rows, or name the group that tells them apart",
+        page=PAGE,
+    )
+
+
+def _by_position(part, labels, places) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A column for each position but the first."""
+    counted = factor("position", pd.Series(places) if labels is None else labels)
+    width = len(counted.levels)
+    if width > max(len(places) // 2, 1):
+        raise ModelError(
+            f"residual={part.text!r}: {width} positions in {len(places)} rows: a variance for each cannot be told; use "
+            f"{RESIDUALS[part.word]}(...) of fewer positions",
+            page=PAGE,
+        )
+    columns = (counted.codes[:, None] == np.arange(1, width)[None]).astype(FLOAT)
+    return columns, tuple(f"{part.position}[{label}]" for label in counted.levels[1:])
+
+
+def _refuse_unseen_pairs(part: ResidualPart, term: ResidualTerm) -> None:
+    """Refuse correlations of visits that no series, or one alone, has both of."""
+    if term.structure not in VISITS:
+        return
+    T = term.positions
+    if T < 2:
+        raise ModelError(f"residual={part.text!r}: there is one position only, and nothing is correlated", page=PAGE)
+    there = np.zeros((term.count, T))
+    there[term.codes, term.places.astype(int)] = 1
+    together, names = there.T @ there, term.place_names
+    if term.structure == "us":
+        i, j = np.tril_indices(T, -1)
+        pairs = {f"both {names[b]} and {names[a]}": together[a, b] for a, b in zip(i, j, strict=True)}
+    else:
+        pairs = {f"positions that are {lag} apart": np.trace(together, lag) for lag in range(1, T)}
+    what, count = min(pairs.items(), key=lambda pair: pair[1])
+    if count < 2:
+        raise ModelError(
+            f"residual={part.text!r}: {int(count)} of {term.count} groups {'have' if count != 1 else 'has'} rows "
+            f"at {what}, too few for a correlation of their own; merge positions, or use "
+            f"{'toep(...) or ' if term.structure == 'us' else ''}ar1(...)",
+            page=PAGE,
+        )
+
+
+def _refuse_crossing(part: ResidualPart, series: Factor, terms: Sequence[Any]) -> None:
+    """Refuse series that cut across the levels of a random-effects term, and terms that say the same as the series."""
+    for term in terms:
+        first = np.zeros(len(series.levels), np.int64)
+        first[series.codes] = term.codes
+        across = np.flatnonzero(first[series.codes] != term.codes)
+        if len(across):
+            label = plain_labels(series.levels)[series.codes[across[0]]]
+            raise ModelError(
+                f"residual={part.text!r}: the rows of {series.name} {label!r} belong to several levels of "
+                f"{term.group!r}, a grouping factor of the random effects; correlated residuals need groups that lie "
+                f"inside each level of the random effects, such as {part.word}({part.position} | "
+                f"{term.group}:{series.name}) if that is meant",
+                page=PAGE,
+            )
+        equal = len(term.levels) == len(series.levels)
+        same = part.word in ("us",) or (
+            RESIDUALS[part.word] == "cs" and term.intercept is not None and term.Z.shape[1] == 1
+        )
+        if equal and same:
+            raise ModelError(
+                f"residual={part.text!r}: the random-effects term {term.label!r} says nothing that {part.word} within "
+                f"the same groups does not hold already; leave the term out",
+                page=PAGE,
+            )

@@ -1,0 +1,108 @@
+"""Residuals that are correlated the more the nearer they are in time: R_ij = phi^|t_i - t_j|.
+
+A row given those before it depends on the last one alone, so that whitened rows are innovations (Jones and
+Boadi-Boateng 1991, Biometrics 47): with c = phi^(t_i - t_{i-1}),
+
+    (u_i - c u_{i-1}) / sqrt(1 - c^2),        log|R| = sum log(1 - c^2)
+
+whatever rows are missing, in time that grows with the number of rows.
+
+* `Autoregressive`: whole steps, phi = tanh(tau) in (-1, 1);
+* `ContinuousAutoregressive`: any steps, phi = 1 / (1 + exp(-tau)) in (0, 1).
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jmixed.residual.series import back, in_order, place_before
+from jmixed.residual.structure import ResidualStructure
+
+
+@dataclass(frozen=True)
+class _Markov(ResidualStructure):
+    """Each row depends on the one before it: what both have in common."""
+
+    @abstractmethod
+    def powers(self, tau, steps):
+        """phi^steps and 1 - phi^(2 steps), without losing digits."""
+
+    @property
+    def correlations(self):
+        return 1
+
+    def _innovations(self, tau, there, series):
+        """In the order of the series: the place before each, phi^step, and the variance given that, 1 if first."""
+        previous, follows = place_before(in_order(there, series), series)
+        steps = jnp.where(follows, series.place - series.place[previous], 1)
+        power, variance = self.powers(tau[0], steps)
+        return previous, jnp.where(follows, power, 0), jnp.where(follows, variance, 1)
+
+    def whiten_series(self, tau, columns, there, series):
+        previous, power, variance = self._innovations(tau, there, series)
+        ordered = in_order(columns, series)
+        return back((ordered - power[:, None] * ordered[previous]) / jnp.sqrt(variance)[:, None], series)
+
+    def log_determinant_of_series(self, tau, there, series):
+        return jnp.sum(jnp.log(self._innovations(tau, there, series)[2]))
+
+    def colour(self, tau, normal, series):
+        there = jnp.ones(normal.shape[0], bool)
+        _, power, variance = self._innovations(tau, there, series)
+
+        def follow(earlier, later):
+            return later[0] * earlier[0], later[0] * earlier[1] + later[1]
+
+        steps = jnp.broadcast_to(power[:, None], normal.shape), jnp.sqrt(variance)[:, None] * in_order(normal, series)
+        return back(jax.lax.associative_scan(follow, steps)[1], series)
+
+
+@dataclass(frozen=True)
+class Autoregressive(_Markov):
+    """Whole steps, from -1 to 1; see above."""
+
+    def powers(self, tau, steps):
+        # Of whole exponents the power has all its derivatives, also at phi = 0 and of a negative phi.
+        power = jax.lax.pow(jnp.broadcast_to(jnp.tanh(tau), steps.shape), jnp.round(steps).astype(jnp.int32))
+        # 1 - tanh^2 = 1 / cosh^2 keeps its digits near one; so does what a step of several takes of it.
+        near = 1 / jnp.cosh(tau) ** 2
+        several = -jnp.expm1(steps * jnp.log1p(-jnp.minimum(near, 0.5)))
+        return power, jnp.where(steps == 1, near, jnp.where(near < 0.5, several, 1 - power**2))
+
+    def matrix(self, tau, first, second):
+        steps = jnp.abs(first[:, None] - second[None])
+        return jax.lax.pow(jnp.broadcast_to(jnp.tanh(tau[0]), steps.shape), jnp.round(steps).astype(jnp.int32))
+
+    @property
+    def starts(self):
+        return (0.2,), (1.0,), (-0.5,)
+
+    def readable(self, tau, unit):
+        return jnp.tanh(tau)
+
+    def names(self, places):
+        return ["phi"]
+
+
+@dataclass(frozen=True)
+class ContinuousAutoregressive(_Markov):
+    """Any steps, from 0 to 1; see above. phi belongs to one step of the places."""
+
+    def powers(self, tau, steps):
+        log_phi = -jnp.logaddexp(0.0, -tau)
+        return jnp.exp(steps * log_phi), -jnp.expm1(2 * steps * log_phi)
+
+    def matrix(self, tau, first, second):
+        return jnp.exp(jnp.abs(first[:, None] - second[None]) * -jnp.logaddexp(0.0, -tau[0]))
+
+    @property
+    def starts(self):
+        return (-1.0,), (1.5,)
+
+    def readable(self, tau, unit):
+        return jnp.exp(-jnp.logaddexp(0.0, -tau) / unit)
+
+    def names(self, places):
+        return ["phi"]

@@ -1,0 +1,113 @@
+"""The places of rows in their series: what a residual structure needs of the rows, as arrays."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmixed.runtime.precision import FLOAT
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Series:
+    """Rows by series, and the columns of the dispersion.
+
+    Rows are told in the order of the series, and in a series of their places; `order` leads there.
+
+    Attributes
+    ----------
+    dispersion : array (rows, k)
+        Columns of log standard deviations, each of unit size.
+    order, rank : int arrays (rows,), or None
+        The row at each place of that order, and where in it each row stands; None where rows stand so already.
+    begin : int array (rows,)
+        Where the series of each place begins.
+    place : array (rows,)
+        Where in its series a row is: a number on the scale of times, or of visits from 0 on. It ascends.
+    number : int array (rows,)
+        Number of the series.
+    count : array (series,)
+        Nothing but its length is used, the number of series.
+    unit : scalar
+        What one step of `place` is in the caller's unit.
+    """
+
+    dispersion: jax.Array | np.ndarray
+    order: jax.Array | np.ndarray | None
+    rank: jax.Array | np.ndarray | None
+    begin: jax.Array | np.ndarray
+    place: jax.Array | np.ndarray
+    number: jax.Array | np.ndarray
+    count: jax.Array | np.ndarray
+    unit: jax.Array | np.ndarray
+
+
+def in_order(rows, series: Series):
+    """Rows (rows, ...) in the order of the series."""
+    return rows if series.order is None else rows[series.order]
+
+
+def back(rows, series: Series):
+    """From the order of the series to that of the rows."""
+    return rows if series.rank is None else rows[series.rank]
+
+
+def place_before(there, series: Series):
+    """For each place the one before it in its series that is `there` (rows,), and whether there is one."""
+    places = jnp.arange(len(there), dtype=jnp.int32)
+    last = jax.lax.cummax(jnp.where(there, places, -1))
+    last = jnp.concatenate([jnp.full(1, -1, last.dtype), last[:-1]])
+    return jnp.maximum(last, 0), there & (last >= series.begin)
+
+
+def sums(rows, series: Series):
+    """Sums over each series (series, ...) of rows in the order of the series."""
+    return jax.ops.segment_sum(rows, series.number, len(series.count))
+
+
+def spread(totals, series: Series):
+    """What each series has (series, ...), for each of its rows in the order of the series."""
+    return totals.at[series.number].get(mode="fill", fill_value=0)
+
+
+def padded(series: Series, size: int | None) -> Series:
+    """The series with rows behind that belong to none: their number is beyond the last."""
+    n = len(series.place)
+    if size is None or size == n:
+        return series
+    more = np.arange(n, size, dtype=np.int32)
+
+    def extended(array, values):
+        return None if array is None else np.concatenate([array, values])
+
+    return replace(
+        series,
+        dispersion=extended(series.dispersion, np.zeros((size - n, series.dispersion.shape[1]), FLOAT)),
+        order=extended(series.order, more),
+        rank=extended(series.rank, more),
+        begin=extended(series.begin, more),
+        place=extended(series.place, np.zeros(size - n, FLOAT)),
+        number=extended(series.number, np.full(size - n, len(series.count), np.int32)),
+    )
+
+
+def series_of(number: np.ndarray, place: np.ndarray, count: int, dispersion: np.ndarray, unit: float = 1.0) -> Series:
+    """The series of rows with the given numbers (n,), from 0 on, and places (n,), of `count` series."""
+    order = np.lexsort((place, number)).astype(np.int32)
+    ordered = number[order].astype(np.int32)
+    begin = np.searchsorted(ordered, ordered).astype(np.int32)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    stands = np.array_equal(order, rank) and np.array_equal(order, np.arange(len(order)))
+    return Series(
+        dispersion=np.asarray(dispersion, FLOAT),
+        order=None if stands else order,
+        rank=None if stands else rank,
+        begin=begin,
+        place=np.asarray(place, FLOAT)[order],
+        number=ordered,
+        count=np.zeros(count, np.int8),
+        unit=np.asarray(unit, FLOAT),
+    )
