@@ -790,6 +790,19 @@ class MixedLMResults:
         """Response less ``fittedvalues``: Series (nobs,)."""
         return self.fitted.by_row(self.fitted.spec.y - self.fitted.fittedvalues)
 
+    def residuals(self, kind: Literal["response", "pearson", "normalized"] = "response") -> pd.Series:
+        """Residuals given the random effects, Series (nobs,).
+
+        Raises `DataError` for another kind.
+
+        Parameters
+        ----------
+        kind
+            "response": as `resid`, in the unit of the response. "pearson": over the standard deviation of each.
+            "normalized": those of rows that are made independent by the residuals' structure, over sigma, as in nlme.
+        """
+        return self.fitted.by_row(residuals.residuals(self.fitted, kind))
+
     @overload
     def predict(
         self,
@@ -814,6 +827,7 @@ class MixedLMResults:
         interval: None = None,
         level: float = 0.95,
         exog: Any = None,
+        condition: Literal["residual"] | None = None,
     ) -> pd.Series: ...
 
     @overload
@@ -827,6 +841,7 @@ class MixedLMResults:
         interval: Interval,
         level: float = 0.95,
         exog: Any = None,
+        condition: Literal["residual"] | None = None,
     ) -> pd.DataFrame: ...
 
     def predict(
@@ -839,6 +854,7 @@ class MixedLMResults:
         interval: Interval | None = None,
         level: float = 0.95,
         exog: Any = None,
+        condition: Literal["residual"] | None = None,
     ) -> Any:
         """Predict the response: the fixed part and the offset, and on demand the conditional modes.
 
@@ -865,6 +881,9 @@ class MixedLMResults:
             Coverage of the interval.
         exog : array (r, k_fe), optional
             The same as `data`, by statsmodels' name.
+        condition
+            "residual": of correlated residuals, the mean of a row's given those of its group that were fitted is added:
+            a forecast. With ``random_effects=True``, where there are any.
 
         Returns
         -------
@@ -880,7 +899,9 @@ class MixedLMResults:
         >>> result.predict(data.head(2), random_effects=True, interval="confidence").round(2).loc[0].tolist()
         [253.66, 12.25, 229.64, 277.68]
         """
-        return predict.predict(self.fitted, data, transform, random_effects, new_levels, interval, level, exog)
+        return predict.predict(
+            self.fitted, data, transform, random_effects, new_levels, interval, level, exog, condition
+        )
 
     def augment(self, data: Any = None) -> pd.DataFrame:
         """The data with fitted values, residuals and leverages beside them, in the columns of broom.mixed.

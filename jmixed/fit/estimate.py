@@ -12,18 +12,20 @@ from jax.core import Tracer
 from jax.lax import stop_gradient
 
 from jmixed.algebra.newton import Point, pseudo_inverse
-from jmixed.errors import DataError, Outcome, PrecisionWarning, warn
+from jmixed.errors import DataError, ModelError, Outcome, PrecisionWarning, warn
 from jmixed.fit.devices import axis_to_share, minimise_shared, shares
 from jmixed.fit.outcome import outcome_of
 from jmixed.fit.penalised import penalised_optimum
 from jmixed.fit.solve import Search, Solution, Solved, of_shape, solve, theta_of
 from jmixed.layout.design import Design, Effects, Rows, names_of
 from jmixed.layout.index import Array
+from jmixed.layout.layout import Layout
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.contract import Criterion
 from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.moments import moments as cross_products
+from jmixed.residual.independent import Independent
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
 from jmixed.runtime.precision import exact_products
@@ -64,6 +66,8 @@ class Estimate:
         -2 log-likelihood or REML criterion, with all constants.
     outcome : int array
         How the fit ended; `jmixed.Outcome(int(outcome))` names it.
+    rho : array (k,)
+        Parameters of the residuals' structure on the whole real line, empty for independent residuals of one variance.
 
     Examples
     --------
@@ -83,6 +87,7 @@ class Estimate:
     log_likelihood: Any
     objective: Any
     outcome: Any
+    rho: Any = ()
 
 
 Estimate.b = _ByLabel()
@@ -169,7 +174,9 @@ def _known_data(design) -> Moments | Rows:
 
 @checked
 @exact_products
-def log_likelihood(beta: Array, theta: Array, sigma: Array | float, design: Design | Moments) -> jax.Array:
+def log_likelihood(
+    beta: Array, theta: Array, sigma: Array | float, design: Design | Moments, rho: Array | None = None
+) -> jax.Array:
     """The marginal Gaussian log density of the response, a scalar (Bates et al. 2015, section 3.4).
 
     Parameters
@@ -180,6 +187,8 @@ def log_likelihood(beta: Array, theta: Array, sigma: Array | float, design: Desi
         Relative covariance factors; any signs.
     sigma : scalar
         Residual standard deviation.
+    rho : array (k,), optional
+        Parameters of the residuals' structure, where the model has residual= or dispersion=: as in ``Estimate.rho``.
 
     Raises
     ------
@@ -195,15 +204,35 @@ def log_likelihood(beta: Array, theta: Array, sigma: Array | float, design: Desi
     -897.059
     """
     data = _known_data(design)
-    return compiled(_log_likelihood, data, *parameters_of(data, beta, theta, sigma))
+    return compiled(_log_likelihood, data, *parameters_of(data, beta, theta, sigma), rho_of(data.layout, rho))
 
 
-def _log_likelihood(data, beta, theta, sigma):
+def _log_likelihood(data, beta, theta, sigma, rho):
     if isinstance(data, Moments):
         return gaussian.log_density(beta, theta, sigma, data)
     # Of residuals the density asks nothing of the columns of X: they may be collinear.
-    held = moments_at(data, beta)
-    return gaussian.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held)
+    white, logdet = white_at(data, rho)
+    held = moments_at(white, beta)
+    return gaussian.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held) - logdet / 2
+
+
+def rho_of(layout: Layout, rho) -> jax.Array:
+    """Parameters of the residuals' structure that a caller gave, or none where it has none."""
+    if rho is None and layout.residual.size:
+        raise DataError(
+            f"rho is missing: the residuals of this design have {layout.residual.size} parameters; give rho=, as in "
+            "jm.estimate(design).rho"
+        )
+    return of_shape("rho", () if rho is None else rho, (layout.residual.size,), "in the order of the estimate's rho")
+
+
+def white_at(rows: Rows, rho):
+    """Rows whose residuals are independent, and the log-determinant of what was taken from them."""
+    residual = rows.layout.residual
+    if not residual.size:
+        return rows, 0
+    white, logdet = residual.whiten(rho, rows), residual.log_determinant(rho, rows)
+    return replace(white, layout=replace(rows.layout, residual=Independent()), series=None), logdet
 
 
 def moments_at(rows: Rows, beta) -> Moments:
@@ -305,6 +334,8 @@ def estimate(
         minimise = jax.jit(lambda rows: _estimate_penalised(rows, theta0, reml, penalty))
         return named_estimate(minimise(design.padded_rows()), design)
     shared_over = axis_to_share(design, mesh, axis)
+    if shared_over is not None and design.layout.residual.size:
+        raise ModelError("mesh= is there for independent residuals of one variance only", page="structures.md")
     if mesh is None or shared_over is None:
         return named_estimate(compiled(_estimate, design.padded_rows(), theta0, reml), design)
     shared_out = shares(design, mesh.shape[shared_over])
@@ -393,7 +424,9 @@ def described(solved: Solved) -> Estimate:
 def _described(estimates):
     """What `estimates` finds as an `Estimate` that does not know yet how its optimiser ended."""
     numbers = {name: estimates[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")}
-    return Estimate(b=tuple(estimates["modes"]), outcome=None, log_likelihood=-estimates["objective"] / 2, **numbers)
+    more = {"b": tuple(estimates["modes"]), "log_likelihood": -estimates["objective"] / 2, "outcome": None}
+    rho = estimates["rho"] if "rho" in estimates else jnp.zeros(0, estimates["beta"].dtype)
+    return Estimate(**numbers, **more, rho=rho)
 
 
 def level_count(design, term):

@@ -8,10 +8,11 @@ import numpy as np
 from jax.core import Tracer
 
 from jmixed.errors import DataError, ModelError
-from jmixed.fit.estimate import compiled, known_design, moments_of_residuals, theta_of
+from jmixed.fit.estimate import compiled, known_design, moments_of_residuals, rho_of, theta_of, white_at
 from jmixed.layout.design import Design
 from jmixed.layout.index import Array, Grouping, Index
 from jmixed.likelihood import gaussian
+from jmixed.residual.series import taken
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import exact_products
@@ -63,6 +64,12 @@ def take_groups(design: Design, groups: Array) -> tuple[Array, Design]:
             "several factors are not independent of each other",
             page="jax.md#a-neural-network-with-random-effects",
         )
+    series = design.series
+    if series is not None and design.layout.residual.correlations:
+        raise ModelError(
+            "take_groups is there for independent residuals; of correlated ones use jm.marginal_loss of all groups",
+            page="structures.md",
+        )
     table = _rows_of_groups(design)
     picked = jnp.asarray(table)[jnp.asarray(groups)]
     k, length = picked.shape
@@ -94,6 +101,7 @@ def take_groups(design: Design, groups: Array) -> tuple[Array, Design]:
         counts=(k,),
         levels=None,
         layout=replace(layout, blocks=(size,), levels=(size,)),
+        series=series and taken(series, rows),
     )
     return rows, part
 
@@ -122,7 +130,12 @@ def _rows_of_groups(design):
 @checked
 @exact_products
 def marginal_loss(
-    residual: Array, theta: Array, design: Design, sigma: Array | float | None = None, groups: int | None = None
+    residual: Array,
+    theta: Array,
+    design: Design,
+    sigma: Array | float | None = None,
+    groups: int | None = None,
+    rho: Array | None = None,
 ) -> jax.Array:
     """Negative marginal log-likelihood of residuals from any mean function, a scalar that a training loop minimises.
 
@@ -144,6 +157,8 @@ def marginal_loss(
     groups : int, optional
         Number of groups of the whole data. The loss of a mini-batch is scaled to it: over batches drawn at random its
         gradient has the gradient of the whole loss as its mean.
+    rho : array (k,), optional
+        Parameters of the residuals' structure, where the model has residual= or dispersion=: as in ``Estimate.rho``.
 
     Examples
     --------
@@ -154,17 +169,19 @@ def marginal_loss(
     897.059
     """
     rows = known_design(design).replace(y=residual).padded_rows()
-    theta = theta_of(rows.layout, theta)
+    theta, rho = theta_of(rows.layout, theta), rho_of(rows.layout, rho)
     if sigma is None:
-        return compiled(_profiled_loss, rows, theta)
-    loss = compiled(_loss, rows, theta, jnp.asarray(sigma))
+        return compiled(_profiled_loss, rows, theta, rho)
+    loss = compiled(_loss, rows, theta, jnp.asarray(sigma), rho)
     return loss if groups is None else loss * (groups / design.counts[0])
 
 
-def _profiled_loss(rows, theta):
-    return gaussian.deviance_of_theta(theta, moments_of_residuals(rows, rows.y), False) / 2
+def _profiled_loss(rows, theta, rho):
+    white, logdet = white_at(rows, rho)
+    return (gaussian.deviance_of_theta(theta, moments_of_residuals(white, white.y), False) + logdet) / 2
 
 
-def _loss(rows, theta, sigma):
-    held = moments_of_residuals(rows, rows.y)
-    return -gaussian.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held)
+def _loss(rows, theta, sigma, rho):
+    white, logdet = white_at(rows, rho)
+    held = moments_of_residuals(white, white.y)
+    return logdet / 2 - gaussian.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held)

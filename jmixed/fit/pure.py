@@ -18,7 +18,9 @@ from jmixed.fit.estimate import (
     modes_of_residuals,
     moments_at,
     parameters_of,
+    rho_of,
     say_once_if_narrowed,
+    white_at,
 )
 from jmixed.layout.design import Design, Effects, names_of
 from jmixed.layout.index import Array
@@ -84,6 +86,12 @@ def log_likelihood_by_group(beta: Array, theta: Array, sigma: Array | float, des
             "jm.log_likelihood gives the density of all rows",
             page=PAGE,
         )
+    if rows.layout.residual.size:
+        raise ModelError(
+            "log_likelihood_by_group is there for independent residuals of one variance only; jm.log_likelihood gives "
+            "the density of all rows",
+            page=PAGE,
+        )
     each = compiled(_by_group, rows, *parameters_of(rows, beta, theta, sigma))
     return each[: design.counts[layout.stages[-1][0][0]]]
 
@@ -125,7 +133,9 @@ def _sums_of_rows(arrays, _):
 
 @checked
 @exact_products
-def conditional_modes(beta: Array, theta: Array, sigma: Array | float, design: Design) -> dict[str, jax.Array]:
+def conditional_modes(
+    beta: Array, theta: Array, sigma: Array | float, design: Design, rho: Array | None = None
+) -> dict[str, jax.Array]:
     """The random effects' conditional modes, their best linear predictions, at given parameters.
 
     They are arrays (levels, q) by the term's label. Raises DataError for another number of parameters than the design
@@ -139,6 +149,8 @@ def conditional_modes(beta: Array, theta: Array, sigma: Array | float, design: D
         Relative covariance factors; any signs.
     sigma : scalar
         Residual standard deviation. As theta is relative to it, the modes are the same for each.
+    rho : array (k,), optional
+        Parameters of the residuals' structure, where the model has residual= or dispersion=: as in ``Estimate.rho``.
 
     Examples
     --------
@@ -153,11 +165,11 @@ def conditional_modes(beta: Array, theta: Array, sigma: Array | float, design: D
     rows = design.padded_rows()
     beta, theta, _ = parameters_of(rows, beta, theta, sigma)
     names, key = names_of(design)
-    return Effects(compiled(_modes, rows, beta, theta), key, names, rows.layout).by_label()
+    return Effects(compiled(_modes, rows, beta, theta, rho_of(rows.layout, rho)), key, names, rows.layout).by_label()
 
 
-def _modes(rows, beta, theta):
-    held = moments_at(rows, beta)
+def _modes(rows, beta, theta, rho):
+    held = moments_at(white_at(rows, rho)[0], beta)
     roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
     return tuple(by_level(modes_of_residuals(roots, held), held))
 
@@ -344,7 +356,12 @@ def simulate(estimate: Estimate, design: Design, key: Any, n: int) -> jax.Array:
             f"{np.shape(estimate.theta)[-1]} entries of theta, and the design {p} and {m}"
         )
     key = _known_key(key)
-    parameters = estimate.beta, estimate.theta, estimate.sigma
+    parameters = estimate.beta, estimate.theta, estimate.sigma, estimate.rho
+    if np.shape(estimate.rho)[-1:] != (rows.layout.residual.size,):
+        raise DataError(
+            f"simulate: the estimate has rho of shape {np.shape(estimate.rho)}, and the residuals of the design "
+            f"{rows.layout.residual.size} parameters: give the design that the estimate is of"
+        )
     if np.ndim(estimate.beta) == 2:
         keys = jax.random.split(key, np.shape(estimate.beta)[0])
         drawn = jax.vmap(partial(compiled, _draw, rows, n=int(n)))(*parameters, keys)
@@ -364,12 +381,12 @@ def _known_key(key):
     raise DataError(f"key is {key!r}; give a seed, a whole number of zero or more, or one key of jax.random.key")
 
 
-def _draw(rows, beta, theta, sigma, key, n):
+def _draw(rows, beta, theta, sigma, rho, key, n):
     layout, dtype = rows.layout, jnp.asarray(beta).dtype
     fixed = rows.offset + rows.X @ beta
     first, *others = jax.random.split(key, 1 + len(layout.terms))
     normal = jax.random.normal(first, (n, rows.y.shape[0]), dtype)
-    y = fixed[None] + sigma * layout.residual.draw((), rows, normal)
+    y = fixed[None] + sigma * layout.residual.draw(rho, rows, normal)
     factors = [s.factor(t) for s, t in zip(layout.terms, split(layout.terms, theta), strict=True)]
     for f, members in enumerate(layout.factors):
         level = _levels_of_rows(rows, f)

@@ -92,6 +92,8 @@ class ResidualTerm:
     position: str = ORDER  # the column of the positions
     places: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n,) where in its series each row is, in steps
     unit: float = 1.0  # what a step is in the caller's unit
+    origin: float = 0.0  # where steps are counted from
+    counted: Factor | None = None  # how labels become places that are counted
     place_names: tuple[str, ...] = ()  # of places that are counted: of visits
     positions: int = 1  # how many places a series may have: visits, or rows of the longest
     by_position: int = 0  # how many of the columns, the first ones, stand for positions
@@ -100,6 +102,12 @@ class ResidualTerm:
     def structure(self) -> str:
         """The word of its correlations."""
         return RESIDUALS.get(self.word, self.word)
+
+    @property
+    def stepped(self) -> bool:
+        """Whether places are differences of the caller's numbers, not numbers of labels."""
+        labels = None if self.counted is None else self.counted.levels
+        return labels is None or (self.structure == "ar1" and pd.api.types.is_numeric_dtype(labels))
 
     @property
     def codes(self) -> np.ndarray:

@@ -95,11 +95,11 @@ def residual_term(
         )
     series = _series(part, frame, recipe)
     labels = None if part.position == ORDER else column(frame, part.position)
-    places, place_names, unit = _places(part, labels, series.codes)
-    _refuse_repeats(part, places, series, labels, positions)
+    places = _places(part, labels, series.codes)
+    _refuse_repeats(part, places.steps, series, labels, positions)
     by_position = 0
     if part.word in BY_POSITION:
-        own, own_names = _by_position(part, labels, places)
+        own, own_names = _by_position(part, places)
         columns, names, by_position = np.hstack([own, columns]), own_names + names, own.shape[1]
     _refuse_collinear(columns, names, part.text, dispersion)
     term = ResidualTerm(
@@ -111,10 +111,12 @@ def residual_term(
         units=columns.std(axis=0),
         factor=series,
         position=part.position,
-        places=places,
-        unit=unit,
-        place_names=place_names,
-        positions=len(place_names) if RESIDUALS[part.word] in VISITS else int(np.bincount(series.codes).max()),
+        places=places.steps,
+        unit=places.unit,
+        origin=places.origin,
+        counted=places.counted,
+        place_names=places.names,
+        positions=len(places.names) if RESIDUALS[part.word] in VISITS else int(np.bincount(series.codes).max()),
         by_position=by_position,
     )
     _refuse_unseen_pairs(part, term)
@@ -162,23 +164,35 @@ def _refuse_collinear(columns: np.ndarray, names: tuple[str, ...], text: str | N
     )
 
 
-def _places(
-    part: ResidualPart, labels: pd.Series | None, codes: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...], float]:
-    """Where each row is in its series, the names of places that are counted, and the unit of a step."""
+@dataclass(frozen=True)
+class _Places:
+    """Where rows are in their series."""
+
+    steps: np.ndarray  # (n,)
+    unit: float = 1.0
+    origin: float = 0.0
+    counted: Factor | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return () if self.counted is None else tuple(str(label) for label in self.counted.levels)
+
+
+def _places(part: ResidualPart, labels: pd.Series | None, codes: np.ndarray) -> _Places:
+    """Where each row is in its series: times in a unit, whole steps, or the number of its label."""
     structure = RESIDUALS[part.word]
     if structure == "car1":
         return _times(part, labels, codes)
     if labels is None:
         order = np.argsort(codes, kind="stable")
         sizes = np.bincount(codes)
-        place = np.empty(len(codes), FLOAT)
-        place[order] = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return place, tuple(str(k + 1) for k in range(sizes.max())), 1.0
+        steps = np.empty(len(codes), FLOAT)
+        steps[order] = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        # Counted as people do, the first row is number one.
+        return _Places(steps, counted=factor(ORDER, steps.astype(np.int64) + 1))
     counted = factor(part.position, labels)
-    names = tuple(str(label) for label in counted.levels)
     if structure != "ar1" or isinstance(labels.dtype, pd.CategoricalDtype) or holds_text(labels):
-        return counted.codes.astype(FLOAT), names, 1.0
+        return _Places(counted.codes.astype(FLOAT), counted=counted)
     values = np.asarray(labels, FLOAT)
     if not np.all(values == np.round(values)):
         odd = values[values != np.round(values)][0]
@@ -189,12 +203,10 @@ def _places(
         )
     steps = np.diff(np.unique(values)).astype(np.int64)
     unit = float(np.gcd.reduce(steps)) if len(steps) else 1.0
-    return (values - values.min()) / unit, names, unit
+    return _Places((values - values.min()) / unit, unit, float(values.min()), counted)
 
 
-def _times(
-    part: ResidualPart, labels: pd.Series | None, codes: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...], float]:
+def _times(part: ResidualPart, labels: pd.Series | None, codes: np.ndarray) -> _Places:
     """Times, in units of a typical gap."""
     if labels is None or holds_text(labels) or not pd.api.types.is_numeric_dtype(labels):
         what = "the order of the rows" if labels is None else f"the column {part.position!r}, which holds no numbers"
@@ -208,7 +220,7 @@ def _times(
     gaps = np.diff(values[order])[np.diff(codes[order]) == 0]
     gaps = gaps[gaps > 0]
     unit = float(np.median(gaps)) if len(gaps) else 1.0
-    return (values - values.min()) / unit, (), unit
+    return _Places((values - values.min()) / unit, unit, float(values.min()))
 
 
 def _refuse_repeats(part, places, series: Factor, labels, positions) -> None:
@@ -233,18 +245,18 @@ def _refuse_repeats(part, places, series: Factor, labels, positions) -> None:
     )
 
 
-def _by_position(part, labels, places) -> tuple[np.ndarray, tuple[str, ...]]:
+def _by_position(part: ResidualPart, places: _Places) -> tuple[np.ndarray, tuple[str, ...]]:
     """A column for each position but the first."""
-    counted = factor("position", pd.Series(places) if labels is None else labels)
-    width = len(counted.levels)
-    if width > max(len(places) // 2, 1):
+    codes, width = places.counted.codes, len(places.names)
+    if width > max(len(codes) // 2, 1):
         raise ModelError(
-            f"residual={part.text!r}: {width} positions in {len(places)} rows: a variance for each cannot be told; use "
+            f"residual={part.text!r}: {width} positions in {len(codes)} rows: a variance for each cannot be told; use "
             f"{RESIDUALS[part.word]}(...) of fewer positions",
             page=PAGE,
         )
-    columns = (counted.codes[:, None] == np.arange(1, width)[None]).astype(FLOAT)
-    return columns, tuple(f"{part.position}[{label}]" for label in counted.levels[1:])
+    columns = (codes[:, None] == np.arange(1, width)[None]).astype(FLOAT)
+    position = "row" if part.position == ORDER else part.position
+    return columns, tuple(f"{position}[{name}]" for name in places.names[1:])
 
 
 def _refuse_unseen_pairs(part: ResidualPart, term: ResidualTerm) -> None:

@@ -74,9 +74,12 @@ class JointCovariance:
         others = self.rest @ (B[split:] - self.coupling.T @ own)
         return np.vstack([own - self.first @ (self.coupling @ others), others])
 
-    def rows(self, codes, columns) -> Any:
-        """Rows of Z T, sparse (k, N), from the levels (k,) and columns (k, q) of each term; level -1 leaves it out."""
-        return _rows(self.places, codes, [Z @ T for Z, T in zip(columns, self.bases, strict=True)], self.size)
+    def rows(self, codes, columns, count: int) -> Any:
+        """Rows of Z T, sparse (k, N), of so many rows, from the levels (k,) and columns (k, q) of each term.
+
+        Level -1 leaves a term out.
+        """
+        return _rows(self.places, codes, [Z @ T for Z, T in zip(columns, self.bases, strict=True)], self.size, count)
 
     def original(self, B) -> list[np.ndarray]:
         """Coefficients b from b~, B (N, r): one array (levels, q, r) per term."""
@@ -132,6 +135,8 @@ class JointCovariance:
         """The whole matrix (p + N, p + N): beta first, then the coefficients term by term, level by level."""
         p = len(self.M)
         K = np.concatenate([np.zeros((0, p)), *(np.vstack([*part]) for part in self.original(self.K))])
+        if not self.size:
+            return self.sigma**2 * self.M
         half = np.concatenate([part.reshape(-1, self.size) for part in self.original(self.times(np.eye(self.size)))])
         P = np.concatenate([part.reshape(-1, len(half)) for part in self.original(half.T)])
         cross = -self.M @ K.T
@@ -180,14 +185,15 @@ def _orthogonal(design, places, codes, fit, size) -> tuple[tuple, tuple, Any]:
     columns = [np.asarray(design.Z[label]) for label in design.labels]
     bases, factors = preconditioners(design), factors_of_theta(design.layout.terms, np.asarray(fit.theta))
     roots = [np.linalg.solve(T, factor) for T, factor in zip(bases, factors, strict=True)]
-    Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size)
+    Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size, len(design.y))
     return bases, tuple(root @ root.T for root in roots), Z
 
 
-def _rows(places, codes, columns, size):
+def _rows(places, codes, columns, size, count):
     from scipy import sparse
 
-    count = len(codes[0]) if len(codes) else 0
+    if not len(codes):
+        return sparse.csr_array((count, size), dtype=FLOAT)
     index = [place[np.maximum(code, 0)] for place, code in zip(places, codes, strict=True)]
     values = [np.where((code >= 0)[:, None], Z, 0.0) for code, Z in zip(codes, columns, strict=True)]
     index, values = np.concatenate(index, axis=1), np.concatenate(values, axis=1)
@@ -199,6 +205,8 @@ def _block_diagonal(places, matrices, size):
     """A matrix (q, q) of each term at the places of each of its levels."""
     from scipy import sparse
 
+    if not len(places):
+        return sparse.csr_array((size, size), dtype=FLOAT)
     rows, columns, values = [], [], []
     for place, matrix in zip(places, matrices, strict=True):
         q = place.shape[1]

@@ -35,7 +35,7 @@ def row_diagnostics(data: ModelRows, joint: JointCovariance, residuals) -> RowDi
     Med. 24, 893-909): the hat matrix of the least-squares problem augmented by the random effects' penalty. What rests
     on a residual is NaN where a leverage of one leaves none, and so is Cook's distance without fixed effects.
     """
-    Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms])
+    Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms], len(data.y))
     hat = data.weights * joint.variances(data.X, Z) / joint.sigma**2
     left = np.where(1 - hat > 1e-10, 1 - hat, np.nan)
     standardised = residuals * np.sqrt(data.weights / left) / joint.sigma

@@ -67,23 +67,23 @@ class IntraclassCorrelation(Facts):
         }
 
 
-def variance_explained(data: ModelRows, fit: Fit) -> VarianceExplained:
+def variance_explained(data: ModelRows, fit: Fit, residual: float) -> VarianceExplained:
     """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
 
     The variance of the fixed effects is the sample variance of X beta (divisor n - 1), that of the random effects the
-    mean over the rows of z Sigma z', summed over the terms.
+    mean over the rows of z Sigma z', summed over the terms; `residual` is the residual variance, a mean likewise.
     """
     values = data.X @ fit.beta
     # Less one of them: what does not vary has a variance of zero, not of its rounding.
     fixed = float(np.var(values - values[0], ddof=1))
-    random, residual = float(sum(_of_terms(data, fit).values())), float(fit.sigma**2)
+    random = float(sum(_of_terms(data, fit).values()))
     total = fixed + random + residual
     return VarianceExplained(fixed / total, (fixed + random) / total, fixed, random, residual)
 
 
-def intraclass_correlation(data: ModelRows, fit: Fit) -> IntraclassCorrelation:
+def intraclass_correlation(data: ModelRows, fit: Fit, residual: float) -> IntraclassCorrelation:
     """Intraclass correlations, of all random effects and of each grouping factor (Nakagawa et al. 2017)."""
-    shares = variance_explained(data, fit)
+    shares = variance_explained(data, fit, residual)
     left = shares.random + shares.residual
     by_group: dict[str, float] = {}
     of_terms = _of_terms(data, fit)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jmixed.algebra.sums import MANY, diagonal, sum_in_blocks
+from jmixed.errors import ModelError
 from jmixed.layout.design import Rows
 from jmixed.layout.index import Array, Index, static
 from jmixed.layout.layout import Layout
@@ -116,6 +117,13 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
         Parameters of the layout's residual structure, which whitens the rows before anything else.
     """
     residual = rows.layout.residual
+    if len(rho) != residual.size:
+        raise ModelError(
+            "this model has residual= or dispersion=, and what works with its cross-products alone (jm.moments, "
+            "jm.profiled_deviance, theta or a penalty held in jm.estimate, likelihoods at given covariances) is there "
+            "for independent residuals of one variance only",
+            page="structures.md",
+        )
     rows, log_determinant = residual.whiten(rho, rows), residual.log_determinant(rho, rows)
     preconditioned = preconditioners(rows) if given is None else given
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}

@@ -94,7 +94,7 @@ def _standardised_modes(result, group, column):
     columns = [np.zeros((levels, len(term.columns))) for term in spec.terms]
     codes[t] = np.arange(levels, dtype=np.int32)
     columns[t][:, k] = 1
-    error = joint.variances(np.zeros((levels, spec.X.shape[1])), joint.rows(codes, columns))
+    error = joint.variances(np.zeros((levels, spec.X.shape[1])), joint.rows(codes, columns, levels))
     variance = result.fitted.fit.covariances[spec.terms[t].label][k, k] - error
     floor = 1e-12 * max(result.scale, 1e-300)
     return result.fitted.fit.b[spec.terms[t].label][:, k] / np.sqrt(np.where(variance > floor, variance, np.nan))

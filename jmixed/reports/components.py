@@ -192,13 +192,13 @@ def tidy_ran_vals(modes, covariances, level: float | None) -> pd.DataFrame:
     modes : dict of DataFrames (levels x columns), by group
     covariances : dict of arrays (levels, q, q), by group
     """
-    tables = []
+    tables = [pd.DataFrame(columns=["effect", "group", "level", "term", "estimate", "std.error"])]
     for group, frame in modes.items():
         error = np.sqrt(np.diagonal(covariances[group], axis1=1, axis2=2))
         for k, column in enumerate(frame.columns):
             values = {"level": frame.index, "term": column, "estimate": frame[column].array, "std.error": error[:, k]}
             tables.append(pd.DataFrame({"effect": "ran_vals", "group": group, **values}))
-    return _with_limits(pd.concat(tables, ignore_index=True), level)
+    return _with_limits(pd.concat(tables[1:] or tables, ignore_index=True), level)
 
 
 def _with_limits(table, level):

@@ -26,6 +26,7 @@ from jmixed.reports.components import named_parameters, values_at
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.predict import predict
 from jmixed.reports.printed import Shown
+from jmixed.reports.residuals import relative_deviations
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +86,7 @@ def augment(fitted: Fitted, data: Any) -> pd.DataFrame:
     fitted.need_data("augment")
     spec, values = fitted.spec, fitted.fittedvalues
     residuals, fixed, root = spec.y - values, rows.fixed_part(spec, fitted.fit.beta), np.sqrt(spec.weights)
-    by_row = row_diagnostics(spec, fitted.joint, residuals)
+    by_row = row_diagnostics(fitted.white, fitted.joint, residuals)
     frame = pd.DataFrame(index=spec.index) if spec.frame is None else spec.frame
     columns = {".fitted": values, ".resid": residuals, ".hat": by_row.hat, ".cooksd": by_row.cooks_distance}
     columns |= {".fixed": fixed, ".mu": values, ".offset": spec.offset, ".sqrtXwt": root, ".sqrtrwt": root}
@@ -163,10 +164,12 @@ def _fewest_levels_left(terms: Sequence[RandomTerm], codes: np.ndarray, count: i
 def clusters(spec: ModelData, what: str, group: str | None) -> tuple[str, np.ndarray, pd.Index]:
     """Name, codes of the rows and labels of the factor whose groups are taken as clusters."""
     named = {term.group: (term.codes, term.levels) for term in spec.terms}
+    if spec.residual is not None and (series := spec.residual.factor) is not None:
+        named.setdefault(series.name, (series.codes, series.levels))
     if spec.groups is not None:
         named[spec.group_name or "Group"] = effects.top_level(spec)
     if group is None:
-        tops = [name for name, (codes, _) in named.items() if _holds_all(spec.terms, codes)]
+        tops = [name for name, (codes, _) in named.items() if _holds_all(spec, codes)]
         if not tops:
             raise ModelError(
                 f"{what}: the factors {list(named)} are crossed, so that no one holds all others; "
@@ -179,12 +182,15 @@ def clusters(spec: ModelData, what: str, group: str | None) -> tuple[str, np.nda
     return group, *named[group]
 
 
-def _holds_all(terms: Sequence[RandomTerm], codes: np.ndarray) -> bool:
-    """Whether every level of every factor lies inside one cluster."""
-    for term in terms:
-        holder = np.zeros(len(term.levels), codes.dtype)
-        holder[term.codes] = codes
-        if not np.array_equal(holder[term.codes], codes):
+def _holds_all(spec: ModelData, codes: np.ndarray) -> bool:
+    """Whether every level of every factor, and every series of residuals, lies inside one cluster."""
+    factors = [term.codes for term in spec.terms]
+    if spec.residual is not None and spec.residual.factor is not None:
+        factors.append(spec.residual.factor.codes)
+    for levels in factors:
+        holder = np.zeros(levels.max() + 1, codes.dtype)
+        holder[levels] = codes
+        if not np.array_equal(holder[levels], codes):
             return False
     return True
 
@@ -194,25 +200,33 @@ def robust_cov(fitted: Fitted, kind: str, group: str | None) -> pd.DataFrame:
     fitted.need_data("robust_cov")
     spec = fitted.spec
     group, codes, _ = clusters(spec, "robust_cov", group)
-    if not _holds_all(spec.terms, codes):
+    if not _holds_all(spec, codes):
         raise ModelError(
             f"robust_cov: levels of other factors reach across the levels of {group!r}, so that rows of different "
             "clusters are correlated; cluster by a factor in which all others are nested"
         )
     names = list(fitted.names.fixed)
-    return pd.DataFrame(cluster_sandwich(spec, fitted.joint, fitted.fit.beta, codes, kind), names, names)
+    return pd.DataFrame(cluster_sandwich(fitted.white, fitted.joint, fitted.fit.beta, codes, kind), names, names)
 
 
 def r2(fitted: Fitted) -> VarianceExplained:
     """Marginal and conditional R2."""
     fitted.need_data("r2")
-    return variance_explained(fitted.spec, fitted.fit)
+    return variance_explained(fitted.spec, fitted.fit, _residual_variance(fitted))
+
+
+def _residual_variance(fitted: Fitted) -> float:
+    """The mean over the rows of the residual variance at weight one."""
+    spec, variance = fitted.spec, float(fitted.fit.sigma**2)
+    if spec.residual is None:
+        return variance
+    return variance * float(np.mean(relative_deviations(spec.residual, fitted.fit.rho, spec.residual.columns) ** 2))
 
 
 def icc(fitted: Fitted) -> IntraclassCorrelation:
     """Intraclass correlations."""
     fitted.need_data("icc")
-    return intraclass_correlation(fitted.spec, fitted.fit)
+    return intraclass_correlation(fitted.spec, fitted.fit, _residual_variance(fitted))
 
 
 def re_pca(spec: ModelData, fit: Fit) -> dict[str, pd.DataFrame]:

@@ -47,6 +47,8 @@ def top_level(spec) -> tuple[np.ndarray, pd.Index]:
     if spec.groups is not None:
         codes, labels = pd.factorize(spec.groups, sort=True)
         return codes.astype(np.int64), pd.Index(labels)
+    if not spec.terms:
+        raise ModelError("this model has no random effects")
     if not has_top_level(spec):
         raise ModelError(
             f"this model has several grouping factors, {list(by_factor(spec.terms))}: random effects are not listed "
@@ -183,7 +185,9 @@ def without_rows(spec):
     residual = spec.residual
     if residual is not None:
         series = residual.factor and replace(residual.factor, codes=residual.factor.codes[none])
-        residual = replace(residual, columns=residual.columns[none], places=residual.places[none], factor=series)
+        counted = residual.counted and replace(residual.counted, codes=residual.counted.codes[none])
+        residual = replace(residual, columns=residual.columns[none], places=residual.places[none])
+        residual = replace(residual, factor=series, counted=counted)
     return replace(
         spec,
         residual=residual,

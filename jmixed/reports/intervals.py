@@ -10,6 +10,7 @@ import pandas as pd
 from jmixed.covariance.scales import vanished
 from jmixed.errors import ConvergenceWarning, ModelError, warn
 from jmixed.fit import host
+from jmixed.fit.host import require_independent
 from jmixed.inference import profiles, tails
 from jmixed.inference.profiles import Parameter
 from jmixed.layout.design import Design
@@ -115,6 +116,7 @@ def _places(fitted: Fitted, which: str | Sequence[str] | None) -> list[int]:
 
 def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progress: bool) -> Profile:
     fitted.need_data("profile", rows=False)
+    require_independent(fitted.model.design, "profile", "use confint('bootstrap'), or Wald intervals")
     fitted.refuse_held("profile")
     every = named_parameters(fitted.spec)
     names, wanted = [every[place][0] for place in places], [every[place][1] for place in places]

@@ -12,6 +12,7 @@ from jmixed.formulas.frame import new_table
 from jmixed.formulas.statement import new_rows
 from jmixed.inference import tails
 from jmixed.reports.fitted import Fitted
+from jmixed.reports.residuals import conditional_means, new_columns, relative_deviations
 from jmixed.reports.rows import Rows, in_sample, mean, select_terms
 from jmixed.runtime.precision import FLOAT
 
@@ -28,6 +29,7 @@ def predict(
     interval: str | None = None,
     level: float = 0.95,
     exog: Any = None,
+    condition: str | None = None,
 ) -> Any:
     """Predict the response: see `MixedLMResults.predict`."""
     if exog is not None and data is not None:
@@ -37,12 +39,34 @@ def predict(
         raise DataError(f"predict: new_levels={new_levels!r}; use 'raise' or 'population'")
     if interval not in (None, "confidence", "prediction"):
         raise DataError(f"predict: interval={interval!r}; use 'confidence', 'prediction' or None")
+    if condition not in (None, "residual"):
+        raise DataError(f"predict: condition={condition!r}; use 'residual' or None")
     selected = select_terms(fitted.spec.terms, random_effects)
     rows = _rows(fitted, data, transform, selected, new_levels, interval)
     if interval is not None:
+        if condition is not None:
+            raise DataError("predict: there is no interval with condition='residual'; leave out one of them")
         return with_interval(fitted.spec, fitted.fit, fitted.joint, rows, interval, level)
     values = mean(fitted.spec, fitted.fit, rows)
+    if condition is not None:
+        values = values + _given_residuals(fitted, data, selected, rows)
     return values if rows.index is None else pd.Series(values, index=rows.index)
+
+
+def _given_residuals(fitted: Fitted, data: Any, selected: Collection[int], rows: Rows) -> np.ndarray:
+    """Means of the residuals of new rows, given those of the rows of the same series that were fitted."""
+    spec = fitted.spec
+    if len(selected) != len(spec.terms):
+        raise DataError(
+            "predict: condition='residual' takes what the residuals tell beside the random effects; give "
+            "random_effects=True as well"
+        )
+    fitted.need_data("predict(condition='residual')")
+    left, means = spec.y - fitted.fittedvalues, np.full(len(rows.X), np.nan)
+    frame = spec.frame if data is None else new_table(data)
+    there = np.flatnonzero(~rows.missing)
+    means[there] = conditional_means(spec, fitted.fit, left, frame.iloc[there])
+    return means
 
 
 def _rows(fitted: Fitted, data, transform, selected, new_levels, interval) -> Rows:
@@ -50,9 +74,18 @@ def _rows(fitted: Fitted, data, transform, selected, new_levels, interval) -> Ro
     if data is None:
         fitted.need_data("predictions of the model's own rows")
         rows = in_sample(spec, selected)
+        if spec.residual is not None:
+            deviations = relative_deviations(spec.residual, fitted.fit.rho, spec.residual.columns)
+            rows = replace(rows, weights=rows.weights / deviations**2)
         return replace(rows, index=spec.index) if interval is not None and fitted.labelled else rows
     if spec.recipe is not None and transform:
-        return from_data(spec, data, selected, new_levels, every=interval == "prediction")
+        rows = from_data(spec, data, selected, new_levels, every=interval == "prediction")
+        if spec.residual is None or interval != "prediction":
+            return rows
+        there, weights = np.flatnonzero(~rows.missing), np.ones(len(rows.X))
+        columns = new_columns(spec, new_table(data).iloc[there])
+        weights[there] = relative_deviations(spec.residual, fitted.fit.rho, columns) ** -2.0
+        return replace(rows, weights=weights)
     if selected or interval == "prediction":
         raise DataError(
             "predict: columns of X do not tell the groups of new rows and the columns of their random effects, "
@@ -167,7 +200,7 @@ def with_interval(spec, fit, joint, rows: Rows, interval: str, level: float) -> 
     kept = ~rows.missing
     codes, Z = [code[kept] for code in rows.codes], [columns[kept] for columns in rows.Z]
     variance = np.full(len(values), np.nan)
-    variance[kept] = joint.variances(rows.X[kept], joint.rows(codes, Z))
+    variance[kept] = joint.variances(rows.X[kept], joint.rows(codes, Z, int(kept.sum())))
     if interval == "prediction":
         variance[kept] += joint.prior_variances(codes, Z) + fit.sigma**2 / rows.weights[kept]
     error = np.sqrt(variance)

@@ -6,12 +6,16 @@ import jax
 import numpy as np
 import pandas as pd
 
-from jmixed.errors import ModelError
+from jmixed.errors import DataError, ModelError
 from jmixed.fit.host import Fit
-from jmixed.formulas.model_data import ModelData, ResidualTerm
+from jmixed.formulas.frame import unknown_column, working_frame
+from jmixed.formulas.model_data import ORDER, ModelData, ResidualTerm
+from jmixed.formulas.recipe import evaluate
+from jmixed.reports import rows
+from jmixed.reports.fitted import Fitted
 from jmixed.residual.registry import residual_structure
 from jmixed.residual.structure import ResidualStructure
-from jmixed.runtime.precision import double_precision
+from jmixed.runtime.precision import FLOAT, double_precision
 
 MOST = 200
 """Places, or combinations of what the dispersion depends on, that a table lists."""
@@ -111,3 +115,92 @@ def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:
         labels = [int(place) + 1 for place in places]
     index = pd.Index(labels, name=residual.position if residual.position != "1" else None)
     return pd.DataFrame(matrix, index, index)
+
+
+def new_columns(spec: ModelData, frame: pd.DataFrame) -> np.ndarray:
+    """Columns (k, columns) of the dispersion for new rows without missing values."""
+    residual, recipe = spec.residual, spec.recipe
+    own = np.zeros((len(frame), residual.by_position))
+    if residual.by_position:
+        place = _counted_places(residual, frame)
+        own = (place[:, None] == np.arange(1, residual.by_position + 1)[None]).astype(FLOAT)
+    if residual.dispersion is None:
+        return own
+    working = working_frame(frame, recipe.columns(["dispersion"]), recipe.aliases, recipe.dtypes)
+    matrix = evaluate(recipe, ["dispersion"], working, fresh=False).matrices["dispersion"]
+    kept = [matrix.names.index(name) for name in residual.names[residual.by_position :]]
+    return np.hstack([own, matrix.values[:, kept]])
+
+
+def _counted_places(residual: ResidualTerm, frame: pd.DataFrame) -> np.ndarray:
+    """Numbers of the positions of new rows."""
+    place = residual.counted.match([_positions(residual, frame)])
+    if np.any(place < 0):
+        label = frame[residual.position].iloc[int(np.flatnonzero(place < 0)[0])]
+        raise DataError(
+            f"predict: {residual.position} {label!r} is none of the positions that the model was fitted to: "
+            f"{', '.join(residual.place_names[:10])}"
+        )
+    return place
+
+
+def _positions(residual: ResidualTerm, frame: pd.DataFrame) -> pd.Series:
+    if residual.position == ORDER:
+        raise DataError(
+            f"predict: the positions of residual={residual.text!r} are the order of the rows, which new rows have not; "
+            "state the model with a column of positions"
+        )
+    if residual.position not in frame:
+        raise DataError(unknown_column(residual.position, frame.columns, f"residual={residual.text!r}"))
+    return frame[residual.position]
+
+
+def conditional_means(spec: ModelData, fit: Fit, left: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
+    """Means (k,) of the residuals of new rows given those of their series, `left` (n,); 0 for unknown series.
+
+    With E the covariance of the residuals of a series, ``E_new,old E_old^-1 left``.
+    """
+    residual = spec.residual
+    if residual is None or residual.factor is None:
+        raise ModelError(
+            "predict: condition='residual' needs residuals that are correlated, as in residual='ar1(visit | subject)'",
+            page="structures.md",
+        )
+    sources = residual.factor.sources
+    for name in sources:
+        if name not in frame:
+            raise DataError(unknown_column(name, frame.columns, f"residual={residual.text!r}"))
+    series = residual.factor.match([frame[name] for name in sources])
+    if residual.stepped:
+        places = (np.asarray(_positions(residual, frame), FLOAT) - residual.origin) / residual.unit
+    else:
+        places = _counted_places(residual, frame).astype(FLOAT)
+    structure, k = structure_of_term(residual), residual.columns.shape[1]
+    scale = relative_deviations(residual, fit.rho, residual.columns) / np.sqrt(spec.weights)
+    new_scale, means = relative_deviations(residual, fit.rho, new_columns(spec, frame)), np.zeros(len(frame))
+    for number in np.unique(series[series >= 0]):
+        old, new = np.flatnonzero(residual.codes == number), np.flatnonzero(series == number)
+        with double_precision():
+            own, across = (
+                np.asarray(structure.matrix(fit.rho[k:], first, residual.places[old]))
+                for first in (residual.places[old], places[new])
+            )
+        means[new] = new_scale[new] * (across @ np.linalg.solve(own, left[old] / scale[old]))
+    return means
+
+
+def residuals(fitted: Fitted, kind: str) -> np.ndarray:
+    """Residuals (n,) given the random effects: see `MixedLMResults.residuals`."""
+    if kind not in ("response", "pearson", "normalized"):
+        raise DataError(f"residuals: kind={kind!r}; use 'response', 'pearson' or 'normalized'")
+    spec, fit, left = fitted.spec, fitted.fit, fitted.spec.y - fitted.fittedvalues
+    if kind == "response":
+        return left
+    if kind == "normalized":
+        white = fitted.white
+        left = white.y - rows.mean(white, fit, rows.in_sample(white, range(len(white.terms))))
+        return left * np.sqrt(white.weights) / fit.sigma
+    left = left * np.sqrt(spec.weights) / fit.sigma
+    if spec.residual is None:
+        return left
+    return left / relative_deviations(spec.residual, fit.rho, spec.residual.columns)

@@ -93,6 +93,16 @@ def padded(series: Series, size: int | None) -> Series:
     )
 
 
+def taken(series: Series, rows) -> Series:
+    """The rows (k,) of uncorrelated series, with the columns of their dispersion."""
+    places = jnp.arange(len(rows), dtype=jnp.int32)
+    none = jnp.zeros(len(rows), series.place.dtype)
+    dispersion = jnp.asarray(series.dispersion)[rows]
+    return replace(
+        series, dispersion=dispersion, order=None, rank=None, begin=places, place=none, number=jnp.zeros_like(places)
+    )
+
+
 def series_of(number: np.ndarray, place: np.ndarray, count: int, dispersion: np.ndarray, unit: float = 1.0) -> Series:
     """The series of rows with the given numbers (n,), from 0 on, and places (n,), of `count` series."""
     order = np.lexsort((place, number)).astype(np.int32)

@@ -75,7 +75,7 @@ class TestAgainstDenseMatrices:
         X = rng.normal(size=(40, case.X.shape[1]))
         rows = np.hstack([X, dense_columns(case.terms, codes, columns)])
         expected = np.einsum("ij,jk,ik->i", rows, dense_joint(case, fit), rows)
-        np.testing.assert_allclose(joint.variances(X, joint.rows(codes, columns)), expected, rtol=1e-8)
+        np.testing.assert_allclose(joint.variances(X, joint.rows(codes, columns, len(X))), expected, rtol=1e-8)
         left_out = sum(
             np.where(code < 0, np.einsum("ij,jk,ik->i", Z, fit.covariances[term.label], Z), 0)
             for term, code, Z in zip(case.terms, codes, columns, strict=True)
