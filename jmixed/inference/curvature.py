@@ -28,6 +28,12 @@ from jmixed.likelihood import gaussian
 from jmixed.likelihood.derivatives import MomentJets, derivatives_of, jets
 from jmixed.likelihood.eliminate import profile_fixed
 from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.patterned import (
+    derivatives_by_pattern,
+    has_patterns,
+    patterns_of,
+    straight_jets_by_pattern,
+)
 from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.likelihood.whitened import WhitenedDeviance
 from jmixed.runtime.compilation import program
@@ -165,10 +171,13 @@ def _of_whitened(design, theta, reml, rho):
             page="structures.md",
         )
     rows = design.rows()
-    moved = residual_directions(rows, rho)
+    by_pattern = has_patterns(rows)
+    moved = None if by_pattern else residual_directions(rows, rho)
     with double_precision():
         columns, held = jax.device_get(_columns_program(rows, rho))
         roots = _roots(design.layout.terms, theta, columns.T)
+        if by_pattern:
+            return held, roots, jax.device_get(_patterns_program(rows, columns, rho, bool(reml)))
         white = host.white_design(design, rho).rows()
         found = jax.device_get(_whitened_program(rows, columns, roots, rho, bool(reml), white, moved))
     return held, roots, found
@@ -178,6 +187,13 @@ def _of_whitened(design, theta, reml, rho):
 def _columns_program(rows, rho):
     columns = preconditioners(rows)
     return columns, WhitenedDeviance(rows, columns, True).moments(rho)
+
+
+@program
+def _patterns_program(rows, columns, rho, reml):
+    patterns, residual = patterns_of(rows, columns), rows.layout.residual
+    at = derivatives_by_pattern(rho, patterns, residual, columns, reml)
+    return at, *_of_fixed(*straight_jets_by_pattern(rho, patterns, residual))
 
 
 @program
