@@ -36,13 +36,14 @@ SINGULAR = 1e-4
 class Readable(NamedTuple):
     """What people read of Sigma: a standard deviation (`second` is None), or a correlation, by the columns' names.
 
-    `row` and `column` are the entry of Sigma that has it.
+    `row` and `column` are the entry of Sigma that has it, the first of `several` that differ but for their correlation.
     """
 
     first: str
     second: str | None
     row: int
     column: int
+    several: bool = False
 
 
 class Structure(ABC):
@@ -81,6 +82,16 @@ class Structure(ABC):
     @abstractmethod
     def psi(self, covariance) -> Any:
         """psi (size,) from ``Sigma`` (q, q)."""
+
+    @property
+    def powers(self) -> np.ndarray:
+        """The power (size,) of the unit of the columns' effects that each entry of psi has: two for (co)variances."""
+        return np.full(self.size, 2)
+
+    @property
+    def has_several_minima(self) -> bool:
+        """Whether the deviance of a term by itself can have several minima, so that one start does not do."""
+        return False
 
     @property
     def any_basis(self) -> bool:
@@ -153,6 +164,10 @@ class Structure(ABC):
         """The member of the structure that is nearest to a covariance (q, q), as a covariance."""
         return covariance
 
+    def shapes(self) -> np.ndarray:
+        """Members of the structure (k, q, q) from multiples of which to start, the identity first."""
+        return np.eye(self.q)[None]
+
     # ---- what people read ----
 
     @abstractmethod
@@ -196,6 +211,10 @@ class Structure(ABC):
         slopes, _ = self.psi_of_theta(self.theta(factor))
         return np.linalg.solve(slopes.T, self.psi_map(T))
 
+    def entries_of_theta(self, theta: np.ndarray) -> np.ndarray:
+        """The numbers of theta (size,) in the order of psi."""
+        return self.psi(self.factor(theta))
+
     def told_psi(self, positive: np.ndarray) -> np.ndarray:
         """Which entries of psi (size,) belong to columns that all have `positive` (q,) variances, and so an error."""
         return np.array([positive[np.any(direction != 0, axis=1)].all() for direction in self.directions()])
@@ -236,6 +255,14 @@ class Structure(ABC):
             slopes, bend = self.chart_slopes(basis, self.chart_root(basis, phi), phi, gradient)
         moves = np.flatnonzero(np.abs(np.asarray(phi)) > SINGULAR)
         return np.asarray(slopes)[:, moves], np.asarray(bend)[moves[:, None], moves]
+
+
+def shared_name(columns: Sequence[str], together: str | None = None) -> str:
+    """What columns are called that share a parameter: their common name, as f of f[a] and f[b], or all their names."""
+    stems = {str(column).partition("[")[0] for column in columns}
+    if together or (len(columns) > 1 and len(stems) == 1 and all(str(column).endswith("]") for column in columns)):
+        return together or stems.pop()
+    return ", ".join(columns)
 
 
 def split(structures, vector):
