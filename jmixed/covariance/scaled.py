@@ -276,11 +276,18 @@ class Scaled(Structure):
             entries.append(Readable(all_of_them, name, int(row), int(column), several=not self.one))
         return tuple(entries)
 
+    def values(self, covariance):
+        told = self._told(np.diagonal(covariance, axis1=-2, axis2=-1) > 0)
+        told[..., : self.deviations] = True
+        return np.where(told, self._read(covariance), np.nan)
+
     def psi_names(self, columns):
-        return [f"{first} SD" if second is None else f"{first} Cor {second}" for first, second, *_ in self._named(columns, None)]
+        entries = self._named(columns, None)
+        return [f"{e.first} SD" if e.second is None else f"{e.first} {e.second} Cor" for e in entries]
 
     def theta_names(self, columns, together=None):
-        return [first if second is None else f"{second}.{first}" for first, second, *_ in self._named(columns, together)]
+        entries = self._named(columns, together)
+        return [e.first if e.second is None else f"{e.second}.{e.first}" for e in entries]
 
     # ---- between the parameters, on the host ----
 
@@ -296,9 +303,13 @@ class Scaled(Structure):
     def entries_of_theta(self, theta):
         return theta
 
+    def _told(self, positive):
+        """Which parameters (..., size) columns that vary, `positive` (..., q), tell: two have a correlation."""
+        several = positive.sum(-1, keepdims=True) > 1
+        return np.concatenate([positive[..., : self.deviations], np.repeat(several, self.correlations, -1)], -1)
+
     def told_psi(self, positive):
-        several = positive.sum() > 1
-        return np.append(positive[: self.deviations], np.repeat(several, self.correlations))
+        return self._told(positive)
 
     def told_theta(self, factor):
         told = self.told_psi(np.any(factor != 0, axis=-1))
@@ -306,11 +317,8 @@ class Scaled(Structure):
         return told
 
     def settled(self, factor, zero):
-        theta = self.theta(factor)
-        zero = zero[..., : self.deviations]
-        left = (~zero).sum(-1, keepdims=True) * (self.q if self.one else 1)
-        gone = np.concatenate([zero, np.repeat(left < 2, self.correlations, axis=-1)], -1)
-        return np.where(gone, 0, theta)
+        zero = np.broadcast_to(zero.all(-1, keepdims=True), zero.shape) if self.one else zero
+        return np.where(self._told(~zero), self.theta(factor), 0)
 
     def root_of_psi(self, psi):
         return None if np.any(psi[: self.deviations] < 0) else super().root_of_psi(psi)

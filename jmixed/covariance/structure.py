@@ -177,6 +177,18 @@ class Structure(ABC):
         `together` names what all columns share; their names joined, where it is None.
         """
 
+    def values(self, covariance: np.ndarray) -> np.ndarray:
+        """The standard deviations and correlations (..., k) that are `readable`, of Sigma (..., q, q).
+
+        A correlation with a standard deviation of zero is nan.
+        """
+        sd, out = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1)), []
+        for _, second, i, j, _ in self.readable([""] * self.q):
+            product = sd[..., i] * sd[..., j]
+            ratio = np.divide(covariance[..., i, j], product, where=product > 0, out=np.full(product.shape, np.nan))
+            out.append(sd[..., j] if second is None else ratio)
+        return np.stack(out, axis=-1)
+
     @abstractmethod
     def psi_names(self, columns: Sequence[str]) -> list[str]:
         """Names of psi's entries: ``a Var``, ``a x b Cov``."""
