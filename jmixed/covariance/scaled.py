@@ -196,31 +196,33 @@ class Scaled(Structure):
         return basis @ (jnp.broadcast_to(s, (self.q,))[:, None] * self.lower(phi[self.deviations :]))
 
     def chart_slopes(self, basis, root, phi, gradient):
-        k, angles = self.deviations, phi[self.deviations :]
-        unit = (basis * np.eye(self.q, dtype=phi.dtype)).sum(1)[:k]
+        k = self.deviations
+        unit = (basis * np.eye(self.q, dtype=phi.dtype)).sum(1)
         _, slope, bend = self._deviations(phi)
-        first, second = jnp.diag(unit * slope), jnp.diag(unit * bend * gradient[:k])
+        first, second = jnp.diag(unit[:k] * slope), jnp.diag(unit[:k] * bend * gradient[:k])
         if not self.correlations:
             return first, second
-        unseen = self._reach(unit, phi) <= UNSEEN
-        seen = (~unseen).astype(phi.dtype)
-        turns = jax.jacfwd(self.of_angles)(angles) * seen[None]
-        curls = jax.jacfwd(jax.grad(lambda angles: gradient[k:] @ self.of_angles(angles)))(angles)
-        curls = curls * (seen[:, None] * seen[None]) + jnp.diag(1 - seen)
+        turns, curls, reach = self._turned(unit, phi)
+        seen = (reach > UNSEEN).astype(phi.dtype)
+        turns = turns * seen[None]
+        curls = jnp.tensordot(gradient[k:], curls, 1) * (seen[:, None] * seen[None]) + jnp.diag(1 - seen)
         pad = ((0, 0), (0, self.correlations)), ((0, 0), (k, 0))
         return (
             jnp.concatenate([jnp.pad(first, pad[0]), jnp.pad(turns, pad[1])]),
             jnp.concatenate([jnp.pad(second, pad[0]), jnp.pad(curls, pad[1])]),
         )
 
-    def _reach(self, unit, phi):
-        """By how much angles (c,) move Sigma at most: two columns have a correlation if both vary."""
-        s = jnp.sort(jnp.broadcast_to(unit * self._deviations(phi)[0], (self.q,)))
-        return s[-1] * s[-2] * self.visible(phi[self.deviations :])
-
-    def visible(self, angles):
-        """What is left of each angle's effect (c,) by the others; all, here."""
-        return jnp.ones_like(angles)
+    def _turned(self, unit, phi):
+        """Derivatives of r in the angles, (c, c) and (c, c, c), and by how much each angle (c,) moves Sigma."""
+        angles = phi[self.deviations :]
+        turns, curls = jax.jacfwd(self.of_angles)(angles), jax.jacfwd(jax.jacfwd(self.of_angles))(angles)
+        r, s = self.of_angles(angles), unit * jnp.broadcast_to(self._deviations(phi)[0], (self.q,))
+        slopes = self.correlation_slopes(r)
+        first = jnp.einsum("aij,ak->kij", slopes, turns)
+        second = jnp.einsum("aij,akk->kij", slopes, curls)
+        second += jnp.einsum("abij,ak,bk->kij", self.correlation_bends(r), turns, turns)
+        moved = (jnp.abs(first) + jnp.abs(second)) * (s[:, None] * s[None])[None]
+        return turns, curls, jnp.max(moved, axis=(1, 2))
 
     def chart_sizes(self, phi):
         return jnp.concatenate([jnp.abs(phi[: self.deviations]), jnp.ones_like(phi[self.deviations :])])
@@ -327,10 +329,10 @@ class Scaled(Structure):
         with double_precision():
             basis, phi = self.chart(root @ root.T, np.ones(self.q))
             slopes, bend = self.chart_slopes(basis, root, phi, gradient)
-            s, angles = self._deviations(phi)[0], phi[self.deviations :]
-            varies = [s > SINGULAR]
+            varies = [self._deviations(phi)[0] > SINGULAR]
             if self.correlations:
-                varies.append((self._reach(jnp.ones_like(s), phi) > UNSEEN) & (jnp.cos(angles) > SINGULAR))
+                _, _, reach = self._turned(jnp.ones(self.q), phi)
+                varies.append((reach > UNSEEN) & (jnp.cos(phi[self.deviations :]) > SINGULAR))
             moves = np.flatnonzero(np.concatenate(varies))
         return np.asarray(slopes)[:, moves], np.asarray(bend)[np.ix_(moves, moves)]
 

@@ -58,11 +58,6 @@ class Toeplitz(Scaled):
             rows.append(sum((a[..., None] * rows[k - j] for j, a in enumerate(coefficients)), left * unit[k + 1]))
         return xp.stack(rows, -2)
 
-    def visible(self, angles):
-        xp = arrays_of(angles)
-        before = xp.concatenate([xp.zeros_like(angles[:1]), angles[:-1]])
-        return xp.cumprod(xp.cos(before) ** 2)
-
     def names_of_correlations(self):
         return [f"lag {lag + 1}" for lag in range(self.correlations)]
 

@@ -2,12 +2,14 @@
 
 The deviance of a single unstructured term with enough levels has one minimum. It can have several, of which one often
 has a variance of zero, where the gradient vanishes by symmetry, when terms compete for the same part of the response:
-terms that share a factor, and those without an intercept of their own. A search then starts
+terms that share a factor, those without an intercept of their own, and columns that are not free to be correlated. A
+search then starts
 
 * from the solution of moment equations, which tends to give a competitor all or nothing;
 * from the best common multiple of the identity, along which no term is favoured;
 * from the identity itself: with an origin far away columns nearly coincide, and the best multiple may be huge;
-* from the largest multiple at which the deviance dips, if that is another; and
+* from the largest multiple at which the deviance dips, if that is another;
+* from the best multiples of what else a structure names, as strong correlations of either sign; and
 * where three terms or more compete, from large multiples: nearer by, the search may give up two of them at once.
 
 With few levels, or crossed factors with nearly as many coefficients as rows, random starts are added, the same in
@@ -76,8 +78,15 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
     layout, dtype = moments.layout, moments.G.dtype
     starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
     count, far = jnp.ones((), jnp.int32), FAR if compete and len(layout.terms) > 2 else ()
+    shapes = [term.shapes().astype(dtype) for term in layout.terms]
+    for k in range(1, max(len(shape) for shape in shapes)):
+        # A term without so many shapes keeps its first.
+        others = [shape[k if k < len(shape) else 0] for shape in shapes]
+        roots = [jnp.linalg.cholesky(other) for other in others]
+        best = best_multiples(moments, reml, lambda c, roots=roots: [jnp.sqrt(c) * root for root in roots])[0]
+        starts.append([best * other for other in others])
     if compete or thin:
-        units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
+        units = [shape[0] for shape in shapes]
         multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
         starts.extend([multiple * unit for unit in units] for multiple in (multiples[0], 1, *far, multiples[1]))
     certain = len(starts)
@@ -115,8 +124,8 @@ def phis_beside(chart: Chart, free, moments: Moments, reml) -> tuple[jax.Array, 
 
 
 def terms_compete(layout: Layout) -> bool:
-    """Whether several terms share a factor, or one of several has no intercept."""
-    shared = any(len(members) > 1 for members in layout.factors)
+    """Whether terms, or columns of one, compete: they share a factor, or one of several has no intercept."""
+    shared = any(len(members) > 1 for members in layout.factors) or any(term.has_several_minima for term in layout.terms)
     return shared or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
 
 
