@@ -58,11 +58,12 @@ class Diagonal(Structure):
         return np.eye(self.q, dtype=factor.dtype), diagonal(factor) / diagonal(T)
 
     def chart_beside(self, leading, factor, T):
-        if len(leading) > 1:
-            return super().chart_beside(leading, factor, T)
         order = np.array([*leading, *(k for k in range(self.q) if k not in leading)], int)
         # A basis that is a permutation: the standard deviation that is asked for comes first.
         return np.eye(self.q)[:, order], (np.diag(factor) / np.diag(T))[order]
+
+    def has_profile(self, leading):
+        return len(leading) < 2
 
     def preconditioner(self, size, triangle):
         return np.eye(self.q, dtype=size.dtype) / size[:, None]

@@ -55,6 +55,9 @@ class Identity(Structure):
     def chart_beside(self, leading, factor, T):
         return np.eye(self.q), factor[:1, 0] / T[0, 0]
 
+    def has_profile(self, leading):
+        return True
+
     def preconditioner(self, size, triangle):
         return np.eye(self.q, dtype=size.dtype) / ((size**2).mean() ** 0.5)
 

@@ -28,11 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.covariance.structure import SINGULAR, Readable, Structure, shared_name
-from jmixed.errors import ModelError
 from jmixed.runtime.precision import double_precision
 
 UNSEEN = SINGULAR**2
 """A change of Sigma, relative to sigma^2, that is none."""
+import os
+UNLIKE = int(os.environ.get("UNLIKE", 6))
+"""Starts with unlike variances and correlations, where there is one by column."""
 
 
 @dataclass(frozen=True)
@@ -228,14 +230,14 @@ class Scaled(Structure):
         return jnp.concatenate([jnp.abs(phi[: self.deviations]), jnp.ones_like(phi[self.deviations :])])
 
     def chart_beside(self, leading, factor, T):
-        if leading and (len(leading) > 1 or not self.one):
-            raise ModelError(
-                f"parameters of the structure {type(self).__name__.lower()} have no profile"
-                f"{', but for one standard deviation of all columns' if self.one else ''}: use method='bootstrap'"
-            )
+        if not self.has_profile(leading):
+            return super().chart_beside(leading, factor, T)
         psi = self.theta(np.linalg.solve(T, factor))
         s, r = psi[: self.deviations], psi[self.deviations :]
         return np.eye(self.q), np.append(s if self.one else np.sqrt(s), self.angles(r))
+
+    def has_profile(self, leading):
+        return not leading or (self.one and len(leading) == 1)
 
     # ---- columns of Z ----
 
@@ -258,11 +260,14 @@ class Scaled(Structure):
         return np.stack([np.eye(self.q), *(self.covariance(psi) for psi in self._elsewhere())])
 
     def _elsewhere(self):
-        """psi of unit variances with correlations from which to start."""
-        for angle in (0.9, -0.9) if self.correlations else ():
-            angles = np.zeros(self.correlations)
-            angles[0] = angle
-            yield np.append(np.ones(self.deviations), self.of_angles(angles))
+        """psi with correlations, and by column with unlike variances, from which to start; the same in every run."""
+        k, c = self.deviations, self.correlations
+        for angle in (0.9, -0.9) if c else ():
+            yield np.append(np.ones(k), self.of_angles(np.append(angle, np.zeros(c - 1))))
+        if c and not self.one:
+            rng = np.random.default_rng(0)
+            for _ in range(UNLIKE):
+                yield np.append(np.exp(rng.normal(size=k)), self.of_angles(rng.uniform(-1.4, 1.4, c)))
 
     # ---- what people read ----
 

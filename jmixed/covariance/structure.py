@@ -18,6 +18,7 @@ a definition here follows from the rest and is replaced where a structure knows 
 leading axes in `factor`, or traced ones of JAX.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -59,6 +60,11 @@ class Structure(ABC):
 
     q: int
     intercept: int | None
+
+    @property
+    def name(self) -> str:
+        """What messages call the structure."""
+        return " ".join(re.findall("[A-Z][a-z]*", type(self).__name__)).lower()
 
     # ---- parameters ----
 
@@ -134,7 +140,10 @@ class Structure(ABC):
 
         Asked for where entries of theta are held at their values.
         """
-        raise ModelError(f"entries of theta of the structure {type(self).__name__.lower()} cannot be held")
+        raise ModelError(
+            f"a covariance with the structure {self.name} has no parameters that can be held (free=, profile_re): fit all "
+            "of them, or use method='bootstrap' for intervals"
+        )
 
     def chart_beside(self, leading: Sequence[int], factor, T) -> tuple[np.ndarray, np.ndarray]:
         """A basis with the `leading` columns' own directions first, and phi of ``lambda`` (q, q) in it, in numpy.
@@ -142,7 +151,11 @@ class Structure(ABC):
         phi[0] is then the standard deviation of the first of them, in units of the length of its row of T. Asked for
         where a standard deviation or a correlation is held.
         """
-        raise ModelError(f"parameters of the structure {type(self).__name__.lower()} have no profile yet")
+        raise ModelError(f"parameters of the structure {self.name} have no profile: use method='bootstrap'")
+
+    def has_profile(self, leading: Sequence[int]) -> bool:
+        """Whether there is a chart beside these columns."""
+        return not leading
 
     # ---- columns of Z ----
 
@@ -270,11 +283,15 @@ class Structure(ABC):
 
 
 def shared_name(columns: Sequence[str], together: str | None = None) -> str:
-    """What columns are called that share a parameter: their common name, as f of f[a] and f[b], or all their names."""
-    stems = {str(column).partition("[")[0] for column in columns}
-    if together or (len(columns) > 1 and len(stems) == 1 and all(str(column).endswith("]") for column in columns)):
+    """What columns are called that share a parameter: f, of f[a] and f[b]; else all their names, or first and last."""
+    stems = {re.sub(r"\[[^\]]*\]", "", str(column)) for column in columns}
+    if together or (len(columns) > 1 and len(stems) == 1):
         return together or stems.pop()
-    return ", ".join(columns)
+    return ", ".join(columns if len(columns) < MANY else (columns[0], "...", columns[-1]))
+
+
+MANY = 5
+"""Columns of which not all are named."""
 
 
 def split(structures, vector):

@@ -119,7 +119,7 @@ def summarise(
     rows = [*replaced("xname_fe", names.fixed, xname_fe), *replaced("xname_re", names.variance, xname_re)]
     error, df = tests_of_coefficients(fitted, ddf)
     scale = float(fit.sigma) ** 2
-    body = parameter_table(rows, fit.beta, error, fitted.psi * scale, fitted.variance_errors, alpha, df)
+    body = parameter_table(rows, fit.beta, error, fitted.variance_values, fitted.variance_errors, alpha, df)
     right = [
         ("Dependent Variable:", yname or spec.endog_name),
         ("Method:", fitted.method),
