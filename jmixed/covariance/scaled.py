@@ -32,8 +32,7 @@ from jmixed.runtime.precision import double_precision
 
 UNSEEN = SINGULAR**2
 """A change of Sigma, relative to sigma^2, that is none."""
-import os
-UNLIKE = int(os.environ.get("UNLIKE", 6))
+UNLIKE = 6
 """Starts with unlike variances and correlations, where there is one by column."""
 
 
@@ -148,6 +147,10 @@ class Scaled(Structure):
         return xp.concatenate([s[..., : self.deviations], *(mean[..., None] for mean in means)], -1)
 
     # ---- derivatives of Sigma in psi ----
+
+    @property
+    def is_linear(self):
+        return False
 
     def directions(self, psi=None):
         s, r = self._parts(self._somewhere() if psi is None else psi)

@@ -21,6 +21,7 @@ leading axes in `factor`, or traced ones of JAX.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -105,6 +106,11 @@ class Structure(ABC):
         return False
 
     # ---- derivatives of Sigma in psi ----
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether Sigma is linear in psi."""
+        return True
 
     def directions(self, psi=None) -> Any:
         """D (size, q, q) at psi; constants where Sigma is linear in psi, as here."""
@@ -280,6 +286,21 @@ class Structure(ABC):
             slopes, bend = self.chart_slopes(basis, self.chart_root(basis, phi), phi, gradient)
         moves = np.flatnonzero(np.abs(np.asarray(phi)) > SINGULAR)
         return np.asarray(slopes)[:, moves], np.asarray(bend)[moves[:, None], moves]
+
+
+@dataclass(frozen=True)
+class Straightened:
+    """A structure whose Sigma goes on along its tangents: all that derivatives of the likelihood in psi ask of one."""
+
+    structure: Structure
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.structure, name)
+
+    def bends(self, psi) -> Any:
+        """Zeros (size, size, q, q)."""
+        size, q = self.structure.size, self.structure.q
+        return jnp.zeros((size, size, q, q), psi.dtype)
 
 
 def shared_name(columns: Sequence[str], together: str | None = None) -> str:

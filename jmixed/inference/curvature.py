@@ -1,21 +1,24 @@
 """How a fit bends with its variance parameters: what standard errors, Satterthwaite and Kenward-Roger all need.
 
 Everything is in the preconditioned columns of the likelihood, X~ = X R^-1 and Z~ = Z T, where numbers have digits to
-spare. With V = W^-1 + sum psi_k G_k, relative to sigma^2, linear in psi, the elimination hands over exactly
+spare. With V = W^-1 + sum psi_k G_k, relative to sigma^2, the elimination hands over exactly
 
     A = X~'V^-1X~       -dA/dpsi_i = X~'V^-1 G_i V^-1X~       d^2A/dpsi_i dpsi_j / 2 = sym X~'V^-1 G_i V^-1 G_j V^-1X~
     tr V^-1 G_i         tr V^-1 G_i V^-1 G_j                  (derivatives of log|V|)
 
-from the blocks of the groups alone, at the cost of one Newton step and for every layout of random effects.
+from the blocks of the groups alone, at the cost of one Newton step and for every layout of random effects. Where V is
+not linear in psi the G_k are its derivatives, and V goes on along them: Kenward and Roger's adjustment without its term
+in second derivatives, which depends on how V is parametrised. The Hessian is exact.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
 
 from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map
-from jmixed.covariance.structure import split
+from jmixed.covariance.structure import Straightened, split
 from jmixed.fit import host
 from jmixed.fit.information import inverse_information
 from jmixed.layout.design import Design
@@ -35,7 +38,7 @@ class Curvature:
     to_beta, inverse : arrays (p, p)
         R^-1, by which a contrast L of beta is the contrast ``L R^-1`` of beta~; A^-1 = (X~'V^-1X~)^-1.
     first, second : arrays (m, p, p), (m, m, p, p)
-        Derivatives of A in psi.
+        Derivatives of A in psi, of a V that is linear in it.
     traces, products : arrays (m,), (m, m)
         tr V^-1 G_i and tr V^-1 G_i V^-1 G_j.
     directions, hessian : arrays (m, a), (a, a)
@@ -130,9 +133,13 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None) -> Cur
 def _program(held, roots, reml):
     psi = gaussian.psi_of(gaussian.squares(roots), held.layout.terms, held.G.dtype)
     logdet, G = jets(psi, roots, held)
+    at, inverse = derivatives_of(logdet, G, held, reml), profile_fixed(G.value).inverse
+    if not all(structure.is_linear for structure in held.layout.terms):
+        terms: Any = tuple(map(Straightened, held.layout.terms))
+        logdet, G = jets(psi, roots, replace(held, layout=replace(held.layout, terms=terms)))
     p = held.R.shape[0]
     A = jax.tree.map(lambda table: table[..., :p, :p], G)
-    return derivatives_of(logdet, G, held, reml), profile_fixed(G.value).inverse, logdet, A
+    return at, inverse, logdet, A
 
 
 def tangents(structures, roots, gradient):

@@ -78,15 +78,9 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
     layout, dtype = moments.layout, moments.G.dtype
     starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
     count, far = jnp.ones((), jnp.int32), FAR if compete and len(layout.terms) > 2 else ()
-    shapes = [term.shapes().astype(dtype) for term in layout.terms]
-    for k in range(1, max(len(shape) for shape in shapes)):
-        # A term without so many shapes keeps its first.
-        others = [shape[k if k < len(shape) else 0] for shape in shapes]
-        roots = [jnp.linalg.cholesky(other) for other in others]
-        best = best_multiples(moments, reml, lambda c, roots=roots: [jnp.sqrt(c) * root for root in roots])[0]
-        starts.append([best * other for other in others])
+    starts.extend(_of_shapes(moments, reml))
     if compete or thin:
-        units = [shape[0] for shape in shapes]
+        units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
         multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
         starts.extend([multiple * unit for unit in units] for multiple in (multiples[0], 1, *far, multiples[1]))
     certain = len(starts)
@@ -99,6 +93,21 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
         count = jnp.where(_is_thin(moments), called_for, count).astype(jnp.int32)
     stacked = [jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))]
     return StartingCovariances(stacked, count)
+
+
+def _of_shapes(moments: Moments, reml):
+    """The best multiples of what structures name beside the identity; a term without so many keeps that."""
+    shapes = [term.shapes().astype(moments.G.dtype) for term in moments.layout.terms]
+    count = max(map(len, shapes)) - 1
+    if not count:
+        return []
+    others = [shape[[k if k < len(shape) else 0 for k in range(1, count + 1)]] for shape in shapes]
+
+    def best(roots):
+        return best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * root for root in roots])[0]
+
+    multiples = jax.lax.map(best, [jnp.linalg.cholesky(other) for other in others])
+    return [[multiple * other[k] for other in others] for k, multiple in enumerate(multiples)]
 
 
 def phis_beside(chart: Chart, free, moments: Moments, reml) -> tuple[jax.Array, jax.Array]:
