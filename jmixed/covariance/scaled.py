@@ -32,6 +32,8 @@ from jmixed.runtime.precision import double_precision
 
 UNSEEN = SINGULAR**2
 """A change of Sigma, relative to sigma^2, that is none."""
+FAINT = 1e-15
+"""What is left of a standard deviation of zero beside others: its correlations are still told."""
 UNLIKE = 6
 """Starts with unlike variances and correlations, where there is one by column."""
 
@@ -184,7 +186,8 @@ class Scaled(Structure):
     def chart(self, covariance, unit):
         psi = self._read(jnp.asarray(covariance))
         s = jnp.maximum(psi[: self.deviations], 0) / unit[: self.deviations]
-        phi = jnp.concatenate([s if self.one else jnp.sqrt(s), self.angles(psi[self.deviations :])])
+        s = s if self.one else jnp.sqrt(jnp.maximum(s - FAINT, 0))
+        phi = jnp.concatenate([s, self.angles(psi[self.deviations :])])
         unit = jnp.broadcast_to(unit[:1], unit.shape) if self.one else unit
         return unit[:, None] * np.eye(self.q, dtype=unit.dtype), phi
 
@@ -194,7 +197,7 @@ class Scaled(Structure):
         if self.one:
             sign = jnp.where(x < 0, -1, 1).astype(x.dtype)
             return sign * x, sign, jnp.zeros_like(x)
-        return x**2, 2 * x, 2 * jnp.ones_like(x)
+        return x**2 + FAINT, 2 * x, 2 * jnp.ones_like(x)
 
     def chart_root(self, basis, phi):
         s, _, _ = self._deviations(phi)
@@ -230,7 +233,10 @@ class Scaled(Structure):
         return turns, curls, jnp.max(moved, axis=(1, 2))
 
     def chart_sizes(self, phi):
-        return jnp.concatenate([jnp.abs(phi[: self.deviations]), jnp.ones_like(phi[self.deviations :])])
+        size = jnp.abs(phi[: self.deviations])
+        # Of square roots next to zero: the change that one part in a thousand of sigma makes.
+        size = size if self.one else jnp.maximum(size, 1e-3 / (2 * jnp.maximum(size, 1e-4)))
+        return jnp.concatenate([size, jnp.ones_like(phi[self.deviations :])])
 
     def chart_beside(self, leading, factor, T):
         if not self.has_profile(leading):

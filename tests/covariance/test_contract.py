@@ -89,7 +89,7 @@ def test_a_vanishing_sigma_is_an_ordinary_point_of_the_chart(structure):
         chart = chart_at([jnp.zeros((structure.q,) * 2)], [structure], np.zeros(0).dtype)
         (root,) = chart_roots(chart, [structure])
         jacobian, _ = chart_map(chart, [structure], jnp.ones(structure.size))
-    np.testing.assert_array_equal(np.asarray(root), 0)
+    np.testing.assert_allclose(np.asarray(root), 0, atol=1e-14)
     assert np.isfinite(np.asarray(jacobian)).all()
 
 
@@ -203,7 +203,7 @@ def test_the_chart_beside_a_column_has_its_deviation_first(structure):
 
 
 def test_a_structure_without_such_charts_says_so():
-    with pytest.raises(ModelError, match="cannot be held"):
+    with pytest.raises(ModelError, match="can be held"):
         structures.Decay(3).chart_of_entries(np.eye(3), np.eye(3))
     with pytest.raises(ModelError, match="no profile"):
         structures.Decay(3).chart_beside([0], np.eye(3), np.eye(3))
