@@ -105,14 +105,14 @@ TRUTHS = {
     "cs": [0.3, -0.1, 0.6, 0.8],
     "ar1": [0.4, 0.8],
     "hetar1": [0.3, -0.1, 0.6, 0.9],
-    "toep": [0.3, 0.1, 0.6, 0.7, 0.3],
+    "toep": [0.3, 0.1, 0.6, 0.5, -0.2],
 }
 
 
 @pytest.mark.parametrize("word", TRUTHS)
 @pytest.mark.parametrize("reml", [True, False])
 def test_the_optimum_is_that_of_a_dense_density(word, reml):
-    data = simulated(word, 1 + reml, TRUTHS[word])
+    data = simulated(word, 1 + reml, TRUTHS[word], levels=24)
     result = jm.mixedlm(f"y ~ x + {word}(0 + f | g)", data).fit(reml=reml)
     assert result.outcome.name == "CONVERGED"
     (estimated,) = (cov.iloc[:3, :3] / result.scale for cov in [result.cov_re])
@@ -139,7 +139,7 @@ def test_of_two_columns_structures_are_the_general_one():
         for other in others:
             assert other.llf == pytest.approx(first.llf, abs=1e-9)
             np.testing.assert_allclose(other.bse_fe, first.bse_fe, rtol=1e-6)
-            np.testing.assert_allclose(other.vcov_kenward_roger(), first.vcov_kenward_roger(), rtol=1e-6)
+            np.testing.assert_allclose(other.vcov_kenward_roger, first.vcov_kenward_roger, rtol=1e-6)
             for ddf in ("satterthwaite", "kenward-roger"):
                 np.testing.assert_allclose(other.anova(ddf=ddf), first.anova(ddf=ddf), rtol=1e-5)
     first, second = fits["us"].vcov_variance(), fits["cs"].vcov_variance()
@@ -173,15 +173,16 @@ BOUNDARIES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::jmixed.errors.SingularWarning")
 @pytest.mark.parametrize("case", BOUNDARIES, ids=" ".join)
 def test_ends_of_a_range_are_ordinary_outcomes(case):
     word, truth = case[0], BOUNDARIES[case]
     singular = 0
-    for seed in range(4):
+    for seed in range(8):
         data = simulated(word, seed, truth, levels=20)
         result = jm.mixedlm(f"y ~ x + {word}(0 + f | g)", data).fit(reml=bool(seed % 2))
         assert result.outcome.ok, (seed, result.outcome)
-        singular += any(result.singular.values() if isinstance(result.singular, dict) else result.singular)
+        singular += result.singular
         assert np.all(np.isfinite(result.bse_fe))
         truth_there = dense_deviance(data, relative_covariance(word, 3, np.clip(truth, -9, 9)), bool(seed % 2))
         assert result.objective <= truth_there + 1e-6
@@ -235,7 +236,7 @@ def test_the_profile_of_a_standard_deviation_ends_where_the_dense_deviance_says(
 def test_simulated_responses_have_the_covariance():
     data = simulated("toep", 6, TRUTHS["toep"])
     result = jm.mixedlm("y ~ x + toep(0 + f | g)", data).fit()
-    drawn = result.simulate(4000, key=1).to_numpy() if hasattr(result.simulate(1), "to_numpy") else result.simulate(4000)
+    drawn = result.simulate(4000, key=1)
     rows = np.flatnonzero(data["g"] == "g00")
     Z = pd.get_dummies(data["f"]).to_numpy(float)[rows]
     V = Z @ result.cov_re.to_numpy() @ Z.T + result.scale * np.eye(len(rows))
