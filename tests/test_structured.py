@@ -132,7 +132,8 @@ def test_the_optimum_is_that_of_a_dense_density(word, reml):
 def test_of_two_columns_structures_are_the_general_one():
     data = simulated("cs", 3, TRUTHS["cs"]).query("f != 'f2'")
     fits = {
-        word: jm.mixedlm(f"y ~ x + {word}(0 + f | g)", data).fit() for word in ("us", "cs", "hetar1", "toep", "homcs", "ar1")
+        word: jm.mixedlm(f"y ~ x + {word}(0 + f | g)", data).fit()
+        for word in ("us", "cs", "hetar1", "toep", "homcs", "ar1")
     }
     for same in (("us", "cs", "hetar1", "toep"), ("homcs", "ar1")):
         first, *others = (fits[word] for word in same)
@@ -257,12 +258,3 @@ def test_saved_results_and_many_responses(tmp_path):
     assert np.isfinite(boot.confint()).all(axis=None)
     compared = jm.compare(jm.mixedlm("y ~ x + homcs(0 + f | g)", data).fit(reml=False), result)
     assert compared["Df"].iloc[1] == 2
-
-
-def test_of_columns_without_a_variance_the_others_tell_the_correlation():
-    from jmixed.covariance.registry import structure_of
-
-    structure = structure_of("cs", 4)
-    covariance = structure.covariance(np.array([0.0, 2.0, 1.0, 3.0, 0.4]))
-    np.testing.assert_allclose(structure.values(covariance), [0, 2, 1, 3, 0.4])
-    assert np.isnan(structure.values(np.diag([0.0, 0, 0, 1]))[-1])

@@ -147,8 +147,8 @@ class Structure(ABC):
         Asked for where entries of theta are held at their values.
         """
         raise ModelError(
-            f"a covariance with the structure {self.name} has no parameters that can be held (free=, profile_re): fit all "
-            "of them, or use method='bootstrap' for intervals"
+            f"a covariance with the structure {self.name} has no parameters that can be held (free=, profile_re): fit "
+            "all of them, or use method='bootstrap' for intervals"
         )
 
     def chart_beside(self, leading: Sequence[int], factor, T) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from jmixed.errors import DataError
 from jmixed.formulas import checks, components
 from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.factors import Factor, cross, factor, plain_labels
-from jmixed.formulas.formula import FormulaParts, RandomPart, normalise
+from jmixed.formulas.formula import FormulaParts, RandomPart, bare_name, normalise
 from jmixed.formulas.frame import (
     column,
     complete_rows,
@@ -27,7 +27,7 @@ from jmixed.formulas.frame import (
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
 from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, restore, source
-from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns
+from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns, warn_of_gaps
 from jmixed.runtime.memory import filled
 
 
@@ -186,7 +186,11 @@ def random_terms(words: Words, recipe: Recipe, evaluated: Evaluated, grouping: d
         key = words.effects.get(part.effects)
         matrix = evaluated.matrices[key] if key else Matrix(("Intercept",), filled(1.0, len(evaluated.frame), 1))
         if part.word:
-            require_columns(part.word, part.label, len(matrix.names), *_effects(recipe, key))
+            effects, categories = _effects(recipe, key)
+            require_columns(part.word, part.label, len(matrix.names), effects, categories)
+            for name in map(bare_name, categories):
+                if name in evaluated.rows.frame:
+                    warn_of_gaps(part.word, part.label, column(evaluated.rows.frame, name))
         terms.append(
             RandomTerm(
                 label=part.label,

@@ -133,7 +133,9 @@ def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progr
 
 def _refuse_without_profile(fitted: Fitted, every: Sequence[tuple[str, Parameter]], names: Sequence[str]) -> None:
     """Refuse the parameters of covariances that can be followed in no chart."""
-    without = [name for name, parameter in every if not profiles.has_profile(fitted.model.design.layout.terms, parameter)]
+    without = [
+        name for name, parameter in every if not profiles.has_profile(fitted.model.design.layout.terms, parameter)
+    ]
     if bad := [name for name in names if name in without]:
         raise ModelError(
             f"profile: {', '.join(bad)} {'have' if len(bad) > 1 else 'has'} none, as parameters of a covariance with "
