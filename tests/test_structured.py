@@ -112,7 +112,7 @@ TRUTHS = {
 @pytest.mark.parametrize("word", TRUTHS)
 @pytest.mark.parametrize("reml", [True, False])
 def test_the_optimum_is_that_of_a_dense_density(word, reml):
-    data = simulated(word, 1 + reml, TRUTHS[word], levels=24)
+    data = simulated(word, 2 + reml, TRUTHS[word], levels=24)
     result = jm.mixedlm(f"y ~ x + {word}(0 + f | g)", data).fit(reml=reml)
     assert result.outcome.name == "CONVERGED"
     (estimated,) = (cov.iloc[:3, :3] / result.scale for cov in [result.cov_re])
@@ -129,14 +129,14 @@ def test_the_optimum_is_that_of_a_dense_density(word, reml):
     np.testing.assert_allclose(relative_covariance(word, 3, best), estimated, rtol=1e-3, atol=1e-3)
 
 
+SAME = (("us", "cs", "hetar1", "toep"), ("homcs", "ar1"))
+
+
 def test_of_two_columns_structures_are_the_general_one():
     data = simulated("cs", 3, TRUTHS["cs"]).query("f != 'f2'")
-    fits = {
-        word: jm.mixedlm(f"y ~ x + {word}(0 + f | g)", data).fit()
-        for word in ("us", "cs", "hetar1", "toep", "homcs", "ar1")
-    }
-    for same in (("us", "cs", "hetar1", "toep"), ("homcs", "ar1")):
-        first, *others = (fits[word] for word in same)
+    fits = {word: jm.mixedlm(f"y ~ x + {word}(0 + f | g)", data).fit() for word in sum(SAME, ())}
+    for words in SAME:
+        first, *others = (fits[word] for word in words)
         for other in others:
             assert other.llf == pytest.approx(first.llf, abs=1e-9)
             np.testing.assert_allclose(other.bse_fe, first.bse_fe, rtol=1e-6)
@@ -166,7 +166,7 @@ BOUNDARIES = {
     ("ar1", "no variance"): [-9, 0.0],
     ("cs", "no variance"): [-9, -9, -9, 0.0],
     ("cs", "one variance of zero"): [0.5, -9, 0.8, 1.0],
-    ("hetar1", "one variance of zero"): [0.5, -9, 0.8, 1.0],
+    ("hetar1", "one variance of zero"): [0.5, 0.8, -9, 1.0],
     ("cs", "correlations of one"): [0.5, 0.2, 0.8, 18.0],
     ("homcs", "least correlation"): [0.5, -18.0],
     ("ar1", "correlations of one"): [0.5, 9.0],

@@ -329,7 +329,7 @@ class Scaled(Structure):
 
     def told_theta(self, factor):
         told = self.told_psi(np.any(factor != 0, axis=-1))
-        told[self.deviations :] &= np.all(np.diag(factor) != 0)
+        told[self.deviations :] &= np.all(np.diag(factor) > SINGULAR * np.linalg.norm(factor, axis=1))
         return told
 
     def settled(self, factor, zero):

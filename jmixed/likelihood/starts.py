@@ -134,10 +134,9 @@ def phis_beside(chart: Chart, free, moments: Moments, reml) -> tuple[jax.Array, 
 
 def terms_compete(layout: Layout) -> bool:
     """Whether terms, or columns of one, compete: they share a factor, or one of several has no intercept."""
-    shared = any(len(members) > 1 for members in layout.factors) or any(
-        term.has_several_minima for term in layout.terms
-    )
-    return shared or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
+    shared = any(len(members) > 1 for members in layout.factors)
+    within = any(term.has_several_minima for term in layout.terms)
+    return shared or within or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
 
 
 def best_multiples(moments: Moments, reml, roots_at) -> jax.Array:
