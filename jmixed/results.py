@@ -172,12 +172,13 @@ class MixedLMResults:
         return components.var_corr(self.fitted.spec, self.fitted.fit)
 
     def residual_corr(self) -> pd.DataFrame:
-        """Estimated correlations of the residuals of a group, between its positions: DataFrame (positions, positions).
+        """Estimated correlations of the residuals of a group, between its positions: DataFrame (k, k).
 
         Raises `ModelError` for a model of independent residuals, or of more than 200 positions.
 
         Examples
         --------
+        >>> import jmixed as jm
         >>> ar1 = jm.mixedlm("Reaction ~ Days", jm.datasets.load("sleepstudy"), residual="ar1(Days | Subject)").fit()
         >>> ar1.residual_corr().loc[0, [0, 1, 2]].round(3).tolist()
         [1.0, 0.814, 0.663]
@@ -186,9 +187,9 @@ class MixedLMResults:
         return residuals.residual_corr(self.fitted.spec, self.fitted.fit)
 
     def residual_sd(self) -> pd.Series:
-        """Estimated standard deviations of residuals of weight one, in the unit of the response.
+        """Estimated standard deviations of residuals of weight one, in the unit of the response: Series (k,).
 
-        A Series by what they depend on, positions or columns of the dispersion; by row where that are more than 200
+        By what they depend on, positions or columns of the dispersion; by row where that are more than 200
         combinations, and one number where they depend on nothing.
         """
         self.fitted.need_data("residual_sd")

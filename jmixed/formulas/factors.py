@@ -105,7 +105,7 @@ def _kind(label: Any) -> str:
     return "numbers" if isinstance(label, numbers.Number | Decimal) else type(label).__name__
 
 
-def plain_labels(values: pd.Series | np.ndarray) -> pd.Series | np.ndarray:
+def plain_labels(values: pd.Series | pd.Index | np.ndarray) -> Any:
     """Labels without missing values as NumPy has them: whole numbers and truth values of pandas' own types."""
     dtype = values.dtype
     if isinstance(dtype, np.dtype) or not isinstance(values, pd.Series):

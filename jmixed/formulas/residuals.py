@@ -247,6 +247,7 @@ def _refuse_repeats(part, places, series: Factor, labels, positions) -> None:
 
 def _by_position(part: ResidualPart, places: _Places) -> tuple[np.ndarray, tuple[str, ...]]:
     """A column for each position but the first."""
+    assert places.counted is not None  # words with a variance for each position count them
     codes, width = places.counted.codes, len(places.names)
     if width > max(len(codes) // 2, 1):
         raise ModelError(

@@ -224,10 +224,8 @@ def _whitened_program(rows, columns, roots, rho, reml, white, moved):
     C, B, G = jax.tree.map(lambda bend: jnp.moveaxis(bend, (-2, -1), (0, 1)), bends)
     curved = deviance.moment_jets(rho)
     straight = MomentJets(
-        *(
-            tuple(jet._replace(second=bend) for jet, bend in zip(*pair, strict=True))
-            for pair in ((curved.C, C), (curved.B, B))
-        ),
+        tuple(jet._replace(second=bend) for jet, bend in zip(curved.C, C, strict=True)),
+        tuple(jet._replace(second=bend) for jet, bend in zip(curved.B, B, strict=True)),
         curved.G._replace(second=G),
         curved.logdet._replace(second=-moved.products),
     )

@@ -39,12 +39,13 @@ def residual_directions(rows: Rows, rho: np.ndarray) -> ResidualDirections:
     columns = np.concatenate(tables, axis=1)
     residual, k = rows.layout.residual, len(rho)
     moved, products = np.zeros((k, *columns.shape), FLOAT), np.zeros((k, k), FLOAT)
+    dispersion = np.asarray(rows.series.dispersion)
     if not residual.correlations:
         half = np.asarray(residual.scale(rho, rows))[:, None] * columns
         for i in range(k):
-            moved[i] = 2 * rows.series.dispersion[:, i : i + 1] * half
-        there = rows.weights > 0
-        products = 4 * rows.series.dispersion[there].T @ rows.series.dispersion[there]
+            moved[i] = 2 * dispersion[:, i : i + 1] * half
+        there = np.asarray(rows.weights) > 0
+        products = 4 * dispersion[there].T @ dispersion[there]
     else:
         for members in _by_length(rows):
             E, slopes = _covariances(rows, rho, members)

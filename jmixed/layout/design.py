@@ -347,7 +347,7 @@ class Rows:
     index: Index
     layout: Layout = static()
     totals: Totals | None = None
-    series: Series | None = None
+    series: Any = None
 
 
 @jax.tree_util.register_dataclass

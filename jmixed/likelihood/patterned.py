@@ -10,7 +10,7 @@ matrices only, are those of scalar functions <E_s^-1, Q_s>.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def has_patterns(rows: Rows) -> bool:
 
 def patterns_of(rows: Rows, columns: Preconditioners) -> Patterns:
     """The sums of rows whose weights are positive where they are there at all."""
-    series, residual = rows.series, rows.layout.residual
+    series, residual = rows.series, cast(Visits, rows.layout.residual)
     X, y = fixed_columns({"X": rows.X, "y": rows.y - rows.offset}, columns)
     there = rows.weights > 0
     table = jnp.concatenate([X, y]).T * jnp.sqrt(jnp.where(there, rows.weights, 0))[:, None]
@@ -123,7 +123,7 @@ def derivatives_by_pattern(rho, patterns: Patterns, residual: Visits, columns: P
     return derivatives_of(*jets_by_pattern(rho, patterns, residual), sums_of(patterns, columns), reml)
 
 
-def sums_of(patterns: Patterns, columns: Preconditioners):
+def sums_of(patterns: Patterns, columns: Preconditioners) -> Any:
     """What of cross-products the deviance asks for beside its jets."""
     return _Sums(
         jnp.zeros((patterns.S.shape[2],) * 2, patterns.S.dtype), columns.R, patterns.nobs, patterns.log_weights
@@ -140,14 +140,14 @@ def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet
     K, logs, first, second = inverses(rho, patterns, residual)
     count = patterns.count
 
-    def along(H):
+    def along(H) -> Any:
         """sum_s <H_s, E_k K_s E_l> (k, k), symmetric, of symmetric H (patterns, T, T)."""
         around = jnp.einsum("stu,svw->tuvw", H, K)
         inner = jnp.einsum("kuv,tuvw->ktw", first, around)
         return jnp.einsum("ktw,lwt->kl", inner, first)
 
     mean = jnp.einsum("s,stu->tu", count, K)
-    weighted = count[:, None, None] * K
+    weighted = jnp.expand_dims(count, (1, 2)) * K
     logdet = Jet(
         count @ logs,
         jnp.einsum("tu,ktu->k", mean, first),
@@ -157,11 +157,12 @@ def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet
     G = jnp.einsum("stu,staub->ab", K, patterns.S)
     inner = jnp.einsum("stavb,svu->taub", half, K)
 
-    def curved(W):
+    def curved(W) -> Any:
         H = jnp.einsum("stavb,ab,svu->stu", half, W, K)
         return along(H) + along(H).T - jnp.einsum("tu,kltu->kl", jnp.sum(H, axis=0), second)
 
-    return logdet, Jet(G, -jnp.einsum("taub,ktu->kab", inner, first), curved)
+    second_of_G: Any = curved
+    return logdet, Jet(G, -jnp.einsum("taub,ktu->kab", inner, first), second_of_G)
 
 
 def straight_jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet]:

@@ -8,7 +8,7 @@ that come before its first stage (see `jmixed.likelihood.derivatives`), so that 
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from jmixed.likelihood.patterned import Patterns, derivatives_by_pattern, has_pa
 from jmixed.likelihood.preconditioning import Preconditioners
 from jmixed.likelihood.profiled import FLATNESS, InPsi, ProfiledDeviance
 from jmixed.likelihood.stages import covariances_of
+from jmixed.residual.visits import Visits
 
 EDGE = 7.0
 """Size of tau beyond which a correlation is at its boundary, but for one part in a million."""
@@ -131,7 +132,8 @@ class WhitenedDeviance(Criterion):
     def derivatives(self, psi, roots, rho) -> Derivatives:
         """Value, gradient (m + k,) and Hessian in psi (m,) of preconditioned columns and in rho (k,)."""
         if self.patterns is not None:
-            return derivatives_by_pattern(rho, self.patterns, self.rows.layout.residual, self.columns, self.reml)
+            residual = cast(Visits, self.rows.layout.residual)
+            return derivatives_by_pattern(rho, self.patterns, residual, self.columns, self.reml)
         moments = self.moments(rho)
         if moments.layout.crossed:
             return self._derivatives_of_crossed(psi, roots, rho)

@@ -63,7 +63,7 @@ def _given_residuals(fitted: Fitted, data: Any, selected: Collection[int], rows:
         )
     fitted.need_data("predict(condition='residual')")
     left, means = spec.y - fitted.fittedvalues, np.full(len(rows.X), np.nan)
-    frame = spec.frame if data is None else new_table(data)
+    frame: Any = spec.frame if data is None else new_table(data)
     there = np.flatnonzero(~rows.missing)
     means[there] = conditional_means(spec, fitted.fit, left, frame.iloc[there])
     return means

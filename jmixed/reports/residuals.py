@@ -1,6 +1,7 @@
 """What a residual structure was estimated to be: its parameters by name, standard deviations and correlations."""
 
 from functools import partial
+from typing import cast
 
 import jax
 import numpy as np
@@ -8,9 +9,11 @@ import pandas as pd
 
 from jmixed.errors import DataError, ModelError
 from jmixed.fit.host import Fit
-from jmixed.formulas.frame import unknown_column, working_frame
+from jmixed.fit.information import Information
+from jmixed.formulas.factors import Factor
+from jmixed.formulas.frame import column, unknown_column, working_frame
 from jmixed.formulas.model_data import ORDER, ModelData, ResidualTerm
-from jmixed.formulas.recipe import evaluate
+from jmixed.formulas.recipe import Recipe, evaluate
 from jmixed.reports import rows
 from jmixed.reports.fitted import Fitted
 from jmixed.residual.registry import residual_structure
@@ -52,12 +55,12 @@ def parameter_errors(spec: ModelData, fit: Fit) -> np.ndarray:
     residual = spec.residual
     if residual is None:
         return np.zeros(0)
-    k = residual.columns.shape[1]
+    k, known = residual.columns.shape[1], cast(Information, fit.uncertainty)
     slopes = np.diag(np.append(1 / residual.units, np.zeros(len(fit.rho) - k)))
     if len(fit.rho) > k:
         with double_precision():
             slopes[k:, k:] = jax.jacfwd(_readable(residual))(fit.rho[k:])
-    variances = np.diag(slopes @ fit.uncertainty.vcov_rho @ slopes.T)
+    variances = np.diag(slopes @ known.vcov_rho @ slopes.T)
     return np.sqrt(np.where(variances >= 0, variances, np.nan))
 
 
@@ -109,8 +112,8 @@ def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:
     structure, k = structure_of_term(residual), residual.columns.shape[1]
     with double_precision():
         matrix = np.asarray(structure.matrix(fit.rho[k:], places, places))
-    if residual.position in (spec.frame.columns if spec.frame is not None else ()):
-        labels = list(spec.frame[residual.position].iloc[first])
+    if spec.frame is not None and residual.position in spec.frame:
+        labels = list(column(spec.frame, residual.position).iloc[first])
     else:
         labels = [int(place) + 1 for place in places]
     index = pd.Index(labels, name=residual.position if residual.position != "1" else None)
@@ -119,7 +122,7 @@ def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:
 
 def new_columns(spec: ModelData, frame: pd.DataFrame) -> np.ndarray:
     """Columns (k, columns) of the dispersion for new rows without missing values."""
-    residual, recipe = spec.residual, spec.recipe
+    residual, recipe = cast(ResidualTerm, spec.residual), cast(Recipe, spec.recipe)
     own = np.zeros((len(frame), residual.by_position))
     if residual.by_position:
         place = _counted_places(residual, frame)
@@ -134,7 +137,7 @@ def new_columns(spec: ModelData, frame: pd.DataFrame) -> np.ndarray:
 
 def _counted_places(residual: ResidualTerm, frame: pd.DataFrame) -> np.ndarray:
     """Numbers of the positions of new rows."""
-    place = residual.counted.match([_positions(residual, frame)])
+    place = cast(Factor, residual.counted).match([_positions(residual, frame)])
     if np.any(place < 0):
         label = frame[residual.position].iloc[int(np.flatnonzero(place < 0)[0])]
         raise DataError(
@@ -152,7 +155,7 @@ def _positions(residual: ResidualTerm, frame: pd.DataFrame) -> pd.Series:
         )
     if residual.position not in frame:
         raise DataError(unknown_column(residual.position, frame.columns, f"residual={residual.text!r}"))
-    return frame[residual.position]
+    return column(frame, residual.position)
 
 
 def conditional_means(spec: ModelData, fit: Fit, left: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
@@ -170,7 +173,7 @@ def conditional_means(spec: ModelData, fit: Fit, left: np.ndarray, frame: pd.Dat
     for name in sources:
         if name not in frame:
             raise DataError(unknown_column(name, frame.columns, f"residual={residual.text!r}"))
-    series = residual.factor.match([frame[name] for name in sources])
+    series = residual.factor.match([column(frame, name) for name in sources])
     if residual.stepped:
         places = (np.asarray(_positions(residual, frame), FLOAT) - residual.origin) / residual.unit
     else:

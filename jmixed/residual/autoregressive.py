@@ -13,6 +13,7 @@ whatever rows are missing, in time that grows with the number of rows.
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class _Markov(ResidualStructure):
     """Each row depends on the one before it: what both have in common."""
 
     @abstractmethod
-    def powers(self, tau, steps):
+    def powers(self, tau, steps) -> tuple[Any, Any]:
         """phi^steps and 1 - phi^(2 steps), without losing digits."""
 
     @property

@@ -29,14 +29,14 @@ class Series:
         Where in its series a row is: a number on the scale of times, or of visits from 0 on. It ascends.
     number : int array (rows,)
         Number of the series.
-    count : array (series,)
-        Nothing but its length is used, the number of series.
+    count : int array (k,), by series
+        Nothing but its length is used: the number of series.
     unit : scalar
         What one step of `place` is in the caller's unit.
-    seen : bool array (patterns, T), or None
-        Of numbered visits, which ones each pattern has, padded by patterns without any; None where rows may be missing
-        that were there when the patterns were made.
-    pattern : int array (series,), or None
+    seen : bool array (m, T) or None
+        Of numbered visits, which ones each of the m patterns has, padded by some without any; None where rows may be
+        missing that were there when the patterns were made.
+    pattern : int array (k,), by series, or None
         The pattern of each series.
     """
 

@@ -12,6 +12,7 @@ A visit that a series does not have is a row of the identity.
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class Visits(ResidualStructure):
     """What both have in common; places are numbers of visits from 0 on."""
 
     @abstractmethod
-    def correlation(self, tau):
+    def correlation(self, tau) -> Any:
         """R (T, T)."""
 
     def matrix(self, tau, first, second):
@@ -134,7 +135,7 @@ class Unstructured(Visits):
         return self.correlation(tau)[np.tril_indices(self.positions, -1)]
 
     def names(self, places):
-        return [f"{places[j]}, {places[i]}" for i, j in zip(*np.tril_indices(self.positions, -1), strict=True)]
+        return [f"{places[j]}, {places[i]}" for i in range(self.positions) for j in range(i)]
 
 
 @dataclass(frozen=True)
