@@ -19,6 +19,7 @@ from jmixed.algebra.newton import Evaluation, Point
 from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots, chart_sizes
 from jmixed.covariance.structure import block_diagonal
 from jmixed.layout.design import Rows
+from jmixed.likelihood.combined import Combined, combined
 from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.derivatives import Derivatives, MomentJets, derivatives_of, jets
 from jmixed.likelihood.gaussian import degrees, deviance, profile, psi_of, squares
@@ -29,6 +30,7 @@ from jmixed.likelihood.patterned import Patterns, derivatives_by_pattern, has_pa
 from jmixed.likelihood.preconditioning import Preconditioners
 from jmixed.likelihood.profiled import FLATNESS, InPsi, ProfiledDeviance
 from jmixed.likelihood.stages import covariances_of
+from jmixed.residual.autoregressive import Markov
 from jmixed.residual.visits import Visits
 
 EDGE = 7.0
@@ -46,7 +48,10 @@ class _Tables(NamedTuple):
 
 def whitened_deviance(rows: Rows, columns: Preconditioners, reml) -> "WhitenedDeviance":
     """The criterion of rows, by sums where these say all of them."""
-    return WhitenedDeviance(rows, columns, reml, patterns_of(rows, columns) if has_patterns(rows) else None)
+    if has_patterns(rows):
+        return WhitenedDeviance(rows, columns, reml, patterns_of(rows, columns))
+    sums = combined(rows, columns) if isinstance(rows.layout.residual, Markov) else None
+    return WhitenedDeviance(rows, columns, reml, combined=sums)
 
 
 @jax.tree_util.register_dataclass
@@ -54,13 +59,15 @@ def whitened_deviance(rows: Rows, columns: Preconditioners, reml) -> "WhitenedDe
 class WhitenedDeviance(Criterion):
     """The profiled deviance of rows with parameters rho of their residuals.
 
-    `columns` are their preconditioners; `patterns` are sums that say all of the rows, where there are such.
+    `columns` are their preconditioners; `patterns` and `combined` are sums that say all of the rows, where there are
+    such.
     """
 
     rows: Rows
     columns: Preconditioners
     reml: Any
     patterns: Patterns | None = None
+    combined: Combined | None = None
 
     @property
     def _sizes(self) -> tuple[int, int]:
@@ -73,6 +80,8 @@ class WhitenedDeviance(Criterion):
 
     def moments(self, rho) -> Moments:
         """Cross-products of the rows that are white at rho (k,)."""
+        if self.combined is not None:
+            return self.combined.at(rho)
         return cross_products(self.rows, self.columns, False, rho)
 
     def at(self, point: Point) -> tuple[ProfiledDeviance, Point]:

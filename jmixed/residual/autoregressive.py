@@ -12,7 +12,7 @@ whatever rows are missing, in time that grows with the number of rows.
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from jmixed.residual.structure import ResidualStructure
 
 
 @dataclass(frozen=True)
-class _Markov(ResidualStructure):
+class Markov(ResidualStructure):
     """Each row depends on the one before it: what both have in common."""
 
     @abstractmethod
@@ -49,6 +49,44 @@ class _Markov(ResidualStructure):
     def log_determinant_of_series(self, tau, there, series):
         return jnp.sum(jnp.log(self._innovations(tau, there, series)[2]))
 
+    def sets(self, rows, series):
+        """Sets of rows whose cross-products make up those of whitened rows, for each length of a step.
+
+        With a row u and the one before it v at the step's end, cross-products are those of
+
+            (u - c v) / sqrt(1 - c^2):    u'u / (1 + c) - c v'v / (1 + c) + c (u - v)'(u - v) / (1 - c^2)
+
+        Without digits lost where c is near one. The first rows of series come last, as they are.
+        """
+        there = rows.weights > 0
+        earlier, follows = place_before(in_order(there, series), series)
+        root = jnp.sqrt(jnp.where(there, rows.weights, 0))[:, None]
+
+        def scaled(columns):
+            return root * columns
+
+        def before(columns):
+            return back(jnp.where(follows[:, None], in_order(scaled(columns), series)[earlier], 0), series)
+
+        def change(columns):
+            return scaled(columns) - before(columns)
+
+        kind = jnp.where(follows, series.kind, len(series.steps))
+        for number in range(len(series.steps) + 1):
+            chosen = back(kind == number, series) & there
+            for move in (scaled, before, change) if number < len(series.steps) else (scaled,):
+                tables = [move(table) for table in (rows.X, *rows.Z, rows.y[:, None], rows.offset[:, None])]
+                X, *Z, y, offset = tables
+                weights = chosen.astype(rows.y.dtype)
+                yield replace(rows, X=X, Z=tuple(Z), y=y[:, 0], offset=offset[:, 0], weights=weights)
+
+    def shares(self, rho, series):
+        """The part that each of these sets has (3 steps + 1,), and log|R|."""
+        power, variance = self.powers(rho[0], series.steps)
+        each = jnp.stack([1 / (1 + power), -power / (1 + power), power / variance], axis=1)
+        one = jnp.ones(1, each.dtype)
+        return jnp.concatenate([each.reshape(-1), one]), series.step_count @ jnp.log(variance)
+
     def colour(self, tau, normal, series):
         there = jnp.ones(normal.shape[0], bool)
         _, power, variance = self._innovations(tau, there, series)
@@ -61,7 +99,7 @@ class _Markov(ResidualStructure):
 
 
 @dataclass(frozen=True)
-class Autoregressive(_Markov):
+class Autoregressive(Markov):
     """Whole steps, from -1 to 1; see above."""
 
     def powers(self, tau, steps):
@@ -88,7 +126,7 @@ class Autoregressive(_Markov):
 
 
 @dataclass(frozen=True)
-class ContinuousAutoregressive(_Markov):
+class ContinuousAutoregressive(Markov):
     """Any steps, from 0 to 1; see above. phi belongs to one step of the places."""
 
     def powers(self, tau, steps):

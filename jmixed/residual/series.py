@@ -38,6 +38,10 @@ class Series:
         missing that were there when the patterns were made.
     pattern : int array (k,), by series, or None
         The pattern of each series.
+    kind : int array (rows,) or None
+        Of few lengths of steps, which one leads to each place; None likewise.
+    steps, step_count : array (m,) or None
+        These lengths, and how many steps have each.
     """
 
     dispersion: jax.Array | np.ndarray
@@ -50,6 +54,9 @@ class Series:
     unit: jax.Array | np.ndarray
     seen: jax.Array | np.ndarray | None = None
     pattern: jax.Array | np.ndarray | None = None
+    kind: jax.Array | np.ndarray | None = None
+    steps: jax.Array | np.ndarray | None = None
+    step_count: jax.Array | np.ndarray | None = None
 
 
 def in_order(rows, series: Series):
@@ -98,6 +105,7 @@ def padded(series: Series, size: int | None) -> Series:
         begin=extended(series.begin, more),
         place=extended(series.place, np.zeros(size - n, FLOAT)),
         number=extended(series.number, np.full(size - n, len(series.count), np.int32)),
+        kind=extended(series.kind, np.zeros(size - n, np.int32)),
     )
 
 
@@ -113,7 +121,7 @@ def taken(series: Series, rows) -> Series:
 
 def without_patterns(series: Series | None) -> Series | None:
     """The series where rows may have weights of zero that had others."""
-    return series and replace(series, seen=None, pattern=None)
+    return series and replace(series, seen=None, pattern=None, kind=None, steps=None, step_count=None)
 
 
 def series_of(
@@ -136,6 +144,7 @@ def series_of(
         seen, pattern = np.zeros((bucket(len(kinds)), visits), bool), pattern.ravel().astype(np.int32)
         seen[: len(kinds)] = kinds
     order = np.lexsort((place, number)).astype(np.int32)
+    kind, steps, step_count = _steps(number[order], place[order])
     ordered = number[order].astype(np.int32)
     begin = np.searchsorted(ordered, ordered).astype(np.int32)
     rank = np.empty_like(order)
@@ -152,4 +161,23 @@ def series_of(
         unit=np.asarray(unit, FLOAT),
         seen=seen,
         pattern=pattern,
+        kind=kind,
+        steps=steps,
+        step_count=step_count,
     )
+
+
+FEW = 4
+"""Lengths of steps up to which cross-products are made for each."""
+
+
+def _steps(number, place):
+    """Which length the step to each place has, the lengths, and how many steps have each; None for many lengths."""
+    length = np.diff(place, prepend=0.0)
+    follows = np.diff(number, prepend=-1) == 0
+    lengths, kind = np.unique(length[follows], return_inverse=True)
+    if len(lengths) > FEW:
+        return None, None, None
+    kinds = np.zeros(len(place), np.int32)
+    kinds[follows] = kind.ravel()
+    return kinds, lengths.astype(FLOAT), np.bincount(kind.ravel(), minlength=len(lengths)).astype(FLOAT)
