@@ -8,6 +8,7 @@ import layouts
 import numpy as np
 import pytest
 import residual_cases
+from scipy.linalg import block_diag
 
 from jmixed.algebra.newton import Point
 from jmixed.likelihood.contract import minimum
@@ -38,31 +39,49 @@ def relative_covariance(case, psi, rho):
 
 
 @cache
-def dense(layout, word, columns, reml):
-    """(case, psi, rho), the value of the profiled deviance there, its gradient and Hessian in both, sigma^2's gradient."""
-    case = residual_cases.case(layout, word, columns)
-    theta, rho = layouts.draw_theta(case), residual_cases.draw_rho(case)
-    psi, X, y = layouts.psi_of(case, theta), jnp.asarray(case.X), jnp.asarray(case.y - case.offset)
-    n, p = X.shape
-    nu, m = n - p * reml, len(psi)
+def dense(layout, word, columns):
+    """A case with its theta and rho, and a function of (x, reml) that gives what follows from the dense density.
 
-    def parts(x):
+    That is, at x = (psi, rho), the profiled deviance, its gradient and Hessian, and the gradient of the profiled
+    sigma^2.
+    """
+    case = residual_cases.case(layout, word, columns)
+    X, y = jnp.asarray(case.X), jnp.asarray(case.y - case.offset)
+    n, p = X.shape
+    m = case.size
+
+    def parts(x, reml):
         root = jnp.linalg.cholesky(relative_covariance(case, x[:m], x[m:]))
         white = jax.scipy.linalg.solve_triangular(root, jnp.column_stack([X, y]), lower=True)
         A = white[:, :p].T @ white[:, :p]
-        b = white[:, :p].T @ white[:, p]
+        b, nu = white[:, :p].T @ white[:, p], n - p * reml
         rss = white[:, p] @ white[:, p] - b @ jnp.linalg.solve(A, b)
         logs = 2 * jnp.sum(jnp.log(jnp.diagonal(root))) + reml * jnp.linalg.slogdet(A)[1]
         return logs + nu * (1 + jnp.log(2 * jnp.pi * rss / nu)), rss / nu
 
-    def value(x):
-        return parts(x)[0]
+    def value(x, reml):
+        return parts(x, reml)[0]
 
-    x = jnp.append(psi, rho)
-    both = layouts.quick_jit(
-        lambda x: (value(x), jax.grad(value)(x), jax.hessian(value)(x), jax.grad(lambda x: parts(x)[1])(x))
-    )
-    return case, theta, rho, jax.device_get(both(x))
+    def everything(x, reml):
+        scale = jax.grad(lambda x: parts(x, reml)[1])(x)
+        return value(x, reml), jax.grad(value)(x, reml), jax.hessian(value)(x, reml), scale
+
+    return case, layouts.draw_theta(case), residual_cases.draw_rho(case), layouts.quick_jit(everything)
+
+
+@layouts.quick_jit
+def whitened(rows, factors, rho, reml):
+    """The deviance's derivatives at a theta in factors, and the preconditioners of the columns."""
+    conditioned = preconditioners(rows)
+    roots = tuple(jnp.linalg.solve(T, factor) for T, factor in zip(conditioned.T, factors, strict=True))
+    psi = [(root @ root.T)[np.tril_indices(len(root))] for root in roots]
+    psi = jnp.concatenate([jnp.zeros(0), *psi])
+    return WhitenedDeviance(rows, conditioned, reml).derivatives(psi, roots, rho), conditioned.T
+
+
+def arrays(case, theta):
+    """Rows of a case and factors at theta, as arrays of JAX."""
+    return jax.tree.map(jnp.asarray, (case.design.rows(64), tuple(layouts.factors(case, theta))))
 
 
 def in_original_columns(case, T):
@@ -76,34 +95,18 @@ def in_original_columns(case, T):
             unit[i, j] = unit[j, i] = 1
             block.append((inverse @ unit @ inverse.T)[rows, columns])
         blocks.append(np.array(block).T)
-    return jax.scipy.linalg.block_diag(*blocks) if blocks else np.zeros((0, 0))
+    return block_diag(*blocks) if blocks else np.zeros((0, 0))
 
 
 @pytest.mark.parametrize("reml", [False, True])
 @pytest.mark.parametrize(("layout", "word", "columns"), CASES)
 def test_value_gradient_and_hessian_are_those_of_the_dense_density(layout, word, columns, reml):
     with double_precision():
-        case, theta, rho, (value, gradient, hessian, slope) = dense(layout, word, columns, reml)
-
-        @layouts.quick_jit
-        def whitened(rows, factors, rho):
-            conditioned = preconditioners(rows)
-            criterion = WhitenedDeviance(rows, conditioned, reml)
-            roots = tuple(jnp.linalg.solve(T, factor) for T, factor in zip(conditioned.T, factors, strict=True))
-            psi = [(root @ root.T)[np.tril_indices(len(root))] for root in roots]
-            psi = jnp.concatenate([jnp.zeros(0), *psi])
-            return criterion.derivatives(psi, roots, rho), conditioned.T
-
-        rows = jax.tree.map(jnp.asarray, case.design.rows(64))
-        at, T = jax.device_get(whitened(rows, tuple(map(jnp.asarray, layouts.factors(case, theta))), rho))
-        jacobian = np.asarray(in_original_columns(case, T))
-    k = len(rho)
-    jacobian = np.block(
-        [
-            [jacobian, np.zeros((len(jacobian), k))],
-            [np.zeros((k, len(jacobian))), np.eye(k)],
-        ]
-    )
+        case, theta, rho, program = dense(layout, word, columns)
+        x = np.append(layouts.psi_of(case, theta), rho)
+        value, gradient, hessian, slope = jax.device_get(program(x, jnp.asarray(float(reml))))
+        at, T = jax.device_get(whitened(*arrays(case, theta), rho, jnp.asarray(reml)))
+    jacobian = block_diag(in_original_columns(case, T), np.eye(len(rho)))
     assert float(at.value) == pytest.approx(float(value), rel=1e-11)
     for found, wanted in (
         (at.gradient @ jacobian, gradient),
@@ -165,14 +168,6 @@ def test_the_order_of_the_rows_does_not_matter(word):
     theta, rho, other = layouts.draw_theta(case), residual_cases.draw_rho(case), np.random.default_rng(3)
     shuffled = residual_cases.take(case, other.permutation(len(case.y)))
 
-    @layouts.quick_jit
-    def value(rows, factors):
-        conditioned = preconditioners(rows)
-        roots = tuple(jnp.linalg.solve(T, factor) for T, factor in zip(conditioned.T, factors, strict=True))
-        psi = [(root @ root.T)[np.tril_indices(len(root))] for root in roots]
-        return WhitenedDeviance(rows, conditioned, True).derivatives(jnp.concatenate(psi), roots, rho).value
-
     with double_precision():
-        factors = tuple(map(jnp.asarray, layouts.factors(case, theta)))
-        first, second = (value(jax.tree.map(jnp.asarray, one.design.rows(64)), factors) for one in (case, shuffled))
+        first, second = (whitened(*arrays(one, theta), rho, jnp.asarray(True))[0].value for one in (case, shuffled))
     assert float(first) == pytest.approx(float(second), rel=1e-12)
