@@ -9,6 +9,7 @@ import numpy as np
 
 from jmixed.residual.registry import STRUCTURES, residual_structure
 
+WORDS = tuple(STRUCTURES)
 VISITS = 4
 LONGEST = 3
 
@@ -83,4 +84,13 @@ def covariance(case, rho) -> Any:
     return jnp.where(own.codes[:, None] == own.codes[None], sd[:, None] * R * sd[None], 0)
 
 
-WORDS = tuple(STRUCTURES)
+def relative_covariance(case, psi, rho):
+    """V / sigma^2 (n, n), differentiable in the entries of the terms' Sigma and in rho."""
+    V, start = covariance(case, rho), 0
+    for term in case.terms:
+        q, own = term.Z.shape[1], psi[start : start + term.size]
+        rows, columns = np.tril_indices(q)
+        sigma = jnp.zeros((q, q)).at[rows, columns].set(own).at[columns, rows].set(own)
+        V = V + jnp.where(term.same, term.Z @ sigma @ term.Z.T, 0)
+        start += term.size
+    return V

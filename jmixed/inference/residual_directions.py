@@ -40,7 +40,8 @@ def residual_directions(rows: Rows, rho: np.ndarray) -> ResidualDirections:
     residual, k = rows.layout.residual, len(rho)
     moved, products = np.zeros((k, *columns.shape), FLOAT), np.zeros((k, k), FLOAT)
     if not residual.correlations:
-        half = np.asarray(residual.scale(rho, rows))[:, None] * columns
+        with double_precision():
+            half = np.asarray(residual.scale(rho, rows))[:, None] * columns
         for i in range(k):
             moved[i] = 2 * rows.series.dispersion[:, i : i + 1] * half
         there = rows.weights > 0

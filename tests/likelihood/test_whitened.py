@@ -26,18 +26,6 @@ CASES = [
 ]
 
 
-def relative_covariance(case, psi, rho):
-    """V / sigma^2 (n, n), differentiable in the entries of the terms' Sigma and in rho."""
-    V, start = residual_cases.covariance(case, rho), 0
-    for term in case.terms:
-        q, own = term.Z.shape[1], psi[start : start + term.size]
-        rows, columns = np.tril_indices(q)
-        sigma = jnp.zeros((q, q)).at[rows, columns].set(own).at[columns, rows].set(own)
-        V = V + jnp.where(term.same, term.Z @ sigma @ term.Z.T, 0)
-        start += term.size
-    return V
-
-
 @cache
 def dense(layout, word, columns):
     """A case with its theta and rho, and a function of (x, reml) that gives what follows from the dense density.
@@ -51,7 +39,7 @@ def dense(layout, word, columns):
     m = case.size
 
     def parts(x, reml):
-        root = jnp.linalg.cholesky(relative_covariance(case, x[:m], x[m:]))
+        root = jnp.linalg.cholesky(residual_cases.relative_covariance(case, x[:m], x[m:]))
         white = jax.scipy.linalg.solve_triangular(root, jnp.column_stack([X, y]), lower=True)
         A = white[:, :p].T @ white[:, :p]
         b, nu = white[:, :p].T @ white[:, p], n - p * reml
