@@ -17,11 +17,6 @@ def psi_within(structure, r):
         return np.asarray(structure.psi(np.asarray(structure.nearest(jnp.asarray(root @ root.T)))))
 
 
-def is_linear(structure):
-    """Whether Sigma is linear in psi."""
-    return structure.bends(psi_within(structure, np.random.default_rng(0))) is None
-
-
 @dataclass(frozen=True)
 class Decay(Structure):
     """Correlations r^|i - j| at one variance v: psi = theta^2-like (v, r), as an autoregressive process has them."""
@@ -58,6 +53,10 @@ class Decay(Structure):
         if isinstance(covariance, np.ndarray):
             return np.array([v, c / v if v > 0 else 0.0])
         return jnp.stack([v, jnp.where(v > 0, c / jnp.where(v > 0, v, 1), 0)])
+
+    @property
+    def is_linear(self):
+        return False
 
     def directions(self, psi=None):
         v, r = (1.0, 0.5) if psi is None else psi

@@ -68,7 +68,7 @@ def theta_names(terms: tuple[RandomTerm, ...]) -> list[str]:
     """Labels of theta: ``group.column`` on the diagonal of a factor and ``group.row.column`` below it."""
     names = []
     for term in terms:
-        names += [f"{term.group}.{name}" for name in structure(term).theta_names(term.columns, term.vc or term.label)]
+        names += [f"{term.group}.{name}" for name in structure(term).theta_names(term.columns, term.vc)]
     return names
 
 

@@ -89,8 +89,7 @@ class Packing:
 
     def root(self, theta: np.ndarray) -> np.ndarray:
         """The numbers of theta (m,) in the order of psi."""
-        factors = zip(self.structures, self.factors(theta), strict=True)
-        return _joined(structure.psi(factor) for structure, factor in factors)
+        return _joined(structure.entries_of_theta(piece) for structure, piece in self._by_term(theta))
 
     def theta_of_root(self, root: np.ndarray) -> np.ndarray:
         """The numbers of a root (m,) in the order of theta."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.sums import diagonal
-from jmixed.covariance.structure import SINGULAR, Readable, Structure
+from jmixed.covariance.structure import SINGULAR, Readable, Structure, shared_name
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Identity(Structure):
     def chart_beside(self, leading, factor, T):
         return np.eye(self.q), factor[:1, 0] / T[0, 0]
 
+    def has_profile(self, leading):
+        return True
+
     def preconditioner(self, size, triangle):
         return np.eye(self.q, dtype=size.dtype) / ((size**2).mean() ** 0.5)
 
@@ -74,7 +77,7 @@ class Identity(Structure):
         return [self._named(columns, together)]
 
     def _named(self, columns, together=None):
-        return columns[0] if self.q == 1 else together or ", ".join(columns)
+        return columns[0] if self.q == 1 else shared_name(columns, together)
 
     def is_singular(self, factor, T):
         return np.abs(factor[..., 0, 0]) <= SINGULAR * T[0, 0]

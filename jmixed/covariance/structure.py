@@ -18,8 +18,10 @@ a definition here follows from the rest and is replaced where a structure knows 
 leading axes in `factor`, or traced ones of JAX.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -36,13 +38,14 @@ SINGULAR = 1e-4
 class Readable(NamedTuple):
     """What people read of Sigma: a standard deviation (`second` is None), or a correlation, by the columns' names.
 
-    `row` and `column` are the entry of Sigma that has it.
+    `row` and `column` are the entry of Sigma that has it, the first of `several` that differ but for their correlation.
     """
 
     first: str
     second: str | None
     row: int
     column: int
+    several: bool = False
 
 
 class Structure(ABC):
@@ -58,6 +61,11 @@ class Structure(ABC):
 
     q: int
     intercept: int | None
+
+    @property
+    def name(self) -> str:
+        """What messages call the structure."""
+        return " ".join(re.findall("[A-Z][a-z]*", type(self).__name__)).lower()
 
     # ---- parameters ----
 
@@ -83,11 +91,26 @@ class Structure(ABC):
         """psi (size,) from ``Sigma`` (q, q)."""
 
     @property
+    def powers(self) -> np.ndarray:
+        """The power (size,) of the unit of the columns' effects that each entry of psi has: two for (co)variances."""
+        return np.full(self.size, 2)
+
+    @property
+    def has_several_minima(self) -> bool:
+        """Whether the deviance of a term by itself can have several minima, so that one start does not do."""
+        return False
+
+    @property
     def any_basis(self) -> bool:
         """Whether every invertible linear map of the columns keeps the structure."""
         return False
 
     # ---- derivatives of Sigma in psi ----
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether Sigma is linear in psi."""
+        return True
 
     def directions(self, psi=None) -> Any:
         """D (size, q, q) at psi; constants where Sigma is linear in psi, as here."""
@@ -123,7 +146,10 @@ class Structure(ABC):
 
         Asked for where entries of theta are held at their values.
         """
-        raise ModelError(f"entries of theta of the structure {type(self).__name__.lower()} cannot be held")
+        raise ModelError(
+            f"a covariance with the structure {self.name} has no parameters that can be held (free=, profile_re): fit "
+            "all of them, or use method='bootstrap' for intervals"
+        )
 
     def chart_beside(self, leading: Sequence[int], factor, T) -> tuple[np.ndarray, np.ndarray]:
         """A basis with the `leading` columns' own directions first, and phi of ``lambda`` (q, q) in it, in numpy.
@@ -131,7 +157,11 @@ class Structure(ABC):
         phi[0] is then the standard deviation of the first of them, in units of the length of its row of T. Asked for
         where a standard deviation or a correlation is held.
         """
-        raise ModelError(f"parameters of the structure {type(self).__name__.lower()} have no profile yet")
+        raise ModelError(f"parameters of the structure {self.name} have no profile: use method='bootstrap'")
+
+    def has_profile(self, leading: Sequence[int]) -> bool:
+        """Whether there is a chart beside these columns."""
+        return not leading
 
     # ---- columns of Z ----
 
@@ -153,6 +183,10 @@ class Structure(ABC):
         """The member of the structure that is nearest to a covariance (q, q), as a covariance."""
         return covariance
 
+    def shapes(self) -> np.ndarray:
+        """Members of the structure (k, q, q) from multiples of which to start, the identity first."""
+        return np.eye(self.q)[None]
+
     # ---- what people read ----
 
     @abstractmethod
@@ -161,6 +195,18 @@ class Structure(ABC):
 
         `together` names what all columns share; their names joined, where it is None.
         """
+
+    def values(self, covariance: np.ndarray) -> np.ndarray:
+        """The standard deviations and correlations (..., k) that are `readable`, of Sigma (..., q, q).
+
+        A correlation with a standard deviation of zero is nan.
+        """
+        sd, out = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1)), []
+        for _, second, i, j, _ in self.readable([""] * self.q):
+            product = sd[..., i] * sd[..., j]
+            ratio = np.divide(covariance[..., i, j], product, where=product > 0, out=np.full(product.shape, np.nan))
+            out.append(sd[..., j] if second is None else ratio)
+        return np.stack(out, axis=-1)
 
     @abstractmethod
     def psi_names(self, columns: Sequence[str]) -> list[str]:
@@ -195,6 +241,10 @@ class Structure(ABC):
         """Derivatives (size, size) of theta in psi of preconditioned columns, for a factor of full rank."""
         slopes, _ = self.psi_of_theta(self.theta(factor))
         return np.linalg.solve(slopes.T, self.psi_map(T))
+
+    def entries_of_theta(self, theta: np.ndarray) -> np.ndarray:
+        """The numbers of theta (size,) in the order of psi."""
+        return self.psi(self.factor(theta))
 
     def told_psi(self, positive: np.ndarray) -> np.ndarray:
         """Which entries of psi (size,) belong to columns that all have `positive` (q,) variances, and so an error."""
@@ -236,6 +286,33 @@ class Structure(ABC):
             slopes, bend = self.chart_slopes(basis, self.chart_root(basis, phi), phi, gradient)
         moves = np.flatnonzero(np.abs(np.asarray(phi)) > SINGULAR)
         return np.asarray(slopes)[:, moves], np.asarray(bend)[moves[:, None], moves]
+
+
+@dataclass(frozen=True)
+class Straightened:
+    """A structure whose Sigma goes on along its tangents: all that derivatives of the likelihood in psi ask of one."""
+
+    structure: Structure
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.structure, name)
+
+    def bends(self, psi) -> Any:
+        """Zeros (size, size, q, q)."""
+        size, q = self.structure.size, self.structure.q
+        return jnp.zeros((size, size, q, q), psi.dtype)
+
+
+def shared_name(columns: Sequence[str], together: str | None = None) -> str:
+    """What columns are called that share a parameter: f, of f[a] and f[b]; else all their names, or first and last."""
+    stems = {re.sub(r"\[[^\]]*\]", "", str(column)) for column in columns}
+    if together or (len(columns) > 1 and len(stems) == 1):
+        return together or stems.pop()
+    return ", ".join(columns if len(columns) < MANY else (columns[0], "...", columns[-1]))
+
+
+MANY = 5
+"""Columns of which not all are named."""
 
 
 def split(structures, vector):

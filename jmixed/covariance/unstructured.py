@@ -104,6 +104,9 @@ class Unstructured(Structure):
         lower = lower * np.where(np.diag(lower) < 0, -1, 1)
         return np.linalg.inv(coordinates), self.psi(lower)
 
+    def has_profile(self, leading):
+        return True
+
     def preconditioner(self, size, triangle):
         return triangular_inverse(triangle) / size[:, None]
 

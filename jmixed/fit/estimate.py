@@ -400,7 +400,7 @@ def _is_small(data, *_, **__):
     """Whether all steps are so little work that optimised code would save less than compiling it costs."""
     if isinstance(data, Moments):
         return data.layout.fit_bytes(data.beta0.shape[0]) <= SMALL
-    numbers = data.y.shape[0] * (sum(Z.shape[1] for Z in data.Z) + data.X.shape[1])
+    numbers = data.y.shape[0] * (sum(Z.shape[1] for Z in data.Z) + data.X.shape[1]) * (1 + data.layout.residual.size)
     return numbers <= SMALL // 8 and data.layout.fit_bytes(data.X.shape[1]) <= SMALL
 
 

@@ -100,12 +100,16 @@ class Fit:
 
 
 def _is_small(data, *_, **__):
+    if data.layout.residual.size and not _has_few_rows(data):
+        return False
     fixed = data.X.shape[1] if isinstance(data, Rows) else data.beta0.shape[0]
     return data.layout.fit_bytes(fixed) <= SMALL
 
 
 def _has_few_rows(rows, **_):
-    return rows.y.shape[0] * (sum(Z.shape[1] for Z in rows.Z) + rows.X.shape[1]) <= SMALL // 8
+    # Residuals with parameters are worked on row by row in every evaluation.
+    often = 1 + rows.layout.residual.size
+    return rows.y.shape[0] * (sum(Z.shape[1] for Z in rows.Z) + rows.X.shape[1]) * often <= SMALL // 8
 
 
 @program(static_argnames=("counted",), brief=_has_few_rows)

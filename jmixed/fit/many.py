@@ -24,6 +24,7 @@ from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
 from jmixed.layout.design import Design
 from jmixed.layout.index import Array
 from jmixed.likelihood.collapse import Classes, classes_of
+from jmixed.residual.series import without_patterns
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
@@ -120,9 +121,11 @@ def estimate_many(
     concrete = Z is None and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts))
     classes = classes_of(_on_host(design), None if own is None else np.asarray(own)) if concrete else None
     chunks = -(-m // _lanes(design, classes, MEMORY))
+    rows = design.rows()
+    rows = rows if own is None else replace(rows, series=without_patterns(rows.series))
     if "Z" in given:
         given["Z"] = tuple(given["Z"].get(label) for label in design.labels)
-    found = compiled(_estimate_many, design.rows(), given, classes, reml, chunks=chunks, apart=own is not None)
+    found = compiled(_estimate_many, rows, given, classes, reml, chunks=chunks, apart=own is not None)
     return named_estimate(found, design, m)
 
 
@@ -177,6 +180,7 @@ def _allocate(design, m):
 def _fit_alike(found: ManyFits, design, Y, members, masked, reml, memory, progress):
     """Fit the given responses, of which all or none have missing values, into `found`."""
     rows = _on_host(design)
+    rows = replace(rows, series=without_patterns(rows.series)) if masked else rows
     weights = np.where(np.isnan(Y[members]), 0, rows.weights) if masked else None
     classes = classes_of(rows, weights)
     lanes = min(_lanes(design, classes, memory), bucket(len(members)))

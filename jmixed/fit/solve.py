@@ -25,7 +25,7 @@ from jmixed.likelihood.moments import Moments, is_drowned
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.preconditioning import Preconditioners, preconditioners
 from jmixed.likelihood.profiled import InPsi, ProfiledDeviance, with_held_entries
-from jmixed.likelihood.whitened import WhitenedDeviance
+from jmixed.likelihood.whitened import WhitenedDeviance, whitened_deviance
 
 
 class Search(NamedTuple):
@@ -144,7 +144,7 @@ def solve(
 def _solve_whitened(rows, reml, search, columns, differentiable) -> Solved:
     """The same for residuals with parameters: cross-products are part of the criterion."""
     columns = preconditioners(rows) if columns is None else columns
-    deviance = WhitenedDeviance(rows, columns, reml)
+    deviance = whitened_deviance(rows, columns, reml)
     solution = _search(stop_gradient(deviance), search)
     point = solution.point if differentiable is None else differentiable(solution, deviance)
     profiled, _ = deviance.at(point)

@@ -12,7 +12,7 @@ from jmixed.errors import DataError
 from jmixed.formulas import checks, components
 from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.factors import Factor, cross, factor, plain_labels
-from jmixed.formulas.formula import FormulaParts, RandomPart, normalise
+from jmixed.formulas.formula import FormulaParts, RandomPart, bare_name, normalise
 from jmixed.formulas.frame import (
     column,
     complete_rows,
@@ -26,8 +26,9 @@ from jmixed.formulas.frame import (
 )
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
-from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, source
+from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, restore, source
 from jmixed.formulas.residuals import ResidualPart, columns_of, residual_term
+from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns, warn_of_gaps
 from jmixed.runtime.memory import filled
 
 
@@ -129,7 +130,7 @@ def assemble(
         built = _components(plans, recipe, evaluated, grouping)
         evaluated.without(_component_masks(built, len(evaluated.frame)), "raise")
     of_components = component_terms(words, plans, recipe, evaluated, grouping, built)
-    terms = checks.distinct([*random_terms(words, evaluated, grouping), *of_components])
+    terms = checks.distinct([*random_terms(words, learnt, evaluated, grouping), *of_components])
     return _model(words, learnt, evaluated, grouping, terms, drop_cols, check)
 
 
@@ -181,13 +182,19 @@ def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str,
     return factors
 
 
-def random_terms(words: Words, evaluated: Evaluated, grouping: dict) -> list[RandomTerm]:
-    """The ordinary random-effects terms."""
+def random_terms(words: Words, recipe: Recipe, evaluated: Evaluated, grouping: dict) -> list[RandomTerm]:
+    """The ordinary random-effects terms; the `recipe` has the state of their effects."""
     terms = []
     for part in words.random:
         grouping_factor = grouping[part.factors]
         key = words.effects.get(part.effects)
         matrix = evaluated.matrices[key] if key else Matrix(("Intercept",), filled(1.0, len(evaluated.frame), 1))
+        if part.word:
+            effects, categories = _effects(recipe, key)
+            require_columns(part.word, part.label, len(matrix.names), effects, categories)
+            for name in map(bare_name, categories):
+                if name in evaluated.rows.frame:
+                    warn_of_gaps(part.word, part.label, column(evaluated.rows.frame, name))
         terms.append(
             RandomTerm(
                 label=part.label,
@@ -196,11 +203,24 @@ def random_terms(words: Words, evaluated: Evaluated, grouping: dict) -> list[Ran
                 levels=grouping_factor.levels,
                 columns=matrix.names,
                 Z=matrix.values,
+                structure=WORDS[part.word].structure if part.word else UNSTRUCTURED,
                 intercept=checks.constant_column(matrix.values),
                 rebuild=Rebuild(grouping_factor, key),
             )
         )
     return terms
+
+
+def _effects(recipe: Recipe, part: str | None) -> tuple[list[tuple[str, ...]], set[str]]:
+    """The terms of a part's effects, each by its factors as they were written, and which of these are categories."""
+    if part is None:
+        return [("1",)], set()
+    kinds = {restore(f.expr, recipe.aliases): kind for f, (kind, _) in known_factors(recipe.specs[part]).items()}
+    terms = [
+        tuple(restore(factor.expr, recipe.aliases) for factor in term.factors)
+        for term in recipe.specs[part].term_slices
+    ]
+    return terms, {name for name, kind in kinds.items() if kind == "categorical"}
 
 
 def _components(

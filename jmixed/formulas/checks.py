@@ -8,6 +8,7 @@ import numpy as np
 
 from jmixed.errors import DataError, ModelError
 from jmixed.formulas.model_data import ModelData, RandomTerm
+from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED
 
 REDUNDANT = 1e-7
 """Columns of unit length that are closer than this to the span of the columns on their left are redundant."""
@@ -137,7 +138,7 @@ def require_levels(term: RandomTerm) -> None:
 
 def require_fewer_coefficients(term: RandomTerm, nobs: int) -> None:
     """Fewer coefficients than rows, where the rows themselves are not at hand."""
-    if not term.shares_variance and _coefficients(term) >= nobs:
+    if _covariance_steps(term) and not term.shares_variance and _coefficients(term) >= nobs:
         raise ModelError(
             f"{_counted([term], nobs)}: whether they can be told from the residual only the rows can say, of which "
             "from_batches keeps sums. Use mixedlm, a coarser grouping factor or fewer columns",
@@ -158,7 +159,7 @@ def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check
         require_levels(term)
     if check == "ignore":
         return
-    n, free = len(weights), [term for term in terms if not term.shares_variance]
+    n, free = len(weights), [term for term in terms if _covariance_steps(term)]
     insist = "or have it fitted all the same with check='ignore'"
     for term in free:
         beside = [other for other in free if _same_levels(other, term)]
@@ -168,6 +169,7 @@ def require_identifiable(terms: Sequence[RandomTerm], weights: np.ndarray, check
                 f"told apart. Use a coarser grouping factor or fewer columns, {insist}",
                 page=REFUSED,
             )
+    free = [term for term in free if not term.shares_variance]
     for term in free:
         inside = [other for other in free if _is_nested(other, term)]
         several = len(inside) > 1 or len(term.columns) > np.bincount(term.codes).max()
@@ -203,6 +205,26 @@ def _is_nested(inner: RandomTerm, outer: RandomTerm) -> bool:
     return bool((owner[inner.codes] == outer.codes).all())
 
 
+def _covariance_steps(term: RandomTerm) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The entries (rows, columns) of the lower triangle that move together as a term's covariance D varies.
+
+    None for components of one variance, and for covariances that are no linear space: these differ from the residual.
+    """
+    kind, q = term.structure, len(term.columns)
+    rows, columns = np.tril_indices(q)
+    same = rows == columns
+    if kind in (ONE_VARIANCE, *(ALIKE if q > 2 else ())):
+        return []
+    if kind in ("homcs", "ar1"):
+        return [(rows[which], columns[which]) for which in (same, ~same) if which.any()]
+    chosen = same if kind == "diag" else np.ones(len(rows), bool)
+    return [(rows[k : k + 1], columns[k : k + 1]) for k in np.flatnonzero(chosen)]
+
+
+ALIKE = ("cs", "ar1", "hetar1", "toep")
+"""Structures that, of two columns, are the general one or compound symmetry."""
+
+
 def _same_levels(term: RandomTerm, other: RandomTerm) -> bool:
     return len(term.levels) == len(other.levels) and _is_nested(term, other)
 
@@ -214,13 +236,13 @@ def _is_residual(terms: Sequence[RandomTerm], weights: np.ndarray) -> bool:
     """
     codes, levels = terms[0].codes, len(terms[0].levels)
     root = np.sqrt(weights)[:, None]
-    Z = [np.linalg.qr(root * term.Z)[0] * np.sqrt(len(weights)) for term in terms]
+    Z = [_prepared(root * term.Z, term) * np.sqrt(len(weights)) for term in terms]
     products = np.zeros((levels, *(sum(z.shape[1] for z in Z),) * 2))
     together = np.hstack(Z)
     np.add.at(products, codes, together[:, :, None] * together[:, None])
     directions, start = [], 0
-    for z in Z:
-        for a, b in zip(*np.tril_indices(z.shape[1]), strict=True):
+    for term, z in zip(terms, Z, strict=True):
+        for a, b in _covariance_steps(term):
             directions.append(np.zeros(products.shape[1:]))
             directions[-1][start + a, start + b] = directions[-1][start + b, start + a] = 1
         start += z.shape[1]
@@ -230,6 +252,13 @@ def _is_residual(terms: Sequence[RandomTerm], weights: np.ndarray) -> bool:
     size = np.sqrt(np.maximum(np.diagonal(overlaps), np.finfo(float).tiny))
     solved = np.linalg.lstsq(overlaps / size / size[:, None], traces / size, rcond=1e-12)[0]
     return bool(len(weights) - solved @ (traces / size) < 1e-8 * len(weights))
+
+
+def _prepared(columns: np.ndarray, term: RandomTerm) -> np.ndarray:
+    """A basis of the columns where any is as good, else the columns as they are, of a common size."""
+    if term.structure == UNSTRUCTURED:
+        return np.linalg.qr(columns)[0]
+    return columns / np.linalg.norm(columns) if columns.any() else columns
 
 
 LARGEST_LEVEL = 1000

@@ -20,9 +20,10 @@ from jmixed.formulas.evaluate import FormulaFactor, known_factors, new_spec, voc
 from jmixed.formulas.factors import Factor, cross, factor
 from jmixed.formulas.formula import bare_name
 from jmixed.formulas.frame import column
-from jmixed.formulas.model_data import ONE_VARIANCE, RandomTerm, Rebuild
+from jmixed.formulas.model_data import RandomTerm, Rebuild
 from jmixed.formulas.patsy_words import PATSY
 from jmixed.formulas.recipe import Matrix, Recipe, evaluate, restore
+from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def of_columns(name: str, label: str, matrix: Matrix, inner: tuple, top: Factor,
         levels=top.levels,
         columns=matrix.names,
         Z=matrix.values,
-        structure="unstructured" if single else ONE_VARIANCE,
+        structure=UNSTRUCTURED if single else ONE_VARIANCE,
         vc=name,
         parents=np.arange(len(top.levels), dtype=np.int32),
         inner=inner,

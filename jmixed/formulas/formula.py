@@ -11,10 +11,12 @@ import keyword
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from jmixed.errors import FormulaError
 from jmixed.formulas.marks import GROUPING, SPACES, mark, spelled
 from jmixed.formulas.r_words import refuse_r
+from jmixed.formulas.structures import PAGE, UNSTRUCTURED, WORDS, listed
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class RandomPart:
     effects: str  # what varies, such as "1 + Days"; its intercept is implied unless it says 0 or -1
     factors: tuple[str, ...]  # the columns whose combinations are the levels: ("batch", "cask") for batch:cask
     independent: bool = False  # for ||: its terms, each a part by itself, have no covariances with each other
+    word: str = ""  # of `formulas.structures`, before the bar
     # the effects as they were written, at their position in the formula
     spelled: str = field(default="", repr=False, compare=False)
 
@@ -82,9 +85,10 @@ def _parse(text: str) -> FormulaParts:
     for sign, body in segments:
         inner = _unwrap(body)
         special = _offset(inner) if len(inner) == 1 else None
+        word, structured = _structured(text, inner[0]) if len(inner) == 1 else ("", [])
         if sign is None or sign.kind == "+":
             refuse_response(text, text[: tokens[tildes[0]].start], body)
-        if special is None and not any(t.kind == "|" for t in body):
+        if special is None and not word and not any(t.kind == "|" for t in body):
             _refuse_meaningless(text, body)
             continue
         if sign is not None and sign.kind == "-":
@@ -93,6 +97,9 @@ def _parse(text: str) -> FormulaParts:
             )
         if special is not None:
             offsets.append(special)
+        elif word:
+            refuse_response(text, text[: tokens[tildes[0]].start], structured)
+            random += _bar(text, list(structured), structured, word)
         else:
             random += _bar(text, body, inner)
         start, end = (sign or body[0]).start, body[-1].end
@@ -333,7 +340,30 @@ def _offset(body: list[_Token]) -> str | None:
     return match.group(1).strip() if match else None
 
 
-def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]:
+def _structured(text: str, token: _Token) -> tuple[str, list[_Token]]:
+    """The word before a bar and what its parentheses hold, of a term such as cs(0 + f | g); none of another call."""
+    match = re.fullmatch(r"(\w+)(\s*\()(.*)\)", token.text, re.DOTALL) if token.kind == "python" else None
+    if not match:
+        return "", []
+    word, offset = match[1], token.start + match.end(2)
+    inside = [_Token(t.kind, t.text, t.start + offset, t.end + offset) for t in scan(match[3])]
+    depth = accumulate((t.kind == "(") - (t.kind == ")") for t in inside)
+    if word in _CALLS or not any(t.kind == "|" and not d for t, d in zip(inside, depth, strict=True)):
+        return "", []
+    if word not in WORDS:
+        message = (
+            f"{word!r} before a bar is no covariance structure of random effects: there are {listed()}. What is "
+            "Python's | is written I(a | b)"
+        )
+        raise FormulaError(mark(message, text, token.start), page=PAGE)
+    return word, inside
+
+
+_CALLS = ("I", "C", "Q")
+"""Calls in which a bar is Python's."""
+
+
+def _bar(text: str, body: list[_Token], inner: list[_Token], word: str = "") -> list[RandomPart]:
     """The random-effects terms that one pair of parentheses with a bar stands for."""
     bars = [i for i, t in enumerate(inner) if t.kind == "|"]
     spot = next(t.start for t in body if t.kind == "|")
@@ -345,6 +375,9 @@ def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]
     double = len(bars) == 2 and inner[last].start == inner[first].start + 1
     if len(bars) > 1 and not double:
         raise FormulaError(mark("a random-effects term has one bar, | or ||", text, inner[last].start))
+    if double and word:
+        message = f"{word} before a bar says which covariances there are, and || that there are none: write one bar"
+        raise FormulaError(mark(message, text, inner[first].start), page=PAGE)
     left, right = inner[:first], inner[last + 1 :]
     if not left or not right:
         side = "left of the bar what varies (1 for an intercept)" if not left else "right of the bar a grouping factor"
@@ -360,8 +393,12 @@ def _bar(text: str, body: list[_Token], inner: list[_Token]) -> list[RandomPart]
         message = f"the grouping factor cannot be read: {SPACES}" if rest[0].kind == "name" else GROUPING
         raise FormulaError(mark(message, text, rest[0].start))
     spelled_effects = " " * left[0].start + _braced(text)[left[0].start : left[-1].end]
+    labels = [f"{shown} {line} {':'.join(names)}" for names in groups]
+    if WORDS.get(word, WORDS["us"]).structure == UNSTRUCTURED:
+        word = ""
     return [
-        RandomPart(f"{shown} {line} {':'.join(names)}", effects, names, double, spelled_effects) for names in groups
+        RandomPart(f"{word}({label})" if word else label, effects, names, double, word, spelled_effects)
+        for label, names in zip(labels, groups, strict=True)
     ]
 
 

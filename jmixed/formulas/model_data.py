@@ -9,6 +9,7 @@ import pandas as pd
 
 from jmixed.formulas.factors import Factor
 from jmixed.formulas.recipe import Recipe
+from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED, WORDS
 
 
 class LocalColumns(Protocol):
@@ -22,10 +23,6 @@ class LocalColumns(Protocol):
     def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
         """Columns (k, q) for new rows whose top-level group is `codes` (k,), -1 where it is unknown."""
         ...
-
-
-ONE_VARIANCE = "identity"
-"""The word for components whose columns share one variance; `jmixed.covariance.registry` knows what it means."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class RandomTerm:
     levels: pd.Index  # (L,) labels
     columns: tuple[str, ...]  # names of the columns of Z; an intercept is called "Intercept"
     Z: np.ndarray  # (n, q)
-    structure: str = "unstructured"  # a word of `jmixed.covariance.registry`
+    structure: str = UNSTRUCTURED  # a word of `jmixed.covariance.registry`
     vc: str | None = None  # name of the variance component, if it is one
     intercept: int | None = None  # index of a constant column
     # (L,) int32, for a variance component the top-level group of each level
@@ -60,7 +57,13 @@ class RandomTerm:
     @property
     def shares_variance(self) -> bool:
         """Whether all coefficients have one variance, which a single level tells too."""
-        return self.structure == ONE_VARIANCE
+        return self.structure in (ONE_VARIANCE, "homcs", "ar1")
+
+    @property
+    def word(self) -> str:
+        """The word before the bar; "" for an unstructured term, and for a variance component."""
+        words = {meaning.structure: word for word, meaning in WORDS.items() if meaning.structure != UNSTRUCTURED}
+        return "" if self.vc is not None else words.get(self.structure, "")
 
 
 RESIDUALS = {

@@ -81,7 +81,7 @@ def restated(formula: str | Sequence[str], earlier: str, intercept: bool = True)
 def _bar(part: RandomPart) -> str:
     """A random-effects term as a formula has it."""
     factors = ":".join(name if _is_code(name) else quoted(name) for name in part.factors)
-    return f"({part.effects} {'||' if part.independent else '|'} {factors})"
+    return f"{part.word}({part.effects} {'||' if part.independent else '|'} {factors})"
 
 
 def _is_code(name: str) -> bool:

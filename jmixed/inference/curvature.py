@@ -1,23 +1,26 @@
 """How a fit bends with its variance parameters: what standard errors, Satterthwaite and Kenward-Roger all need.
 
 Everything is in the preconditioned columns of the likelihood, X~ = X R^-1 and Z~ = Z T, where numbers have digits to
-spare. With V = W^-1 + sum psi_k G_k, relative to sigma^2, linear in psi, the elimination hands over exactly
+spare. With V = W^-1 + sum psi_k G_k, relative to sigma^2, the elimination hands over exactly
 
     A = X~'V^-1X~       -dA/dpsi_i = X~'V^-1 G_i V^-1X~       d^2A/dpsi_i dpsi_j / 2 = sym X~'V^-1 G_i V^-1 G_j V^-1X~
     tr V^-1 G_i         tr V^-1 G_i V^-1 G_j                  (derivatives of log|V|)
 
-from the blocks of the groups alone, at the cost of one Newton step and for every layout of random effects. Parameters
-rho of the residuals' structure are directions like those of psi, along straight paths too: see `residual_directions`.
+from the blocks of the groups alone, at the cost of one Newton step and for every layout of random effects. Where V is
+not linear in psi the G_k are its derivatives, and V goes on along them: Kenward and Roger's adjustment without its term
+in second derivatives, which depends on how V is parametrised. The Hessian is exact. Parameters rho of the residuals'
+structure are directions like those of psi, along straight paths too: see `residual_directions`.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map
-from jmixed.covariance.structure import split
+from jmixed.covariance.structure import Straightened, split
 from jmixed.errors import ModelError
 from jmixed.fit import host
 from jmixed.fit.host import NO_RHO
@@ -28,6 +31,12 @@ from jmixed.likelihood import gaussian
 from jmixed.likelihood.derivatives import MomentJets, derivatives_of, jets
 from jmixed.likelihood.eliminate import profile_fixed
 from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.patterned import (
+    derivatives_by_pattern,
+    has_patterns,
+    patterns_of,
+    straight_jets_by_pattern,
+)
 from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.likelihood.whitened import WhitenedDeviance
 from jmixed.runtime.compilation import program
@@ -43,7 +52,7 @@ class Curvature:
     to_beta, inverse : arrays (p, p)
         R^-1, by which a contrast L of beta is the contrast ``L R^-1`` of beta~; A^-1 = (X~'V^-1X~)^-1.
     first, second : arrays (m, p, p), (m, m, p, p)
-        Derivatives of A in psi.
+        Derivatives of A in psi, of a V that is linear in it.
     traces, products : arrays (m,), (m, m)
         tr V^-1 G_i and tr V^-1 G_i V^-1 G_j.
     directions, hessian : arrays (m, a), (a, a)
@@ -147,7 +156,15 @@ def _roots(structures, theta, T):
 def _program(held, roots, reml):
     psi = gaussian.psi_of(gaussian.squares(roots), held.layout.terms, held.G.dtype)
     logdet, G = jets(psi, roots, held)
-    return derivatives_of(logdet, G, held, reml), *_of_fixed(logdet, G)
+    return derivatives_of(logdet, G, held, reml), *_of_fixed(*_straight_jets(psi, roots, held, logdet, G))
+
+
+def _straight_jets(psi, roots, held, logdet, G, earlier=None):
+    """The jets, or those along straight paths where a term's covariance is not linear in psi."""
+    if all(structure.is_linear for structure in held.layout.terms):
+        return logdet, G
+    terms: Any = tuple(map(Straightened, held.layout.terms))
+    return jets(psi, roots, replace(held, layout=replace(held.layout, terms=terms)), earlier=earlier)
 
 
 def _of_fixed(logdet, G):
@@ -165,10 +182,13 @@ def _of_whitened(design, theta, reml, rho):
             page="structures.md",
         )
     rows = design.rows()
-    moved = residual_directions(rows, rho)
+    by_pattern = has_patterns(rows)
+    moved = None if by_pattern else residual_directions(rows, rho)
     with double_precision():
         columns, held = jax.device_get(_columns_program(rows, rho))
         roots = _roots(design.layout.terms, theta, columns.T)
+        if by_pattern:
+            return held, roots, jax.device_get(_patterns_program(rows, columns, rho, bool(reml)))
         white = host.white_design(design, rho).rows()
         found = jax.device_get(_whitened_program(rows, columns, roots, rho, bool(reml), white, moved))
     return held, roots, found
@@ -178,6 +198,13 @@ def _of_whitened(design, theta, reml, rho):
 def _columns_program(rows, rho):
     columns = preconditioners(rows)
     return columns, WhitenedDeviance(rows, columns, True).moments(rho)
+
+
+@program
+def _patterns_program(rows, columns, rho, reml):
+    patterns, residual = patterns_of(rows, columns), rows.layout.residual
+    at = derivatives_by_pattern(rho, patterns, residual, columns, reml)
+    return at, *_of_fixed(*straight_jets_by_pattern(rho, patterns, residual))
 
 
 @program
@@ -208,7 +235,8 @@ def _whitened_program(rows, columns, roots, rho, reml, white, moved):
     )
     held = deviance.moments(rho)
     at = derivatives_of(*jets(psi, roots, held, earlier=curved), held, reml)
-    return at, *_of_fixed(*jets(psi, roots, held, earlier=straight))
+    paths = jets(psi, roots, held, earlier=straight)
+    return at, *_of_fixed(*_straight_jets(psi, roots, held, *paths, earlier=straight))
 
 
 def tangents(structures, roots, gradient):

@@ -15,6 +15,7 @@ from jmixed.fit.host import Fit
 from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
 from jmixed.layout.design import Design
 from jmixed.likelihood.preconditioning import preconditioners
+from jmixed.residual.series import without_patterns
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import double_precision
@@ -71,7 +72,7 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
 
 @program(static_argnames=("counted", "side_by_side"))
 def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
-    columns = preconditioners(rows)
+    columns, rows = preconditioners(rows), replace(rows, series=without_patterns(rows.series))
     X = rows.X @ columns.basis
 
     def without(cluster):

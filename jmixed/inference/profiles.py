@@ -7,7 +7,7 @@ have several minima, and another than the one that the estimate leads to may bec
 started from elsewhere (`_others`), and the best counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jmixed.covariance.scales import factors_of_theta
+from jmixed.covariance.structure import Structure
 from jmixed.inference.constrained_fits import ConstrainedFit, solve_all
 from jmixed.likelihood.constrained import Border, Held
 from jmixed.likelihood.moments import Moments
@@ -320,11 +321,22 @@ def _bases(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple
     factors = factors_of_theta(estimate.structures, estimate.theta) if factors is None else factors
     terms = zip(estimate.structures, estimate.moments.T, factors, strict=True)
     for t, (structure, T, factor) in enumerate(terms):
-        leading = {SD: [parameter.first], CORRELATION: [parameter.first, parameter.second]}.get(parameter.kind, [])
-        basis, piece = structure.chart_beside(leading if t == parameter.term else [], factor, T)
+        leading = _leading(parameter) if t == parameter.term else []
+        basis, piece = structure.chart_beside(leading, factor, T)
         bases.append(basis)
         pieces.append(piece)
     return tuple(bases), np.concatenate(pieces)
+
+
+def _leading(parameter: Parameter) -> list[int]:
+    """The columns of its term that a parameter is about."""
+    return {SD: [parameter.first], CORRELATION: [parameter.first, parameter.second]}.get(parameter.kind, [])
+
+
+def has_profile(structures: Sequence[Structure], parameter: Parameter) -> bool:
+    """Whether a parameter has a profile, in a model whose terms have these structures."""
+    leading = _leading(parameter)
+    return not leading or structures[parameter.term].has_profile(leading)
 
 
 def _border(R: np.ndarray, coefficient: int | None) -> Border:

@@ -59,7 +59,7 @@ def _of_term(structure, relative, sigma, size_of_Z):
     sd = np.sqrt(variances)
     positive = sd * size_of_Z > SINGULAR
     values, slopes = [], []
-    for _, second, i, j in structure.readable([""] * structure.q):
+    for _, second, i, j, _ in structure.readable([""] * structure.q):
         slope = np.zeros(structure.size + 1)
         if second is None:
             slope[:-1] = directions[:, j, j] * sigma / (2 * sd[j]) if positive[j] else np.nan

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jmixed.errors import DataError
 from jmixed.layout.index import Array, Index, static
 from jmixed.layout.layout import Layout
-from jmixed.residual.series import Series
+from jmixed.residual.series import Series, without_patterns
 from jmixed.residual.series import padded as padded_series
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.memory import bucket, padded
@@ -238,7 +238,8 @@ class Design:
             _check(name, value, getattr(self, name))
         for label, value in (Z or {}).items():
             _check(f"Z[{label!r}]", value, self.Z[label])
-        return _replace(self, **changes, Z={**self.Z, **(Z or {})})
+        series = self.series if weights is None else without_patterns(self.series)
+        return _replace(self, **changes, Z={**self.Z, **(Z or {})}, series=series)
 
     def rows(self, size: int | None = None) -> "Rows":
         """The arrays without names, what the compiled programs take, padded to `size` rows by some of weight zero."""

@@ -14,7 +14,7 @@ from jmixed.layout.design import Design, Totals
 from jmixed.layout.index import Coupling, Grouping, Index, Links
 from jmixed.layout.layout import DENSE, SPARSE, Layout, require_memory
 from jmixed.residual.independent import Independent
-from jmixed.residual.registry import residual_structure
+from jmixed.residual.registry import VISITS, residual_structure
 from jmixed.residual.series import Series, series_of
 from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime.memory import bucket
@@ -64,6 +64,8 @@ class ResidualRows(Protocol):
     def positions(self) -> int: ...
     @property
     def columns(self) -> np.ndarray: ...
+    @property
+    def by_position(self) -> int: ...
     @property
     def units(self) -> np.ndarray: ...
     @property
@@ -149,7 +151,7 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
 def _residual(residual: ResidualRows | None) -> ResidualStructure:
     if residual is None:
         return Independent()
-    return residual_structure(residual.structure, residual.columns.shape[1], residual.positions)
+    return residual_structure(residual.structure, residual.columns.shape[1], residual.positions, residual.by_position)
 
 
 def _series(residual: ResidualRows | None) -> Series | None:
@@ -157,7 +159,8 @@ def _series(residual: ResidualRows | None) -> Series | None:
     if residual is None:
         return None
     columns = residual.columns / residual.units
-    return series_of(residual.codes, residual.places, residual.count, columns, residual.unit)
+    visits = residual.positions if residual.structure in VISITS else None
+    return series_of(residual.codes, residual.places, residual.count, columns, residual.unit, visits)
 
 
 def _totals(data: ModelRows) -> Totals | None:

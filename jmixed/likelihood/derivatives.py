@@ -214,17 +214,22 @@ def _blocks(earlier, mixed, own):
 
 
 def _profile_fixed(G: Jet):
-    """Jets of log|A| and of the residual sum of squares when beta is profiled out of G, A = G[:p, :p]."""
+    """Jets of log|A| and of the residual sum of squares when beta is profiled out of G, A = G[:p, :p].
+
+    The second derivatives of G may be a function that gives their products (k, k) with a matrix (p + 1, p + 1).
+    """
     fixed = profile_fixed(G.value)
     p = G.value.shape[0] - 1
     contrast = jnp.append(-fixed.beta, jnp.ones((), G.value.dtype))
     inner = jnp.einsum("ij,kjl->kil", fixed.inverse, G.first[:, :p, :p])
     pulled = jnp.einsum("kij,j->ki", G.first, contrast)
-    logdet = Jet(
-        fixed.logdet,
-        jnp.einsum("kii->k", inner),
-        jnp.einsum("ij,klij->kl", fixed.inverse, G.second[:, :, :p, :p]) - jnp.einsum("kij,lji->kl", inner, inner),
-    )
+    if callable(G.second):
+        curved = G.second(jnp.pad(fixed.inverse, (0, 1))), G.second(contrast[:, None] * contrast[None])
+    else:
+        curved = (
+            jnp.einsum("ij,klij->kl", fixed.inverse, G.second[:, :, :p, :p]),
+            jnp.einsum("klij,i,j->kl", G.second, contrast, contrast),
+        )
+    logdet = Jet(fixed.logdet, jnp.einsum("kii->k", inner), curved[0] - jnp.einsum("kij,lji->kl", inner, inner))
     bend = jnp.einsum("ki,ij,lj->kl", pulled[:, :p], fixed.inverse, pulled[:, :p])
-    rss = Jet(fixed.rss, pulled @ contrast, jnp.einsum("klij,i,j->kl", G.second, contrast, contrast) - 2 * bend)
-    return logdet, rss
+    return logdet, Jet(fixed.rss, pulled @ contrast, curved[1] - 2 * bend)

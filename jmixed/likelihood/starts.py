@@ -2,12 +2,14 @@
 
 The deviance of a single unstructured term with enough levels has one minimum. It can have several, of which one often
 has a variance of zero, where the gradient vanishes by symmetry, when terms compete for the same part of the response:
-terms that share a factor, and those without an intercept of their own. A search then starts
+terms that share a factor, those without an intercept of their own, and columns that are not free to be correlated. A
+search then starts
 
 * from the solution of moment equations, which tends to give a competitor all or nothing;
 * from the best common multiple of the identity, along which no term is favoured;
 * from the identity itself: with an origin far away columns nearly coincide, and the best multiple may be huge;
-* from the largest multiple at which the deviance dips, if that is another; and
+* from the largest multiple at which the deviance dips, if that is another;
+* from the best multiples of what else a structure names, as strong correlations of either sign; and
 * where three terms or more compete, from large multiples: nearer by, the search may give up two of them at once.
 
 With few levels, or crossed factors with nearly as many coefficients as rows, random starts are added, the same in
@@ -76,6 +78,7 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
     layout, dtype = moments.layout, moments.G.dtype
     starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
     count, far = jnp.ones((), jnp.int32), FAR if compete and len(layout.terms) > 2 else ()
+    starts.extend(_of_shapes(moments, reml))
     if compete or thin:
         units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
         multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
@@ -90,6 +93,21 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
         count = jnp.where(_is_thin(moments), called_for, count).astype(jnp.int32)
     stacked = [jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))]
     return StartingCovariances(stacked, count)
+
+
+def _of_shapes(moments: Moments, reml):
+    """The best multiples of what structures name beside the identity; a term without so many keeps that."""
+    shapes = [term.shapes().astype(moments.G.dtype) for term in moments.layout.terms]
+    count = max(map(len, shapes)) - 1
+    if not count:
+        return []
+    others = [shape[[k if k < len(shape) else 0 for k in range(1, count + 1)]] for shape in shapes]
+
+    def best(roots):
+        return best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * root for root in roots])[0]
+
+    multiples = jax.lax.map(best, [jnp.linalg.cholesky(other) for other in others])
+    return [[multiple * other[k] for other in others] for k, multiple in enumerate(multiples)]
 
 
 def phis_beside(chart: Chart, free, moments: Moments, reml) -> tuple[jax.Array, jax.Array]:
@@ -115,9 +133,10 @@ def phis_beside(chart: Chart, free, moments: Moments, reml) -> tuple[jax.Array, 
 
 
 def terms_compete(layout: Layout) -> bool:
-    """Whether several terms share a factor, or one of several has no intercept."""
+    """Whether terms, or columns of one, compete: they share a factor, or one of several has no intercept."""
     shared = any(len(members) > 1 for members in layout.factors)
-    return shared or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
+    within = any(term.has_several_minima for term in layout.terms)
+    return shared or within or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
 
 
 def best_multiples(moments: Moments, reml, roots_at) -> jax.Array:

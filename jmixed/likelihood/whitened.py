@@ -25,6 +25,7 @@ from jmixed.likelihood.gaussian import degrees, deviance, profile, psi_of, squar
 from jmixed.likelihood.jets import Jet
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.patterned import Patterns, derivatives_by_pattern, has_patterns, patterns_of
 from jmixed.likelihood.preconditioning import Preconditioners
 from jmixed.likelihood.profiled import FLATNESS, InPsi, ProfiledDeviance
 from jmixed.likelihood.stages import covariances_of
@@ -42,14 +43,23 @@ class _Tables(NamedTuple):
     logdet: jax.Array
 
 
+def whitened_deviance(rows: Rows, columns: Preconditioners, reml) -> "WhitenedDeviance":
+    """The criterion of rows, by sums where these say all of them."""
+    return WhitenedDeviance(rows, columns, reml, patterns_of(rows, columns) if has_patterns(rows) else None)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class WhitenedDeviance(Criterion):
-    """The profiled deviance of rows with parameters rho of their residuals; `columns` are their preconditioners."""
+    """The profiled deviance of rows with parameters rho of their residuals.
+
+    `columns` are their preconditioners; `patterns` are sums that say all of the rows, where there are such.
+    """
 
     rows: Rows
     columns: Preconditioners
     reml: Any
+    patterns: Patterns | None = None
 
     @property
     def _sizes(self) -> tuple[int, int]:
@@ -120,6 +130,8 @@ class WhitenedDeviance(Criterion):
 
     def derivatives(self, psi, roots, rho) -> Derivatives:
         """Value, gradient (m + k,) and Hessian in psi (m,) of preconditioned columns and in rho (k,)."""
+        if self.patterns is not None:
+            return derivatives_by_pattern(rho, self.patterns, self.rows.layout.residual, self.columns, self.reml)
         moments = self.moments(rho)
         if moments.layout.crossed:
             return self._derivatives_of_crossed(psi, roots, rho)

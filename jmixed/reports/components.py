@@ -42,12 +42,12 @@ class Component(NamedTuple):
 def components(term, cov) -> Iterator[Component]:
     """The lower triangle of a term's covariance matrix (q, q), column by column, as variances and correlations.
 
-    Columns that share their variance have one component.
+    Columns that share their variance have one component. A correlation of pairs whose covariances differ has none.
     """
-    sd = np.sqrt(np.diag(cov))
-    for first, second, i, j in structure(term).readable(term.columns, term.vc):
-        correlation = cov[i, j] / (sd[i] * sd[j]) if sd[i] > 0 and sd[j] > 0 else np.nan
-        yield Component(term.group, first, second, cov[i, j], sd[j] if second is None else correlation)
+    of_term = structure(term)
+    for entry, value in zip(of_term.readable(term.columns, term.vc), of_term.values(cov).tolist(), strict=True):
+        vcov = np.nan if entry.several else cov[entry.row, entry.column]
+        yield Component(term.group, entry.first, entry.second, vcov, value)
 
 
 def all_components(spec, fit) -> list[Component]:
@@ -64,8 +64,9 @@ def named_parameters(spec) -> list[tuple[str, Parameter]]:
     parameters = [(name, Parameter(COEFFICIENT, first=j)) for j, name in enumerate(spec.exog_names)]
     for t, term in enumerate(spec.terms):
         names = [part.name for part in components(term, np.eye(len(term.columns)))]
-        for name, (_, second, i, j) in zip(names, structure(term).readable(term.columns), strict=True):
-            parameters.append((name, Parameter(SD, t, j) if second is None else Parameter(CORRELATION, t, j, i)))
+        for name, entry in zip(names, structure(term).readable(term.columns), strict=True):
+            kind = SD if entry.second is None else CORRELATION
+            parameters.append((name, Parameter(kind, t, entry.column, entry.row)))
     residuals = [(name, Parameter(RESIDUAL, first=j)) for j, name in enumerate(residual_names(spec))]
     return [*parameters, ("sigma", Parameter(SIGMA)), *residuals]
 
@@ -77,13 +78,10 @@ def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], 
     """
     columns = [*beta.T]
     for term, covariance in zip(spec.terms, covariances, strict=True):
-        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-        for _, second, i, j in structure(term).readable(term.columns):
-            if second is None:
-                columns.append(sigma * sd[:, j])
-            else:
-                product = sd[:, i] * sd[:, j]
-                columns.append(np.divide(covariance[:, i, j], product, where=product > 0, out=product * np.nan))
+        of_term = structure(term)
+        values = of_term.values(covariance)
+        for entry, value in zip(of_term.readable(term.columns), values.T, strict=True):
+            columns.append(sigma * value if entry.second is None else value)
     return np.column_stack([*columns, sigma])
 
 

@@ -15,7 +15,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
+from jmixed.covariance.autoregressive import Autoregressive
+from jmixed.covariance.compound import CompoundSymmetry
+from jmixed.covariance.diagonal import Diagonal
 from jmixed.covariance.identity import Identity
+from jmixed.covariance.toeplitz import Toeplitz
 from jmixed.covariance.unstructured import Unstructured
 from jmixed.errors import DataError, Outcome
 from jmixed.fit import information
@@ -144,6 +148,10 @@ KINDS.add("elsewhere", Elsewhere)
 KINDS.add("word", stored.Word, None, stored.word_together)
 KINDS.add("unstructured covariance", Unstructured)
 KINDS.add("one variance", Identity)
+KINDS.add("a variance a column", Diagonal)
+KINDS.add("compound symmetry", CompoundSymmetry)
+KINDS.add("autoregressive", Autoregressive)
+KINDS.add("toeplitz", Toeplitz)
 
 # The fit, and what was computed of it before the rows were removed.
 KINDS.add("fit", Fit)

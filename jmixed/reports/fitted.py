@@ -198,13 +198,25 @@ class Fitted:
         return np.concatenate(pieces)
 
     @cached_property
+    def _powers(self) -> np.ndarray:
+        """The power (m,) of sigma with which each of psi is multiplied on the scale of the data."""
+        return np.concatenate([np.zeros(0), *(structure(term).powers for term in self.spec.terms)])
+
+    @property
+    def variance_values(self) -> np.ndarray:
+        """Variance parameters on the scale of the data, array (m,): variances are sigma^2 psi."""
+        return self.fit.sigma**self._powers * self.psi
+
+    @cached_property
     def variance_errors(self) -> np.ndarray:
-        """Standard errors of ``sigma^2 psi`` by the delta method, with the uncertainty of sigma^2, array (m,)."""
-        fit, psi, known = self.fit, self.psi, self.fit.uncertainty
+        """Standard errors of `variance_values` by the delta method, with the uncertainty of sigma^2, array (m,)."""
+        fit, known = self.fit, self.fit.uncertainty
         # A variance of zero has no error, and the others have theirs as if it was known.
         across, spread = known.with_scale
-        of_psi = fit.sigma**4 * np.diag(known.vcov_psi) + 2 * fit.sigma**2 * psi * across
-        variances = of_psi + psi**2 * (spread + fit.scale_variance)
+        size, powers = fit.sigma**self._powers, self._powers
+        moved = self.psi * powers / 2 * fit.sigma ** (powers - 2)
+        of_psi = size**2 * np.diag(known.vcov_psi) + 2 * size * moved * across
+        variances = of_psi + moved**2 * (spread + fit.scale_variance)
         is_held = np.diag(known.vcov_psi) == 0
         return np.sqrt(np.where(is_held, 0.0, np.where(variances >= 0, variances, np.nan)))
 

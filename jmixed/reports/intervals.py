@@ -120,6 +120,7 @@ def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progr
     fitted.refuse_held("profile")
     every = named_parameters(fitted.spec)
     names, wanted = [every[place][0] for place in places], [every[place][1] for place in places]
+    _refuse_without_profile(fitted, every, names)
     estimate = ml_estimate(fitted.model.design, None if fitted.reml else fitted.fit)
     with bar(2 * len(wanted), progress, "profile") as advance:
         traces = profiles.profile(estimate, wanted, [tails.half_width(level)], steps, advance)
@@ -130,6 +131,19 @@ def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progr
     known = {level: np.array([[trace.lower[0], trace.upper[0]] for trace in traces])}
     table = pd.concat(tables, ignore_index=True)
     return Profile(table, pd.Series(at, index=names), fitted.reml, estimate, wanted, known)
+
+
+def _refuse_without_profile(fitted: Fitted, every: Sequence[tuple[str, Parameter]], names: Sequence[str]) -> None:
+    """Refuse the parameters of covariances that can be followed in no chart."""
+    without = [
+        name for name, parameter in every if not profiles.has_profile(fitted.model.design.layout.terms, parameter)
+    ]
+    if bad := [name for name in names if name in without]:
+        raise ModelError(
+            f"profile: {', '.join(bad)} {'have' if len(bad) > 1 else 'has'} none, as parameters of a covariance with "
+            f"this structure. Use confint(method='bootstrap'), or leave them out: which="
+            f"{[name for name, _ in every if name not in without]}"
+        )
 
 
 def _trace_table(fitted: Fitted, columns: list[str], name: str, trace: profiles.Trace) -> pd.DataFrame:

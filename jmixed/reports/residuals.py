@@ -23,7 +23,7 @@ MOST = 200
 
 def structure_of_term(residual: ResidualTerm) -> ResidualStructure:
     """The structure that a term of the residuals stands for."""
-    return residual_structure(residual.structure, residual.columns.shape[1], residual.positions)
+    return residual_structure(residual.structure, residual.columns.shape[1], residual.positions, residual.by_position)
 
 
 def parameter_names(spec: ModelData) -> list[str]:

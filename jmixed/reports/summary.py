@@ -120,7 +120,7 @@ def summarise(
     rows = [*replaced("xname_fe", names.fixed, xname_fe), *replaced("xname_re", names.variance, xname_re)]
     error, df = tests_of_coefficients(fitted, ddf)
     scale = float(fit.sigma) ** 2
-    variances, variance_errors = fitted.psi * scale, fitted.variance_errors
+    variances, variance_errors = fitted.variance_values, fitted.variance_errors
     if spec.residual is not None:
         rows += residuals.parameter_names(spec)
         variances = np.append(variances, residuals.parameter_values(spec, fit.rho[None])[0])

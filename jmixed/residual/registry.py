@@ -4,7 +4,7 @@ from jmixed.residual.autoregressive import Autoregressive, ContinuousAutoregress
 from jmixed.residual.compound import CompoundSymmetry
 from jmixed.residual.independent import Independent
 from jmixed.residual.structure import ResidualStructure
-from jmixed.residual.visits import Toeplitz, Unstructured
+from jmixed.residual.visits import Toeplitz, Unstructured, Visits
 
 STRUCTURES: dict[str, type[ResidualStructure]] = {
     "independent": Independent,
@@ -15,7 +15,10 @@ STRUCTURES: dict[str, type[ResidualStructure]] = {
     "us": Unstructured,
 }
 
+VISITS = tuple(word for word, structure in STRUCTURES.items() if issubclass(structure, Visits))
+"""Words for correlations that belong to numbered visits."""
 
-def residual_structure(word: str, columns: int, positions: int) -> ResidualStructure:
-    """The structure that a word stands for, with so many columns of its dispersion and places in a series."""
-    return STRUCTURES[word](columns, positions)
+
+def residual_structure(word: str, columns: int, positions: int, by_position: int) -> ResidualStructure:
+    """The structure that a word stands for; numbers as of `ResidualStructure`."""
+    return STRUCTURES[word](columns, positions, by_position)

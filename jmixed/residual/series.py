@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT
 
 
@@ -32,6 +33,11 @@ class Series:
         Nothing but its length is used, the number of series.
     unit : scalar
         What one step of `place` is in the caller's unit.
+    seen : bool array (patterns, T), or None
+        Of numbered visits, which ones each pattern has, padded by patterns without any; None where rows may be missing
+        that were there when the patterns were made.
+    pattern : int array (series,), or None
+        The pattern of each series.
     """
 
     dispersion: jax.Array | np.ndarray
@@ -42,6 +48,8 @@ class Series:
     number: jax.Array | np.ndarray
     count: jax.Array | np.ndarray
     unit: jax.Array | np.ndarray
+    seen: jax.Array | np.ndarray | None = None
+    pattern: jax.Array | np.ndarray | None = None
 
 
 def in_order(rows, series: Series):
@@ -103,8 +111,30 @@ def taken(series: Series, rows) -> Series:
     )
 
 
-def series_of(number: np.ndarray, place: np.ndarray, count: int, dispersion: np.ndarray, unit: float = 1.0) -> Series:
-    """The series of rows with the given numbers (n,), from 0 on, and places (n,), of `count` series."""
+def without_patterns(series: Series | None) -> Series | None:
+    """The series where rows may have weights of zero that had others."""
+    return series and replace(series, seen=None, pattern=None)
+
+
+def series_of(
+    number: np.ndarray,
+    place: np.ndarray,
+    count: int,
+    dispersion: np.ndarray,
+    unit: float = 1.0,
+    visits: int | None = None,
+) -> Series:
+    """The series of rows with the given numbers (n,), from 0 on, and places (n,), of `count` series.
+
+    Of numbered `visits` the patterns in which series have them are told as well.
+    """
+    seen = pattern = None
+    if visits is not None:
+        table = np.zeros((count, visits), bool)
+        table[number, place.astype(np.int64)] = True
+        kinds, pattern = np.unique(table, axis=0, return_inverse=True)
+        seen, pattern = np.zeros((bucket(len(kinds)), visits), bool), pattern.ravel().astype(np.int32)
+        seen[: len(kinds)] = kinds
     order = np.lexsort((place, number)).astype(np.int32)
     ordered = number[order].astype(np.int32)
     begin = np.searchsorted(ordered, ordered).astype(np.int32)
@@ -120,4 +150,6 @@ def series_of(number: np.ndarray, place: np.ndarray, count: int, dispersion: np.
         number=ordered,
         count=np.zeros(count, np.int8),
         unit=np.asarray(unit, FLOAT),
+        seen=seen,
+        pattern=pattern,
     )

@@ -34,10 +34,13 @@ class ResidualStructure(ABC):
         Number of columns of the dispersion, entries of delta.
     positions : int
         Number of places that a series may have: of visits, where they are numbered; of rows in the longest series.
+    by_position : int
+        How many of the columns, the first ones, are the same in all rows of a place.
     """
 
     columns: int = 0
     positions: int = 1
+    by_position: int = 0
 
     # ---- correlations: what a structure states ----
 

@@ -22,7 +22,7 @@ from jmixed.residual.structure import ResidualStructure
 
 
 @dataclass(frozen=True)
-class _Visits(ResidualStructure):
+class Visits(ResidualStructure):
     """What both have in common; places are numbers of visits from 0 on."""
 
     @abstractmethod
@@ -68,6 +68,25 @@ class _Visits(ResidualStructure):
 
         return jax.lax.scan(visit, (R, wide), jnp.arange(self.positions, dtype=jnp.int32))[1]
 
+    def by_visit(self, columns, there, series):
+        """All visits of all series (T, series, c), zero where they are not there, from rows (rows, c)."""
+        return self._wide(self._table(in_order(there, series), series), in_order(columns, series), series)
+
+    def of_visits(self, columns, there, series):
+        """What all rows of a visit have in common (T, c), from rows (rows, c)."""
+        ordered, place = in_order(columns, series), jnp.round(series.place).astype(jnp.int32)
+        place = jnp.where(in_order(there, series), place, self.positions)
+        return jnp.zeros((self.positions, columns.shape[1]), columns.dtype).at[place].set(ordered, mode="drop")
+
+    def inverses(self, E, seen):
+        """E_s^-1 (patterns, T, T), zero where a pattern has not `seen` (patterns, T) a visit, and log|E_s|."""
+        own = jnp.eye(self.positions, dtype=E.dtype)
+        there = seen.T
+        blocks = jnp.where(there[:, None] & there[None], E[:, :, None], own[:, :, None])
+        wide = jnp.where(there[:, :, None], own[:, None], 0)
+        white, logs = self._eliminated(blocks, wide)
+        return jnp.einsum("jst,jsu->stu", white, white), jnp.sum(logs, axis=0)
+
     def whiten_series(self, tau, columns, there, series):
         table = self._table(in_order(there, series), series)
         wide = self._wide(table, in_order(columns, series), series)
@@ -94,7 +113,7 @@ class _Visits(ResidualStructure):
 
 
 @dataclass(frozen=True)
-class Unstructured(_Visits):
+class Unstructured(Visits):
     """Any correlations; see above."""
 
     @property
@@ -119,7 +138,7 @@ class Unstructured(_Visits):
 
 
 @dataclass(frozen=True)
-class Toeplitz(_Visits):
+class Toeplitz(Visits):
     """A correlation for each distance; see above."""
 
     @property

@@ -108,7 +108,8 @@ def _terms(
         return replace(term, codes=term.codes[place], Z=values, intercept=term.intercept if term.vc else first)
 
     components = plan.statement.components, plan.statement.read, at, grouping, built
-    terms = checks.distinct(map(on_rows, [*random_terms(words, at, grouping), *component_terms(words, *components)]))
+    ordinary = random_terms(words, plan.statement.recipe, at, grouping)
+    terms = checks.distinct(map(on_rows, [*ordinary, *component_terms(words, *components)]))
     top = None if words.group_name is None else grouping[(words.group_name,)]
     return None if top is None else top.levels.to_numpy()[top.codes[place]], terms
 

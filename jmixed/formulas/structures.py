@@ -1,0 +1,102 @@
+"""Words before a bar, as in ``cs(0 + f | g)``: which covariance the columns have, and what they must be for that."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from jmixed.errors import ModelError, warn
+
+UNSTRUCTURED = "unstructured"
+ONE_VARIANCE = "identity"
+"""The word for columns that share one variance; `jmixed.covariance.registry` knows what it means."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a word before a bar asks for.
+
+    Attributes
+    ----------
+    structure : str
+        A word of `jmixed.covariance.registry`.
+    means : str
+    least, most : int
+        Columns that it can have.
+    ordered : bool
+        Whether the columns are positions one after the other.
+    """
+
+    structure: str
+    means: str
+    least: int = 1
+    most: int = 10**9
+    ordered: bool = False
+
+
+WORDS = {
+    "us": Word(UNSTRUCTURED, "unstructured, as without a word"),
+    "diag": Word("diag", "a variance for each column"),
+    "homdiag": Word(ONE_VARIANCE, "one variance"),
+    "cs": Word("cs", "one correlation, a variance for each column", 2, 50),
+    "homcs": Word("homcs", "one correlation, one variance", 2, 200),
+    "ar1": Word("ar1", "autoregressive, one variance", 2, 200, ordered=True),
+    "hetar1": Word("hetar1", "autoregressive, a variance for each column", 2, 50, ordered=True),
+    "toep": Word("toep", "a correlation for each distance, a variance for each column", 2, 50, ordered=True),
+}
+"""The words, in the order in which messages list them."""
+
+PAGE = "formula.md#covariance-structures"
+
+
+def listed() -> str:
+    """All words with what they mean."""
+    return ", ".join(f"{word} ({meaning.means})" for word, meaning in WORDS.items())
+
+
+def require_columns(
+    word: str, label: str, count: int, factors: Sequence[tuple[str, ...]], categories: Collection[str]
+) -> None:
+    """So many columns, `count`, as a structure can have, of effects whose terms have these factors.
+
+    `categories` says which of the factors are categories.
+    """
+    meaning = WORDS[word]
+    if meaning.ordered and not (len(factors) == 1 and len(factors[0]) == 1 and factors[0][0] in categories):
+        numeric = next((f for term in factors for f in term if f not in categories and f != "1"), None)
+        odd = "an intercept" if ("1",) in factors else "several terms" if len(factors) > 1 else "an interaction"
+        what = f"{numeric} is a column of numbers" if numeric else f"here is {odd}"
+        known = next((f for term in factors for f in term if f in categories), None)
+        write = f"C({numeric})" if numeric and numeric.isidentifier() else known or "C(time)"
+        raise ModelError(
+            f"{label!r}: {word} runs over the levels of one category in their order, and {what}. Write "
+            f"{word}(0 + {write} | {label.rpartition('|')[2].strip(' )')})",
+            page=PAGE,
+        )
+    if count < meaning.least:
+        raise ModelError(
+            f"{label!r} has {'one column' if count else 'no columns'}, and {word} is about several: {meaning.means}. "
+            f"Use a category, {word}(0 + f | g), or leave the word {word} out",
+            page=PAGE,
+        )
+    if count > meaning.most:
+        other = {"cs": "homcs", "hetar1": "ar1", "toep": "ar1"}.get(word)
+        alike = f"{other}, which has one variance, takes up to {WORDS[other].most}; or " if other else ""
+        raise ModelError(
+            f"{label!r} has {count} columns, and {word} takes up to {meaning.most}: {alike}use fewer levels (wider "
+            "intervals of time), or a polynomial or a spline of time as columns of an ordinary term",
+            page=PAGE,
+        )
+
+
+def warn_of_gaps(word: str, label: str, values: pd.Series) -> None:
+    """Warn of categories without rows between others: columns are neighbours that were none."""
+    if not (WORDS[word].ordered and isinstance(values.dtype, pd.CategoricalDtype)):
+        return
+    codes = np.unique(values.cat.codes)
+    codes = codes[codes >= 0]
+    gaps = np.setdiff1d(np.arange(codes[0], codes[-1] + 1), codes)
+    if len(gaps):
+        missing = ", ".join(map(repr, values.cat.categories[gaps][:5])) + (", ..." if len(gaps) > 5 else "")
+        warn(f"{label!r}: no row has {missing}; the levels before and after are taken as neighbours", UserWarning)
