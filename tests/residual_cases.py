@@ -12,6 +12,7 @@ from jmixed.residual.registry import STRUCTURES, residual_structure
 WORDS = tuple(STRUCTURES)
 VISITS = 4
 LONGEST = 3
+BY_VISIT = "by visit"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Residuals:
     columns: np.ndarray
     positions: int
     unit: float = 1.0
+    by_position: int = 0
 
     @property
     def units(self):
@@ -36,11 +38,14 @@ class Residuals:
     @property
     def form(self):
         """The structure itself."""
-        return residual_structure(self.structure, self.columns.shape[1], self.positions)
+        return residual_structure(self.structure, self.columns.shape[1], self.positions, self.by_position)
 
 
 def residuals(word, inside, columns=2, seed=0):
-    """Series of at most three rows of four visits, inside the levels (n,), with rows and visits in no order."""
+    """Series of at most three rows of four visits, inside the levels (n,), with rows and visits in no order.
+
+    `columns` are so many of a dispersion, or `BY_VISIT`, one for each visit but the first.
+    """
     r, n = np.random.default_rng(seed), len(inside)
     order = np.argsort(inside, kind="stable")
     within = np.empty(n, int)
@@ -52,8 +57,11 @@ def residuals(word, inside, columns=2, seed=0):
         places[rows] = r.permutation(VISITS)[: len(rows)]
     if word == "car1":
         places = 0.7 * places + r.uniform(0, 0.5, size=n)
+    longest = VISITS if word in ("us", "toep") else LONGEST
+    if columns == BY_VISIT:
+        return Residuals(word, codes, places, 1.0 * (places[:, None] == [1, 2, 3]), longest, by_position=VISITS - 1)
     dispersion = np.column_stack([r.integers(0, 2, size=n), r.normal(size=n)])[:, :columns]
-    return Residuals(word, codes, places, dispersion, VISITS if word in ("us", "toep") else LONGEST)
+    return Residuals(word, codes, places, dispersion, longest)
 
 
 def case(layout, word, columns=2, seed=0) -> layouts.Case:

@@ -13,15 +13,15 @@ from scipy.linalg import block_diag
 from jmixed.algebra.newton import Point
 from jmixed.likelihood.contract import minimum
 from jmixed.likelihood.preconditioning import preconditioners
-from jmixed.likelihood.whitened import WhitenedDeviance
+from jmixed.likelihood.whitened import whitened_deviance
 from jmixed.runtime.precision import double_precision
 
-# A structure and the number of columns of its dispersion, with the layouts it is tried on.
+# Without random effects, visits whose variances differ by visit alone are fitted from sums by pattern.
 CASES = [
     *((layout, word, 2) for word in residual_cases.WORDS for layout in ("no random effects", "slope")),
     *(("nested", word, 1) for word in ("independent", "ar1", "us")),
     ("slope", "ar1", 0),
-    ("slope", "us", 0),
+    *(("no random effects", word, residual_cases.BY_VISIT) for word in ("us", "toep")),
     ("crossed", "independent", 2),
 ]
 
@@ -64,7 +64,7 @@ def whitened(rows, factors, rho, reml):
     roots = tuple(jnp.linalg.solve(T, factor) for T, factor in zip(conditioned.T, factors, strict=True))
     psi = [(root @ root.T)[np.tril_indices(len(root))] for root in roots]
     psi = jnp.concatenate([jnp.zeros(0), *psi])
-    return WhitenedDeviance(rows, conditioned, reml).derivatives(psi, roots, rho), conditioned.T
+    return whitened_deviance(rows, conditioned, reml).derivatives(psi, roots, rho), conditioned.T
 
 
 def arrays(case, theta):
@@ -105,14 +105,14 @@ def test_value_gradient_and_hessian_are_those_of_the_dense_density(layout, word,
 
 
 @pytest.mark.parametrize(
-    ("layout", "word", "columns"), [("slope", "ar1", 2), ("no random effects", "us", 1), ("crossed", "independent", 2)]
+    ("layout", "word", "columns"), [("slope", "ar1", 2), ("no random effects", "us", residual_cases.BY_VISIT), ("crossed", "independent", 2)],
 )
 def test_derivatives_in_the_chart_are_those_of_the_value_at_the_same_place(layout, word, columns):
     case = residual_cases.case(layout, word, columns, seed=1)
 
     @layouts.quick_jit
     def both(rows):
-        criterion = WhitenedDeviance(rows, preconditioners(rows), True)
+        criterion = whitened_deviance(rows, preconditioners(rows), True)
         frame, x = jax.tree.map(lambda a: a[0], criterion.starts().points)
         point = Point(frame, x + jnp.linspace(0.1, 0.3, len(x)))
         at = criterion.value_gradient_hessian(point)
@@ -138,7 +138,7 @@ def test_nothing_is_lower_beside_its_minimum(layout, word):
 
     @layouts.quick_jit
     def search(rows):
-        criterion = WhitenedDeviance(rows, preconditioners(rows), True)
+        criterion = whitened_deviance(rows, preconditioners(rows), True)
         found = minimum(criterion, criterion.starts(), 100)
         frame, x = found.at.point
         moves = 0.01 * jnp.asarray(np.random.default_rng(0).normal(size=(8, len(x))))

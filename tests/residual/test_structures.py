@@ -97,7 +97,7 @@ def test_what_is_drawn_is_white_again(word):
 
 def correlations(word, tau, places):
     """R by its textbook definition, from the parameters that people know."""
-    structure = residual_structure(word, 0, VISITS)
+    structure = residual_structure(word, 0, VISITS, 0)
     lags = np.abs(np.subtract.outer(places, places))
     numbers = np.asarray(structure.readable(jnp.asarray(tau), 1.0))
     if word in ("ar1", "car1"):
@@ -113,7 +113,7 @@ def correlations(word, tau, places):
 
 @pytest.mark.parametrize("word", CORRELATED)
 def test_parameters_mean_what_people_call_them(word):
-    structure = residual_structure(word, 0, VISITS)
+    structure = residual_structure(word, 0, VISITS, 0)
     places = np.arange(1.0 * VISITS)
     for seed in range(5):
         tau = np.random.default_rng(seed).normal(size=structure.correlations)
@@ -128,14 +128,14 @@ def test_parameters_mean_what_people_call_them(word):
 
 
 def test_names_of_correlations_say_which():
-    assert residual_structure("us", 0, 3).names(["m1", "m2", "m6"]) == ["m1, m2", "m1, m6", "m2, m6"]
-    assert residual_structure("toep", 0, 3).names(["m1", "m2", "m6"]) == ["lag 1", "lag 2"]
-    assert [residual_structure(word, 0, 3).names([]) for word in ("ar1", "car1", "cs")] == [["phi"], ["phi"], ["r"]]
+    assert residual_structure("us", 0, 3, 0).names(["m1", "m2", "m6"]) == ["m1, m2", "m1, m6", "m2, m6"]
+    assert residual_structure("toep", 0, 3, 0).names(["m1", "m2", "m6"]) == ["lag 1", "lag 2"]
+    assert [residual_structure(word, 0, 3, 0).names([]) for word in ("ar1", "car1", "cs")] == [["phi"], ["phi"], ["r"]]
 
 
 @pytest.mark.parametrize("word", CORRELATED)
 def test_the_first_start_has_little_correlation(word):
-    structure = residual_structure(word, 0, VISITS)
+    structure = residual_structure(word, 0, VISITS, 0)
     places = np.arange(1.0 * VISITS)
     with double_precision():
         R = np.asarray(structure.matrix(jnp.asarray(structure.starts[0]), places, places))
@@ -146,7 +146,7 @@ def test_toeplitz_has_the_partial_autocorrelations_it_is_given():
     """Those of Yule and Walker's equations: the last coefficient of the regression on so many visits before."""
     tau = np.array([0.6, -0.4, 1.1])
     with double_precision():
-        R = np.asarray(residual_structure("toep", 0, 4).correlation(jnp.asarray(tau)))
+        R = np.asarray(residual_structure("toep", 0, 4, 0).correlation(jnp.asarray(tau)))
     for k in (1, 2, 3):
         assert np.linalg.solve(R[:k, :k], R[k, :k])[0] == pytest.approx(np.tanh(tau[k - 1]), rel=1e-12)
 
@@ -243,14 +243,14 @@ def test_compound_symmetry_reaches_from_its_lower_bound_to_one(r):
 
 
 def test_compound_symmetry_below_zero_is_at_its_bound_as_tau_runs_off():
-    structure = residual_structure("cs", 0, 4)
+    structure = residual_structure("cs", 0, 4, 0)
     with double_precision():
         ends = [float(structure.readable(jnp.asarray([tau]), 1.0)[0]) for tau in (-40.0, 40.0)]
     np.testing.assert_allclose(ends, [-1 / 3, 1], rtol=1e-15)
 
 
 def test_phi_of_continuous_time_belongs_to_the_callers_unit():
-    structure = residual_structure("car1", 0, 4)
+    structure = residual_structure("car1", 0, 4, 0)
     with double_precision():
         steps, days = (float(structure.readable(jnp.asarray([0.4]), unit)[0]) for unit in (1.0, 7.0))
     assert days**7 == pytest.approx(steps, rel=1e-14)
