@@ -20,7 +20,7 @@ CONTRASTS = np.array([[1.0, 0, 0], [0, 1, 0], [0, 1, -2], [0.5, 0.5, 3]])
 # A layout, a structure, the columns of its dispersion, and the seed and size of a theta at which the observed
 # information is positive definite.
 CASES = [
-    ("no random effects", "us", residual_cases.BY_VISIT, 0, 0.5),
+    ("no random effects", "us", residual_cases.BY_VISIT, 14, 0.3),
     ("no random effects", "us", 1, 0, 0.5),
     ("intercept", "ar1", 0, 0, 0.5),
     ("slope", "independent", 2, 0, 0.5),

@@ -105,7 +105,12 @@ def test_value_gradient_and_hessian_are_those_of_the_dense_density(layout, word,
 
 
 @pytest.mark.parametrize(
-    ("layout", "word", "columns"), [("slope", "ar1", 2), ("no random effects", "us", residual_cases.BY_VISIT), ("crossed", "independent", 2)],
+    ("layout", "word", "columns"),
+    [
+        ("slope", "ar1", 2),
+        ("no random effects", "us", residual_cases.BY_VISIT),
+        ("crossed", "independent", 2),
+    ],
 )
 def test_derivatives_in_the_chart_are_those_of_the_value_at_the_same_place(layout, word, columns):
     case = residual_cases.case(layout, word, columns, seed=1)

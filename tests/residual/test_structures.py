@@ -42,7 +42,7 @@ def worked_out(rho, rows):
 
 
 def at(case):
-    """The case's rows with some of weight zero and some behind that pad, in double precision, and what comes of them."""
+    """The case's rows with some of weight zero and some behind that pad, and what comes of them."""
     weights = case.weights.copy()
     weights[list(ABSENT)] = 0
     rows = replace(case, weights=np.where(weights > 0, weights, 1)).design.rows(PADDED)
