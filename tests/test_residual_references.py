@@ -50,9 +50,7 @@ SINGULAR = ("lme_dietox_ar1_reml", "lme_glucose_car1_reml")
 
 def fixed_formula(reference):
     """The fixed effects in Python's spelling."""
-    text = (
-        reference["r"].get("model") or reference["r"]["formula"].split(" + (")[0].split(" + us(")[0].split(" + ar1(")[0]
-    )
+    text = reference["r"].get("model") or re.sub(r" \+ (us|ar1)?\(.*", "", reference["r"]["formula"])
     for name, spelled in (("^", "**"), ("sin(", "np.sin("), ("cos(", "np.cos("), ("pi", "np.pi")):
         text = text.replace(name, spelled)
     return text
