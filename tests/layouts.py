@@ -5,6 +5,7 @@ Nothing here knows the package's algorithms: the references are n x n matrices i
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,7 +57,7 @@ class Case:
     sparse: bool = False
     represents: None = None
     log_weights: float = 0.0
-    residual: None = None
+    residual: Any = None
 
     @property
     def design(self) -> Design:

@@ -43,8 +43,9 @@ def _fit(name: str) -> dict:
 
 @functools.cache
 def _data(name: str) -> pd.DataFrame:
-    text = json.loads((ROOT / "data" / "columns.json").read_text(encoding="utf-8"))[name]
-    frame = pd.read_csv(ROOT / "data" / f"{name}.csv.gz", dtype=str, keep_default_na=False, na_values=[""])
+    (path,) = [*ROOT.glob(f"data/{name}.csv.gz"), *ROOT.glob(f"*/data/{name}.csv.gz")]
+    text = json.loads((path.parent / "columns.json").read_text(encoding="utf-8"))[name]
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     # Python reads a decimal to the nearest float; the default parser of some pandas versions misses by one bit.
     numbers = {column: frame[column].map(float) for column in frame if column not in text}
     return frame.assign(**numbers)
@@ -63,3 +64,10 @@ def as_in_patsy(fit: dict) -> dict:
         return re.sub(r"^(bs\(.*\))\[(\d+)\]$", lambda found: f"{found[1]}[{int(found[2]) - 1}]", own)
 
     return fit | {"fixef": [row | {"name_formulaic": name(row["name_formulaic"])} for row in fit["fixef"]]}
+
+
+@functools.cache
+def residual_fits() -> dict[str, tuple[dict, pd.DataFrame]]:
+    """Fits of residuals with a structure by name, each as written in its file and with its data."""
+    fits = json.loads((ROOT / "residuals" / "fits.json").read_text(encoding="utf-8"))
+    return {name: (fit, data(fit["dataset"])) for name, fit in fits.items()}

@@ -265,8 +265,6 @@ def _refuse_unseen_pairs(part: ResidualPart, term: ResidualTerm) -> None:
     if term.structure not in VISITS:
         return
     T = term.positions
-    if T < 2:
-        raise ModelError(f"residual={part.text!r}: there is one position only, and nothing is correlated", page=PAGE)
     there = np.zeros((term.count, T))
     there[term.codes, term.places.astype(int)] = 1
     together, names = there.T @ there, term.place_names

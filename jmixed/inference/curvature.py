@@ -211,11 +211,13 @@ def _patterns_program(rows, columns, rho, reml):
 def _whitened_program(rows, columns, roots, rho, reml, white, moved):
     deviance = WhitenedDeviance(rows, columns, reml)
     psi = gaussian.psi_of(gaussian.squares(roots), rows.layout.terms, rows.y.dtype)
+    # Moved rows are divided by their standard deviations already.
+    there = (white.weights > 0).astype(white.weights.dtype)
 
     def tables(steps):
         X, *Z = (jnp.tensordot(steps, part, 1) for part in (moved.X, *moved.Z))
         y = jnp.tensordot(steps, moved.y, 1)
-        along = replace(white, X=X, Z=tuple(Z), y=y, offset=jnp.zeros_like(y))
+        along = replace(white, X=X, Z=tuple(Z), y=y, offset=jnp.zeros_like(y), weights=there)
         products = cross_products(along, columns, False)
         return products.C, products.B, products.G
 

@@ -41,7 +41,8 @@ def residual_directions(rows: Rows, rho: np.ndarray) -> ResidualDirections:
     moved, products = np.zeros((k, *columns.shape), FLOAT), np.zeros((k, k), FLOAT)
     dispersion = np.asarray(rows.series.dispersion)
     if not residual.correlations:
-        half = np.asarray(residual.scale(rho, rows))[:, None] * columns
+        with double_precision():
+            half = np.asarray(residual.scale(rho, rows))[:, None] * columns
         for i in range(k):
             moved[i] = 2 * dispersion[:, i : i + 1] * half
         there = np.asarray(rows.weights) > 0

@@ -82,15 +82,16 @@ def residual_sd(spec: ModelData, fit: Fit) -> pd.Series:
     _, first = np.unique(residual.columns, axis=0, return_index=True)
     if len(first) > MOST or spec.frame is None:
         return pd.Series(deviations, spec.index, name="sd")
-    names = [residual.position] if residual.by_position else []
+    by_row = residual.by_position and residual.position == ORDER
+    names = [residual.position] if residual.by_position and not by_row else []
     if spec.recipe is not None and "dispersion" in spec.recipe.needs:
         names += [name for name in spec.recipe.needs["dispersion"] if name not in names]
-    labels = spec.frame[names].iloc[first]
-    order = labels.sort_values(names, kind="stable").index if labels.index.is_unique else labels.index
-    table = pd.Series(deviations[first], labels.index, name="sd").loc[order]
-    labels = labels.loc[order]
-    table.index = pd.Index(labels.iloc[:, 0], name=names[0]) if len(names) == 1 else pd.MultiIndex.from_frame(labels)
-    return table
+    labels = spec.frame[names].iloc[first].reset_index(drop=True)
+    if by_row:
+        labels.insert(0, "row", residual.places[first].astype(int) + 1)
+    labels = labels.sort_values(list(labels.columns), kind="stable")
+    index = pd.Index(labels.iloc[:, 0]) if labels.shape[1] == 1 else pd.MultiIndex.from_frame(labels)
+    return pd.Series(deviations[first][labels.index], index, name="sd")
 
 
 def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:

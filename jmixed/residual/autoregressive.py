@@ -22,6 +22,22 @@ from jmixed.residual.series import back, in_order, place_before
 from jmixed.residual.structure import ResidualStructure
 
 
+def _whole_power(phi, steps):
+    """phi^steps of whole steps, with all its derivatives, also at phi = 0 and of a negative phi."""
+    return _power(jnp.broadcast_to(phi, steps.shape), jnp.round(steps).astype(jnp.int32))
+
+
+# JAX's own derivative mixes the types of base and exponent, which strict promotion refuses.
+_power = jax.custom_jvp(jax.lax.pow)
+
+
+@_power.defjvp
+def _slope_of_power(numbers, moves):
+    base, exponent = numbers
+    slope = exponent.astype(base.dtype) * _power(base, jnp.maximum(exponent - 1, 0))
+    return _power(base, exponent), slope * moves[0]
+
+
 @dataclass(frozen=True)
 class Markov(ResidualStructure):
     """Each row depends on the one before it: what both have in common."""
@@ -103,8 +119,7 @@ class Autoregressive(Markov):
     """Whole steps, from -1 to 1; see above."""
 
     def powers(self, tau, steps):
-        # Of whole exponents the power has all its derivatives, also at phi = 0 and of a negative phi.
-        power = jax.lax.pow(jnp.broadcast_to(jnp.tanh(tau), steps.shape), jnp.round(steps).astype(jnp.int32))
+        power = _whole_power(jnp.tanh(tau), steps)
         # 1 - tanh^2 = 1 / cosh^2 keeps its digits near one; so does what a step of several takes of it.
         near = 1 / jnp.cosh(tau) ** 2
         several = -jnp.expm1(steps * jnp.log1p(-jnp.minimum(near, 0.5)))
@@ -112,7 +127,7 @@ class Autoregressive(Markov):
 
     def matrix(self, tau, first, second):
         steps = jnp.abs(first[:, None] - second[None])
-        return jax.lax.pow(jnp.broadcast_to(jnp.tanh(tau[0]), steps.shape), jnp.round(steps).astype(jnp.int32))
+        return _whole_power(jnp.tanh(tau[0]), steps)
 
     @property
     def starts(self):

@@ -131,4 +131,4 @@ class ResidualStructure(ABC):
         """Residuals (k, rows) relative to sigma from independent standard normal numbers (k, rows)."""
         if self.correlations:
             normal = self.colour(rho[self.columns :], normal.T, rows.series).T
-        return jnp.sqrt(self.variances(rho, rows)) * normal
+        return jnp.sqrt(self.variances(rho, rows))[None] * normal

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+import small_sample
 from layouts import NAMES, case, covariances, draw_theta, factors, generalised, psi_of, relative_covariance
 
 from jmixed.covariance.unstructured import pivoted
@@ -38,37 +39,8 @@ def directions(c):
 
 
 def dense_kenward_roger(c, d, sigma):
-    """Kenward and Roger's quantities by their definitions, in the components of V = sigma^2 / W + sum gamma_k G_k."""
-    V_inv, X = d.inverse / sigma**2, c.X
-    G = [np.diag(1 / c.weights), *directions(c)]
-    phi = np.linalg.inv(X.T @ V_inv @ X)
-    P = [-X.T @ V_inv @ g @ V_inv @ X for g in G]
-    Q = [[X.T @ V_inv @ g @ V_inv @ h @ V_inv @ X for h in G] for g in G]
-    traces = [[np.trace(V_inv @ g @ V_inv @ h) for h in G] for g in G]
-    k = range(len(G))
-    information = [
-        [traces[i][j] - 2 * np.trace(phi @ Q[i][j]) + np.trace(phi @ P[i] @ phi @ P[j]) for j in k] for i in k
-    ]
-    W = 2 * np.linalg.inv(information)
-    U = sum(W[i, j] * (Q[i][j] - P[i] @ phi @ P[j]) for i in k for j in k)
-    return phi, phi + 2 * phi @ U @ phi, P, W
-
-
-def dense_denominator(L, phi, P, W):
-    """A1 and A2 of the paper, then the scale and the denominator of the statistic."""
-    theta = L.T @ np.linalg.solve(L @ phi @ L.T, L)
-    moved = [theta @ phi @ p @ phi for p in P]
-    A1 = sum(W[i, j] * np.trace(a) * np.trace(b) for i, a in enumerate(moved) for j, b in enumerate(moved))
-    A2 = sum(W[i, j] * np.trace(a @ b) for i, a in enumerate(moved) for j, b in enumerate(moved))
-    r = len(L)
-    B = (A1 + 6 * A2) / (2 * r)
-    g = ((r + 1) * A1 - (r + 4) * A2) / ((r + 2) * A2)
-    below = 3 * r + 2 * (1 - g)
-    c1, c2, c3 = g / below, (r - g) / below, (r + 2 - g) / below
-    E, V = 1 / (1 - A2 / r), 2 / r * (1 + c1 * B) / ((1 - c2 * B) ** 2 * (1 - c3 * B))
-    rho = V / (2 * E**2)
-    m = 4 + (r + 2) / (r * rho - 1)
-    return m / (E * (m - 2)), m
+    """Kenward and Roger's quantities in the components of V = sigma^2 / W + sum gamma_k G_k."""
+    return small_sample.kenward_roger(d.inverse / sigma**2, c.X, [np.diag(1 / c.weights), *directions(c)])
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -80,9 +52,9 @@ def test_kenward_roger_is_the_dense_definition(name):
     np.testing.assert_allclose(pieces.covariance / np.outer(size, size), phi / np.outer(size, size), atol=1e-10)
     np.testing.assert_allclose(pieces.adjusted / np.outer(size, size), adjusted / np.outer(size, size), atol=1e-9)
     got = kenward_roger.degrees_of_freedom(pieces, CONTRASTS)
-    np.testing.assert_allclose(got, [dense_denominator(row[None], phi, P, W)[1] for row in CONTRASTS], rtol=1e-7)
+    np.testing.assert_allclose(got, [small_sample.denominator(row[None], phi, P, W)[1] for row in CONTRASTS], rtol=1e-7)
     L, difference = CONTRASTS[:2], np.array([1.0, -2.0])
-    scale, denominator = dense_denominator(L, phi, P, W)
+    scale, denominator = small_sample.denominator(L, phi, P, W)
     joint = kenward_roger.joint_test(pieces, L, difference)
     F = scale * difference @ np.linalg.solve(L @ adjusted @ L.T, difference) / 2
     assert (joint.F, joint.num_df, joint.den_df) == pytest.approx((F, 2, denominator), rel=1e-7)

@@ -1,0 +1,177 @@
+"""Fits by nlme and glmmTMB of residuals that are correlated or of unequal variance, number by number."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from references import residual_fits
+
+import jmixed as jm
+
+# The words of each model; the fixed effects stand in the reference.
+MODELS = {
+    "gls_btheb_hcs_reml": {"residual": "csh(visit | subject)"},
+    "gls_dialyzer_varpower_ml": {"dispersion": "~ np.log(pressure)"},
+    "gls_glucose_car1_reml": {"residual": "car1(Time | series)"},
+    "gls_orthodont_ar1_varident_reml": {"residual": "ar1(1 | Subject)", "dispersion": "~ Sex"},
+    "gls_orthodont_compsymm_reml": {"residual": "cs(1 | Subject)"},
+    "gls_orthodont_un_ml": {"residual": "us(age | Subject)"},
+    "gls_ovary_ar1_reml": {"residual": "ar1(1 | Mare)"},
+    "lme_dialyzer_varpower_reml": {
+        "dispersion": "~ np.log(pressure)",
+        "random": "(pressure + I(pressure**2) | Subject)",
+    },
+    "lme_dietox_ar1_reml": {"residual": "ar1(Time | Pig)", "random": "(1 | Pig)"},
+    "lme_glucose_car1_reml": {"residual": "car1(Time | Subject/Meal)", "random": "(1 | Subject)"},
+    "lme_machines_varident_reml": {"dispersion": "~ Machine", "random": "(1 | Worker)"},
+    "lme_orthodont_varident_ml": {"dispersion": "~ Sex", "random": "(1 | Subject)"},
+    "lme_orthodont_varident_reml": {"dispersion": "~ Sex", "random": "(age | Subject)"},
+    "lme_ovary_ar1_reml": {"residual": "ar1(1 | Mare)", "random": "(1 | Mare)"},
+    "lme_oxboys_car1_reml": {"residual": "car1(age | Subject)", "random": "(age | Subject)"},
+    "lme_sleepstudy_ar1_ml": {"residual": "ar1(Days | Subject)", "random": "(1 | Subject)"},
+    "lme_soybean_varpower_reml": {"dispersion": "~ np.log(Time)", "random": "(1 | Plot)"},
+    "lme_theoph_car1_varpower_ml": {"residual": "car1(Time | Subject)", "random": "(1 | Subject)"},
+    "mmrm_btheb_un_ml": {"residual": "us(visit | subject)"},
+    "mmrm_btheb_un_reml": {"residual": "us(visit | subject)"},
+    "soybean_varpower_car1_ml": {"residual": "car1(Time | Plot)", "dispersion": "~ np.log(Time)"},
+    # By glmmTMB, whose correlated effects without a residual are residuals here.
+    "btheb_us_ml": {"residual": "us(visit | subject)"},
+    "sleepstudy_ar1_ml": {"residual": "ar1(Days | Subject)"},
+    "sleepstudy_disp_ml": {"dispersion": "~ Days", "random": "(Days | Subject)"},
+}
+GLMMTMB = [name for name in MODELS if residual_fits()[name][0]["r"]["fun"] == "glmmTMB"]
+BY_NLME = [name for name in MODELS if name not in GLMMTMB]
+# A random intercept without variance, beside correlations that hold all there is; nlme stops short of zero.
+SINGULAR = ("lme_dietox_ar1_reml", "lme_glucose_car1_reml")
+
+
+def fixed_formula(reference):
+    """The fixed effects in Python's spelling."""
+    text = reference["r"].get("model") or re.sub(r" \+ (us|ar1)?\(.*", "", reference["r"]["formula"])
+    for name, spelled in (("^", "**"), ("sin(", "np.sin("), ("cos(", "np.cos("), ("pi", "np.pi")):
+        text = text.replace(name, spelled)
+    return text
+
+
+@functools.cache
+def fitted(name):
+    """(reference, result)."""
+    (reference, data), words = residual_fits()[name], dict(MODELS[name])
+    formula = " + ".join([fixed_formula(reference), *filter(None, [words.pop("random", None)])])
+    model = jm.mixedlm(formula, data, missing="drop", eval_env={"np": np}, **words)
+    if name in SINGULAR:
+        with pytest.warns(jm.SingularWarning):
+            return reference, model.fit(reml=reference["method"] == "REML")
+    return reference, model.fit(reml=reference["method"] == "REML")
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def pair(request):
+    return fitted(request.param)
+
+
+def test_no_reference_is_left_out():
+    assert set(residual_fits()) == set(MODELS)
+
+
+def test_criterion(pair):
+    reference, result = pair
+    value = reference["objective"]["value"]
+    assert result.converged
+    assert result.nobs == reference["n_obs"]
+    assert result.objective == pytest.approx(value, abs=1e-6)
+
+
+def test_coefficients(pair):
+    reference, result = pair
+    assert set(result.fe_params.index) == {row["name_formulaic"] for row in reference["fixef"]}
+    for row in reference["fixef"]:
+        name = row["name_formulaic"]
+        assert abs(result.fe_params[name] - row["estimate"]) < 1e-4 * result.bse_fe[name]
+
+
+@pytest.mark.parametrize("name", BY_NLME)
+def test_standard_errors_and_sigma(name):
+    reference, result = fitted(name)
+    for row in reference["fixef"]:
+        assert result.bse_fe[row["name_formulaic"]] == pytest.approx(row["se"], rel=1e-4)
+    assert result.sigma == pytest.approx(reference["sigma"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", GLMMTMB)
+def test_standard_errors_of_glmmtmb_are_those_of_all_parameters_together(name):
+    """From the observed information of coefficients and variance parameters; ours take the latter as known."""
+    reference, result = fitted(name)
+    fit, design = result.fitted.fit, result.model.design
+    sizes = np.cumsum([len(fit.beta), len(fit.theta), 1])
+
+    def density(parameters):
+        beta, theta, sigma, rho = jnp.split(parameters, sizes)
+        return jm.log_likelihood(beta, theta, sigma[0], design, rho)
+
+    with jax.enable_x64(True):
+        parameters = np.concatenate([fit.beta, fit.theta, [fit.sigma], fit.rho])
+        information = -np.asarray(jax.jit(jax.hessian(density))(parameters))
+    errors = dict(zip(result.fe_params.index, np.sqrt(np.diag(np.linalg.inv(information))), strict=False))
+    for row in reference["fixef"]:
+        assert errors[row["name_formulaic"]] == pytest.approx(row["se"], rel=1e-4)
+
+
+def parameters(result):
+    """The residuals' parameters by name."""
+    table = result.tidy("ran_pars")
+    return dict(zip(table["term"], table["estimate"], strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NLME if "cor_struct" in residual_fits()[name][0]])
+def test_correlations(name):
+    reference, result = fitted(name)
+    own, kind = reference["cor_struct"]["coef"], reference["cor_struct"]["class"]
+    corr = result.residual_corr().to_numpy() if kind == "corSymm" else None
+    if corr is not None:
+        # nlme's order: (2, 1), (3, 1), (4, 1), (3, 2), ...
+        columns, rows = np.triu_indices(len(corr), 1)
+        np.testing.assert_allclose(corr[rows, columns], own, atol=1e-4)
+        return
+    name = "cor__r" if kind == "corCompSymm" else "cor__phi"
+    (wanted,) = own.values()
+    assert parameters(result)[name] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NLME if "var_struct" in residual_fits()[name][0]])
+def test_ratios_of_standard_deviations_and_powers(name):
+    reference, result = fitted(name)
+    wanted = reference["var_struct"]["coef"]
+    found = {term: value for term, value in parameters(result).items() if term.startswith("logsd__")}
+    assert len(found) == len(wanted)
+    for (label, number), (term, value) in zip(wanted.items(), found.items(), strict=True):
+        if label == "power":
+            assert value == pytest.approx(number, abs=1e-4)
+        else:
+            assert label in term
+            assert np.exp(value) == pytest.approx(number, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NLME if "random" in residual_fits()[name][0]])
+def test_standard_deviations_of_the_random_effects(name):
+    reference, result = fitted(name)
+    (block,) = reference["random"]
+    found = np.sqrt(np.diag(result.cov_re))
+    np.testing.assert_allclose(found, block["sd"], rtol=1e-4, atol=(1e-3 if name in SINGULAR else 0) * result.sigma)
+
+
+def test_structures_of_glmmtmb():
+    reference, result = fitted("sleepstudy_disp_ml")
+    (level, slope) = (row["estimate"] for row in reference["dispersion"]["coef_log"])
+    # Its coefficients are those of the log variance.
+    assert 2 * np.log(result.sigma) == pytest.approx(level, abs=1e-4)
+    assert 2 * parameters(result)["logsd__Days"] == pytest.approx(slope, abs=1e-4)
+    for name in ("btheb_us_ml", "sleepstudy_ar1_ml"):
+        reference, result = fitted(name)
+        (block,) = reference["varcomp"]
+        np.testing.assert_allclose(result.residual_corr(), block["corr"], atol=1e-4)
+        sd = result.residual_sd().to_numpy()
+        np.testing.assert_allclose(np.broadcast_to(sd, len(block["sd"])), block["sd"], rtol=1e-4)
