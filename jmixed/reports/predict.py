@@ -64,8 +64,9 @@ def _given_residuals(fitted: Fitted, data: Any, selected: Collection[int], rows:
     fitted.need_data("predict(condition='residual')")
     left, means = spec.y - fitted.fittedvalues, np.full(len(rows.X), np.nan)
     frame: Any = spec.frame if data is None else new_table(data)
+    weights = spec.weights if data is None else np.ones(len(rows.X))
     there = np.flatnonzero(~rows.missing)
-    means[there] = conditional_means(spec, fitted.fit, left, frame.iloc[there])
+    means[there] = conditional_means(spec, fitted.fit, left, frame.iloc[there], weights[there])
     return means
 
 

@@ -140,7 +140,7 @@ def _counted_places(residual: ResidualTerm, frame: pd.DataFrame) -> np.ndarray:
     """Numbers of the positions of new rows."""
     place = cast(Factor, residual.counted).match([_positions(residual, frame)])
     if np.any(place < 0):
-        label = frame[residual.position].iloc[int(np.flatnonzero(place < 0)[0])]
+        label = frame[residual.position].iloc[np.flatnonzero(place < 0)[:1]].tolist()[0]
         raise DataError(
             f"predict: {residual.position} {label!r} is none of the positions that the model was fitted to: "
             f"{', '.join(residual.place_names[:10])}"
@@ -159,10 +159,12 @@ def _positions(residual: ResidualTerm, frame: pd.DataFrame) -> pd.Series:
     return column(frame, residual.position)
 
 
-def conditional_means(spec: ModelData, fit: Fit, left: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
-    """Means (k,) of the residuals of new rows given those of their series, `left` (n,); 0 for unknown series.
+def conditional_means(
+    spec: ModelData, fit: Fit, left: np.ndarray, frame: pd.DataFrame, weights: np.ndarray
+) -> np.ndarray:
+    """Means (k,) of the residuals of rows with weights (k,) given those of their series, `left` (n,).
 
-    With E the covariance of the residuals of a series, ``E_new,old E_old^-1 left``.
+    0 for unknown series. With E the covariance of the residuals of a series, ``E_new,old E_old^-1 left``.
     """
     residual = spec.residual
     if residual is None or residual.factor is None:
@@ -181,7 +183,8 @@ def conditional_means(spec: ModelData, fit: Fit, left: np.ndarray, frame: pd.Dat
         places = _counted_places(residual, frame).astype(FLOAT)
     structure, k = structure_of_term(residual), residual.columns.shape[1]
     scale = relative_deviations(residual, fit.rho, residual.columns) / np.sqrt(spec.weights)
-    new_scale, means = relative_deviations(residual, fit.rho, new_columns(spec, frame)), np.zeros(len(frame))
+    new_scale = relative_deviations(residual, fit.rho, new_columns(spec, frame)) / np.sqrt(weights)
+    means = np.zeros(len(frame))
     for number in np.unique(series[series >= 0]):
         old, new = np.flatnonzero(residual.codes == number), np.flatnonzero(series == number)
         with double_precision():

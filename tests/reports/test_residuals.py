@@ -1,0 +1,395 @@
+"""What people read of residuals with a structure, against dense matrices of the same fit and single fits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from references import data, residual_fits
+
+import jmixed as jm
+from jmixed.errors import DataError, ModelError
+
+
+@functools.cache
+def sleep():
+    """A first-order process beside a random intercept, with weights and standard deviations that grow."""
+    words = {"residual": "ar1(Days | Subject)", "dispersion": "~ Days", "weights": "w"}
+    return jm.mixedlm("Reaction ~ Days + (1 | Subject)", data("sleepstudy"), **words).fit(reml=False)
+
+
+@functools.cache
+def dispersion():
+    return jm.mixedlm("Reaction ~ Days + (Days | Subject)", data("sleepstudy"), dispersion="~ Days").fit(reml=False)
+
+
+@functools.cache
+def visits():
+    """Any correlations of four visits, of which some are missing."""
+    words = {"residual": "us(visit | subject)", "missing": "drop"}
+    return jm.mixedlm("bdi ~ bdi_pre + treatment * visit", data("btheb"), **words).fit()
+
+
+ALL = {"sleep": sleep, "dispersion": dispersion, "visits": visits}
+every = pytest.mark.parametrize("fit", ALL.values(), ids=ALL)
+
+
+def parameters(result):
+    """The residuals' parameters by name, and their standard errors."""
+    table = result.tidy("ran_pars").set_index("term")
+    return table["estimate"], table["std.error"]
+
+
+def dense(result):
+    """E (n, n), the covariance of the residuals, by the names that people read."""
+    frame, (own, _) = result.model.data.frame, parameters(result)
+    if result is visits():
+        sd = result.residual_sd()[frame["visit"]].to_numpy()
+        R = result.residual_corr().loc[frame["visit"], frame["visit"]].to_numpy()
+        same = frame["subject"].to_numpy()
+    else:
+        days, same = frame["Days"].to_numpy(), frame["Subject"].to_numpy()
+        sd = result.sigma * np.exp(own["logsd__Days"] * days)
+        R = np.eye(len(frame))
+        if "cor__phi" in own:
+            sd = sd / np.sqrt(frame["w"].to_numpy())
+            R = own["cor__phi"] ** np.abs(np.subtract.outer(days, days))
+    return np.where(np.equal.outer(same, same), sd[:, None] * R * sd[None], 0)
+
+
+def random_covariance(result):
+    """The covariance (n, n) that the random effects give the rows."""
+    frame, n = result.model.data.frame, len(result.model.endog)
+    if result is visits():
+        return np.zeros((n, n))
+    Z = np.column_stack([np.ones(n), frame["Days"]])[:, : len(result.cov_re)]
+    subject = frame["Subject"].to_numpy()
+    return np.where(np.equal.outer(subject, subject), Z @ result.cov_re.to_numpy() @ Z.T, 0)
+
+
+# ---- what is estimated ----
+
+
+@every
+def test_the_parameters_that_are_told_give_the_criterion(fit):
+    """By generalised least squares with the dense covariance: names, units and weights are all in it."""
+    result = fit()
+    V, X, y = dense(result) + random_covariance(result), result.model.exog, result.model.endog
+    inverse = np.linalg.inv(V)
+    A = X.T @ inverse @ X
+    beta = np.linalg.solve(A, X.T @ inverse @ y)
+    np.testing.assert_allclose(result.fe_params, beta, rtol=1e-8)
+    np.testing.assert_allclose(result.bse_fe, np.sqrt(np.diag(np.linalg.inv(A))), rtol=1e-8)
+    left = y - X @ beta
+    value = np.linalg.slogdet(V)[1] + left @ inverse @ left + len(y) * np.log(2 * np.pi)
+    if fit is visits:
+        value += np.linalg.slogdet(A)[1] - X.shape[1] * np.log(2 * np.pi)
+    assert result.objective == pytest.approx(value, rel=1e-10)
+
+
+def test_tables_of_correlations_and_standard_deviations():
+    corr, sd = visits().residual_corr(), visits().residual_sd()
+    assert corr.index.tolist() == corr.columns.tolist() == sd.index.tolist() == ["m2", "m3", "m5", "m8"]
+    assert corr.index.name == sd.index.name == "visit"
+    np.testing.assert_array_equal(corr, corr.T)
+    own, _ = parameters(visits())
+    assert sd["m2"] == pytest.approx(visits().sigma)
+    assert sd["m5"] == pytest.approx(visits().sigma * np.exp(own["logsd__visit[m5]"]))
+    assert corr.loc["m8", "m3"] == pytest.approx(own["cor__m3, m8"])
+    own, _ = parameters(sleep())
+    np.testing.assert_allclose(sleep().residual_corr().loc[0.0], own["cor__phi"] ** np.arange(10.0))
+    np.testing.assert_allclose(sleep().residual_sd(), sleep().sigma * np.exp(own["logsd__Days"] * np.arange(10)))
+    assert sleep().residual_sd().index.name == "Days"
+
+
+def test_standard_deviations_by_several_columns_whatever_the_index():
+    frame = data("orthodont").set_index("Subject", drop=False)
+    words = {"residual": "ar1h(age | Subject)", "dispersion": "~ Sex"}
+    table = jm.mixedlm("distance ~ age * Sex", frame.rename_axis(None), **words).fit().residual_sd()
+    assert table.index.names == ["age", "Sex"]
+    assert table.index.is_unique
+    assert len(table) == 8
+    ratio = table.xs("Male", level="Sex") / table.xs("Female", level="Sex")
+    np.testing.assert_allclose(ratio, ratio.iloc[0])
+
+
+def test_standard_deviations_of_positions_that_are_the_order_of_rows():
+    model = jm.mixedlm("distance ~ age", data("orthodont"), residual="csh(1 | Subject)")
+    table = model.fit().residual_sd()
+    assert (table.index.name, table.index.tolist()) == ("row", [1, 2, 3, 4])
+
+
+def test_one_variance_has_one_standard_deviation():
+    result = jm.mixedlm("distance ~ age", data("orthodont"), residual="cs(1 | Subject)").fit()
+    assert result.residual_sd().to_dict() == {"sigma": result.sigma}
+
+
+@every
+def test_summary_has_a_row_for_each_parameter(fit):
+    result, (own, errors) = fit(), parameters(fit())
+    terms = [term for term in own.index if term.startswith(("logsd__", "cor__")) and np.isfinite(errors[term])]
+    assert len(terms) == len(result.fitted.fit.rho)
+    text = str(result.summary())
+    lines = {
+        line.split("  ")[0]: line.split()[-2:] for line in text.splitlines() if line.startswith(("logsd_", "cor_"))
+    }
+    assert len(lines) == len(terms)
+    for term, (name, numbers) in zip(terms, lines.items(), strict=True):
+        assert name.startswith(term.replace("__", "_"))
+        np.testing.assert_allclose(np.array(numbers, float), [own[term], errors[term]], rtol=0.01, atol=1e-4)
+
+
+def test_errors_of_the_dispersion_are_those_of_glmmtmb():
+    reference, _ = residual_fits()["sleepstudy_disp_ml"]
+    own, errors = parameters(dispersion())
+    _, slope = reference["dispersion"]["coef_log"]
+    assert 2 * own["logsd__Days"] == pytest.approx(slope["estimate"], abs=1e-4 * slope["se"])
+    assert 2 * errors["logsd__Days"] == pytest.approx(slope["se"], rel=1e-5)
+
+
+def test_errors_of_parameters_come_from_the_observed_information():
+    result = sleep()
+    fit, design = result.fitted.fit, result.model.design
+    sizes = np.cumsum([len(fit.beta), len(fit.theta), 1])
+
+    def density(parameters):
+        beta, theta, sigma, rho = jnp.split(parameters, sizes)
+        return jm.log_likelihood(beta, theta, sigma[0], design, rho)
+
+    with jax.enable_x64(True):
+        at = np.concatenate([fit.beta, fit.theta, [fit.sigma], fit.rho])
+        covariance = np.linalg.inv(-np.asarray(jax.jit(jax.hessian(density))(at)))[-2:, -2:]
+    own, errors = parameters(result)
+    # The column of days has unit size inside, and phi is a hyperbolic tangent.
+    slopes = [1 / result.model.data.frame["Days"].std(ddof=0), 1 - own["cor__phi"] ** 2]
+    np.testing.assert_allclose(errors[["logsd__Days", "cor__phi"]], np.sqrt(np.diag(covariance)) * slopes, rtol=1e-5)
+
+
+# ---- residuals and predictions ----
+
+
+@every
+def test_kinds_of_residuals(fit):
+    result, E = fit(), dense(fit())
+    left = result.model.endog - result.predict(random_effects=True)
+    np.testing.assert_allclose(result.residuals(), left, atol=1e-9 * result.sigma)
+    np.testing.assert_allclose(result.residuals("pearson"), left / np.sqrt(np.diag(E)), rtol=1e-9)
+    normalized = result.residuals("normalized").to_numpy()
+    assert normalized @ normalized == pytest.approx(left @ np.linalg.solve(E, left), rel=1e-9)
+    if fit is not sleep:
+        # Rows stand by visit within each group, so that the root is Cholesky's.
+        np.testing.assert_allclose(normalized, np.linalg.solve(np.linalg.cholesky(E), left), rtol=1e-7, atol=1e-9)
+    with pytest.raises(DataError, match="kind='standardized'"):
+        result.residuals("standardized")
+
+
+def test_predictions_given_the_residuals_are_the_dense_conditional_mean():
+    result, (own, _) = sleep(), parameters(sleep())
+    new = pd.DataFrame({"Days": [10.0, 12.0, 3.0, 4.0], "Subject": ["308", "308", "372", "308"]})
+    frame, E = result.model.data.frame, dense(result)
+    left = result.model.endog - result.predict(random_effects=True)
+    days, sd = frame["Days"].to_numpy(), np.sqrt(np.diag(E))
+    across = own["cor__phi"] ** np.abs(np.subtract.outer(new["Days"].to_numpy(), days))
+    across *= np.equal.outer(new["Subject"].to_numpy(), frame["Subject"].to_numpy())
+    new_sd = result.sigma * np.exp(own["logsd__Days"] * new["Days"].to_numpy())
+    means = (new_sd[:, None] * across * sd[None]) @ np.linalg.solve(E, left)
+    plain = result.predict(new, random_effects=True)
+    found = result.predict(new, random_effects=True, condition="residual")
+    np.testing.assert_allclose(found, plain + means, rtol=1e-10)
+    assert np.abs(means).min() > 1e-3
+
+
+def test_predictions_of_visits_that_a_group_missed():
+    result = visits()
+    counts = result.model.data.frame.groupby("subject")["visit"].agg(list)
+    subject, known = counts.index[counts.map(len) == 2][0], result.model.data.frame
+    rows = data("btheb")[lambda row: (row["subject"] == subject) & (row["visit"] == "m8")]
+    old = known[known["subject"] == subject]
+    sd, R = result.residual_sd(), result.residual_corr()
+    C = R * np.outer(sd, sd)
+    left = old["bdi"] - result.predict(old)
+    mean = C.loc["m8", old["visit"]] @ np.linalg.solve(C.loc[old["visit"], old["visit"]], left)
+    found = result.predict(rows, random_effects=True, condition="residual")
+    assert float(found.iloc[0] - result.predict(rows).iloc[0]) == pytest.approx(float(mean), rel=1e-9)
+    unknown = rows.assign(subject="nobody")
+    np.testing.assert_allclose(
+        result.predict(unknown, random_effects=True, condition="residual"), result.predict(unknown)
+    )
+
+
+@pytest.mark.parametrize("fit", [sleep, visits])
+def test_given_its_own_residual_a_row_is_its_response(fit):
+    found = fit().predict(random_effects=True, condition="residual")
+    np.testing.assert_allclose(found, fit().model.endog, atol=1e-8 * fit().sigma)
+
+
+def test_positions_that_new_rows_lack_are_named():
+    frame = data("orthodont")
+    ages = jm.mixedlm("distance ~ Sex", frame, residual="us(age | Subject)").fit()
+    rows = frame.head(2).assign(age=[8.0, 9.0])
+    with pytest.raises(DataError, match="age 9.0 is none of the positions that the model was fitted to: 8.0, 10.0"):
+        ages.predict(rows, random_effects=True, condition="residual")
+    with pytest.raises(DataError, match="residual='us\\(age | Subject\\)'"):
+        ages.predict(rows.drop(columns="age"), random_effects=True, condition="residual")
+    with pytest.raises(ModelError, match="condition='residual' needs residuals that are correlated"):
+        dispersion().predict(data("sleepstudy").head(2), random_effects=True, condition="residual")
+    with pytest.raises(DataError, match="give random_effects=True as well"):
+        sleep().predict(data("sleepstudy").head(2), condition="residual")
+
+
+@pytest.mark.parametrize("fit", [dispersion, sleep])
+def test_prediction_intervals_have_the_variance_of_the_row(fit):
+    result, new = fit(), data("sleepstudy").iloc[[0, 5, 12]].assign(Days=[0.0, 5, 12])
+    mean, single = (
+        result.predict(new, random_effects=True, interval=interval)["se"] for interval in ("confidence", "prediction")
+    )
+    own, _ = parameters(result)
+    sd = result.sigma * np.exp(own["logsd__Days"] * new["Days"])
+    np.testing.assert_allclose(single**2 - mean**2, sd**2, rtol=1e-9)
+    at_rows = [
+        result.predict(random_effects=True, interval=interval)["se"] for interval in ("confidence", "prediction")
+    ]
+    np.testing.assert_allclose(at_rows[1] ** 2 - at_rows[0] ** 2, np.diag(dense(result)), rtol=1e-9)
+
+
+def test_prediction_intervals_of_visits():
+    result, new = visits(), data("btheb").iloc[:4]
+    mean, single = (result.predict(new, interval=interval)["se"] for interval in ("confidence", "prediction"))
+    sd = result.residual_sd()[new["visit"]].to_numpy()
+    np.testing.assert_allclose(single**2 - mean**2, sd**2, rtol=1e-9)
+
+
+# ---- refits ----
+
+
+@every
+def test_simulated_responses_have_the_covariance_of_the_model(fit):
+    """Each entry of a correlation by 4,000 draws has the standard error (1 - r^2) / sqrt(4000)."""
+    result = fit()
+    V, rows = dense(result) + random_covariance(result), slice(0, 20)
+    scale = np.sqrt(np.diag(V))
+    left = (result.simulate(4000, key=1) - result.predict())[:, rows] / scale[rows]
+    found, wanted = left.T @ left / len(left), (V / np.outer(scale, scale))[rows, rows]
+    assert np.max(np.abs(found - wanted) / np.sqrt(1 + wanted**2)) < 4.5 / np.sqrt(4000)
+
+
+@pytest.mark.parametrize("fit", [sleep, visits])
+def test_a_replicate_of_the_bootstrap_is_a_refit(fit):
+    result = fit()
+    found = result.bootstrap(2, key=3)
+    names = [name for name in found.estimates.index if name.startswith(("logsd_", "cor_"))]
+    assert len(names) == len(result.fitted.fit.rho)
+    np.testing.assert_allclose(found.estimates[names], told(result))
+    for response, (_, row) in zip(result.simulate(2, key=3), found.replicates.iterrows(), strict=True):
+        single = result.refit(response)
+        np.testing.assert_allclose(row[single.fe_params.index], single.fe_params, rtol=1e-6)
+        assert row["sigma"] == pytest.approx(single.sigma, rel=1e-6)
+        np.testing.assert_allclose(row[names], told(single), rtol=1e-5, atol=1e-6)
+
+
+def told(result):
+    """The residuals' parameters in their order."""
+    own, _ = parameters(result)
+    return own.iloc[-len(result.fitted.fit.rho) :]
+
+
+def test_influence_of_a_group_is_a_fit_without_it():
+    frame, found = data("sleepstudy"), sleep().influence()
+    words = {"residual": "ar1(Days | Subject)", "dispersion": "~ Days", "weights": "w"}
+    rest = frame[frame["Subject"] != "332"].reset_index(drop=True)
+    single = jm.mixedlm("Reaction ~ Days + (1 | Subject)", rest, **words).fit(reml=False)
+    np.testing.assert_allclose(found.fixed.loc["332"], single.fe_params, rtol=1e-6)
+    own, _ = parameters(single)
+    names = ["logsd_Days", "cor_phi|Subject", "sigma"]
+    terms = ["logsd__Days", "cor__phi", "sd__Observation"]
+    np.testing.assert_allclose(found.ran_pars.loc["332", names], own[terms], rtol=1e-4)
+
+
+@pytest.mark.parametrize("fit", [sleep, visits])
+def test_many_responses_are_single_fits_and_missing_values_are_rows_left_out(fit):
+    model, y = fit().model, np.array(fit().model.endog)
+    gaps = y + np.random.default_rng(0).normal(size=len(y))
+    gaps[[1, 7, 8]] = np.nan
+    many = model.fit_many(np.stack([y, gaps]), reml=fit().reml)
+    frame = model.data.frame.assign(response=gaps)
+    words = {"residual": model.spec.residual.text, "dispersion": model.spec.residual.dispersion, "missing": "drop"}
+    words |= {"weights": "w"} if fit is sleep else {}
+    formula = "response ~" + model.formula.split("~")[1]
+    single = jm.mixedlm(formula, frame, **words).fit(reml=fit().reml)
+    assert single.nobs == len(y) - 3
+    for k, result in enumerate((fit(), single)):
+        assert many.objective[k] == pytest.approx(result.objective, rel=1e-9)
+        np.testing.assert_allclose(many.fe_params.iloc[k], result.fe_params, rtol=1e-6)
+        assert many.sigma[k] == pytest.approx(result.sigma, rel=1e-6)
+    assert many.nobs.tolist() == [len(y), len(y) - 3]
+
+
+# ---- files, and what is not there ----
+
+
+@every
+def test_a_saved_result_is_the_same(fit, tmp_path):
+    result, new = fit(), fit().model.data.frame.head(3)
+    result.save(tmp_path / "result")
+    loaded = jm.load(tmp_path / "result")
+    assert str(loaded.summary()) == str(result.summary())
+    pd.testing.assert_series_equal(loaded.residual_sd(), result.residual_sd())
+    if fit is not dispersion:
+        pd.testing.assert_frame_equal(loaded.residual_corr(), result.residual_corr())
+        new = {"data": new, "random_effects": True, "condition": "residual"}
+        np.testing.assert_array_equal(loaded.predict(**new), result.predict(**new))
+    np.testing.assert_array_equal(loaded.residuals("normalized"), result.residuals("normalized"))
+
+
+def test_without_data_the_parameters_stay():
+    result, new = dispersion(), data("sleepstudy").head(3)
+    light = jm.mixedlm("Reaction ~ Days + (Days | Subject)", data("sleepstudy"), dispersion="~ Days").fit(reml=False)
+    light.remove_data()
+    assert str(light.summary()) == str(result.summary())
+    pd.testing.assert_frame_equal(light.tidy("ran_pars"), result.tidy("ran_pars"))
+    pd.testing.assert_series_equal(light.predict(new, random_effects=True), result.predict(new, random_effects=True))
+    for call in (light.residual_sd, light.residual_corr, light.residuals):
+        with pytest.raises(DataError, match=r"the rows of the data were removed by remove_data\(\)"):
+            call()
+
+
+def test_independent_residuals_have_no_correlations():
+    with pytest.raises(ModelError, match=r"residual_corr: the residuals of this model are independent; state a str"):
+        dispersion().residual_corr()
+
+
+NOT_THERE = "is there for independent residuals of one variance only, and this model has residual= or dispersion="
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda r: r.profile(), "profile"),
+        (lambda r: r.confint("profile"), "profile"),
+        (lambda r: r.model.loglike(r.params_object), "the likelihood at given parameters (loglike, score, hessian)"),
+        (lambda r: r.model.score(r.params_object), "the likelihood at given parameters (loglike, score, hessian)"),
+        (lambda r: r.profile_re(0, "re"), "to hold parameters at their values (free=)"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(call, what):
+    with pytest.raises(ModelError) as refused:
+        call(sleep())
+    assert str(refused.value).startswith(f"{what} {NOT_THERE}")
+
+
+def test_what_needs_cross_products_alone_is_refused():
+    result, message = sleep(), "this model has residual= or dispersion=, and what works with its cross-products alone"
+    with jax.enable_x64(True):
+        for call in (
+            lambda: jm.moments(result.model.design),
+            lambda: jm.profiled_deviance(result.theta, result.model.design),
+            lambda: jm.estimate(result.model.design, theta=result.theta),
+            lambda: result.model.fit_regularized(alpha=1.0),
+            lambda: result.model.get_scale(result.fe_params, result.cov_re, result.vcomp),
+        ):
+            with pytest.raises(ModelError, match=message):
+                call()
+        with pytest.raises(DataError, match="rho is missing: the residuals of this design have 2 parameters"):
+            jm.log_likelihood(result.fitted.fit.beta, result.theta, result.sigma, result.model.design)
