@@ -105,7 +105,7 @@ def report(name, formula, data, residual, prepare, call, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Correlated residuals beside nlme and GEE.")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--trials", type=int, default=200, help="responses in one fit_many of the MMRM")
     options = parser.parse_args()
