@@ -21,7 +21,6 @@ CONTRASTS = np.array([[1.0, 0, 0], [0, 1, 0], [0, 1, -2], [0.5, 0.5, 3]])
 # information is positive definite.
 CASES = [
     ("no random effects", "us", residual_cases.BY_VISIT, 14, 0.3),
-    ("no random effects", "us", 1, 0, 0.5),
     ("intercept", "ar1", 0, 0, 0.5),
     ("slope", "independent", 2, 0, 0.5),
     ("nested", "car1", 1, 3, 0.3),
@@ -109,7 +108,7 @@ def test_satterthwaite_is_the_dense_definition(arguments, reml):
     assert a.bent.joint_covariance[-1, -1] == pytest.approx(joint[-1, -1], rel=1e-8)
 
 
-@pytest.mark.parametrize("word", ["independent", "ar1", "us"])
+@pytest.mark.parametrize("word", ["independent", "us"])
 def test_directions_are_products_of_the_dense_matrices(word):
     """With rows of weight zero, which no matrix has."""
     case = residual_cases.case("slope", word)

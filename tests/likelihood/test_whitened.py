@@ -18,10 +18,11 @@ from jmixed.runtime.precision import double_precision
 
 # Without random effects, visits whose variances differ by visit alone are fitted from sums by pattern.
 CASES = [
-    *((layout, word, 2) for word in residual_cases.WORDS for layout in ("no random effects", "slope")),
-    *(("nested", word, 1) for word in ("independent", "ar1", "us")),
-    ("slope", "ar1", 0),
+    *(("slope", word, 2) for word in residual_cases.WORDS),
     *(("no random effects", word, residual_cases.BY_VISIT) for word in ("us", "toep")),
+    ("no random effects", "us", 2),
+    ("no random effects", "cs", 0),
+    ("nested", "ar1", 1),
     ("crossed", "independent", 2),
 ]
 
