@@ -173,6 +173,7 @@ class Outcome(enum.IntEnum):
     PERFECT_FIT = 5
     ROUNDED = 6
     RANK_DEFICIENT = 7
+    DIVERGING = 8
 
     @property
     def ok(self) -> bool:
@@ -202,6 +203,10 @@ _MESSAGES = {
     Outcome.RANK_DEFICIENT: (
         "the fixed effects are collinear in the rows at hand, so that their coefficients are not determined: leave "
         "out columns of X that others explain. Rows of weight zero, or without a response, do not count"
+    ),
+    Outcome.DIVERGING: (
+        "a correlation of the residuals runs to its bound, or a standard deviation of some to zero: the likelihood has "
+        "no maximum. Look for rows that repeat each other, or groups without any spread; or state fewer parameters"
     ),
     Outcome.ROUNDED: (
         "the residual variance is so small against what the random effects explain that rounding blurs the deviance by "

@@ -13,7 +13,7 @@ from jax.lax import stop_gradient
 
 from jmixed.algebra.lbfgs import descend
 from jmixed.algebra.newton import MAX_ITERATIONS, Minimum, Point
-from jmixed.errors import DataError
+from jmixed.errors import DataError, Outcome
 from jmixed.fit.outcome import outcome_of
 from jmixed.layout.design import Rows
 from jmixed.layout.layout import Layout
@@ -148,7 +148,12 @@ def _solve_whitened(rows, reml, search, columns, differentiable) -> Solved:
     solution = _search(stop_gradient(deviance), search)
     point = solution.point if differentiable is None else differentiable(solution, deviance)
     profiled, _ = deviance.at(point)
-    return _solved(solution, deviance, point, profiled.moments, False)
+    solved = _solved(solution, deviance, point, profiled.moments, False)
+    m = sum(term.size for term in rows.layout.terms)
+    diverges = rows.layout.residual.diverges(stop_gradient(point.x[m:]), rows)
+    undone = (solved.outcome == Outcome.NOT_FINITE.value) | (solved.outcome == Outcome.RANK_DEFICIENT.value)
+    outcome = jnp.where(diverges & ~undone, Outcome.DIVERGING.value, solved.outcome)
+    return solved._replace(outcome=outcome.astype(jnp.int32))
 
 
 def _solved(solution, deviance, point, moments, drowned) -> Solved:

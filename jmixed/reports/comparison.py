@@ -83,7 +83,7 @@ def compare(*results: Any, refit: bool = True, names: Sequence[str] | None = Non
 
 def unbounded(fit: host.Fit) -> bool:
     """Whether a fit ended where its likelihood has no maximum, so that the value that it stopped at means nothing."""
-    return fit.outcome in (Outcome.PERFECT_FIT, Outcome.NOT_FINITE, Outcome.RANK_DEFICIENT)
+    return fit.outcome in (Outcome.PERFECT_FIT, Outcome.NOT_FINITE, Outcome.RANK_DEFICIENT, Outcome.DIVERGING)
 
 
 def deviance_of(fit: host.Fit) -> float:

@@ -70,7 +70,13 @@ class Influence(Shown):
 SHOWN = 10
 """Levels that a printed table of influence has."""
 
-UNDETERMINED = (Outcome.FLAT, Outcome.NOT_FINITE, Outcome.PERFECT_FIT, Outcome.RANK_DEFICIENT)
+UNDETERMINED = (
+    Outcome.FLAT,
+    Outcome.NOT_FINITE,
+    Outcome.PERFECT_FIT,
+    Outcome.RANK_DEFICIENT,
+    Outcome.DIVERGING,
+)
 """Outcomes of fits whose variance parameters are no estimates."""
 
 MOST_ROWS = 20_000

@@ -65,14 +65,19 @@ class Markov(ResidualStructure):
     def log_determinant_of_series(self, tau, there, series):
         return jnp.sum(jnp.log(self._innovations(tau, there, series)[2]))
 
+    def log_pivot(self, tau):
+        return jnp.log(self.powers(tau[0], jnp.ones(1, tau.dtype))[1][0])
+
     def sets(self, rows, series):
         """Sets of rows whose cross-products make up those of whitened rows, for each length of a step.
 
         With a row u and the one before it v at the step's end, cross-products are those of
 
             (u - c v) / sqrt(1 - c^2):    u'u / (1 + c) - c v'v / (1 + c) + c (u - v)'(u - v) / (1 - c^2)
+                                          u'u / (1 - c) + c v'v / (1 - c) - c (u + v)'(u + v) / (1 - c^2)
 
-        Without digits lost where c is near one. The first rows of series come last, as they are.
+        the former without digits lost where c is near one, the latter where it is near minus one. The first rows of
+        series come last, as they are.
         """
         there = rows.weights > 0
         earlier, follows = place_before(in_order(there, series), series)
@@ -87,19 +92,25 @@ class Markov(ResidualStructure):
         def change(columns):
             return scaled(columns) - before(columns)
 
+        def both(columns):
+            return scaled(columns) + before(columns)
+
         kind = jnp.where(follows, series.kind, len(series.steps))
         for number in range(len(series.steps) + 1):
             chosen = back(kind == number, series) & there
-            for move in (scaled, before, change) if number < len(series.steps) else (scaled,):
+            for move in (scaled, before, change, both) if number < len(series.steps) else (scaled,):
                 tables = [move(table) for table in (rows.X, *rows.Z, rows.y[:, None], rows.offset[:, None])]
                 X, *Z, y, offset = tables
                 weights = chosen.astype(rows.y.dtype)
                 yield replace(rows, X=X, Z=tuple(Z), y=y[:, 0], offset=offset[:, 0], weights=weights)
 
     def shares(self, rho, series):
-        """The part that each of these sets has (3 steps + 1,), and log|R|."""
+        """The part that each of these sets has (4 steps + 1,), and log|R|."""
         power, variance = self.powers(rho[0], series.steps)
-        each = jnp.stack([1 / (1 + power), -power / (1 + power), power / variance], axis=1)
+        # Not the absolute value, whose derivative at zero would be zero.
+        size = jnp.where(power >= 0, power, -power)
+        change, both = (jnp.where(chosen, size / variance, 0) for chosen in (power >= 0, power < 0))
+        each = jnp.stack([1 / (1 + size), -size / (1 + size), change, both], axis=1)
         one = jnp.ones(1, each.dtype)
         return jnp.concatenate([each.reshape(-1), one]), series.step_count @ jnp.log(variance)
 

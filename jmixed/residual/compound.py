@@ -60,6 +60,10 @@ class CompoundSymmetry(ResidualStructure):
         share = (jnp.sqrt(whole) - jnp.sqrt(rest)) / jnp.maximum(rows, 1)
         return back(ordered * jnp.sqrt(rest) + spread(share[:, None] * sums(ordered, series), series), series)
 
+    def log_pivot(self, tau):
+        r, rest = self._complements(tau)
+        return jnp.log(jnp.minimum(rest, rest + r * self.positions))
+
     @property
     def starts(self):
         return (0.0,), (1.5,)

@@ -31,6 +31,9 @@ class Independent(ResidualStructure):
     def colour(self, tau, normal, series):
         return normal
 
+    def log_pivot(self, tau):
+        return jnp.zeros(())
+
     @property
     def starts(self):
         return ((),)

@@ -23,6 +23,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+PIVOT = -32.0
+"""Logarithm of a pivot of R that is none: 1e-14."""
+SPREAD = 16.0
+"""Logarithm of the ratio of two standard deviations of residuals of which one is none: 1e7."""
+
 
 @dataclass(frozen=True)
 class ResidualStructure(ABC):
@@ -64,6 +69,10 @@ class ResidualStructure(ABC):
     @abstractmethod
     def colour(self, tau, normal, series) -> Any:
         """L times independent standard normal numbers (rows, c)."""
+
+    @abstractmethod
+    def log_pivot(self, tau) -> Any:
+        """Logarithm of the least pivot of R: how near the correlations are to their bounds."""
 
     @property
     @abstractmethod
@@ -121,6 +130,15 @@ class ResidualStructure(ABC):
         scale = self.scale(rho, rows)
         logs = jnp.sum(jnp.where(there, jnp.log(jnp.where(there, scale, 1)), 0))
         return self.log_determinant_of_series(rho[self.columns :], there, rows.series) - 2 * logs
+
+    def diverges(self, rho, rows) -> Any:
+        """Whether rho has run off: R is singular to the precision of the arithmetic, or some rows have no spread."""
+        beyond = self.log_pivot(rho[self.columns :]) < PIVOT
+        if self.columns:
+            logs, there = self._log_deviations(rho, rows), rows.weights > 0
+            largest, least = (jnp.where(there, logs, end) for end in (-jnp.inf, jnp.inf))
+            beyond = beyond | (jnp.max(largest) - jnp.min(least) > SPREAD)
+        return beyond
 
     def variances(self, rho, rows) -> Any:
         """Variances (rows,) of the residuals, relative to sigma^2; 0 for a row of weight zero."""

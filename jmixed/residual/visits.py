@@ -88,6 +88,9 @@ class Visits(ResidualStructure):
         white, logs = self._eliminated(blocks, wide)
         return jnp.einsum("jst,jsu->stu", white, white), jnp.sum(logs, axis=0)
 
+    def log_pivot(self, tau):
+        return jnp.min(self._eliminated(self.correlation(tau)[:, :, None], jnp.zeros((self.positions, 1, 0)))[1])
+
     def whiten_series(self, tau, columns, there, series):
         table = self._table(in_order(there, series), series)
         wide = self._wide(table, in_order(columns, series), series)

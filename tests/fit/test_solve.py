@@ -231,3 +231,47 @@ def test_what_few_groups_tell_is_not_flat():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", jm.SingularWarning)
                 assert jm.mixedlm(formula, absorbed(seed, groups=8)).fit().converged
+
+
+SERIES = pd.DataFrame({"g": np.repeat(np.arange(20), 5), "t": np.tile(np.arange(5), 20)})
+
+
+def without_a_maximum(kind):
+    """Responses whose likelihood has no maximum, and the words of the model."""
+    rng = np.random.default_rng(3)
+    of_groups, noise = rng.normal(size=20)[SERIES.g], rng.normal(size=len(SERIES))
+    if kind == "rows that repeat each other":
+        return of_groups, {"residual": "ar1(t | g)"}
+    if kind == "rows that sum to zero":
+        return noise - pd.Series(noise).groupby(SERIES.g).transform("mean"), {"residual": "cs(1 | g)"}
+    if kind == "a group without spread":
+        return np.where(SERIES.t == 0, 1.0, noise), {"dispersion": "~ I(t == 0)"}
+    return np.where(SERIES.t == 0, of_groups, 2 * of_groups + noise * (SERIES.t > 1)), {"residual": "us(t | g)"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["rows that repeat each other", "rows that sum to zero", "a group without spread", "a visit that repeats another"],
+)
+def test_residuals_without_a_maximum_are_no_estimate(kind):
+    y, words = without_a_maximum(kind)
+    with pytest.warns(jm.ConvergenceWarning):
+        result = jm.mixedlm("y ~ C(t)", SERIES.assign(y=y), **words).fit()
+    assert not result.converged
+    assert result.outcome in (jm.Outcome.DIVERGING, jm.Outcome.MAX_ITERATIONS, jm.Outcome.FLAT)
+
+
+def test_an_autoregression_next_to_minus_one_is_at_its_optimum():
+    """Sums of differences of rows lose digits there: the deviance was 0.1 too low, and its optimum elsewhere."""
+    rng = np.random.default_rng(5)
+    y = rng.normal(size=20)[SERIES.g] * (-1.0) ** SERIES.t + 1e-3 * rng.normal(size=len(SERIES))
+    result = jm.mixedlm("y ~ t", SERIES.assign(y=y), residual="ar1(t | g)").fit()
+    rho, X = result.fitted.fit.rho, result.model.exog
+    phi, sigma = np.tanh(rho[0]), result.sigma
+    V = sigma**2 * np.kron(np.eye(20), phi ** np.abs(np.subtract.outer(np.arange(5.0), np.arange(5.0)).astype(int)))
+    A = X.T @ np.linalg.solve(V, X)
+    left = result.model.endog - X @ result.fe_params
+    dense = np.linalg.slogdet(V)[1] + np.linalg.slogdet(A)[1] + left @ np.linalg.solve(V, left)
+    assert result.converged
+    assert phi < -0.9999
+    assert result.objective == pytest.approx(dense + (len(y) - 2) * np.log(2 * np.pi), abs=1e-4)
