@@ -20,7 +20,6 @@ from jmixed.runtime.precision import double_precision
 CASES = [
     *(("slope", word, 2) for word in residual_cases.WORDS),
     *(("no random effects", word, residual_cases.BY_VISIT) for word in ("us", "toep")),
-    ("no random effects", "us", 2),
     ("no random effects", "cs", 0),
     ("nested", "ar1", 1),
     ("crossed", "independent", 2),
@@ -110,7 +109,6 @@ def test_value_gradient_and_hessian_are_those_of_the_dense_density(layout, word,
     [
         ("slope", "ar1", 2),
         ("no random effects", "us", residual_cases.BY_VISIT),
-        ("crossed", "independent", 2),
     ],
 )
 def test_derivatives_in_the_chart_are_those_of_the_value_at_the_same_place(layout, word, columns):
