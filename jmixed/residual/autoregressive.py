@@ -145,7 +145,10 @@ class Autoregressive(Markov):
         return (0.2,), (1.0,), (-0.5,)
 
     def readable(self, tau, unit):
-        return jnp.tanh(tau)
+        # Of a step of several units: a root, which a negative number has where their number is odd.
+        phi = jnp.tanh(tau)
+        size = jnp.where(phi >= 0, phi, -phi) ** (1 / unit)
+        return jnp.where(phi >= 0, size, jnp.where(unit % 2 == 1, -size, jnp.nan))
 
     def names(self, places):
         return ["phi"]

@@ -267,3 +267,12 @@ def test_rows_taken_out_of_their_series_keep_their_dispersion_alone():
     np.testing.assert_array_equal(picked.dispersion, dispersion[[2, 0]])
     assert picked.order is picked.rank is None
     np.testing.assert_array_equal(picked.place, 0)
+
+
+@pytest.mark.parametrize(("tau", "unit", "phi"), [(0.8, 1.0, np.tanh(0.8)), (0.8, 2.0, np.tanh(0.8) ** 0.5)])
+def test_phi_belongs_to_one_unit_of_the_positions(tau, unit, phi):
+    structure = residual_structure("ar1", 0, 5, 0)
+    with double_precision():
+        np.testing.assert_allclose(structure.readable(jnp.array([tau]), unit), [phi])
+        np.testing.assert_allclose(structure.readable(jnp.array([-tau]), 3.0), [-(np.tanh(tau) ** (1 / 3))])
+        assert np.isnan(structure.readable(jnp.array([-tau]), 2.0))
