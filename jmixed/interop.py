@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jmixed.errors import DataError
+from jmixed.errors import DataError, ModelError
 from jmixed.formulas.formula import quoted
 from jmixed.formulas.statement import new_rows
 from jmixed.inference.posterior_draws import posterior_draws
@@ -206,11 +206,17 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     arviz = _module("arviz")
     result.fitted.need_data("to_arviz")
     spec, rng = result.fitted.spec, generator(key)
-    beta, modes = posterior_draws(spec, result.fitted.joint, result.fitted.fit, int(draws), rng)
+    if spec.residual is not None and spec.residual.factor is not None:
+        raise ModelError(
+            "to_arviz: rows of correlated residuals have no densities of their own, given the draws; jm.log_likelihood "
+            "gives the density of all rows",
+            page="structures.md",
+        )
+    beta, modes = posterior_draws(result.fitted.white, result.fitted.joint, result.fitted.fit, int(draws), rng)
     mean = beta @ spec.X.T + spec.offset
     for term, b in zip(spec.terms, modes, strict=True):
         mean += np.einsum("nq,dnq->dn", term.Z, b[:, term.codes])
-    sd = result.sigma / np.sqrt(spec.weights)
+    sd = result.sigma / np.sqrt(result.fitted.white.weights)
     y, noise = spec.endog_name, rng.normal(size=mean.shape)
     density = -0.5 * ((spec.y - mean) / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi)
     labels = [term.label for term in spec.terms]

@@ -76,6 +76,11 @@ def top_level(spec: ModelData) -> tuple[np.ndarray, pd.Index, str]:
     """Codes (n,), sorted labels and name of the one grouping factor inside which all others lie."""
     if spec.groups is not None:
         return *effects.top_level(spec), spec.group_name or "Group"
+    if not spec.terms:
+        if spec.residual is None or spec.residual.factor is None:
+            raise ModelError("this model has no random effects and no series of residuals, and so no groups")
+        series = spec.residual.factor
+        return series.codes, pd.Index(series.levels), series.name
     coarsest = min(spec.terms, key=lambda term: len(term.levels))
     if not all(_lies_within(term.codes, coarsest.codes) for term in spec.terms):
         raise ModelError(

@@ -308,8 +308,10 @@ def effect(result, group, column):
 
 def known(name, names, what):
     """A name that is among those there are; the first if none was given."""
-    if name is None:
+    if name is None and names:
         return names[0]
+    if name is None:
+        raise ModelError(f"this model has no {what} to show")
     if name not in names:
         shown = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
         raise ModelError(

@@ -92,7 +92,9 @@ def augment(fitted: Fitted, data: Any) -> pd.DataFrame:
     fitted.need_data("augment")
     spec, values = fitted.spec, fitted.fittedvalues
     residuals, fixed, root = spec.y - values, rows.fixed_part(spec, fitted.fit.beta), np.sqrt(spec.weights)
-    by_row = row_diagnostics(fitted.white, fitted.joint, residuals)
+    white = fitted.white
+    left = white.y - rows.mean(white, fitted.fit, rows.in_sample(white, range(len(white.terms))))
+    by_row = row_diagnostics(white, fitted.joint, left)
     frame = pd.DataFrame(index=spec.index) if spec.frame is None else spec.frame
     columns = {".fitted": values, ".resid": residuals, ".hat": by_row.hat, ".cooksd": by_row.cooks_distance}
     columns |= {".fixed": fixed, ".mu": values, ".offset": spec.offset, ".sqrtXwt": root, ".sqrtrwt": root}
