@@ -181,7 +181,7 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
 
     The draws have the joint covariance of fixed and random effects at the estimated variances (Henderson 1975): an
     empirical-Bayes posterior with a flat prior for the coefficients. It is narrower than a full posterior, because the
-    variances are taken as known.
+    variances are taken as known. Raises `ModelError` for a model of correlated residuals.
 
     Parameters
     ----------

@@ -918,8 +918,8 @@ class MixedLMResults:
             A copy with ``.fitted`` and ``.fixed`` (without random effects) and, for the model's rows: ``.resid`` (given
             the random effects), ``.hat`` (leverage, lme4's hatvalues), ``.cooksd``, ``.mu``, ``.offset``, ``.sqrtXwt``,
             ``.sqrtrwt``, ``.weights``, ``.wtres`` (``.resid`` times the root of the weight), ``.std.resid`` (over its
-            standard deviation) and ``.fixed.resid`` (response less ``.fixed``). Of correlated residuals ``.hat``, ``.cooksd``
-            and ``.std.resid`` are those of rows that are made independent.
+            standard deviation) and ``.fixed.resid`` (response less ``.fixed``). Of correlated residuals ``.hat``,
+            ``.cooksd`` and ``.std.resid`` are those of rows that are made independent.
 
         Examples
         --------
