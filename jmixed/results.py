@@ -181,7 +181,7 @@ class MixedLMResults:
         >>> import jmixed as jm
         >>> ar1 = jm.mixedlm("Reaction ~ Days", jm.datasets.load("sleepstudy"), residual="ar1(Days | Subject)").fit()
         >>> ar1.residual_corr().loc[0, [0, 1, 2]].round(3).tolist()
-        [1.0, 0.814, 0.663]
+        [1.0, 0.8, 0.64]
         """
         self.fitted.need_data("residual_corr")
         return residuals.residual_corr(self.fitted.spec, self.fitted.fit)
