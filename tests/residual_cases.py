@@ -24,7 +24,6 @@ class Residuals:
     places: np.ndarray
     columns: np.ndarray
     positions: int
-    unit: float = 1.0
     by_position: int = 0
 
     @property

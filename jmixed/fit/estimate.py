@@ -423,10 +423,8 @@ def described(solved: Solved) -> Estimate:
 
 def _described(estimates):
     """What `estimates` finds as an `Estimate` that does not know yet how its optimiser ended."""
-    numbers = {name: estimates[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective")}
-    more = {"b": tuple(estimates["modes"]), "log_likelihood": -estimates["objective"] / 2, "outcome": None}
-    rho = estimates["rho"] if "rho" in estimates else jnp.zeros(0, estimates["beta"].dtype)
-    return Estimate(**numbers, **more, rho=rho)
+    numbers = {name: estimates[name] for name in ("theta", "beta", "sigma", "vcov_beta", "objective", "rho")}
+    return Estimate(b=tuple(estimates["modes"]), outcome=None, log_likelihood=-estimates["objective"] / 2, **numbers)
 
 
 def level_count(design, term):

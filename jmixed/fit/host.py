@@ -13,7 +13,7 @@ import numpy as np
 from jmixed.algebra.newton import MAX_ITERATIONS, is_convex
 from jmixed.covariance.scales import factors_of_theta, psi_map, roots_of_psi, settled, singular_terms
 from jmixed.errors import DataError, ModelError, Outcome
-from jmixed.fit.estimate import SMALL, level_count
+from jmixed.fit.estimate import SMALL, level_count, white_at
 from jmixed.fit.information import Information, Uncertainty
 from jmixed.fit.solve import Search, Solved, moments_of, solve
 from jmixed.layout.design import Design, Rows
@@ -22,15 +22,11 @@ from jmixed.likelihood.derivatives import derivatives
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import covariances_of
-from jmixed.residual.independent import Independent
 from jmixed.runtime import memory
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 from jmixed.runtime.timing import Timings
-
-NO_RHO = np.zeros(0)
-"""Parameters of independent residuals of one variance."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class Fit:
     checked_beyond_zero: bool
     counted: bool
     timings: dict[str, float]
-    rho: np.ndarray = field(default_factory=lambda: NO_RHO)
+    rho: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def log_likelihood(self) -> float:
@@ -225,7 +221,7 @@ def _collect(design, found, reml, timings, settle, counted):
         checked_beyond_zero=outcome.ok and is_convex(certificate.eigenvalues),
         counted=counted,
         timings=timings,
-        rho=np.asarray(result.get("rho", NO_RHO)),
+        rho=np.asarray(result["rho"]),
     )
 
 
@@ -289,7 +285,6 @@ def evaluate(design: Design, psi, beta=None, reml=True, order=0):
 
 def gls(design: Design, psi):
     """Generalised least squares at relative covariances psi (m,): beta (p,), sigma^2 with divisor n - p, and with n."""
-    require_independent(design, "generalised least squares at given covariances (get_scale, get_fe_params)")
     held = design_moments(design)
     roots = roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
     with double_precision():
@@ -321,14 +316,13 @@ def white_design(design: Design, rho) -> Design:
     with double_precision():
         rows = jax.device_get(_white_program(design.rows(), rho))
     Z = dict(zip(design.labels, rows.Z, strict=True))
-    layout = replace(design.layout, residual=Independent())
     arrays = {"y": rows.y, "X": rows.X, "weights": rows.weights, "offset": rows.offset}
-    return replace(design, **arrays, Z=Z, layout=layout, series=None)
+    return replace(design, **arrays, Z=Z, layout=rows.layout, series=rows.series)
 
 
 @program
 def _white_program(rows, rho):
-    return rows.layout.residual.whiten(rho, rows)
+    return white_at(rows, rho)[0]
 
 
 def draw_residuals(design: Design, fit: Fit, normal: np.ndarray) -> np.ndarray:

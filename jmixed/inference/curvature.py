@@ -23,7 +23,7 @@ from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map
 from jmixed.covariance.structure import Straightened, split
 from jmixed.errors import ModelError
 from jmixed.fit import host
-from jmixed.fit.host import NO_RHO
+from jmixed.fit.estimate import white_at
 from jmixed.fit.information import inverse_information
 from jmixed.inference.residual_directions import residual_directions
 from jmixed.layout.design import Design
@@ -101,7 +101,7 @@ class Curvature:
         return np.block([[own, across[:, None]], [across[None], np.full((1, 1), corner)]])
 
 
-def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=NO_RHO) -> Curvature:
+def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()) -> Curvature:
     """Exact derivatives at the estimate theta (m,), in the original columns, of a design without held coefficients.
 
     At a singular fit the rank of each term's covariance is held: directions that lead away from zero have no slope in
@@ -189,8 +189,7 @@ def _of_whitened(design, theta, reml, rho):
         roots = _roots(design.layout.terms, theta, columns.T)
         if by_pattern:
             return held, roots, jax.device_get(_patterns_program(rows, columns, rho, bool(reml)))
-        white = host.white_design(design, rho).rows()
-        found = jax.device_get(_whitened_program(rows, columns, roots, rho, bool(reml), white, moved))
+        found = jax.device_get(_whitened_program(rows, columns, roots, rho, bool(reml), moved))
     return held, roots, found
 
 
@@ -208,7 +207,8 @@ def _patterns_program(rows, columns, rho, reml):
 
 
 @program
-def _whitened_program(rows, columns, roots, rho, reml, white, moved):
+def _whitened_program(rows, columns, roots, rho, reml, moved):
+    white, _ = white_at(rows, rho)
     deviance = WhitenedDeviance(rows, columns, reml)
     psi = gaussian.psi_of(gaussian.squares(roots), rows.layout.terms, rows.y.dtype)
     # Moved rows are divided by their standard deviations already.

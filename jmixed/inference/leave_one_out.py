@@ -83,7 +83,7 @@ def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
         solved = solve(replace(rows, weights=weights), reml, search, counted=counted, columns=columns)
         result = solved.estimates
         # JAX maps no empty arrays: those of a model without fixed effects are left out.
-        numbers = {name: result[name] for name in NUMBERS if name in result and result[name].size}
+        numbers = {name: result[name] for name in NUMBERS if result[name].size}
         sound = jnp.all(told) & jnp.isfinite(result["objective"])
         return numbers, solved.outcome, sound
 

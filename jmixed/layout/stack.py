@@ -74,8 +74,6 @@ class ResidualRows(Protocol):
     def count(self) -> int: ...
     @property
     def places(self) -> np.ndarray: ...
-    @property
-    def unit(self) -> float: ...
 
 
 class ModelRows(Protocol):
@@ -121,7 +119,7 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
         levels=tuple(bucket(count) for count in counts),
         nested=tuple(tuple(w is not None for w in row) for row in within),
         crossed=DENSE if crossed else "",
-        residual=_residual(data.residual),
+        residual=Independent() if data.residual is None else structure_of_residuals(data.residual),
     )
     width, fixed = max(layout.stage_width(s) for s in range(len(layout.stages))) if core else 0, data.X.shape[1]
     # What the core takes is known before the couplings are: refuse it before they are listed.
@@ -148,9 +146,8 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
     )
 
 
-def _residual(residual: ResidualRows | None) -> ResidualStructure:
-    if residual is None:
-        return Independent()
+def structure_of_residuals(residual: ResidualRows) -> ResidualStructure:
+    """The structure that a term of the residuals stands for."""
     return residual_structure(residual.structure, residual.columns.shape[1], residual.positions, residual.by_position)
 
 
@@ -160,7 +157,7 @@ def _series(residual: ResidualRows | None) -> Series | None:
         return None
     columns = residual.columns / residual.units
     visits = residual.positions if residual.structure in VISITS else None
-    return series_of(residual.codes, residual.places, residual.count, columns, residual.unit, visits)
+    return series_of(residual.codes, residual.places, residual.count, columns, visits)
 
 
 def _totals(data: ModelRows) -> Totals | None:

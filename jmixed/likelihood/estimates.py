@@ -27,6 +27,8 @@ def estimates(roots, held, reml):
         "vcov_beta": scale * (to_original @ result.inverse @ to_original.T),
         "objective": gaussian.deviance(logdet, result.rss, nu),
         "modes": conditional_modes(result, held),
+        # Cross-products know of no parameters of the residuals; a criterion that has them puts them here.
+        "rho": jnp.zeros(0, held.G.dtype),
     }
 
 

@@ -14,19 +14,13 @@ from jmixed.formulas.factors import Factor
 from jmixed.formulas.frame import column, unknown_column, working_frame
 from jmixed.formulas.model_data import ORDER, ModelData, ResidualTerm
 from jmixed.formulas.recipe import Recipe, evaluate
+from jmixed.layout.stack import structure_of_residuals
 from jmixed.reports import rows
 from jmixed.reports.fitted import Fitted
-from jmixed.residual.registry import residual_structure
-from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime.precision import FLOAT, double_precision
 
 MOST = 200
 """Places, or combinations of what the dispersion depends on, that a table lists."""
-
-
-def structure_of_term(residual: ResidualTerm) -> ResidualStructure:
-    """The structure that a term of the residuals stands for."""
-    return residual_structure(residual.structure, residual.columns.shape[1], residual.positions, residual.by_position)
 
 
 def parameter_names(spec: ModelData) -> list[str]:
@@ -35,7 +29,7 @@ def parameter_names(spec: ModelData) -> list[str]:
     if residual is None:
         return []
     group = "" if residual.factor is None else f"|{residual.factor.name}"
-    correlations = [f"cor_{name}{group}" for name in structure_of_term(residual).names(residual.place_names)]
+    correlations = [f"cor_{name}{group}" for name in structure_of_residuals(residual).names(residual.place_names)]
     return [f"logsd_{name}" for name in residual.names] + correlations
 
 
@@ -65,7 +59,7 @@ def parameter_errors(spec: ModelData, fit: Fit) -> np.ndarray:
 
 
 def _readable(residual):
-    return partial(structure_of_term(residual).readable, unit=residual.unit)
+    return partial(structure_of_residuals(residual).readable, unit=residual.unit)
 
 
 def relative_deviations(residual: ResidualTerm, rho: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -110,7 +104,7 @@ def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:
             "tidy('ran_pars') has the parameters",
             page="structures.md",
         )
-    structure, k = structure_of_term(residual), residual.columns.shape[1]
+    structure, k = structure_of_residuals(residual), residual.columns.shape[1]
     with double_precision():
         matrix = np.asarray(structure.matrix(fit.rho[k:], places, places))
     if spec.frame is not None and residual.position in spec.frame:
@@ -181,7 +175,7 @@ def conditional_means(
         places = (np.asarray(_positions(residual, frame), FLOAT) - residual.origin) / residual.unit
     else:
         places = _counted_places(residual, frame).astype(FLOAT)
-    structure, k = structure_of_term(residual), residual.columns.shape[1]
+    structure, k = structure_of_residuals(residual), residual.columns.shape[1]
     scale = relative_deviations(residual, fit.rho, residual.columns) / np.sqrt(spec.weights)
     new_scale = relative_deviations(residual, fit.rho, new_columns(spec, frame)) / np.sqrt(weights)
     means = np.zeros(len(frame))

@@ -31,8 +31,6 @@ class Series:
         Number of the series.
     count : int array (k,), by series
         Nothing but its length is used: the number of series.
-    unit : scalar
-        What one step of `place` is in the caller's unit.
     seen : bool array (m, T) or None
         Of numbered visits, which ones each of the m patterns has, padded by some without any; None where rows may be
         missing that were there when the patterns were made.
@@ -51,7 +49,6 @@ class Series:
     place: jax.Array | np.ndarray
     number: jax.Array | np.ndarray
     count: jax.Array | np.ndarray
-    unit: jax.Array | np.ndarray
     seen: jax.Array | np.ndarray | None = None
     pattern: jax.Array | np.ndarray | None = None
     kind: jax.Array | np.ndarray | None = None
@@ -129,7 +126,6 @@ def series_of(
     place: np.ndarray,
     count: int,
     dispersion: np.ndarray,
-    unit: float = 1.0,
     visits: int | None = None,
 ) -> Series:
     """The series of rows with the given numbers (n,), from 0 on, and places (n,), of `count` series.
@@ -158,7 +154,6 @@ def series_of(
         place=np.asarray(place, FLOAT)[order],
         number=ordered,
         count=np.zeros(count, np.int8),
-        unit=np.asarray(unit, FLOAT),
         seen=seen,
         pattern=pattern,
         kind=kind,
