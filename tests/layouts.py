@@ -152,6 +152,26 @@ def case(name, seed=0, weighted=True) -> Case:
     return Case(y, X, weights, offset, tuple(layouts["crossed" if sparse else name]), sparse)
 
 
+def at_the_same_place(criterion, point):
+    """A criterion's value at a point, its evaluation there, and value and derivatives by JAX where that ended."""
+    at = criterion.value_gradient_hessian(point)
+
+    def value(x):
+        return criterion.value(at.point._replace(x=x))
+
+    by_jax = value(at.point.x), jax.grad(value)(at.point.x), jax.hessian(value)(at.point.x)
+    return criterion.value(point), at, by_jax, criterion.blank()
+
+
+def assert_at_the_same_place(before, at, by_jax, blank):
+    """That these agree, and that what is known of nothing has the shapes of what is known."""
+    value, gradient, hessian = by_jax
+    np.testing.assert_allclose([at.value, value], before, rtol=1e-10)
+    np.testing.assert_allclose(at.gradient, gradient, atol=1e-8 * np.abs(gradient).max())
+    np.testing.assert_allclose(at.hessian, hessian, atol=1e-8 * np.abs(hessian).max())
+    assert jax.tree.map(np.shape, blank) == jax.tree.map(np.shape, at.extras)
+
+
 def draw_theta(case, seed=0):
     """A theta in general position, with entries of both signs."""
     return np.random.default_rng(seed + 100).normal(size=case.size)

@@ -5,7 +5,12 @@ import json
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pandas as pd
+
+import jmixed as jm
 
 ROOT = Path(__file__).parent / "refs"
 
@@ -55,6 +60,20 @@ def _data(name: str) -> pd.DataFrame:
 def beside(name: str) -> dict:
     """A table of reference values by case: "profile_ci" or "ranova"."""
     return json.loads((ROOT / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def covariance_of_all(result) -> np.ndarray:
+    """Inverse observed information of (beta, theta, sigma, rho) at a fit, from the Hessian of the density."""
+    fit, design = result.fitted.fit, result.model.design
+    sizes = np.cumsum([len(fit.beta), len(fit.theta), 1])
+
+    def density(parameters):
+        beta, theta, sigma, rho = jnp.split(parameters, sizes)
+        return jm.log_likelihood(beta, theta, sigma[0], design, rho)
+
+    with jax.enable_x64(True):
+        at = np.concatenate([fit.beta, fit.theta, [fit.sigma], fit.rho])
+        return np.linalg.inv(-np.asarray(jax.jit(jax.hessian(density))(at)))
 
 
 def as_in_patsy(fit: dict) -> dict:

@@ -3,11 +3,9 @@
 import functools
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import residual_fits
+from references import covariance_of_all, residual_fits
 
 import jmixed as jm
 
@@ -105,17 +103,7 @@ def test_standard_errors_and_sigma(name):
 def test_standard_errors_of_glmmtmb_are_those_of_all_parameters_together(name):
     """From the observed information of coefficients and variance parameters; ours take the latter as known."""
     reference, result = fitted(name)
-    fit, design = result.fitted.fit, result.model.design
-    sizes = np.cumsum([len(fit.beta), len(fit.theta), 1])
-
-    def density(parameters):
-        beta, theta, sigma, rho = jnp.split(parameters, sizes)
-        return jm.log_likelihood(beta, theta, sigma[0], design, rho)
-
-    with jax.enable_x64(True):
-        parameters = np.concatenate([fit.beta, fit.theta, [fit.sigma], fit.rho])
-        information = -np.asarray(jax.jit(jax.hessian(density))(parameters))
-    errors = dict(zip(result.fe_params.index, np.sqrt(np.diag(np.linalg.inv(information))), strict=False))
+    errors = dict(zip(result.fe_params.index, np.sqrt(np.diag(covariance_of_all(result))), strict=False))
     for row in reference["fixef"]:
         assert errors[row["name_formulaic"]] == pytest.approx(row["se"], rel=1e-4)
 

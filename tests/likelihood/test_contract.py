@@ -61,20 +61,10 @@ def started(name, layout):
 def test_derivatives_are_those_of_the_value_at_the_same_place(name, layout):
     def both():
         criterion, point, _ = started(name, layout)
-        at = criterion.value_gradient_hessian(point)
-
-        def value(x):
-            return criterion.value(at.point._replace(x=x))
-
-        own = value(at.point.x), jax.grad(value)(at.point.x), jax.hessian(value)(at.point.x)
-        return criterion.value(point), at, own, criterion.blank()
+        return layouts.at_the_same_place(criterion, point)
 
     with double_precision():
-        before, at, (value, gradient, hessian), blank = jax.device_get(layouts.quick_jit(both)())
-    np.testing.assert_allclose([at.value, value], before, rtol=1e-10)
-    np.testing.assert_allclose(at.gradient, gradient, atol=1e-8 * np.abs(gradient).max())
-    np.testing.assert_allclose(at.hessian, hessian, atol=1e-8 * np.abs(hessian).max())
-    assert jax.tree.map(np.shape, blank) == jax.tree.map(np.shape, at.extras)
+        layouts.assert_at_the_same_place(*jax.device_get(layouts.quick_jit(both)()))
 
 
 @pytest.mark.parametrize("name", CRITERIA)

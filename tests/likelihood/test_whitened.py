@@ -119,21 +119,11 @@ def test_derivatives_in_the_chart_are_those_of_the_value_at_the_same_place(layou
         criterion = whitened_deviance(rows, preconditioners(rows), True)
         frame, x = jax.tree.map(lambda a: a[0], criterion.starts().points)
         point = Point(frame, x + jnp.linspace(0.1, 0.3, len(x)))
-        at = criterion.value_gradient_hessian(point)
-
-        def value(x):
-            return criterion.value(at.point._replace(x=x))
-
-        own = value(at.point.x), jax.grad(value)(at.point.x), jax.hessian(value)(at.point.x)
-        return criterion.value(point), at, own, criterion.blank()
+        return layouts.at_the_same_place(criterion, point)
 
     with double_precision():
         rows = jax.tree.map(jnp.asarray, case.design.rows(64))
-        before, at, (value, gradient, hessian), blank = jax.device_get(both(rows))
-    np.testing.assert_allclose([at.value, value], before, rtol=1e-10)
-    np.testing.assert_allclose(at.gradient, gradient, atol=1e-8 * np.abs(gradient).max())
-    np.testing.assert_allclose(at.hessian, hessian, atol=1e-8 * np.abs(hessian).max())
-    assert jax.tree.map(np.shape, blank) == jax.tree.map(np.shape, at.extras)
+        layouts.assert_at_the_same_place(*jax.device_get(both(rows)))
 
 
 @pytest.mark.parametrize(("layout", "word"), [("slope", "ar1"), ("no random effects", "cs")])

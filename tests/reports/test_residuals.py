@@ -3,11 +3,10 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from references import data, residual_fits
+from references import covariance_of_all, data, residual_fits
 
 import jmixed as jm
 from jmixed.errors import DataError, ModelError
@@ -151,16 +150,7 @@ def test_errors_of_the_dispersion_are_those_of_glmmtmb():
 
 def test_errors_of_parameters_come_from_the_observed_information():
     result = sleep()
-    fit, design = result.fitted.fit, result.model.design
-    sizes = np.cumsum([len(fit.beta), len(fit.theta), 1])
-
-    def density(parameters):
-        beta, theta, sigma, rho = jnp.split(parameters, sizes)
-        return jm.log_likelihood(beta, theta, sigma[0], design, rho)
-
-    with jax.enable_x64(True):
-        at = np.concatenate([fit.beta, fit.theta, [fit.sigma], fit.rho])
-        covariance = np.linalg.inv(-np.asarray(jax.jit(jax.hessian(density))(at)))[-2:, -2:]
+    covariance = covariance_of_all(result)[-2:, -2:]
     own, errors = parameters(result)
     # The column of days has unit size inside, and phi is a hyperbolic tangent.
     slopes = [1 / result.model.data.frame["Days"].std(ddof=0), 1 - own["cor__phi"] ** 2]
