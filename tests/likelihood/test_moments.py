@@ -189,7 +189,7 @@ def test_effects_counted_from_estimates_change_no_result(name, slopes):
             results.append((*found, tangents))
             assert all(np.any(own) == counted for own in shift)
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-9 * np.max(np.abs(one)))
+        np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-9 * np.max(np.abs(one), initial=0.0))
 
 
 def test_columns_that_nearly_coincide_keep_their_digits_where_no_effects_are_counted():
