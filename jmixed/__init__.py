@@ -21,6 +21,7 @@ from jmixed.fit.estimate import Estimate, estimate, log_likelihood, moments, pro
 from jmixed.fit.many import estimate_many
 from jmixed.fit.minibatch import marginal_loss, take_groups
 from jmixed.fit.pure import conditional_modes, log_likelihood_by_group, predict, simulate
+from jmixed.formulas.pedigrees import pedigree
 from jmixed.model import MixedLM, design, from_batches, mixedlm
 from jmixed.reports.comparison import compare
 from jmixed.reports.comparison import variance_test as test_variance
@@ -81,6 +82,7 @@ __all__ = [
     "marginal_loss",
     "mixedlm",
     "moments",
+    "pedigree",
     "plot",
     "predict",
     "profiled_deviance",

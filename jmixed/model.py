@@ -25,6 +25,7 @@ from jmixed.formulas import checks, statement
 from jmixed.formulas.frame import reordered
 from jmixed.formulas.model_data import ModelData, RandomTerm
 from jmixed.formulas.recipe import Elsewhere
+from jmixed.formulas.relationships import known_matrices
 from jmixed.formulas.restate import names_of_caller, refuse_strange, restated
 from jmixed.layout.design import Design
 from jmixed.layout.stack import stack
@@ -63,6 +64,8 @@ def mixedlm(
     check: Check = "raise",
     residual: str | None = None,
     dispersion: str | None = None,
+    relationship: Mapping[str, Any] | None = None,
+    relationship_inverse: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> MixedLM:
     """State a linear mixed model by formulas: statsmodels' arguments, or lme4's bars in the formula.
@@ -102,6 +105,10 @@ def mixedlm(
         random effects: ``us(visit | subject)`` is the MMRM of a trial.
     dispersion
         What the residual variance depends on, a formula for its log standard deviation: ``"~ sex"``, ``"~ log(x)"``.
+    relationship, relationship_inverse
+        Known covariances of a factor's levels, or their inverses: ``{"animal": A}`` with A a DataFrame (levels,
+        levels), a pair (matrix, labels), of which the matrix may be sparse, or what `pedigree` returns. Levels that A
+        has beside those of the data are predicted from their relatives.
     **kwargs
         use_sqrt, drop_cols and eval_env, as in `MixedLM.from_formula`.
 
@@ -119,7 +126,9 @@ def mixedlm(
     if isinstance(kwargs["eval_env"], int) and kwargs["eval_env"] >= 0:
         kwargs["eval_env"] += 1
     stated = (re_formula, vc_formula, subset, use_sparse, missing, groups, weights, offset)
-    return MixedLM.from_formula(formula, data, *stated, check=check, residual=residual, dispersion=dispersion, **kwargs)
+    kwargs |= {"residual": residual, "dispersion": dispersion}
+    kwargs |= {"relationship": relationship, "relationship_inverse": relationship_inverse}
+    return MixedLM.from_formula(formula, data, *stated, check=check, **kwargs)
 
 
 @checked
@@ -246,11 +255,14 @@ class MixedLM:
         check: Check = "raise",
         residual: str | None = None,
         dispersion: str | None = None,
+        relationship: Mapping[str, Any] | None = None,
+        relationship_inverse: Mapping[str, Any] | None = None,
     ) -> MixedLM:
         """State a model by formulas: see `mixedlm`.
 
-        As there are `formula`, `data`, `re_formula`, `vc_formula`, `missing`, `check`, `residual`, `dispersion`, and,
-        (n,) where they are arrays, `subset`, `groups`, `weights` and `offset`; `use_sqrt` is as in `MixedLM`.
+        As there are `formula`, `data`, `re_formula`, `vc_formula`, `missing`, `check`, `residual`, `dispersion`,
+        `relationship`, `relationship_inverse`, and, (n,) where they are arrays, `subset`, `groups`, `weights` and
+        `offset`; `use_sqrt` is as in `MixedLM`.
 
         Parameters
         ----------
@@ -268,6 +280,9 @@ class MixedLM:
         env, timings = names_of_caller(eval_env, sys._getframe(1)), Timings()
         words: dict[str, Any] = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing}
         words |= {"drop_cols": drop_cols, "check": check, "residual": residual, "dispersion": dispersion}
+        known = known_matrices(relationship, relationship_inverse)
+        words["relationship"] = {name: matrix for name, matrix in known.items() if not matrix.inverse}
+        words["relationship_inverse"] = {name: matrix for name, matrix in known.items() if matrix.inverse}
         of_rows: dict[str, Any] = {"groups": groups, "weights": weights, "offset": offset}
         spec = statement.from_formula(formula, data, subset=subset, env=env, timings=timings, **words, **of_rows)
         for name, value in of_rows.items():

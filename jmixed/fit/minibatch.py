@@ -64,6 +64,12 @@ def take_groups(design: Design, groups: Array) -> tuple[Array, Design]:
             "several factors are not independent of each other",
             page="jax.md#a-neural-network-with-random-effects",
         )
+    if design.index.is_related(0):
+        raise ModelError(
+            "take_groups needs groups that are independent of each other, and relationship= relates them: use "
+            "jm.marginal_loss of all groups",
+            page="relationships.md",
+        )
     series = design.series
     if series is not None and design.layout.residual.correlations:
         raise ModelError(

@@ -27,6 +27,7 @@ from jmixed.layout.index import Array
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.estimates import by_level
 from jmixed.likelihood.products import crossproduct
+from jmixed.likelihood.related import related_draws
 from jmixed.likelihood.stages import sum_by_parent
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.precision import exact_products
@@ -392,6 +393,7 @@ def _draw(rows, beta, theta, sigma, rho, key, n):
         level = _levels_of_rows(rows, f)
         for t in members:
             shape = (n, layout.levels[f], layout.terms[t].q)
-            effects = sigma * jnp.einsum("nlj,ij->nli", jax.random.normal(others[t], shape, dtype), factors[t])
+            normal = related_draws(rows.index, f, jax.random.normal(others[t], shape, dtype))
+            effects = sigma * jnp.einsum("nlj,ij->nli", normal, factors[t])
             y = y + jnp.einsum("rq,nrq->nr", rows.Z[t], effects[:, level])
     return y

@@ -1,7 +1,7 @@
 """Rows and formulas, once read, are put together to a model: evaluated, freed of missing values, checked, named."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -27,6 +27,7 @@ from jmixed.formulas.frame import (
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
 from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, restore, source
+from jmixed.formulas.relationships import KnownMatrix, relationship_of, require_factors
 from jmixed.formulas.residuals import ResidualPart, columns_of, residual_term
 from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns, warn_of_gaps
 from jmixed.runtime.memory import filled
@@ -45,6 +46,7 @@ class Words:
     group_name: str | None  # of the top-level factor, statsmodels style
     residual: ResidualPart | None = None  # how residuals are correlated
     dispersion: str | None = None  # what their variances depend on, as the caller wrote it
+    known: Mapping[str, KnownMatrix] = field(default_factory=dict)  # by the factor whose levels are related
 
 
 class NoRowsError(DataError):
@@ -184,7 +186,9 @@ def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str,
 
 def random_terms(words: Words, recipe: Recipe, evaluated: Evaluated, grouping: dict) -> list[RandomTerm]:
     """The ordinary random-effects terms; the `recipe` has the state of their effects."""
-    terms = []
+    terms, names = [], {grouping[part.factors].name: grouping[part.factors] for part in words.random}
+    require_factors(words.known, list(names))
+    related = {name: relationship_of(known, names[name]) for name, known in words.known.items()}
     for part in words.random:
         grouping_factor = grouping[part.factors]
         key = words.effects.get(part.effects)
@@ -206,6 +210,7 @@ def random_terms(words: Words, recipe: Recipe, evaluated: Evaluated, grouping: d
                 structure=WORDS[part.word].structure if part.word else UNSTRUCTURED,
                 intercept=checks.constant_column(matrix.values),
                 rebuild=Rebuild(grouping_factor, key),
+                relationship=related.get(grouping_factor.name),
             )
         )
     return terms

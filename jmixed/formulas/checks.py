@@ -208,9 +208,12 @@ def _is_nested(inner: RandomTerm, outer: RandomTerm) -> bool:
 def _covariance_steps(term: RandomTerm) -> list[tuple[np.ndarray, np.ndarray]]:
     """The entries (rows, columns) of the lower triangle that move together as a term's covariance D varies.
 
-    None for components of one variance, and for covariances that are no linear space: these differ from the residual.
+    None for components of one variance, for covariances that are no linear space, and for levels that are related:
+    these differ from the residual.
     """
     kind, q = term.structure, len(term.columns)
+    if term.relationship is not None:
+        return []
     rows, columns = np.tril_indices(q)
     same = rows == columns
     if kind in (ONE_VARIANCE, *(ALIKE if q > 2 else ())):

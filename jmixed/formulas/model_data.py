@@ -9,6 +9,7 @@ import pandas as pd
 
 from jmixed.formulas.factors import Factor
 from jmixed.formulas.recipe import Recipe
+from jmixed.formulas.relationships import Relationship
 from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED, WORDS
 
 
@@ -53,6 +54,21 @@ class RandomTerm:
     # factor; None stands for a column that the group does not have
     inner: Sequence[tuple[str | None, ...]] | None = field(default=None, repr=False)
     rebuild: Rebuild | None = field(default=None, repr=False)  # None for a model made of arrays
+    relationship: Relationship | None = field(default=None, repr=False)  # None for independent levels
+
+    @property
+    def root(self) -> np.ndarray | None:
+        """A root of the known covariance of the levels (L, L), None for independent ones."""
+        return None if self.relationship is None else self.relationship.root
+
+    @property
+    def known_levels(self) -> pd.Index:
+        """The levels, then those without rows that are related to them."""
+        return self.levels if self.relationship is None else self.levels.append(self.relationship.others)
+
+    def known_effects(self, b: np.ndarray) -> np.ndarray:
+        """Effects of the known levels, from those (L, q) of the levels themselves."""
+        return b if self.relationship is None else self.relationship.effects(b)
 
     @property
     def shares_variance(self) -> bool:

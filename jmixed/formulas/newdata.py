@@ -128,7 +128,10 @@ def _random(
         rebuild = term.rebuild
         if rebuild is None:
             raise DataError(f"the term {term.label!r} was given as arrays and cannot be made for new data")
-        level = rebuild.factor.match([source(name, frame, recipe) for name in rebuild.factor.sources])
+        labels = [source(name, frame, recipe) for name in rebuild.factor.sources]
+        level = rebuild.factor.match(labels)
+        if term.relationship is not None:
+            level = term.relationship.match(level, labels)
         if rebuild.local is not None:
             values = rebuild.local.build(working, level)
         elif rebuild.part is None:

@@ -28,6 +28,7 @@ from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
 from jmixed.formulas.newdata import new_rows
 from jmixed.formulas.patsy_words import BESIDE_BARS, PATSY
 from jmixed.formulas.recipe import Recipe, read, terms_in
+from jmixed.formulas.relationships import known_matrices
 from jmixed.formulas.residuals import parse_residual
 from jmixed.runtime.timing import Timings
 
@@ -50,6 +51,8 @@ def from_formula(
     check: str = "raise",
     residual: str | None = None,
     dispersion: str | None = None,
+    relationship: Mapping[str, Any] | None = None,
+    relationship_inverse: Mapping[str, Any] | None = None,
     timings: Timings | None = None,
 ) -> ModelData:
     """Build the arrays of a model from words and a table; each error says what to do.
@@ -72,6 +75,7 @@ def from_formula(
     with timings.step("parse"):
         table = as_frame(data)
         words, recipe = state(formula, table, beside, re_formula, vc_formula, env or {}, residual, dispersion)
+        words = replace(words, known=known_matrices(relationship, relationship_inverse))
     with timings.step("materialise"):
         columns = {name: per_row(value, table, name) for name, value in beside.items() if value is not None}
         rows = Rows(table, columns, np.arange(len(table)))

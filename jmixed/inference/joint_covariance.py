@@ -14,7 +14,7 @@ Z T that are uncorrelated over all rows: far from a slope's origin D would lose 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,16 @@ from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, precondi
 from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
 from jmixed.runtime.precision import FLOAT
+
+class Related(Protocol):
+    """How the levels of a term are related; the fields are those of `Relationship` on the side of tables."""
+
+    @property
+    def root(self) -> np.ndarray: ...
+    @property
+    def rest(self) -> np.ndarray: ...
+    def all_roots(self) -> np.ndarray: ...
+
 
 ENTRIES = 2**24
 """Entries of a dense table that are made at a time."""
@@ -31,7 +41,8 @@ ENTRIES = 2**24
 class JointCovariance:
     """Covariance of the estimates of beta and of the predictions of b, N coefficients in all, given the parameters.
 
-    The coefficients b~ belong to columns Z T; b = T b~. All covariances among the attributes are over sigma^2.
+    The coefficients b~ belong to columns Z T; b = T b~. Those of related levels, with the covariance K = L L', are of
+    independent ones, b = L T b~. All covariances among the attributes are over sigma^2.
 
     Attributes
     ----------
@@ -45,6 +56,10 @@ class JointCovariance:
         Z'WZ between the first factor's coefficients and the others, and Z'WX.
     priors, bases : tuples of arrays (q, q), one per term
         Covariances of the random effects, and T.
+    spreads : tuple of (array (levels + k, levels) or None), one per term
+        L, and below it what it is for levels without rows that are related to the others.
+    rests : tuple of (array (levels + k,) or None), one per term
+        Variances, relative to those of the term, of what the others do not tell of a level's effects.
     """
 
     sigma: float
@@ -56,6 +71,8 @@ class JointCovariance:
     priors: tuple[np.ndarray, ...]
     bases: tuple[np.ndarray, ...]
     cross: np.ndarray
+    spreads: tuple[np.ndarray | None, ...] = ()
+    rests: tuple[np.ndarray | None, ...] = ()
 
     @property
     def size(self) -> int:
@@ -79,11 +96,18 @@ class JointCovariance:
 
         Level -1 leaves a term out.
         """
-        return _rows(self.places, codes, [Z @ T for Z, T in zip(columns, self.bases, strict=True)], self.size, count)
+        columns = [Z @ T for Z, T in zip(columns, self.bases, strict=True)]
+        return _rows(self.places, codes, columns, self.size, count, self.spreads)
 
     def original(self, B) -> list[np.ndarray]:
         """Coefficients b from b~, B (N, r): one array (levels, q, r) per term."""
-        return [np.einsum("ij,ljr->lir", T, B[place]) for T, place in zip(self.bases, self.places, strict=True)]
+        b = [np.einsum("ij,ljr->lir", T, B[place]) for T, place in zip(self.bases, self.places, strict=True)]
+        roots = [None if spread is None else spread[: len(own)] for spread, own in zip(self._spreads, b, strict=True)]
+        return [own if root is None else np.tensordot(root, own, 1) for own, root in zip(b, roots, strict=True)]
+
+    @property
+    def _spreads(self):
+        return self.spreads or (None,) * len(self.places)
 
     def variances(self, X, Z) -> np.ndarray:
         """Variances (k,) of x (beta^ - beta) + z (b^ - b) for X (k, p) and Z of `rows`, in squared response units."""
@@ -104,21 +128,32 @@ class JointCovariance:
 
     def prior_variances(self, codes, columns) -> np.ndarray:
         """Variance of z b over the terms whose level is unknown (code -1), array (k,), in squared response units."""
-        parts = [
-            np.where(code < 0, np.einsum("ij,jk,ik->i", Z @ T, prior, Z @ T), 0.0)
-            for prior, code, Z, T in zip(self.priors, codes, columns, self.bases, strict=True)
-        ]
+        parts = [np.where(code < 0, own, 0.0) for code, own in zip(codes, self._own_variances(columns), strict=True)]
         return self.sigma**2 * np.sum(parts, axis=0)
 
-    def level_blocks(self, members) -> np.ndarray:
-        """Conditional covariances of each level's coefficients for terms that share a factor: (levels, q, q)."""
-        from scipy import sparse
+    def rest_variances(self, codes, columns) -> np.ndarray:
+        """Variances (k,) of what is left of z b for levels without rows once those of their relatives are known."""
+        total = np.zeros(len(columns[0]) if len(columns) else 0)
+        for code, own, rest in zip(codes, self._own_variances(columns), self.rests or (None,) * len(codes), strict=True):
+            if rest is not None:
+                total += np.where(code < 0, 0.0, rest[np.maximum(code, 0)] * own)
+        return self.sigma**2 * total
 
+    def _own_variances(self, columns):
+        """z D z' of each term, array (k,), over sigma^2."""
+        terms = zip(self.priors, columns, self.bases, strict=True)
+        return [np.einsum("ij,jk,ik->i", Z @ T, prior, Z @ T) for prior, Z, T in terms]
+
+    def level_blocks(self, members) -> np.ndarray:
+        """Conditional covariances of each level's coefficients for terms that share a factor: (levels, q, q).
+
+        Levels without rows that are related to the others follow.
+        """
         places = np.concatenate([self.places[t] for t in members], axis=1)
-        levels, q = places.shape
-        unit = sparse.csr_array(
-            (np.ones(levels * q), (np.arange(levels * q), places.ravel())), shape=(levels * q, self.size)
-        )
+        spread, q = self._spreads[members[0]], places.shape[1]
+        levels = len(places) if spread is None else len(spread)
+        of_rows = np.repeat(np.arange(levels), q)
+        unit = _rows([places], [of_rows], [np.tile(np.eye(q), (levels, 1))], self.size, levels * q, (spread,))
         split = self.first.shape[0]
         own = unit[:, :split] @ self.first
         others = (unit[:, split:] - own @ self.coupling).tocsr()
@@ -128,6 +163,8 @@ class JointCovariance:
             for j in range(q):
                 direct = own[i::q].multiply(unit[j::q, :split]).sum(axis=1)
                 blocks[:, i, j] = np.asarray(direct).ravel() + np.asarray(reached.multiply(others[j::q]).sum(1)).ravel()
+        if self.rests and (rest := self.rests[members[0]]) is not None:
+            blocks += rest[:, None, None] * diagonal_blocks(*(self.priors[t] for t in members))
         T = diagonal_blocks(*(self.bases[t] for t in members))
         return self.sigma**2 * (T @ blocks @ T.T)
 
@@ -143,8 +180,11 @@ class JointCovariance:
         return self.sigma**2 * np.block([[self.M, cross], [cross.T, (P + P.T) / 2 - K @ cross]])
 
 
-def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
-    """The joint covariance at a fit; `codes` (n,) are the levels of the rows, one array per term."""
+def joint_covariance(design: Design, codes, fit: Fit, related: Sequence[Related | None] = ()) -> JointCovariance:
+    """The joint covariance at a fit; `codes` (n,) are the levels of the rows, one array per term.
+
+    `related` says of each term how its levels are related.
+    """
     structures, counts = design.layout.terms, dict(enumerate(design.counts))
     factors = sorted(range(len(counts)), key=lambda f: (-counts[f] * design.layout.factor_width(f), f))
     places, size, split = [np.empty((0, 0), np.int64)] * len(structures), 0, 0
@@ -156,7 +196,9 @@ def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
             inner += q
         size += width * counts[f]
         split = split or size
-    bases, priors, Z = _orthogonal(design, places, codes, fit, size)
+    spreads = tuple(None if own is None else own.all_roots() for own in related)
+    rests = tuple(None if own is None else np.append(np.zeros(len(own.root)), own.rest) for own in related)
+    bases, priors, Z = _orthogonal(design, places, codes, fit, size, spreads)
     weighted = Z.multiply(design.weights[:, None]).tocsr()
     products, prior = (Z.T @ weighted).tocsr(), _block_diagonal(places, priors, size)
     first = _conditional(prior[:split, :split], products[:split, :split])
@@ -164,38 +206,62 @@ def joint_covariance(design: Design, codes, fit: Fit) -> JointCovariance:
     left = products[split:, split:] - coupling.T @ (first @ coupling)
     rest = _conditional(prior[split:, split:], left)
     M = fit.vcov_beta / fit.sigma**2
-    return JointCovariance(fit.sigma, M, tuple(places), first, coupling, rest, priors, bases, weighted.T @ design.X)
+    of_first = fit.sigma, M, tuple(places), first, coupling, rest, priors, bases, weighted.T @ design.X
+    return JointCovariance(*of_first, spreads, rests)
 
 
-def conditional_covariance(design: Design, places: Sequence[np.ndarray], codes: Sequence[np.ndarray], fit: Fit) -> Any:
+def conditional_covariance(
+    design: Design,
+    places: Sequence[np.ndarray],
+    codes: Sequence[np.ndarray],
+    fit: Fit,
+    related: Sequence[Related | None] = (),
+) -> Any:
     """Conditional covariance of the random coefficients given the parameters, a sparse array (N, N).
 
     It is as dense as rows join coefficients, directly or through others: for coefficients that fall into many groups.
     `places` (levels, q) say where those of each term stand, `codes` (n,) are the levels of the rows.
     """
     size = sum(place.size for place in places)
-    bases, priors, Z = _orthogonal(design, places, codes, fit, size)
+    spreads = tuple(None if own is None else own.root for own in related)
+    bases, priors, Z = _orthogonal(design, places, codes, fit, size, spreads)
     products = (Z.T @ Z.multiply(design.weights[:, None])).tocsr()
-    back = _block_diagonal(places, bases, size)
+    every = [np.repeat(np.arange(len(place)), place.shape[1]) for place in places]
+    columns = [np.tile(T, (len(place), 1)) for T, place in zip(bases, places, strict=True)]
+    # A term's rows one after the other, and then in the places of its coefficients.
+    own = [
+        _rows([place], [level], [column], size, place.size, spreads[k : k + 1])
+        for k, (place, level, column) in enumerate(zip(places, every, columns, strict=True))
+    ]
+    from scipy import sparse
+
+    back = sparse.vstack(own).tocsr()[np.argsort(np.concatenate([place.ravel() for place in places]))]
     return (fit.sigma**2 * (back @ _conditional(_block_diagonal(places, priors, size), products) @ back.T)).tocsr()
 
 
-def _orthogonal(design, places, codes, fit, size) -> tuple[tuple, tuple, Any]:
+def _orthogonal(design, places, codes, fit, size, spreads) -> tuple[tuple, tuple, Any]:
     """T of each term, the prior covariances (q, q) over sigma^2 in columns Z T, and these columns, sparse (n, N)."""
     columns = [np.asarray(design.Z[label]) for label in design.labels]
     bases, factors = preconditioners(design), factors_of_theta(design.layout.terms, np.asarray(fit.theta))
     roots = [np.linalg.solve(T, factor) for T, factor in zip(bases, factors, strict=True)]
-    Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size, len(design.y))
+    Z = _rows(places, codes, [Z @ T for Z, T in zip(columns, bases, strict=True)], size, len(design.y), spreads)
     return bases, tuple(root @ root.T for root in roots), Z
 
 
-def _rows(places, codes, columns, size, count):
+def _rows(places, codes, columns, size, count, spreads):
     from scipy import sparse
 
     if not len(codes):
         return sparse.csr_array((count, size), dtype=FLOAT)
-    index = [place[np.maximum(code, 0)] for place, code in zip(places, codes, strict=True)]
-    values = [np.where((code >= 0)[:, None], Z, 0.0) for code, Z in zip(codes, columns, strict=True)]
+    index, values = [], []
+    for place, code, Z, spread in zip(places, codes, columns, spreads or (None,) * len(codes), strict=True):
+        level, own = np.maximum(code, 0), np.where((code >= 0)[:, None], Z, 0.0)
+        if spread is None:
+            index.append(place[level])
+            values.append(own)
+        else:
+            index.append(np.broadcast_to(place.ravel(), (count, place.size)))
+            values.append((spread[level][:, :, None] * own[:, None]).reshape(count, -1))
     index, values = np.concatenate(index, axis=1), np.concatenate(values, axis=1)
     pointers = np.arange(count + 1) * index.shape[1]
     return sparse.csr_array((values.ravel(), index.ravel(), pointers), shape=(count, size))

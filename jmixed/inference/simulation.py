@@ -29,7 +29,7 @@ def generator(key: Any) -> np.random.Generator:
 
 def draw_responses(
     mean: np.ndarray,
-    terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]],
     residuals: Callable[[np.ndarray], np.ndarray],
     n: int,
     rng: np.random.Generator,
@@ -38,15 +38,17 @@ def draw_responses(
 
     Replicates are drawn one after the other, so that calls with the same generator that ask for a few at a time give
     what one call gives. `mean` (nobs,) is the fixed part with the offset, and `residuals` makes residuals of standard
-    normal numbers (n, nobs). A term is (codes (nobs,), Z (nobs, q), factor (q, q)): the level of each row, columns, and
-    a square root of the covariance of a level's effects.
+    normal numbers (n, nobs). A term is (codes (nobs,), Z (nobs, q), factor (q, q), root (levels, levels) or None): the
+    level of each row, columns, and square roots of the covariance of a level's effects, and of that of related levels.
     """
-    shapes = [(int(codes.max()) + 1, len(factor)) for codes, _, factor in terms]
+    shapes = [(int(codes.max()) + 1, len(factor)) for codes, _, factor, _ in terms]
     ends = np.cumsum([levels * q for levels, q in shapes] + [len(mean)])
     draws = np.split(rng.standard_normal((n, ends[-1])), ends[:-1], axis=1)
     y = mean + residuals(draws[-1])
-    for (codes, Z, factor), (levels, q), own in zip(terms, shapes, draws[:-1], strict=True):
+    for (codes, Z, factor, root), (levels, q), own in zip(terms, shapes, draws[:-1], strict=True):
         effects = own.reshape(n, levels, q) @ factor.T
+        if root is not None:
+            effects = np.einsum("lk,nkq->nlq", root, effects)
         for k in range(q):
             y += effects[:, codes, k] * Z[:, k]
     return y

@@ -59,7 +59,10 @@ class Links:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Index:
-    """Integer arrays that place rows and levels in the blocks of elimination. Padding lies beyond the last block."""
+    """Integer arrays that place rows and levels in the blocks of elimination, and what levels have in common.
+
+    Padding lies beyond the last block.
+    """
 
     groupings: tuple[Grouping, ...]  # one per factor: rows by level
     couplings: tuple[Coupling, ...]  # one per pair of factors that are not nested
@@ -71,3 +74,9 @@ class Index:
     within: tuple[tuple[Array | None, ...], ...]
     position: tuple[Array, ...]  # (levels,) by factor: levels of a nest stand in the order of the blocks that hold them
     links: Links | None = None  # of a `SPARSE` layout
+    # (slots, slots) by factor of related levels, a root L of their known covariance K = L L'; else None
+    relationships: tuple[Array | None, ...] = ()
+
+    def is_related(self, factor: int) -> bool:
+        """Whether a factor's levels have a known covariance, and are not independent."""
+        return bool(self.relationships) and self.relationships[factor] is not None

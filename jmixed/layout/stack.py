@@ -53,6 +53,8 @@ class TermRows(Protocol):
     def structure(self) -> str: ...
     @property
     def intercept(self) -> int | None: ...
+    @property
+    def root(self) -> np.ndarray | None: ...
 
 
 class ResidualRows(Protocol):
@@ -103,12 +105,13 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
     `density` decides how couplings are kept: the products of a dense array that take the time of one sparse pair.
     """
     structures = tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms)
-    factors = _merge([t.codes for t in data.terms])
+    factors = _merge(data.terms)
     codes = [data.terms[members[0]].codes for members in factors]
     counts = [len(data.terms[members[0]].levels) for members in factors]
     within = _nesting(codes, counts)
     widths = [sum(structures[t].q for t in members) for members in factors]
-    chain, core, component, crossed = _order(codes, counts, widths, within)
+    roots = [data.terms[members[0]].root for members in factors]
+    chain, core, component, crossed = _order(codes, counts, widths, within, [root is not None for root in roots])
     block, slot, slots = _place_core(codes, counts, core, component, crossed)
     position = _sort_chain(codes, counts, chain, component)
     layout = Layout(
@@ -127,7 +130,11 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
     codes = [_relabel(level, position[f]) for f, level in enumerate(codes)]
     within = _relabel_nesting(within, position)
     index = _index(layout, codes, counts, (block, slot, component), position, within)
-    if crossed and (links := _links(layout, index, density)) is not None:
+    if any(root is not None for root in roots):
+        slots = dict(layout.stages[-1])
+        roots = [None if root is None else _square(root, slots[f]) for f, root in enumerate(roots)]
+        index = replace(index, relationships=tuple(roots))
+    elif crossed and (links := _links(layout, index, density)) is not None:
         layout, index = replace(layout, crossed=SPARSE), replace(index, links=links)
     require_memory(layout.fit_bytes(fixed), width)
     return Design(
@@ -167,13 +174,20 @@ def _totals(data: ModelRows) -> Totals | None:
     return Totals(np.asarray(data.represents.sum(), FLOAT), np.asarray(data.log_weights))
 
 
-def _merge(codes):
-    """Terms by grouping factor: those with equal codes share one."""
+def _square(root, size):
+    """A root of so many levels, with zeros for those that are padding."""
+    padded = np.zeros((size, size), FLOAT)
+    padded[: len(root), : len(root)] = root
+    return padded
+
+
+def _merge(terms):
+    """Terms by grouping factor: those with equal codes, and one relationship of the levels, share one."""
     factors = []
-    for t, level in enumerate(codes):
+    for t, term in enumerate(terms):
         for members in factors:
-            other = codes[members[0]]
-            if level is other or np.array_equal(level, other):
+            other = terms[members[0]]
+            if term.root is other.root and (term.codes is other.codes or np.array_equal(term.codes, other.codes)):
                 members.append(t)
                 break
         else:
@@ -194,8 +208,10 @@ def _nesting(codes, counts):
     return within
 
 
-def _order(codes, counts, widths, within):
+def _order(codes, counts, widths, within, related):
     """Factors eliminated one after another, each block diagonal; the core of those that are not; is it one block?
+
+    Levels that are related stand in one block, beside all factors but one: the largest of independent levels goes first.
 
     The factor with most levels goes first. The next may follow as a stage of its own when every level eliminated before
     touches one of its levels only, because then nothing couples its levels. What remains falls into components that do
@@ -203,6 +219,10 @@ def _order(codes, counts, widths, within):
     block of all the rest, the latter is chosen.
     """
     remaining = sorted(range(len(counts)), key=lambda f: -counts[f])
+    if any(related):
+        apart = [f for f in remaining if not related[f]]
+        leaf = sorted(apart, key=lambda f: -counts[f] * widths[f])[:1]
+        return leaf, [f for f in remaining if f not in leaf], np.zeros(len(codes[0]), np.int32), bool(leaf)
     chain = []
     while remaining and all(within[e][remaining[0]] is not None for e in chain):
         chain.append(remaining.pop(0))

@@ -40,8 +40,13 @@ UNTOLD = 1e-12
 
 
 def can_be_counted(rows):
-    """Of rows that stand for others there are cross-products only, whose digits are lost already."""
+    """Of rows that stand for others there are cross-products only, whose digits are lost already.
+
+    Effects of related levels are not counted: their columns are as many as there are levels.
+    """
     layout = rows.layout
+    if any(map(rows.index.is_related, range(len(layout.factors)))):
+        return False
     widths = [layout.factor_width(f) for f in range(len(layout.factors))]
     return rows.totals is None and bool(layout.stages) and max(widths) <= UNROLLED
 

@@ -7,6 +7,7 @@ from jmixed.algebra.small import matmul
 from jmixed.covariance.structure import join, rectify
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.couplings import couplings
+from jmixed.likelihood.related import times_roots
 
 
 def estimates(roots, held, reml):
@@ -66,6 +67,7 @@ def conditional_modes(result, held):
 def by_level(blocks, held):
     """From blocks (Q, ..., blocks) per stage to terms (levels, q, ...), on the original scale of Z; padding is 0."""
     layout, index = held.layout, held.index
+    blocks = [times_roots(layout, index, s, own) for s, own in enumerate(blocks)]
     terms = {}
     for f, members in enumerate(layout.factors):
         stage, width = layout.stage_of(f), layout.factor_width(f)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jmixed.algebra.sums import BLOCK, MANY, SHORT, add_up, in_blocks, is_long
 from jmixed.layout.layout import SPARSE
+from jmixed.likelihood.related import relate
 
 
 def stack_stages(rows, arrays, preconditioners):
@@ -31,7 +32,8 @@ def stack_stages(rows, arrays, preconditioners):
     C = tuple(_within_stage(layout, index, s, own, pairs) for s in stages)
     if layout.crossed:
         B = tuple(border_of_stage(layout, index, s, own) for s in stages)
-        return C, B, _links(layout, index, pairs) if layout.crossed == SPARSE else _between(layout, index, 0, 1, pairs)
+        A = _links(layout, index, pairs) if layout.crossed == SPARSE else _between(layout, index, 0, 1, pairs)
+        return relate(layout, index, C, B, A)
     B = tuple(
         jnp.concatenate(
             [_between(layout, index, s, t, pairs) for t in stages[s + 1 :]] + [border_of_stage(layout, index, s, own)],
@@ -39,7 +41,7 @@ def stack_stages(rows, arrays, preconditioners):
         )
         for s in stages
     )
-    return C, B, None
+    return relate(layout, index, C, B, None)
 
 
 def sums_over_rows(arrays, preconditioners):

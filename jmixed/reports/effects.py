@@ -80,8 +80,9 @@ def modes(terms, b) -> dict[str, pd.DataFrame]:
     out = {}
     for group, members in by_factor(terms).items():
         of_factor = [terms[k] for k in members]
-        index = pd.Index(of_factor[0].levels, name=group)
-        out[group] = pd.DataFrame(np.hstack([b[term.label] for term in of_factor]), index, factor_columns(of_factor))
+        index = pd.Index(of_factor[0].known_levels, name=group)
+        values = np.hstack([term.known_effects(b[term.label]) for term in of_factor])
+        out[group] = pd.DataFrame(values, index, factor_columns(of_factor))
     return out
 
 
@@ -130,8 +131,15 @@ class Groups:
 
     def covariances(self, design: Design, fit: Fit) -> dict:
         """Conditional covariances given the parameters: dict of label to DataFrame."""
-        entries = conditional_covariance(design, self.places, [term.codes for term in self.terms], fit).tocoo()
-        group = np.repeat(np.arange(len(self.sizes)), self.sizes)[entries.row]
+        from scipy.sparse import coo_array
+
+        codes, related = [term.codes for term in self.terms], [term.relationship for term in self.terms]
+        entries = conditional_covariance(design, self.places, codes, fit, related).tocoo()
+        owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        # Related levels have covariances between groups, too.
+        own = owner[entries.row] == owner[entries.col]
+        entries = coo_array((entries.data[own], (entries.row[own], entries.col[own])), shape=entries.shape)
+        group = owner[entries.row]
         first, ends = np.cumsum(self.sizes) - self.sizes, np.cumsum(self.sizes**2)
         row, column = entries.row - first[group], entries.col - first[group]
         flat = np.zeros(ends[-1], FLOAT)

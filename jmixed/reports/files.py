@@ -24,7 +24,7 @@ from jmixed.covariance.unstructured import Unstructured
 from jmixed.errors import DataError, Outcome
 from jmixed.fit import information
 from jmixed.fit.host import Fit
-from jmixed.formulas import components, factors, model_data, stored, tables
+from jmixed.formulas import components, factors, model_data, relationships, stored, tables
 from jmixed.formulas.complete import CompleteTerms
 from jmixed.formulas.recipe import Elsewhere, Recipe
 from jmixed.inference import curvature, joint_covariance, kenward_roger
@@ -138,6 +138,8 @@ KINDS.add("model data", model_data.ModelData, stored.data_apart)
 KINDS.add("random term", model_data.RandomTerm)
 KINDS.add("residual term", model_data.ResidualTerm)
 KINDS.add("rebuild", model_data.Rebuild)
+KINDS.add("relationship", relationships.Relationship)
+KINDS.add("known matrix", relationships.KnownMatrix)
 KINDS.add("factor", factors.Factor)
 KINDS.add("level names", components.LevelNames)
 KINDS.add("columns by rank", components.RankColumns)

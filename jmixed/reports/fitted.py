@@ -283,7 +283,9 @@ class Fitted:
     def joint(self) -> JointCovariance:
         """The joint covariance of (beta^ - beta, b^ - b) at the estimated variances."""
         self.need_data("the joint covariance of fixed and random effects", rows=False)
-        return joint_covariance(self.white_design, [term.codes for term in self.spec.terms], self.fit)
+        terms = self.spec.terms
+        codes, related = [term.codes for term in terms], [term.relationship for term in terms]
+        return joint_covariance(self.white_design, codes, self.fit, related)
 
     @cached_property
     def level_covariances(self) -> dict[str, np.ndarray]:

@@ -202,6 +202,7 @@ def with_interval(spec, fit, joint, rows: Rows, interval: str, level: float) -> 
     codes, Z = [code[kept] for code in rows.codes], [columns[kept] for columns in rows.Z]
     variance = np.full(len(values), np.nan)
     variance[kept] = joint.variances(rows.X[kept], joint.rows(codes, Z, int(kept.sum())))
+    variance[kept] += joint.rest_variances(codes, Z)
     if interval == "prediction":
         variance[kept] += joint.prior_variances(codes, Z) + fit.sigma**2 / rows.weights[kept]
     error = np.sqrt(variance)

@@ -20,7 +20,8 @@ def random_part(terms, codes, columns, b) -> np.ndarray:
     total = np.zeros(len(codes[0]) if len(codes) else 0, FLOAT)
     for term, code, Z in zip(terms, codes, columns, strict=True):
         # Code -1 reads the last level, which the mask then removes; unknown levels have mean zero.
-        total += np.where(code >= 0, np.einsum("ij,ij->i", Z, b[term.label][code]), 0.0)
+        effects = term.known_effects(b[term.label])
+        total += np.where(code >= 0, np.einsum("ij,ij->i", Z, effects[code]), 0.0)
     return total
 
 

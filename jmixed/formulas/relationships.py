@@ -1,0 +1,297 @@
+"""Levels with a known covariance: matrices with labels, as the caller has them, become the roots that a model takes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jmixed.errors import DataError, ModelError
+from jmixed.formulas.factors import Factor, label_kinds
+from jmixed.formulas.pedigrees import Pedigree
+from jmixed.runtime.precision import FLOAT
+
+PAGE = "relationships.md"
+SYMMETRIC = 1e-8
+"""How far, relative to the largest entry, two mirrored entries may be apart."""
+ROUNDING = 1e-10
+"""An eigenvalue below this part of the largest one counts as none."""
+MOST = 20_000
+"""Levels of which a dense matrix is made, 3 GB."""
+
+
+@dataclass(frozen=True, eq=False)
+class KnownMatrix:
+    """A covariance of levels, or its inverse, as it was given."""
+
+    labels: pd.Index  # (N,)
+    matrix: Any  # (N, N), an array or a sparse one
+    inverse: bool
+    what: str  # how messages call it
+
+
+@dataclass(frozen=True, eq=False)
+class Relationship:
+    """The known covariance K = L L' of a factor's levels, and what it says of levels without rows.
+
+    With b = L u, the effects of the others are ``spread @ u`` and a rest that is independent of all the rows.
+    """
+
+    root: np.ndarray  # (levels, levels) L, lower triangular
+    others: pd.Index  # (k,) labels that K has beside those of the factor
+    spread: np.ndarray  # (k, levels)
+    rest: np.ndarray  # (k,) variances of the rests, relative to those of the term
+
+    def match(self, codes: np.ndarray, labels: Sequence[pd.Series | np.ndarray]) -> np.ndarray:
+        """Codes (n,) in which the others follow the factor's own levels; -1 stays for labels that K has not.
+
+        Labels are those of the factor's sources.
+        """
+        whole = labels[0] if len(labels) == 1 else [":".join(map(str, row)) for row in zip(*labels, strict=True)]
+        place = self.others.get_indexer(pd.Index(np.asarray(whole), tupleize_cols=False))
+        return np.where((codes < 0) & (place >= 0), len(self.root) + place, codes).astype(np.int32)
+
+    def all_roots(self) -> np.ndarray:
+        """Of all levels, (levels + k, levels): b = this times u, as far as the rows tell."""
+        return np.vstack([self.root, self.spread])
+
+    def effects(self, b: np.ndarray) -> np.ndarray:
+        """Effects (levels + k, ...) of all levels from those of the factor's own (levels, ...)."""
+        from scipy.linalg import solve_triangular
+
+        u = solve_triangular(self.root, b.reshape(len(b), -1), lower=True)
+        return np.concatenate([b, (self.spread @ u).reshape(len(self.others), *b.shape[1:])])
+
+
+def known_matrices(relationship: Any, relationship_inverse: Any) -> dict[str, KnownMatrix]:
+    """What ``relationship=`` and ``relationship_inverse=`` give, by the factor's name; checked apart from any data."""
+    known: dict[str, KnownMatrix] = {}
+    for argument, value in (("relationship", relationship), ("relationship_inverse", relationship_inverse)):
+        if value is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise DataError(
+                f"{argument} is a {type(value).__name__}; give a mapping of a grouping factor to its matrix, as in "
+                f"{argument}={{'animal': A}}",
+                page=PAGE,
+            )
+        for name, given in value.items():
+            if name in known:
+                raise DataError(
+                    f"the factor {name!r} has a matrix in relationship= and one in relationship_inverse=; give one",
+                    page=PAGE,
+                )
+            known[str(name)] = _known(f"{argument}[{name!r}]", given, argument == "relationship_inverse")
+    return known
+
+
+def _known(what: str, given: Any, inverse: bool) -> KnownMatrix:
+    from scipy import sparse
+
+    if isinstance(given, KnownMatrix):
+        return given
+    if isinstance(given, Pedigree):
+        # A pedigree knows both; its inverse is sparse.
+        return KnownMatrix(given.labels, given.inverse, True, what)
+    if isinstance(given, pd.DataFrame):
+        labels, matrix = given.index, _in_order(what, given)
+    elif isinstance(given, tuple | list) and len(given) == 2:
+        matrix, labels = given
+        labels = pd.Index(np.asarray(labels, dtype=object) if isinstance(labels, list | tuple) else labels)
+        labels = labels.infer_objects()
+        matrix = sparse.csr_array(matrix) if sparse.issparse(matrix) else np.asarray(matrix)
+    else:
+        raise DataError(
+            f"{what} is a {type(given).__name__}; give a DataFrame with the levels as its index and its columns, or a "
+            "pair (matrix, labels), of which the matrix may be sparse, or what jm.pedigree returns",
+            page=PAGE,
+        )
+    if matrix.ndim != 2 or matrix.shape != (len(labels),) * 2:
+        raise DataError(
+            f"{what} has the shape {matrix.shape} and {len(labels)} labels; it must be square, levels x levels"
+        )
+    if labels.has_duplicates:
+        raise DataError(f"{what} has the label {labels[labels.duplicated()][0]!r} twice; each level is there once")
+    values = matrix.data if sparse.issparse(matrix) else matrix
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{what} holds values of type {values.dtype}; give numbers")
+    matrix = matrix.astype(FLOAT)
+    if not np.all(np.isfinite(matrix.data if sparse.issparse(matrix) else matrix)):
+        raise DataError(f"{what} has missing or infinite entries; fill them in before the model is stated")
+    _require_symmetric(what, matrix, labels)
+    return KnownMatrix(labels, matrix, inverse, what)
+
+
+def _in_order(what: str, frame: pd.DataFrame) -> np.ndarray:
+    """The entries of a frame with its columns in the order of its index."""
+    if frame.index.has_duplicates or frame.columns.has_duplicates:
+        labels = frame.index if frame.index.has_duplicates else frame.columns
+        raise DataError(f"{what} has the label {labels[labels.duplicated()][0]!r} twice; each level is there once")
+    place = frame.columns.get_indexer(frame.index)
+    if len(frame.columns) != len(frame.index) or (place < 0).any():
+        missing = frame.index[place < 0]
+        if len(missing):
+            shown = f"{missing[0]!r} of its index is no column"
+        else:
+            extra = frame.columns[frame.index.get_indexer(frame.columns) < 0]
+            shown = f"{extra[0]!r} of its columns is not in its index"
+        raise DataError(
+            f"{what}: index and columns of the DataFrame must be the same levels, and {shown}; where the matrix was "
+            "read from a file, give index_col=0 and make both labels of one type"
+        )
+    return frame.to_numpy()[:, place]
+
+
+def _require_symmetric(what: str, matrix: Any, labels: pd.Index) -> None:
+    from scipy import sparse
+
+    apart = abs(matrix - matrix.T)
+    largest = abs(matrix).max() if matrix.shape[0] else 0.0
+    if apart.max() <= SYMMETRIC * largest:
+        return
+    if sparse.issparse(apart):
+        entries = apart.tocoo()
+        k = int(np.argmax(entries.data))
+        i, j = int(entries.row[k]), int(entries.col[k])
+    else:
+        i, j = map(int, np.unravel_index(np.argmax(apart), apart.shape))
+    raise DataError(
+        f"{what} is not symmetric: {matrix[i, j]:.6g} at ({labels[i]!r}, {labels[j]!r}), and {matrix[j, i]:.6g} the "
+        "other way round. A covariance is the same both ways: take (A + A.T) / 2 if the difference is rounding"
+    )
+
+
+def require_factors(known: Mapping[str, KnownMatrix], names: Sequence[str]) -> None:
+    """Refuse matrices of factors that the model has not."""
+    for name, matrix in known.items():
+        if name not in names:
+            raise DataError(
+                f"{matrix.what}: {name!r} is no grouping factor of this model; its factors are {list(names)}. Name one "
+                f"of them, or add a term such as (1 | {name}) to the formula",
+                page=PAGE,
+            )
+
+
+def relationship_of(known: KnownMatrix, grouping: Factor) -> Relationship:
+    """The relationship of a factor's levels by a known matrix of these and others."""
+    place = known.labels.get_indexer(grouping.levels)
+    if (place < 0).any():
+        raise _unknown_levels(known, grouping, grouping.levels[place < 0])
+    rest = np.setdiff1d(np.arange(len(known.labels)), place)
+    own, across, others = _covariances(known, place, rest)
+    root = _root(known, own, len(known.labels))
+    from scipy.linalg import solve_triangular
+
+    spread = solve_triangular(root, across.T, lower=True).T
+    left = np.maximum(others - np.einsum("ij,ij->i", spread, spread), 0)
+    return Relationship(root, known.labels[rest], np.ascontiguousarray(spread), left)
+
+
+def _unknown_levels(known: KnownMatrix, grouping: Factor, unknown: pd.Index) -> DataError:
+    kinds = [next(iter(label_kinds(labels.tolist()[:1]))) for labels in (unknown, known.labels)]
+    shown = ", ".join(repr(label) for label in unknown.tolist()[:5]) + (", ..." if len(unknown) > 5 else "")
+    if kinds[0] != kinds[1]:
+        hint = (
+            f"the levels are {kinds[0]} and the matrix's labels {kinds[1]} ({known.labels.tolist()[0]!r}): convert one "
+            "of them"
+        )
+    else:
+        hint = "give a matrix that has them, or leave their rows out"
+    return DataError(
+        f"{known.what}: {len(unknown)} of {len(grouping.levels)} levels of {grouping.name!r} are not in the matrix: "
+        f"{shown}; {hint}",
+        page=PAGE,
+    )
+
+
+def _covariances(known: KnownMatrix, place: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """K of the levels, of the others with these, and its diagonal for the others."""
+    from scipy import sparse
+
+    if len(place) > MOST:
+        raise ModelError(
+            f"{known.what}: the matrix of {len(place):,} levels would be dense, more than {MOST:,}; give the sparse "
+            "inverse (relationship_inverse=, or a pedigree by jm.pedigree)",
+            page=PAGE,
+        )
+    if not known.inverse:
+        matrix = known.matrix.tocsr() if sparse.issparse(known.matrix) else known.matrix
+        own, across = matrix[place][:, place], matrix[rest][:, place]
+        diagonal = matrix.diagonal()[rest]
+        return tuple(part.toarray() if sparse.issparse(part) else np.asarray(part) for part in (own, across)) + (
+            np.asarray(diagonal),
+        )
+    solve = _solver(known)
+    columns = solve(place)
+    diagonal = np.empty(len(rest), FLOAT)
+    for start in range(0, len(rest), 1024):
+        part = rest[start : start + 1024]
+        diagonal[start : start + 1024] = solve(part)[part, np.arange(len(part))]
+    own = columns[place]
+    return (own + own.T) / 2, columns[rest], diagonal
+
+
+def _solver(known: KnownMatrix) -> Any:
+    """Columns of the matrix whose inverse is known."""
+    from scipy import sparse
+    from scipy.linalg import cho_solve
+
+    size = len(known.labels)
+    if not sparse.issparse(known.matrix):
+        factor = _root(known, known.matrix, size), True
+        return lambda places: cho_solve(factor, np.eye(size)[:, places])
+    factor = _sparse_root(known)
+    return lambda places: factor.solve(_unit_columns(size, places))
+
+
+def _unit_columns(size: int, places: np.ndarray) -> np.ndarray:
+    columns = np.zeros((size, len(places)), FLOAT)
+    columns[places, np.arange(len(places))] = 1
+    return columns
+
+
+def _sparse_root(known: KnownMatrix) -> Any:
+    """The factorisation of a sparse inverse, without pivots: those of a definite matrix are positive."""
+    from scipy.sparse.linalg import splu
+
+    options = {"SymmetricMode": True}
+    try:
+        factor = splu(known.matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
+        pivots = factor.U.diagonal()
+        sound = np.array_equal(factor.perm_r, factor.perm_c) and pivots.min() > ROUNDING * pivots.max()
+    except RuntimeError:
+        sound = False
+    if not sound:
+        raise _not_definite(known, known.matrix, len(known.labels))
+    return factor
+
+
+def _root(known: KnownMatrix, matrix: np.ndarray, size: int) -> np.ndarray:
+    """The Cholesky factor of a dense matrix, or the error that it has none."""
+    try:
+        root = np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        raise _not_definite(known, matrix, size) from None
+    pivots = np.diagonal(root) ** 2 / np.diagonal(matrix)
+    if pivots.min() <= ROUNDING:
+        raise _not_definite(known, matrix, size)
+    return root
+
+
+def _not_definite(known: KnownMatrix, matrix: Any, size: int) -> DataError:
+    from scipy import sparse
+    from scipy.sparse.linalg import eigsh
+
+    if sparse.issparse(matrix) and size > 2000:
+        values = np.sort(eigsh(matrix.tocsc(), 1, which="SA", return_eigenvectors=False, tol=1e-6))
+    else:
+        values = np.linalg.eigvalsh(matrix.toarray() if sparse.issparse(matrix) else matrix)
+    few = int(np.sum(values <= ROUNDING * max(values[-1], 0)))
+    several = f" ({few} are not above zero)" if few > 1 else ""
+    return DataError(
+        f"{known.what} is not positive definite: its smallest eigenvalue is {values[0]:.3g}{several}. Levels that are "
+        "the same, as clones or duplicates, belong under one label; to a matrix of markers a small multiple of the "
+        "identity is usually added, A + 0.01 * np.eye(len(A))",
+        page=PAGE,
+    )
