@@ -88,6 +88,10 @@ class Layout:
         """Whether every stage is a chain's, and nothing is crossed."""
         return not self.crossed and all(self.is_chain(stage) for stage in range(len(self.stages)))
 
+    def is_core(self) -> bool:
+        """Whether there is one block of all levels, and nothing to eliminate before it."""
+        return len(self.stages) == 1 and not self.is_chain(0) and self.blocks == (1,)
+
     def is_chain(self, stage: int) -> bool:
         """Whether a block of the stage is one level of one factor."""
         return len(self.stages[stage]) == 1 and self.stages[stage][0][1] == 1

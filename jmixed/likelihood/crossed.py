@@ -117,6 +117,19 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
     return logdet, Jet(moments.G - leaves.K - core.K, G_first[order], G_second[both])
 
 
+def core_jets(psi, roots, moments: Moments):
+    """As `crossed_jets`, of a core without leaves: of related levels alone."""
+    layout = moments.layout
+    C, B = moments.C[0][:, :, 0], moments.B[0][:, :, 0]
+    core, _, _ = _eliminate_core(stage_blocks(layout, 0, roots), C, B, None)
+    terms = [(place, *term_directions(layout, place.term, psi)) for place in places(layout, 0)]
+    positions, first, G, _ = _core_directions(layout, terms, core, jnp.zeros((0, *B.shape), psi.dtype))
+    order = np.argsort(positions)
+    both = order[:, None], order[None]
+    logdet = Jet(core.logdet, first[order], _core_curvature(terms, core.S)[both])
+    return logdet, Jet(moments.G - core.K, G[0][order], G[1][both])
+
+
 def _symmetric(leaf, mixed, core):
     """One table of second derivatives from those of the leaves, of the core, and of one of each."""
     upper = jnp.concatenate([leaf, mixed], axis=1)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.sums import UNROLLED, diagonal, sum_in_blocks
-from jmixed.likelihood.crossed import crossed_jets
+from jmixed.likelihood.crossed import core_jets, crossed_jets
 from jmixed.likelihood.eliminate import eliminate, profile_fixed
 from jmixed.likelihood.gaussian import degrees, deviance
 from jmixed.likelihood.jets import Jet, add_to, constant, directions, subtract
@@ -66,8 +66,11 @@ def jets(
 
     The directions in which the cross-products themselves are jets come after those of psi; none in crossed layouts.
     """
-    if moments.layout.crossed:
+    layout = moments.layout
+    if layout.crossed:
         return crossed_jets(psi, roots, moments, exact)
+    if layout.is_core() and earlier is None:
+        return core_jets(psi, roots, moments)
     return _eliminate_all(psi, roots, moments, earlier)
 
 
