@@ -29,6 +29,7 @@ class Term:
     Z: np.ndarray
     structure: str = "unstructured"
     intercept: int | None = None
+    root: np.ndarray | None = None
 
     @property
     def levels(self):
@@ -41,8 +42,9 @@ class Term:
 
     @property
     def same(self):
-        """Which pairs of rows share a level."""
-        return self.codes[:, None] == self.codes[None]
+        """Which pairs of rows share a level; of related levels the known covariance between those of each pair."""
+        K = np.eye(len(self.levels)) if self.root is None else self.root @ self.root.T
+        return K[self.codes[:, None], self.codes[None]]
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,31 @@ def _several_factors(a, one, x):
     }
 
 
+def related(size, seed=0):
+    """A root of the covariance of so many levels, none of them like another."""
+    r = np.random.default_rng(seed)
+    M = r.normal(size=(size, size + 2))
+    return np.linalg.cholesky(M @ M.T / size + 0.1 * np.eye(size))
+
+
+def _related(a, one, x):
+    own, other = related(7), related(5, seed=1)
+    return {
+        "related": [
+            term("1 | g", a["g"], one, intercept=0, root=own),
+            term("0 + x | g", a["g"], x, root=own),
+        ],
+        "related and others": [
+            term("x | g", a["g"], one, x, intercept=0, root=own),
+            term("1 | own", a["g"], one, intercept=0),
+            term("x | k", a["k"], one, x, intercept=0),
+            term("1 | h", a["h"], one, intercept=0, root=other),
+        ],
+    }
+
+
 NAMES = (
+    *("related", "related and others"),
     *("intercept", "slope", "three", "five", "independent", "identity"),
     *("nested", "nested three", "nested and crossed", "crossed", "sparse", "no random effects"),
 )
@@ -142,6 +168,7 @@ def case(name, seed=0, weighted=True) -> Case:
     codes = {"g": g, "h": h, "k": k, "top": top, "gh": 5 * g + h, "topk": 3 * top + k}
     sparse = name == "sparse"
     layouts = {**_one_factor(r, codes, one, x), **_several_factors(codes, one, x), "no random effects": []}
+    layouts |= _related(codes, one, x)
     X = np.column_stack([one, x, r.normal(size=ROWS) + 20])
     offset = r.normal(size=ROWS) * weighted
     weights = r.uniform(0.5, 2, size=ROWS) if weighted else one
@@ -346,18 +373,8 @@ def modes(case, theta, beta=None):
     """Conditional modes (levels, q) of every term: Sigma Z'V^-1 (y - X beta)."""
     sigmas = [f @ f.T for f in factors(case, theta)]
     r = generalised(case, sigmas, False, beta).weighted_residual
-    return {
-        t.label: np.stack([s @ t.Z[t.codes == level].T @ r[t.codes == level] for level in t.levels])
-        for t, s in zip(case.terms, sigmas, strict=True)
-    }
-
-
-def conditional_covariances(case, theta, sigma):
-    """Covariance (levels, q, q) of every term's effects given y: sigma^2 (Sigma - Sigma Z'V^-1 Z Sigma)."""
-    sigmas = [f @ f.T for f in factors(case, theta)]
-    inverse = np.linalg.inv(relative_covariance(case, sigmas))
-    out = {}
+    modes = {}
     for t, s in zip(case.terms, sigmas, strict=True):
-        own = [np.flatnonzero(t.codes == level) for level in t.levels]
-        out[t.label] = sigma**2 * np.stack([s - s @ t.Z[i].T @ inverse[np.ix_(i, i)] @ t.Z[i] @ s for i in own])
-    return out
+        own = np.stack([s @ t.Z[t.codes == level].T @ r[t.codes == level] for level in t.levels])
+        modes[t.label] = own if t.root is None else t.root @ t.root.T @ own
+    return modes

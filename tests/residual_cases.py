@@ -98,6 +98,6 @@ def relative_covariance(case, psi, rho):
         q, own = term.Z.shape[1], psi[start : start + term.size]
         rows, columns = np.tril_indices(q)
         sigma = jnp.zeros((q, q)).at[rows, columns].set(own).at[columns, rows].set(own)
-        V = V + jnp.where(term.same, term.Z @ sigma @ term.Z.T, 0)
+        V = V + term.same * (term.Z @ sigma @ term.Z.T)
         start += term.size
     return V

@@ -67,7 +67,7 @@ def differences_of_refits(case, direction, reml=True, step=1e-4):
 
 
 # Seeds whose optimum is not singular.
-CASES = (("slope", 0, True), ("nested three", 0, False), ("crossed", 13, True))
+CASES = (("slope", 0, True), ("nested three", 0, False), ("crossed", 13, True), ("related", 2, True))
 
 
 @pytest.mark.parametrize(("name", "seed", "reml"), CASES)

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import layouts
 import numpy as np
+import pandas as pd
 import pytest
 
 import jmixed as jm
+from jmixed.formulas.relationships import Relationship
 from jmixed.inference.joint_covariance import joint_covariance
 
-LAYOUTS = ("slope", "independent", "identity", "nested three", "nested and crossed", "crossed")
+LAYOUTS = ("slope", "independent", "identity", "nested three", "nested and crossed", "crossed", "related and others")
 
 
 @functools.cache
@@ -25,22 +27,38 @@ def fitted(name):
     vcov = sigma**2 * np.linalg.inv(layouts.generalised(case, sigmas, True).A)
     covariances = {t.label: sigma**2 * s for t, s in zip(case.terms, sigmas, strict=True)}
     fit = SimpleNamespace(theta=theta, sigma=sigma, vcov_beta=vcov, covariances=covariances)
-    return case, fit, joint_covariance(case.design, [term.codes for term in case.terms], fit)
+    related = [None if term.root is None else relationship(term) for term in case.terms]
+    return case, fit, joint_covariance(case.design, [term.codes for term in case.terms], fit, related)
+
+
+def relationship(term):
+    """What the levels tell of two others, which are their mean but for a rest."""
+    levels = len(term.levels)
+    spread = np.tile(term.root.mean(axis=0), (2, 1))
+    return Relationship(term.root, pd.RangeIndex(levels, levels + 2), spread, np.array([0.3, 0.0]))
 
 
 def dense_columns(terms, codes, columns):
     """Z of all coefficients, term by term and level by level."""
     blocks = []
     for term, code, Z in zip(terms, codes, columns, strict=True):
-        known = (code[:, None] == term.levels) * 1.0
-        blocks.append(np.einsum("nl,nq->nlq", known, Z).reshape(len(Z), -1))
+        here = (code[:, None] == np.arange(len(known(term)))) * 1.0
+        blocks.append(np.einsum("nl,nq->nlq", here, Z).reshape(len(Z), -1))
     return np.hstack(blocks)
+
+
+def known(term):
+    """The covariance of a term's levels, and of the others that are related to them."""
+    if term.root is None:
+        return np.eye(len(term.levels))
+    whole = relationship(term)
+    return whole.all_roots() @ whole.all_roots().T + np.diag(np.append(np.zeros(len(term.levels)), whole.rest))
 
 
 def dense_joint(case, fit):
     """[M, -M X'V^-1 Z D; ., D - D Z'V^-1 Z D + D Z'V^-1 X M X'V^-1 Z D], which holds at a singular D."""
     Z = dense_columns(case.terms, [t.codes for t in case.terms], [t.Z for t in case.terms])
-    priors = [np.kron(np.eye(len(t.levels)), fit.covariances[t.label]) for t in case.terms]
+    priors = [np.kron(known(t), fit.covariances[t.label]) for t in case.terms]
     D, start = np.zeros((Z.shape[1],) * 2), 0
     for prior in priors:
         D[start : start + len(prior), start : start + len(prior)] = prior
@@ -57,25 +75,34 @@ def dense_joint(case, fit):
 class TestAgainstDenseMatrices:
     def test_the_whole_matrix(self, name):
         case, fit, joint = fitted(name)
-        expected = dense_joint(case, fit)
+        of_levels = [np.repeat(np.arange(len(known(t))) < len(t.levels), t.Z.shape[1]) for t in case.terms]
+        there = np.concatenate([np.ones(case.X.shape[1], bool), *of_levels])
+        expected = dense_joint(case, fit)[np.ix_(there, there)]
         np.testing.assert_allclose(joint.dense(), expected, rtol=1e-8, atol=1e-9 * np.max(np.abs(expected)))
 
     def test_conditional_covariances_by_level(self, name):
         case, fit, joint = fitted(name)
-        expected = layouts.conditional_covariances(case, fit.theta, fit.sigma)
+        p, whole, start = case.X.shape[1], dense_joint(case, fit), case.X.shape[1]
+        K = -np.linalg.solve(whole[:p, :p], whole[:p])
+        given = whole - K.T @ whole[:p, :p] @ K
         for t, term in enumerate(case.terms):
-            np.testing.assert_allclose(joint.level_blocks([t]), expected[term.label], rtol=1e-8, atol=1e-10)
+            shape = len(known(term)), term.Z.shape[1]
+            at = start + np.arange(np.prod(shape)).reshape(shape)
+            expected = given[at[:, :, None], at[:, None]]
+            np.testing.assert_allclose(joint.level_blocks([t]), expected, rtol=1e-8, atol=1e-10)
+            start += at.size
 
     def test_variances_of_rows_that_never_occurred(self, name):
         """Levels drawn apart for each term, some unknown: pairs of levels that share no row included."""
         case, fit, joint = fitted(name)
         rng = np.random.default_rng(0)
-        codes = [rng.integers(-1, len(term.levels), 40).astype(np.int32) for term in case.terms]
+        codes = [rng.integers(-1, len(known(term)), 40).astype(np.int32) for term in case.terms]
         columns = [rng.normal(size=(40, term.Z.shape[1])) for term in case.terms]
         X = rng.normal(size=(40, case.X.shape[1]))
         rows = np.hstack([X, dense_columns(case.terms, codes, columns)])
         expected = np.einsum("ij,jk,ik->i", rows, dense_joint(case, fit), rows)
-        np.testing.assert_allclose(joint.variances(X, joint.rows(codes, columns, len(X))), expected, rtol=1e-8)
+        found = joint.variances(X, joint.rows(codes, columns, len(X))) + joint.rest_variances(codes, columns)
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
         left_out = sum(
             np.where(code < 0, np.einsum("ij,jk,ik->i", Z, fit.covariances[term.label], Z), 0)
             for term, code, Z in zip(case.terms, codes, columns, strict=True)

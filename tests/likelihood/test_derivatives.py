@@ -31,7 +31,10 @@ def unscaled(name, theta):
 @pytest.mark.parametrize("singular", [False, True], ids=["inside", "singular"])
 @pytest.mark.parametrize(
     "name",
-    ["slope", "five", "independent", "identity", "nested", "nested three", "nested and crossed", "crossed", "sparse"],
+    [
+        *("slope", "five", "independent", "identity", "nested", "nested three", "nested and crossed", "crossed"),
+        *("sparse", "related", "related and others"),
+    ],
 )
 def test_gradient_and_hessian_are_those_of_the_dense_density(name, singular, reml):
     theta = layouts.draw_theta(layouts.case(name))
@@ -59,7 +62,7 @@ def scale_gradient(case, psi, d):
     return np.array([-r @ slope @ r for slope in slopes]) / d.nu
 
 
-@pytest.mark.parametrize("name", ["slope", "five", "nested", "crossed", "sparse"])
+@pytest.mark.parametrize("name", ["slope", "five", "nested", "crossed", "sparse", "related and others"])
 def test_a_covariance_that_is_not_linear_in_its_parameters_has_exact_derivatives_too(name):
     """Against automatic differentiation of the deviance: structures with second derivatives of Sigma."""
     case = layouts.case(name, seed=3)
