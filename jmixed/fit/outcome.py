@@ -31,7 +31,7 @@ def outcome_of(ended, roots, sigma, vcov_beta, held):
     if any(shift is not None for shift in held.shift):
         lost |= _is_blurred(roots, vcov_beta / sigma**2, rss, held)
     rounded = (ok | (ended == Outcome.FLAT.value)) & lost
-    if not held.layout.is_nest():
+    if not held.layout.is_nest() and len(held.layout.factors) > 1:
         rounded |= ok & (jnp.sort(_drowning(roots, held))[-2] > COMMON)
     outcome = jnp.where(rounded, Outcome.ROUNDED.value, ended)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)

@@ -27,7 +27,7 @@ from jmixed.formulas.frame import (
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
 from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, restore, source
-from jmixed.formulas.relationships import KnownMatrix, relationship_of, require_factors
+from jmixed.formulas.relationships import KnownMatrix, relationships_of
 from jmixed.formulas.residuals import ResidualPart, columns_of, residual_term
 from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns, warn_of_gaps
 from jmixed.runtime.memory import filled
@@ -187,8 +187,7 @@ def grouping_factors(words: Words, labels: Mapping[str, Any]) -> dict[tuple[str,
 def random_terms(words: Words, recipe: Recipe, evaluated: Evaluated, grouping: dict) -> list[RandomTerm]:
     """The ordinary random-effects terms; the `recipe` has the state of their effects."""
     terms, names = [], {grouping[part.factors].name: grouping[part.factors] for part in words.random}
-    require_factors(words.known, list(names))
-    related = {name: relationship_of(known, names[name]) for name, known in words.known.items()}
+    related = relationships_of(words.known, names)
     for part in words.random:
         grouping_factor = grouping[part.factors]
         key = words.effects.get(part.effects)

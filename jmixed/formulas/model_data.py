@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from jmixed.formulas.factors import Factor
 from jmixed.formulas.recipe import Recipe
-from jmixed.formulas.relationships import Relationship
+from jmixed.formulas.relationships import Relationship, SparseRelationship
 from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED, WORDS
 
 
@@ -54,12 +54,18 @@ class RandomTerm:
     # factor; None stands for a column that the group does not have
     inner: Sequence[tuple[str | None, ...]] | None = field(default=None, repr=False)
     rebuild: Rebuild | None = field(default=None, repr=False)  # None for a model made of arrays
-    relationship: Relationship | None = field(default=None, repr=False)  # None for independent levels
+    # None for independent levels
+    relationship: Relationship | SparseRelationship | None = field(default=None, repr=False)
 
     @property
     def root(self) -> np.ndarray | None:
         """A root of the known covariance of the levels (L, L), None for independent ones."""
         return None if self.relationship is None else self.relationship.root
+
+    @property
+    def precision(self) -> Any:
+        """The sparse inverse of the known covariance of the levels and their relatives; None where there is none."""
+        return self.relationship.precision if isinstance(self.relationship, SparseRelationship) else None
 
     @property
     def known_levels(self) -> pd.Index:

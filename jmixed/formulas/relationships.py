@@ -17,6 +17,8 @@ SYMMETRIC = 1e-8
 """How far, relative to the largest entry, two mirrored entries may be apart."""
 ROUNDING = 1e-10
 """An eigenvalue below this part of the largest one counts as none."""
+LARGE = 1500
+"""Levels with rows from which on a sparse inverse is left sparse."""
 MOST = 20_000
 """Levels of which a dense matrix is made, 3 GB."""
 
@@ -29,6 +31,7 @@ class KnownMatrix:
     matrix: Any  # (N, N), an array or a sparse one
     inverse: bool
     what: str  # how messages call it
+    checked: bool = False  # whether it is known to be positive definite
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +51,16 @@ class Relationship:
 
         Labels are those of the factor's sources.
         """
-        whole = labels[0] if len(labels) == 1 else [":".join(map(str, row)) for row in zip(*labels, strict=True)]
-        place = self.others.get_indexer(pd.Index(np.asarray(whole), tupleize_cols=False))
-        return np.where((codes < 0) & (place >= 0), len(self.root) + place, codes).astype(np.int32)
+        return _match(codes, labels, len(self.root), self.others)
+
+    @property
+    def size(self) -> int:
+        """How many independent numbers the effects of the factor's levels are made of."""
+        return len(self.root)
+
+    def drawn(self, normal: np.ndarray) -> np.ndarray:
+        """Effects (n, levels, q) with the known covariance, from independent ones (n, size, q)."""
+        return np.einsum("lk,nkq->nlq", self.root, normal)
 
     def all_roots(self) -> np.ndarray:
         """Of all levels, (levels + k, levels): b = this times u, as far as the rows tell."""
@@ -62,6 +72,61 @@ class Relationship:
 
         u = solve_triangular(self.root, b.reshape(len(b), -1), lower=True)
         return np.concatenate([b, (self.spread @ u).reshape(len(self.others), *b.shape[1:])])
+
+
+@dataclass(frozen=True, eq=False)
+class SparseRelationship:
+    """The sparse inverse of the known covariance of a factor's levels, and of levels without rows."""
+
+    precision: Any  # sparse (levels + k, levels + k), the factor's own levels first
+    others: pd.Index  # (k,)
+
+    @property
+    def root(self) -> None:
+        """None: a root of the covariance would be dense."""
+        return None
+
+    def match(self, codes: np.ndarray, labels: Sequence[pd.Series | np.ndarray]) -> np.ndarray:
+        """As `Relationship.match`."""
+        return _match(codes, labels, self.precision.shape[0] - len(self.others), self.others)
+
+    def effects(self, b: np.ndarray) -> np.ndarray:
+        """As `Relationship.effects`: those of the others are their means given the factor's own."""
+        from scipy.sparse.linalg import splu
+
+        own, width = len(b), b.reshape(len(b), -1)
+        precision = self.precision.tocsr()
+        if not len(self.others):
+            return b
+        right = -(precision[own:, :own] @ width)
+        rest = splu(precision[own:, own:].tocsc(), permc_spec="MMD_AT_PLUS_A", **SYMMETRIC_FACTOR).solve(right)
+        return np.concatenate([b, rest.reshape(-1, *b.shape[1:])])
+
+    @property
+    def size(self) -> int:
+        """As of a `Relationship`: one for each level, and for each of the others."""
+        return self.precision.shape[0]
+
+    def drawn(self, normal: np.ndarray) -> np.ndarray:
+        """As `Relationship.drawn`."""
+        from scipy.sparse.linalg import splu, spsolve_triangular
+
+        factor = splu(self.precision.tocsc(), permc_spec="MMD_AT_PLUS_A", **SYMMETRIC_FACTOR)
+        n, size, q = normal.shape
+        # With the factorisation P' K^-1 P = L D L', effects are P L'^-1 D^-1/2 times the numbers.
+        scaled = np.moveaxis(normal, 1, 0).reshape(size, n * q) / np.sqrt(factor.U.diagonal())[:, None]
+        drawn = spsolve_triangular(factor.L.T.tocsr(), scaled, lower=False, unit_diagonal=True)
+        return np.moveaxis(drawn[factor.perm_c].reshape(size, n, q), 0, 1)[:, : size - len(self.others)]
+
+
+SYMMETRIC_FACTOR: dict[str, Any] = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
+"""How a sparse definite matrix is factorised: without pivots, which are positive."""
+
+
+def _match(codes, labels, levels, others):
+    whole = labels[0] if len(labels) == 1 else [":".join(map(str, row)) for row in zip(*labels, strict=True)]
+    place = others.get_indexer(pd.Index(np.asarray(whole), tupleize_cols=False))
+    return np.where((codes < 0) & (place >= 0), levels + place, codes).astype(np.int32)
 
 
 def known_matrices(relationship: Any, relationship_inverse: Any) -> dict[str, KnownMatrix]:
@@ -93,7 +158,7 @@ def _known(what: str, given: Any, inverse: bool) -> KnownMatrix:
         return given
     if isinstance(given, Pedigree):
         # A pedigree knows both; its inverse is sparse.
-        return KnownMatrix(given.labels, given.inverse, True, what)
+        return KnownMatrix(given.labels, given.inverse, True, what, checked=True)
     if isinstance(given, pd.DataFrame):
         labels, matrix = given.index, _in_order(what, given)
     elif isinstance(given, tuple | list) and len(given) == 2:
@@ -171,6 +236,48 @@ def require_factors(known: Mapping[str, KnownMatrix], names: Sequence[str]) -> N
                 f"of them, or add a term such as (1 | {name}) to the formula",
                 page=PAGE,
             )
+
+
+def relationships_of(
+    known: Mapping[str, KnownMatrix], factors: Mapping[str, Factor]
+) -> dict[str, Relationship | SparseRelationship]:
+    """The relationships of factors' levels, by their names.
+
+    Where one is sparse, all are: the equations of all effects are then eliminated together.
+    """
+    require_factors(known, list(factors))
+    if any(_is_large(matrix, factors[name]) for name, matrix in known.items()):
+        return {name: _sparse_relationship(matrix, factors[name]) for name, matrix in known.items()}
+    return {name: relationship_of(matrix, factors[name]) for name, matrix in known.items()}
+
+
+def _is_large(known: KnownMatrix, grouping: Factor) -> bool:
+    """Whether a sparse inverse is quicker than a dense matrix of the levels with rows."""
+    from scipy import sparse
+
+    return known.inverse and sparse.issparse(known.matrix) and len(grouping.levels) > LARGE
+
+
+def _sparse_relationship(known: KnownMatrix, grouping: Factor) -> SparseRelationship:
+    from scipy import sparse
+
+    place = known.labels.get_indexer(grouping.levels)
+    if (place < 0).any():
+        raise _unknown_levels(known, grouping, grouping.levels[place < 0])
+    rest = np.setdiff1d(np.arange(len(known.labels)), place)
+    order = np.concatenate([place, rest])
+    if known.inverse and sparse.issparse(known.matrix):
+        if not known.checked:
+            _sparse_root(known)
+        precision = known.matrix.tocsr()[order][:, order]
+    else:
+        matrix = known.matrix.toarray() if sparse.issparse(known.matrix) else known.matrix
+        root = _root(known, matrix[np.ix_(order, order)], len(order))
+        from scipy.linalg import cho_solve
+
+        dense = cho_solve((root, True), np.eye(len(order))) if not known.inverse else matrix[np.ix_(order, order)]
+        precision = sparse.csr_array((dense + dense.T) / 2)
+    return SparseRelationship(precision, known.labels[rest])
 
 
 def relationship_of(known: KnownMatrix, grouping: Factor) -> Relationship:
@@ -255,9 +362,8 @@ def _sparse_root(known: KnownMatrix) -> Any:
     """The factorisation of a sparse inverse, without pivots: those of a definite matrix are positive."""
     from scipy.sparse.linalg import splu
 
-    options = {"SymmetricMode": True}
     try:
-        factor = splu(known.matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
+        factor = splu(known.matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", **SYMMETRIC_FACTOR)
         pivots = factor.U.diagonal()
         sound = np.array_equal(factor.perm_r, factor.perm_c) and pivots.min() > ROUNDING * pivots.max()
     except RuntimeError:

@@ -1,7 +1,7 @@
 """New responses from a mixed model with given parameters."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,22 @@ def generator(key: Any) -> np.random.Generator:
     return np.random.default_rng(words)
 
 
+class Related(Protocol):
+    """How levels are related; the fields are those of a relationship on the side of tables."""
+
+    @property
+    def size(self) -> int:
+        """How many independent numbers their effects are made of."""
+        ...
+
+    def drawn(self, normal: np.ndarray) -> np.ndarray:
+        """Effects (n, levels, q) from independent ones (n, size, q)."""
+        ...
+
+
 def draw_responses(
     mean: np.ndarray,
-    terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]],
+    terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, Related | None]],
     residuals: Callable[[np.ndarray], np.ndarray],
     n: int,
     rng: np.random.Generator,
@@ -38,17 +51,19 @@ def draw_responses(
 
     Replicates are drawn one after the other, so that calls with the same generator that ask for a few at a time give
     what one call gives. `mean` (nobs,) is the fixed part with the offset, and `residuals` makes residuals of standard
-    normal numbers (n, nobs). A term is (codes (nobs,), Z (nobs, q), factor (q, q), root (levels, levels) or None): the
-    level of each row, columns, and square roots of the covariance of a level's effects, and of that of related levels.
+    normal numbers (n, nobs). A term is (codes (nobs,), Z (nobs, q), factor (q, q), relationship or None): the level of
+    each row, columns, a square root of the covariance of a level's effects, and how levels are related.
     """
-    shapes = [(int(codes.max()) + 1, len(factor)) for codes, _, factor, _ in terms]
+    shapes = [
+        (int(codes.max()) + 1 if related is None else related.size, len(factor)) for codes, _, factor, related in terms
+    ]
     ends = np.cumsum([levels * q for levels, q in shapes] + [len(mean)])
     draws = np.split(rng.standard_normal((n, ends[-1])), ends[:-1], axis=1)
     y = mean + residuals(draws[-1])
-    for (codes, Z, factor, root), (levels, q), own in zip(terms, shapes, draws[:-1], strict=True):
+    for (codes, Z, factor, related), (levels, q), own in zip(terms, shapes, draws[:-1], strict=True):
         effects = own.reshape(n, levels, q) @ factor.T
-        if root is not None:
-            effects = np.einsum("lk,nkq->nlq", root, effects)
+        if related is not None:
+            effects = related.drawn(effects)
         for k in range(q):
             y += effects[:, codes, k] * Z[:, k]
     return y

@@ -76,7 +76,10 @@ class Index:
     links: Links | None = None  # of a `SPARSE` layout
     # (slots, slots) by factor of related levels, a root L of their known covariance K = L L'; else None
     relationships: tuple[Array | None, ...] = ()
+    system: Any = None  # of an `EQUATIONS` layout, a `jmixed.layout.system.System`
 
     def is_related(self, factor: int) -> bool:
         """Whether a factor's levels have a known covariance, and are not independent."""
+        if self.system is not None:
+            return self.system.related[factor]
         return bool(self.relationships) and self.relationships[factor] is not None

@@ -10,6 +10,8 @@ from jmixed.runtime import device
 
 DENSE, SPARSE = "dense", "sparse"
 """How the couplings of leaves with a crossed core are kept: all of them, or those that occur."""
+EQUATIONS = "equations"
+"""All coefficients are eliminated together, from sparse equations: see `jmixed.likelihood.equations`."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Layout:
     The order of elimination has stages. A stage is a set of independent blocks; a block holds so many slots, one for a
     level, of each of its factors. A nested chain has stages of one factor with one slot; the last stage may be a core
     of several. If not every block lies in one block of each later stage, there are two stages, leaves and one block of
-    all that they are crossed with, and `crossed` tells how their couplings are kept.
+    all that they are crossed with, and `crossed` tells how their couplings are kept. With `EQUATIONS` there is a stage
+    for each factor, in no order.
     """
 
     terms: tuple[Structure, ...]  # in the order of theta
@@ -28,7 +31,7 @@ class Layout:
     blocks: tuple[int, ...]  # number of blocks of each stage, rounded up to a bucket size
     levels: tuple[int, ...]  # number of levels of each factor, rounded up likewise
     nested: tuple[tuple[bool, ...], ...]  # nested[f][g]: every level of factor f lies inside one level of factor g
-    crossed: str = ""  # empty, `DENSE` or `SPARSE`
+    crossed: str = ""  # empty, `DENSE`, `SPARSE` or `EQUATIONS`
     residual: ResidualStructure = Independent()
 
     def factor_width(self, factor: int) -> int:
@@ -61,6 +64,8 @@ class Layout:
 
     def fit_bytes(self, fixed: int) -> int:
         """About the memory that a fit takes with so many fixed effects: the largest tables of derivatives."""
+        if self.crossed == EQUATIONS:
+            return self._equations_bytes(fixed)
         if self.crossed:
             return self._crossed_bytes(fixed)
         total, active, widths = 0, 0, [self.stage_width(s) for s in range(len(self.stages))]
@@ -79,6 +84,12 @@ class Layout:
         couplings = leaf * core * leaves * (3 + active) if self.crossed == DENSE else 0
         tables = leaves * leaf * (leaf + fixed + 1) * (1 + active) ** 2
         return 8 * (core**2 * (10 + 2 * active) + couplings + tables)
+
+    def _equations_bytes(self, fixed: int) -> int:
+        """Right-hand sides in all pairs of directions; what the factorisation takes its plan has looked at."""
+        active = sum(term.size for term in self.terms)
+        size = sum(levels * self.factor_width(f) for f, levels in enumerate(self.levels))
+        return 8 * size * 3 * (fixed + 1) * (1 + active) ** 2
 
     def is_summed(self, stage: int) -> bool:
         """Whether what the stage explains goes to one block of each later stage: its sum over blocks is one product."""

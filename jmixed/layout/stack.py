@@ -5,14 +5,15 @@ This is the border between the two sides: terms with names come in, a `Design` o
 
 from collections.abc import Sequence, Sized
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from jmixed.covariance.registry import structure_of
 from jmixed.layout.design import Design, Totals
 from jmixed.layout.index import Coupling, Grouping, Index, Links
-from jmixed.layout.layout import DENSE, SPARSE, Layout, require_memory
+from jmixed.layout.layout import DENSE, EQUATIONS, SPARSE, Layout, require_memory
+from jmixed.layout.system import system_of
 from jmixed.residual.independent import Independent
 from jmixed.residual.registry import VISITS, residual_structure
 from jmixed.residual.series import Series, series_of
@@ -55,6 +56,8 @@ class TermRows(Protocol):
     def intercept(self) -> int | None: ...
     @property
     def root(self) -> np.ndarray | None: ...
+    @property
+    def precision(self) -> Any: ...
 
 
 class ResidualRows(Protocol):
@@ -109,6 +112,8 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
     codes = [data.terms[members[0]].codes for members in factors]
     counts = [len(data.terms[members[0]].levels) for members in factors]
     within = _nesting(codes, counts)
+    if any(term.precision is not None for term in data.terms):
+        return _equations(data, structures, factors, codes, counts, within)
     widths = [sum(structures[t].q for t in members) for members in factors]
     roots = [data.terms[members[0]].root for members in factors]
     chain, core, component, crossed = _order(codes, counts, widths, within, [root is not None for root in roots])
@@ -137,6 +142,40 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
     elif crossed and (links := _links(layout, index, density)) is not None:
         layout, index = replace(layout, crossed=SPARSE), replace(index, links=links)
     require_memory(layout.fit_bytes(fixed), width)
+    return _design(data, layout, index, factors, counts)
+
+
+def _equations(data, structures, factors, codes, counts, within):
+    """The design of a model whose coefficients are eliminated together, those of levels without rows among them."""
+    precisions = [data.terms[members[0]].precision for members in factors]
+    sizes = [count if own is None else own.shape[0] for count, own in zip(counts, precisions, strict=True)]
+    layout = Layout(
+        terms=structures,
+        factors=tuple(factors),
+        stages=tuple(((f, 1),) for f in range(len(factors))),
+        blocks=tuple(map(bucket, sizes)),
+        levels=tuple(map(bucket, sizes)),
+        nested=tuple(tuple(w is not None for w in row) for row in within),
+        crossed=EQUATIONS,
+        residual=Independent() if data.residual is None else structure_of_residuals(data.residual),
+    )
+    require_memory(layout.fit_bytes(data.X.shape[1]), 0)
+    index = Index(
+        groupings=tuple(_group(code, size) for code, size in zip(codes, sizes, strict=True)),
+        couplings=tuple(_couplings(layout, codes, counts, within)),
+        block=tuple(_pad(np.arange(size), bucket(size), BEYOND) for size in sizes),
+        slot=tuple(np.zeros(bucket(size), np.int32) for size in sizes),
+        parents=(),
+        within=tuple(
+            tuple(None if w is None else _pad(w, layout.levels[f], BEYOND) for w in row) for f, row in enumerate(within)
+        ),
+        position=tuple(_pad(np.arange(size), bucket(size), BEYOND) for size in sizes),
+    )
+    system = system_of(layout, index.couplings, index.within, precisions)
+    return _design(data, layout, replace(index, system=system), factors, counts)
+
+
+def _design(data, layout, index, factors, counts):
     return Design(
         y=data.y,
         X=data.X,
@@ -187,7 +226,8 @@ def _merge(terms):
     for t, term in enumerate(terms):
         for members in factors:
             other = terms[members[0]]
-            if term.root is other.root and (term.codes is other.codes or np.array_equal(term.codes, other.codes)):
+            related = term.root is other.root and term.precision is other.precision
+            if related and (term.codes is other.codes or np.array_equal(term.codes, other.codes)):
                 members.append(t)
                 break
         else:

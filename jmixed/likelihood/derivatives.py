@@ -24,8 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.sums import UNROLLED, diagonal, sum_in_blocks
+from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood.crossed import core_jets, crossed_jets
 from jmixed.likelihood.eliminate import eliminate, profile_fixed
+from jmixed.likelihood.equations import equations_jets
 from jmixed.likelihood.gaussian import degrees, deviance
 from jmixed.likelihood.jets import Jet, add_to, constant, directions, subtract
 from jmixed.likelihood.moments import Moments
@@ -67,6 +69,8 @@ def jets(
     The directions in which the cross-products themselves are jets come after those of psi; none in crossed layouts.
     """
     layout = moments.layout
+    if layout.crossed == EQUATIONS:
+        return equations_jets(psi, moments, exact)
     if layout.crossed:
         return crossed_jets(psi, roots, moments, exact)
     if layout.is_core() and earlier is None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jmixed.algebra.batched import triangular_inverse
 from jmixed.algebra.small import matmul
 from jmixed.covariance.structure import join, rectify
+from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.related import times_roots
@@ -36,6 +37,8 @@ def estimates(roots, held, reml):
 def conditional_modes(result, held):
     """Conditional modes of every stage's blocks, in preconditioned columns: later stages first, then back."""
     fixed = jnp.append(-result.beta, jnp.ones((), held.G.dtype))
+    if held.layout.crossed == EQUATIONS:
+        return [jnp.einsum("irg,r->ig", own, fixed) for own in result.stages]
     if held.layout.crossed:
         leaves, core = result.stages
         later = jnp.einsum("arg,r->ag", core.U, fixed)

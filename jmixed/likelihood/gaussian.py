@@ -15,8 +15,10 @@ from jmixed.algebra.batched import triangular_inverse
 from jmixed.algebra.sums import diagonal
 from jmixed.covariance.structure import join, split
 from jmixed.layout.design import Rows
+from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood.crossed import reduce_crossed
 from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
+from jmixed.likelihood.equations import reduce_equations
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import stage_matrix, sum_by_parent
 
@@ -39,6 +41,8 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     `covariances` (q, q) are relative, of each term in preconditioned columns; `roots` (q, q) any square roots of them.
     """
     layout = moments.layout
+    if layout.crossed == EQUATIONS:
+        return Reduced(*reduce_equations(roots, moments))
     if layout.crossed:
         return Reduced(*reduce_crossed(covariances, roots, moments))
     C, B = list(moments.C), list(moments.B)

@@ -15,10 +15,11 @@ from jmixed.algebra.sums import MANY, diagonal, sum_in_blocks
 from jmixed.errors import ModelError
 from jmixed.layout.design import Rows
 from jmixed.layout.index import Array, Index, static
-from jmixed.layout.layout import Layout
+from jmixed.layout.layout import EQUATIONS, Layout
 from jmixed.likelihood.counted import Counted, anywhere, can_be_counted, counted_from_estimates, effects_drown
 from jmixed.likelihood.preconditioning import Preconditioners, preconditioners, redundancy
 from jmixed.likelihood.products import count_rows, stack_stages, sums_over_rows
+from jmixed.likelihood.related import prior_log_determinant
 
 
 @jax.tree_util.register_dataclass
@@ -35,8 +36,9 @@ class Moments:
         ``Z~'WZ~`` of each stage's blocks.
     B : tuple of arrays (Q, border, blocks)
         ``Z~'W[Z~ of later stages, X~, y~]``; in a crossed layout ``Z~'W[X~, y~]``.
-    A : array (q, Q, leaves) or (q, entries), or None
-        ``Z~'WZ~`` between the leaves and the core of a crossed layout, `DENSE` or `SPARSE`.
+    A : array (q, Q, leaves) or (q, entries), tuple of arrays (q, q, pairs), or None
+        ``Z~'WZ~`` between the leaves and the core of a crossed layout, `DENSE` or `SPARSE`; between the levels of each
+        two factors of `EQUATIONS`.
     G : array (p + 1, p + 1)
         ``[X~ y~]'W[X~ y~]``.
     R : array (p, p)
@@ -46,7 +48,7 @@ class Moments:
     T : tuple of arrays (q, q)
         Preconditioner of each term.
     log_weights : scalar
-        Sum of the log weights, less the log-determinant of the residuals' structure.
+        Sum of the log weights, less the log-determinant of the residuals' structure, and of a sparse relationship.
     nobs : scalar
         Number of rows of positive weight.
     total : scalar
@@ -67,7 +69,7 @@ class Moments:
 
     C: tuple[Array, ...]
     B: tuple[Array, ...]
-    A: Array | None
+    A: Any
     G: Array
     R: Array
     beta0: Array
@@ -140,6 +142,8 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
         else:
             drown = anywhere(effects_drown(rows.layout, rows.index, C, B, G, count_rows(rows.weights)))
             C, B, A, G, shift, beta0 = jax.lax.cond(drown, lambda _: count(), lambda plain: plain, plain)
+    if rows.layout.crossed == EQUATIONS:
+        log_determinant -= prior_log_determinant(rows.index.system, G.dtype)
     return Moments(
         C=C,
         B=B,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jmixed.algebra.sums import BLOCK, MANY, SHORT, add_up, in_blocks, is_long
-from jmixed.layout.layout import SPARSE
+from jmixed.layout.layout import EQUATIONS, SPARSE
 from jmixed.likelihood.related import relate
 
 
@@ -30,6 +30,9 @@ def stack_stages(rows, arrays, preconditioners):
         pairs[coupling.factors] = (product, coupling.first, coupling.second)
     stages = range(len(layout.stages))
     C = tuple(_within_stage(layout, index, s, own, pairs) for s in stages)
+    if layout.crossed == EQUATIONS:
+        B = tuple(border_of_stage(layout, index, s, own) for s in stages)
+        return C, B, tuple(pairs[of_pair][0] for of_pair in index.system.pairs)
     if layout.crossed:
         B = tuple(border_of_stage(layout, index, s, own) for s in stages)
         A = _links(layout, index, pairs) if layout.crossed == SPARSE else _between(layout, index, 0, 1, pairs)

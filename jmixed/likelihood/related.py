@@ -7,11 +7,13 @@ so that the levels stand in one block, a core. Nothing else in the likelihood, i
 
 import jax.numpy as jnp
 
+from jmixed.algebra.sparse import factorise, log_determinant
+
 
 def times_roots(layout, index, stage, x, transposed=False):
     """Rows of x (Q, ...) of a stage's block times the roots L of their factors, or L'; others are left as they are."""
     for factor, slots in layout.stages[stage]:
-        if not index.is_related(factor):
+        if not index.relationships or index.relationships[factor] is None:
             continue
         root = jnp.asarray(index.relationships[factor]).astype(x.dtype)
         start, width = layout.offset_in_stage(factor), layout.factor_width(factor)
@@ -26,7 +28,7 @@ def relate(layout, index, C, B, A):
 
     Related levels stand in the last stage; A, or the borders of the stages before it, hold the couplings with it.
     """
-    if not any(map(index.is_related, range(len(layout.factors)))):
+    if not index.relationships:
         return C, B, A
     last = len(layout.stages) - 1
 
@@ -40,7 +42,7 @@ def relate(layout, index, C, B, A):
 
 def related_draws(index, factor, normal):
     """Effects (n, levels, q) of a factor with the covariance of its levels, from independent ones of variance one."""
-    if not index.is_related(factor):
+    if not index.relationships or index.relationships[factor] is None:
         return normal
     root = jnp.asarray(index.relationships[factor]).astype(normal.dtype)
     levels = normal.shape[1]
@@ -48,3 +50,10 @@ def related_draws(index, factor, normal):
     # Slots and levels are padded to sizes of their own.
     drawn = jnp.einsum("lk,nkq->nlq", root[:size, :size], normal[:, :size])
     return jnp.pad(drawn, ((0, 0), (0, levels - size), (0, 0)))
+
+
+def prior_log_determinant(system, dtype):
+    """log|Q|."""
+    size = system.plan.rows.shape[0]
+    prior = jnp.asarray(system.prior).astype(dtype)
+    return log_determinant(factorise(system.plan, jnp.zeros(size, dtype).at[: len(prior)].set(prior)))

@@ -24,7 +24,7 @@ import numpy as np
 
 from jmixed.algebra.sums import diagonal
 from jmixed.covariance.chart import Chart, chart_of_entries, chart_roots
-from jmixed.layout.layout import Layout
+from jmixed.layout.layout import EQUATIONS, Layout
 from jmixed.likelihood.gaussian import deviance_at, squares
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.start import moment_covariances
@@ -76,6 +76,8 @@ def starts_of(moments: Moments, reml, given=None, others=None) -> StartingCovari
 def _found_starts(moments: Moments, reml) -> StartingCovariances:
     """Those that need no other; the solution of moment equations comes first."""
     layout, dtype = moments.layout, moments.G.dtype
+    if layout.crossed == EQUATIONS:
+        return _of_equations(moments, reml)
     starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
     count, far = jnp.ones((), jnp.int32), FAR if compete and len(layout.terms) > 2 else ()
     starts.extend(_of_shapes(moments, reml))
@@ -93,6 +95,14 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
         count = jnp.where(_is_thin(moments), called_for, count).astype(jnp.int32)
     stacked = [jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))]
     return StartingCovariances(stacked, count)
+
+
+def _of_equations(moments: Moments, reml) -> StartingCovariances:
+    """The best multiple of the identity, and the last dip: moments of related levels would cost more than they save."""
+    units = [jnp.eye(term.q, dtype=moments.G.dtype) for term in moments.layout.terms]
+    multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
+    count = jnp.where(multiples[0] == multiples[1], 1, 2).astype(jnp.int32)
+    return StartingCovariances([multiples[:, None, None] * unit for unit in units], count)
 
 
 def _of_shapes(moments: Moments, reml):

@@ -284,6 +284,12 @@ class Fitted:
         """The joint covariance of (beta^ - beta, b^ - b) at the estimated variances."""
         self.need_data("the joint covariance of fixed and random effects", rows=False)
         terms = self.spec.terms
+        if any(term.precision is not None for term in terms):
+            raise ModelError(
+                "the joint covariance of all effects (variances of random effects and of predictions with them, "
+                "leverages) is not there for a sparse relationship of many levels: it is dense",
+                page="relationships.md#large-pedigrees",
+            )
         codes, related = [term.codes for term in terms], [term.relationship for term in terms]
         return joint_covariance(self.white_design, codes, self.fit, related)
 
