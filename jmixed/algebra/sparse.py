@@ -120,17 +120,24 @@ def _eliminated(plan: Plan, values) -> Numbers:
 
 
 def _eliminate_stage(stage: Stage, offset, size, pivots, everything):
+    """The stage's columns of the factor, the sum of the logarithms of its pivots, and what is added to its parents.
+
+    A step is handed its fronts by the one before, as the inverse's steps are: whoever reads from all numbers and
+    writes to them in one step makes XLA copy them all.
+    """
     batches, batch, width = stage.columns.shape
     is_row = np.arange(width) >= pivots
     both = is_row[:, None] & is_row[None]
 
+    def fronts(everything, k):
+        numbers = batch * width**2
+        return jax.lax.dynamic_slice_in_dim(everything, offset + k * numbers, numbers).reshape(batch, width, width)
+
     def step(k, carry):
-        everything, factor, logs = carry
-        front = jax.lax.dynamic_slice_in_dim(everything, offset + k * (batch * width**2), batch * width**2)
-        front = front.reshape(batch, width, width)
+        everything, front, factor, logs = carry
         columns: list[Any] = []
         for j in range(pivots):
-            unused = (stage.columns[k, :, j] == size).astype(front.dtype)
+            unused = (_at(stage.columns, k)[:, j] == size).astype(front.dtype)
             column = less(front[:, :, j], (before * before[:, j, None] for before in columns))
             column = column + unused[:, None] * np.eye(width, dtype=front.dtype)[j][None]
             column = jnp.where(np.arange(width)[None] >= j, column, 0)
@@ -139,19 +146,23 @@ def _eliminate_stage(stage: Stage, offset, size, pivots, everything):
         rest = less(front, (column[:, :, None] * column[:, None, :] for column in columns))
         rest = jnp.where(both[None], rest, 0)
         everything = everything.at[_in_parent(stage, k)].add(rest, mode="promise_in_bounds")
-        return everything, factor.at[k].set(jnp.stack(columns, axis=-1)), logs
+        factor = jax.lax.dynamic_update_index_in_dim(factor, jnp.stack(columns, axis=-1), k, 0)
+        return everything, fronts(everything, k + 1), factor, logs
 
     factor = jnp.zeros((batches, batch, width, pivots), everything.dtype)
-    logs = jnp.zeros((), everything.dtype)
-    return jax.lax.fori_loop(np.int32(0), stage.count, step, (everything, factor, logs))
+    carry = everything, fronts(everything, 0), factor, jnp.zeros((), everything.dtype)
+    everything, _, factor, logs = jax.lax.fori_loop(np.int32(0), stage.count, step, carry)
+    return everything, factor, logs
 
 
 def _in_parent(stage, k):
     """Where the entries of the fronts of a batch stand in their parents."""
-    place = stage.place[k]
-    return (
-        stage.parent[k][:, None, None] + place[:, :, None] * stage.stride[k][:, None, None] + place[:, None, :]
-    )
+    place, parent, stride = _at(stage.place, k), _at(stage.parent, k), _at(stage.stride, k)
+    return parent[:, None, None] + place[:, :, None] * stride[:, None, None] + place[:, None, :]
+
+
+def _at(array, k):
+    return jax.lax.dynamic_index_in_dim(array, k, keepdims=False)
 
 
 def _inverted(plan: Plan, numbers: Numbers, entries):
@@ -168,23 +179,26 @@ def _inverted(plan: Plan, numbers: Numbers, entries):
 def _invert_stage(stage: Stage, offset, factor, everything):
     _, batch, width, pivots = factor.shape
 
-    def step(k, everything):
-        k = stage.count - 1 - k
-        inverse = everything.at[_in_parent(stage, k)].get(mode="promise_in_bounds")
-        for j in reversed(range(pivots)):
-            pivot = factor[k, :, j, j][:, None]
-            below = jnp.where((np.arange(width) > j)[None], factor[k, :, :, j], 0) / pivot
-            across = -jnp.sum(inverse * below[:, :, None], axis=1)
-            corner = 1 / pivot**2 - jnp.sum(across * below, axis=1, keepdims=True)
-            at_pivot = np.arange(width) == j
-            across = jnp.where(at_pivot[None], corner, across)
-            inverse = jnp.where(at_pivot[None, :, None], across[:, None, :], inverse)
-            inverse = jnp.where(at_pivot[None, None, :], across[:, :, None], inverse)
-        return jax.lax.dynamic_update_slice_in_dim(
-            everything, inverse.reshape(-1), offset + k * (batch * width**2), 0
-        )
+    def parents(everything, k):
+        return everything.at[_in_parent(stage, k)].get(mode="promise_in_bounds")
 
-    return jax.lax.fori_loop(np.int32(0), stage.count, step, everything)
+    def step(k, carry):
+        everything, inverse = carry
+        k = stage.count - 1 - k
+        lower = _at(factor, k)
+        for j in reversed(range(pivots)):
+            pivot = lower[:, j, j][:, None]
+            below = jnp.where((np.arange(width) > j)[None], lower[:, :, j], 0) / pivot
+            across = -jnp.einsum("bij,bj->bi", inverse, below)
+            corner = 1 / pivot[:, 0] ** 2 - jnp.sum(across * below, axis=1)
+            across = across.at[:, j].set(corner)
+            inverse = inverse.at[:, j].set(across).at[:, :, j].set(across)
+        start = offset + k * (batch * width**2)
+        everything = jax.lax.dynamic_update_slice_in_dim(everything, inverse.reshape(-1), start, 0)
+        return everything, parents(everything, k - 1)
+
+    carry = everything, parents(everything, stage.count - 1)
+    return jax.lax.fori_loop(np.int32(0), stage.count, step, carry)[0]
 
 
 def _times(plan: Plan, values, x):
