@@ -16,7 +16,7 @@ from jmixed.algebra.batched import sweep
 from jmixed.algebra.ordering import Plan, Stage, plan
 from jmixed.algebra.sums import less
 
-__all__ = ["Factor", "Plan", "factorise", "log_determinant", "plan", "selected_inverse", "solve"]
+__all__ = ["Factor", "Plan", "factorise", "log_determinant", "plan", "selected_inverse", "solve", "times"]
 
 Array = Any
 
@@ -67,10 +67,10 @@ def solve(factor: Factor, b):
     """The solution of ``F x = b`` for b (size, r)."""
     plan, values, numbers = factor.plan, factor.values, factor.numbers
 
-    def times(x):
-        return _times(plan, values, x)
+    def product(x):
+        return times(plan, values, x)
 
-    return jax.lax.custom_linear_solve(times, b, lambda _, b: _substituted(plan, numbers, b), symmetric=True)
+    return jax.lax.custom_linear_solve(product, b, lambda _, b: _substituted(plan, numbers, b), symmetric=True)
 
 
 @jax.custom_jvp
@@ -201,7 +201,7 @@ def _invert_stage(stage: Stage, offset, factor, everything):
     return jax.lax.fori_loop(np.int32(0), stage.count, step, carry)[0]
 
 
-def _times(plan: Plan, values, x):
+def times(plan: Plan, values, x):
     """The product of the matrix with x."""
     values = _padded(values, len(plan.rows))
     rows, columns = plan.rows, plan.columns

@@ -10,11 +10,13 @@ log-determinant has the selected inverse for its derivative (see `jmixed.algebra
 are those through the Cholesky factors of Sigma.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.sparse import factorise, log_determinant, solve
+from jmixed.algebra.sparse import factorise, log_determinant, selected_inverse, solve, times
 from jmixed.covariance.structure import block_diagonal
 from jmixed.likelihood.jets import Jet
 from jmixed.likelihood.moments import Moments
@@ -41,36 +43,63 @@ def reduce_equations(roots, moments: Moments):
 def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
     """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~].
 
-    Where `exact` is false the second derivatives of log|V W| are zero and cost nothing.
-    """
-    layout, plan = moments.layout, moments.index.system.plan
+    Where `exact` is false the second derivatives of log|V W| are zero and cost nothing. With entries F_k and borders
+    b_k in direction k, U = F^-1 b and R_k = b_k - F_k U,
 
-    def roots_at(psi):
+        logdet_k = <F^-1, F_k>                 logdet_kl = <F^-1, F_kl> + <(F^-1)_k, F_l>
+        K_k = b_k'U + U'R_k                    K_kl = R_k'F^-1 R_l + U'(b_kl - F_kl U) + b_kl'U + (k and l exchanged)/2
+    """
+    layout, plan, m = moments.layout, moments.index.system.plan, len(psi)
+
+    def at(psi):
         covariances = covariances_of(psi, layout.terms)
         floored = (sigma + FLOOR * jnp.eye(len(sigma), dtype=sigma.dtype) for sigma in covariances)
-        return _by_factor([jnp.linalg.cholesky(sigma) for sigma in floored], layout)
+        roots = _by_factor([jnp.linalg.cholesky(sigma) for sigma in floored], layout)
+        return _entries(roots, moments), _border(roots, moments)
 
-    def logdet_at(psi):
-        return log_determinant(factorise(plan, _entries(roots_at(psi), moments)))
+    values, border = at(psi)
+    pairs = np.tril_indices(m)
+    units = jnp.eye(m, dtype=psi.dtype)
 
-    def G_at(psi):
-        roots = roots_at(psi)
-        border = _border(roots, moments)
-        return moments.G - border.T @ solve(factorise(plan, _entries(roots, moments)), border)
+    def slope(psi, direction):
+        return jax.jvp(at, (psi,), (direction,))[1]
 
-    value, slope = jax.value_and_grad(logdet_at)(psi)
-    m = len(psi)
+    F, b = jax.vmap(lambda k: slope(psi, k))(units)
+    factor = factorise(plan, values)
+    inverse, U = selected_inverse(factor), solve(factor, border)
+    product = partial(times, plan)
+    R = b - jax.vmap(product, (0, None))(F, U)
+    width = U.shape[1]
+    H = jnp.moveaxis(solve(factor, jnp.moveaxis(R, 0, 1).reshape(len(U), -1)).reshape(len(U), m, width), 1, 0)
+    twice = jnp.where(plan.rows == plan.columns, 1, 2).astype(psi.dtype)[: len(values)] * inverse
+    K_1 = jnp.einsum("knr,ns->krs", b, U)
+    K_1 = K_1 + jnp.einsum("nr,kns->krs", U, R)
+
+    def second(pair):
+        k, l = units[pair[0]], units[pair[1]]
+        F_2, b_2 = jax.jvp(lambda psi: slope(psi, k), (psi,), (l,))[1]
+        bend = b_2.T @ U
+        own = R[pair[0]].T @ H[pair[1]]
+        return jnp.sum(twice * F_2), own + own.T + bend + bend.T - U.T @ product(F_2, U)
+
+    def moved(direction):
+        return jax.jvp(lambda values: selected_inverse(factorise(plan, values)), (values,), (direction,))[1]
 
     def curvature():
-        return jax.jacfwd(jax.grad(logdet_at))(psi)
+        twice = jnp.where(plan.rows == plan.columns, 1, 2).astype(psi.dtype)[: len(values)]
+        return (twice * jax.lax.map(moved, F)) @ F.T
 
     def none():
         return jnp.zeros((m, m), psi.dtype)
 
-    second = curvature() if exact is True else jax.lax.cond(exact, curvature, none)
-    first = jnp.moveaxis(jax.jacfwd(G_at)(psi), -1, 0)
-    bend = jnp.moveaxis(jax.jacfwd(jax.jacfwd(G_at))(psi), (-2, -1), (0, 1))
-    return Jet(value, slope, (second + second.T) / 2), Jet(G_at(psi), first, bend)
+    L_2, K_2 = jax.lax.map(second, jnp.stack(pairs, axis=1))
+    L_own = curvature() if exact is True else jax.lax.cond(exact, curvature, none)
+    place = np.zeros((m, m), int)
+    place[pairs] = place[pairs[::-1]] = np.arange(len(pairs[0]))
+    bends = L_2[place] if exact is True else jnp.where(exact, L_2[place], 0)
+    logdet = Jet(log_determinant(factor), F @ twice, (L_own + L_own.T) / 2 + bends)
+    K = border.T @ U
+    return logdet, Jet(moments.G - (K + K.T) / 2, -(K_1 + jnp.swapaxes(K_1, 1, 2)) / 2, -K_2[place])
 
 
 def _by_factor(roots, layout):

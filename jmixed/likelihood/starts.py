@@ -39,6 +39,8 @@ FAR = (1e2, 1e4)
 """Multiples of the identity from which to start where three terms or more compete."""
 EXPONENTS = np.arange(-2.0, 12.0)
 """Decimal logarithms of the multiples of the identity, in preconditioned columns, that are looked at."""
+USUAL = np.arange(-2.0, 2.0)
+"""Those where each takes a good part of a second."""
 
 
 class StartingCovariances(NamedTuple):
@@ -100,7 +102,7 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
 def _of_equations(moments: Moments, reml) -> StartingCovariances:
     """The best multiple of the identity, and the last dip: moments of related levels would cost more than they save."""
     units = [jnp.eye(term.q, dtype=moments.G.dtype) for term in moments.layout.terms]
-    multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
+    multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units], USUAL)
     count = jnp.where(multiples[0] == multiples[1], 1, 2).astype(jnp.int32)
     return StartingCovariances([multiples[:, None, None] * unit for unit in units], count)
 
@@ -149,7 +151,7 @@ def terms_compete(layout: Layout) -> bool:
     return shared or within or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
 
 
-def best_multiples(moments: Moments, reml, roots_at) -> jax.Array:
+def best_multiples(moments: Moments, reml, roots_at, exponents=EXPONENTS) -> jax.Array:
     """Two multiples, of the lowest deviance on a grid and of its last dip, moved to the vertices of parabolas.
 
     ``roots_at(multiple)`` are square roots (q, q) of all terms' covariances.
@@ -159,12 +161,12 @@ def best_multiples(moments: Moments, reml, roots_at) -> jax.Array:
         roots = roots_at(10**exponent)
         return deviance_at(squares(roots), roots, moments, reml)
 
-    grid = jnp.asarray(EXPONENTS, moments.G.dtype)
+    grid = jnp.asarray(exponents, moments.G.dtype)
     values = jax.lax.map(at, grid)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-    lowest = jnp.clip(jnp.argmin(values), 1, len(EXPONENTS) - 2)
+    lowest = jnp.clip(jnp.argmin(values), 1, len(exponents) - 2)
     dips = (values[1:-1] < values[:-2]) & (values[1:-1] <= values[2:])
-    last = jnp.max(jnp.where(dips, jnp.arange(1, len(EXPONENTS) - 1, dtype=lowest.dtype), 0))
+    last = jnp.max(jnp.where(dips, jnp.arange(1, len(exponents) - 1, dtype=lowest.dtype), 0))
     places = jnp.stack([lowest, jnp.where(last > 0, last, lowest)])
     left, middle, right = values[places - 1], values[places], values[places + 1]
     bend = left - 2 * middle + right
