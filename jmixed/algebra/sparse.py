@@ -131,28 +131,28 @@ def _eliminate_stage(stage: Stage, offset, size, pivots, everything):
 
     def fronts(everything, k):
         numbers = batch * width**2
-        return jax.lax.dynamic_slice_in_dim(everything, offset + k * numbers, numbers).reshape(batch, width, width)
-
-    def step(k, carry):
-        everything, front, factor, logs = carry
+        front = jax.lax.dynamic_slice_in_dim(everything, offset + k * numbers, numbers).reshape(batch, width, width)
         columns: list[Any] = []
         for j in range(pivots):
             unused = (_at(stage.columns, k)[:, j] == size).astype(front.dtype)
             column = less(front[:, :, j], (before * before[:, j, None] for before in columns))
-            column = column + unused[:, None] * np.eye(width, dtype=front.dtype)[j][None]
-            column = jnp.where(np.arange(width)[None] >= j, column, 0)
-            logs += jnp.sum(jnp.log(column[:, j]))
+            column = column.at[:, j].add(unused).at[:, :j].set(0)
             columns.append(column / jnp.sqrt(column[:, j, None]))
+        return front, columns
+
+    def step(k, carry):
+        everything, front, columns, factor, logs = carry
         rest = less(front, (column[:, :, None] * column[:, None, :] for column in columns))
         rest = jnp.where(both[None], rest, 0)
         everything = everything.at[_in_parent(stage, k)].add(rest, mode="promise_in_bounds")
+        logs += sum(jnp.sum(jnp.log(column[:, j])) for j, column in enumerate(columns))
         factor = jax.lax.dynamic_update_index_in_dim(factor, jnp.stack(columns, axis=-1), k, 0)
-        return everything, fronts(everything, k + 1), factor, logs
+        return everything, *fronts(everything, k + 1), factor, logs
 
     factor = jnp.zeros((batches, batch, width, pivots), everything.dtype)
-    carry = everything, fronts(everything, 0), factor, jnp.zeros((), everything.dtype)
-    everything, _, factor, logs = jax.lax.fori_loop(np.int32(0), stage.count, step, carry)
-    return everything, factor, logs
+    carry = everything, *fronts(everything, 0), factor, jnp.zeros((), everything.dtype)
+    everything, _, _, factor, logs = jax.lax.fori_loop(np.int32(0), stage.count, step, carry)
+    return everything, factor, 2 * logs
 
 
 def _in_parent(stage, k):
