@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 
 from jmixed.layout.design import Design
 from jmixed.layout.stack import stack
@@ -30,6 +30,7 @@ class Term:
     structure: str = "unstructured"
     intercept: int | None = None
     root: np.ndarray | None = None
+    precision: Any = None
 
     @property
     def levels(self):
@@ -43,8 +44,15 @@ class Term:
     @property
     def same(self):
         """Which pairs of rows share a level; of related levels the known covariance between those of each pair."""
-        K = np.eye(len(self.levels)) if self.root is None else self.root @ self.root.T
-        return K[self.codes[:, None], self.codes[None]]
+        return self.known[self.codes[:, None], self.codes[None]]
+
+    @property
+    def known(self):
+        """The known covariance of the levels, or the identity."""
+        levels = len(self.levels)
+        if self.precision is not None:
+            return np.linalg.inv(self.precision.toarray())[:levels, :levels]
+        return np.eye(levels) if self.root is None else self.root @ self.root.T
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,14 @@ def related(size, seed=0):
     return np.linalg.cholesky(M @ M.T / size + 0.1 * np.eye(size))
 
 
+def precision(size, seed=0):
+    """A sparse inverse covariance of so many levels, a chain with a few more links."""
+    r = np.random.default_rng(seed)
+    link = sparse.diags_array([np.ones(size), r.uniform(-0.9, -0.2, size - 1)], offsets=[0, -1]).tolil()
+    link[size - 1, 0] = link[size // 2, 1] = -0.3
+    return sparse.csr_array(link.T @ sparse.diags_array(r.uniform(0.5, 2, size)) @ link)
+
+
 def _related(a, one, x):
     own, other = related(7), related(5, seed=1)
     return {
@@ -136,11 +152,17 @@ def _related(a, one, x):
             term("x | k", a["k"], one, x, intercept=0),
             term("1 | h", a["h"], one, intercept=0, root=other),
         ],
+        "equations": [
+            term("x | g", a["g"], one, x, intercept=0, precision=precision(9)),
+            term("1 | own", a["g"], one, intercept=0),
+            term("x | k", a["k"], one, x, intercept=0),
+            term("1 | top", a["top"], one, intercept=0),
+        ],
     }
 
 
 NAMES = (
-    *("related", "related and others"),
+    *("related", "related and others", "equations"),
     *("intercept", "slope", "three", "five", "independent", "identity"),
     *("nested", "nested three", "nested and crossed", "crossed", "sparse", "no random effects"),
 )
@@ -376,5 +398,5 @@ def modes(case, theta, beta=None):
     modes = {}
     for t, s in zip(case.terms, sigmas, strict=True):
         own = np.stack([s @ t.Z[t.codes == level].T @ r[t.codes == level] for level in t.levels])
-        modes[t.label] = own if t.root is None else t.root @ t.root.T @ own
+        modes[t.label] = np.einsum("lm,mq->lq", t.known, own)
     return modes

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.newton import MAX_ITERATIONS, is_convex
-from jmixed.covariance.scales import factors_of_theta, psi_map, roots_of_psi, settled, singular_terms
+from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map, roots_of_psi, settled, singular_terms
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.fit.estimate import SMALL, level_count, white_at
 from jmixed.fit.information import Information, Uncertainty
@@ -19,6 +19,7 @@ from jmixed.fit.solve import Search, Solved, moments_of, solve
 from jmixed.layout.design import Design, Rows
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.derivatives import derivatives
+from jmixed.likelihood.equations import conditional_covariances
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import covariances_of
@@ -297,6 +298,29 @@ def gls(design: Design, psi):
 def _gls_program(held, roots):
     result = estimates(roots, held, False)
     return {"beta": result["beta"], "sigma": result["sigma"]}
+
+
+def level_covariances(design: Design, fit: Fit) -> list[np.ndarray]:
+    """Covariances given the response of the effects of every level of each factor, arrays (levels, q, q).
+
+    For a sparse relationship, those of its levels without rows among them.
+    """
+    held = design_moments(design)
+    factors = factors_of_theta(design.layout.terms, fit.theta)
+    roots = [np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True)]
+    with double_precision():
+        blocks = jax.device_get(_conditional_program(held, roots))
+    out = []
+    for f, (members, block) in enumerate(zip(design.layout.factors, blocks, strict=True)):
+        T = diagonal_blocks(*(held.T[t] for t in members))
+        levels = len(design.index.position[f]) if design.index.is_related(f) else design.counts[f]
+        out.append(fit.sigma**2 * np.einsum("ia,abl,jb->lij", T, block[..., :levels], T))
+    return out
+
+
+@program
+def _conditional_program(held, roots):
+    return conditional_covariances(roots, held)
 
 
 def require_independent(design: Design, what: str, instead: str = "") -> None:

@@ -86,10 +86,10 @@ class Layout:
         return 8 * (core**2 * (10 + 2 * active) + couplings + tables)
 
     def _equations_bytes(self, fixed: int) -> int:
-        """Right-hand sides in all pairs of directions; what the factorisation takes its plan has looked at."""
+        """Right-hand sides in all pairs of directions, and fronts as pedigrees have them; a plan knows its own."""
         active = sum(term.size for term in self.terms)
         size = sum(levels * self.factor_width(f) for f, levels in enumerate(self.levels))
-        return 8 * size * 3 * (fixed + 1) * (1 + active) ** 2
+        return 8 * size * (3 * (fixed + 1) * (1 + active) ** 2 + 100 * (2 + active))
 
     def is_summed(self, stage: int) -> bool:
         """Whether what the stage explains goes to one block of each later stage: its sum over blocks is one product."""

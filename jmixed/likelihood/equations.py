@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmixed.algebra.batched import eigh
 from jmixed.algebra.sparse import factorise, log_determinant, selected_inverse, solve, times
 from jmixed.covariance.structure import block_diagonal
 from jmixed.likelihood.jets import Jet
@@ -23,14 +24,20 @@ from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import covariances_of
 
 FLOOR = 1e-8
-"""Added to a relative variance, in columns of unit size, for derivatives: those of a root of zero are infinite."""
+"""What is added to a singular covariance, in columns of unit size: a root of zero has no derivatives. Values and first
+derivatives are brought back by the next ones, so that it shows in second derivatives at a zero alone."""
 
 
-def reduce_equations(roots, moments: Moments):
+@jax.custom_jvp
+def reduce_equations(covariances, roots, moments: Moments):
     """Eliminate all coefficients: (G, logdet, pieces), as `gaussian.reduce`; the pieces are Lambda U by factor.
 
-    Derivatives flow through the roots.
+    Derivatives flow through `covariances`; of `roots`, any square roots of them, only the value is used.
     """
+    return _reduced(roots, moments)
+
+
+def _reduced(roots, moments):
     roots = _by_factor(roots, moments.layout)
     factor = factorise(moments.index.system.plan, _entries(roots, moments))
     border = _border(roots, moments)
@@ -38,6 +45,18 @@ def reduce_equations(roots, moments: Moments):
     explained = border.T @ U
     G = moments.G - (explained + explained.T) / 2
     return G, log_determinant(factor), tuple(_effects(roots, moments, U))
+
+
+@reduce_equations.defjvp
+def _reduce_equations_tangents(primals, tangents):
+    covariances, roots, moments = primals
+    floors = [_floor(sigma) for sigma in covariances]
+
+    def reduced(covariances, moments):
+        return _reduced(_cholesky(covariances, floors), moments)
+
+    _, out = jax.jvp(reduced, (covariances, moments), (tangents[0], tangents[2]))
+    return reduce_equations(covariances, roots, moments), out
 
 
 def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
@@ -50,11 +69,11 @@ def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
         K_k = b_k'U + U'R_k                    K_kl = R_k'F^-1 R_l + U'(b_kl - F_kl U) + b_kl'U + (k and l exchanged)/2
     """
     layout, plan, m = moments.layout, moments.index.system.plan, len(psi)
+    shift, floors = _floors(psi, layout.terms)
+    psi = psi + shift
 
     def at(psi):
-        covariances = covariances_of(psi, layout.terms)
-        floored = (sigma + FLOOR * jnp.eye(len(sigma), dtype=sigma.dtype) for sigma in covariances)
-        roots = _by_factor([jnp.linalg.cholesky(sigma) for sigma in floored], layout)
+        roots = _by_factor(_cholesky(covariances_of(psi, layout.terms), floors), layout)
         return _entries(roots, moments), _border(roots, moments)
 
     values, border = at(psi)
@@ -71,7 +90,9 @@ def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
     R = b - jax.vmap(product, (0, None))(F, U)
     width = U.shape[1]
     H = jnp.moveaxis(solve(factor, jnp.moveaxis(R, 0, 1).reshape(len(U), -1)).reshape(len(U), m, width), 1, 0)
-    twice = jnp.where(plan.rows == plan.columns, 1, 2).astype(psi.dtype)[: len(values)] * inverse
+    # An entry stands for its mirror image, too.
+    counts = jnp.where(plan.rows == plan.columns, 1, 2).astype(psi.dtype)[: len(values)]
+    counted = counts * inverse
     K_1 = jnp.einsum("knr,ns->krs", b, U)
     K_1 = K_1 + jnp.einsum("nr,kns->krs", U, R)
 
@@ -80,14 +101,13 @@ def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
         F_2, b_2 = jax.jvp(lambda psi: slope(psi, k), (psi,), (l,))[1]
         bend = b_2.T @ U
         own = R[pair[0]].T @ H[pair[1]]
-        return jnp.sum(twice * F_2), own + own.T + bend + bend.T - U.T @ product(F_2, U)
+        return jnp.sum(counted * F_2), own + own.T + bend + bend.T - U.T @ product(F_2, U)
 
     def moved(direction):
         return jax.jvp(lambda values: selected_inverse(factorise(plan, values)), (values,), (direction,))[1]
 
     def curvature():
-        twice = jnp.where(plan.rows == plan.columns, 1, 2).astype(psi.dtype)[: len(values)]
-        return (twice * jax.lax.map(moved, F)) @ F.T
+        return (counts[None] * jax.lax.map(moved, F)) @ F.T
 
     def none():
         return jnp.zeros((m, m), psi.dtype)
@@ -97,9 +117,55 @@ def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
     place = np.zeros((m, m), int)
     place[pairs] = place[pairs[::-1]] = np.arange(len(pairs[0]))
     bends = L_2[place] if exact is True else jnp.where(exact, L_2[place], 0)
-    logdet = Jet(log_determinant(factor), F @ twice, (L_own + L_own.T) / 2 + bends)
+    logdet = Jet(log_determinant(factor), F @ counted, (L_own + L_own.T) / 2 + bends)
     K = border.T @ U
-    return logdet, Jet(moments.G - (K + K.T) / 2, -(K_1 + jnp.swapaxes(K_1, 1, 2)) / 2, -K_2[place])
+    G = Jet(moments.G - (K + K.T) / 2, -(K_1 + jnp.swapaxes(K_1, 1, 2)) / 2, -K_2[place])
+    return _back(logdet, shift), _back(G, shift)
+
+
+def conditional_covariances(roots, moments: Moments):
+    """Covariances given the response, over sigma^2, of the effects of every level of each factor, (q, q, levels)."""
+    roots = _by_factor(roots, moments.layout)
+    system, start = moments.index.system, len(moments.index.system.prior)
+    inverse = selected_inverse(factorise(system.plan, _entries(roots, moments)))
+    out = []
+    for root, C in zip(roots, moments.C, strict=True):
+        i, j = np.tril_indices(len(root))
+        own = inverse[start : start + len(i) * C.shape[2]].reshape(len(i), -1)
+        place = np.zeros((len(root), len(root)), int)
+        place[i, j] = place[j, i] = np.arange(len(i))
+        out.append(jnp.einsum("ia,abg,jb->ijg", root, own[place], root))
+        start += own.size
+    return out
+
+
+def _floors(psi, terms):
+    """What to add to psi (m,), and to the covariance of each term, so that none is singular."""
+    shifts, floors = [], []
+    for term, sigma in zip(terms, covariances_of(psi, terms), strict=True):
+        floor = _floor(sigma)
+        identity = term.psi(jnp.eye(term.q, dtype=psi.dtype))
+        shifts.append(floor * identity if term.is_linear else jnp.zeros_like(identity))
+        floors.append(jnp.zeros_like(floor) if term.is_linear else floor)
+    return jnp.concatenate(shifts), floors
+
+
+def _floor(sigma):
+    """What to add to the diagonal of a covariance that is singular."""
+    sigma = jax.lax.stop_gradient(sigma)
+    return jnp.where(jnp.min(eigh(sigma)[0]) < FLOOR, FLOOR, 0).astype(sigma.dtype)
+
+
+def _cholesky(covariances, floors):
+    sigmas = zip(covariances, floors, strict=True)
+    return [jnp.linalg.cholesky(sigma + floor * jnp.eye(len(sigma), dtype=sigma.dtype)) for sigma, floor in sigmas]
+
+
+def _back(jet: Jet, shift) -> Jet:
+    """A jet at a place from that at a shifted one: by the derivatives there, as far as these are known."""
+    slope = jnp.tensordot(shift, jet.first, 1)
+    bend = jnp.tensordot(shift, jet.second, 1)
+    return Jet(jet.value - slope + jnp.tensordot(shift, bend, 1) / 2, jet.first - bend, jet.second)
 
 
 def _by_factor(roots, layout):

@@ -42,7 +42,7 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     """
     layout = moments.layout
     if layout.crossed == EQUATIONS:
-        return Reduced(*reduce_equations(roots, moments))
+        return Reduced(*reduce_equations(covariances, roots, moments))
     if layout.crossed:
         return Reduced(*reduce_crossed(covariances, roots, moments))
     C, B = list(moments.C), list(moments.B)

@@ -39,7 +39,7 @@ FAR = (1e2, 1e4)
 """Multiples of the identity from which to start where three terms or more compete."""
 EXPONENTS = np.arange(-2.0, 12.0)
 """Decimal logarithms of the multiples of the identity, in preconditioned columns, that are looked at."""
-USUAL = np.arange(-2.0, 2.0)
+USUAL = np.array([-1.5, -0.5, 0.5])
 """Those where each takes a good part of a second."""
 
 
@@ -104,7 +104,7 @@ def _of_equations(moments: Moments, reml) -> StartingCovariances:
     units = [jnp.eye(term.q, dtype=moments.G.dtype) for term in moments.layout.terms]
     multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units], USUAL)
     count = jnp.where(multiples[0] == multiples[1], 1, 2).astype(jnp.int32)
-    return StartingCovariances([multiples[:, None, None] * unit for unit in units], count)
+    return StartingCovariances([multiples[:, None, None] * unit[None] for unit in units], count)
 
 
 def _of_shapes(moments: Moments, reml):

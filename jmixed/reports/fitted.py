@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, ModelError, Outcome, warn
-from jmixed.fit.host import Fit, white_design
+from jmixed.fit.host import Fit, level_covariances, white_design
 from jmixed.formulas.complete import CompleteTerms, complete_terms
 from jmixed.formulas.model_data import ModelData
 from jmixed.inference import kenward_roger
@@ -297,6 +297,12 @@ class Fitted:
     def level_covariances(self) -> dict[str, np.ndarray]:
         """Conditional covariances of the random effects by grouping factor, arrays (levels, q, q)."""
         self.need_data("conditional covariances", rows=False)
+        if any(term.precision is not None for term in self.spec.terms):
+            of_factor = level_covariances(self.model.design, self.fit)
+            return {
+                self.spec.terms[members[0]].group: block[: len(self.spec.terms[members[0]].known_levels)]
+                for members, block in zip(self.model.design.layout.factors, of_factor, strict=True)
+            }
         blocks = {}
         for group, members in effects.by_factor(self.spec.terms).items():
             variances = [np.diag(self.fit.covariances[self.spec.terms[k].label]) for k in members]

@@ -16,7 +16,7 @@ from jmixed.errors import Outcome
 from jmixed.fit import host
 from jmixed.runtime import memory
 
-LAYOUTS = ("slope", "identity", "nested three", "nested and crossed", "crossed", "related")
+LAYOUTS = ("slope", "identity", "nested three", "nested and crossed", "crossed", "related", "equations")
 
 
 @cache

@@ -42,7 +42,7 @@ def test_every_start_reaches_the_same_optimum(name, reml):
 
 
 @pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
-@pytest.mark.parametrize("name", ["slope", "nested three", "crossed", "related and others"])
+@pytest.mark.parametrize("name", ["slope", "nested three", "crossed", "related and others", "equations"])
 def test_no_neighbour_and_no_other_optimiser_is_better(name, reml):
     case, found = layouts.case(name, seed=1), default_fit(name, 1, reml)
     np.testing.assert_allclose(found.objective, layouts.deviance(case, found.theta, reml), rtol=1e-10)

@@ -33,7 +33,7 @@ def unscaled(name, theta):
     "name",
     [
         *("slope", "five", "independent", "identity", "nested", "nested three", "nested and crossed", "crossed"),
-        *("sparse", "related", "related and others"),
+        *("sparse", "related", "related and others", "equations"),
     ],
 )
 def test_gradient_and_hessian_are_those_of_the_dense_density(name, singular, reml):
@@ -50,7 +50,9 @@ def test_gradient_and_hessian_are_those_of_the_dense_density(name, singular, rem
     gradient, hessian = layouts.psi_derivatives(case, psi, reml)
     np.testing.assert_allclose(at.value, layouts.deviance(case, theta, reml), rtol=1e-10)
     np.testing.assert_allclose(at.gradient, gradient, rtol=0, atol=1e-10 * np.abs(gradient).max())
-    np.testing.assert_allclose(at.hessian, hessian, rtol=0, atol=1e-10 * np.abs(hessian).max())
+    # Sparse equations have second derivatives at a zero from next to it.
+    accuracy = 1e-5 if singular and name == "equations" else 1e-10
+    np.testing.assert_allclose(at.hessian, hessian, rtol=0, atol=accuracy * np.abs(hessian).max())
     d = layouts.generalised(case, layouts.covariances(case, psi), reml)
     np.testing.assert_allclose(at.scale_gradient, scale_gradient(case, psi, d), rtol=1e-8, atol=1e-10)
 
@@ -62,7 +64,7 @@ def scale_gradient(case, psi, d):
     return np.array([-r @ slope @ r for slope in slopes]) / d.nu
 
 
-@pytest.mark.parametrize("name", ["slope", "five", "nested", "crossed", "sparse", "related and others"])
+@pytest.mark.parametrize("name", ["slope", "five", "nested", "crossed", "sparse", "related and others", "equations"])
 def test_a_covariance_that_is_not_linear_in_its_parameters_has_exact_derivatives_too(name):
     """Against automatic differentiation of the deviance: structures with second derivatives of Sigma."""
     case = layouts.case(name, seed=3)
