@@ -5,6 +5,7 @@ Columns with few neighbours are eliminated first (minimum degree), and all that 
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,9 @@ TOGETHER = 4
 
 BATCH = 1 << 15
 """Numbers in a batch of fronts: they should stay in cache, and be many against what a step costs."""
+
+FEW = 1 << 18
+"""Numbers that fronts may take to join the next stage."""
 
 SMALL = 1 << 28
 """Bytes that any machine has."""
@@ -103,7 +107,7 @@ def plan(rows, columns, size: int, dense: int = DENSE) -> Plan:
     """
     rows, columns = np.asarray(rows), np.asarray(columns)
     group, graph = _together(_graph(rows, columns, size))
-    weight = np.bincount(group, minlength=graph.shape[0])
+    weight = np.bincount(group)
     fronts = _fronts(_eliminate(graph, weight, dense), group, weight)
     pivots = int(weight.max(initial=1))
     stages, offset, stride, total = _stages(fronts, pivots, bucket(size))
@@ -129,11 +133,11 @@ def _graph(rows, columns, size):
     return _without_loops(sparse.csr_array((np.ones(len(ends[0]), bool), ends), shape=(size, size)))
 
 
-def _without_loops(graph):
+def _without_loops(graph: Any):
     graph.sum_duplicates()
     off = graph.indices != np.repeat(np.arange(graph.shape[0], dtype=np.int32), np.diff(graph.indptr))
     starts = np.concatenate([[0], np.cumsum(off)])[graph.indptr].astype(np.int32)
-    return sparse.csr_array((graph.data[off], graph.indices[off], starts), shape=graph.shape)
+    return sparse.csr_array((graph.data[off], graph.indices[off], starts), shape=graph.shape, dtype=bool)
 
 
 def _sums(graph, values):
@@ -192,7 +196,7 @@ def _eliminate(graph, weight, dense):
 def _independent(graph, weight, tie, longest):
     degree = _sums(graph, weight)
     near = degree <= min(2 * degree.min() + 2, longest)
-    last = np.iinfo(degree.dtype).max
+    last = np.iinfo(np.int64).max
     key = np.where(near, degree * (tie.max() + 1) + tie, last)
     least = np.full(len(key), last)
     occupied = np.flatnonzero(np.diff(graph.indptr))
@@ -242,7 +246,7 @@ def _stages(fronts, pivots, padding):
         slot = np.repeat((np.cumsum(steps) - steps) * batch, there) + _ranges(there)
         offset[members] = total + slot * wide**2
         batches.append((wide, batch, steps.sum(), members, slot))
-        total += bucket(steps.sum()) * batch * wide**2
+        total += _batches(steps.sum()) * batch * wide**2
     offset[-1] = total
     total += int(stride[-1]) ** 2
     _require_memory(64 * total, stride[-1])
@@ -252,10 +256,16 @@ def _stages(fronts, pivots, padding):
 
 
 def _widths(fronts, least):
-    """The width of each front, a power of two: no less than its children's, so that these are eliminated before."""
-    width = np.maximum(4, 1 << np.frompyfunc(int.bit_length, 1, 1)(least - 1).astype(int))
+    """The width of each front, a power of two: no less than its children's, so that these are eliminated before.
+
+    A few fronts are padded to the next width: a stage of their own would save less than it takes to compile.
+    """
+    width = np.maximum(4, 1 << np.ceil(np.log2(least)).astype(int))
     for front in _rounds(fronts):
         np.maximum.at(width, fronts.parent[front], width[front])
+    for narrow, wide in pairwise(np.unique(width)):
+        if np.count_nonzero(width == narrow) * wide**2 <= FEW:
+            width[width == narrow] = wide
     return width
 
 
@@ -275,7 +285,7 @@ def _rounds(fronts):
 
 
 def _stage(fronts, place, pivots, offset, stride, padding, width, batch, steps, members, slot):
-    shape = bucket(steps), batch
+    shape = _batches(steps), batch
     columns = np.full((shape[0] * batch, width), padding, np.int32)
     places = np.zeros((shape[0] * batch, width), np.int32)
     parent, strides = np.zeros(shape[0] * batch, np.int32), np.zeros(shape[0] * batch, np.int32)
@@ -295,6 +305,11 @@ def _stage(fronts, place, pivots, offset, stride, padding, width, batch, steps, 
         strides.reshape(shape),
         np.int32(steps),
     )
+
+
+def _batches(steps):
+    """Batches that a stage has room for: small numbers are the least alike."""
+    return max(bucket(steps), 4)
 
 
 def _filled(array, size, padding):

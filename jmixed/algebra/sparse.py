@@ -50,6 +50,7 @@ def factorise(plan: Plan, values) -> Factor:
     There may be more values than entries, up to the plan's padded number: the others do not count, so that matrices
     of similar size can share a program. Where the matrix is not positive definite the results are not numbers.
     """
+    plan, values = jax.tree.map(jnp.asarray, (plan, values))
     return Factor(plan, values, jax.lax.stop_gradient(_eliminated(plan, jax.lax.stop_gradient(values))))
 
 
@@ -226,7 +227,7 @@ def _forward(stage: Stage, factor, x):
     pivots = factor.shape[-1]
 
     def step(k, x):
-        columns, lower = stage.columns[k], factor[k]
+        columns, lower = _at(stage.columns, k), _at(factor, k)
         right: list[Any] = []
         for j in range(pivots):
             rest = less(x[columns[:, j]], (lower[:, j, i, None] * z for i, z in enumerate(right)))
@@ -243,7 +244,7 @@ def _back(stage: Stage, factor, x):
 
     def step(k, x):
         k = stage.count - 1 - k
-        columns, lower = stage.columns[k], factor[k]
+        columns, lower = _at(stage.columns, k), _at(factor, k)
         below = x[columns]
         for j in reversed(range(pivots)):
             later = (np.arange(columns.shape[1]) > j)[None, :, None]
