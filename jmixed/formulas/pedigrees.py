@@ -82,8 +82,12 @@ def pedigree(data: Any, animal: str = "animal", sire: str = "sire", dam: str = "
     ----------
     data : DataFrame
         One row for each animal, or anything that narwhals reads.
-    animal, sire, dam : str
-        Columns of the animals and of their parents.
+    animal : str
+        The column of the animals.
+    sire : str
+        The column of one parent.
+    dam : str
+        The column of the other one.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def pedigree(data: Any, animal: str = "animal", sire: str = "sire", dam: str = "
     for name in (animal, sire, dam):
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, "pedigree"))
-    labels, parents = _positions(frame[animal], frame[sire], frame[dam])
+    labels, parents = _positions(*(frame[name].reset_index(drop=True) for name in (animal, sire, dam)))
     depth = _generations(labels, parents)
     inbreeding, variances = _inbreeding(parents, depth)
     half = _mendelian(parents)
@@ -112,17 +116,17 @@ def pedigree(data: Any, animal: str = "animal", sire: str = "sire", dam: str = "
     return Pedigree(labels, inverse, pd.Series(inbreeding, labels, name="inbreeding"), parents, variances)
 
 
-def _positions(animals: pd.Series, sires: pd.Series, dams: pd.Series) -> tuple[pd.Index, np.ndarray]:
+def _positions(own: Any, sires: Any, dams: Any) -> tuple[pd.Index, np.ndarray]:
     """All labels, and where the parents of each stand among them."""
-    own = animals.reset_index(drop=True)
     if (missing := _is_unknown(own)).any():
         raise DataError(f"pedigree: row {int(np.flatnonzero(missing)[0])} has no animal; every row is of one")
-    if (twice := own.duplicated()).any():
+    if own.duplicated().any():
+        twice = own[own.duplicated()].iloc[0]
         raise DataError(
-            f"pedigree: the animal {own[twice].iloc[0]!r} has {int((own == own[twice].iloc[0]).sum())} rows; give one "
-            "row for each, with its parents (records belong to the data of the model)"
+            f"pedigree: the animal {twice!r} has {int((own == twice).sum())} rows; give one row for each, with its "
+            "parents (records belong to the data of the model)"
         )
-    named = [parent.reset_index(drop=True).mask(_is_unknown(parent.reset_index(drop=True))) for parent in (sires, dams)]
+    named = [parent.mask(_is_unknown(parent)) for parent in (sires, dams)]
     known = [_like(own, parent.dropna()) for parent in named]
     founders = pd.Index(pd.unique(pd.concat(known))).difference(pd.Index(own), sort=False)
     labels = pd.Index(founders.tolist() + own.tolist(), tupleize_cols=False)
@@ -138,10 +142,10 @@ def _is_unknown(values: pd.Series) -> np.ndarray:
 
 
 def _like(own: pd.Series, parents: pd.Series) -> pd.Series:
-    """Labels of parents in the type of the animals': a column of whole numbers with gaps is read as one of fractions."""
-    if pd.api.types.is_integer_dtype(own.dtype) and pd.api.types.is_float_dtype(parents.dtype):
-        if (parents == np.floor(parents)).all():
-            return parents.astype(np.int64)
+    """Labels of parents in the type of the animals': a column of whole numbers with gaps is read as fractions."""
+    fractions = pd.api.types.is_integer_dtype(own.dtype) and pd.api.types.is_float_dtype(parents.dtype)
+    if fractions and (parents == np.floor(parents)).all():
+        return parents.astype(np.int64)
     numeric = pd.api.types.is_numeric_dtype(own.dtype)
     if len(parents) and numeric != pd.api.types.is_numeric_dtype(parents.infer_objects().dtype):
         kinds = ("numbers", "text") if numeric else ("text", "numbers")

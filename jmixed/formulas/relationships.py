@@ -113,11 +113,11 @@ def _known(what: str, given: Any, inverse: bool) -> KnownMatrix:
         )
     if labels.has_duplicates:
         raise DataError(f"{what} has the label {labels[labels.duplicated()][0]!r} twice; each level is there once")
-    values = matrix.data if sparse.issparse(matrix) else matrix
-    if values.dtype.kind not in "biuf":
-        raise DataError(f"{what} holds values of type {values.dtype}; give numbers")
+    if matrix.dtype.kind not in "biuf":
+        raise DataError(f"{what} holds values of type {matrix.dtype}; give numbers")
     matrix = matrix.astype(FLOAT)
-    if not np.all(np.isfinite(matrix.data if sparse.issparse(matrix) else matrix)):
+    entries: Any = matrix.data if sparse.issparse(matrix) else matrix
+    if not np.all(np.isfinite(entries)):
         raise DataError(f"{what} has missing or infinite entries; fill them in before the model is stated")
     _require_symmetric(what, matrix, labels)
     return KnownMatrix(labels, matrix, inverse, what)
@@ -218,10 +218,9 @@ def _covariances(known: KnownMatrix, place: np.ndarray, rest: np.ndarray) -> tup
     if not known.inverse:
         matrix = known.matrix.tocsr() if sparse.issparse(known.matrix) else known.matrix
         own, across = matrix[place][:, place], matrix[rest][:, place]
-        diagonal = matrix.diagonal()[rest]
-        return tuple(part.toarray() if sparse.issparse(part) else np.asarray(part) for part in (own, across)) + (
-            np.asarray(diagonal),
-        )
+        if sparse.issparse(matrix):
+            own, across = own.toarray(), across.toarray()
+        return own, across, matrix.diagonal()[rest]
     solve = _solver(known)
     columns = solve(place)
     diagonal = np.empty(len(rest), FLOAT)
@@ -284,7 +283,7 @@ def _not_definite(known: KnownMatrix, matrix: Any, size: int) -> DataError:
     from scipy.sparse.linalg import eigsh
 
     if sparse.issparse(matrix) and size > 2000:
-        values = np.sort(eigsh(matrix.tocsc(), 1, which="SA", return_eigenvectors=False, tol=1e-6))
+        values = np.sort(eigsh(matrix.tocsc(), 1, which="SA", return_eigenvectors=False))
     else:
         values = np.linalg.eigvalsh(matrix.toarray() if sparse.issparse(matrix) else matrix)
     few = int(np.sum(values <= ROUNDING * max(values[-1], 0)))
