@@ -107,7 +107,7 @@ def _known(what: str, given: Any, inverse: bool) -> KnownMatrix:
             "pair (matrix, labels), of which the matrix may be sparse, or what jm.pedigree returns",
             page=PAGE,
         )
-    if matrix.ndim != 2 or matrix.shape != (len(labels),) * 2:
+    if not len(labels) or matrix.ndim != 2 or matrix.shape != (len(labels),) * 2:
         raise DataError(
             f"{what} has the shape {matrix.shape} and {len(labels)} labels; it must be square, levels x levels"
         )
@@ -147,8 +147,7 @@ def _require_symmetric(what: str, matrix: Any, labels: pd.Index) -> None:
     from scipy import sparse
 
     apart = abs(matrix - matrix.T)
-    largest = abs(matrix).max() if matrix.shape[0] else 0.0
-    if apart.max() <= SYMMETRIC * largest:
+    if apart.max() <= SYMMETRIC * abs(matrix).max():
         return
     if sparse.issparse(apart):
         entries = apart.tocoo()
@@ -168,7 +167,7 @@ def require_factors(known: Mapping[str, KnownMatrix], names: Sequence[str]) -> N
         if name not in names:
             raise DataError(
                 f"{matrix.what}: {name!r} is no grouping factor of this model; its factors are {list(names)}. Name one "
-                f"of them, or add a term such as (1 | {name}) to the formula",
+                f"of them, add a term such as (1 | {name}) to the formula, or leave the matrix out",
                 page=PAGE,
             )
 
@@ -184,8 +183,11 @@ def relationship_of(known: KnownMatrix, grouping: Factor) -> Relationship:
     from scipy.linalg import solve_triangular
 
     spread = solve_triangular(root, across.T, lower=True).T
-    left = np.maximum(others - np.einsum("ij,ij->i", spread, spread), 0)
-    return Relationship(root, known.labels[rest], np.ascontiguousarray(spread), left)
+    left = others - np.einsum("ij,ij->i", spread, spread)
+    # None is left where the levels determine another one, as its clones do.
+    if (left < -SYMMETRIC * abs(others)).any():
+        raise _not_definite(known, known.matrix, len(known.labels))
+    return Relationship(root, known.labels[rest], np.ascontiguousarray(spread), np.maximum(left, 0))
 
 
 def _unknown_levels(known: KnownMatrix, grouping: Factor, unknown: pd.Index) -> DataError:
