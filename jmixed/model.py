@@ -280,9 +280,8 @@ class MixedLM:
         env, timings = names_of_caller(eval_env, sys._getframe(1)), Timings()
         words: dict[str, Any] = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing}
         words |= {"drop_cols": drop_cols, "check": check, "residual": residual, "dispersion": dispersion}
-        known = known_matrices(relationship, relationship_inverse)
-        words["relationship"] = {name: matrix for name, matrix in known.items() if not matrix.inverse}
-        words["relationship_inverse"] = {name: matrix for name, matrix in known.items() if matrix.inverse}
+        # Checked once: each says for itself whether it is an inverse.
+        words["relationship"] = known_matrices(relationship, relationship_inverse)
         of_rows: dict[str, Any] = {"groups": groups, "weights": weights, "offset": offset}
         spec = statement.from_formula(formula, data, subset=subset, env=env, timings=timings, **words, **of_rows)
         for name, value in of_rows.items():
@@ -356,8 +355,11 @@ class MixedLM:
             raise DataError("the rows of this model's data were removed by remove_data(); use a model that has them")
 
     def __repr__(self) -> str:
-        levels = {term.group: len(term.levels) for term in self.spec.terms}
-        factors = ", ".join(f"{name}: {count} level{'s' * (count != 1)}" for name, count in levels.items())
+        levels = {term.group: (len(term.levels), term.relationship) for term in self.spec.terms}
+        factors = ", ".join(
+            f"{name}: {count} {'related ' * (related is not None)}level{'s' * (count != 1)}"
+            for name, (count, related) in levels.items()
+        )
         what = self.formula or f"{self.endog_names} ~ {' + '.join(self.exog_names) or '0'}"
         if self.spec.group_name is not None:
             formulas = {k: v for k, v in (self._words or {}).items() if k.endswith("formula") and v is not None}
@@ -730,6 +732,8 @@ class MixedLM:
         known = {name: value for name, value in self.spec.recipe.env.items() if not isinstance(value, Elsewhere)}
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | known
         words = self._words | changes
+        if "relationship_inverse" in changes:
+            words["relationship"] = changes.get("relationship")
         intercept = any(str(term) == "1" for term in self.spec.recipe.specs["rhs"].formula)
         text: Any = self.formula if formula is None else restated(formula, self.formula or "", intercept)
         updated = type(self).from_formula(text, self.data.frame, use_sqrt=self.use_sqrt, eval_env=env, **words)

@@ -406,7 +406,7 @@ class MixedLMResults:
     def robust_cov(self, kind: Literal["CR0", "CR1", "CR2"] = "CR2", group: str | None = None) -> pd.DataFrame:
         """Cluster-robust covariance of the fixed effects (k_fe, k_fe): right when the model of the covariances is not.
 
-        Raises `ModelError` for another `kind`, and where clusters share random effects.
+        Raises `ModelError` for another `kind`, where clusters share random effects, and where levels are related.
 
         Parameters
         ----------
@@ -949,11 +949,18 @@ class MixedLMResults:
         return diagnostics.influence(self.fitted, group, method)
 
     def r2(self) -> VarianceExplained:
-        """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014)."""
+        """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014).
+
+        The variance of a row counts the known variance of its level, where levels are related.
+        """
         return diagnostics.r2(self.fitted)
 
     def icc(self) -> IntraclassCorrelation:
-        """Intraclass correlations: the share of the random effects in the variance (Nakagawa et al. 2017)."""
+        """Intraclass correlations: the share of the random effects in the variance (Nakagawa et al. 2017).
+
+        Of related levels the variance is that of a level whose known variance is one, as of an animal that is not
+        inbred: with a pedigree, `by_group` has the heritability.
+        """
         return diagnostics.icc(self.fitted)
 
     def re_pca(self) -> dict[str, pd.DataFrame]:

@@ -90,3 +90,14 @@ def residual_fits() -> dict[str, tuple[dict, pd.DataFrame]]:
     """Fits of residuals with a structure by name, each as written in its file and with its data."""
     fits = json.loads((ROOT / "residuals" / "fits.json").read_text(encoding="utf-8"))
     return {name: (fit, data(fit["dataset"])) for name, fit in fits.items()}
+
+
+@functools.cache
+def related_fits() -> dict[str, dict]:
+    """Fits of levels with a known covariance by name, each as written in its file."""
+    return json.loads((ROOT / "related" / "fits.json").read_text(encoding="utf-8"))
+
+
+def known_matrix(name: str) -> pd.DataFrame:
+    """The known covariance of the levels of a data set."""
+    return data(f"{name}_K").set_index("level").rename_axis(index=None)

@@ -80,6 +80,12 @@ def log_likelihood_by_group(beta: Array, theta: Array, sigma: Array | float, des
     design.require_rows("log_likelihood_by_group")
     rows = design.padded_rows()
     layout = rows.layout
+    if any(map(rows.index.is_related, range(len(layout.factors)))):
+        raise ModelError(
+            "log_likelihood_by_group needs groups that are independent of each other, and relationship= relates them; "
+            "jm.log_likelihood gives the density of all rows",
+            page="relationships.md",
+        )
     if not layout.stages or layout.crossed or not layout.is_chain(len(layout.stages) - 1):
         what = "crossed factors, which tie them to each other" if layout.stages else "no random effects"
         raise ModelError(

@@ -82,8 +82,12 @@ def pedigree(data: Any, animal: str = "animal", sire: str = "sire", dam: str = "
     ----------
     data : DataFrame
         One row for each animal, or anything that narwhals reads.
-    animal, sire, dam : str
-        Columns of the animals and of their parents.
+    animal : str
+        The column of the animals.
+    sire : str
+        The column of one parent.
+    dam : str
+        The column of the other one.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def pedigree(data: Any, animal: str = "animal", sire: str = "sire", dam: str = "
     for name in (animal, sire, dam):
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, "pedigree"))
-    labels, parents = _positions(frame[animal], frame[sire], frame[dam])
+    labels, parents = _positions(*(_known_labels(frame[name]) for name in (animal, sire, dam)))
     depth = _generations(labels, parents)
     inbreeding, variances = _inbreeding(parents, depth)
     half = _mendelian(parents)
@@ -112,44 +116,45 @@ def pedigree(data: Any, animal: str = "animal", sire: str = "sire", dam: str = "
     return Pedigree(labels, inverse, pd.Series(inbreeding, labels, name="inbreeding"), parents, variances)
 
 
-def _positions(animals: pd.Series, sires: pd.Series, dams: pd.Series) -> tuple[pd.Index, np.ndarray]:
+def _positions(own: Any, *parents: Any) -> tuple[pd.Index, np.ndarray]:
     """All labels, and where the parents of each stand among them."""
-    own = animals.reset_index(drop=True)
-    if (missing := _is_unknown(own)).any():
+    if (missing := own.isna()).any():
         raise DataError(f"pedigree: row {int(np.flatnonzero(missing)[0])} has no animal; every row is of one")
-    if (twice := own.duplicated()).any():
+    own = own.infer_objects()
+    if own.duplicated().any():
+        twice = own[own.duplicated()].tolist()[0]
         raise DataError(
-            f"pedigree: the animal {own[twice].iloc[0]!r} has {int((own == own[twice].iloc[0]).sum())} rows; give one "
-            "row for each, with its parents (records belong to the data of the model)"
+            f"pedigree: the animal {twice!r} has {int((own == twice).sum())} rows; give one row for each, with its "
+            "parents (records belong to the data of the model)"
         )
-    named = [parent.reset_index(drop=True).mask(_is_unknown(parent.reset_index(drop=True))) for parent in (sires, dams)]
-    known = [_like(own, parent.dropna()) for parent in named]
-    founders = pd.Index(pd.unique(pd.concat(known))).difference(pd.Index(own), sort=False)
+    known = [_like(own, parent.dropna().infer_objects()) for parent in parents]
+    founders = pd.Index(pd.concat(known).unique()).difference(pd.Index(own), sort=False)
     labels = pd.Index(founders.tolist() + own.tolist(), tupleize_cols=False)
-    parents = np.full((len(labels), 2), -1, np.int64)
+    places = np.full((len(labels), 2), -1, np.int64)
     for column, parent in enumerate(known):
-        parents[len(founders) + parent.index.to_numpy(), column] = labels.get_indexer(pd.Index(parent))
-    return labels, parents
+        places[len(founders) + parent.index.to_numpy(), column] = labels.get_indexer(pd.Index(parent))
+    return labels, places
 
 
-def _is_unknown(values: pd.Series) -> np.ndarray:
-    plain = values.astype(object)
-    return np.asarray(plain.isna() | plain.isin(UNKNOWN))
+def _known_labels(column: Any) -> Any:
+    """A column as objects, counted from zero, in which nothing stands for what is not known."""
+    plain = column.reset_index(drop=True).astype(object)
+    return plain.mask(plain.isna() | plain.isin(UNKNOWN), None)
 
 
-def _like(own: pd.Series, parents: pd.Series) -> pd.Series:
-    """Labels of parents in the type of the animals': a column of whole numbers with gaps is read as one of fractions."""
-    if pd.api.types.is_integer_dtype(own.dtype) and pd.api.types.is_float_dtype(parents.dtype):
-        if (parents == np.floor(parents)).all():
-            return parents.astype(np.int64)
+def _like(own: Any, parents: Any) -> Any:
+    """Labels of parents in the type of the animals': a column of whole numbers with gaps is read as fractions."""
+    fractions = pd.api.types.is_integer_dtype(own.dtype) and pd.api.types.is_float_dtype(parents.dtype)
+    if fractions and (parents == np.floor(parents)).all():
+        return parents.astype(np.int64)
     numeric = pd.api.types.is_numeric_dtype(own.dtype)
-    if len(parents) and numeric != pd.api.types.is_numeric_dtype(parents.infer_objects().dtype):
+    if len(parents) and numeric != pd.api.types.is_numeric_dtype(parents.dtype):
         kinds = ("numbers", "text") if numeric else ("text", "numbers")
         raise DataError(
-            f"pedigree: the animals are {kinds[0]} ({own.iloc[0]!r}) and their parents {kinds[1]} "
-            f"({parents.iloc[0]!r}); convert the columns to one type"
+            f"pedigree: the animals are {kinds[0]} ({own.tolist()[0]!r}) and their parents {kinds[1]} "
+            f"({parents.tolist()[0]!r}); convert the columns to one type"
         )
-    return parents.infer_objects()
+    return parents
 
 
 def _generations(labels: pd.Index, parents: np.ndarray) -> np.ndarray:
@@ -159,8 +164,8 @@ def _generations(labels: pd.Index, parents: np.ndarray) -> np.ndarray:
         above = np.where(parents >= 0, depth[parents] + 1, 0).max(axis=1)
         if np.array_equal(above, depth):
             return depth
-        # A pedigree of n animals has less than n generations; one of few, fewer still.
-        if step > 64 and (cycle := _on_a_cycle(parents)) is not None:
+        # A pedigree of n animals has less than n generations; most have few, so that a circle is looked for early.
+        if step in (64, len(labels)) and (cycle := _on_a_cycle(parents)) is not None:
             raise DataError(f"pedigree: the animal {labels[cycle]!r} is its own ancestor; look at its parents")
         depth = above
     raise AssertionError("a pedigree without cycles has ended before")

@@ -172,17 +172,17 @@ def _known(what: str, given: Any, inverse: bool) -> KnownMatrix:
             "pair (matrix, labels), of which the matrix may be sparse, or what jm.pedigree returns",
             page=PAGE,
         )
-    if matrix.ndim != 2 or matrix.shape != (len(labels),) * 2:
+    if not len(labels) or matrix.ndim != 2 or matrix.shape != (len(labels),) * 2:
         raise DataError(
             f"{what} has the shape {matrix.shape} and {len(labels)} labels; it must be square, levels x levels"
         )
     if labels.has_duplicates:
         raise DataError(f"{what} has the label {labels[labels.duplicated()][0]!r} twice; each level is there once")
-    values = matrix.data if sparse.issparse(matrix) else matrix
-    if values.dtype.kind not in "biuf":
-        raise DataError(f"{what} holds values of type {values.dtype}; give numbers")
+    if matrix.dtype.kind not in "biuf":
+        raise DataError(f"{what} holds values of type {matrix.dtype}; give numbers")
     matrix = matrix.astype(FLOAT)
-    if not np.all(np.isfinite(matrix.data if sparse.issparse(matrix) else matrix)):
+    entries: Any = matrix.data if sparse.issparse(matrix) else matrix
+    if not np.all(np.isfinite(entries)):
         raise DataError(f"{what} has missing or infinite entries; fill them in before the model is stated")
     _require_symmetric(what, matrix, labels)
     return KnownMatrix(labels, matrix, inverse, what)
@@ -212,8 +212,7 @@ def _require_symmetric(what: str, matrix: Any, labels: pd.Index) -> None:
     from scipy import sparse
 
     apart = abs(matrix - matrix.T)
-    largest = abs(matrix).max() if matrix.shape[0] else 0.0
-    if apart.max() <= SYMMETRIC * largest:
+    if apart.max() <= SYMMETRIC * abs(matrix).max():
         return
     if sparse.issparse(apart):
         entries = apart.tocoo()
@@ -233,7 +232,7 @@ def require_factors(known: Mapping[str, KnownMatrix], names: Sequence[str]) -> N
         if name not in names:
             raise DataError(
                 f"{matrix.what}: {name!r} is no grouping factor of this model; its factors are {list(names)}. Name one "
-                f"of them, or add a term such as (1 | {name}) to the formula",
+                f"of them, add a term such as (1 | {name}) to the formula, or leave the matrix out",
                 page=PAGE,
             )
 
@@ -291,8 +290,11 @@ def relationship_of(known: KnownMatrix, grouping: Factor) -> Relationship:
     from scipy.linalg import solve_triangular
 
     spread = solve_triangular(root, across.T, lower=True).T
-    left = np.maximum(others - np.einsum("ij,ij->i", spread, spread), 0)
-    return Relationship(root, known.labels[rest], np.ascontiguousarray(spread), left)
+    left = others - np.einsum("ij,ij->i", spread, spread)
+    # None is left where the levels determine another one, as its clones do.
+    if (left < -SYMMETRIC * abs(others)).any():
+        raise _not_definite(known, known.matrix, len(known.labels))
+    return Relationship(root, known.labels[rest], np.ascontiguousarray(spread), np.maximum(left, 0))
 
 
 def _unknown_levels(known: KnownMatrix, grouping: Factor, unknown: pd.Index) -> DataError:
@@ -325,10 +327,9 @@ def _covariances(known: KnownMatrix, place: np.ndarray, rest: np.ndarray) -> tup
     if not known.inverse:
         matrix = known.matrix.tocsr() if sparse.issparse(known.matrix) else known.matrix
         own, across = matrix[place][:, place], matrix[rest][:, place]
-        diagonal = matrix.diagonal()[rest]
-        return tuple(part.toarray() if sparse.issparse(part) else np.asarray(part) for part in (own, across)) + (
-            np.asarray(diagonal),
-        )
+        if sparse.issparse(matrix):
+            own, across = own.toarray(), across.toarray()
+        return own, across, matrix.diagonal()[rest]
     solve = _solver(known)
     columns = solve(place)
     diagonal = np.empty(len(rest), FLOAT)
@@ -390,7 +391,7 @@ def _not_definite(known: KnownMatrix, matrix: Any, size: int) -> DataError:
     from scipy.sparse.linalg import eigsh
 
     if sparse.issparse(matrix) and size > 2000:
-        values = np.sort(eigsh(matrix.tocsc(), 1, which="SA", return_eigenvectors=False, tol=1e-6))
+        values = np.sort(eigsh(matrix.tocsc(), 1, which="SA", return_eigenvectors=False))
     else:
         values = np.linalg.eigvalsh(matrix.toarray() if sparse.issparse(matrix) else matrix)
     few = int(np.sum(values <= ROUNDING * max(values[-1], 0)))

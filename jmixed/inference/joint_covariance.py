@@ -23,6 +23,7 @@ from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
 from jmixed.runtime.precision import FLOAT
 
+
 class Related(Protocol):
     """How the levels of a term are related; the fields are those of `Relationship` on the side of tables."""
 
@@ -134,7 +135,8 @@ class JointCovariance:
     def rest_variances(self, codes, columns) -> np.ndarray:
         """Variances (k,) of what is left of z b for levels without rows once those of their relatives are known."""
         total = np.zeros(len(columns[0]) if len(columns) else 0)
-        for code, own, rest in zip(codes, self._own_variances(columns), self.rests or (None,) * len(codes), strict=True):
+        rests = self.rests or (None,) * len(codes)
+        for code, own, rest in zip(codes, self._own_variances(columns), rests, strict=True):
             if rest is not None:
                 total += np.where(code < 0, 0.0, rest[np.maximum(code, 0)] * own)
         return self.sigma**2 * total

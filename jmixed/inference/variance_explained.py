@@ -71,31 +71,43 @@ def variance_explained(data: ModelRows, fit: Fit, residual: float) -> VarianceEx
     """Marginal and conditional R2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
 
     The variance of the fixed effects is the sample variance of X beta (divisor n - 1), that of the random effects the
-    mean over the rows of z Sigma z', summed over the terms; `residual` is the residual variance, a mean likewise.
+    mean over the rows of z Sigma z', times K's diagonal where levels are related, summed over the terms; `residual` is
+    the residual variance, a mean likewise.
     """
-    values = data.X @ fit.beta
-    # Less one of them: what does not vary has a variance of zero, not of its rounding.
-    fixed = float(np.var(values - values[0], ddof=1))
-    random = float(sum(_of_terms(data, fit).values()))
-    total = fixed + random + residual
-    return VarianceExplained(fixed / total, (fixed + random) / total, fixed, random, residual)
+    diagonals = [None if term.root is None else np.sum(term.root**2, axis=1)[term.codes] for term in data.terms]
+    return _explained(data, fit, residual, _of_terms(data, fit, diagonals))
 
 
 def intraclass_correlation(data: ModelRows, fit: Fit, residual: float) -> IntraclassCorrelation:
-    """Intraclass correlations, of all random effects and of each grouping factor (Nakagawa et al. 2017)."""
-    shares = variance_explained(data, fit, residual)
+    """Intraclass correlations, of all random effects and of each grouping factor (Nakagawa et al. 2017).
+
+    Of related levels the variance is that of a level whose K is one: of an animal that is not inbred.
+    """
+    of_terms = _of_terms(data, fit, [None] * len(data.terms))
+    shares = _explained(data, fit, residual, of_terms)
     left = shares.random + shares.residual
     by_group: dict[str, float] = {}
-    of_terms = _of_terms(data, fit)
     for term in data.terms:
         by_group[term.group] = by_group.get(term.group, 0.0) + float(of_terms[term.label]) / left
     return IntraclassCorrelation(shares.random / left, shares.conditional - shares.marginal, by_group)
 
 
-def _of_terms(data, fit):
-    """Mean over the rows of the variance that each term gives."""
-    n = len(data.y)
-    return {term.label: np.sum(term.Z.T @ term.Z / n * fit.covariances[term.label]) for term in data.terms}
+def _explained(data, fit, residual, of_terms):
+    values = data.X @ fit.beta
+    # Less one of them: what does not vary has a variance of zero, not of its rounding.
+    fixed = float(np.var(values - values[0], ddof=1))
+    random = float(sum(of_terms.values()))
+    total = fixed + random + residual
+    return VarianceExplained(fixed / total, (fixed + random) / total, fixed, random, residual)
+
+
+def _of_terms(data, fit, weights):
+    """Mean over the rows of the variance that each term gives; weights (n,), or None, are the rows' own."""
+    n, out = len(data.y), {}
+    for term, own in zip(data.terms, weights, strict=True):
+        columns = term.Z if own is None else own[:, None] * term.Z
+        out[term.label] = np.sum(term.Z.T @ columns / n * fit.covariances[term.label])
+    return out
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ def _nesting(codes, counts):
 def _order(codes, counts, widths, within, related):
     """Factors eliminated one after another, each block diagonal; the core of those that are not; is it one block?
 
-    Levels that are related stand in one block, beside all factors but one: the largest of independent levels goes first.
+    Levels that are related stand in one block, with all factors but one: the largest of independent levels goes first.
 
     The factor with most levels goes first. The next may follow as a stage of its own when every level eliminated before
     touches one of its levels only, because then nothing couples its levels. What remains falls into components that do

@@ -1,4 +1,4 @@
-"""Levels whose effects are related: their known covariance K = L L' makes the columns Z (L (x) I) of independent levels.
+"""Levels whose effects are related: a known covariance K = L L' makes the columns Z (L (x) I) of independent levels.
 
 With b = (L (x) I) u, and u independent between levels, a model of related levels is an ordinary one with other columns,
 whose cross-products are those of the levels times L: C becomes L'C L, B becomes L'B. Each level then meets every other,

@@ -84,7 +84,7 @@ def qq_data(result: MixedLMResults, group: str | None = None, column: str | None
 
 
 def _standardised_modes(result, group, column):
-    """Modes over their standard deviations: Var b^ = Sigma - Var(b^ - b)."""
+    """Modes over their standard deviations: Var b^ = Var b - Var(b^ - b)."""
     spec, joint = result.fitted.spec, result.fitted.joint
     members = effects.by_factor(spec.terms)[group]
     names = effects.factor_columns([spec.terms[t] for t in members])
@@ -95,7 +95,9 @@ def _standardised_modes(result, group, column):
     codes[t] = np.arange(levels, dtype=np.int32)
     columns[t][:, k] = 1
     error = joint.variances(np.zeros((levels, spec.X.shape[1])), joint.rows(codes, columns, levels))
-    variance = result.fitted.fit.covariances[spec.terms[t].label][k, k] - error
+    root = spec.terms[t].root
+    known = 1.0 if root is None else np.sum(root**2, axis=1)
+    variance = result.fitted.fit.covariances[spec.terms[t].label][k, k] * known - error
     floor = 1e-12 * max(result.scale, 1e-300)
     return result.fitted.fit.b[spec.terms[t].label][:, k] / np.sqrt(np.where(variance > floor, variance, np.nan))
 

@@ -325,7 +325,7 @@ def _difference(full: Sequence[RandomTerm], reduced: Sequence[RandomTerm]) -> tu
         (larger,), (smaller,) = more, less
         r = len(larger.columns)
         unstructured = structure(larger).any_basis and structure(smaller).any_basis
-        nested = _same_partition(larger.codes, smaller.codes) and _spans(larger.Z, smaller.Z)
+        nested = _same_levels(larger, smaller) and _spans(larger.Z, smaller.Z)
         if unstructured and nested and len(smaller.columns) == r - 1:
             return larger.label, r
     raise ModelError(
@@ -339,10 +339,18 @@ def _difference(full: Sequence[RandomTerm], reduced: Sequence[RandomTerm]) -> tu
 
 def _same_term(first: RandomTerm, second: RandomTerm) -> bool:
     same = first.structure == second.structure and len(first.columns) == len(second.columns)
-    if not (same and _same_partition(first.codes, second.codes)):
+    if not (same and _same_levels(first, second)):
         return False
     return np.array_equal(first.Z, second.Z) or (structure(first).any_basis and _spans(first.Z, second.Z))
 
 
-def _same_partition(first: np.ndarray, second: np.ndarray) -> bool:
-    return np.array_equal(pd.factorize(first)[0], pd.factorize(second)[0])
+def _same_levels(first: RandomTerm, second: RandomTerm) -> bool:
+    """Whether two terms share out the rows alike, with the same covariance between the parts."""
+    (codes, levels), (others, other_levels) = pd.factorize(first.codes), pd.factorize(second.codes)
+    if not np.array_equal(codes, others):
+        return False
+    if first.root is None or second.root is None:
+        return first.root is second.root
+    known = [root @ root.T for root in (first.root[levels], second.root[other_levels])]
+    # A matrix and its inverse say the same, but for rounding.
+    return np.allclose(*known, rtol=1e-6, atol=1e-8 * np.max(known[0]))

@@ -207,6 +207,12 @@ def robust_cov(fitted: Fitted, kind: str, group: str | None) -> pd.DataFrame:
     """Cluster-robust covariance of the fixed effects."""
     fitted.need_data("robust_cov")
     spec = fitted.spec
+    if related := [term.group for term in spec.terms if term.relationship is not None]:
+        raise ModelError(
+            f"robust_cov: the levels of {related[0]!r} are related, so that rows of different clusters are correlated "
+            "and no sum over clusters estimates the covariance; use vcov(), or result.bootstrap()",
+            page="relationships.md",
+        )
     group, codes, _ = clusters(spec, "robust_cov", group)
     if not _holds_all(spec, codes):
         raise ModelError(

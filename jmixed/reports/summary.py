@@ -231,6 +231,9 @@ def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
         stated = {"residual": spec.residual.text, "dispersion": spec.residual.dispersion}
         shown = ", ".join(f"{word} {text}" for word, text in stated.items() if text is not None)
         lines.append(f"Residuals: {shown}. logsd: change of the log standard deviation; cor: correlations.")
+    related = list(dict.fromkeys(term.group for term in spec.terms if term.relationship is not None))
+    if related:
+        lines.append(f"Related levels: {', '.join(related)}. A variance is that of a level with 1 in the known matrix.")
     singular = [term.label for term, flag in zip(spec.terms, fit.singular, strict=True) if flag]
     if singular:
         lines.append(

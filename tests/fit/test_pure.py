@@ -86,7 +86,15 @@ def test_groups_that_are_not_independent_have_no_densities_of_their_own():
 
 @pytest.mark.parametrize(
     ("name", "collinear"),
-    [("slope", True), ("nested and crossed", False), ("crossed", True), ("sparse", False), ("nested three", False), ("related and others", False), ("equations", False)],
+    [
+        ("slope", True),
+        ("nested and crossed", False),
+        ("crossed", True),
+        ("sparse", False),
+        ("nested three", False),
+        ("related and others", False),
+        ("equations", False),
+    ],
 )
 def test_conditional_modes(name, collinear):
     case = layouts.case(name)
