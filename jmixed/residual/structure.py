@@ -90,6 +90,11 @@ class ResidualStructure(ABC):
     # ---- the same for all ----
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """What the numbers of `readable` lie between."""
+        return -1.0, 1.0
+
+    @property
     def size(self) -> int:
         """Number of parameters rho."""
         return self.columns + self.correlations
