@@ -301,12 +301,12 @@ def _gls_program(held, roots):
     return {"beta": result["beta"], "sigma": result["sigma"]}
 
 
-def require_independent(design: Design, what: str, instead: str = "") -> None:
+def require_independent(design: Design, what: str) -> None:
     """Refuse `what` is not there for residuals with parameters."""
     if design.layout.residual.size:
         raise ModelError(
             f"{what} is there for independent residuals of one variance only, and this model has residual= or "
-            f"dispersion={instead and ': ' + instead}",
+            "dispersion=",
             page="structures.md",
         )
 

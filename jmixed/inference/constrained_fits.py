@@ -44,8 +44,9 @@ def solve_all(held: Held, u, start, source: Moments | WhitenedDeviance, batch: i
     solve = jax.vmap(partial(_solve, source=source))
     if batch == len(u):
         return solve(*lanes)
-    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, batch, *leaf.shape[1:]), lanes)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(lambda some: solve(*some), groups))
+    groups = jax.tree.map(lambda leaf: leaf.reshape(len(u) // batch, batch, *leaf.shape[1:]), lanes)
+    found = jax.lax.map(lambda some: solve(*some), groups)
+    return jax.tree.map(lambda leaf: leaf.reshape(len(u), *leaf.shape[2:]), found)
 
 
 def _solve(held: Held, u, start, source: Moments | WhitenedDeviance) -> ConstrainedFit:

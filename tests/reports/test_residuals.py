@@ -392,8 +392,6 @@ NOT_THERE = "is there for independent residuals of one variance only, and this m
 @pytest.mark.parametrize(
     ("call", "what"),
     [
-        (lambda r: r.profile(), "profile"),
-        (lambda r: r.confint("profile"), "profile"),
         (lambda r: r.model.loglike(r.params_object), "the likelihood at given parameters (loglike, score, hessian)"),
         (lambda r: r.model.score(r.params_object), "the likelihood at given parameters (loglike, score, hessian)"),
         (lambda r: r.profile_re(0, "re"), "to hold parameters at their values (free=)"),
