@@ -26,7 +26,7 @@ from jmixed.likelihood.gaussian import degrees, deviance, profile, psi_of, reduc
 from jmixed.likelihood.jets import Jet
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.likelihood.patterned import Patterns, has_patterns, jets_by_pattern, patterns_of, sums_of
+from jmixed.likelihood.patterned import Patterns, has_patterns, jets_by_pattern, patterns_of, start_by_pattern, sums_of
 from jmixed.likelihood.preconditioning import Preconditioners
 from jmixed.likelihood.profiled import FLATNESS, InPsi, ProfiledDeviance
 from jmixed.likelihood.stages import covariances_of
@@ -90,13 +90,15 @@ class WhitenedDeviance(Criterion):
         return ProfiledDeviance(self.moments(point.x[m:]), self.reml), Point(point.frame, point.x[:m])
 
     def starts(self, given=None, others=None) -> Starts:
-        """Where to look for the optimum: rho without correlations, from all starts of psi; and others, from the first.
+        """Where to look for the optimum: rho by moments or without correlations, from all starts of psi; others from one.
 
         `given` and `others` are as of `ProfiledDeviance`.
         """
         residual = self.rows.layout.residual
         none = np.zeros(residual.columns)
         first, *more = (jnp.asarray(np.append(none, tau), self.rows.y.dtype) for tau in residual.starts)
+        if self.patterns is not None:
+            first = first + start_by_pattern(self.patterns, cast(Visits, residual))
         begins = [self._starts_at(rho, given, others) for rho in (first, *more)]
         # Of the others one start each, before those that are called for by number.
         ahead = [Starts(jax.tree.map(lambda a: a[:1], begin.points), begin.count) for begin in begins[1:]]

@@ -152,7 +152,10 @@ class Unstructured(Visits):
 
     def beside(self, v, u, number):
         back = jnp.asarray(np.argsort(self._orders, axis=1), jnp.int32)[number]
-        R = self.correlation(v.at[0].set(jnp.sinh(u)))[back][:, back]
+        return self.parameters(self.correlation(v.at[0].set(jnp.sinh(u)))[back][:, back])
+
+    def parameters(self, R):
+        """tau of correlations R (T, T); nan where R is not positive definite."""
 
         def visit(R, j):
             column = R[:, j] / jnp.sqrt(R[j, j])
