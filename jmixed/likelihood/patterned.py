@@ -126,7 +126,7 @@ def _packed_sums(products, T):
     def chosen(t, u):
         return products[:, t[:, None], a[None], u[:, None], b[None]]
 
-    return chosen(t, u) + jnp.where((t == u)[:, None], 0, chosen(u, t))
+    return chosen(t, u) + jnp.where((t == u)[None, :, None], 0, chosen(u, t))
 
 
 def _packed(matrices):
@@ -152,7 +152,7 @@ def _congruence(K):
     """The matrices (s, pairs, pairs) that take E by pairs to K E K by pairs, transposed."""
     v, w = np.tril_indices(K.shape[-1])
     both = K[:, v][:, :, v] * K[:, w][:, :, w] + K[:, v][:, :, w] * K[:, w][:, :, v]
-    return both * jnp.where(v == w, 0.5, 1).astype(K.dtype)[:, None]
+    return both * jnp.where(v == w, 0.5, 1).astype(K.dtype)[None, :, None]
 
 
 def start_by_pattern(patterns: Patterns, residual: Visits) -> Any:
@@ -242,7 +242,7 @@ def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet
 
     def curved(W) -> Any:
         Q = S @ _doubled(W)
-        Q = _whole(_halves(T, Q.dtype) * Q, T)
+        Q = _whole(_halves(T, Q.dtype)[None] * Q, T)
         H = K @ Q @ K
         return along(H) + along(H).T - jnp.einsum("tu,kltu->kl", jnp.sum(H, axis=0), second)
 
@@ -261,7 +261,7 @@ def straight_jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple
     count = patterns.count
     S, T, c = patterns.S, residual.positions, _side(patterns.S.shape[2])
     inner = jnp.einsum("sij,sjA->siA", _congruence(K), S)
-    whole = jnp.moveaxis(_whole(jnp.moveaxis(inner * _halves(T, S.dtype)[:, None], 1, 2), T), 1, 3)
+    whole = jnp.moveaxis(_whole(jnp.moveaxis(inner * _halves(T, S.dtype)[None, :, None], 1, 2), T), 1, 3)
     around = jnp.einsum("sqr,swpA->qrwpA", K, whole)
     bend = jnp.einsum("krwA,lrw->klA", jnp.einsum("kpq,qrwpA->krwA", first, around), first)
     bend = _whole(bend + jnp.swapaxes(bend, 0, 1), c)

@@ -90,7 +90,7 @@ class WhitenedDeviance(Criterion):
         return ProfiledDeviance(self.moments(point.x[m:]), self.reml), Point(point.frame, point.x[:m])
 
     def starts(self, given=None, others=None) -> Starts:
-        """Where to look for the optimum: rho by moments or without correlations, from all starts of psi; others from one.
+        """Where to look for the optimum: rho by moments or uncorrelated, from all starts of psi; others, from one.
 
         `given` and `others` are as of `ProfiledDeviance`.
         """
