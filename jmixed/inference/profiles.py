@@ -86,7 +86,7 @@ class Unconstrained:
         if whitened is None:
             return max(table, 1)
         if whitened.patterns is not None:
-            return 4 * whitened.patterns.S.nbytes
+            return 4 * (whitened.patterns.S.nbytes + whitened.patterns.own.nbytes)
         rows = 0 if whitened.combined is not None else whitened.rows.X.nbytes + sum(Z.nbytes for Z in whitened.rows.Z)
         return (table + rows + 1) * (1 + k) ** 2
 

@@ -50,8 +50,9 @@ class Patterns:
 
     Attributes
     ----------
-    S : array (patterns, T (T + 1) / 2, c (c + 1) / 2)
-        Cross-products of preconditioned columns [X~ y~] by pairs of visits and pairs of columns.
+    S, own : arrays (patterns, T (T + 1) / 2, p (p + 1) / 2), (patterns, T (T + 1) / 2, p + 1)
+        Cross-products by pairs of visits, of pairs of columns of X~, and of [X~ y~] with y~. A batch of responses
+        shares the first.
     seen : bool array (patterns, T)
         Which visits a pattern has.
     count : array (patterns,)
@@ -65,6 +66,7 @@ class Patterns:
     """
 
     S: Array
+    own: Array
     seen: Array
     count: Array
     log_weights: Array
@@ -89,20 +91,28 @@ def patterns_of(rows: Rows, columns: Preconditioners) -> Patterns:
     series, residual = rows.series, cast(Visits, rows.layout.residual)
     X, y = fixed_columns({"X": rows.X, "y": rows.y - rows.offset}, columns)
     there = rows.weights > 0
-    table = jnp.concatenate([X, y]).T * jnp.sqrt(jnp.where(there, rows.weights, 0))[:, None]
-    wide = jnp.moveaxis(residual.by_visit(table, there, series), 0, 1)
+    root = jnp.sqrt(jnp.where(there, rows.weights, 0))
+
+    def by_visit(columns):
+        wide = residual.by_visit(columns.T * root[:, None], there, series)
+        return _in_blocks(jnp.moveaxis(wide, 0, 1), series)
+
     count = jax.ops.segment_sum(jnp.ones(len(series.pattern), y.dtype), series.pattern, series.seen.shape[0])
     logs = jnp.sum(jnp.where(there, jnp.log(jnp.where(there, rows.weights, 1)), 0))
     deviations = residual.of_visits(rows.series.dispersion, there, series)
-    summed = _packed_sums(_products(wide.reshape(len(wide), -1), series), residual.positions)
-    return Patterns(summed, series.seen, count, logs, deviations, count_rows(rows.weights))
+    (X, owner), (y, _) = by_visit(X), by_visit(y)
+
+    def products(left, right):
+        return jax.ops.segment_sum(jnp.einsum("gnta,gnub->gtaub", left, right), owner, len(series.seen))
+
+    S = _by_pairs(products(X, X), *np.tril_indices(X.shape[-1]))
+    own = jnp.concatenate([products(X, y), products(y, y)], axis=2)
+    own = _by_pairs(own, np.arange(own.shape[2]), np.zeros(own.shape[2], int))
+    return Patterns(S, own, series.seen, count, logs, deviations, count_rows(rows.weights))
 
 
-def _products(wide, series):
-    """Sums of z z' (patterns, T c, T c) over the series of each pattern, z (T c,) a row of `wide` (series, T c).
-
-    In blocks of series of one pattern, which are products of matrices.
-    """
+def _in_blocks(wide, series):
+    """Series (series, T, c) in blocks of those of one pattern (blocks, BLOCK, T, c), and the pattern of each block."""
     patterns, many = series.seen.shape[0], len(wide)
     order, one = jnp.argsort(series.pattern), jnp.ones(many, jnp.int32)
     pattern = series.pattern[order]
@@ -111,17 +121,15 @@ def _products(wide, series):
     begin, first = jnp.cumsum(length) - length, jnp.cumsum(blocks) - blocks
     within = jnp.arange(many, dtype=jnp.int32) - begin[pattern]
     room = patterns + many // BLOCK
-    table = jnp.zeros((room * BLOCK, wide.shape[1]), wide.dtype)
-    table = table.at[first[pattern] * BLOCK + within].set(wide[order]).reshape(room, BLOCK, -1)
+    table = jnp.zeros((room * BLOCK, *wide.shape[1:]), wide.dtype)
+    table = table.at[first[pattern] * BLOCK + within].set(wide[order])
     owner = jnp.searchsorted(first + blocks, jnp.arange(room, dtype=first.dtype), side="right")
-    return jax.ops.segment_sum(jnp.einsum("gni,gnj->gij", table, table), owner, patterns)
+    return table.reshape(room, BLOCK, *wide.shape[1:]), owner
 
 
-def _packed_sums(products, T):
-    """By pairs of visits and of columns, from (patterns, T c, T c)."""
-    patterns, c = products.shape[0], products.shape[1] // T
-    (t, u), (a, b) = np.tril_indices(T), np.tril_indices(c)
-    products = products.reshape(patterns, T, c, T, c)
+def _by_pairs(products, a, b):
+    """Sums (patterns, T, c, T, d) by pairs of visits, in both orders, and by columns a and b."""
+    t, u = np.tril_indices(products.shape[1])
 
     def chosen(t, u):
         return products[:, t[:, None], a[None], u[:, None], b[None]]
@@ -167,7 +175,7 @@ def start_by_pattern(patterns: Patterns, residual: Visits) -> Any:
         return none
     seen = patterns.seen.astype(dtype)
     together = _packed(jnp.einsum("s,st,su->tu", patterns.count, seen, seen))
-    E = _whole(jnp.sum(patterns.S[..., -1], axis=0) * _halves(T, dtype) / jnp.maximum(together, 1), T)
+    E = _whole(jnp.sum(patterns.own[..., -1], axis=0) * _halves(T, dtype) / jnp.maximum(together, 1), T)
     sd = jnp.sqrt(jnp.diagonal(E))
     tau = residual.parameters(E / (sd[:, None] * sd[None]))
     rho = jnp.concatenate([jnp.log(sd[1:] / sd[0]) / jnp.diagonal(patterns.deviations[1:]), tau])
@@ -234,14 +242,16 @@ def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet
         jnp.einsum("tu,ktu->k", mean, first),
         jnp.einsum("tu,kltu->kl", mean, second) - along(weighted),
     )
-    S, T = patterns.S, residual.positions
+    T, c = residual.positions, patterns.own.shape[2]
     # One product of matrices for G and for all that its slopes are made of.
     factors = jnp.concatenate([jnp.swapaxes(_congruence(K), 1, 2), _packed(K)[:, :, None]], axis=2)
-    made = factors.reshape(-1, factors.shape[2]).T @ S.reshape(-1, S.shape[2])
-    c = _side(S.shape[2])
+    flat = factors.reshape(-1, factors.shape[2]).T
+    made = [flat @ table.reshape(-1, table.shape[2]) for table in (patterns.S, patterns.own)]
+    made = jnp.concatenate(made, axis=1)
 
     def curved(W) -> Any:
-        Q = S @ _doubled(W)
+        weights = _doubled(W)
+        Q = patterns.S @ weights[:-c] + patterns.own @ weights[-c:]
         Q = _whole(_halves(T, Q.dtype)[None] * Q, T)
         H = K @ Q @ K
         return along(H) + along(H).T - jnp.einsum("tu,kltu->kl", jnp.sum(H, axis=0), second)
@@ -250,16 +260,11 @@ def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet
     return logdet, Jet(_whole(made[-1], c), -_whole(_packed(first) @ made[:-1], c), second_of_G)
 
 
-def _side(pairs: int) -> int:
-    """q, of q (q + 1) / 2 pairs."""
-    return int(np.sqrt(2 * pairs))
-
-
 def straight_jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet]:
     """Jets of log|E| and of G along straight paths E + sum e_k E_k (see `jmixed.inference.residual_directions`)."""
     K, logs, first, _ = inverses(rho, patterns, residual)
     count = patterns.count
-    S, T, c = patterns.S, residual.positions, _side(patterns.S.shape[2])
+    S, T, c = jnp.concatenate([patterns.S, patterns.own], axis=2), residual.positions, patterns.own.shape[2]
     inner = jnp.einsum("sij,sjA->siA", _congruence(K), S)
     whole = jnp.moveaxis(_whole(jnp.moveaxis(inner * _halves(T, S.dtype)[None, :, None], 1, 2), T), 1, 3)
     around = jnp.einsum("sqr,swpA->qrwpA", K, whole)
