@@ -103,7 +103,10 @@ def patterns_of(rows: Rows, columns: Preconditioners) -> Patterns:
     (X, owner), (y, _) = by_visit(X), by_visit(y)
 
     def products(left, right):
-        return jax.ops.segment_sum(jnp.einsum("gnta,gnub->gtaub", left, right), owner, len(series.seen))
+        # A product of matrices as such: XLA does not find it among more axes.
+        flat = (table.reshape(*table.shape[:2], -1) for table in (left, right))
+        found = jax.ops.segment_sum(jnp.einsum("gni,gnj->gij", *flat), owner, len(series.seen))
+        return found.reshape(-1, *left.shape[2:], *right.shape[2:])
 
     S = _by_pairs(products(X, X), *np.tril_indices(X.shape[-1]))
     own = jnp.concatenate([products(X, y), products(y, y)], axis=2)
