@@ -207,7 +207,7 @@ class MixedLMResults:
         effects
             "fixed" (coefficients), "ran_pars" (standard deviations and correlations), "ran_vals" (conditional modes).
         conf_int
-            Add conf.low and conf.high, normal limits; NaN for "ran_pars".
+            Add conf.low and conf.high, normal limits; of "ran_pars" those of the residuals' parameters, else NaN.
         conf_level
             Coverage.
 
@@ -643,18 +643,20 @@ class MixedLMResults:
         kind: Literal["percentile", "basic"] = "percentile",
         progress: bool = False,
     ) -> pd.DataFrame:
-        """Confidence limits of coefficients, standard deviations, correlations and sigma.
+        """Confidence limits of coefficients, standard deviations, correlations, sigma, and parameters of the residuals.
 
         Columns lower and upper; rows: coefficients, ``sd_COLUMN|GROUP``, ``cor_A.B|GROUP`` (A the later column, as in
-        lme4), ``sigma``. Raises `ModelError` for an unknown method or parameter, or a level outside (0, 1).
+        lme4), ``sigma``; of residuals ``logsd_COLUMN`` and ``cor_NAME|GROUP``. Raises `ModelError` for an unknown
+        method or parameter, or a level outside (0, 1).
 
         Parameters
         ----------
         method
-            "wald": normal limits from the standard errors; standard deviations and correlations have NaN, because
-            normal limits are no use for them. "profile": where the profile of the ML deviance (also after REML, as in
-            lme4) reaches the quantile of chi-square, see `profile`. "bootstrap": from refits to simulated responses,
-            see `bootstrap`.
+            "wald": normal limits from the standard errors, of correlations of the residuals on a scale without bounds,
+            as in nlme, and NaN where one has reached its bound; standard deviations and correlations of the random
+            effects, and sigma, have NaN, because normal limits are no use for them. "profile": where the profile of the
+            ML deviance (also after REML, as in lme4) reaches the quantile of chi-square, see `profile`. "bootstrap":
+            from refits to simulated responses, see `bootstrap`.
         level
             Coverage.
         which

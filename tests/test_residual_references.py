@@ -163,3 +163,33 @@ def test_structures_of_glmmtmb():
         np.testing.assert_allclose(result.residual_corr(), block["corr"], atol=1e-4)
         sd = result.residual_sd().to_numpy()
         np.testing.assert_allclose(np.broadcast_to(sd, len(block["sd"])), block["sd"], rtol=1e-4)
+
+
+# By `intervals(fit, which = "var-cov")` of nlme 3.1.162 in R 4.2.2, at tolerance 1e-10 and msTol 1e-12. Its information
+# comes from finite differences with steps in the size of the parameter, which leave a few thousandths of an interval.
+INTERVALS = {
+    "gls_orthodont_compsymm_reml": {"cor_r|Subject": (0.441536487901, 0.776035768232)},
+    "gls_orthodont_un_ml": {
+        "cor_8.0, 10.0|Subject": (0.227436517221, 0.756982205299),
+        "cor_8.0, 12.0|Subject": (0.379291622523, 0.821129459062),
+        "cor_8.0, 14.0|Subject": (0.190261931189, 0.742780387440),
+        "cor_10.0, 12.0|Subject": (0.250620535632, 0.766463100527),
+        "cor_10.0, 14.0|Subject": (0.480223714024, 0.858597503917),
+        "cor_12.0, 14.0|Subject": (0.498210378371, 0.861791677594),
+    },
+    "gls_orthodont_ar1_varident_reml": {
+        "logsd_Sex[T.Male]": tuple(np.log([1.29225042677, 2.426858159])),
+        "cor_phi|Subject": (0.581505111215, 0.853538530075),
+    },
+    "gls_glucose_car1_reml": {"cor_phi|series": (0.0942294474119, 0.255435461657)},
+    "lme_soybean_varpower_reml": {"logsd_np.log(Time)": (-0.350503433327, -0.00570047585414)},
+    "lme_sleepstudy_ar1_ml": {"cor_phi|Subject": (0.427922610468, 0.787124537307)},
+}
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+def test_normal_limits_are_those_of_nlme(name):
+    _, result = fitted(name)
+    wanted = np.array([*INTERVALS[name].values()])
+    found = result.confint().loc[[*INTERVALS[name]]].to_numpy()
+    assert np.all(np.abs(found - wanted) < 0.004 * np.diff(wanted))

@@ -129,6 +129,8 @@ def wald_test(
     if invcov is not None:
         if np.shape(invcov) != (len(R), len(R)):
             raise DataError(f"invcov has shape {np.shape(invcov)}: give a row and a column for each of {len(R)} rows")
+        if np.linalg.matrix_rank(invcov) < len(R):
+            raise DataError("invcov is singular: it must be the inverse covariance of the combinations")
         tested, q, cov, R = R @ tested - q, np.zeros(len(q)), np.linalg.inv(invcov), np.eye(len(q))
     return contrasts.wald_test(R, q, tested, cov, fitted.df_resid, use_f, df)
 

@@ -85,4 +85,4 @@ class Identity(Structure):
     def tangents(self, root, gradient):
         size = abs(root[0, 0])
         kept = int(size > SINGULAR)
-        return np.array([[2 * size]])[:, :kept], 2 * gradient[:, None][:kept]
+        return np.array([[2 * size]])[:, :kept], 2 * gradient[:kept, None][:, :kept]

@@ -22,7 +22,9 @@ from jmixed.likelihood.derivatives import derivatives
 from jmixed.likelihood.equations import conditional_covariances
 from jmixed.likelihood.estimates import estimates
 from jmixed.likelihood.moments import Moments
+from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.likelihood.stages import covariances_of
+from jmixed.likelihood.whitened import WhitenedDeviance, whitened_deviance
 from jmixed.runtime import memory
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
@@ -323,12 +325,12 @@ def _conditional_program(held, roots):
     return conditional_covariances(roots, held)
 
 
-def require_independent(design: Design, what: str, instead: str = "") -> None:
+def require_independent(design: Design, what: str) -> None:
     """Refuse `what` is not there for residuals with parameters."""
     if design.layout.residual.size:
         raise ModelError(
             f"{what} is there for independent residuals of one variance only, and this model has residual= or "
-            f"dispersion={instead and ': ' + instead}",
+            "dispersion=",
             page="structures.md",
         )
 
@@ -366,3 +368,15 @@ def design_moments(design: Design) -> Moments:
     """The cross-products of a design, as numpy arrays in double precision."""
     with double_precision():
         return jax.device_get(_moments_of(design.rows(bucket(design.y.shape[0]))))
+
+
+def design_whitened(design: Design, rho: np.ndarray) -> tuple[WhitenedDeviance, Moments]:
+    """The ML deviance of a design whose residuals have parameters, and the cross-products at rho (k,), likewise."""
+    with double_precision():
+        return jax.device_get(_whitened_program(design.rows(bucket(design.y.shape[0])), rho))
+
+
+@program
+def _whitened_program(rows, rho):
+    whitened = whitened_deviance(rows, preconditioners(rows), False)
+    return whitened, whitened.moments(rho)

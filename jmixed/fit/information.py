@@ -137,6 +137,8 @@ def inverse_information(hessian):
     """2 H^-1, or nan where H is not positive definite (observed information of a deviance is H / 2)."""
     if not len(hessian):
         return hessian
+    if not np.all(np.isfinite(hessian)):
+        return np.full_like(hessian, np.nan)
     scale = np.sqrt(np.abs(np.diag(hessian)))
     scale = np.where(scale > 0, scale, 1)
     values, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))

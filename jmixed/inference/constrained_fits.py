@@ -11,15 +11,17 @@ from jmixed.layout.index import Array
 from jmixed.likelihood.constrained import ConstrainedDeviance, Held
 from jmixed.likelihood.contract import minimum
 from jmixed.likelihood.moments import Moments
+from jmixed.likelihood.whitened import WhitenedDeviance
 from jmixed.runtime.compilation import program
 
 
 class ConstrainedFit(NamedTuple):
     """A constrained optimum.
 
-    ``free`` (m + 1,) are the chart's coordinates; ``slope`` and ``curvature`` are derivatives of the profile in the
-    held value u, ``tangent`` (m + 1,) that of the coordinates. ``beta`` belongs to preconditioned columns, ``t`` is log
-    sigma, and ``roots`` are square roots of the relative covariances in preconditioned columns.
+    ``free`` (m + 1 + k,) are the chart's coordinates; ``slope`` and ``curvature`` are derivatives of the profile in the
+    held value u, ``tangent`` (m + 1 + k,) that of the coordinates. ``beta`` belongs to preconditioned columns, ``t`` is
+    log sigma, ``roots`` are square roots of the relative covariances in preconditioned columns, and ``rho`` (k,) are
+    the parameters of the residuals.
     """
 
     value: Array
@@ -30,29 +32,31 @@ class ConstrainedFit(NamedTuple):
     beta: Array
     t: Array
     roots: tuple[Array, ...]
+    rho: Array
     converged: Array
 
 
 @program(static_argnames=("batch",))
-def solve_all(held: Held, u, start, moments: Moments, batch: int) -> ConstrainedFit:
-    """Constrained optima for held parameters, values u (k,) and starts (k, m + 1), `batch` of them at a time."""
+def solve_all(held: Held, u, start, source: Moments | WhitenedDeviance, batch: int) -> ConstrainedFit:
+    """Constrained optima for held parameters, values u (n,) and starts (n, m + 1 + k), `batch` of them at a time."""
 
     lanes = (held, u, start)
-    solve = jax.vmap(partial(_solve, moments=moments))
+    solve = jax.vmap(partial(_solve, source=source))
     if batch == len(u):
         return solve(*lanes)
-    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, batch, *leaf.shape[1:]), lanes)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(lambda some: solve(*some), groups))
+    groups = jax.tree.map(lambda leaf: leaf.reshape(len(u) // batch, batch, *leaf.shape[1:]), lanes)
+    found = jax.lax.map(lambda some: solve(*some), groups)
+    return jax.tree.map(lambda leaf: leaf.reshape(len(u), *leaf.shape[2:]), found)
 
 
-def _solve(held: Held, u, start, moments: Moments) -> ConstrainedFit:
-    deviance = ConstrainedDeviance(held, moments, u)
+def _solve(held: Held, u, start, source: Moments | WhitenedDeviance) -> ConstrainedFit:
+    deviance, m = ConstrainedDeviance(held, source, u), held.keep.shape[0]
     # The first radius is one for the covariances: log sigma has a scale of its own.
-    found = minimum(deviance, deviance.starts(start), MAX_ITERATIONS, radius=lambda x: first_radius(x[:-1]))
+    found = minimum(deviance, deviance.starts(start), MAX_ITERATIONS, radius=lambda x: first_radius(x[:m]))
     at, beyond = found.at, found.at.extras
     mixed = beyond.mixed * held.active.astype(start.dtype)
     tangent = -(pseudo_inverse(at.hessian) @ mixed)
-    roots, t = deviance.estimates(at.point)
+    roots, t, rho = deviance.estimates(at.point)
     return ConstrainedFit(
         value=at.value,
         free=at.point.x,
@@ -62,5 +66,6 @@ def _solve(held: Held, u, start, moments: Moments) -> ConstrainedFit:
         beta=beyond.beta,
         t=t,
         roots=roots,
+        rho=rho,
         converged=(found.outcome == Outcome.CONVERGED.value) | (found.outcome == Outcome.PRECISION_LIMIT.value),
     )

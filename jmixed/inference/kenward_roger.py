@@ -67,7 +67,12 @@ def kenward_roger(curvature: Curvature) -> KenwardRoger:
 
 
 def _inverse(information):
-    """Inverse of an information matrix; directions without information are left out, as pbkrtest does."""
+    """Inverse of an information matrix; directions without information are left out, as pbkrtest does.
+
+    nan where it is not finite, as `jmixed.fit.information.inverse_information` is.
+    """
+    if not np.all(np.isfinite(information)):
+        return np.full_like(information, np.nan)
     scale = np.sqrt(np.maximum(np.diag(information), 0))
     scale = np.where(scale > 0, scale, 1)
     values, vectors = np.linalg.eigh(information / np.outer(scale, scale))

@@ -17,8 +17,10 @@ import numpy as np
 from jmixed.covariance.scales import factors_of_theta
 from jmixed.covariance.structure import Structure
 from jmixed.inference.constrained_fits import ConstrainedFit, solve_all
-from jmixed.likelihood.constrained import Border, Held
+from jmixed.likelihood.constrained import Border, Held, HeldResidual
 from jmixed.likelihood.moments import Moments
+from jmixed.likelihood.whitened import WhitenedDeviance
+from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 
@@ -30,12 +32,14 @@ MEMORY = 2**28
 MAX_CALLS = 40
 NEGLIGIBLE = 0.03
 """A standard deviation, in sigma of the rows, that is next to zero but not at it, where symmetry takes every slope."""
+NOTHING = 40.0
+"""Logarithm of one over a correlation that is none."""
 SPACING = 0.05
 """Of zeta between the points of a trace."""
 
 
 class Parameter(NamedTuple):
-    """What is profiled: a coefficient by its position, or a column (or two) of a term."""
+    """What is profiled: a coefficient or a residual parameter by its position, or a column (or two) of a term."""
 
     kind: str
     term: int = 0
@@ -45,18 +49,46 @@ class Parameter(NamedTuple):
 
 @dataclass(frozen=True)
 class Unconstrained:
-    """A maximum likelihood fit with its cross-products, in numpy arrays: theta (m,), beta (p,)."""
+    """A maximum likelihood fit with its cross-products, in numpy arrays: theta (m,), beta (p,).
+
+    Of residuals with parameters rho (k,), these cross-products are those at rho, and `whitened` has them at any other;
+    `unit` is that of their places, `units` (columns,) are those of the dispersion.
+    """
 
     moments: Moments
     theta: np.ndarray
     beta: np.ndarray
     sigma: float
     objective: float
+    rho: np.ndarray
+    whitened: WhitenedDeviance | None = None
+    unit: float = 1.0
+    units: np.ndarray | None = None
 
     @property
     def structures(self):
         """Covariance structures of the terms."""
         return self.moments.layout.terms
+
+    @property
+    def residual(self) -> ResidualStructure:
+        """The structure of the residuals."""
+        return self._rows_layout.residual
+
+    @property
+    def _rows_layout(self):
+        return self.moments.layout if self.whitened is None else self.whitened.rows.layout
+
+    @property
+    def bytes(self) -> int:
+        """What the derivatives of one constrained fit take."""
+        table, whitened, k = self.moments.layout.fit_bytes(len(self.beta) + 1), self.whitened, len(self.rho)
+        if whitened is None:
+            return max(table, 1)
+        if whitened.patterns is not None:
+            return 4 * (whitened.patterns.S.nbytes + whitened.patterns.own.nbytes)
+        rows = 0 if whitened.combined is not None else whitened.rows.X.nbytes + sum(Z.nbytes for Z in whitened.rows.Z)
+        return (table + rows + 1) * (1 + k) ** 2
 
 
 @dataclass(frozen=True)
@@ -69,7 +101,7 @@ class Trace:
         Of the parameter held; the signed root of the increase of the ML deviance.
     slope : array (k,)
         Derivative of zeta in the value; infinite at the ends of a correlation's range.
-    beta, sigma, covariances : arrays (k, p), (k,), tuple of arrays (k, q, q)
+    beta, sigma, covariances, rho : arrays (k, p), (k,), tuple of arrays (k, q, q), array (k, parameters)
         Estimates at each value; covariances relative to sigma^2, by term.
     lower, upper : arrays (levels,)
         Where zeta is at minus and plus each of the cuts asked for.
@@ -83,6 +115,7 @@ class Trace:
     beta: np.ndarray
     sigma: np.ndarray
     covariances: tuple[np.ndarray, ...]
+    rho: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
     converged: bool
@@ -126,11 +159,10 @@ class _Batch:
     """All lanes of a profile, solved in one compiled call."""
 
     def __init__(self, estimate: Unconstrained, lanes: list):
-        self.lanes, self.moments = lanes, estimate.moments
+        self.lanes, self.source = lanes, estimate.moments if estimate.whitened is None else estimate.whitened
         self.counts = [1 + len(lane.others) for lane in lanes]
         size = bucket(sum(self.counts))
-        table = max(estimate.moments.layout.fit_bytes(len(estimate.beta) + 1), 1)
-        room = max(1, min(size, MEMORY // table))
+        room = max(1, min(size, MEMORY // estimate.bytes))
         self.batch = size if room >= size else 1 << (room.bit_length() - 1)
         self.fill = -(-size // self.batch) * self.batch - sum(self.counts)
         self.held = self._stack(
@@ -151,7 +183,7 @@ class _Batch:
             places += [(np.asarray(u, FLOAT), start) for start in (free, *others)]
         u, start = self._stack(places)
         with double_precision():
-            points = jax.device_get(solve_all(self.held, u, start, self.moments, batch=self.batch))
+            points = jax.device_get(solve_all(self.held, u, start, self.source, batch=self.batch))
         first = 0
         for lane, proposal, count in zip(self.lanes, proposals, self.counts, strict=True):
             if proposal is not None:
@@ -174,9 +206,9 @@ class _Lane:
         self.kind, self.side, self.objective = parameter.kind, side, estimate.objective
         self.held, self.start, self.free = _chart(estimate, parameter)
         self.others = _others(estimate, parameter)
-        self.shift = _shift(estimate, parameter)
+        self.value, self.rate = _scale(estimate, parameter)
         self.step = _first_step(estimate, parameter)
-        self.bound = {SD: 0.0 if side < 0 else np.inf, CORRELATION: side * np.pi / 2}.get(self.kind, side * np.inf)
+        self.bound = _bound(estimate, parameter, side)
         # D has a rounding error of its own; zeta cannot be closer than half of that over zeta.
         self.tolerance = max(TOLERANCE, 1e-13 * abs(estimate.objective))
         self.points: list[tuple[float, float, float, ConstrainedFit]] = []
@@ -235,13 +267,46 @@ class _Lane:
             return np.nan
         return self.value(best[0])
 
-    def value(self, u: float) -> float:
-        """The parameter at the chart's u."""
-        return {SIGMA: np.exp, CORRELATION: np.sin}.get(self.kind, lambda u: u + self.shift)(u)
 
-    def rate(self, u: float) -> float:
-        """Derivative of the value in u."""
-        return {SIGMA: np.exp, CORRELATION: np.cos}.get(self.kind, lambda u: 1.0)(u)
+def _scale(estimate: Unconstrained, parameter: Parameter) -> tuple[Callable[[float], float], Callable[[float], float]]:
+    """The parameter at the chart's u, and its derivative there."""
+    if parameter.kind == SIGMA:
+        return np.exp, np.exp
+    if parameter.kind == CORRELATION:
+        return np.sin, np.cos
+    if parameter.kind == RESIDUAL:
+        return _scale_of_residual(estimate, parameter)
+    shift = _shift(estimate, parameter)
+    return lambda u: u + shift, lambda u: 1.0
+
+
+def _scale_of_residual(estimate, parameter):
+    residual, unit = estimate.residual, estimate.unit
+    if parameter.first < residual.columns:
+        size = float(estimate.units[parameter.first])
+        return lambda u: u / size, lambda u: 1 / size
+    end = _bound(estimate, parameter, -1)
+
+    def value(u):
+        with double_precision():
+            return residual.bounds[0] if u <= end else float(residual.value_beside(u, unit))
+
+    def rate(u):
+        with double_precision():
+            return float(jax.grad(residual.value_beside)(u, unit))
+
+    return value, rate
+
+
+def _bound(estimate: Unconstrained, parameter: Parameter, side: int) -> float:
+    """Where u ends: at a value at which the likelihood is that of a model with a parameter less."""
+    if parameter.kind == SD and side < 0:
+        return 0.0
+    if parameter.kind == CORRELATION:
+        return side * np.pi / 2
+    # A correlation that cannot be negative is none at the end of its range.
+    correlation = parameter.kind == RESIDUAL and parameter.first >= estimate.residual.columns
+    return -NOTHING if correlation and side < 0 and estimate.residual.bounds[0] == 0 else side * np.inf
 
 
 def _shift(estimate: Unconstrained, parameter: Parameter) -> float:
@@ -279,7 +344,11 @@ def _others(estimate: Unconstrained, parameter: Parameter) -> list[np.ndarray]:
     if len(ones) > 1:
         roots += [[NEGLIGIBLE * one if t == k else one for t, one in enumerate(ones)] for k in range(len(ones))]
     back = [[T @ root for T, root in zip(estimate.moments.T, every, strict=True)] for every in roots]
-    found = [_chart(estimate, parameter, factors)[2] for factors in back]
+    found = [_chart(estimate, parameter, factors)[2] for factors in back] if ones else []
+    if ones and len(estimate.residual.starts) > 1:
+        # With random effects the share of the correlations is another where a search starts from.
+        tau = [np.asarray(tau) for tau in estimate.residual.starts]
+        found += [np.append(found[0][: len(found[0]) - len(each)], each) for each in tau]
     if parameter.kind == CORRELATION:
         own = _chart(estimate, parameter)[2]
         start = sum(s.size for s in estimate.structures[: parameter.term])
@@ -289,6 +358,8 @@ def _others(estimate: Unconstrained, parameter: Parameter) -> list[np.ndarray]:
 
 def _chart(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple[Held, float, np.ndarray]:
     """The chart in which a parameter is a coordinate, its value u at the estimate, and the other coordinates there.
+
+    The other coordinates (m + 1 + k,) are those of the terms, log sigma, and those of the residuals' parameters.
 
     With `factors`, square roots of the terms' relative covariances, in the place of the estimate's.
     """
@@ -307,12 +378,30 @@ def _chart(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple
         keep[start : start + 3], active[start + 1] = 0, False
     elif parameter.kind == SIGMA:
         u, active[-1] = np.log(estimate.sigma), False
-    else:
+    elif parameter.kind == COEFFICIENT:
         u = estimate.beta[parameter.first] - _shift(estimate, parameter)
     border = _border(estimate.moments.R, parameter.first if parameter.kind == COEFFICIENT else None)
     sigma = np.asarray(parameter.kind == SIGMA, FLOAT)
-    held = Held(bases, keep, squared, direct, first, second, sigma, border, active)
-    return held, float(u), np.append(x, np.log(estimate.sigma))
+    x = np.append(x, np.log(estimate.sigma))
+    if not len(estimate.rho):
+        return Held(bases, keep, squared, direct, first, second, sigma, border, active), float(u), x
+    residual, moves, v, found = _residual_chart(estimate, parameter)
+    active, u = np.append(active, moves), u if found is None else found
+    held = Held(bases, keep, squared, direct, first, second, sigma, border, active, residual)
+    return held, float(u), np.append(x, v)
+
+
+def _residual_chart(estimate: Unconstrained, parameter: Parameter):
+    """The same of rho (k,): what is held, which coordinates move, and where they and u are; None of another kind."""
+    k, place, v, u = estimate.residual.columns, parameter.first, np.array(estimate.rho), None
+    entries, number, moves = np.zeros(len(v)), np.asarray(-1, np.int32), np.ones(len(v), bool)
+    if parameter.kind == RESIDUAL and place < k:
+        u, entries[place], moves[place] = v[place], 1, False
+    elif parameter.kind == RESIDUAL:
+        with double_precision():
+            v[k:], u, at = estimate.residual.chart_beside(v[k:], place - k)
+        number, moves[k + at] = np.asarray(place - k, np.int32), False
+    return HeldResidual(entries, number), moves, v, u
 
 
 def _bases(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
@@ -325,7 +414,7 @@ def _bases(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple
         basis, piece = structure.chart_beside(leading, factor, T)
         bases.append(basis)
         pieces.append(piece)
-    return tuple(bases), np.concatenate(pieces)
+    return tuple(bases), np.concatenate([*pieces, np.zeros(0)])
 
 
 def _leading(parameter: Parameter) -> list[int]:
@@ -380,6 +469,7 @@ def _collect(estimate: Unconstrained, pair: list[_Lane], found: np.ndarray) -> T
         beta=beta,
         sigma=np.exp([float(point.t) for point in points]),
         covariances=tuple(root @ np.swapaxes(root, 1, 2) for root in roots),
+        rho=np.array([point.rho for point in points]),
         lower=found[:, 0],
         upper=found[:, 1],
         converged=all(bool(point.converged) for point in points),

@@ -73,9 +73,7 @@ def system_of(
         rows.append(np.broadcast_to(left[:, None], shape).ravel())
         columns.append(np.broadcast_to(right[None], shape).ravel())
     related = tuple(precision is not None for precision in precisions)
-    return System(
-        plan(np.concatenate(rows), np.concatenate(columns), int(starts[-1])), prior, tuple(pairs), related
-    )
+    return System(plan(np.concatenate(rows), np.concatenate(columns), int(starts[-1])), prior, tuple(pairs), related)
 
 
 def _prior(size, precision):

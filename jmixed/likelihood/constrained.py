@@ -15,16 +15,18 @@ A L L' A', its columns ordered so that those of the held parameter come first; t
     a correlation sin(u) has         L_00 = s^2, L_10 = r sin(u), L_11 = r cos(u), r = x^2, s and x free
     sigma has                        t = u
 
-and a coefficient is the linear constraint. The squares keep the standard deviations beside a correlation from changing
+and a coefficient is the linear constraint. Of residuals with parameters rho one is held, or one correlation that they
+amount to (see `ResidualStructure.beside`). The squares keep the standard deviations beside a correlation from changing
 sign, which would turn it into its opposite; where one of them vanishes all correlations are alike. What distinguishes
 the parameters are arrays, so that all are one compiled program.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jmixed.algebra.newton import Evaluation, Point
 from jmixed.algebra.small import inverse_and_log_determinant
@@ -35,6 +37,7 @@ from jmixed.likelihood.derivatives import jets
 from jmixed.likelihood.gaussian import psi_of, reduce, squares
 from jmixed.likelihood.jets import Jet, constant
 from jmixed.likelihood.moments import Moments
+from jmixed.likelihood.whitened import WhitenedDeviance
 
 
 class Border(NamedTuple):
@@ -59,20 +62,22 @@ class Constrained(NamedTuple):
     beta: jax.Array
 
 
-def constrained_deviance(psi, roots, t, w, border: Border, moments: Moments) -> Constrained:
-    """D with exact derivatives, at psi (m,) of preconditioned columns with square roots (q, q) of the terms' Sigma."""
-    logdet, G = jets(psi, roots, moments)
-    squares, coefficients = _squares(G, border)
+def constrained_deviance(logdet: Jet, G: Jet, t, w, border: Border, sums: Any) -> Constrained:
+    """D with exact derivatives, from jets of log|V W| and of G in psi (m,) of preconditioned columns, and in rho.
+
+    Of the cross-products `sums` it takes the number of rows and the weights.
+    """
     weights = jnp.stack([jnp.ones_like(w), w])
+    squares, bend, coefficients = _squares(G, border, weights)
     slope = jnp.stack([jnp.zeros_like(w), jnp.ones_like(w)])
-    precision, n = jnp.exp(-2 * t), moments.nobs
+    precision, n = jnp.exp(-2 * t), sums.nobs
     rss = weights @ squares.value @ weights
     rss_psi, rss_w = squares.first @ weights @ weights, 2 * slope @ squares.value @ weights
-    value = logdet.value - moments.log_weights + n * (jnp.log(2 * jnp.pi) + 2 * t) + precision * rss
+    value = logdet.value - sums.log_weights + n * (jnp.log(2 * jnp.pi) + 2 * t) + precision * rss
     gradient = jnp.concatenate(
         [logdet.first + precision * rss_psi, jnp.stack([2 * n - 2 * precision * rss, precision * rss_w])]
     )
-    own = logdet.second + precision * (squares.second @ weights @ weights)
+    own = logdet.second + precision * bend
     mixed = precision * jnp.stack([-2 * rss_psi, 2 * squares.first @ weights @ slope], axis=1)
     corner = precision * jnp.stack(
         [jnp.stack([4 * rss, -2 * rss_w]), jnp.stack([-2 * rss_w, 2 * slope @ squares.value @ slope])]
@@ -82,24 +87,44 @@ def constrained_deviance(psi, roots, t, w, border: Border, moments: Moments) -> 
     return Constrained(value, gradient, (hessian + hessian.T) / 2, beta)
 
 
-def _squares(G: Jet, border: Border):
-    """Jets of the matrix S (2, 2) with r^2 = (1, w) S (1, w)', and the coefficients (p, 2) of the free directions."""
+def _squares(G: Jet, border: Border, weights):
+    """Value and slopes of the matrix S (2, 2) with r^2 = (1, w) S (1, w)', and second derivatives of r^2.
+
+    Beside them the coefficients (p, 2) of the free directions. `weights` are (1, w).
+    """
     p, dtype = border.padding.shape[0], G.value.dtype
     responses = jnp.zeros((p + 1, 2), dtype).at[p, 0].set(1).at[:p, 1].set(-border.particular)
     E = jnp.concatenate([jnp.concatenate([border.free, jnp.zeros((1, p), dtype)]), responses], axis=1)
-    turned = Jet(*(jnp.einsum("ai,...ab,bj->...ij", E, part, E) for part in G))
-    A = turned.value[:p, :p] + jnp.diag(border.padding)
-    inverse, _ = inverse_and_log_determinant(A)
-    coefficients = inverse @ turned.value[:p, p:]
+    value, first = (jnp.einsum("ai,...ab,bj->...ij", E, part, E) for part in (G.value, G.first))
+    inverse, _ = inverse_and_log_determinant(value[:p, :p] + jnp.diag(border.padding))
+    coefficients = inverse @ value[:p, p:]
     contrast = jnp.concatenate([-coefficients, jnp.eye(2, dtype=dtype)])
-    pulled = jnp.einsum("kij,ja->kia", turned.first, contrast)
-    bend = jnp.einsum("kia,ij,ljb->klab", pulled[:, :p], inverse, pulled[:, :p])
-    squares = Jet(
-        contrast.T @ turned.value @ contrast,
-        jnp.einsum("ia,kib->kab", contrast, pulled),
-        jnp.einsum("ia,klij,jb->klab", contrast, turned.second, contrast) - bend - jnp.swapaxes(bend, 2, 3),
-    )
-    return squares, coefficients
+    pulled = jnp.einsum("kij,ja->kia", first, contrast)
+    squares = _Squares(contrast.T @ value @ contrast, jnp.einsum("ia,kib->kab", contrast, pulled))
+    left, moved = E @ (contrast @ weights), pulled[:, :p] @ weights
+    if callable(G.second):
+        bend: Any = G.second(left[:, None] * left[None])
+    else:
+        bend = jnp.einsum("klij,i,j->kl", G.second, left, left)
+    return squares, bend - 2 * jnp.einsum("ki,ij,lj->kl", moved, inverse, moved), coefficients
+
+
+class _Squares(NamedTuple):
+    """Value (2, 2) and slopes (m, 2, 2)."""
+
+    value: jax.Array
+    first: jax.Array
+
+
+class HeldResidual(NamedTuple):
+    """Which parameter of the residuals is held: constants of one chart.
+
+    `entries` (k,) of rho are one for the one that is held itself, else zero; `number` of the correlation that is held,
+    negative if none is.
+    """
+
+    entries: Array
+    number: Array
 
 
 class Held(NamedTuple):
@@ -117,8 +142,10 @@ class Held(NamedTuple):
         One for the entries that hold sine and cosine of a correlation.
     sigma : scalar
         One when sigma is held, else zero.
-    active : bool array (m + 1,)
-        Which of the entries of L, and of t, are free; x is free in the place of the cosine.
+    active : bool array (m + 1 + k,)
+        Which of the entries of L, of t, and of rho are free; x is free in the place of the cosine.
+    residual : HeldResidual or None
+        Of residuals that have parameters.
     """
 
     bases: tuple[Array, ...]
@@ -130,12 +157,14 @@ class Held(NamedTuple):
     sigma: Array
     border: Border
     active: Array
+    residual: HeldResidual | None = None
 
 
 class InHeld(NamedTuple):
     """What else is known of D at a point: its first and second derivatives in u, and the fixed effects (p,).
 
-    `mixed` (m + 1,) are the second derivatives in u and the coordinates; ``beta`` belongs to preconditioned columns.
+    `mixed` (m + 1 + k,) are the second derivatives in u and the coordinates; ``beta`` belongs to preconditioned
+    columns.
     """
 
     slope: jax.Array
@@ -146,49 +175,96 @@ class InHeld(NamedTuple):
 
 @dataclass(frozen=True)
 class ConstrainedDeviance(Criterion):
-    """D with one parameter held at the value u, a scalar, in coordinates (x, t) (m + 1,)."""
+    """D with one parameter held at the value u, a scalar, in coordinates (x, t, v) (m + 1 + k,), v those of rho.
+
+    `source` are cross-products, or what has them at any rho.
+    """
 
     held: Held
-    moments: Moments
+    source: Moments | WhitenedDeviance
     u: jax.Array
 
     @property
     def free(self):
-        """Which of the entries of L, and of t, are free; x is in the place of the cosine."""
+        """Which coordinates are free; x is in the place of the cosine."""
         return self.held.active
 
     def starts(self, given) -> Starts:
-        """At coordinates (m + 1,)."""
+        """At coordinates (m + 1 + k,)."""
         return Starts(Point((), given[None]), 1)
+
+    @property
+    def _layout(self):
+        return self.source.layout if isinstance(self.source, Moments) else self.source.rows.layout
 
     def chart(self, point: Point):
         """The chart of the covariances, and t."""
-        held, x, u = self.held, point.x[:-1], self.u
-        t = jnp.where(held.sigma > 0, u, point.x[-1])
+        held, u = self.held, self.u
+        x, t, _ = self._parts(point)
+        t = jnp.where(held.sigma > 0, u, t)
         turned = (jnp.sin(u) * held.first + jnp.cos(u) * held.second) * (held.second @ x) ** 2
         return Chart(held.bases, held.keep * x + held.squared * x**2 + held.direct * u * jnp.exp(-t) + turned), t
 
+    def _parts(self, point: Point):
+        """x, t and v."""
+        m = self.held.keep.shape[0]
+        return point.x[:m], point.x[m], point.x[m + 1 :]
+
+    def rho(self, v, u):
+        """Parameters of the residuals, from their coordinates and the value that is held."""
+        held, residual = self.held.residual, self._layout.residual
+        if held is None:
+            return v
+        k, number = residual.columns, jnp.maximum(held.number, 0)
+        v = jnp.where(held.entries > 0, u, v)
+        if not residual.correlations:
+            return v
+        beside = residual.beside(v[k:], jnp.where(held.number < 0, 0, u), number)
+        return jnp.concatenate([v[:k], jnp.where(held.number < 0, v[k:], beside)])
+
     def value(self, point: Point):
         """D."""
-        roots, t = self.estimates(point)
-        reduced = reduce(squares(roots), roots, self.moments)
-        forms, _ = _squares(constant(reduced.G), self.held.border)
-        w = jnp.stack([jnp.ones_like(self.u), self.u])
-        residual = self.moments.nobs * (jnp.log(2 * jnp.pi) + 2 * t) + jnp.exp(-2 * t) * (w @ forms.value @ w)
-        return reduced.logdet - self.moments.log_weights + residual
+        roots, t, rho = self.estimates(point)
+        moments = self.source if isinstance(self.source, Moments) else self.source.moments(rho)
+        reduced, w = reduce(squares(roots), roots, moments), jnp.stack([jnp.ones_like(self.u), self.u])
+        forms, _, _ = _squares(constant(reduced.G), self.held.border, w)
+        residual = moments.nobs * (jnp.log(2 * jnp.pi) + 2 * t) + jnp.exp(-2 * t) * (w @ forms.value @ w)
+        return reduced.logdet - moments.log_weights + residual
 
     def derivatives(self, point: Point):
-        """D with gradient and Hessian in (x, t, u), and the fixed effects."""
-        (chart, t), structures, m = self.chart(point), self.moments.layout.terms, point.x.shape[0] - 1
+        """D with gradient and Hessian in (x, t, v, u), and the fixed effects."""
+        (chart, t), structures, u = self.chart(point), self._layout.terms, self.u
+        x, own, v = self._parts(point)
+        m, k = len(x), len(v)
         roots = chart_roots(chart, structures)
-        psi = psi_of(squares(roots), structures, point.x.dtype)
-        found = constrained_deviance(psi, roots, t, self.u, self.held.border, self.moments)
-        inner, bend = chart_map(chart, structures, found.gradient[:m])
-        z = jnp.append(point.x, self.u)
+        logdet, G, sums = self._jets(psi_of(squares(roots), structures, x.dtype), roots, self.rho(v, u))
+        found = constrained_deviance(logdet, G, t, u, self.held.border, sums)
+        empty = jnp.zeros((0, 0), x.dtype)
+        inner, bend = chart_map(chart, structures, found.gradient[:m]) if structures else (empty, empty)
+        z = jnp.append(x, jnp.stack([own, u]))
         jacobian, bends = _chart_derivatives(self.held, z, t, found.gradient[:m] @ inner)
-        full = jnp.concatenate([inner @ jacobian[:m], jacobian[m:]])
-        hessian = full.T @ found.hessian @ full + jacobian[:m].T @ bend @ jacobian[:m] + bends
-        return Constrained(found.value, found.gradient @ full, hessian, found.beta)
+        bends = jacobian[:m].T @ bend @ jacobian[:m] + bends
+        jacobian = jnp.concatenate([inner @ jacobian[:m], jacobian[m:]])
+        if k:
+            slopes = self._rho_derivatives(v, found.gradient[m : m + k])
+            jacobian, bends = _beside_rho(jacobian, bends, *slopes)
+        hessian = jacobian.T @ found.hessian @ jacobian + bends
+        return Constrained(found.value, found.gradient @ jacobian, hessian, found.beta)
+
+    def _jets(self, psi, roots, rho):
+        """Jets of log|V W| and of G, and cross-products."""
+        if isinstance(self.source, Moments):
+            return *jets(psi, roots, self.source), self.source
+        return self.source.jets(psi, roots, rho)
+
+    def _rho_derivatives(self, v, slope):
+        """Derivatives of rho (k, k + 1) in (v, u), and the second derivatives of slope'rho."""
+
+        def rho(z):
+            return self.rho(z[:-1], z[-1])
+
+        z = jnp.append(v, self.u)
+        return jax.jacfwd(rho)(z), jax.jacfwd(jax.jacfwd(lambda z: slope @ rho(z)))(z)
 
     def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
         """D with its derivatives; `InHeld` comes with them."""
@@ -204,9 +280,10 @@ class ConstrainedDeviance(Criterion):
         )
 
     def estimates(self, point: Point):
-        """Square roots of the relative covariances in preconditioned columns, and t."""
+        """Square roots of the relative covariances in preconditioned columns, t, and rho."""
         chart, t = self.chart(point)
-        return chart_roots(chart, self.moments.layout.terms), t
+        _, _, v = self._parts(point)
+        return chart_roots(chart, self._layout.terms), t, self.rho(v, self.u)
 
 
 def _chart_derivatives(held: Held, z, t, slope):
@@ -224,3 +301,16 @@ def _chart_derivatives(held: Held, z, t, slope):
     own = jnp.append(2 * (slope * held.squared + slope @ along * held.second), jnp.zeros(2, z.dtype))
     bends = jnp.outer(x_u, unit[-1]) + jnp.outer(unit[-1], x_u) + jnp.diag(own)
     return jacobian, bends + jnp.outer(unit[m], unit[m]) * (slope @ held.direct * u * shrink)
+
+
+def _beside_rho(jacobian, bends, rho_slopes, rho_bends):
+    """Derivatives in (x, t, v, u), from those of (phi, t, w) in (x, t, u) and those of rho (k,) in (v, u).
+
+    Rows of rho stand before those of t and w.
+    """
+    k, size = len(rho_slopes), len(jacobian) + len(rho_slopes)
+    m, rest = size - k - 2, np.delete(np.arange(size), size - 1 - k + np.arange(k))
+    wide = jnp.zeros((size - k, size), jacobian.dtype).at[:, rest].set(jacobian)
+    own = jnp.zeros((k, size), jacobian.dtype).at[:, m + 1 :].set(rho_slopes)
+    bends = jnp.zeros((size, size), bends.dtype).at[np.ix_(rest, rest)].set(bends)
+    return jnp.concatenate([wide[:m], own, wide[m:]]), bends.at[m + 1 :, m + 1 :].add(rho_bends)

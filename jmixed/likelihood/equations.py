@@ -97,8 +97,8 @@ def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
     K_1 = K_1 + jnp.einsum("nr,kns->krs", U, R)
 
     def second(pair):
-        k, l = units[pair[0]], units[pair[1]]
-        F_2, b_2 = jax.jvp(lambda psi: slope(psi, k), (psi,), (l,))[1]
+        one, other = units[pair[0]], units[pair[1]]
+        F_2, b_2 = jax.jvp(lambda psi: slope(psi, one), (psi,), (other,))[1]
         bend = b_2.T @ U
         own = R[pair[0]].T @ H[pair[1]]
         return jnp.sum(counted * F_2), own + own.T + bend + bend.T - U.T @ product(F_2, U)

@@ -6,7 +6,8 @@ pattern s has the block E_s of it, and all that the deviance needs of the rows a
     S_s[t, u] = sum over series [x_t y_t]'[x_u y_u]         G = sum_s <E_s^-1, S_s>        log|E| = sum_s n_s log|E_s|
 
 made once. An evaluation is then free of the number of rows; the second derivatives of G, which are asked for along two
-matrices only, are those of scalar functions <E_s^-1, Q_s>.
+matrices only, are those of scalar functions <E_s^-1, Q_s>. All matrices of visits that meet the sums are symmetric, so
+that these are kept by pairs of visits t >= u and pairs of columns a >= b, S[t, u] + S[u, t] where t and u differ.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jmixed.layout.design import Rows
 from jmixed.layout.index import Array
@@ -21,7 +23,7 @@ from jmixed.likelihood.derivatives import Derivatives, derivatives_of
 from jmixed.likelihood.jets import Jet
 from jmixed.likelihood.preconditioning import Preconditioners
 from jmixed.likelihood.products import count_rows, fixed_columns
-from jmixed.residual.visits import Visits
+from jmixed.residual.visits import Unstructured, Visits
 
 
 class _Sums(NamedTuple):
@@ -35,6 +37,10 @@ class _Sums(NamedTuple):
 
 ENTRIES = 2**25
 """Most entries of the sums."""
+BLOCK = 16
+"""Series of one pattern that are multiplied together."""
+FAR = 5.0
+"""Size of a parameter beyond which moments are no start."""
 
 
 @jax.tree_util.register_dataclass
@@ -44,8 +50,9 @@ class Patterns:
 
     Attributes
     ----------
-    S : array (patterns, T, c, T, c)
-        Cross-products of preconditioned columns [X~ y~] at pairs of visits.
+    S, own : arrays (patterns, T (T + 1) / 2, p (p + 1) / 2), (patterns, T (T + 1) / 2, p + 1)
+        Cross-products by pairs of visits, of pairs of columns of X~, and of [X~ y~] with y~. A batch of responses
+        shares the first.
     seen : bool array (patterns, T)
         Which visits a pattern has.
     count : array (patterns,)
@@ -59,6 +66,7 @@ class Patterns:
     """
 
     S: Array
+    own: Array
     seen: Array
     count: Array
     log_weights: Array
@@ -83,18 +91,103 @@ def patterns_of(rows: Rows, columns: Preconditioners) -> Patterns:
     series, residual = rows.series, cast(Visits, rows.layout.residual)
     X, y = fixed_columns({"X": rows.X, "y": rows.y - rows.offset}, columns)
     there = rows.weights > 0
-    table = jnp.concatenate([X, y]).T * jnp.sqrt(jnp.where(there, rows.weights, 0))[:, None]
-    wide = residual.by_visit(table, there, series)
-    summed = jax.lax.map(
-        lambda own: jax.ops.segment_sum(
-            own[:, :, None, None] * jnp.moveaxis(wide, 0, 1)[:, None], series.pattern, series.seen.shape[0]
-        ),
-        wide,
-    )
+    root = jnp.sqrt(jnp.where(there, rows.weights, 0))
+
+    def by_visit(columns):
+        wide = residual.by_visit(columns.T * root[:, None], there, series)
+        return _in_blocks(jnp.moveaxis(wide, 0, 1), series)
+
     count = jax.ops.segment_sum(jnp.ones(len(series.pattern), y.dtype), series.pattern, series.seen.shape[0])
     logs = jnp.sum(jnp.where(there, jnp.log(jnp.where(there, rows.weights, 1)), 0))
     deviations = residual.of_visits(rows.series.dispersion, there, series)
-    return Patterns(jnp.moveaxis(summed, 0, 1), series.seen, count, logs, deviations, count_rows(rows.weights))
+    (X, owner), (y, _) = by_visit(X), by_visit(y)
+
+    def products(left, right):
+        # A product of matrices as such: XLA does not find it among more axes.
+        flat = (table.reshape(*table.shape[:2], -1) for table in (left, right))
+        found = jax.ops.segment_sum(jnp.einsum("gni,gnj->gij", *flat), owner, len(series.seen))
+        return found.reshape(-1, *left.shape[2:], *right.shape[2:])
+
+    S = _by_pairs(products(X, X), *np.tril_indices(X.shape[-1]))
+    own = jnp.concatenate([products(X, y), products(y, y)], axis=2)
+    own = _by_pairs(own, np.arange(own.shape[2]), np.zeros(own.shape[2], int))
+    return Patterns(S, own, series.seen, count, logs, deviations, count_rows(rows.weights))
+
+
+def _in_blocks(wide, series):
+    """Series (series, T, c) in blocks of those of one pattern (blocks, BLOCK, T, c), and the pattern of each block."""
+    patterns, many = series.seen.shape[0], len(wide)
+    order, one = jnp.argsort(series.pattern), jnp.ones(many, jnp.int32)
+    pattern = series.pattern[order]
+    length = jax.ops.segment_sum(one, pattern, patterns)
+    blocks = -(-length // BLOCK)
+    begin, first = jnp.cumsum(length) - length, jnp.cumsum(blocks) - blocks
+    within = jnp.arange(many, dtype=jnp.int32) - begin[pattern]
+    room = patterns + many // BLOCK
+    table = jnp.zeros((room * BLOCK, *wide.shape[1:]), wide.dtype)
+    table = table.at[first[pattern] * BLOCK + within].set(wide[order])
+    owner = jnp.searchsorted(first + blocks, jnp.arange(room, dtype=first.dtype), side="right")
+    return table.reshape(room, BLOCK, *wide.shape[1:]), owner
+
+
+def _by_pairs(products, a, b):
+    """Sums (patterns, T, c, T, d) by pairs of visits, in both orders, and by columns a and b."""
+    t, u = np.tril_indices(products.shape[1])
+
+    def chosen(t, u):
+        return products[:, t[:, None], a[None], u[:, None], b[None]]
+
+    return chosen(t, u) + jnp.where((t == u)[None, :, None], 0, chosen(u, t))
+
+
+def _packed(matrices):
+    """Symmetric matrices (..., q, q) by pairs (..., q (q + 1) / 2)."""
+    rows, columns = np.tril_indices(matrices.shape[-1])
+    return matrices[..., rows, columns]
+
+
+def _whole(pairs, q):
+    """Symmetric matrices (..., q, q) from their pairs."""
+    place = np.zeros((q, q), np.int32)
+    place[np.tril_indices(q)] = np.arange(q * (q + 1) // 2)
+    return pairs[..., np.maximum(place, place.T)]
+
+
+def _doubled(matrices):
+    """The same, twice where a pair is two entries: <A, B> is its product with the pairs of B."""
+    rows, columns = np.tril_indices(matrices.shape[-1])
+    return jnp.where(rows == columns, 1, 2).astype(matrices.dtype) * _packed(matrices)
+
+
+def _congruence(K):
+    """The matrices (s, pairs, pairs) that take E by pairs to K E K by pairs, transposed."""
+    v, w = np.tril_indices(K.shape[-1])
+    both = K[:, v][:, :, v] * K[:, w][:, :, w] + K[:, v][:, :, w] * K[:, w][:, :, v]
+    return both * jnp.where(v == w, 0.5, 1).astype(K.dtype)[None, :, None]
+
+
+def start_by_pattern(patterns: Patterns, residual: Visits) -> Any:
+    """rho to search from: of any correlations, those of least-squares residuals by pairs of visits.
+
+    Without missing visits that is next to the optimum. Without correlations, where pairs of different series make up no
+    positive definite matrix.
+    """
+    dtype, T = patterns.S.dtype, residual.positions
+    none = jnp.zeros(residual.size, dtype)
+    if not isinstance(residual, Unstructured) or residual.columns != T - 1:
+        return none
+    seen = patterns.seen.astype(dtype)
+    together = _packed(jnp.einsum("s,st,su->tu", patterns.count, seen, seen))
+    E = _whole(jnp.sum(patterns.own[..., -1], axis=0) * _halves(T, dtype) / jnp.maximum(together, 1), T)
+    sd = jnp.sqrt(jnp.diagonal(E))
+    tau = residual.parameters(E / (sd[:, None] * sd[None]))
+    rho = jnp.concatenate([jnp.log(sd[1:] / sd[0]) / jnp.diagonal(patterns.deviations[1:]), tau])
+    return jnp.where(jnp.all(jnp.abs(rho) < FAR), rho, none)
+
+
+def _halves(T, dtype):
+    """One for a visit with itself, a half for pairs of two."""
+    return jnp.where(np.equal(*np.tril_indices(T)), 1, 0.5).astype(dtype)
 
 
 class Inverses(NamedTuple):
@@ -125,9 +218,8 @@ def derivatives_by_pattern(rho, patterns: Patterns, residual: Visits, columns: P
 
 def sums_of(patterns: Patterns, columns: Preconditioners) -> Any:
     """What of cross-products the deviance asks for beside its jets."""
-    return _Sums(
-        jnp.zeros((patterns.S.shape[2],) * 2, patterns.S.dtype), columns.R, patterns.nobs, patterns.log_weights
-    )
+    c = columns.R.shape[0] + 1
+    return _Sums(jnp.zeros((c, c), patterns.S.dtype), columns.R, patterns.nobs, patterns.log_weights)
 
 
 def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet]:
@@ -153,27 +245,36 @@ def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet
         jnp.einsum("tu,ktu->k", mean, first),
         jnp.einsum("tu,kltu->kl", mean, second) - along(weighted),
     )
-    half = jnp.einsum("stu,suavb->stavb", K, patterns.S)
-    G = jnp.einsum("stu,staub->ab", K, patterns.S)
-    inner = jnp.einsum("stavb,svu->taub", half, K)
+    T, c = residual.positions, patterns.own.shape[2]
+    # One product of matrices for G and for all that its slopes are made of.
+    factors = jnp.concatenate([jnp.swapaxes(_congruence(K), 1, 2), _packed(K)[:, :, None]], axis=2)
+    flat = factors.reshape(-1, factors.shape[2]).T
+    made = [flat @ table.reshape(-1, table.shape[2]) for table in (patterns.S, patterns.own)]
+    made = jnp.concatenate(made, axis=1)
 
     def curved(W) -> Any:
-        H = jnp.einsum("stavb,ab,svu->stu", half, W, K)
+        weights = _doubled(W)
+        Q = patterns.S @ weights[:-c] + patterns.own @ weights[-c:]
+        Q = _whole(_halves(T, Q.dtype)[None] * Q, T)
+        H = K @ Q @ K
         return along(H) + along(H).T - jnp.einsum("tu,kltu->kl", jnp.sum(H, axis=0), second)
 
     second_of_G: Any = curved
-    return logdet, Jet(G, -jnp.einsum("taub,ktu->kab", inner, first), second_of_G)
+    return logdet, Jet(_whole(made[-1], c), -_whole(_packed(first) @ made[:-1], c), second_of_G)
 
 
 def straight_jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet]:
     """Jets of log|E| and of G along straight paths E + sum e_k E_k (see `jmixed.inference.residual_directions`)."""
     K, logs, first, _ = inverses(rho, patterns, residual)
     count = patterns.count
-    inner = jnp.einsum("stu,suavb,svw->stawb", K, patterns.S, K)
-    middle = jnp.einsum("kvw,svayb,swx->kxayb", first, inner, K)
-    bend = jnp.einsum("kxayb,lxy->klab", middle, first)
-    bend = bend + jnp.swapaxes(bend, 0, 1)
+    S, T, c = jnp.concatenate([patterns.S, patterns.own], axis=2), residual.positions, patterns.own.shape[2]
+    inner = jnp.einsum("sij,sjA->siA", _congruence(K), S)
+    whole = jnp.moveaxis(_whole(jnp.moveaxis(inner * _halves(T, S.dtype)[None, :, None], 1, 2), T), 1, 3)
+    around = jnp.einsum("sqr,swpA->qrwpA", K, whole)
+    bend = jnp.einsum("krwA,lrw->klA", jnp.einsum("kpq,qrwpA->krwA", first, around), first)
+    bend = _whole(bend + jnp.swapaxes(bend, 0, 1), c)
     products = jnp.einsum("s,ktu,suv,lvw,swt->kl", count, first, K, first, K, optimize="optimal")
     logdet = Jet(count @ logs, jnp.einsum("s,stu,ktu->k", count, K, first), -products)
-    slope = -jnp.einsum("staub,ktu->kab", inner, first)
-    return logdet, Jet(jnp.einsum("stu,staub->ab", K, patterns.S), slope, bend)
+    slope = -_whole(_packed(first) @ jnp.sum(inner, axis=0), c)
+    G = jnp.einsum("si,siA->A", _packed(K), S)
+    return logdet, Jet(_whole(G, c), slope, bend)

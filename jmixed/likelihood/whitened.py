@@ -22,11 +22,11 @@ from jmixed.layout.design import Rows
 from jmixed.likelihood.combined import Combined, combined
 from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.derivatives import Derivatives, MomentJets, derivatives_of, jets
-from jmixed.likelihood.gaussian import degrees, deviance, profile, psi_of, squares
+from jmixed.likelihood.gaussian import degrees, deviance, profile, psi_of, reduce, squares
 from jmixed.likelihood.jets import Jet
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.moments import moments as cross_products
-from jmixed.likelihood.patterned import Patterns, derivatives_by_pattern, has_patterns, patterns_of
+from jmixed.likelihood.patterned import Patterns, has_patterns, jets_by_pattern, patterns_of, start_by_pattern, sums_of
 from jmixed.likelihood.preconditioning import Preconditioners
 from jmixed.likelihood.profiled import FLATNESS, InPsi, ProfiledDeviance
 from jmixed.likelihood.stages import covariances_of
@@ -90,13 +90,15 @@ class WhitenedDeviance(Criterion):
         return ProfiledDeviance(self.moments(point.x[m:]), self.reml), Point(point.frame, point.x[:m])
 
     def starts(self, given=None, others=None) -> Starts:
-        """Where to look for the optimum: rho without correlations, from all starts of psi; and others, from the first.
+        """Where to look for the optimum: rho by moments or uncorrelated, from all starts of psi; others, from one.
 
         `given` and `others` are as of `ProfiledDeviance`.
         """
         residual = self.rows.layout.residual
         none = np.zeros(residual.columns)
         first, *more = (jnp.asarray(np.append(none, tau), self.rows.y.dtype) for tau in residual.starts)
+        if self.patterns is not None:
+            first = first + start_by_pattern(self.patterns, cast(Visits, residual))
         begins = [self._starts_at(rho, given, others) for rho in (first, *more)]
         # Of the others one start each, before those that are called for by number.
         ahead = [Starts(jax.tree.map(lambda a: a[:1], begin.points), begin.count) for begin in begins[1:]]
@@ -140,14 +142,19 @@ class WhitenedDeviance(Criterion):
 
     def derivatives(self, psi, roots, rho) -> Derivatives:
         """Value, gradient (m + k,) and Hessian in psi (m,) of preconditioned columns and in rho (k,)."""
+        if self.rows.layout.crossed:
+            return self._derivatives_of_crossed(psi, roots, rho)
+        return derivatives_of(*self.jets(psi, roots, rho), self.reml)
+
+    def jets(self, psi, roots, rho) -> tuple[Jet, Jet, Any]:
+        """Jets in psi and rho of log|V W| and of G, and cross-products, of which little more is asked for."""
         if self.patterns is not None:
             residual = cast(Visits, self.rows.layout.residual)
-            return derivatives_by_pattern(rho, self.patterns, residual, self.columns, self.reml)
+            return *jets_by_pattern(rho, self.patterns, residual), sums_of(self.patterns, self.columns)
         moments = self.moments(rho)
-        if moments.layout.crossed:
-            return self._derivatives_of_crossed(psi, roots, rho)
-        logdet, G = jets(psi, roots, moments, earlier=self.moment_jets(rho))
-        return derivatives_of(logdet, G, moments, self.reml)
+        if self.rows.layout.crossed:
+            return *self._jets_of_crossed(psi, roots, rho), moments
+        return *jets(psi, roots, moments, earlier=self.moment_jets(rho)), moments
 
     def moment_jets(self, rho) -> MomentJets:
         """The cross-products with their derivatives in rho."""
@@ -162,6 +169,21 @@ class WhitenedDeviance(Criterion):
             return Jet(value, jnp.moveaxis(slope, -1, 0), jnp.moveaxis(bend, (-2, -1), (0, 1)))
 
         return MomentJets(*jax.tree.map(as_jet, tables(rho), slopes, bends))
+
+    def _jets_of_crossed(self, psi, roots, rho) -> tuple[Jet, Jet]:
+        """By automatic differentiation, as below."""
+        m = len(psi)
+
+        def parts(x):
+            moments = self.moments(x[m:])
+            reduced = reduce(covariances_of(x[:m], moments.layout.terms), roots, moments)
+            return reduced.logdet - moments.log_weights, reduced.G, reduced.logdet
+
+        x = jnp.concatenate([psi, rho])
+        _, G, logdet = parts(x)
+        first, second = jax.jacfwd(parts)(x), jax.jacfwd(jax.jacfwd(parts))(x)
+        bend = jnp.moveaxis(second[1], (-2, -1), (0, 1))
+        return Jet(logdet, first[0], second[0]), Jet(G, jnp.moveaxis(first[1], -1, 0), bend)
 
     def _derivatives_of_crossed(self, psi, roots, rho) -> Derivatives:
         """By automatic differentiation: the closed form of crossed factors has no directions before its first stage."""

@@ -124,9 +124,7 @@ def _draw(fitted: Fitted, n: int, rng: np.random.Generator, kept: Collection[int
     fitted.need_data("simulation")
     spec, fit = fitted.spec, fitted.fit
     drawn = zip(spec.terms, factors_of_theta([structure(term) for term in spec.terms], fit.theta), strict=True)
-    terms = [
-        (t.codes, t.Z, fit.sigma * factor, t.relationship) for k, (t, factor) in enumerate(drawn) if k not in kept
-    ]
+    terms = [(t.codes, t.Z, fit.sigma * factor, t.relationship) for k, (t, factor) in enumerate(drawn) if k not in kept]
     mean = rows.mean(spec, fit, rows.in_sample(spec, kept))
     return draw_responses(mean, terms, partial(draw_residuals, fitted.model.design, fit), n, rng)
 

@@ -15,7 +15,7 @@ from jmixed.reports.effects import modes
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
 from jmixed.reports.printed import noted
-from jmixed.reports.residuals import parameter_errors
+from jmixed.reports.residuals import parameter_errors, parameter_limits
 from jmixed.reports.residuals import parameter_names as residual_names
 from jmixed.reports.residuals import parameter_values as residual_values
 from jmixed.runtime.precision import FLOAT
@@ -114,12 +114,22 @@ def var_corr(spec, fit) -> pd.DataFrame:
 
 
 def wald_intervals(spec, fit, level: float) -> pd.DataFrame:
-    """Normal confidence limits of the coefficients, lower and upper; the other parameters are listed with NaN."""
-    half = tails.half_width(level) * np.sqrt(np.diag(fit.vcov_beta))
-    limits = np.column_stack([fit.beta - half, fit.beta + half])
-    others = [*(part.name for part in all_components(spec, fit)), *residual_names(spec)]
-    values = np.vstack([limits, np.full((len(others), 2), np.nan)])
-    return noted(pd.DataFrame(values, index=[*spec.exog_names, *others], columns=["lower", "upper"]))
+    """Normal confidence limits, lower and upper, of coefficients and parameters of the residuals.
+
+    Standard deviations and correlations of the random effects, and sigma, are listed with NaN.
+    """
+    half = tails.half_width(level)
+    errors = half * np.sqrt(np.diag(fit.vcov_beta))
+    others = [part.name for part in all_components(spec, fit)]
+    values = np.vstack(
+        [
+            np.column_stack([fit.beta - errors, fit.beta + errors]),
+            np.full((len(others), 2), np.nan),
+            parameter_limits(spec, fit, half),
+        ]
+    )
+    names = [*spec.exog_names, *others, *residual_names(spec)]
+    return noted(pd.DataFrame(values, index=names, columns=["lower", "upper"]))
 
 
 def glance(fit, nobs: int, n_params: int, reml: bool) -> pd.DataFrame:
@@ -167,7 +177,10 @@ def tidy_fixed(spec, fit, level: float | None) -> pd.DataFrame:
 
 
 def tidy_ran_pars(spec, fit, level: float | None) -> pd.DataFrame:
-    """Standard deviations and correlations: effect, group, term (``sd__A``, ``cor__A.B``), estimate."""
+    """Standard deviations and correlations: effect, group, term (``sd__A``, ``cor__A.B``), estimate.
+
+    Parameters of the residuals have standard errors, and limits as in `wald_intervals`.
+    """
     rows = []
     for part in all_components(spec, fit):
         term = f"sd__{part.first or 'Observation'}" if part.second is None else f"cor__{part.first}.{part.second}"
@@ -179,7 +192,11 @@ def tidy_ran_pars(spec, fit, level: float | None) -> pd.DataFrame:
         more = {"effect": "ran_pars", "group": "Residual", "term": terms, "estimate": values}
         more = pd.DataFrame(more | {"std.error": parameter_errors(spec, fit)})
         table = pd.concat([table.assign(**{"std.error": np.nan}), more], ignore_index=True)
-    return table if level is None else table.assign(**{"conf.low": np.nan, "conf.high": np.nan})
+    if level is None:
+        return table
+    known = parameter_limits(spec, fit, tails.half_width(level))
+    limits = np.vstack([np.full((len(table) - len(known), 2), np.nan), known])
+    return table.assign(**{"conf.low": limits[:, 0], "conf.high": limits[:, 1]})
 
 
 def tidy_ran_vals(modes, covariances, level: float | None) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from jmixed.covariance.scales import vanished
 from jmixed.errors import ConvergenceWarning, ModelError, warn
 from jmixed.fit import host
-from jmixed.fit.host import require_independent
+from jmixed.formulas.model_data import ResidualTerm
 from jmixed.inference import profiles, tails
 from jmixed.inference.profiles import Parameter
 from jmixed.layout.design import Design
@@ -19,6 +19,7 @@ from jmixed.reports.bootstrap import bootstrap, check_kind
 from jmixed.reports.components import named_parameters, parameter_values
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import Shown, noted
+from jmixed.reports.residuals import parameter_values as residual_values
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.progress import bar
 
@@ -116,12 +117,11 @@ def _places(fitted: Fitted, which: str | Sequence[str] | None) -> list[int]:
 
 def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progress: bool) -> Profile:
     fitted.need_data("profile", rows=False)
-    require_independent(fitted.model.design, "profile", "use confint('bootstrap'), or Wald intervals")
     fitted.refuse_held("profile")
     every = named_parameters(fitted.spec)
     names, wanted = [every[place][0] for place in places], [every[place][1] for place in places]
     _refuse_without_profile(fitted, every, names)
-    estimate = ml_estimate(fitted.model.design, None if fitted.reml else fitted.fit)
+    estimate = ml_estimate(fitted.model.design, None if fitted.reml else fitted.fit, fitted.spec.residual)
     with bar(2 * len(wanted), progress, "profile") as advance:
         traces = profiles.profile(estimate, wanted, [tails.half_width(level)], steps, advance)
     warn_of_traces(traces, names)
@@ -152,6 +152,7 @@ def _trace_table(fitted: Fitted, columns: list[str], name: str, trace: profiles.
     design = fitted.model.design
     known = [_without_zeros(design, *pair) for pair in zip(design.labels, trace.covariances, strict=True)]
     values = parameter_values(fitted.spec, trace.beta, known, trace.sigma)
+    values = np.hstack([values, residual_values(fitted.spec, trace.rho)])
     return pd.concat([of_trace, pd.DataFrame(values, columns=columns)], axis=1)
 
 
@@ -162,13 +163,16 @@ def _without_zeros(design: Design, label: str, covariance: np.ndarray) -> np.nda
     return np.where(beside, np.nan, covariance)
 
 
-def ml_estimate(design: Design, fit: host.Fit | None) -> profiles.Unconstrained:
-    """The maximum likelihood fit of a design, made unless it is given."""
+def ml_estimate(design: Design, fit: host.Fit | None, residual: ResidualTerm | None = None) -> profiles.Unconstrained:
+    """The maximum likelihood fit of a design, made unless it is given; with the units of its `residual` structure."""
     fit = host.fit(design, reml=False) if fit is None else fit
     if not fit.outcome.ok:
         raise ModelError(f"profile: the ML fit has no certified optimum ({fit.outcome.name}: {fit.outcome.message})")
-    moments = host.design_moments(design)
-    return profiles.Unconstrained(moments, fit.theta, fit.beta, fit.sigma, fit.objective)
+    known = fit.theta, fit.beta, fit.sigma, fit.objective, fit.rho
+    if residual is None:
+        return profiles.Unconstrained(host.design_moments(design), *known)
+    whitened, moments = host.design_whitened(design, fit.rho)
+    return profiles.Unconstrained(moments, *known, whitened, residual.unit, residual.units)
 
 
 def warn_of_traces(traces: Sequence[profiles.Trace], names: Sequence[str]) -> None:

@@ -91,8 +91,10 @@ def _column(table, k) -> list[str]:
 
 def _errors(table) -> np.ndarray:
     """A standard error for every row, or what the interval's width says of one; NaN without either."""
-    error = next((table[name] for name in ERRORS if name in table), None)
-    if error is None and {"lower", "upper"} <= {*table}:
+    # Of tables that somebody has put side by side it would not be clear which.
+    names = {*table} if table.columns.is_unique else set()
+    error = next((table[name] for name in ERRORS if name in names), None)
+    if error is None and {"lower", "upper"} <= names:
         error = (table["upper"] - table["lower"]) / 4
     return np.full(len(table), np.nan) if error is None else error.to_numpy(dtype=float)
 

@@ -21,6 +21,8 @@ from jmixed.runtime.precision import FLOAT, double_precision
 
 MOST = 200
 """Places, or combinations of what the dispersion depends on, that a table lists."""
+NEAR = 1e-6
+"""A correlation's distance from a bound, in the length of its range, within which it is at that bound."""
 
 
 def parameter_names(spec: ModelData) -> list[str]:
@@ -56,6 +58,28 @@ def parameter_errors(spec: ModelData, fit: Fit) -> np.ndarray:
             slopes[k:, k:] = jax.jacfwd(_readable(residual))(fit.rho[k:])
     variances = np.diag(slopes @ known.vcov_rho @ slopes.T)
     return np.sqrt(np.where(variances >= 0, variances, np.nan))
+
+
+def parameter_limits(spec: ModelData, fit: Fit, half: float) -> np.ndarray:
+    """Normal limits (k, 2) of `parameter_values`, `half` standard errors to either side.
+
+    Those of a correlation between a and b are limits of log((r - a) / (b - r)), of Fisher's z where a and b are -1 and
+    1, so that they lie between a and b as well; nan for one that has reached either.
+    """
+    residual = spec.residual
+    if residual is None:
+        return np.zeros((0, 2))
+    values, errors = parameter_values(spec, fit.rho[None])[0], parameter_errors(spec, fit)
+    sides, k = half * np.array([-1, 1]), residual.columns.shape[1]
+    limits = values[:, None] + errors[:, None] * sides
+    low, high = structure_of_residuals(residual).bounds
+    # The distances from both bounds, of which one at its bound has no logarithm to speak of.
+    below, above = values[k:] - low, high - values[k:]
+    inside = np.minimum(below, above) > NEAR * (high - low)
+    below, above, error = (np.where(inside, each, np.nan) for each in (below, above, errors[k:]))
+    z = np.log(below / above)[:, None] + (error * (1 / below + 1 / above))[:, None] * sides
+    limits[k:] = low + (high - low) / (1 + np.exp(-z))
+    return limits
 
 
 def _readable(residual):

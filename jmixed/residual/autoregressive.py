@@ -174,3 +174,7 @@ class ContinuousAutoregressive(Markov):
 
     def names(self, places):
         return ["phi"]
+
+    @property
+    def bounds(self):
+        return 0.0, 1.0

@@ -73,3 +73,7 @@ class CompoundSymmetry(ResidualStructure):
 
     def names(self, places):
         return ["r"]
+
+    @property
+    def bounds(self):
+        return -1 / (self.positions - 1), 1.0

@@ -90,6 +90,28 @@ class ResidualStructure(ABC):
     # ---- the same for all ----
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """What the numbers of `readable` lie between."""
+        return -1.0, 1.0
+
+    # ---- one correlation held, the others free: a chart with all others, and the held one on the whole real line ----
+
+    def chart_beside(self, tau, number: int) -> tuple[Any, Any, int]:
+        """Coordinates v at tau, the held one's u, and the place of v that it takes.
+
+        The correlation is number `number` of `readable`. With a single parameter this is u itself.
+        """
+        return tau, tau[number], number
+
+    def beside(self, v, u, number) -> Any:
+        """tau at coordinates v, with the correlation of a number (a traced one, too) held where u says."""
+        return v.at[number].set(u)
+
+    def value_beside(self, u, unit) -> Any:
+        """The held number of `readable` at u."""
+        return self.readable(jnp.reshape(u, (1,)), unit)[0]
+
+    @property
     def size(self) -> int:
         """Number of parameters rho."""
         return self.columns + self.correlations

@@ -33,6 +33,9 @@ class Visits(ResidualStructure):
     def matrix(self, tau, first, second):
         return self.correlation(tau)[first.astype(np.int32)[:, None], second.astype(np.int32)[None]]
 
+    def value_beside(self, u, unit):
+        return jnp.tanh(u)
+
     def _table(self, there, series):
         """Where each place of the order stands in a table of all series of all visits, beyond it if it is not there."""
         place = jnp.round(series.place).astype(jnp.int32) * len(series.count) + series.number
@@ -140,6 +143,38 @@ class Unstructured(Visits):
     def names(self, places):
         return [f"{places[j]}, {places[i]}" for i in range(self.positions) for j in range(i)]
 
+    # With its two visits counted first a correlation is t / sqrt(1 + t^2) of the first parameter t alone.
+
+    def chart_beside(self, tau, number):
+        order = self._orders[number]
+        v = self._parameters(np.linalg.cholesky(np.asarray(self.correlation(tau))[np.ix_(order, order)]))
+        return v, np.arcsinh(v[0]), 0
+
+    def beside(self, v, u, number):
+        back = jnp.asarray(np.argsort(self._orders, axis=1), jnp.int32)[number]
+        return self.parameters(self.correlation(v.at[0].set(jnp.sinh(u)))[back][:, back])
+
+    def parameters(self, R):
+        """tau of correlations R (T, T); nan where R is not positive definite."""
+
+        def visit(R, j):
+            column = R[:, j] / jnp.sqrt(R[j, j])
+            return R - column[:, None] * column[None], column
+
+        # Step by step: LAPACK, and the derivatives of its factorisation, take a hundred times as long in a batch.
+        return self._parameters(jax.lax.scan(visit, R, jnp.arange(self.positions, dtype=jnp.int32))[1].T)
+
+    @property
+    def _orders(self):
+        """The visits by number of a correlation (correlations, positions), its own two first."""
+        pairs = zip(*np.tril_indices(self.positions, -1), strict=True)
+        return np.array([[j, i, *np.delete(np.arange(self.positions), [j, i])] for i, j in pairs])
+
+    def _parameters(self, root):
+        """tau of correlations with the lower Cholesky factor `root` (T, T)."""
+        rows, columns = np.tril_indices(self.positions, -1)
+        return root[rows, columns] / root[rows, rows]
+
 
 @dataclass(frozen=True)
 class Toeplitz(Visits):
@@ -174,3 +209,13 @@ class Toeplitz(Visits):
 
     def names(self, places):
         return [f"lag {k}" for k in range(1, self.positions)]
+
+    # r_k is what the lags before it make it, and tanh(tau_k) of what they leave.
+
+    def chart_beside(self, tau, number):
+        return tau, np.arctanh(self._autocorrelations(tau)[number]), number
+
+    def beside(self, v, u, number):
+        made = self._autocorrelations(v.at[number].set(0))[number]
+        rest = jnp.prod(jnp.where(np.arange(self.correlations, dtype=np.int32) < number, 1 / jnp.cosh(v) ** 2, 1))
+        return v.at[number].set(jnp.arctanh((jnp.tanh(u) - made) / rest))

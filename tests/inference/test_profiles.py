@@ -269,3 +269,83 @@ def test_the_profile_of_independent_effects_is_that_of_the_best_constrained_fits
     for _, row in profile.table.iterrows():
         rise = own.lowest(row["parameter"], row["value"], correlated=False) - result.objective
         assert row["zeta"] ** 2 == pytest.approx(max(rise, 0), abs=1e-5), (row["parameter"], row["value"])
+
+
+# ---- residuals with a structure ----
+
+
+def visits():
+    """Three visits of eighteen subjects with any covariance, some of them missing."""
+    r = np.random.default_rng(4)
+    frame = pd.DataFrame({"g": np.repeat(np.arange(18), 3), "visit": np.tile([1, 2, 3], 18), "x": r.normal(size=54)})
+    frame["y"] = frame.x + r.normal(size=18)[frame.g] + frame.visit * r.normal(size=54)
+    return frame.drop(index=[4, 9, 23, 26, 48])
+
+
+def growth():
+    """A first-order process beside a random intercept, with standard deviations that grow."""
+    r = np.random.default_rng(7)
+    frame = pd.DataFrame({"g": np.repeat(np.arange(15), 6), "t": np.tile(np.arange(6.0), 15)})
+    level, e = 1.5 * r.normal(size=15)[frame.g], r.normal(size=(15, 6))
+    for t in range(1, 6):
+        e[:, t] = 0.5 * e[:, t - 1] + 0.85 * e[:, t]
+    return frame.assign(y=level + 0.3 * frame.t + e.ravel() * np.exp(0.1 * frame.t))
+
+
+def dense_deviance(frame, X, covariance):
+    """-2 log-likelihood at a row of a profile's table, by the density of all rows."""
+    same = np.equal.outer(frame.g.to_numpy(), frame.g.to_numpy())
+
+    def value(row):
+        left, V = frame.y.to_numpy() - X @ row[: X.shape[1]], np.where(same, covariance(row, frame), 0)
+        if np.linalg.eigvalsh(V)[0] <= 0:
+            return 1e6
+        return np.linalg.slogdet(2 * np.pi * V)[1] + left @ np.linalg.solve(V, left)
+
+    return value
+
+
+def us_covariance(row, frame):
+    """Of a row (b0, b1, sigma, logsd 2, logsd 3, r 12, r 13, r 23)."""
+    sd, seen = row[2] * np.exp([0, row[3], row[4]]), frame.visit.to_numpy() - 1
+    R = np.array([[1, row[5], row[6]], [row[5], 1, row[7]], [row[6], row[7], 1]])
+    return (sd[:, None] * R * sd)[np.ix_(seen, seen)]
+
+
+def ar1_covariance(row, frame):
+    """Of a row (b0, b1, sd, sigma, logsd, phi)."""
+    t = frame.t.to_numpy()
+    sd = row[3] * np.exp(row[4] * t)
+    return row[2] ** 2 + sd[:, None] * row[5] ** np.abs(np.subtract.outer(t, t)) * sd
+
+
+STRUCTURED = {
+    "us": (visits, "y ~ x", {"residual": "us(visit | g)"}, us_covariance),
+    "ar1": (growth, "y ~ t + (1 | g)", {"residual": "ar1(t | g)", "dispersion": "~ t"}, ar1_covariance),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_profiles_of_residuals_are_those_of_the_dense_density(name):
+    """Of every parameter: points have the density that zeta says, and none with the same value has a higher one."""
+    data, formula, words, covariance = STRUCTURED[name]
+    frame = data()
+    X = np.column_stack([np.ones(len(frame)), frame.x if name == "us" else frame.t])
+    result = jm.mixedlm(formula, frame, **words).fit(reml=False)
+    profile, deviance = result.profile(level=0.9, steps=1), dense_deviance(frame, X, covariance)
+    names = [*profile.estimates.index]
+    best = profile.estimates.to_numpy()
+    for held, rows in profile.table.groupby("parameter"):
+        place = names.index(held)
+        for _, row in rows.iloc[[0, -1]].iterrows():
+            at = row[names].to_numpy(float)
+            assert at[place] == pytest.approx(row["value"], rel=1e-9)
+            assert deviance(at) - result.objective == pytest.approx(row["zeta"] ** 2, abs=1e-8)
+
+            def value(others, place=place, at=at):
+                return deviance(np.insert(others, place, at[place]))
+
+            # From the estimates, not from where the profile has been.
+            others = np.delete(best, place)
+            found = minimize(value, others, method="BFGS", options={"gtol": 1e-6})
+            assert found.fun - result.objective == pytest.approx(row["zeta"] ** 2, abs=1e-5), held

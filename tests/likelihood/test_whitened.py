@@ -11,6 +11,7 @@ import residual_cases
 from scipy.linalg import block_diag
 
 from jmixed.algebra.newton import Point
+from jmixed.likelihood.constrained import Border, ConstrainedDeviance, Held, HeldResidual
 from jmixed.likelihood.contract import minimum
 from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.likelihood.whitened import whitened_deviance
@@ -153,3 +154,33 @@ def test_the_order_of_the_rows_does_not_matter(word):
     with double_precision():
         first, second = (whitened(*arrays(one, theta), rho, jnp.asarray(True))[0].value for one in (case, shuffled))
     assert float(first) == pytest.approx(float(second), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layout", "word", "columns", "entry", "number"),
+    [
+        ("slope", "ar1", 1, None, 0),
+        ("no random effects", "us", residual_cases.BY_VISIT, None, 4),
+        ("crossed", "independent", 2, 0, -1),
+    ],
+)
+def test_derivatives_with_a_parameter_of_the_residuals_held(layout, word, columns, entry, number):
+    """Against JAX's of the value, which is made from the rows, also where derivatives are from sums."""
+    case = residual_cases.case(layout, word, columns)
+    p, m, k = case.X.shape[1], case.size, case.residual.form.size
+    with double_precision():
+        rows = jax.tree.map(jnp.asarray, case.design.rows(64))
+
+    def both(rows, x):
+        none = jnp.zeros(m)
+        border = Border(jnp.eye(p), jnp.zeros(p), jnp.zeros(p))
+        bases = tuple(jnp.eye(term.q) for term in rows.layout.terms)
+        entries = jnp.zeros(k) if entry is None else jnp.zeros(k).at[entry].set(1)
+        residual = HeldResidual(entries, jnp.asarray(number, jnp.int32))
+        held = Held(bases, none + 1, none, none, none, none, jnp.zeros(()), border, jnp.ones(m + 1 + k, bool), residual)
+        deviance = ConstrainedDeviance(held, whitened_deviance(rows, preconditioners(rows), False), jnp.asarray(0.3))
+        return layouts.at_the_same_place(deviance, Point((), x))
+
+    with double_precision():
+        x = np.concatenate([np.linspace(0.4, 0.8, m), [0.2], residual_cases.draw_rho(case)])
+        layouts.assert_at_the_same_place(*jax.device_get(layouts.quick_jit(both)(rows, x)))

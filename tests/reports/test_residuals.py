@@ -157,6 +157,42 @@ def test_errors_of_parameters_come_from_the_observed_information():
     np.testing.assert_allclose(errors[["logsd__Days", "cor__phi"]], np.sqrt(np.diag(covariance)) * slopes, rtol=1e-5)
 
 
+def test_limits_are_normal_where_correlations_are_unbounded():
+    result, half = sleep(), 1.6448536269514722
+    own, errors = parameters(result)
+    limits = result.confint(level=0.9)
+    straight = own["logsd__Days"] + half * errors["logsd__Days"] * np.array([-1, 1])
+    np.testing.assert_allclose(limits.loc["logsd_Days"], straight, rtol=1e-12)
+    # Fisher's z is what the likelihood has as rho.
+    error = np.sqrt(covariance_of_all(result)[-1, -1])
+    z = np.arctanh(own["cor__phi"]) + half * error * np.array([-1, 1])
+    np.testing.assert_allclose(limits.loc["cor_phi|Subject"], np.tanh(z), rtol=1e-5)
+    rows = ["logsd_Days", "cor_phi|Subject"]
+    told = result.tidy("ran_pars", conf_int=True, conf_level=0.9).set_index("term")[["conf.low", "conf.high"]]
+    np.testing.assert_array_equal(told.loc[["logsd__Days", "cor__phi"]], limits.loc[rows])
+    assert told.iloc[:2].isna().all(axis=None)
+
+
+def test_limits_of_one_correlation_of_all_lie_in_its_range():
+    """Between -1 / (rows - 1) and 1: the likelihood's own rho, log (r + 1/3) / (1 - r), is the scale."""
+    frame = data("orthodont").assign(noise=np.random.default_rng(3).normal(size=108))
+    result = jm.mixedlm("noise ~ age", frame, residual="cs(1 | Subject)").fit(reml=False)
+    own, _ = parameters(result)
+    z = np.log((own["cor__r"] + 1 / 3) / (1 - own["cor__r"]))
+    grown = np.exp(z + 1.959963984540054 * np.sqrt(covariance_of_all(result)[-1, -1]) * np.array([-1, 1]))
+    np.testing.assert_allclose(result.confint().loc["cor_r|Subject"], (grown - 1 / 3) / (grown + 1), rtol=1e-5)
+
+
+def test_correlations_at_their_bound_have_no_limits():
+    frame = data("sleepstudy")
+    # Neighbours are less alike than others, and the phi of continuous time cannot be negative.
+    frame["y"] = np.random.default_rng(1).normal(size=len(frame)) + 0.5 * (-1) ** frame["Days"]
+    result = jm.mixedlm("y ~ 1", frame, residual="car1(Days | Subject)").fit()
+    assert result.converged
+    assert parameters(result)[0]["cor__phi"] < 1e-6
+    assert result.confint().loc["cor_phi|Subject"].isna().all()
+
+
 # ---- residuals and predictions ----
 
 
@@ -356,8 +392,6 @@ NOT_THERE = "is there for independent residuals of one variance only, and this m
 @pytest.mark.parametrize(
     ("call", "what"),
     [
-        (lambda r: r.profile(), "profile"),
-        (lambda r: r.confint("profile"), "profile"),
         (lambda r: r.model.loglike(r.params_object), "the likelihood at given parameters (loglike, score, hessian)"),
         (lambda r: r.model.score(r.params_object), "the likelihood at given parameters (loglike, score, hessian)"),
         (lambda r: r.profile_re(0, "re"), "to hold parameters at their values (free=)"),

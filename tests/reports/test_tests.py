@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 import jmixed as jm
+from jmixed.fit.information import inverse_information
 
 
 @functools.cache
@@ -366,3 +367,33 @@ def test_a_flat_fit_is_not_tested():
     with pytest.raises(jm.ModelError, match="FLAT"):
         _ = result.vcov_kenward_roger
     assert result.summary().as_text()
+
+
+def test_a_component_of_several_columns_without_variance_counts_as_known():
+    """Beside one that has variance: tests are those of the model without it."""
+    r = np.random.default_rng(0)
+    frame = pd.DataFrame({"g": np.repeat(np.arange(20), 12), "wave": np.tile(np.arange(4), 60)})
+    frame["x"] = r.normal(size=240)
+    frame["y"] = r.normal(size=20)[frame.g] + r.normal(size=240)
+    # Waves that differ less than by chance.
+    frame["y"] -= 0.9 * frame.groupby(["g", "wave"]).y.transform("mean") - 0.9 * frame.groupby("g").y.transform("mean")
+    words = {"groups": "g", "re_formula": "1"}
+    with pytest.warns(jm.SingularWarning):
+        result = jm.mixedlm("y ~ x", frame, vc_formula={"wave": "0 + C(wave)"}, **words).fit()
+    alone = jm.mixedlm("y ~ x", frame, **words).fit()
+    np.testing.assert_allclose(result.anova(), alone.anova(), rtol=1e-5)
+    errors = np.sqrt(np.diag(result.vcov_variance()))
+    np.testing.assert_allclose(errors[[0, 2]], np.sqrt(np.diag(alone.vcov_variance())), rtol=1e-5)
+    assert np.isnan(errors[1])
+
+
+def test_information_that_is_not_finite_has_no_inverse():
+    """LAPACK fails on it in some sizes; a result has nan."""
+    for size in (1, 2, 4):
+        unknown = np.full((size, size), np.nan)
+        np.testing.assert_array_equal(inverse_information(unknown), unknown)
+
+
+def test_an_inverse_covariance_that_is_singular_is_refused():
+    with pytest.raises(jm.DataError, match="invcov is singular"):
+        sleep().wald_test(np.eye(2), invcov=np.ones((2, 2)))

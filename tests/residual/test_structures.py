@@ -276,3 +276,19 @@ def test_phi_belongs_to_one_unit_of_the_positions(tau, unit, phi):
         np.testing.assert_allclose(structure.readable(jnp.array([tau]), unit), [phi])
         np.testing.assert_allclose(structure.readable(jnp.array([-tau]), 3.0), [-(np.tanh(tau) ** (1 / 3))])
         assert np.isnan(structure.readable(jnp.array([-tau]), 2.0))
+
+
+@pytest.mark.parametrize("word", CORRELATED)
+def test_a_correlation_is_held_beside_the_others(word):
+    """Each in turn: there and back, and where u says whatever the others are."""
+    form = residual_structure(word, 0, VISITS, 0)
+    tau = 0.5 * np.random.default_rng(2).normal(size=form.correlations)
+    program = layouts.quick_jit(form.beside)
+    with double_precision():
+        for number in range(form.correlations):
+            v, u, place = form.chart_beside(jnp.asarray(tau), number)
+            np.testing.assert_allclose(program(v, u, number), tau, rtol=1e-12, atol=1e-14)
+            moved = np.where(np.arange(len(tau)) == place, v, 0.9 * np.asarray(v))
+            there = program(jnp.asarray(moved), u + 0.1, number)
+            assert np.all(np.delete(np.asarray(there - tau), place) != 0) or len(tau) == 1
+            assert form.readable(there, 2.0)[number] == pytest.approx(float(form.value_beside(u + 0.1, 2.0)), rel=1e-12)
