@@ -24,6 +24,7 @@ from jmixed.fit.estimate import (
 )
 from jmixed.layout.design import Design, Effects, names_of
 from jmixed.layout.index import Array
+from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.estimates import by_level
 from jmixed.likelihood.products import crossproduct
@@ -338,6 +339,8 @@ def simulate(estimate: Estimate, design: Design, key: Any, n: int) -> jax.Array:
     ------
     DataError
         The estimate has other terms or columns than the design; n is no whole number.
+    ModelError
+        Levels are related by a sparse inverse.
 
     Examples
     --------
@@ -354,6 +357,11 @@ def simulate(estimate: Estimate, design: Design, key: Any, n: int) -> jax.Array:
         raise DataError(f"n is {n!r}; give the number of responses, a whole number from 0 to 2^31 - 1")
     known_design(design).require_rows("simulate")
     rows = design.padded_rows()
+    if rows.layout.crossed == EQUATIONS:
+        raise ModelError(
+            "jm.simulate is not there for a sparse relationship of many levels; result.simulate is",
+            page="relationships.md#large-pedigrees",
+        )
     m, p = sum(term.size for term in rows.layout.terms), rows.X.shape[1]
     if not isinstance(estimate, Estimate):
         raise DataError(f"estimate is a {type(estimate).__name__}; give what jm.estimate returns")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jmixed.covariance.registry import structure_of
+from jmixed.errors import ModelError
 from jmixed.layout.design import Design, Totals
 from jmixed.layout.index import Coupling, Grouping, Index, Links
 from jmixed.layout.layout import DENSE, EQUATIONS, SPARSE, Layout, require_memory
@@ -147,6 +148,12 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
 
 def _equations(data, structures, factors, codes, counts, within):
     """The design of a model whose coefficients are eliminated together, those of levels without rows among them."""
+    if data.residual is not None:
+        raise ModelError(
+            "residual= and dispersion= are there for relationships of a few thousand levels, which are dense, and this "
+            "one is a sparse inverse of more: leave them out, or give relationship= of the levels with rows",
+            page="relationships.md#large-pedigrees",
+        )
     precisions = [data.terms[members[0]].precision for members in factors]
     sizes = [count if own is None else own.shape[0] for count, own in zip(counts, precisions, strict=True)]
     layout = Layout(

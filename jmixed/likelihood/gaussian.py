@@ -6,7 +6,7 @@ with nu = n, or n - p under REML, and r^2 the generalised residual sum of square
 Bates, Alday and Kokandakar, arXiv 2505.11674, for the form by blocks).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jmixed.covariance.structure import join, split
 from jmixed.layout.design import Rows
 from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood.crossed import reduce_crossed
-from jmixed.likelihood.eliminate import Elimination, eliminate, profile_fixed
+from jmixed.likelihood.eliminate import eliminate, profile_fixed
 from jmixed.likelihood.equations import reduce_equations
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import stage_matrix, sum_by_parent
@@ -26,12 +26,13 @@ from jmixed.likelihood.stages import stage_matrix, sum_by_parent
 class Reduced(NamedTuple):
     """The problem without the random effects: ``G = [X~ y~]'V^-1[X~ y~]``, log|V W|, and every stage's pieces.
 
-    ``borders`` are the stages' B as they were when their turn came; of a crossed layout there are none.
+    ``borders`` are the stages' B as they were when their turn came; of a crossed layout there are none. A stage is an
+    `Elimination`, or what a crossed layout has in its place.
     """
 
     G: jax.Array
     logdet: jax.Array
-    stages: tuple[Elimination, ...]
+    stages: tuple[Any, ...]
     borders: tuple[jax.Array, ...] = ()
 
 
@@ -79,7 +80,7 @@ class Profile(NamedTuple):
     rss: jax.Array
     beta: jax.Array
     inverse: jax.Array
-    stages: tuple[Elimination, ...]
+    stages: tuple[Any, ...]
     borders: tuple[jax.Array, ...]
 
 

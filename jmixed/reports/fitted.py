@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -290,7 +290,7 @@ class Fitted:
                 "leverages) is not there for a sparse relationship of many levels: it is dense",
                 page="relationships.md#large-pedigrees",
             )
-        codes, related = [term.codes for term in terms], [term.relationship for term in terms]
+        codes, related = [term.codes for term in terms], [cast(Any, term.relationship) for term in terms]
         return joint_covariance(self.white_design, codes, self.fit, related)
 
     @cached_property

@@ -46,7 +46,7 @@ def predict(
     if interval is not None:
         if condition is not None:
             raise DataError("predict: there is no interval with condition='residual'; leave out one of them")
-        return with_interval(fitted.spec, fitted.fit, fitted.joint, rows, interval, level)
+        return with_interval(fitted, rows, interval, level)
     values = mean(fitted.spec, fitted.fit, rows)
     if condition is not None:
         values = values + _given_residuals(fitted, data, selected, rows)
@@ -191,20 +191,22 @@ def _unknown_labels(term, columns, unknown):
     return ", ".join(repr(label) for label in labels[:5]) + more
 
 
-def with_interval(spec, fit, joint, rows: Rows, interval: str, level: float) -> pd.DataFrame:
+def with_interval(fitted: Fitted, rows: Rows, interval: str, level: float) -> pd.DataFrame:
     """Predictions with their standard errors and normal limits: columns fit, se, lower, upper.
 
     The interval is that of the mean that is predicted, or of a new observation, with the residual variance and the
     variance of every random effect that the mean leaves out.
     """
-    values = mean(spec, fit, rows)
-    kept = ~rows.missing
-    codes, Z = [code[kept] for code in rows.codes], [columns[kept] for columns in rows.Z]
-    variance = np.full(len(values), np.nan)
-    variance[kept] = joint.variances(rows.X[kept], joint.rows(codes, Z, int(kept.sum())))
-    variance[kept] += joint.rest_variances(codes, Z)
-    if interval == "prediction":
-        variance[kept] += joint.prior_variances(codes, Z) + fit.sigma**2 / rows.weights[kept]
+    fit, values = fitted.fit, mean(fitted.spec, fitted.fit, rows)
+    variance, kept = np.full(len(values), np.nan), ~rows.missing
+    codes, Z, X = [code[kept] for code in rows.codes], [columns[kept] for columns in rows.Z], rows.X[kept]
+    if interval == "confidence" and not any((code >= 0).any() for code in codes):
+        variance[kept] = np.einsum("ij,jk,ik->i", X, fit.vcov_beta, X)
+    else:
+        joint = fitted.joint
+        variance[kept] = joint.variances(X, joint.rows(codes, Z, len(X))) + joint.rest_variances(codes, Z)
+        if interval == "prediction":
+            variance[kept] += joint.prior_variances(codes, Z) + fit.sigma**2 / rows.weights[kept]
     error = np.sqrt(variance)
     half = tails.half_width(level) * error
     columns = {"fit": values, "se": error, "lower": values - half, "upper": values + half}
