@@ -85,11 +85,20 @@ def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
 
     F, b = jax.vmap(lambda k: slope(psi, k))(units)
     factor = factorise(plan, values)
-    inverse, U = selected_inverse(factor), solve(factor, border)
-    product = partial(times, plan)
-    R = b - jax.vmap(product, (0, None))(F, U)
-    width = U.shape[1]
-    H = jnp.moveaxis(solve(factor, jnp.moveaxis(R, 0, 1).reshape(len(U), -1)).reshape(len(U), m, width), 1, 0)
+    inverse, product, (size, width) = selected_inverse(factor), partial(times, plan), border.shape
+
+    def left(U):
+        return b - jax.vmap(product, (0, None))(F, U)
+
+    def solved(U, is_first):
+        # One traced solve for both right-hand sides: solves take most of the time to compile.
+        right = jnp.where(is_first, jnp.broadcast_to(border[None], b.shape), left(U))
+        x = solve(factor, jnp.moveaxis(right, 0, 1).reshape(size, m * width)).reshape(size, m, width)
+        return x[:, 0], x
+
+    _, (first, H) = jax.lax.scan(solved, jnp.zeros_like(border), np.array([True, False]))
+    U, H = first[:, 0], jnp.moveaxis(H, 1, 0)
+    R = left(U)
     # An entry stands for its mirror image, too.
     counts = jnp.where(plan.rows == plan.columns, 1, 2).astype(psi.dtype)[: len(values)]
     counted = counts * inverse

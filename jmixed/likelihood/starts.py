@@ -39,8 +39,8 @@ FAR = (1e2, 1e4)
 """Multiples of the identity from which to start where three terms or more compete."""
 EXPONENTS = np.arange(-2.0, 12.0)
 """Decimal logarithms of the multiples of the identity, in preconditioned columns, that are looked at."""
-USUAL = np.array([-1.5, -0.5, 0.5])
-"""Those where each takes a good part of a second."""
+USUAL = (0.3, 10.0, 0.01)
+"""Multiples of the identity from which to start where a look at others would cost as much as a step."""
 
 
 class StartingCovariances(NamedTuple):
@@ -79,7 +79,7 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
     """Those that need no other; the solution of moment equations comes first."""
     layout, dtype = moments.layout, moments.G.dtype
     if layout.crossed == EQUATIONS:
-        return _of_equations(moments, reml)
+        return _of_equations(layout, dtype)
     starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
     count, far = jnp.ones((), jnp.int32), FAR if compete and len(layout.terms) > 2 else ()
     starts.extend(_of_shapes(moments, reml))
@@ -99,12 +99,12 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
     return StartingCovariances(stacked, count)
 
 
-def _of_equations(moments: Moments, reml) -> StartingCovariances:
-    """The best multiple of the identity, and the last dip: moments of related levels would cost more than they save."""
-    units = [jnp.eye(term.q, dtype=moments.G.dtype) for term in moments.layout.terms]
-    multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units], USUAL)
-    count = jnp.where(multiples[0] == multiples[1], 1, 2).astype(jnp.int32)
-    return StartingCovariances([multiples[:, None, None] * unit[None] for unit in units], count)
+def _of_equations(layout: Layout, dtype) -> StartingCovariances:
+    """Multiples of the identity: moments of related levels, and a grid, would cost more than the steps they save."""
+    multiples = USUAL if terms_compete(layout) else USUAL[:1]
+    units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
+    stacked = [jnp.asarray(np.multiply.outer(np.asarray(multiples, dtype), unit)) for unit in units]
+    return StartingCovariances(stacked, jnp.asarray(len(multiples), jnp.int32))
 
 
 def _of_shapes(moments: Moments, reml):
@@ -151,7 +151,7 @@ def terms_compete(layout: Layout) -> bool:
     return shared or within or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
 
 
-def best_multiples(moments: Moments, reml, roots_at, exponents=EXPONENTS) -> jax.Array:
+def best_multiples(moments: Moments, reml, roots_at) -> jax.Array:
     """Two multiples, of the lowest deviance on a grid and of its last dip, moved to the vertices of parabolas.
 
     ``roots_at(multiple)`` are square roots (q, q) of all terms' covariances.
@@ -161,12 +161,12 @@ def best_multiples(moments: Moments, reml, roots_at, exponents=EXPONENTS) -> jax
         roots = roots_at(10**exponent)
         return deviance_at(squares(roots), roots, moments, reml)
 
-    grid = jnp.asarray(exponents, moments.G.dtype)
+    grid = jnp.asarray(EXPONENTS, moments.G.dtype)
     values = jax.lax.map(at, grid)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-    lowest = jnp.clip(jnp.argmin(values), 1, len(exponents) - 2)
+    lowest = jnp.clip(jnp.argmin(values), 1, len(EXPONENTS) - 2)
     dips = (values[1:-1] < values[:-2]) & (values[1:-1] <= values[2:])
-    last = jnp.max(jnp.where(dips, jnp.arange(1, len(exponents) - 1, dtype=lowest.dtype), 0))
+    last = jnp.max(jnp.where(dips, jnp.arange(1, len(EXPONENTS) - 1, dtype=lowest.dtype), 0))
     places = jnp.stack([lowest, jnp.where(last > 0, last, lowest)])
     left, middle, right = values[places - 1], values[places], values[places + 1]
     bend = left - 2 * middle + right
