@@ -119,7 +119,10 @@ def pedigree(data: Any, animal: str = "animal", sire: str = "sire", dam: str = "
 def _positions(own: Any, *parents: Any) -> tuple[pd.Index, np.ndarray]:
     """All labels, and where the parents of each stand among them."""
     if (missing := own.isna()).any():
-        raise DataError(f"pedigree: row {int(np.flatnonzero(missing)[0])} has no animal; every row is of one")
+        raise DataError(
+            f"pedigree: row {int(np.flatnonzero(missing)[0])} has no animal; every row is of one (0, '.', 'NA' and empty "
+            "texts stand for parents that are not known, and are no animals: number these from one)"
+        )
     own = own.infer_objects()
     if own.duplicated().any():
         twice = own[own.duplicated()].tolist()[0]

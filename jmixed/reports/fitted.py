@@ -284,14 +284,19 @@ class Fitted:
         """The joint covariance of (beta^ - beta, b^ - b) at the estimated variances."""
         self.need_data("the joint covariance of fixed and random effects", rows=False)
         terms = self.spec.terms
-        if any(term.precision is not None for term in terms):
-            raise ModelError(
-                "the joint covariance of all effects (variances of random effects and of predictions with them, "
-                "leverages) is not there for a sparse relationship of many levels: it is dense",
-                page="relationships.md#large-pedigrees",
-            )
+        self._refuse_sparse()
         codes, related = [term.codes for term in terms], [cast(Any, term.relationship) for term in terms]
         return joint_covariance(self.white_design, codes, self.fit, related)
+
+    def _refuse_sparse(self) -> None:
+        """Refuse what is dense where levels are too many for it."""
+        if any(term.precision is not None for term in self.spec.terms):
+            raise ModelError(
+                "the joint covariance of all effects (variances of predictions with random effects, leverages) is not "
+                "there for a sparse relationship of many levels: it is dense. ranef(cond_var=True) has the variances of "
+                "the levels",
+                page="relationships.md#large-pedigrees",
+            )
 
     @cached_property
     def level_covariances(self) -> dict[str, np.ndarray]:
@@ -331,6 +336,7 @@ class Fitted:
     def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
         """Conditional covariances of `random_effects`, given the parameters."""
         self.need_data("random_effects_cov", rows=False)
+        self._refuse_sparse()
         return self.groups.covariances(self.white_design, self.fit)
 
     def without_rows(self) -> "Fitted":
