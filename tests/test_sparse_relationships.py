@@ -61,8 +61,8 @@ def test_effects_and_their_variances_are_those_of_the_dense_matrix_levels_withou
 def test_tests_and_predictions_are_those_of_the_dense_matrix():
     found, dense = sparsely_fitted("animal_reml"), fitted("animal_reml")[1]
     for ddf in ("satterthwaite", "kenward-roger"):
-        one, other = (result.test("age = 0", ddf=ddf).summary_frame() for result in (found, dense))
-        pd.testing.assert_frame_equal(one, other, rtol=1e-5)
+        one, other = (result.test("age = 0", ddf=ddf) for result in (found, dense))
+        np.testing.assert_allclose(one[["estimate", "se", "df"]], other[["estimate", "se", "df"]], rtol=1e-5)
     new = pd.DataFrame(
         {"sex": ["f"] * 3, "age": [2.0] * 3, "id": known_matrix("animal").index[:3], "peid": ["new"] * 3}
     )

@@ -120,8 +120,8 @@ def _positions(own: Any, *parents: Any) -> tuple[pd.Index, np.ndarray]:
     """All labels, and where the parents of each stand among them."""
     if (missing := own.isna()).any():
         raise DataError(
-            f"pedigree: row {int(np.flatnonzero(missing)[0])} has no animal; every row is of one (0, '.', 'NA' and empty "
-            "texts stand for parents that are not known, and are no animals: number these from one)"
+            f"pedigree: row {int(np.flatnonzero(missing)[0])} has no animal; every row is of one (0, '.', 'NA' and "
+            "empty texts stand for parents that are not known, and are no animals: number these from one)"
         )
     own = own.infer_objects()
     if own.duplicated().any():

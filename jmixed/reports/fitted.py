@@ -293,8 +293,8 @@ class Fitted:
         if any(term.precision is not None for term in self.spec.terms):
             raise ModelError(
                 "the joint covariance of all effects (variances of predictions with random effects, leverages) is not "
-                "there for a sparse relationship of many levels: it is dense. ranef(cond_var=True) has the variances of "
-                "the levels",
+                "there for a sparse relationship of many levels: it is dense. ranef(cond_var=True) has the variances "
+                "of the levels",
                 page="relationships.md#large-pedigrees",
             )
 
