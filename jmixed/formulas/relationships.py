@@ -162,10 +162,7 @@ def _known(what: str, given: Any, inverse: bool) -> KnownMatrix:
     if isinstance(given, pd.DataFrame):
         labels, matrix = given.index, _in_order(what, given)
     elif isinstance(given, tuple | list) and len(given) == 2:
-        matrix, labels = given
-        labels = pd.Index(np.asarray(labels, dtype=object) if isinstance(labels, list | tuple) else labels)
-        labels = labels.infer_objects()
-        matrix = sparse.csr_array(matrix) if sparse.issparse(matrix) else np.asarray(matrix)
+        labels, matrix = _pair(what, *given)
     else:
         raise DataError(
             f"{what} is a {type(given).__name__}; give a DataFrame with the levels as its index and its columns, or a "
@@ -186,6 +183,20 @@ def _known(what: str, given: Any, inverse: bool) -> KnownMatrix:
         raise DataError(f"{what} has missing or infinite entries; fill them in before the model is stated")
     _require_symmetric(what, matrix, labels)
     return KnownMatrix(labels, matrix, inverse, what)
+
+
+def _pair(what: str, matrix: Any, labels: Any) -> tuple[pd.Index, Any]:
+    from scipy import sparse
+
+    if not isinstance(labels, list | tuple | np.ndarray | pd.Index | pd.Series) or np.ndim(labels) != 1:
+        raise DataError(f"{what}: the labels of (matrix, labels) are {labels!r}; give a list of the levels")
+    index = pd.Index(np.asarray(labels, dtype=object) if isinstance(labels, list | tuple) else labels).infer_objects()
+    if sparse.issparse(matrix):
+        return index, sparse.csr_array(matrix)
+    try:
+        return index, np.asarray(matrix)
+    except ValueError:
+        raise DataError(f"{what}: the matrix of (matrix, labels) has rows of different lengths") from None
 
 
 def _in_order(what: str, frame: pd.DataFrame) -> np.ndarray:

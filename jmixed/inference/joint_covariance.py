@@ -37,6 +37,9 @@ class Related(Protocol):
 ENTRIES = 2**24
 """Entries of a dense table that are made at a time."""
 
+FULL = 0.1
+"""Arrays are multiplied as dense ones where the shares of their entries that are stored multiply to more than this."""
+
 
 @dataclass(frozen=True, eq=False)
 class JointCovariance:
@@ -157,11 +160,11 @@ class JointCovariance:
         of_rows = np.repeat(np.arange(levels), q)
         unit = _rows([places], [of_rows], [np.tile(np.eye(q), (levels, 1))], self.size, levels * q, (spread,))
         split = self.first.shape[0]
-        own = unit[:, :split] @ self.first
-        others = (unit[:, split:] - own @ self.coupling).tocsr()
+        own = _times(unit[:, :split], self.first)
+        others = (unit[:, split:] - _times(own, self.coupling)).tocsr()
         blocks = np.empty((levels, q, q), FLOAT)
         for i in range(q):
-            reached = others[i::q] @ self.rest
+            reached = _times(others[i::q], self.rest)
             for j in range(q):
                 direct = own[i::q].multiply(unit[j::q, :split]).sum(axis=1)
                 blocks[:, i, j] = np.asarray(direct).ravel() + np.asarray(reached.multiply(others[j::q]).sum(1)).ravel()
@@ -202,10 +205,10 @@ def joint_covariance(design: Design, codes, fit: Fit, related: Sequence[Related 
     rests = tuple(None if own is None else np.append(np.zeros(len(own.root)), own.rest) for own in related)
     bases, priors, Z = _orthogonal(design, places, codes, fit, size, spreads)
     weighted = Z.multiply(design.weights[:, None]).tocsr()
-    products, prior = (Z.T @ weighted).tocsr(), _block_diagonal(places, priors, size)
+    products, prior = _times(Z.T, weighted), _block_diagonal(places, priors, size)
     first = _conditional(prior[:split, :split], products[:split, :split])
     coupling = products[:split, split:]
-    left = products[split:, split:] - coupling.T @ (first @ coupling)
+    left = products[split:, split:] - _times(coupling.T, first @ coupling)
     rest = _conditional(prior[split:, split:], left)
     M = fit.vcov_beta / fit.sigma**2
     of_first = fit.sigma, M, tuple(places), first, coupling, rest, priors, bases, weighted.T @ design.X
@@ -227,7 +230,7 @@ def conditional_covariance(
     size = sum(place.size for place in places)
     spreads = tuple(None if own is None else own.root for own in related)
     bases, priors, Z = _orthogonal(design, places, codes, fit, size, spreads)
-    products = (Z.T @ Z.multiply(design.weights[:, None])).tocsr()
+    products = _times(Z.T, Z.multiply(design.weights[:, None]))
     every = [np.repeat(np.arange(len(place)), place.shape[1]) for place in places]
     columns = [np.tile(T, (len(place), 1)) for T, place in zip(bases, places, strict=True)]
     # A term's rows one after the other, and then in the places of its coefficients.
@@ -238,7 +241,8 @@ def conditional_covariance(
     from scipy import sparse
 
     back = sparse.vstack(own).tocsr()[np.argsort(np.concatenate([place.ravel() for place in places]))]
-    return (fit.sigma**2 * (back @ _conditional(_block_diagonal(places, priors, size), products) @ back.T)).tocsr()
+    given = _conditional(_block_diagonal(places, priors, size), products)
+    return fit.sigma**2 * _times(_times(back, given), back.T)
 
 
 def _orthogonal(design, places, codes, fit, size, spreads) -> tuple[tuple, tuple, Any]:
@@ -283,6 +287,15 @@ def _block_diagonal(places, matrices, size):
         values.append(np.tile(matrix.ravel(), len(place)))
     entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
     return sparse.csr_array(entries, shape=(size, size))
+
+
+def _times(one, other):
+    """A product, sparse; of arrays that are full, as those of related levels, by way of dense ones."""
+    from scipy import sparse
+
+    if one.nnz * other.nnz > FULL * np.prod(one.shape, dtype=float) * np.prod(other.shape, dtype=float):
+        return sparse.csr_array(one.toarray() @ other.toarray())
+    return (one @ other).tocsr()
 
 
 def _conditional(prior, products):

@@ -287,6 +287,7 @@ ARGUMENTS: dict[str, Kind] = {
     "fit_regularized.alpha": numbers("a number, or one for each fixed effect", 0, 1),
     "get_scale.fe_params": numbers("a number for each fixed effect", shape=lambda model: (model.k_fe,)),
     "MixedLM.endog": Kind("an array of numbers", lambda value, owner: value is not None and _is_even(value, owner)),
+    **dict.fromkeys(("pedigree.animal", "pedigree.sire", "pedigree.dam"), text),
     "update.formula": text | texts,
     "caterpillar.column": label,
     "caterpillar_data.column": label,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jmixed as jm
-from jmixed.errors import DataError, ModelError
+from jmixed.errors import ArgumentError, DataError, ModelError
 from jmixed.formulas import pedigrees
 
 UNKNOWN = (None, np.nan, "", "0", 0, ".", "NA")
@@ -205,6 +205,7 @@ def test_a_column_that_is_not_there():
     frame = pd.DataFrame(FAMILY).rename(columns={"dam": "Dam"})
     refused("pedigree names the column 'dam', which is not in the data; did you mean 'Dam'?", frame)
     refused("'father'", FAMILY, sire="father")
+    refused("pedigree: dam is 4; it must be text", FAMILY, ArgumentError, dam=4)
 
 
 @pytest.mark.parametrize("length", [2, 5, 100])

@@ -334,7 +334,7 @@ FIELDS = {
     "formula": "coded factors learnt missing order settings structure terms",
     "recipe": "aliases dtypes env needs specs texts",
     "factor": "cells codes levels name sources tables",
-    "random term": "Z codes columns group inner intercept label levels parents rebuild structure vc",
+    "random term": "Z codes columns group inner intercept label levels parents rebuild relationship structure vc",
     "model data": "X dropped endog_name exog_names explained formula frame group_name groups index kept log_weights "
     "offset offset_source recipe redundant represents residual rows terms weights y",
     "fit": "b beta checked_beyond_zero counted covariances evaluations gradient hessian_eigenvalues iterations "
