@@ -98,6 +98,23 @@ def test_the_density_in_jax_is_that_of_the_dense_matrix(tmp_path):
     pd.testing.assert_frame_equal(again.ranef()["id"], found.ranef()["id"])
 
 
+def test_shares_of_the_variance_and_comparisons_are_those_of_the_dense_matrix():
+    found, dense = sparsely_fitted("animal_reml"), fitted("animal_reml")[1]
+    assert found.r2().random == pytest.approx(dense.r2().random, rel=1e-7)
+    inverse, labels = inverse_of("animal")
+    order = np.random.default_rng(0).permutation(len(labels))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relationships, "LARGE", 10)
+        shuffled = {"id": (inverse[order][:, order], labels[order])}
+        smaller = jm.mixedlm("weight ~ sex + age + (1 | id)", data("animal"), relationship_inverse=shuffled).fit()
+    unrelated = jm.mixedlm("weight ~ sex + age + (1 | id)", data("animal")).fit()
+    tested = jm.test_variance(found, smaller)
+    assert tested.tested == "1 | peid"
+    assert tested.statistic == pytest.approx(smaller.objective - found.objective, rel=1e-6)
+    # Rows of one animal are those of one environment: without relationship the two terms are the same.
+    assert jm.test_variance(found, unrelated).tested == "1 | id"
+
+
 @pytest.mark.parametrize(
     "ask",
     [

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jmixed.algebra.sparse import factorise, plan, selected_inverse
 from jmixed.covariance.scales import diagonal_blocks
 from jmixed.fit.host import Fit
-from jmixed.layout.stack import ModelRows
+from jmixed.layout.stack import ModelRows, TermRows
+from jmixed.runtime.compilation import program
 from jmixed.runtime.facts import Facts
+from jmixed.runtime.precision import double_precision
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +77,8 @@ def variance_explained(data: ModelRows, fit: Fit, residual: float) -> VarianceEx
     mean over the rows of z Sigma z', times K's diagonal where levels are related, summed over the terms; `residual` is
     the residual variance, a mean likewise.
     """
-    diagonals = [None if term.root is None else np.sum(term.root**2, axis=1)[term.codes] for term in data.terms]
+    known = [_known_variances(term) for term in data.terms]
+    diagonals = [None if own is None else own[term.codes] for own, term in zip(known, data.terms, strict=True)]
     return _explained(data, fit, residual, _of_terms(data, fit, diagonals))
 
 
@@ -90,6 +94,25 @@ def intraclass_correlation(data: ModelRows, fit: Fit, residual: float) -> Intrac
     for term in data.terms:
         by_group[term.group] = by_group.get(term.group, 0.0) + float(of_terms[term.label]) / left
     return IntraclassCorrelation(shares.random / left, shares.conditional - shares.marginal, by_group)
+
+
+def _known_variances(term: TermRows) -> np.ndarray | None:
+    """The diagonal of the known covariance of a term's levels, and of their relatives; None for independent levels."""
+    if term.root is not None:
+        return np.sum(term.root**2, axis=1)
+    if term.precision is None:
+        return None
+    entries = term.precision.tocoo()
+    below = entries.row >= entries.col
+    rows, columns = entries.row[below], entries.col[below]
+    with double_precision():
+        inverse = np.asarray(_inverse_program(plan(rows, columns, entries.shape[0]), entries.data[below]))
+    return inverse[rows == columns][np.argsort(rows[rows == columns], kind="stable")]
+
+
+@program
+def _inverse_program(known, values):
+    return selected_inverse(factorise(known, values))
 
 
 def _explained(data, fit, residual, of_terms):

@@ -344,13 +344,26 @@ def _same_term(first: RandomTerm, second: RandomTerm) -> bool:
     return np.array_equal(first.Z, second.Z) or (structure(first).any_basis and _spans(first.Z, second.Z))
 
 
+def _same_precision(first: RandomTerm, second: RandomTerm) -> bool:
+    """Whether two sparse inverses, of levels by name, are the same but for rounding."""
+    if first.precision is None or second.precision is None:
+        return False
+    place = second.known_levels.get_indexer(first.known_levels)
+    if len(place) != second.precision.shape[0] or (place < 0).any():
+        return False
+    own, other = first.precision, second.precision.tocsr()[place][:, place]
+    return bool(abs(own - other).max() <= 1e-8 * abs(own).max())
+
+
 def _same_levels(first: RandomTerm, second: RandomTerm) -> bool:
     """Whether two terms share out the rows alike, with the same covariance between the parts."""
     (codes, levels), (others, other_levels) = pd.factorize(first.codes), pd.factorize(second.codes)
     if not np.array_equal(codes, others):
         return False
+    if first.relationship is None or second.relationship is None:
+        return first.relationship is second.relationship
     if first.root is None or second.root is None:
-        return first.root is second.root
+        return _same_precision(first, second)
     known = [root @ root.T for root in (first.root[levels], second.root[other_levels])]
     # A matrix and its inverse say the same, but for rounding.
     return np.allclose(*known, rtol=1e-6, atol=1e-8 * np.max(known[0]))
