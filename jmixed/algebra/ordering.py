@@ -24,6 +24,9 @@ DENSE = 256
 SHARE = 8
 """A column joins the core when its length exceeds this part of what is left: a front would cost no less."""
 
+LINKS = 40_000_000
+"""Links of what is left beyond which no order is looked for: it takes minutes, and ends with a core as large."""
+
 TOGETHER = 4
 """Largest number of columns with the same neighbours that are eliminated as one."""
 
@@ -175,7 +178,7 @@ def _eliminate(graph, weight, dense):
     """Eliminate round by round every node whose degree is least among its neighbours' and near the least of all."""
     tie = np.random.default_rng(0).permutation(graph.shape[0])
     nodes, groups, lengths, later = np.arange(graph.shape[0]), [], [], []
-    while (total := weight[nodes].sum()) > dense:
+    while (total := weight[nodes].sum()) > dense and graph.nnz <= LINKS:
         chosen = _independent(graph, weight[nodes], tie[nodes], total // SHARE)
         if not chosen.any():
             break

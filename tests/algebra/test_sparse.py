@@ -267,3 +267,15 @@ def test_what_would_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(device, "memory", lambda: 10**5)
     with pytest.raises(ModelError, match="mixed-model equations would need"):
         sparse.plan(matrix.rows, matrix.columns, matrix.size)
+
+
+def test_an_order_that_would_take_too_long_ends_in_the_core(monkeypatch):
+    matrix, _ = case("all parents")
+    monkeypatch.setattr(ordering, "LINKS", 0)
+    plan = sparse.plan(matrix.rows, matrix.columns, matrix.size)
+    assert not plan.stages
+    b = np.random.default_rng(1).normal(size=(matrix.size, 2))
+    with double_precision():
+        log, _, x = everything(plan, matrix.values, b)
+    np.testing.assert_allclose(log, np.linalg.slogdet(matrix.dense())[1], rtol=1e-12)
+    np.testing.assert_allclose(matrix.dense() @ np.asarray(x), b, rtol=1e-9, atol=1e-9)
