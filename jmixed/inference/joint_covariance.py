@@ -137,12 +137,12 @@ class JointCovariance:
 
     def rest_variances(self, codes, columns) -> np.ndarray:
         """Variances (k,) of what is left of z b for levels without rows once those of their relatives are known."""
-        total = np.zeros(len(columns[0]) if len(columns) else 0)
         rests = self.rests or (None,) * len(codes)
-        for code, own, rest in zip(codes, self._own_variances(columns), rests, strict=True):
-            if rest is not None:
-                total += np.where(code < 0, 0.0, rest[np.maximum(code, 0)] * own)
-        return self.sigma**2 * total
+        parts = [
+            np.zeros(len(own)) if rest is None else np.where(code < 0, 0.0, rest[np.maximum(code, 0)] * own)
+            for code, own, rest in zip(codes, self._own_variances(columns), rests, strict=True)
+        ]
+        return self.sigma**2 * np.sum(parts, axis=0)
 
     def _own_variances(self, columns):
         """z D z' of each term, array (k,), over sigma^2."""

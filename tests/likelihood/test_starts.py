@@ -125,7 +125,7 @@ def test_constrained_fits_end_at_the_lowest_minimum():
     """With sigma held at its estimate, all else is as if it were not; the profile goes nowhere below."""
     design = twelve_lines().design
     best = host.fit(design, reml=False)
-    estimate = Unconstrained(host.design_moments(design), best.theta, best.beta, best.sigma, best.objective)
+    estimate = Unconstrained(host.design_moments(design), best.theta, best.beta, best.sigma, best.objective, best.rho)
     (trace,) = profile(estimate, [Parameter(SIGMA)], [1.0])
     assert trace.converged
     assert not trace.improved
