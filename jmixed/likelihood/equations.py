@@ -10,7 +10,9 @@ log-determinant has the selected inverse for its derivative (see `jmixed.algebra
 are those through the Cholesky factors of Sigma.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,26 +68,81 @@ def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
     b_k in direction k, U = F^-1 b and R_k = b_k - F_k U,
 
         logdet_k = <F^-1, F_k>                 logdet_kl = <F^-1, F_kl> + <(F^-1)_k, F_l>
-        K_k = b_k'U + U'R_k                    K_kl = R_k'F^-1 R_l + U'(b_kl - F_kl U) + b_kl'U + (k and l exchanged)/2
+        K_k = b_k'U + U'R_k                    K_kl = R_k'F^-1 R_l + U'b_kl - U'F_kl U / 2, and its transpose
     """
-    layout, plan, m = moments.layout, moments.index.system.plan, len(psi)
+    layout = moments.layout
     shift, floors = _floors(psi, layout.terms)
-    psi = psi + shift
 
     def at(psi):
         roots = _by_factor(_cholesky(covariances_of(psi, layout.terms), floors), layout)
         return _entries(roots, moments), _border(roots, moments)
 
-    values, border = at(psi)
-    pairs = np.tril_indices(m)
-    units = jnp.eye(m, dtype=psi.dtype)
+    equations = _Equations(at, psi + shift)
+    values, border = at(psi + shift)
+    factor = factorise(moments.index.system.plan, values)
+    logdet, K = _log_determinant_jet(equations, factor, exact), _explained_jet(equations, factor, border)
+    G = Jet(moments.G - K.value, -K.first, -K.second)
+    return _back(logdet, shift), _back(G, shift)
 
-    def slope(psi, direction):
-        return jax.jvp(at, (psi,), (direction,))[1]
 
-    F, b = jax.vmap(lambda k: slope(psi, k))(units)
-    factor = factorise(plan, values)
-    inverse, product, (size, width) = selected_inverse(factor), partial(times, plan), border.shape
+class _Equations(NamedTuple):
+    """Entries and border of F as a function ``at(psi)``, at a psi (m,)."""
+
+    at: Callable[[Any], tuple[Any, Any]]
+    psi: Any
+
+    @property
+    def units(self):
+        """The directions, (m, m)."""
+        return jnp.eye(len(self.psi), dtype=self.psi.dtype)
+
+    def slope(self, direction, psi=None):
+        """First derivatives in a direction, at psi or at another one."""
+        return jax.jvp(self.at, (self.psi if psi is None else psi,), (direction,))[1]
+
+    def slopes(self):
+        """First derivatives in all directions."""
+        return jax.vmap(self.slope)(self.units)
+
+    def over_pairs(self, function):
+        """``function(k, l, F_kl, b_kl)`` for all pairs of directions, (m, m, ...)."""
+        m = len(self.psi)
+        pairs = np.tril_indices(m)
+        place = np.zeros((m, m), int)
+        place[pairs] = place[pairs[::-1]] = np.arange(len(pairs[0]))
+
+        def of_pair(pair):
+            one, other = self.units[pair[0]], self.units[pair[1]]
+            bends = jax.jvp(lambda psi: self.slope(one, psi), (self.psi,), (other,))[1]
+            return function(pair[0], pair[1], *bends)
+
+        return jax.lax.map(of_pair, jnp.stack(pairs, axis=1))[place]
+
+
+def _log_determinant_jet(equations: _Equations, factor, exact) -> Jet:
+    plan, F = factor.plan, equations.slopes()[0]
+    # An entry stands for its mirror image, too.
+    counts = jnp.where(plan.rows == plan.columns, 1, 2).astype(F.dtype)[: F.shape[1]]
+    counted = counts * selected_inverse(factor)
+
+    def moved(direction):
+        return jax.jvp(lambda values: selected_inverse(factorise(plan, values)), (factor.values,), (direction,))[1]
+
+    def curvature():
+        own = (counts[None] * jax.lax.map(moved, F)) @ F.T
+        return (own + own.T) / 2 + equations.over_pairs(lambda _, other, F_2, b_2: jnp.sum(counted * F_2))
+
+    def none():
+        return jnp.zeros((len(F), len(F)), F.dtype)
+
+    second = curvature() if exact is True else jax.lax.cond(exact, curvature, none)
+    return Jet(log_determinant(factor), F @ counted, second)
+
+
+def _explained_jet(equations: _Equations, factor, border) -> Jet:
+    """Of K, symmetric."""
+    (F, b), product, (size, width) = equations.slopes(), partial(times, factor.plan), border.shape
+    m = len(F)
 
     def left(U):
         return b - jax.vmap(product, (0, None))(F, U)
@@ -99,37 +156,13 @@ def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
     _, (first, H) = jax.lax.scan(solved, jnp.zeros_like(border), np.array([True, False]))
     U, H = first[:, 0], jnp.moveaxis(H, 1, 0)
     R = left(U)
-    # An entry stands for its mirror image, too.
-    counts = jnp.where(plan.rows == plan.columns, 1, 2).astype(psi.dtype)[: len(values)]
-    counted = counts * inverse
-    K_1 = jnp.einsum("knr,ns->krs", b, U)
-    K_1 = K_1 + jnp.einsum("nr,kns->krs", U, R)
 
-    def second(pair):
-        one, other = units[pair[0]], units[pair[1]]
-        F_2, b_2 = jax.jvp(lambda psi: slope(psi, one), (psi,), (other,))[1]
-        bend = b_2.T @ U
-        own = R[pair[0]].T @ H[pair[1]]
-        return jnp.sum(counted * F_2), own + own.T + bend + bend.T - U.T @ product(F_2, U)
+    def bend(one, other, F_2, b_2):
+        half = R[one].T @ H[other] + U.T @ b_2 - U.T @ product(F_2, U) / 2
+        return half + half.T
 
-    def moved(direction):
-        return jax.jvp(lambda values: selected_inverse(factorise(plan, values)), (values,), (direction,))[1]
-
-    def curvature():
-        return (counts[None] * jax.lax.map(moved, F)) @ F.T
-
-    def none():
-        return jnp.zeros((m, m), psi.dtype)
-
-    L_2, K_2 = jax.lax.map(second, jnp.stack(pairs, axis=1))
-    L_own = curvature() if exact is True else jax.lax.cond(exact, curvature, none)
-    place = np.zeros((m, m), int)
-    place[pairs] = place[pairs[::-1]] = np.arange(len(pairs[0]))
-    bends = L_2[place] if exact is True else jnp.where(exact, L_2[place], 0)
-    logdet = Jet(log_determinant(factor), F @ counted, (L_own + L_own.T) / 2 + bends)
-    K = border.T @ U
-    G = Jet(moments.G - (K + K.T) / 2, -(K_1 + jnp.swapaxes(K_1, 1, 2)) / 2, -K_2[place])
-    return _back(logdet, shift), _back(G, shift)
+    K, slope = border.T @ U, jnp.einsum("knr,ns->krs", b, U) + jnp.einsum("nr,kns->krs", U, R)
+    return Jet((K + K.T) / 2, (slope + jnp.swapaxes(slope, 1, 2)) / 2, equations.over_pairs(bend))
 
 
 def conditional_covariances(roots, moments: Moments):
