@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def on_files(files, config):
         for name, content in images.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
+
+
+def on_page_markdown(markdown, **_):
+    """In a table GitHub wants the bars of code escaped; here they are no borders, and would show the escape."""
+    table = re.compile(r"^\|.*$", re.M)
+    return table.sub(lambda row: re.sub(r"`[^`]*`", lambda code: code[0].replace(r"\|", "|"), row[0]), markdown)
 
 
 def convert(path: Path) -> tuple[str, dict[str, bytes]]:
