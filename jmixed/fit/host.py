@@ -17,6 +17,7 @@ from jmixed.fit.estimate import SMALL, level_count, white_at
 from jmixed.fit.information import Information, Uncertainty
 from jmixed.fit.solve import Search, Solved, moments_of, solve
 from jmixed.layout.design import Design, Rows
+from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.derivatives import derivatives
 from jmixed.likelihood.equations import conditional_covariances
@@ -98,9 +99,15 @@ class Fit:
         return self.outcome.ok
 
 
+FEW = 1 << 15
+"""Levels up to which sparse equations are solved in less time than it takes to optimise their programs."""
+
+
 def _is_small(data, *_, **__):
     if data.layout.residual.size and not _has_few_rows(data):
         return False
+    if data.layout.crossed == EQUATIONS:
+        return sum(data.layout.levels) <= FEW
     fixed = data.X.shape[1] if isinstance(data, Rows) else data.beta0.shape[0]
     return data.layout.fit_bytes(fixed) <= SMALL
 
