@@ -14,7 +14,7 @@ from scipy import sparse
 
 from jmixed.errors import ModelError
 from jmixed.runtime import device
-from jmixed.runtime.memory import bucket
+from jmixed.runtime.memory import bucket, extended
 
 Array = Any
 
@@ -35,9 +35,6 @@ BATCH = 1 << 15
 
 FEW = 1 << 18
 """Numbers that fronts may take to join the next stage."""
-
-SMALL = 1 << 28
-"""Bytes that any machine has."""
 
 
 @jax.tree_util.register_dataclass
@@ -120,11 +117,11 @@ def plan(rows, columns, size: int, dense: int = DENSE) -> Plan:
     front = fronts.front[earlier]
     row, column = fronts.places(front, later, pivots), earlier - fronts.first[front]
     return Plan(
-        _filled(rows, bucket(len(rows)), bucket(size)),
-        _filled(columns, bucket(len(rows)), bucket(size)),
-        _filled(offset[front] + row * stride[front] + column, bucket(len(rows)), 0),
+        extended(rows, bucket(len(rows)), bucket(size)),
+        extended(columns, bucket(len(rows)), bucket(size)),
+        extended(offset[front] + row * stride[front] + column, bucket(len(rows)), 0),
         stages,
-        _filled(fronts.order[fronts.first[-1] :], stride[-1], bucket(size)),
+        extended(fronts.order[fronts.first[-1] :], stride[-1], bucket(size)),
         bucket(size),
         pivots,
     )
@@ -315,12 +312,6 @@ def _batches(steps):
     return max(bucket(steps), 4)
 
 
-def _filled(array, size, padding):
-    whole = np.full(size, padding, np.int32)
-    whole[: len(array)] = array
-    return whole
-
-
 def _joined(arrays):
     return np.concatenate(arrays) if arrays else np.zeros(0, int)
 
@@ -332,11 +323,8 @@ def _ranges(lengths):
 
 def _require_memory(needed, width):
     """Refuse, before memory is taken, what would need so many bytes and leave a dense core of that width."""
-    # To ask a device starts it, which a small matrix need not wait for.
-    if needed < SMALL or (there := device.memory()) is None or needed <= 0.8 * there:
-        return
-    raise ModelError(
-        f"the mixed-model equations would need about {needed / 1e9:.0f} GB, and the "
-        f"{'machine' if device.on_cpu() else 'device'} has {there / 1e9:.0f}: {width} of their columns touch nearly "
-        "all others. Leave out a random effect that is crossed with the others, or merge its levels"
-    )
+    if short := device.shortage(needed):
+        raise ModelError(
+            f"the mixed-model equations would need {short}: {width} of their columns touch nearly all others. Leave "
+            "out a random effect that is crossed with the others, or merge its levels"
+        )

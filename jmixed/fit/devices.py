@@ -128,7 +128,7 @@ def axis_to_share(design: Design, mesh, axis: str | None) -> str | None:
     axis = names[0] if axis is None and len(names) == 1 else axis
     if axis is None or axis not in names:
         raise DataError(f"axis is {axis!r}, but the axes of the mesh are {names}; give one of them")
-    if any(map(design.index.is_related, range(len(layout.factors)))):
+    if design.index.has_related:
         raise ModelError(
             "mesh= shares out groups that are independent of each other, and relationship= relates the levels of this "
             "model: leave mesh out",

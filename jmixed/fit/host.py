@@ -315,21 +315,19 @@ def level_covariances(design: Design, fit: Fit) -> list[np.ndarray]:
     For a sparse relationship, those of its levels without rows among them.
     """
     held = design_moments(design)
-    factors = factors_of_theta(design.layout.terms, fit.theta)
-    roots = [np.linalg.solve(T, factor) for T, factor in zip(held.T, factors, strict=True)]
     with double_precision():
-        blocks = jax.device_get(_conditional_program(held, roots))
+        blocks = jax.device_get(_conditional_program(held, fit.theta))
     out = []
     for f, (members, block) in enumerate(zip(design.layout.factors, blocks, strict=True)):
         T = diagonal_blocks(*(held.T[t] for t in members))
-        levels = len(design.index.position[f]) if design.index.is_related(f) else design.counts[f]
+        levels = len(design.index.position[f]) if design.index.system.related[f] else design.counts[f]
         out.append(fit.sigma**2 * np.einsum("ia,abl,jb->lij", T, block[..., :levels], T))
     return out
 
 
 @program
-def _conditional_program(held, roots):
-    return conditional_covariances(roots, held)
+def _conditional_program(held, theta):
+    return conditional_covariances(gaussian.precondition(gaussian.factors_of(theta, held), held.T), held)
 
 
 def require_independent(design: Design, what: str) -> None:

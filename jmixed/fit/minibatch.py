@@ -64,7 +64,7 @@ def take_groups(design: Design, groups: Array) -> tuple[Array, Design]:
             "several factors are not independent of each other",
             page="jax.md#a-neural-network-with-random-effects",
         )
-    if design.index.is_related(0):
+    if design.index.has_related:
         raise ModelError(
             "take_groups needs groups that are independent of each other, and relationship= relates them: use "
             "jm.marginal_loss of all groups",

@@ -81,7 +81,7 @@ def log_likelihood_by_group(beta: Array, theta: Array, sigma: Array | float, des
     design.require_rows("log_likelihood_by_group")
     rows = design.padded_rows()
     layout = rows.layout
-    if any(map(rows.index.is_related, range(len(layout.factors)))):
+    if rows.index.has_related:
         raise ModelError(
             "log_likelihood_by_group needs groups that are independent of each other, and relationship= relates them; "
             "jm.log_likelihood gives the density of all rows",

@@ -271,10 +271,7 @@ def _is_large(known: KnownMatrix, grouping: Factor) -> bool:
 def _sparse_relationship(known: KnownMatrix, grouping: Factor) -> SparseRelationship:
     from scipy import sparse
 
-    place = known.labels.get_indexer(grouping.levels)
-    if (place < 0).any():
-        raise _unknown_levels(known, grouping, grouping.levels[place < 0])
-    rest = np.setdiff1d(np.arange(len(known.labels)), place)
+    place, rest = _places(known, grouping)
     order = np.concatenate([place, rest])
     if known.inverse and sparse.issparse(known.matrix):
         if not known.checked:
@@ -292,10 +289,7 @@ def _sparse_relationship(known: KnownMatrix, grouping: Factor) -> SparseRelation
 
 def relationship_of(known: KnownMatrix, grouping: Factor) -> Relationship:
     """The relationship of a factor's levels by a known matrix of these and others."""
-    place = known.labels.get_indexer(grouping.levels)
-    if (place < 0).any():
-        raise _unknown_levels(known, grouping, grouping.levels[place < 0])
-    rest = np.setdiff1d(np.arange(len(known.labels)), place)
+    place, rest = _places(known, grouping)
     own, across, others = _covariances(known, place, rest)
     root = _root(known, own, len(known.labels))
     from scipy.linalg import solve_triangular
@@ -306,6 +300,14 @@ def relationship_of(known: KnownMatrix, grouping: Factor) -> Relationship:
     if (left < -SYMMETRIC * abs(others)).any():
         raise _not_definite(known, known.matrix, len(known.labels))
     return Relationship(root, known.labels[rest], np.ascontiguousarray(spread), np.maximum(left, 0))
+
+
+def _places(known: KnownMatrix, grouping: Factor) -> tuple[np.ndarray, np.ndarray]:
+    """Where the levels of a factor stand in a matrix, and where the others do."""
+    place = known.labels.get_indexer(grouping.levels)
+    if (place < 0).any():
+        raise _unknown_levels(known, grouping, grouping.levels[place < 0])
+    return place, np.setdiff1d(np.arange(len(known.labels)), place)
 
 
 def _unknown_levels(known: KnownMatrix, grouping: Factor, unknown: pd.Index) -> DataError:

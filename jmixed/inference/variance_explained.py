@@ -77,7 +77,7 @@ def variance_explained(data: ModelRows, fit: Fit, residual: float) -> VarianceEx
     mean over the rows of z Sigma z', times K's diagonal where levels are related, summed over the terms; `residual` is
     the residual variance, a mean likewise.
     """
-    known = [_known_variances(term) for term in data.terms]
+    known = [known_variances(term) for term in data.terms]
     diagonals = [None if own is None else own[term.codes] for own, term in zip(known, data.terms, strict=True)]
     return _explained(data, fit, residual, _of_terms(data, fit, diagonals))
 
@@ -96,7 +96,7 @@ def intraclass_correlation(data: ModelRows, fit: Fit, residual: float) -> Intrac
     return IntraclassCorrelation(shares.random / left, shares.conditional - shares.marginal, by_group)
 
 
-def _known_variances(term: TermRows) -> np.ndarray | None:
+def known_variances(term: TermRows) -> np.ndarray | None:
     """The diagonal of the known covariance of a term's levels, and of their relatives; None for independent levels."""
     if term.root is not None:
         return np.sum(term.root**2, axis=1)

@@ -78,8 +78,11 @@ class Index:
     relationships: tuple[Array | None, ...] = ()
     system: Any = None  # of an `EQUATIONS` layout, a `jmixed.layout.system.System`
 
-    def is_related(self, factor: int) -> bool:
-        """Whether a factor's levels have a known covariance, and are not independent."""
-        if self.system is not None:
-            return self.system.related[factor]
-        return bool(self.relationships) and self.relationships[factor] is not None
+    @property
+    def has_related(self) -> bool:
+        """Whether some factor's levels have a known covariance, and are not independent."""
+        return bool(self.relationships) or self.system is not None
+
+    def root(self, factor: int) -> Array | None:
+        """The root of a factor's known covariance, where there is one."""
+        return self.relationships[factor] if self.relationships else None

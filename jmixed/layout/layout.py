@@ -108,17 +108,10 @@ class Layout:
         return len(self.stages[stage]) == 1 and self.stages[stage][0][1] == 1
 
 
-SMALL = 2**28
-"""Bytes that any device has."""
-
-
 def require_memory(needed: int, width: int) -> None:
     """Refuse a fit that would need so many bytes, and leave a block of that width, before any memory is taken."""
-    # To ask a device starts it, which a small model need not wait for.
-    if needed < SMALL or (there := device.memory()) is None or needed <= 0.8 * there:
-        return
-    raise ModelError(
-        f"this fit would need about {needed / 1e9:.0f} GB, and the {'machine' if device.on_cpu() else 'device'} has "
-        f"{there / 1e9:.0f}: its crossed factors leave a dense block of {width} columns. Drop the crossed factor with "
-        "the fewer rows per level, or merge its levels"
-    )
+    if short := device.shortage(needed):
+        raise ModelError(
+            f"this fit would need {short}: its crossed factors leave a dense block of {width} columns. Drop the "
+            "crossed factor with the fewer rows per level, or merge its levels"
+        )

@@ -19,7 +19,7 @@ from jmixed.residual.independent import Independent
 from jmixed.residual.registry import VISITS, residual_structure
 from jmixed.residual.series import Series, series_of
 from jmixed.residual.structure import ResidualStructure
-from jmixed.runtime.memory import bucket
+from jmixed.runtime.memory import bucket, extended
 from jmixed.runtime.precision import FLOAT
 
 BEYOND = np.iinfo(np.int32).max
@@ -164,19 +164,19 @@ def _equations(data, structures, factors, codes, counts, within):
         levels=tuple(map(bucket, sizes)),
         nested=tuple(tuple(w is not None for w in row) for row in within),
         crossed=EQUATIONS,
-        residual=Independent() if data.residual is None else structure_of_residuals(data.residual),
     )
     require_memory(layout.fit_bytes(data.X.shape[1]), 0)
     index = Index(
         groupings=tuple(_group(code, size) for code, size in zip(codes, sizes, strict=True)),
         couplings=tuple(_couplings(layout, codes, counts, within)),
-        block=tuple(_pad(np.arange(size), bucket(size), BEYOND) for size in sizes),
+        block=tuple(extended(np.arange(size), bucket(size), BEYOND) for size in sizes),
         slot=tuple(np.zeros(bucket(size), np.int32) for size in sizes),
         parents=(),
         within=tuple(
-            tuple(None if w is None else _pad(w, layout.levels[f], BEYOND) for w in row) for f, row in enumerate(within)
+            tuple(None if w is None else extended(w, layout.levels[f], BEYOND) for w in row)
+            for f, row in enumerate(within)
         ),
-        position=tuple(_pad(np.arange(size), bucket(size), BEYOND) for size in sizes),
+        position=tuple(extended(np.arange(size), bucket(size), BEYOND) for size in sizes),
     )
     system = system_of(layout, index.couplings, index.within, precisions)
     return _design(data, layout, replace(index, system=system), factors, counts)
@@ -362,20 +362,15 @@ def _index(layout, codes, counts, placed, position, within):
     return Index(
         groupings=tuple(_group(code, count) for code, count in zip(codes, counts, strict=True)),
         couplings=tuple(_couplings(layout, codes, counts, within)),
-        block=tuple(_pad(block[f], layout.levels[f], BEYOND) for f in range(len(codes))),
-        slot=tuple(_pad(slot[f], layout.levels[f], 0) for f in range(len(codes))),
+        block=tuple(extended(block[f], layout.levels[f], BEYOND) for f in range(len(codes))),
+        slot=tuple(extended(slot[f], layout.levels[f], 0) for f in range(len(codes))),
         parents=_parents(layout, codes, counts, component),
         within=tuple(
-            tuple(None if w is None else _pad(w, layout.levels[f], BEYOND) for w in row) for f, row in enumerate(within)
+            tuple(None if w is None else extended(w, layout.levels[f], BEYOND) for w in row)
+            for f, row in enumerate(within)
         ),
-        position=tuple(_pad(position[f], layout.levels[f], BEYOND) for f in range(len(codes))),
+        position=tuple(extended(position[f], layout.levels[f], BEYOND) for f in range(len(codes))),
     )
-
-
-def _pad(values, size, fill):
-    padded = np.full(size, fill, np.int32)
-    padded[: len(values)] = values
-    return padded
 
 
 def _group(codes, count):
@@ -401,7 +396,7 @@ def _group(codes, count):
         place = _order_by(codes, count)[np.where(real, place, 0)]
     rows = np.full((chunk, total), BEYOND, np.int32)
     rows[:, : len(begin)] = np.where(real, place, BEYOND)
-    segments = None if one_each else _pad(np.repeat(np.arange(count), chunks), total, size - 1)
+    segments = None if one_each else extended(np.repeat(np.arange(count), chunks), total, size - 1)
     return Grouping(rows=rows, segments=segments, size=size)
 
 
@@ -437,8 +432,8 @@ def _couplings(layout, codes, counts, within):
             size = bucket(len(first))
             yield Coupling(
                 grouping=_group(pair, len(first)),
-                first=_pad(first, size, BEYOND),
-                second=_pad(second, size, BEYOND),
+                first=extended(first, size, BEYOND),
+                second=extended(second, size, BEYOND),
                 factors=(f, g),
             )
 
@@ -470,9 +465,9 @@ def _links(layout, index, density):
     entries = bucket(len(source) + 1)
     first, left = _entry_pairs(columns[source], np.cumsum(sizes)[leaves[source]], pairs, entries)
     return Links(
-        source=_pad(source, entries, BEYOND),
-        leaf=_pad(leaves[source], entries, layout.blocks[0] - 1),
-        column=_pad(columns[source], entries, total - 1),
+        source=extended(source, entries, BEYOND),
+        leaf=extended(leaves[source], entries, layout.blocks[0] - 1),
+        column=extended(columns[source], entries, total - 1),
         first=first,
         left=left,
     )
@@ -500,6 +495,6 @@ def _parents(layout, codes, counts, component):
         for t in range(s + 1, len(blocks)):
             parent = np.zeros(int(of_stage.max()) + 1, np.int32)
             parent[of_stage] = blocks[t]
-            later.append(_pad(parent, layout.blocks[s], layout.blocks[t] - 1))
+            later.append(extended(parent, layout.blocks[s], layout.blocks[t] - 1))
         parents.append(tuple(later))
     return tuple(parents)

@@ -13,8 +13,6 @@ from jmixed.layout.layout import Layout
 from jmixed.runtime.memory import bucket, padded
 from jmixed.runtime.precision import FLOAT
 
-BEYOND = np.iinfo(np.int32).max
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

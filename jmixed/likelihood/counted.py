@@ -45,7 +45,7 @@ def can_be_counted(rows):
     Effects of related levels are not counted: their columns are as many as there are levels.
     """
     layout = rows.layout
-    if any(map(rows.index.is_related, range(len(layout.factors)))):
+    if rows.index.has_related:
         return False
     widths = [layout.factor_width(f) for f in range(len(layout.factors))]
     return rows.totals is None and bool(layout.stages) and max(widths) <= UNROLLED

@@ -13,9 +13,9 @@ from jmixed.algebra.sparse import factorise, log_determinant
 def times_roots(layout, index, stage, x, transposed=False):
     """Rows of x (Q, ...) of a stage's block times the roots L of their factors, or L'; others are left as they are."""
     for factor, slots in layout.stages[stage]:
-        if not index.relationships or index.relationships[factor] is None:
+        if (root := index.root(factor)) is None:
             continue
-        root = jnp.asarray(index.relationships[factor]).astype(x.dtype)
+        root = jnp.asarray(root).astype(x.dtype)
         start, width = layout.offset_in_stage(factor), layout.factor_width(factor)
         rows = x[start : start + slots * width].reshape(slots, width, *x.shape[1:])
         moved = jnp.tensordot(root.T if transposed else root, rows, 1).reshape(slots * width, *x.shape[1:])
@@ -42,9 +42,9 @@ def relate(layout, index, C, B, A):
 
 def related_draws(index, factor, normal):
     """Effects (n, levels, q) of a factor with the covariance of its levels, from independent ones of variance one."""
-    if not index.relationships or index.relationships[factor] is None:
+    if (root := index.root(factor)) is None:
         return normal
-    root = jnp.asarray(index.relationships[factor]).astype(normal.dtype)
+    root = jnp.asarray(root).astype(normal.dtype)
     levels = normal.shape[1]
     size = min(levels, len(root))
     # Slots and levels are padded to sizes of their own.

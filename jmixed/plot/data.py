@@ -12,6 +12,7 @@ from jmixed.errors import DataError, ModelError
 from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.marks import names_in
 from jmixed.inference import tails
+from jmixed.inference.variance_explained import known_variances
 from jmixed.reports import effects
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.precision import FLOAT
@@ -95,9 +96,8 @@ def _standardised_modes(result, group, column):
     codes[t] = np.arange(levels, dtype=np.int32)
     columns[t][:, k] = 1
     error = joint.variances(np.zeros((levels, spec.X.shape[1])), joint.rows(codes, columns, levels))
-    root = spec.terms[t].root
-    known = 1.0 if root is None else np.sum(root**2, axis=1)
-    variance = result.fitted.fit.covariances[spec.terms[t].label][k, k] * known - error
+    known = known_variances(spec.terms[t])
+    variance = result.fitted.fit.covariances[spec.terms[t].label][k, k] * (1.0 if known is None else known) - error
     floor = 1e-12 * max(result.scale, 1e-300)
     return result.fitted.fit.b[spec.terms[t].label][:, k] / np.sqrt(np.where(variance > floor, variance, np.nan))
 

@@ -28,6 +28,18 @@ def memory() -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+SMALL = 1 << 28
+"""Bytes that any device has."""
+
+
+def shortage(needed: int) -> str | None:
+    """What a computation would need and what there is, in words, where its bytes do not fit; None where they do."""
+    # To ask a device starts it, which a small problem need not wait for.
+    if needed < SMALL or (there := memory()) is None or needed <= 0.8 * there:
+        return None
+    return f"about {needed / 1e9:.0f} GB, and the {'machine' if on_cpu() else 'device'} has {there / 1e9:.0f}"
+
+
 def _chosen():
     """The default device: one of JAX's, the name of a platform, or None."""
     return getattr(jax.config, "jax_default_device", None)

@@ -77,6 +77,13 @@ def padded(array: np.ndarray, size: int) -> np.ndarray:
     return copy
 
 
+def extended(index: np.ndarray, size: int, fill: int) -> np.ndarray:
+    """Whole numbers, as programs take them, up to a size by others that stand for padding."""
+    whole = np.full(size, fill, np.int32)
+    whole[: len(index)] = index
+    return whole
+
+
 def _aligned(shape, dtype):
     size = math.prod(shape) * dtype.itemsize
     buffer = np.empty(size + ALIGNMENT, np.uint8)

@@ -264,7 +264,7 @@ def test_a_large_pedigree_is_solved():
 
 def test_what_would_not_fit_is_refused(monkeypatch):
     matrix, _ = case("all parents")
-    monkeypatch.setattr(ordering, "SMALL", 0)
+    monkeypatch.setattr(device, "SMALL", 0)
     monkeypatch.setattr(device, "memory", lambda: 10**5)
     with pytest.raises(ModelError, match="mixed-model equations would need"):
         sparse.plan(matrix.rows, matrix.columns, matrix.size)
