@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from jmixed import datasets
+from jmixed import datasets, families
 from jmixed.compat.params import MixedLMParams, VCSpec
 from jmixed.errors import (
     ConvergenceWarning,
@@ -22,20 +22,22 @@ from jmixed.fit.many import estimate_many
 from jmixed.fit.minibatch import marginal_loss, take_groups
 from jmixed.fit.pure import conditional_modes, log_likelihood_by_group, predict, simulate
 from jmixed.formulas.pedigrees import pedigree
-from jmixed.model import MixedLM, design, from_batches, mixedlm
+from jmixed.model import MixedGLM, MixedLM, design, from_batches, mixedglm, mixedlm
 from jmixed.reports.comparison import compare
 from jmixed.reports.comparison import variance_test as test_variance
-from jmixed.results import MixedLMResults, load
+from jmixed.reports.power import power
+from jmixed.reports.table import table
+from jmixed.results import MixedGLMResults, MixedLMResults, load
 from jmixed.runtime.compilation import enable_compilation_cache
 from jmixed.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from jmixed import interop, plot
+    from jmixed import families, interop, plot
 
 
 def _imported_late(name: str):
-    """`jmixed.plot` and `jmixed.interop` are imported when they are first used."""
-    if name in ("interop", "plot"):
+    """`jmixed.plot`, `jmixed.interop` and `jmixed.families` are imported when they are first used."""
+    if name in ("families", "interop", "plot"):
         return importlib.import_module(f"jmixed.{name}")
     raise AttributeError(f"module 'jmixed' has no attribute {name!r}")
 
@@ -57,6 +59,8 @@ __all__ = [
     "FormulaError",
     "JmixedError",
     "MissingDataError",
+    "MixedGLM",
+    "MixedGLMResults",
     "MixedLM",
     "MixedLMParams",
     "MixedLMResults",
@@ -74,19 +78,23 @@ __all__ = [
     "enable_compilation_cache",
     "estimate",
     "estimate_many",
+    "families",
     "from_batches",
     "interop",
     "load",
     "log_likelihood",
     "log_likelihood_by_group",
     "marginal_loss",
+    "mixedglm",
     "mixedlm",
     "moments",
     "pedigree",
     "plot",
+    "power",
     "predict",
     "profiled_deviance",
     "simulate",
+    "table",
     "take_groups",
     "test_variance",
 ]

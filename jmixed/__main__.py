@@ -6,19 +6,25 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import pandas as pd
 
 from jmixed import datasets
-from jmixed.errors import DataError, FormulaError, JmixedError
-from jmixed.model import mixedlm
-from jmixed.runtime.compilation import enable_compilation_cache
+from jmixed.errors import DataError, FormulaError, JmixedError, ModelError
+from jmixed.families.registry import family_of
+from jmixed.model import mixedglm, mixedlm
+from jmixed.runtime import executables
+from jmixed.runtime.compilation import enable_compilation_cache, kept_directory
 
 EPILOG = """examples:
   python -m jmixed "Reaction ~ Days + (Days | Subject)" --data sleepstudy
   python -m jmixed "score ~ age" --groups school --vc "classroom=0 + C(classroom)" --data scores.csv --ml
+  python -m jmixed "visits ~ age + (1 | clinic)" --family poisson --offset log_time --data visits.csv
+  python -m jmixed cache           where compiled programs are kept, and how much room they take
+  python -m jmixed cache --clear   delete them
 """
 
 
@@ -27,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     The exit status is 0, or 2 for bad input or output that cannot be written, with one line on standard error.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["cache"]:
+        return _cache(arguments[1:])
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -37,11 +46,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"jmixed: warning: no compilation cache ({error})", file=sys.stderr)
         try:
             data = read_table(options.data)
-            result = mixedlm(data=data, **_arguments(options)).fit(reml=not options.ml)
+            result = _fitted(data, options)
         except JmixedError as error:
             print(f"jmixed: error: {_one_line(error)}".replace('missing="drop"', "--missing drop"), file=sys.stderr)
             return 2
     return _print_out(str(result.summary()))
+
+
+def _cache(arguments: Sequence[str]) -> int:
+    """Say where compiled programs are kept and how much room they take, or delete them."""
+    parser = _Parser(prog="python -m jmixed cache", description="Compiled programs that are kept on disk.")
+    parser.add_argument("--clear", action="store_true", help="delete them")
+    clear = parser.parse_args(arguments).clear
+    directory = kept_directory()
+    if directory is None:
+        return _print_out("no programs are kept: JMIXED_CACHE says so, or there is no directory that is yours alone")
+    if clear:
+        return _print_out(f"{directory}: {executables.clear(directory)} programs deleted")
+    programs = executables.kept(directory)
+    megabytes = sum(size for _, size, _ in programs) / 1e6
+    return _print_out(
+        f"{directory}: {len(programs)} programs, {megabytes:.1f} MB of at most {executables.ROOM / 1e6:.0f}"
+    )
+
+
+def _fitted(data, options):
+    """The result of the model that the options state."""
+    if options.family is None:
+        stated = {name: getattr(options, name) for name in GENERALIZED}
+        if given := [name for name, value in stated.items() if value is not None]:
+            raise ModelError(f"--{given[0].replace('_', '-')} belongs to a response with a family: give --family, too")
+        return mixedlm(data=data, **_arguments(options)).fit(reml=not options.ml)
+    family = family_of(options.family)
+    if options.link is not None:
+        family = replace(family, link=options.link)
+    stated = {name: value for name in GENERALIZED[1:] if (value := getattr(options, name)) is not None}
+    return mixedglm(data=data, family=family, **_arguments(options), **stated).fit()
 
 
 def _print_out(text: str) -> int:
@@ -65,10 +105,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"jmixed: error: {message}; see {self.prog} --help\n")
 
 
+GENERALIZED = ("link", "trials", "zero_inflation", "quadrature")
+"""Options that a response with a family has."""
+
+
 def _parser():
     parser = _Parser(
         prog="python -m jmixed",
-        description="Fit a linear mixed model and print its summary.",
+        description="Fit a mixed model, linear or generalized, and print its summary.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -82,6 +126,14 @@ def _parser():
     parser.add_argument("--weights", metavar="COLUMN", help="column of positive weights")
     parser.add_argument("--offset", metavar="COLUMN", help="column that is added to the linear predictor")
     parser.add_argument("--ml", action="store_true", help="maximum likelihood instead of REML")
+    parser.add_argument("--family", metavar="NAME", help="a response that is not normal: binomial, poisson, ...")
+    parser.add_argument("--link", metavar="NAME", help="link of the family, where it is not the usual one")
+    parser.add_argument("--trials", metavar="COLUMN", help="column of the numbers of trials (successes)")
+    parser.add_argument(
+        "--dispersion", metavar="FORMULA", help="what the residual variance or the dispersion depends on"
+    )
+    parser.add_argument("--zero-inflation", metavar="FORMULA", help="what an extra probability of zero depends on")
+    parser.add_argument("--quadrature", type=int, metavar="NODES", help="nodes of quadrature (Laplace without)")
     parser.add_argument(
         "--missing", choices=("none", "drop", "raise"), default="none", help="rows with missing values (none: an error)"
     )
@@ -89,7 +141,7 @@ def _parser():
 
 
 def _arguments(options) -> dict:
-    """The keyword arguments of `mixedlm`."""
+    """The keyword arguments that `mixedlm` and `mixedglm` have in common."""
     components = {}
     for text in options.vc:
         name, equals, formula = text.partition("=")
@@ -97,7 +149,7 @@ def _arguments(options) -> dict:
             raise FormulaError(f'--vc {text!r}: write NAME=FORMULA, for example "classroom=0 + C(classroom)"')
         components[name.strip()] = formula.strip()
     chosen = {"groups": options.groups, "re_formula": options.re, "vc_formula": components or None}
-    chosen |= {"weights": options.weights, "offset": options.offset}
+    chosen |= {"weights": options.weights, "offset": options.offset, "dispersion": options.dispersion}
     given = {name: value for name, value in chosen.items() if value is not None}
     return {"formula": options.formula, "missing": options.missing, **given}
 

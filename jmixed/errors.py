@@ -92,7 +92,7 @@ class ConvergenceWarning(_Explained, UserWarning):
     ...     warnings.simplefilter("always")
     ...     result = model.fit(maxiter=1)
     >>> print(said[0].message)
-    MAX_ITERATIONS: stopped at maxiter before the optimum: raise maxiter, or start from start_params (see ...)
+    MAX_ITERATIONS: stopped before the optimum, at maxiter or where no step led further down: raise ... (see ...)
     """
 
     page = "singular.md#outcomes"
@@ -174,6 +174,10 @@ class Outcome(enum.IntEnum):
     ROUNDED = 6
     RANK_DEFICIENT = 7
     DIVERGING = 8
+    SEPARATED = 9
+    APPROXIMATION = 10
+    MONTE_CARLO = 11
+    UNSOLVED = 12
 
     @property
     def ok(self) -> bool:
@@ -196,7 +200,10 @@ _MESSAGES = {
         "the likelihood does not determine all variance parameters (a flat direction): "
         "remove a random effect that duplicates another or that the fixed effects already absorb"
     ),
-    Outcome.MAX_ITERATIONS: "stopped at maxiter before the optimum: raise maxiter, or start from start_params",
+    Outcome.MAX_ITERATIONS: (
+        "stopped before the optimum, at maxiter or where no step led further down: raise maxiter, or start from "
+        "start_params"
+    ),
     Outcome.NOT_FINITE: (
         "the likelihood was not finite at the start: look for infinite values or extreme scales in y, X, Z or weights"
     ),
@@ -205,8 +212,28 @@ _MESSAGES = {
         "out columns of X that others explain. Rows of weight zero, or without a response, do not count"
     ),
     Outcome.DIVERGING: (
-        "a correlation of the residuals runs to its bound, or a standard deviation of some to zero: the likelihood has "
-        "no maximum. Look for rows that repeat each other, or groups without any spread; or state fewer parameters"
+        "a parameter runs off, and the likelihood has no maximum: a correlation of the residuals to its bound, a "
+        "standard deviation of some to zero, a variance of random effects or a dispersion to infinity. Look for rows "
+        "that repeat each other, groups without any spread, or groups that are all failure or success; or state fewer "
+        "parameters"
+    ),
+    Outcome.SEPARATED: (
+        "some coefficients have no finite estimate: columns of the fixed effects tell successes from failures, or "
+        "zeros from counts, without an exception in these rows (separation). What is printed for them is where the "
+        "search ended. Leave the columns out, merge categories, or say what is known of them by other data"
+    ),
+    Outcome.APPROXIMATION: (
+        "Laplace's approximation is off by more than 0.2 standard errors of some estimate: use quadrature=, or read "
+        "result.approximation()"
+    ),
+    Outcome.MONTE_CARLO: (
+        "the estimates by probes have a Monte Carlo error above a tenth of their standard errors, with as many probes "
+        "as are taken: read result.monte_carlo, give more by fit(probes=), or take fit(crossed='exact')"
+    ),
+    Outcome.UNSOLVED: (
+        "conjugate gradients took more steps than are allowed: levels of the crossed factors hang together by few "
+        "rows, or variances are huge against the residual's. Nothing here is an optimum: take fit(crossed='exact'), "
+        "leave out levels of few rows, or put the factor with the largest variance among the fixed effects"
     ),
     Outcome.ROUNDED: (
         "the residual variance is so small against what the random effects explain that rounding blurs the deviance by "

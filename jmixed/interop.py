@@ -14,21 +14,25 @@ from jmixed.errors import DataError, ModelError
 from jmixed.formulas.formula import quoted
 from jmixed.formulas.statement import new_rows
 from jmixed.inference.posterior_draws import posterior_draws
+from jmixed.inference.responses import depends_on_extras, draw, evaluate
 from jmixed.inference.simulation import generator
 from jmixed.runtime.arguments import checked
 
 if TYPE_CHECKING:
-    from jmixed.results import MixedLMResults
+    from jmixed.results import MixedGLMResults, MixedLMResults
 
 
 @checked
-def to_marginaleffects(result: MixedLMResults) -> Any:
+def to_marginaleffects(result: MixedLMResults | MixedGLMResults) -> Any:
     """A model for the functions of marginaleffects: predictions of the fixed part, their averages and contrasts.
 
     There ``vcov=True`` means the covariance by generalised least squares, ``vcov="CR0"``, ``"CR1"`` and ``"CR2"`` that
     of `robust_cov`. Text columns become categories, and predictions include the offset. Intervals and p-values are
     normal: ``result.test`` has degrees of freedom. Predictions are linear in the coefficients: with ``eps_vcov=1.0``
     the finite differences behind the standard errors of slopes are exact.
+
+    Of a response with a family predictions are means, of successes probabilities, at random effects of zero. Where they
+    depend on more than the linear predictor, as with an inflation of zeros, and for categories, there is no model.
 
     Two faults of marginaleffects 0.6 are mended where they are found, for all its models in the process: comparisons
     of categories fail with Polars 2, and groups after a ``|`` in ``hypothesis`` change their order from call to call,
@@ -43,6 +47,8 @@ def to_marginaleffects(result: MixedLMResults) -> Any:
     ------
     DataError
         When the model was made of arrays, or its rows were removed.
+    ModelError
+        When means depend on further predictors, or there are none.
     ModuleNotFoundError
         When marginaleffects is not installed; it says how to.
 
@@ -66,6 +72,13 @@ def to_marginaleffects(result: MixedLMResults) -> Any:
             "state the model by a formula and keep its rows"
         )
 
+    family = result.fitted.family
+    if family is not None and (family.response == "categories" or depends_on_extras(family, "mean")):
+        raise ModelError(
+            f"to_marginaleffects: predictions of the family {family.name} depend on more than the coefficients that it "
+            "varies, so that its standard errors would be too small; use result.predict(interval='confidence')"
+        )
+
     class JmixedModel(classes.ModelAbstract):
         # Rows less coefficients are no degrees of freedom of a mixed model: marginaleffects is to use the normal.
         df_resid = float("inf")
@@ -86,6 +99,8 @@ def to_marginaleffects(result: MixedLMResults) -> Any:
         def get_predict(self, params, newdata):
             polars = _module("polars")
             values = newdata[:, :-1] @ params + newdata[:, -1]
+            if family is not None:
+                values = evaluate(family, "mean", values, np.zeros((len(family.extras), len(values))))
             rows = np.arange(len(values), dtype=np.int32)
             return polars.DataFrame({"rowid": rows, "estimate": values})
 
@@ -176,12 +191,13 @@ def _categories(frame, names):
 
 
 @checked
-def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
+def to_arviz(result: MixedLMResults | MixedGLMResults, draws: int = 1000, key: Any = 0) -> Any:
     """Draws of the fixed and random effects for ArviZ's plots and comparisons.
 
     The draws have the joint covariance of fixed and random effects at the estimated variances (Henderson 1975): an
     empirical-Bayes posterior with a flat prior for the coefficients. It is narrower than a full posterior, because the
-    variances are taken as known. Raises `ModelError` for a model of correlated residuals.
+    variances are taken as known. Of a response with a family it is normal around the modes, of the curvature there, and
+    further predictors are taken as known. Raises `ModelError` for a model of correlated residuals.
 
     Parameters
     ----------
@@ -194,7 +210,8 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     -------
     InferenceData (ArviZ 0) or DataTree (ArviZ 1)
         posterior: ``beta`` and a variable for each random-effects term, by its label, one chain; posterior_predictive
-        and log_likelihood: each row given the draws; observed_data; constant_data: ``sigma``.
+        and log_likelihood: each row given the draws; observed_data; constant_data: ``sigma`` of a linear model, else
+        the numbers of trials.
 
     Examples
     --------
@@ -216,19 +233,20 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
     mean = beta @ spec.X.T + spec.offset
     for term, b in zip(spec.terms, modes, strict=True):
         mean += np.einsum("nq,dnq->dn", term.Z, b[:, term.codes])
-    sd = result.sigma / np.sqrt(result.fitted.white.weights)
-    y, noise = spec.endog_name, rng.normal(size=mean.shape)
-    density = -0.5 * ((spec.y - mean) / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi)
+    y, (drawn, density) = spec.endog_name, _given_draws(result, mean, rng)
     labels = [term.label for term in spec.terms]
     groups = {
         "posterior": {"beta": beta[None]} | {label: b[None] for label, b in zip(labels, modes, strict=True)},
-        "posterior_predictive": {y: (mean + sd * noise)[None]},
+        "posterior_predictive": {y: drawn[None]},
         "log_likelihood": {y: density[None]},
         "observed_data": {y: spec.y},
-        "constant_data": {"sigma": np.array([result.sigma])},
     }
     coords = {"coefficient": list(spec.exog_names), "row": np.arange(len(spec.y))}
-    dims = {"beta": ["coefficient"], y: ["row"], "sigma": ["residual"]}
+    dims = {"beta": ["coefficient"], y: ["row"]}
+    if spec.response is None:
+        groups["constant_data"], dims["sigma"] = {"sigma": np.array([result.sigma])}, ["residual"]
+    else:
+        groups["constant_data"], dims["trials"] = {"trials": spec.response.trials}, ["row"]
     for term in spec.terms:
         axes = [f"level of {term.label}", f"column of {term.label}"]
         dims[term.label], coords = axes, coords | dict(zip(axes, (list(term.levels), list(term.columns)), strict=True))
@@ -236,6 +254,20 @@ def to_arviz(result: MixedLMResults, draws: int = 1000, key: Any = 0) -> Any:
         return arviz.from_dict(groups, coords=coords, dims=dims)
     # Before its first version ArviZ took the groups by keyword.
     return arviz.from_dict(**groups, coords=coords, dims=dims)
+
+
+def _given_draws(result, predictor, rng) -> tuple[np.ndarray, np.ndarray]:
+    """New responses and log densities of the observed ones, (draws, n), given linear predictors likewise."""
+    fitted, spec = result.fitted, result.fitted.spec
+    if fitted.family is None:
+        sd = result.sigma / np.sqrt(fitted.white.weights)
+        density = -0.5 * ((spec.y - predictor) / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi)
+        return predictor + sd * rng.normal(size=predictor.shape), density
+    family, extras, trials = fitted.family, fitted.at_modes.extras, fitted.response.trials
+    bits = rng.integers(0, 2**32, (len(predictor), 2), dtype=np.uint32)
+    density = np.stack([evaluate(family, "log_density", eta, extras, trials, spec.y) for eta in predictor])
+    factors = spec.weights if family.weights_are == "factors" else 1.0
+    return draw(family, bits, predictor, extras, trials), factors * density
 
 
 def _module(name: str) -> Any:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import jax
 import numpy as np
@@ -16,23 +16,30 @@ from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from jmixed.compat import held, options, penalised
-from jmixed.compat.at_parameters import AtParameters, Distribution
+from jmixed.compat.at_parameters import AtParameters, Distribution, Reader
 from jmixed.compat.groups import ModelFrame, rows_by_group, theta_names, top_level, vc_spec
 from jmixed.compat.packing import Packing
 from jmixed.compat.params import MixedLMParams, VCSpec, as_array, refuse_tracer
 from jmixed.errors import DataError, ModelError, RankWarning, warn
+from jmixed.families.family import DISPERSION, INFLATION, Family
+from jmixed.families.inflation import ZeroInflated
+from jmixed.families.registry import family_of
+from jmixed.fit import host, iterative
 from jmixed.formulas import checks, statement
 from jmixed.formulas.frame import reordered
-from jmixed.formulas.model_data import ModelData, RandomTerm
+from jmixed.formulas.model_data import ModelData, RandomTerm, ResponseTerm
 from jmixed.formulas.recipe import Elsewhere
 from jmixed.formulas.relationships import known_matrices
 from jmixed.formulas.restate import names_of_caller, refuse_strange, restated
-from jmixed.layout.design import Design
+from jmixed.layout.design import Design, with_family
+from jmixed.layout.incidence import incidence
 from jmixed.layout.stack import stack
 from jmixed.reports.files import KINDS
+from jmixed.reports.fitted import message_of
 from jmixed.reports.many import ManyResults, fit_many
 from jmixed.reports.names import left_out
-from jmixed.results import MixedLMResults
+from jmixed.reports.responses import checked_quadrature, checked_responses
+from jmixed.results import MixedGLMResults, MixedLMResults
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.memory import roomy
 from jmixed.runtime.precision import FLOAT
@@ -42,6 +49,7 @@ from jmixed.streams.represent import represent
 
 Missing = Literal["none", "drop", "raise"]
 Check = Literal["raise", "ignore"]
+Crossed = Literal["auto", "exact", "iterative"]
 Factor = str | ArrayLike | None
 """A grouping factor, weights or an offset: the name of a column, or an entry for each row."""
 
@@ -450,11 +458,15 @@ class MixedLM:
         fe_pen: Any = None,
         cov_pen: Any = None,
         niter_sa: int = 0,
+        crossed: Crossed = "auto",
+        probes: int | None = None,
+        seed: int = 0,
         **kwargs: Any,
     ) -> MixedLMResults:
         """Estimate the model.
 
-        Raises `DataError` or `ModelError` for start values or patterns that do not fit the model.
+        Raises `DataError` or `ModelError` for start values or patterns that do not fit the model, and where
+        `crossed` asks for a way that is not for it.
 
         Parameters
         ----------
@@ -484,6 +496,15 @@ class MixedLM:
             Penalty on the relative covariance ``cov_re``, with ``func(mat, mat_inv)`` and ``deriv(mat, mat_inv)``.
         niter_sa
             Ignored, as in statsmodels.
+        crossed
+            How crossed factors are fitted: "exact", by one dense matrix of all but the largest; "iterative", by
+            conjugate gradients and random probes, with an error that ``result.monte_carlo`` tells; "auto" is exact
+            while that is quick and memory suffices. ``result.optimizer.crossed`` says which it was.
+        probes
+            For "iterative": random probes to begin with, two or more; 24 by default. More are added until the error
+            that they leave is below a tenth of the standard errors.
+        seed
+            For "iterative": of the probes. The same seed gives the same fit.
         **kwargs
             Options of statsmodels' optimisers; those without a meaning here warn.
 
@@ -493,6 +514,15 @@ class MixedLM:
         -875.97
         """
         options.warn_of_options(kwargs, niter_sa)
+        iterative.check(crossed)
+        if not do_cg or free is not None or fe_pen is not None or cov_pen is not None or gtol is not None:
+            if crossed == "iterative":
+                raise ModelError(
+                    "crossed='iterative' estimates all parameters by their likelihood: it has no do_cg=False, free=, "
+                    "fe_pen=, cov_pen=, gtol=. Leave these out, or take crossed='exact'"
+                )
+        elif crossed != "exact" and (crossed == "iterative" or self._is_wide):
+            return self._fit_iterative(reml, start_params, options.solver(method), maxiter, probes, seed, full_output)
         task = self._task(reml, start_params, free)
         if do_cg:
             fit = held.fit(task, options.solver(method), maxiter, gtol)
@@ -554,16 +584,35 @@ class MixedLM:
         fit = penalised.fit_lasso(fit, task, weights[task.free_beta], ceps=ceps, ptol=ptol, maxit=maxit)
         return self._results(task, fit)
 
-    def _task(self, reml, start_params, free) -> held.Task:
-        """What is to be estimated, and from where."""
+    @cached_property
+    def _is_wide(self) -> bool:
+        """Whether crossed factors are so many levels that the iterative way is the quicker one, or the only one."""
+        return iterative.is_wide(self.spec)
+
+    def _fit_iterative(self, reml, start_params, method, maxiter, probes, seed, full_output) -> MixedLMResults:
+        _, theta = self._start(reml, start_params)
+        with self.timings.step("stack"):
+            rows = incidence(self.spec)
+        fit = iterative.fit_iterative(rows, bool(reml), theta, maxiter, probes, int(seed))
+        options.warn_of_end(fit, self.spec.terms, [True] * len(self.spec.terms), fit.outcome.message)
+        hist = [options.history(fit, method)] if full_output else None
+        return MixedLMResults(self, fit, bool(reml), hist=hist)
+
+    def _start(self, reml, start_params):
+        """Coefficients (p,) and theta (m,), or None, to start from."""
         if not isinstance(reml, bool | np.bool_):
             raise ModelError(f"reml is {reml!r}: give True or False, and start values by keyword, start_params=")
         beta, theta = np.zeros(self.k_fe), None
         if start_params is not None:
-            start, _, theta = self._at_parameters().read(start_params, "start_params")
+            start, _, theta = self._reader().read(start_params, "start_params")
             beta = beta if start is None else start
             if not (np.all(np.isfinite(beta)) and np.all(np.isfinite(theta))):
                 raise DataError("start_params holds values that are not finite numbers")
+        return beta, theta
+
+    def _task(self, reml, start_params, free) -> held.Task:
+        """What is to be estimated, and from where."""
+        beta, theta = self._start(reml, start_params)
         return held.task(self.design, self.packing, bool(reml), beta, theta, free)
 
     def _results(self, task, fit, **record) -> MixedLMResults:
@@ -602,7 +651,7 @@ class MixedLM:
         {'Reaction': 10.4673, 'seconds': 0.0105}
         """
         self._need_rows("fit_many")
-        return fit_many(self.spec, self.design, self.theta_names, Y, reml, memory, progress)
+        return fit_many(self, Y, reml, memory, progress)
 
     def loglike(self, params: MixedLMParams | ArrayLike, profile_fe: bool = True, reml: bool | None = None) -> float:
         """Log-likelihood with the scale profiled out.
@@ -705,7 +754,10 @@ class MixedLM:
     def _at_parameters(self, reml: bool | None = True, params=None) -> AtParameters:
         estimated_by = getattr(params, "reml", None) if reml is None else reml
         reml = True if estimated_by is None else bool(estimated_by)
-        return AtParameters(self.spec, self.design, self.packing, self.use_sqrt, reml)
+        return AtParameters(self.spec, self.design, self._reader(), reml)
+
+    def _reader(self) -> Reader:
+        return Reader(self.packing, self.k_fe, self.use_sqrt)
 
     def update(self, formula: str | Sequence[str] | None = None, **changes: Any) -> MixedLM:
         """State another model on the rows of this one.
@@ -729,7 +781,7 @@ class MixedLM:
             self._need_rows("update")
         if self._words is None or self.spec.recipe is None:
             raise ModelError("update needs formulas and data: this model is made of arrays, or remove_data() took them")
-        known = {name: value for name, value in self.spec.recipe.env.items() if not isinstance(value, Elsewhere)}
+        known = _names_here(self.spec.recipe)
         env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | known
         words = self._words | changes
         if "relationship_inverse" in changes:
@@ -740,6 +792,22 @@ class MixedLM:
         if self._response is None or updated.endog_names != self.endog_names:
             return updated
         return updated.with_response(self._response)
+
+    def with_data(self, data: Any) -> MixedLM:
+        """State the same model on other data.
+
+        Raises `ModelError` when the model was made of arrays, and what `mixedlm` raises.
+
+        Parameters
+        ----------
+        data : DataFrame or other columns
+            With all the columns that the model uses, its response among them.
+        """
+        if self._words is None or self.spec.recipe is None:
+            raise ModelError("with_data needs formulas: this model is made of arrays, or remove_data() took its data")
+        known = _names_here(self.spec.recipe)
+        words: dict[str, Any] = self._words | {"eval_env": known}
+        return type(self).from_formula(self.formula or "", data, use_sqrt=self.use_sqrt, **words)
 
     def with_response(self, y: ArrayLike) -> MixedLM:
         """The same model of another response.
@@ -756,13 +824,10 @@ class MixedLM:
         frame = self.spec.frame
         if frame is not None and self.endog_names in frame:
             frame = frame.assign(**{self.endog_names: y})
-        return copy.copy(self)._set(
-            spec=replace(self.spec, y=y, frame=frame),
-            endog=y,
-            data=replace(self.data, frame=frame),
-            design=self.design.replace(y=y),
-            _response=y,
-        )
+        # Levels keep their places; of so many that there may be no room for them, nobody has asked for these.
+        placed = {} if self._is_wide and "design" not in vars(self) else {"design": self.design.replace(y=y)}
+        spec, data = replace(self.spec, y=y, frame=frame), replace(self.data, frame=frame)
+        return copy.copy(self)._set(spec=spec, endog=y, data=data, _response=y, **placed)
 
     def without_data(self, spec: ModelData) -> MixedLM:
         """A copy that holds `spec`, a `ModelData` without rows, in place of its own: what `remove_data` leaves."""
@@ -774,6 +839,321 @@ class MixedLM:
         return model._set(spec=spec, data=replace(self.data, frame=None, row_labels=spec.index), _words=None)
 
 
+@checked
+def mixedglm(
+    formula: str,
+    data: Any,
+    family: str | Family | type[Family] = "binomial",
+    *,
+    weights: Factor = None,
+    trials: Factor = None,
+    offset: Factor = None,
+    dispersion: str | None = None,
+    zero_inflation: str | None = None,
+    quadrature: int = 1,
+    missing: Missing = "none",
+    subset: ArrayLike | None = None,
+    groups: Factor = None,
+    re_formula: str | None = None,
+    vc_formula: Mapping[str, str] | None = None,
+    relationship: Mapping[str, Any] | None = None,
+    relationship_inverse: Mapping[str, Any] | None = None,
+    eval_env: int | Mapping = 0,
+) -> MixedGLM:
+    """State a generalized linear mixed model: a response that is no number with normal residuals.
+
+    As in `mixedlm` are `missing`, `subset` (n,), `groups` (n,), `re_formula`, `vc_formula`, `relationship` and
+    `relationship_inverse`, and `eval_env` is as in `MixedLM.from_formula`. Raises `FormulaError`, `DataError` or
+    `ModelError` for a formula that cannot be read, responses that the family does not have, a family without what is
+    asked of it.
+
+    Parameters
+    ----------
+    formula
+        ``"y ~ x + (1 | g)"``. Successes are zeros and ones, truth values, a category of two (the second is success),
+        ``cbind(successes, failures)``, or a number or proportion with `trials`. Categories of an ordinal response are
+        in the order of their type, or sorted.
+    data : DataFrame
+        Or anything that narwhals reads, or a dict of columns.
+    family
+        A name: "binomial", "poisson", "negativebinomial", "negativebinomial1", "gamma", "beta", "betabinomial",
+        "studentt", "ordinal", "gaussian"; or an object of `jmixed.families`, such as ``Binomial(link="cloglog")``.
+    weights : str or array (n,), optional
+        Factors of the log-likelihood of counts and successes, of 1 / dispersion for other families. Of a proportion of
+        successes, where `trials` is not given, the numbers of trials, as in lme4.
+    trials : str or array (n,), optional
+        Numbers of trials of successes.
+    offset : str or array (n,), optional
+        A known part of the linear predictor, on its scale.
+    dispersion
+        What the logarithm of the dispersion depends on, where the family has one: ``"~ x"``, as glmmTMB's dispformula.
+    zero_inflation
+        What the logit of an extra probability of zero depends on, for counts: ``"~ x"``, as glmmTMB's ziformula.
+    quadrature
+        1: Laplace's approximation. More: so many nodes of adaptive Gauss-Hermite quadrature for each random effect of a
+        group, with one grouping factor of up to three columns.
+
+    Examples
+    --------
+    >>> import numpy as np, jmixed as jm
+    >>> rng = np.random.default_rng(0)
+    >>> g, x = np.repeat(np.arange(50), 8), rng.normal(size=400)
+    >>> y = rng.random(400) < 1 / (1 + np.exp(-x - rng.normal(size=50)[g]))
+    >>> result = jm.mixedglm("y ~ x + (1 | g)", {"y": y, "x": x, "g": g}).fit()
+    >>> result.converged, bool(abs(result.fe_params["x"] - 1) < 0.4)
+    (True, True)
+    """
+    shared = {"weights": weights, "offset": offset, "groups": groups, "trials": trials}
+    words = {"re_formula": re_formula, "vc_formula": vc_formula, "missing": missing, "dispersion": dispersion}
+    words |= {"zero_inflation": zero_inflation, "quadrature": quadrature, "family": family}
+    words["relationship"] = known_matrices(relationship, relationship_inverse)
+    return MixedGLM._from_words(formula, data, subset, names_of_caller(eval_env, sys._getframe(1)), words, shared)
+
+
+def _names_here(recipe: Any) -> dict[str, Any]:
+    """What the formulas take from the caller's names, but those that a saved model only names."""
+    return {name: value for name, value in recipe.env.items() if not isinstance(value, Elsewhere)}
+
+
+@checked
+class MixedGLM:
+    """A generalized linear mixed model; `mixedglm` states one. It never changes, whatever is fitted to it.
+
+    Attributes
+    ----------
+    spec : ModelData
+        The model in arrays.
+    family : Family
+    quadrature : int
+        Nodes for each random effect; one is Laplace's approximation.
+    formula : str
+    endog, exog, weights, offset, trials : arrays (nobs,), (nobs, k_fe), (nobs,), (nobs,), (nobs,)
+        The response is a number of successes, or of a category from zero on, where the family has such.
+    endog_names, exog_names, theta_names : str, list of str (k_fe,), list of str (m,)
+    nobs, k_fe : int
+
+    Examples
+    --------
+    >>> import numpy as np, jmixed as jm
+    >>> data = {"y": np.arange(40) % 3, "g": np.arange(40) // 4}
+    >>> jm.mixedglm("y ~ 1 + (1 | g)", data, "poisson")
+    <MixedGLM: y ~ 1 + (1 | g); Poisson(log); 40 rows; g: 10 levels>
+    """
+
+    spec: ModelData
+    family: Family
+    quadrature: int
+    timings: Timings
+    formula: str | None
+    endog: np.ndarray
+    exog: np.ndarray
+    weights: np.ndarray
+    offset: np.ndarray
+    trials: np.ndarray
+    endog_names: str
+    exog_names: list[str]
+    theta_names: list[str]
+    nobs: int
+    k_fe: int
+    labelled = True
+    _words: dict[str, Any] | None
+
+    @classmethod
+    def _from_words(cls, formula, data, subset, env, words, of_rows) -> MixedGLM:
+        family, timings = family_of(words["family"]), Timings()
+        words["family"] = family
+        if words["zero_inflation"] is not None:
+            family = ZeroInflated(family)
+        if words["dispersion"] is not None and DISPERSION not in family.extras:
+            raise ModelError(
+                f"dispersion= is given, and the family {family.name} has none: leave it out, or use a family with one, "
+                "such as 'negativebinomial' or 'betabinomial'"
+            )
+        stated = {name: words[name] for name in ("re_formula", "vc_formula", "missing", "relationship")}
+        stated |= {name: words[name] for name in ("dispersion", "zero_inflation")}
+        stated |= {"response_kind": family.response, "family_name": family.name.lower()}
+        spec = statement.from_formula(formula, data, subset=subset, env=env, timings=timings, **stated, **of_rows)
+        for name, value in of_rows.items():
+            words[name] = value if value is None or isinstance(value, str) else np.asarray(value)[spec.rows]
+        for message in left_out(spec):
+            warn(message, RankWarning)
+        if family.response == "categories":
+            family = replace(family, categories=len(cast(ResponseTerm, spec.response).categories))
+        checked_responses(family, spec.y, cast(ResponseTerm, spec.response).trials, spec.index)
+        checked_quadrature(words["quadrature"], spec.terms)
+        return cls.__new__(cls)._stated(spec, family, int(words["quadrature"]), timings, words)
+
+    def _stated(self, spec, family, quadrature, timings, words) -> Self:
+        vars(self).update(
+            spec=spec,
+            family=family,
+            quadrature=quadrature,
+            timings=timings,
+            formula=spec.formula,
+            endog=spec.y,
+            exog=spec.X,
+            weights=spec.weights,
+            offset=spec.offset,
+            trials=cast(ResponseTerm, spec.response).trials,
+            endog_names=spec.endog_name,
+            exog_names=list(spec.exog_names),
+            nobs=spec.nobs,
+            k_fe=spec.X.shape[1],
+            theta_names=theta_names(spec.terms),
+            _words=words,
+        )
+        return self
+
+    def _state(self) -> dict[str, Any]:
+        """What a file holds of it: the arguments of `_stated`."""
+        names = ("spec", "family", "quadrature", "timings")
+        return {name: getattr(self, name) for name in names} | {"words": self._words}
+
+    @classmethod
+    def _of_state(cls, parts: dict[str, Any]) -> Self:
+        return cls.__new__(cls)._stated(**parts)
+
+    @property
+    def _beside(self) -> ResponseTerm:
+        """What the response is beside its numbers: trials, categories, columns of further predictors."""
+        return cast(ResponseTerm, self.spec.response)
+
+    def __setattr__(self, name: str, value) -> None:
+        raise ModelError(f"model.{name} cannot be set: a model does not change. Instead, state another model")
+
+    def __repr__(self) -> str:
+        levels = {term.group: len(term.levels) for term in self.spec.terms}
+        factors = ", ".join(f"{name}: {count} level{'s' * (count != 1)}" for name, count in levels.items())
+        return f"<MixedGLM: {self.formula}; {self.family.name}({self.family.link}); {self.nobs} rows; {factors}>"
+
+    @property
+    def further(self) -> dict[str, tuple[str, ...]]:
+        """The further predictors of the family by name, and what their columns are called."""
+        named = {DISPERSION: self._beside.dispersion, INFLATION: self._beside.zero}
+        return {
+            name: ("Intercept",) if (columns := named.get(name)) is None else tuple(columns.names)
+            for name in self.family.extras
+        }
+
+    @cached_property
+    def design(self) -> Design:
+        """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations.
+
+        Raises `DataError` after `remove_data`, and `ModelError` where levels are related by a sparse matrix.
+        """
+        if not len(self.spec.y):
+            raise DataError("the rows of this model's data were removed by remove_data(); use a model that has them")
+        response = self._beside
+        named = {DISPERSION: response.dispersion, INFLATION: response.zero}
+        columns = {name: part.columns for name, part in named.items() if part is not None}
+        if sparse := [term.group for term in self.spec.terms if term.precision is not None]:
+            raise ModelError(
+                f"the levels of {sparse[0]} are related by a sparse matrix of many levels, which is there for linear "
+                "mixed models only; give a dense relationship of fewer levels",
+                page="relationships.md#large-pedigrees",
+            )
+        with self.timings.step("stack"):
+            return with_family(stack(self.spec), self.family, response.trials, columns, self.quadrature)
+
+    def fit(self, maxiter: int | None = None, theta0: ArrayLike | None = None) -> MixedGLMResults:
+        """Estimate the model by maximum likelihood.
+
+        Parameters
+        ----------
+        maxiter
+            Most iterations.
+        theta0 : array (m,), optional
+            Where to start, in the order of ``theta_names``.
+        """
+        fit = host.fit(self.design, False, theta0, maxiter=maxiter)
+        options.warn_of_end(fit, self.spec.terms, [True] * len(self.spec.terms), message_of(fit, self.exog_names))
+        return MixedGLMResults(self, fit)
+
+    def fit_many(self, Y: ArrayLike, memory: int | None = None, progress: bool = False) -> ManyResults:
+        """Fit the model to many responses in place of its own: compiled once, thousands in one call.
+
+        Parameters
+        ----------
+        Y : array (m, nobs) or DataFrame (nobs, m)
+            As in `MixedLM.fit_many`, in the numbers of ``endog``: of successes, their numbers.
+        memory
+            Bytes that a batch of fits may take; 256 MiB by default.
+
+        Raises
+        ------
+        DataError
+            `Y` has another shape or other rows, or responses that the family does not have.
+        """
+        return fit_many(self, Y, False, memory, progress)
+
+    def with_data(self, data: Any) -> MixedGLM:
+        """State the same model on other data.
+
+        Raises `ModelError` when its data were removed, and what `mixedglm` raises.
+
+        Parameters
+        ----------
+        data : DataFrame or other columns
+            With all the columns that the model uses, its response among them.
+        """
+        if self._words is None or self.spec.recipe is None:
+            raise ModelError("with_data needs the words of the model: remove_data() took them")
+        known = _names_here(self.spec.recipe)
+        words = dict(self._words)
+        of_rows = {name: words.pop(name) for name in ("weights", "offset", "groups", "trials")}
+        return type(self)._from_words(self.formula, data, None, known, words, of_rows)
+
+    def with_response(self, y: ArrayLike) -> MixedGLM:
+        """The same model of another response.
+
+        Raises `DataError` for a response of another length, or one that the family does not have.
+
+        Parameters
+        ----------
+        y : array-like (nobs,)
+            In the numbers of ``endog``: of successes, their numbers; of categories, their codes.
+        """
+        values = as_array(y, "the response")
+        if values.shape != self.endog.shape:
+            raise DataError(f"the response has shape {values.shape}, but the model has {self.nobs} rows")
+        checked_responses(self.family, values, self.trials, self.spec.index)
+        model = copy.copy(self)
+        vars(model).update(spec=replace(self.spec, y=values), endog=values, design=self.design.replace(y=values))
+        return model
+
+    def update(self, formula: str | Sequence[str] | None = None, **changes: Any) -> MixedGLM:
+        """State another model on the rows of this one.
+
+        Raises `ModelError` where the rows were removed.
+
+        Parameters
+        ----------
+        formula
+            A formula, in which a lone dot stands for what this model has on that side (``". ~ . + x"``); or terms for
+            the same response.
+        **changes
+            Other arguments of `mixedglm`, such as family or dispersion.
+        """
+        if self._words is None or self.spec.recipe is None:
+            raise ModelError("update needs the data: remove_data() took them; use a model that has them")
+        known = _names_here(self.spec.recipe)
+        env = dict(names_of_caller(changes.pop("eval_env", 0), sys._getframe(1))) | known
+        words = self._words | changes
+        if "relationship_inverse" in changes:
+            words["relationship"] = known_matrices(changes.get("relationship"), words.pop("relationship_inverse"))
+        of_rows = {name: words.pop(name) for name in ("weights", "offset", "groups", "trials")}
+        intercept = any(str(term) == "1" for term in self.spec.recipe.specs["rhs"].formula)
+        text: Any = self.formula if formula is None else restated(formula, self.formula or "", intercept)
+        return type(self)._from_words(text, self.spec.frame, None, env, words, of_rows)
+
+    def without_data(self, spec: ModelData) -> MixedGLM:
+        """A copy that holds `spec`, a `ModelData` without rows, in place of its own: what `remove_data` leaves."""
+        model = copy.copy(self)
+        vars(model).pop("design", None)
+        return model._stated(spec, self.family, self.quadrature, self.timings, None)
+
+
+KINDS.add("generalized model", MixedGLM, MixedGLM._state, MixedGLM._of_state)
 KINDS.add("model", MixedLM, MixedLM._state, MixedLM._of_state)
 
 

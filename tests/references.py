@@ -98,6 +98,12 @@ def related_fits() -> dict[str, dict]:
     return json.loads((ROOT / "related" / "fits.json").read_text(encoding="utf-8"))
 
 
+@functools.cache
+def generalized_fits() -> dict[str, dict]:
+    """Fits of generalized models by name, each as written in its file."""
+    return json.loads((ROOT / "generalized" / "fits.json").read_text(encoding="utf-8"))
+
+
 def known_matrix(name: str) -> pd.DataFrame:
     """The known covariance of the levels of a data set."""
     return data(f"{name}_K").set_index("level").rename_axis(index=None)

@@ -17,7 +17,10 @@ def roots():
     """What the names in the tables stand for."""
     result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
     names = dict.fromkeys(("m", "result", "small", "full", "reduced", "smaller", "r"), result)
-    return names | {"model": result.model, "jm": jm, "i": result.influence(method="onestep")}
+    sleep = jm.datasets.load("sleepstudy").assign(slow=lambda table: table["Reaction"] > 300)
+    answers = jm.mixedglm("slow ~ Days + (1 | Subject)", sleep).fit()
+    names |= {"g": answers, "i": result.influence(method="onestep")}
+    return names | {"model": result.model, "jm": jm}
 
 
 def chains(page):

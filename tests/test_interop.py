@@ -1,14 +1,18 @@
 """Adapters: estimated marginal means by marginaleffects against emmeans, draws for ArviZ against the covariance."""
 
 import functools
+import importlib
 import json
 import sys
 import warnings
 from contextlib import nullcontext
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+from generalized import counts, cows, ticks, wine
 from references import ROOT, case
 
 import jmixed as jm
@@ -19,6 +23,15 @@ EMMEANS = json.loads((ROOT / "emmeans.json").read_text(encoding="utf-8"))
 @functools.cache
 def sleep():
     return jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _precision_of_marginaleffects():
+    """Its import turns double precision on for the process, in whichever test comes first."""
+    before = jax.config.jax_enable_x64
+    importlib.import_module("marginaleffects.autodiff")
+    yield
+    jax.config.update("jax_enable_x64", before)
 
 
 @functools.cache
@@ -163,6 +176,24 @@ class TestArviz:
         assert density.mean() == pytest.approx(mean, abs=0.25)
         assert self.draws(sleep(), draws=2).posterior.equals(self.draws(sleep(), draws=2).posterior)
 
+    def test_responses_with_a_family(self):
+        found = self.draws(cows(), draws=4000, key=2)
+        posterior, names = found.posterior, ["beta", "1 | herd"]
+        draws = np.concatenate([np.asarray(posterior[name]).reshape(4000, -1) for name in names], axis=1)
+        expected = cows().vcov(full=True).to_numpy()
+        sd = np.sqrt(np.diag(expected))
+        np.testing.assert_allclose(np.cov(draws.T) / np.outer(sd, sd), expected / np.outer(sd, sd), atol=0.08)
+        y, m = cows().model.endog, cows().model.trials
+        term = cows().model.spec.terms[0]
+        eta = draws[:, :4] @ cows().model.exog.T + draws[:, 4:][:, term.codes]
+        name = cows().model.endog_names
+        density = scipy.stats.binom.logpmf(y, m, 1 / (1 + np.exp(-eta)))
+        np.testing.assert_allclose(found.log_likelihood[name].values[0], density, rtol=1e-8)
+        drawn = found.posterior_predictive[name].values[0]
+        mean = (m / (1 + np.exp(-eta))).mean(axis=0)
+        np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=5 * drawn.std() / np.sqrt(4000))
+        np.testing.assert_array_equal(found.constant_data["trials"], m)
+
     def test_bad_input(self):
         with pytest.raises(jm.ModelError, match="draws is 0"):
             self.draws(sleep(), draws=0)
@@ -181,6 +212,28 @@ def test_categories_of_numbers_and_truth_values():
         found = avg_predictions(model, by=name).sort(name)
         np.testing.assert_allclose(found["estimate"], fixed.groupby(name, observed=True)["fixed"].mean(), rtol=1e-12)
     np.testing.assert_allclose(avg_comparisons(model, variables="late")["estimate"], b[["late[T.True]"]], rtol=1e-9)
+
+
+class TestMeansOfFamilies:
+    def test_predictions(self):
+        from marginaleffects import predictions
+
+        model = jm.interop.to_marginaleffects(cows())
+        table = predictions(model, by="period")
+        expected = cows().predict({"period": table["period"].to_list()}, interval="confidence")
+        np.testing.assert_allclose(table["estimate"], expected["fit"], rtol=1e-9)
+        np.testing.assert_allclose(table["std_error"], expected["se"], rtol=1e-5)
+
+    def test_offset(self):
+        from marginaleffects import avg_predictions
+
+        found = avg_predictions(jm.interop.to_marginaleffects(counts()))
+        assert found["estimate"].item() == pytest.approx(counts().predict().mean(), rel=1e-9)
+
+    def test_what_there_is_not(self):
+        for result in (ticks(), wine()):
+            with pytest.raises(jm.ModelError, match="depend on more than the coefficients that it varies"):
+                jm.interop.to_marginaleffects(result)
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch):

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import pytest
+from references import data
 
 import jmixed as jm
 from jmixed.__main__ import main
@@ -55,6 +56,23 @@ def test_weights_offset_and_missing(capsys, tmp_path):
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
     assert "Use --missing drop" in err
+
+
+def test_a_response_with_a_family(capsys, tmp_path):
+    frame = data("cbpp")
+    path = tmp_path / "cows.csv"
+    frame.to_csv(path, index=False)
+    words = ["incidence ~ period + (1 | herd)", "--data", str(path), "--family", "binomial", "--trials", "size"]
+    status, out, err = run(capsys, *words)
+    assert (status, err) == (0, "")
+    expected = jm.mixedglm("incidence ~ period + (1 | herd)", frame, "binomial", trials="size").fit()
+    assert out == f"{expected.summary()}\n"
+    status, out, err = run(capsys, *words, "--link", "log")
+    assert (status, out) == (2, "")
+    assert "the link of Binomial is 'log'; it must be one of logit, probit, cloglog" in err
+    status, out, err = run(capsys, *words[:3], "--trials", "size")
+    assert (status, out) == (2, "")
+    assert "--trials belongs to a response with a family: give --family, too" in err
 
 
 @pytest.mark.parametrize(
@@ -177,6 +195,17 @@ def test_who_has_read_enough_is_not_told_off(tmp_path):
     assert (process.returncode, err) == (0, "")
 
 
+def test_kept_programs_are_counted_and_deleted(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("jmixed.runtime.compilation._kept", [tmp_path])
+    (tmp_path / "jmixed-1.program").write_bytes(bytes(3_000_000))
+    (tmp_path / "other").write_text("not ours")
+    assert run(capsys, "cache") == (0, f"{tmp_path}: 1 programs, 3.0 MB of at most 1074\n", "")
+    assert run(capsys, "cache", "--clear") == (0, f"{tmp_path}: 1 programs deleted\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    monkeypatch.setattr("jmixed.runtime.compilation._kept", [None])
+    assert "JMIXED_CACHE" in run(capsys, "cache")[1]
+
+
 def test_without_a_home_directory_one_line_says_so(capsys, monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
@@ -271,6 +300,6 @@ def test_importing_leaves_statistics_of_scipy_and_the_garbage_collector_alone():
 
 
 def test_the_door():
-    assert len(jm.__all__) <= 40
+    assert len(jm.__all__) <= 44
     assert all(hasattr(jm, name) for name in jm.__all__)
     assert jm.__all__ == sorted(jm.__all__)

@@ -131,6 +131,11 @@ def test_a_grouping_factor_may_use_functions_of_the_caller(data):
     assert set(model.group_labels) == set((data["school"] // 2).tolist())
 
 
+def test_eval_env_beyond_all_callers_is_refused_at_once(data):
+    with pytest.raises(jm.FormulaError, match="not so many callers"):
+        jm.mixedlm("y ~ x", data, groups="school", eval_env=10**18)
+
+
 def test_eval_env_counts_callers(data):
     def inner(depth):
         return jm.mixedlm("y ~ twice(x)", data, groups="school", eval_env=depth)

@@ -105,6 +105,9 @@ def subjects() -> dict:
         result.wald_test_terms(),
     ]
     owners += [result.f_test(np.eye(2)), jm.test_variance(result, simple), model.get_distribution(result.params, 1.0)]
+    owners += [result.emmeans("Days", at={"Days": [0, 1, 2]}), jm.table([result])]
+    general = jm.mixedglm("slow ~ Days + (1 | Subject)", sleep.assign(slow=sleep.Reaction > 300))
+    owners += [general, general.fit(), result.to_statsmodels(), jm.power(simple, n_simulations=2)]
     stored = io.BytesIO()
     result.save(stored)
     cov_re, vcomp = np.asarray(result.cov_re_unscaled), np.zeros(0)
@@ -136,15 +139,17 @@ def subjects() -> dict:
             "r_reduced": simple,
             "fit": result.fitted.fit,
         },
+        **{"specs": "Days", "variable": "Days", "new_rows": sleep, "path": io.BytesIO()},
         **{"model": model, "reml": True, "sums": moments, "estimate": estimate, "X": model.exog, "key": 0, "n": 2},
     }
     return {"owners": {type(owner).__name__: owner for owner in owners}, "needed": needed}
 
 
-BRIEF = {"n": 2, "steps": 2, "draws": 4, "num_low": 1, "num_high": 1, "progress": False}
+BRIEF = {"n": 2, "n_simulations": 2, "steps": 2, "draws": 4, "num_low": 1, "num_high": 1, "progress": False}
 """Arguments that keep calls short."""
 OPTIONAL = {"groups", "scale", "reml", "use_sqrt", "y", "Y", "names", "data", "exog", "sigma", "beta", "theta", "array"}
 AS_FILE = {"load", "MixedLMResults.load", "MixedLMResults.save", "enable_compilation_cache"}
+AS_FILE |= {"MixedGLMResults.load", "MixedGLMResults.save", "Table.to_docx"}
 APART = {
     # What compiled code and the library itself call.
     *(
@@ -152,7 +157,9 @@ APART = {
         "Design.require_rows",
         "Moments.over_devices",
         "MixedLM.without_data",
+        "MixedGLM.without_data",
         "MixedLMResults",
+        "MixedGLMResults",
         "Estimate",
     ),
     # Sets options of the process.
@@ -191,6 +198,8 @@ def cases():
             for key, one in parameters.items()
             if one.default is inspect.Parameter.empty and one.kind is one.POSITIONAL_OR_KEYWORD
         }
+        if name == "table":
+            words["results"] = [words["results"]]
         brief = words | {key: value for key, value in BRIEF.items() if key in parameters}
         several = [key for key, one in parameters.items() if one.kind is one.VAR_POSITIONAL]
         most = sum(one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters.values())

@@ -28,10 +28,14 @@ CURVATURE = -1e-6
 """Smallest eigenvalue of the Hessian allowed at an optimum, relative to the largest."""
 DECREMENT = 1e-9
 """A Newton decrement (predicted gain) below this is an optimum."""
+FAR = 1e-3
+"""A gain within reach above this is no limit of precision: the search is stuck. In 32 bits rounding may be more."""
 ROUNDING = 4e-14
 """Relative rounding error of the function's value in double precision."""
 MAX_ITERATIONS = 200
 
+_ROUNDINGS = 32
+"""Roundings of the function's value that count as none of a decrement."""
 _RUNNING = -1
 
 
@@ -227,7 +231,9 @@ def _iterate(run: Run, evaluate, free, near, is_flat) -> Run:
     slope = vectors.T @ at.gradient
     move, predicted, boundary = trust_region_step(values, slope, radius)
     outcome = jnp.where(run.polishing, Outcome.CONVERGED.value, _RUNNING)
-    outcome = jnp.where((outcome == _RUNNING) & (stalled >= 2), Outcome.PRECISION_LIMIT.value, outcome)
+    # A search whose radius has shrunk to nothing away from an optimum has reached no limit of precision.
+    ended = jnp.where(_is_near(at, values, slope), Outcome.PRECISION_LIMIT.value, Outcome.MAX_ITERATIONS.value)
+    outcome = jnp.where((outcome == _RUNNING) & (stalled >= 2), ended, outcome)
     if is_flat is not None:
         outcome = jnp.where((outcome != _RUNNING) & is_flat(at.point, at.hessian), Outcome.FLAT.value, outcome)
     outcome = jnp.where(jnp.isfinite(at.value), outcome, Outcome.NOT_FINITE.value)
@@ -240,7 +246,8 @@ def _iterate(run: Run, evaluate, free, near, is_flat) -> Run:
         radius=radius,
         iteration=run.iteration + 1,
         stalled=stalled,
-        polishing=_is_optimum(values, slope) & exact,
+        # The Hessian of a point whose trial was rejected may be a cheap one.
+        polishing=_is_optimum(values, slope) & accepted & exact,
         outcome=outcome.astype(jnp.int32),
     )
 
@@ -273,6 +280,19 @@ def _is_optimum(values, slope):
     largest = jnp.maximum(values[-1], 1)
     decrement = jnp.sum(slope**2 / jnp.maximum(values, 1e-10 * largest)) / 2
     return (decrement < DECREMENT) & (values[0] > CURVATURE * largest)
+
+
+def _is_near(at: Evaluation, values, slope):
+    """Whether rounding may hide an optimum: little to gain within a step of usual length, and nothing that bends down.
+
+    Each direction is taken for itself, and without curvature where that is negative by rounding. Curvatures do not make
+    up for one another: where a Hessian is beyond all bounds along one direction, slopes along others count as well.
+    """
+    bend, slope = jnp.maximum(values, jnp.finfo(values.dtype).tiny), jnp.abs(slope)
+    length = jnp.minimum(slope / bend, first_radius(at.point.x))
+    gain = jnp.sum(length * (slope - bend * length / 2))
+    noise = _ROUNDINGS * jnp.finfo(values.dtype).eps * jnp.abs(at.value)
+    return (gain < jnp.maximum(FAR, noise)) & (values[0] > CURVATURE * jnp.maximum(values[-1], 1))
 
 
 def is_convex(eigenvalues: np.ndarray) -> bool:

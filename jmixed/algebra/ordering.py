@@ -5,7 +5,6 @@ Columns with few neighbours are eliminated first (minimum degree), and all that 
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -33,24 +32,30 @@ TOGETHER = 4
 BATCH = 1 << 15
 """Numbers in a batch of fronts: they should stay in cache, and be many against what a step costs."""
 
-FEW = 1 << 18
-"""Numbers that fronts may take to join the next stage."""
+NARROW = 1 << 16
+"""Numbers of the largest front that shares a stage with small ones, whose batches are then no smaller than it."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stage:
-    """Fronts of one width in batches, to be eliminated batch by batch: those within a batch do not touch each other.
+    """Fronts in batches, to be eliminated batch by batch: those within a batch do not touch each other.
 
     A front is the dense matrix of a few columns to be eliminated, its pivots, and of all columns that they touch. What
     is left of it when they are gone is added to its parent, the front of the column that is eliminated next.
+
+    The fronts of a batch have one width, a power of two, and every batch holds as many numbers, so that a program reads
+    and writes them in one loop. Rows of fronts stand one after the other, batch after batch.
     """
 
-    columns: Array  # (batches, batch, width) of each front, the pivots first (padding: `Plan.size`)
-    place: Array  # (batches, batch, width) of each column among those of the parent (pivots and padding: 0)
-    parent: Array  # (batches, batch) where the parent begins among all numbers
-    stride: Array  # (batches, batch) the parent's width
+    columns: Array  # (rows,) that each row of a front is of, the pivots first (padding: `Plan.size`)
+    place: Array  # (rows,) of that column among those of the parent (pivots and padding: 0)
+    row: Array  # (rows,) where that column's row of the parent begins among all numbers
+    start: Array  # (batches,) the first row of each batch
+    kind: Array  # (batches,) which of the widths its fronts have
     count: Array  # () batches in use
+    numbers: int = field(metadata={"static": True})  # in a batch
+    widths: tuple[int, ...] = field(metadata={"static": True})  # ascending
 
 
 @jax.tree_util.register_dataclass
@@ -236,36 +241,50 @@ def _stages(fronts, pivots, padding):
     width = _widths(fronts, length + pivots)
     stride = np.concatenate([width, [bucket(len(fronts.order) - fronts.first[-1])]])
     level = _levels(fronts, width)
-    offset, total, batches = np.zeros(count + 1, int), 0, []
-    for wide in np.unique(width):
-        members = np.flatnonzero(width == wide)
-        members = members[np.argsort(level[members], kind="stable")]
-        there = np.bincount(level[members])
-        batch = max(min(BATCH // wide**2, 1 << int(there.max() - 1).bit_length()), 1)
-        steps = -(-there // batch)
-        slot = np.repeat((np.cumsum(steps) - steps) * batch, there) + _ranges(there)
-        offset[members] = total + slot * wide**2
-        batches.append((wide, batch, steps.sum(), members, slot))
-        total += _batches(steps.sum()) * batch * wide**2
+    offset, total, stages = np.zeros(count + 1, int), 0, []
+    place = fronts.places(np.repeat(fronts.parent, length), fronts.rows, pivots)
+    for widths in _widths_of_stages(width):
+        batches = [_batches(width, level, wide) for wide in widths]
+        numbers = max(int(widths[-1]) ** 2, min(BATCH, max(needed for *_, needed in batches)))
+        begin, start, kinds, slots = total, 0, [], []
+        for kind, (wide, (members, there, _)) in enumerate(zip(widths, batches, strict=True)):
+            batch = numbers // wide**2
+            steps = -(-there // batch)
+            slot = np.repeat((np.cumsum(steps) - steps) * batch, there) + _ranges(there)
+            offset[members] = total + slot * wide**2
+            slots.append((members, start + slot * wide))
+            kinds += [kind] * steps.sum()
+            start += steps.sum() * batch * wide
+            total += steps.sum() * numbers
+        stages.append((numbers, widths, np.array(kinds, int), start, slots))
+        # Small numbers of batches are the least alike.
+        total = begin + max(bucket(len(kinds)), 4) * numbers
     offset[-1] = total
     total += int(stride[-1]) ** 2
     _require_memory(64 * total, stride[-1])
-    place = fronts.places(np.repeat(fronts.parent, length), fronts.rows, pivots)
-    stages = [_stage(fronts, place, pivots, offset, stride, padding, *each) for each in batches]
-    return tuple(stages), offset, stride, total
+    of_parent = offset[fronts.parent], stride[fronts.parent]
+    return tuple(_stage(fronts, place, pivots, of_parent, padding, *each) for each in stages), offset, stride, total
+
+
+def _widths_of_stages(width):
+    """The widths of the fronts of each stage: small fronts share one, those that are larger than a batch another."""
+    widths = np.unique(width)
+    return [part for part in (widths[widths**2 <= NARROW], widths[widths**2 > NARROW]) if len(part)]
+
+
+def _batches(width, level, wide):
+    """The fronts of that width, how many of them there are on each level, and numbers that make a level one batch."""
+    members = np.flatnonzero(width == wide)
+    members = members[np.argsort(level[members], kind="stable")]
+    there = np.bincount(level[members])
+    return members, there, int(wide) ** 2 << int(there.max() - 1).bit_length()
 
 
 def _widths(fronts, least):
-    """The width of each front, a power of two: no less than its children's, so that these are eliminated before.
-
-    A few fronts are padded to the next width: a stage of their own would save less than it takes to compile.
-    """
+    """The width of each front, a power of two: no less than its children's, so that these are eliminated before."""
     width = np.maximum(4, 1 << np.ceil(np.log2(least)).astype(int))
     for front in _rounds(fronts):
         np.maximum.at(width, fronts.parent[front], width[front])
-    for narrow, wide in pairwise(np.unique(width)):
-        if np.count_nonzero(width == narrow) * wide**2 <= FEW:
-            width[width == narrow] = wide
     return width
 
 
@@ -284,32 +303,34 @@ def _rounds(fronts):
         yield front[fronts.parent[front] < len(fronts.parent)]
 
 
-def _stage(fronts, place, pivots, offset, stride, padding, width, batch, steps, members, slot):
-    shape = _batches(steps), batch
-    columns = np.full((shape[0] * batch, width), padding, np.int32)
-    places = np.zeros((shape[0] * batch, width), np.int32)
-    parent, strides = np.zeros(shape[0] * batch, np.int32), np.zeros(shape[0] * batch, np.int32)
-    own = np.diff(fronts.first)[members]
-    columns[np.repeat(slot, own), _ranges(own)] = fronts.order[np.repeat(fronts.first[members], own) + _ranges(own)]
-    length = np.diff(fronts.starts)[members]
-    there, at = np.repeat(fronts.starts[members], length) + _ranges(length), pivots + _ranges(length)
-    columns[np.repeat(slot, length), at] = fronts.order[fronts.rows[there]]
-    places[np.repeat(slot, length), at] = place[there]
-    some = length > 0
-    parent[slot[some]] = offset[fronts.parent[members][some]]
-    strides[slot[some]] = stride[fronts.parent[members][some]]
+def _stage(fronts, place, pivots, of_parent, padding, numbers, widths, kinds, rows, slots):
+    """A stage of batches whose fronts have these kinds of widths; `slots` says where the rows of each front begin."""
+    # Programs read as many rows of every batch as the narrowest fronts have.
+    room = bucket(rows) + numbers // widths[0]
+    columns = np.full(room, padding, np.int32)
+    places, row = np.zeros(room, np.int32), np.zeros(room, np.int32)
+    for members, begin in slots:
+        pivot, length = np.diff(fronts.first)[members], np.diff(fronts.starts)[members]
+        columns[np.repeat(begin, pivot) + _ranges(pivot)] = fronts.order[
+            np.repeat(fronts.first[members], pivot) + _ranges(pivot)
+        ]
+        there, where = (
+            np.repeat(first, length) + _ranges(length) for first in (fronts.starts[members], begin + pivots)
+        )
+        columns[where], places[where] = fronts.order[fronts.rows[there]], place[there]
+        parent, stride = (np.repeat(of_front[members], length) for of_front in of_parent)
+        row[where] = parent + place[there] * stride
+    batches, length = max(bucket(len(kinds)), 4), numbers // widths[kinds]
     return Stage(
-        columns.reshape(*shape, width),
-        places.reshape(*shape, width),
-        parent.reshape(shape),
-        strides.reshape(shape),
-        np.int32(steps),
+        columns,
+        places,
+        row,
+        extended(np.cumsum(length) - length, batches, 0),
+        extended(kinds, batches, 0),
+        np.int32(len(kinds)),
+        numbers,
+        tuple(map(int, widths)),
     )
-
-
-def _batches(steps):
-    """Batches that a stage has room for: small numbers are the least alike."""
-    return max(bucket(steps), 4)
 
 
 def _joined(arrays):

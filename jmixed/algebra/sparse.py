@@ -6,6 +6,7 @@ over batches keep the program as small for a hundred thousand columns as for ten
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ BLOCK = 64
 class Numbers:
     """What an elimination leaves. Derivatives do not pass through it: those of what is made of it have their rules."""
 
-    columns: tuple[Array, ...]  # by stage, (batches, batch, width, pivots): the columns of the Cholesky factor
+    columns: tuple[Array, ...]  # by stage, (rows, pivots): the columns of the Cholesky factor by rows of fronts
     core: Array  # the inverse of the core
     log_determinant: Array
 
@@ -100,8 +101,42 @@ def _selected_inverse_tangent(primals, tangents):
 
 def _offsets(plan):
     """Where each stage, and at last the core, begins among all numbers."""
-    sizes = [np.size(stage.columns) * stage.columns.shape[-1] for stage in plan.stages]
-    return np.cumsum([0, *sizes])
+    return np.cumsum([0, *(len(stage.start) * stage.numbers for stage in plan.stages)])
+
+
+def _rows(stage: Stage, array, k):
+    """The rows of a batch, of an array of all of the stage's: as many as it would have if its fronts were narrowest."""
+    return jax.lax.dynamic_slice_in_dim(array, stage.start[k], stage.numbers // stage.widths[0])
+
+
+def _by_width(stage: Stage, k, function, fronts, *rows):
+    """``function(fronts, *rows)`` of a batch at the width of its fronts, (batch, width, width) and (batch, width, ...).
+
+    It returns fronts, or None, and then rows or scalars; all come back as the stage holds them.
+    """
+
+    def as_rows(values, count):
+        return values if not values.ndim else _padded(values.reshape(count, *values.shape[2:]), room)
+
+    def of_width(width, fronts, *rows):
+        count = stage.numbers // width
+        fronts, *rows = function(
+            None if fronts is None else fronts.reshape(-1, width, width),
+            *(array[:count].reshape(-1, width, *array.shape[1:]) for array in rows),
+        )
+        return None if fronts is None else fronts.reshape(-1), *(as_rows(values, count) for values in rows)
+
+    room = stage.numbers // stage.widths[0]
+    return jax.lax.switch(stage.kind[k], [partial(of_width, width) for width in stage.widths], fronts, *rows)
+
+
+def _in_parent(stage: Stage, k):
+    """Where the entries of the fronts of a batch stand in their parents."""
+
+    def entries(_, row, place):
+        return (row[:, :, None] + place[:, None, :],)
+
+    return _by_width(stage, k, entries, None, _rows(stage, stage.row, k), _rows(stage, stage.place, k))[0]
 
 
 def _eliminated(plan: Plan, values) -> Numbers:
@@ -126,44 +161,35 @@ def _eliminate_stage(stage: Stage, offset, size, pivots, everything):
     A step is handed its fronts by the one before, as the inverse's steps are: whoever reads from all numbers and
     writes to them in one step makes XLA copy them all.
     """
-    batches, batch, width = stage.columns.shape
-    is_row = np.arange(width) >= pivots
-    both = is_row[:, None] & is_row[None]
 
     def fronts(everything, k):
-        numbers = batch * width**2
-        front = jax.lax.dynamic_slice_in_dim(everything, offset + k * numbers, numbers).reshape(batch, width, width)
+        return jax.lax.dynamic_slice_in_dim(everything, offset + k * stage.numbers, stage.numbers)
+
+    def eliminated(front, of):
+        is_row = np.arange(front.shape[-1]) >= pivots
         columns: list[Any] = []
         for j in range(pivots):
-            unused = (_at(stage.columns, k)[:, j] == size).astype(front.dtype)
+            unused = (of[:, j] == size).astype(front.dtype)
             column = less(front[:, :, j], (before * before[:, j, None] for before in columns))
             column = column.at[:, j].add(unused).at[:, :j].set(0)
             columns.append(column / jnp.sqrt(column[:, j, None]))
-        return front, columns
+        rest = less(front, (column[:, :, None] * column[:, None, :] for column in columns))
+        rest = jnp.where((is_row[:, None] & is_row[None])[None], rest, 0)
+        logs = sum(jnp.sum(jnp.log(column[:, j])) for j, column in enumerate(columns))
+        return rest, jnp.stack(columns, axis=-1), logs
 
     def step(k, carry):
-        everything, front, columns, factor, logs = carry
-        rest = less(front, (column[:, :, None] * column[:, None, :] for column in columns))
-        rest = jnp.where(both[None], rest, 0)
+        everything, front, factor, logs = carry
+        rest, columns, more = _by_width(stage, k, eliminated, front, _rows(stage, stage.columns, k))
         everything = everything.at[_in_parent(stage, k)].add(rest, mode="promise_in_bounds")
-        logs += sum(jnp.sum(jnp.log(column[:, j])) for j, column in enumerate(columns))
-        factor = jax.lax.dynamic_update_index_in_dim(factor, jnp.stack(columns, axis=-1), k, 0)
-        return everything, *fronts(everything, k + 1), factor, logs
+        # Rows beyond those of the batch are written by the next one.
+        factor = jax.lax.dynamic_update_slice_in_dim(factor, columns, stage.start[k], 0)
+        return everything, fronts(everything, k + 1), factor, logs + more
 
-    factor = jnp.zeros((batches, batch, width, pivots), everything.dtype)
-    carry = everything, *fronts(everything, 0), factor, jnp.zeros((), everything.dtype)
-    everything, _, _, factor, logs = jax.lax.fori_loop(np.int32(0), stage.count, step, carry)
+    factor = jnp.zeros((len(stage.columns), pivots), everything.dtype)
+    carry = everything, fronts(everything, 0), factor, jnp.zeros((), everything.dtype)
+    everything, _, factor, logs = jax.lax.fori_loop(np.int32(0), stage.count, step, carry)
     return everything, factor, 2 * logs
-
-
-def _in_parent(stage, k):
-    """Where the entries of the fronts of a batch stand in their parents."""
-    place, parent, stride = _at(stage.place, k), _at(stage.parent, k), _at(stage.stride, k)
-    return parent[:, None, None] + place[:, :, None] * stride[:, None, None] + place[:, None, :]
-
-
-def _at(array, k):
-    return jax.lax.dynamic_index_in_dim(array, k, keepdims=False)
 
 
 def _inverted(plan: Plan, numbers: Numbers, entries):
@@ -178,15 +204,13 @@ def _inverted(plan: Plan, numbers: Numbers, entries):
 
 
 def _invert_stage(stage: Stage, offset, factor, everything):
-    _, batch, width, pivots = factor.shape
+    pivots = factor.shape[-1]
 
     def parents(everything, k):
         return everything.at[_in_parent(stage, k)].get(mode="promise_in_bounds")
 
-    def step(k, carry):
-        everything, inverse = carry
-        k = stage.count - 1 - k
-        lower = _at(factor, k)
+    def inverted(inverse, lower):
+        width = inverse.shape[-1]
         for j in reversed(range(pivots)):
             pivot = lower[:, j, j][:, None]
             below = jnp.where((np.arange(width) > j)[None], lower[:, :, j], 0) / pivot
@@ -194,8 +218,13 @@ def _invert_stage(stage: Stage, offset, factor, everything):
             corner = 1 / pivot[:, 0] ** 2 - jnp.sum(across * below, axis=1)
             across = across.at[:, j].set(corner)
             inverse = inverse.at[:, j].set(across).at[:, :, j].set(across)
-        start = offset + k * (batch * width**2)
-        everything = jax.lax.dynamic_update_slice_in_dim(everything, inverse.reshape(-1), start, 0)
+        return (inverse,)
+
+    def step(k, carry):
+        everything, inverse = carry
+        k = stage.count - 1 - k
+        (inverse,) = _by_width(stage, k, inverted, inverse, _rows(stage, factor, k))
+        everything = jax.lax.dynamic_update_slice_in_dim(everything, inverse, offset + k * stage.numbers, 0)
         return everything, parents(everything, k - 1)
 
     carry = everything, parents(everything, stage.count - 1)
@@ -224,33 +253,50 @@ def _substituted(plan: Plan, numbers: Numbers, b):
 
 
 def _forward(stage: Stage, factor, x):
-    pivots = factor.shape[-1]
+    size, pivots = len(x) - 1, factor.shape[-1]
 
-    def step(k, x):
-        columns, lower = _at(stage.columns, k), _at(factor, k)
+    def substituted(_, x, columns, lower):
         right: list[Any] = []
         for j in range(pivots):
-            rest = less(x[columns[:, j]], (lower[:, j, i, None] * z for i, z in enumerate(right)))
+            rest = less(x[:, j], (lower[:, j, i, None] * z for i, z in enumerate(right)))
             right.append(rest / lower[:, j, j, None])
         change = sum(lower[:, pivots:, j, None] * z[:, None] for j, z in enumerate(right))
-        x = x.at[columns[:, pivots:]].add(-change)
-        return x.at[columns[:, :pivots]].set(jnp.stack(right, axis=1))
+        solved = jnp.stack(right, axis=1)
+        is_pivot = (np.arange(x.shape[1]) < pivots)[None]
+        # Padding is below all columns: what is set there does not count, and nothing is added.
+        zeros = jnp.zeros_like(change)
+        return (
+            None,
+            jnp.concatenate([jnp.zeros_like(solved), -change], axis=1),
+            jnp.concatenate([solved, zeros], axis=1),
+            jnp.where(is_pivot, columns - size, 0),
+        )
+
+    def step(k, x):
+        columns = _rows(stage, stage.columns, k)
+        rows = x[columns], columns, _rows(stage, factor, k)
+        _, change, solved, pivot = _by_width(stage, k, substituted, None, *rows)
+        return x.at[columns].add(change).at[pivot + size].set(solved)
 
     return jax.lax.fori_loop(np.int32(0), stage.count, step, x)
 
 
 def _back(stage: Stage, factor, x):
-    pivots = factor.shape[-1]
+    size, pivots = len(x) - 1, factor.shape[-1]
+
+    def substituted(_, below, columns, lower):
+        width = below.shape[1]
+        for j in reversed(range(pivots)):
+            later = (np.arange(width) > j)[None, :, None]
+            rest = below[:, j] - jnp.sum(jnp.where(later, lower[:, :, j, None] * below, 0), axis=1)
+            below = below.at[:, j].set(rest / lower[:, j, j, None])
+        return None, below, jnp.where((np.arange(width) < pivots)[None], columns - size, 0)
 
     def step(k, x):
         k = stage.count - 1 - k
-        columns, lower = _at(stage.columns, k), _at(factor, k)
-        below = x[columns]
-        for j in reversed(range(pivots)):
-            later = (np.arange(columns.shape[1]) > j)[None, :, None]
-            rest = below[:, j] - jnp.sum(jnp.where(later, lower[:, :, j, None] * below, 0), axis=1)
-            below = below.at[:, j].set(rest / lower[:, j, j, None])
-        return x.at[columns[:, :pivots]].set(below[:, :pivots])
+        columns = _rows(stage, stage.columns, k)
+        _, below, pivot = _by_width(stage, k, substituted, None, x[columns], columns, _rows(stage, factor, k))
+        return x.at[pivot + size].set(below)
 
     return jax.lax.fori_loop(np.int32(0), stage.count, step, x)
 

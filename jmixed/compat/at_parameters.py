@@ -73,8 +73,8 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class AtParameters:
-    """Log-likelihood, score, Hessian, and what follows from parameters: the methods of `MixedLM`, which documents them.
+class Reader:
+    """Reads parameters as a caller packs them.
 
     Attributes
     ----------
@@ -82,16 +82,9 @@ class AtParameters:
         Arrays of parameters hold Cholesky factors and square roots.
     """
 
-    spec: ModelData
-    design: Design
     packing: Packing
+    k_fe: int
     use_sqrt: bool
-    reml: bool
-
-    @property
-    def k_fe(self) -> int:
-        """Number of fixed effects."""
-        return self.spec.X.shape[1]
 
     def read(self, params, name="params", direct=False):
         """Parameters of a caller: beta (None if not given), psi and theta."""
@@ -112,8 +105,28 @@ class AtParameters:
             return beta, packing.psi(theta), theta
         return beta, packed, packing.theta(packed)
 
+
+@dataclass(frozen=True)
+class AtParameters:
+    """Log-likelihood, score, Hessian, and what follows from parameters: methods of `MixedLM`, which documents them."""
+
+    spec: ModelData
+    design: Design
+    reader: Reader
+    reml: bool
+
+    @property
+    def k_fe(self) -> int:
+        """Number of fixed effects."""
+        return self.reader.k_fe
+
+    @property
+    def packing(self) -> Packing:
+        """Of the caller's parameters."""
+        return self.reader.packing
+
     def _point(self, params, profile_fe, direct=False):
-        beta, psi, theta = self.read(params, direct=direct)
+        beta, psi, theta = self.reader.read(params, direct=direct)
         if profile_fe:
             return None, psi, theta
         if beta is None:
@@ -131,7 +144,7 @@ class AtParameters:
         beta, psi, theta = self._point(params, profile_fe)
         _, gradient = self._evaluate(psi, beta, 1)
         fixed = 0 if profile_fe else self.k_fe
-        if self.use_sqrt:
+        if self.reader.use_sqrt:
             of_theta = gradient[fixed:] @ self.packing.jacobian(theta)
             gradient = np.concatenate([gradient[:fixed], self.packing.root(of_theta)])
         return gradient

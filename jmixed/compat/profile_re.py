@@ -27,6 +27,7 @@ def profile_re(
     if unknown := fit_kwargs.keys() - {"method", "maxiter", "gtol"}:
         raise ArgumentError(f"profile_re has no argument {min(unknown)!r}; refits take method, maxiter and gtol")
     fitted.need_data("profile_re", rows=False)
+    fitted.refuse_iterative("profile_re")
     spec, fit, scale = fitted.spec, fitted.fit, float(fitted.fit.sigma) ** 2
     term, column = _place(fitted, re_ix, vtype)
     estimate = fit.covariances[spec.terms[term].label][column, column]

@@ -57,7 +57,8 @@ def estimate(fitted: Fitted) -> np.ndarray:
 
 def covariance(fitted: Fitted) -> np.ndarray:
     """Their covariance, array (k, k)."""
-    return diagonal_blocks(fitted.fit.vcov_beta, fitted.fit.uncertainty.vcov_psi)
+    size = fitted.k_fe + len(fitted.psi)
+    return fitted.vcov[:size, :size]
 
 
 def errors(fitted: Fitted) -> np.ndarray:

@@ -33,6 +33,8 @@ from jmixed.runtime.precision import double_precision
 
 SINGULAR = 1e-4
 """A standard deviation below this fraction of sigma is zero, and a pivot below this one of its row, as in lme4."""
+DEPENDENT = 1e-9
+"""A pivot below this fraction of its row's length is rounding."""
 
 
 class Readable(NamedTuple):
@@ -326,11 +328,11 @@ def join(pieces, dtype):
     return jnp.concatenate(pieces) if pieces else jnp.zeros(0, dtype)
 
 
-def rectify(root, tolerance=1e-9):
+def rectify(root):
     """The canonical Cholesky factor of ``root @ root.T``: non-negative diagonal, zero column below a zero pivot.
 
     Gram-Schmidt on the rows of `root` (q, q), twice, which keeps the digits that forming the product would lose. A
-    pivot below the fraction `tolerance` of its row's length is zero.
+    pivot below the fraction `DEPENDENT` of its row's length is zero.
     """
     q = root.shape[0]
     directions, rows = [], []
@@ -345,7 +347,7 @@ def rectify(root, tolerance=1e-9):
             row[k] = row[k] + correction
             rest = rest - correction * direction
         pivot = _safe_norm(rest)
-        zero = pivot <= tolerance * length
+        zero = pivot <= DEPENDENT * length
         directions.append(jnp.where(zero, 0, rest / jnp.where(zero, 1, pivot)))
         rows.append(jnp.stack([*row, jnp.where(zero, 0, pivot)] + [jnp.zeros_like(pivot)] * (q - 1 - i)))
     return jnp.stack(rows)

@@ -11,20 +11,23 @@ import numpy as np
 from jax.core import Tracer
 from jax.lax import stop_gradient
 
-from jmixed.algebra.newton import Point, pseudo_inverse
+from jmixed.algebra.newton import MAX_ITERATIONS, Point, pseudo_inverse
 from jmixed.errors import DataError, ModelError, Outcome, PrecisionWarning, warn
 from jmixed.fit.devices import axis_to_share, minimise_shared, shares
 from jmixed.fit.outcome import outcome_of
 from jmixed.fit.penalised import penalised_optimum
-from jmixed.fit.solve import Search, Solution, Solved, of_shape, solve, theta_of
+from jmixed.fit.penalised_responses import ResponseAtTheta, criterion_of, laplace_of, penalised_response
+from jmixed.fit.solve import Certificate, Search, Solution, Solved, of_shape, solve, theta_of
 from jmixed.layout.design import Design, Effects, Rows, names_of
 from jmixed.layout.index import Array
 from jmixed.layout.layout import Layout
 from jmixed.likelihood import gaussian
-from jmixed.likelihood.contract import Criterion
+from jmixed.likelihood.contract import Criterion, minimum
 from jmixed.likelihood.estimates import by_level, conditional_modes, estimates
+from jmixed.likelihood.laplace import laplace_deviance
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.moments import moments as cross_products
+from jmixed.likelihood.quadrature import quadrature_deviance
 from jmixed.residual.independent import Independent
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
@@ -68,6 +71,7 @@ class Estimate:
         How the fit ended; `jmixed.Outcome(int(outcome))` names it.
     rho : array (k,)
         Parameters of the residuals' structure on the whole real line, empty for independent residuals of one variance.
+        Of a response with a family, coefficients of its further predictors, as of a dispersion; sigma is then one.
 
     Examples
     --------
@@ -121,6 +125,7 @@ def moments(design: Design) -> Moments:
     180.0
     """
     say_once_if_narrowed(known_design(design))
+    require_normal(design.layout, "jm.moments")
     return compiled(_moments, design.padded_rows())
 
 
@@ -157,6 +162,7 @@ def profiled_deviance(theta: Array, design: Design | Moments, reml: bool = True)
     1786.4652
     """
     data = _known_data(design)
+    require_normal(data.layout, "jm.profiled_deviance")
     return compiled(_profiled_deviance, data, theta_of(data.layout, theta), reml)
 
 
@@ -179,6 +185,8 @@ def log_likelihood(
 ) -> jax.Array:
     """The marginal Gaussian log density of the response, a scalar (Bates et al. 2015, section 3.4).
 
+    Of a response with a family, its log-likelihood by the design's approximation.
+
     Parameters
     ----------
     beta : array (k_fe,)
@@ -186,7 +194,7 @@ def log_likelihood(
     theta : array (m,)
         Relative covariance factors; any signs.
     sigma : scalar
-        Residual standard deviation.
+        Residual standard deviation; of a response with a family there is none, and what is given does not count.
     rho : array (k,), optional
         Parameters of the residuals' structure, where the model has residual= or dispersion=: as in ``Estimate.rho``.
 
@@ -204,7 +212,44 @@ def log_likelihood(
     -897.059
     """
     data = _known_data(design)
+    if isinstance(data, Rows) and data.layout.family is not None:
+        beta, theta, _ = parameters_of(data, beta, theta, 1.0)
+        return compiled(_log_likelihood_of_family, data, beta, theta, kappa_of(data, rho))
     return compiled(_log_likelihood, data, *parameters_of(data, beta, theta, sigma), rho_of(data.layout, rho))
+
+
+def kappa_of(rows: Rows, rho) -> jax.Array:
+    """Coefficients of a family's further predictors that a caller gave as rho."""
+    extras = () if rows.response is None else rows.response.extras
+    size = sum(columns.shape[1] for columns in extras)
+    if rho is None and size:
+        raise DataError(
+            f"rho is missing: the family of this design has {size} further coefficients; give rho=, as in "
+            "jm.estimate(design).rho"
+        )
+    return of_shape("rho", () if rho is None else rho, (size,), "in the order of the estimate's rho")
+
+
+def _log_likelihood_of_family(rows, beta, theta, kappa):
+    return -deviance_of_family(jax.tree.map(jnp.asarray, rows), beta, theta, kappa) / 2
+
+
+def deviance_of_family(rows: Rows, beta, theta, kappa):
+    """-2 log-likelihood of a response with a family, by its design's approximation."""
+    deviance = laplace_deviance(rows)
+    if rows.layout.quadrature > 1:
+        return quadrature_deviance(deviance, rows.layout.quadrature).at(theta, beta, kappa)
+    return deviance.at(theta, beta, kappa)
+
+
+def require_normal(layout: Layout, what: str) -> None:
+    """Refuse what is there for normal responses only."""
+    if layout.family is not None:
+        raise ModelError(
+            f"{what} is there for linear mixed models only, and this design has a response of the family "
+            f"{layout.family.name}; jm.estimate, jm.estimate_many, jm.log_likelihood and jm.marginal_loss take it",
+            page="jax.md#other-responses",
+        )
 
 
 def _log_likelihood(data, beta, theta, sigma, rho):
@@ -282,11 +327,13 @@ def estimate(
     theta0 : array (m,), optional
         Start; by default one is found.
     theta : array (m,), optional
-        Relative covariance factors to keep: beta, sigma and b are the best at them, and nothing is optimised.
+        Relative covariance factors to keep: beta, sigma and b are the best at them, and nothing is optimised. Of a
+        response with a family the coefficients are searched for.
     penalty : callable, optional
         ``penalty(beta, theta)``, a scalar that is added to the deviance, as twice the negative logarithm of a prior
         density is. Then beta and theta minimise the sum; sigma is the best for them, `objective` is the sum,
-        `log_likelihood` goes without the penalty, and `vcov_beta` is that of generalised least squares at theta. First
+        `log_likelihood` goes without the penalty, and `vcov_beta` is that of generalised least squares at theta, or of
+        a response with a family by the curvature in beta and its further coefficients at theta. First
         derivatives only, also in what the penalty closes over. Such a call is compiled each time, unless it is part of
         a function under `jax.jit`.
     mesh : jax.sharding.Mesh, optional
@@ -318,6 +365,8 @@ def estimate(
     10.4673
     """
     say_once_if_narrowed(known_design(design))
+    if mesh is not None:
+        require_normal(design.layout, "mesh= in jm.estimate")
     theta0 = theta0 if theta0 is None or isinstance(theta0, jax.Array) else np.asarray(theta0)
     given = {"theta": theta, "penalty": penalty, "theta0": theta0, "mesh": mesh}
     given = [name for name, value in given.items() if value is not None]
@@ -325,14 +374,21 @@ def estimate(
         raise DataError(f"estimate: {given[0]} and {given[1]} exclude each other; give one of them")
     if theta is not None:
         rows = design.padded_rows()
-        return named_estimate(compiled(_estimate_at_theta, rows, theta_of(rows.layout, theta), reml), design)
+        at_theta = _estimate_at_theta if rows.layout.family is None else _response_at_theta
+        return named_estimate(compiled(at_theta, rows, theta_of(rows.layout, theta), reml), design)
     if penalty is not None:
         if not callable(penalty):
             raise DataError(f"penalty is a {type(penalty).__name__}; give a function of (beta, theta)")
         if isinstance(penalty, type):
             raise DataError(f"penalty is the class {penalty.__name__}; give a function of (beta, theta)")
+        rows = design.padded_rows()
+        if design.layout.family is not None:
+            # The fit from which the search starts has a program of its own, which is compiled once.
+            start = compiled(_estimate, rows, theta0, reml)
+            search = jax.jit(lambda rows, start: _response_penalised(rows, start, penalty))
+            return named_estimate(search(rows, (start.theta, start.beta, start.rho)), design)
         minimise = jax.jit(lambda rows: _estimate_penalised(rows, theta0, reml, penalty))
-        return named_estimate(minimise(design.padded_rows()), design)
+        return named_estimate(minimise(rows), design)
     shared_over = axis_to_share(design, mesh, axis)
     if shared_over is not None and design.layout.residual.size:
         raise ModelError("mesh= is there for independent residuals of one variance only", page="structures.md")
@@ -372,6 +428,32 @@ def _estimate_penalised(rows, theta0, reml, penalty):
     total = found.deviance + penalty(found.beta, found.theta)
     outcome = outcome_of(found.outcome, roots, found.sigma, estimate.vcov_beta, held)
     return replace(estimate, objective=total, outcome=outcome)
+
+
+def _response_at_theta(rows, theta, reml):
+    source = criterion_of(jax.tree.map(jnp.asarray, rows))
+    deviance = ResponseAtTheta(source, theta)
+    known = stop_gradient(deviance)
+    found = minimum(known, known.starts(), MAX_ITERATIONS)
+    # Of the certificate nothing is asked.
+    told = Certificate(laplace_of(known.source).blank(), found.at.gradient, found.eigenvalues, *[found.iterations] * 3)
+    point = implicit_optimum(Solution(found.at.point, found.at.hessian, told, found.outcome), deviance)
+    return _described_response(deviance, point, found.outcome)
+
+
+def _response_penalised(rows, start, penalty):
+    rows, start = jax.tree.map(jnp.asarray, rows), stop_gradient(start)
+    deviance, point, total, outcome = penalised_response(rows, penalty, *start)
+    return replace(_described_response(deviance, point, outcome), objective=total)
+
+
+def _described_response(deviance, point, outcome):
+    """The estimate of a response with a family at coefficients that are the best at theta."""
+    found = deviance.estimates(point) | {"vcov_beta": stop_gradient(deviance).covariance(stop_gradient(point))}
+    redundant = laplace_of(deviance.source).redundant
+    ended = jnp.where(jnp.isfinite(found["objective"]), outcome, Outcome.NOT_FINITE.value)
+    ended = jnp.where(redundant, Outcome.RANK_DEFICIENT.value, ended).astype(jnp.int32)
+    return replace(_described(found), outcome=ended)
 
 
 def modes_of_residuals(roots, held):

@@ -4,7 +4,7 @@ A program is compiled once for all data sets of one shape class, and for REML an
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,21 @@ import numpy as np
 from jmixed.algebra.newton import MAX_ITERATIONS, is_convex
 from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map, roots_of_psi, settled, singular_terms
 from jmixed.errors import DataError, ModelError, Outcome
+from jmixed.families.family import DISPERSION, INFLATION, Family
 from jmixed.fit.estimate import SMALL, level_count, white_at
 from jmixed.fit.information import Information, Uncertainty
+from jmixed.fit.penalised_responses import criterion_of
+from jmixed.fit.separation import EXTREME, separated_columns
 from jmixed.fit.solve import Search, Solved, moments_of, solve
-from jmixed.layout.design import Design, Rows
-from jmixed.layout.layout import EQUATIONS
+from jmixed.layout.design import Design, ResponseRows, Rows
+from jmixed.layout.layout import EQUATIONS, UNPLACED
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.derivatives import derivatives
 from jmixed.likelihood.equations import conditional_covariances
-from jmixed.likelihood.estimates import estimates
-from jmixed.likelihood.moments import Moments
+from jmixed.likelihood.laplace import LaplaceDeviance
+from jmixed.likelihood.moments import Moments, without_padding
 from jmixed.likelihood.preconditioning import preconditioners
+from jmixed.likelihood.quadrature import QuadratureDeviance
 from jmixed.likelihood.stages import covariances_of
 from jmixed.likelihood.whitened import WhitenedDeviance, whitened_deviance
 from jmixed.runtime import memory
@@ -31,6 +35,44 @@ from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 from jmixed.runtime.timing import Timings
+
+
+@dataclass(frozen=True, eq=False)
+class MonteCarlo:
+    """How well a fit by probes is known: standard errors of what it found, as an estimate of the exact fit.
+
+    Of few probes they are enlarged as Student's t asks for, so that two of them hold 95%.
+
+    Attributes
+    ----------
+    probes, seed : int
+    steps : int
+        Of conjugate gradients, for the solve that took the most.
+    criterion, sigma : float
+    theta, coefficients : arrays (m,), (p,)
+    share : float
+        The largest of these errors as a share of the estimate's own standard error.
+    """
+
+    probes: int
+    seed: int
+    steps: int
+    criterion: float
+    sigma: float
+    theta: np.ndarray
+    coefficients: np.ndarray
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class FixedSlopes:
+    """What degrees of freedom need of a fit without cross-products at hand: R^-1, (X~'V^-1X~)^-1 (p, p), and `first`
+    (m, p, p), the derivatives of X~'V^-1X~ in psi of preconditioned columns, as of a `Curvature`.
+    """
+
+    to_beta: np.ndarray
+    inverse: np.ndarray
+    first: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,6 +107,19 @@ class Fit:
     rho : array (k,)
         Parameters of the residuals' structure: log standard deviations of the dispersion's columns in units of these,
         and correlations on the whole real line (see `jmixed.residual.structure`).
+    kappa : array (k,)
+        Coefficients of the further predictors of a family of responses, in the order of their columns. Such a fit has
+        no sigma of its own: it is one, and theta and the covariances are absolute.
+    vcov_kappa : array (k, k)
+        Their covariance; as `vcov_beta` a part of the joint inverse observed information of all parameters.
+    concerns : dict
+        What the outcome is about: numbers of columns of X, labels of terms, names of further predictors.
+    crossed : str
+        "exact", or "iterative" where crossed factors were fitted by conjugate gradients and probes.
+    monte_carlo : MonteCarlo or None
+        How well such a fit is known.
+    fixed : FixedSlopes or None
+        Of such a fit.
     """
 
     theta: np.ndarray
@@ -87,6 +142,12 @@ class Fit:
     counted: bool
     timings: dict[str, float]
     rho: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    kappa: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    vcov_kappa: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    concerns: dict[str, Any] = field(default_factory=dict)
+    crossed: str = "exact"
+    monte_carlo: MonteCarlo | None = None
+    fixed: FixedSlopes | None = None
 
     @property
     def log_likelihood(self) -> float:
@@ -99,11 +160,15 @@ class Fit:
         return self.outcome.ok
 
 
+FEW_RESPONSES = 1 << 11
+"""Rows up to which a model of other responses is fitted in less time than it takes to optimise its program."""
 FEW = 1 << 15
 """Levels up to which sparse equations are solved in less time than it takes to optimise their programs."""
 
 
 def _is_small(data, *_, **__):
+    if data.layout.family is not None:
+        return data.y.shape[0] <= FEW_RESPONSES
     if data.layout.residual.size and not _has_few_rows(data):
         return False
     if data.layout.crossed == EQUATIONS:
@@ -125,8 +190,26 @@ def _cross_products(rows, counted):
 
 
 def _moments_of(rows) -> Moments:
-    found, drowned = _cross_products(rows, counted=False)
-    return _cross_products(rows, counted=True)[0] if drowned else found
+    moments, drowned = _cross_products(rows, counted=False)
+    return _cross_products(rows, counted=True)[0] if drowned else moments
+
+
+WIDTH, MOST_PADDED = 6, 1 << 16
+"""Columns of X are padded to a multiple of `WIDTH`, so that a covariate more is seldom another program, where so many
+numbers at most are read for it."""
+
+
+def _rows_of(design) -> Rows:
+    """The rows for a program, with columns of X that are none where these cost next to nothing."""
+    size, p = bucket(design.y.shape[0]), design.X.shape[1]
+    columns = -(-p // WIDTH) * WIDTH
+    plain = design.layout.family is None and not design.layout.residual.size
+    return design.rows(size, columns if plain and columns <= size <= MOST_PADDED // max(columns, 1) else None)
+
+
+def _of_columns(estimates, p):
+    """Estimates without the coefficients of columns that are none."""
+    return estimates | {"beta": estimates["beta"][:p], "vcov_beta": estimates["vcov_beta"][:p, :p]}
 
 
 @program(static_argnames=("lbfgs", "counted"), brief=_is_small)
@@ -142,6 +225,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     identity's by default. At the gradient norm `gtol` L-BFGS hands over to the Newton steps that certify the optimum.
     """
     structures = design.layout.terms
+    require_places(design)
     if free is not None:
         require_independent(design, "to hold parameters at their values (free=)")
         free = np.asarray(free, FLOAT)
@@ -155,10 +239,11 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         raise ModelError(f"gtol is {gtol!r}; it must be a positive number")
     timings = Timings()
     many = sum(array.nbytes for array in (design.X, *design.Z.values())) > memory.LARGE
-    data = design.rows(bucket(design.y.shape[0]))
+    data = _rows_of(design)
     # One program for both steps starts sooner; a second one of many rows would have to read them again. Where residuals
-    # have parameters, cross-products are part of the search.
-    if not _has_few_rows(data) and not design.layout.residual.size:
+    # have parameters, or the response a family, cross-products are part of the search.
+    of_rows = design.layout.residual.size or design.layout.family is not None
+    if not of_rows and not _has_few_rows(data):
         with double_precision(), timings.step("cross_products"):
             data = _moments_of(data)
             jax.block_until_ready(data.G)
@@ -167,17 +252,58 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     with double_precision(), timings.step("optimise"):
         limit = np.int32(MAX_ITERATIONS if maxiter is None else maxiter)
         tolerance = np.asarray(1e-6 if gtol is None else gtol, design.y.dtype)
-        fit_counted = partial(
-            _fit_program, data, theta0, free, limit, tolerance, reml=bool(reml), lbfgs=method == "lbfgs"
-        )
-        found = _in_numpy(fit_counted(counted=False))
-        counted = bool(found.drowned) if isinstance(data, Rows) else any(shift is not None for shift in data.shift)
-        if found.drowned:
-            found = _in_numpy(fit_counted(counted=True))
+        settings, options = (theta0, free, limit, tolerance), {"reml": bool(reml), "lbfgs": method == "lbfgs"}
+        solved = _in_numpy(_fit_program(data, *settings, **options, counted=False))
+        counted = bool(solved.drowned) if isinstance(data, Rows) else any(shift is not None for shift in data.shift)
+        if solved.drowned:
+            solved = _in_numpy(_fit_program(data, *settings, **options, counted=True))
+        solved = solved._replace(estimates=_of_columns(solved.estimates, design.X.shape[1]))
     with timings.step("results"):
         if many:
             memory.give_back()
-        return _collect(design, found, reml, timings, settle=free is None, counted=counted)
+        fit = _collect(design, solved, reml, timings, settle=free is None, counted=counted)
+        return fit if design.layout.family is None else _judged(fit, design, solved.T)
+
+
+VAST = 1e3
+"""Variance of a column of unit size, on the scale of the linear predictor, that no data can tell from a larger one."""
+LIMIT = 14.0
+"""Size of the logarithm of a dispersion, or of a logit, at which the family is another one."""
+
+
+def _judged(fit: Fit, design: Design, T) -> Fit:
+    """The fit of a response with a family, unless a parameter has run off: then with an outcome that says so."""
+    family, response = cast(Family, design.layout.family), cast(ResponseRows, design.response)
+    there, y, X = (np.asarray(a) for a in (np.asarray(design.weights) > 0, design.y, design.X))
+    fixed = X[there] @ fit.beta
+    suspect = not fit.converged or np.max(np.abs(fixed - np.median(fixed)), initial=0) > EXTREME
+    signs = family.recession(y[there], np.asarray(response.trials)[there]) if suspect else None
+    columns = np.zeros(0, int) if signs is None else np.flatnonzero(separated_columns(X[there], signs))
+    if len(columns):
+        # Of what has no estimate nothing is known.
+        vcov = fit.vcov_beta.copy()
+        vcov[columns] = vcov[:, columns] = np.nan
+        concerns = {"columns": columns.tolist()}
+        return replace(fit, outcome=Outcome.SEPARATED, vcov_beta=vcov, concerns=concerns)
+    scaled = {
+        label: np.linalg.solve(basis, fit.covariances[label]) for label, basis in zip(design.labels, T, strict=True)
+    }
+    vast = [
+        label
+        for (label, half), basis in zip(scaled.items(), T, strict=True)
+        if np.max(np.diag(np.linalg.solve(basis, half.T)), initial=0) > VAST
+    ]
+    limits, start = [], 0
+    for name, columns in zip(family.extras, response.extras, strict=True):
+        stop = start + columns.shape[1]
+        predictor = np.asarray(columns)[there] @ fit.kappa[start:stop]
+        bounded = name == INFLATION or (name == DISPERSION and family.weights_are == "factors")
+        if bounded and np.max(np.abs(predictor)) > LIMIT:
+            limits.append(name)
+        start = stop
+    if vast or limits:
+        return replace(fit, outcome=Outcome.DIVERGING, concerns={"terms": vast, "further": limits})
+    return fit
 
 
 def _in_numpy(tree):
@@ -193,18 +319,19 @@ def _check_scales(design):
             raise DataError(f"the largest value of {name} is {size:.3g}; rescale it to between 1e-50 and 1e50 in size")
 
 
-def _collect(design, found, reml, timings, settle, counted):
+def _collect(design, solved, reml, timings, settle, counted):
     """Bring the program's arrays to the original scale of Z and into a `Fit`, with zeros for variances of zero."""
-    result, certificate, outcome = found.estimates, found.certificate, Outcome(int(found.outcome))
+    result, certificate, outcome = solved.estimates, solved.certificate, Outcome(int(solved.outcome))
     structures, labels = design.layout.terms, design.labels
     sigma, nu = float(result["sigma"]), design.nobs - (design.X.shape[1] if reml else 0)
     theta = np.asarray(result["theta"])
     covariances = {label: sigma**2 * (root @ root.T) for label, root in zip(labels, result["roots"], strict=True)}
     modes = {
-        label: own[: level_count(design, t)] for t, (label, own) in enumerate(zip(labels, result["modes"], strict=True))
+        label: effects[: level_count(design, t)]
+        for t, (label, effects) in enumerate(zip(labels, result["modes"], strict=True))
     }
     # Held entries must keep the numbers that they were given.
-    singular = singular_terms(structures, theta, found.T)
+    singular = singular_terms(structures, theta, solved.T)
     if settle and any(singular):
         theta = settled(design, theta)
         for label, factor in zip(labels, factors_of_theta(structures, theta), strict=True):
@@ -219,8 +346,8 @@ def _collect(design, found, reml, timings, settle, counted):
         vcov_beta=result["vcov_beta"],
         b=modes,
         covariances=covariances,
-        uncertainty=Information(structures, theta, found.T, *certificate.in_psi),
-        scale_variance=2 * sigma**4 / nu,
+        uncertainty=Information(structures, theta, solved.T, *certificate.in_psi),
+        scale_variance=2 * sigma**4 / nu if design.layout.family is None else 0.0,
         outcome=outcome,
         singular=singular,
         iterations=int(certificate.iterations),
@@ -231,23 +358,30 @@ def _collect(design, found, reml, timings, settle, counted):
         checked_beyond_zero=outcome.ok and is_convex(certificate.eigenvalues),
         counted=counted,
         timings=timings,
-        rho=np.asarray(result["rho"]),
+        **_further(design, result),
     )
 
 
+def _further(design, result) -> dict[str, Any]:
+    """Parameters beside beta and theta: of the residuals, or of a family of responses with their covariance."""
+    if design.layout.family is None:
+        return {"rho": np.asarray(result["rho"])}
+    return {"kappa": np.asarray(result["rho"]), "vcov_kappa": np.asarray(result["vcov_rho"])}
+
+
 @program
-def _derivatives_program(held, psi, roots, reml):
-    return derivatives(psi, roots, held, reml)
+def _derivatives_program(moments, psi, roots, reml):
+    return derivatives(psi, roots, moments, reml)
 
 
 @program(static_argnames=("order",))
-def _at_beta_program(held, beta, psi, roots, reml, order):
+def _at_beta_program(moments, beta, psi, roots, reml, order):
     m = len(psi)
 
     def value(params):
         beta, psi = params[: params.shape[0] - m], params[params.shape[0] - m :]
-        covariances, u = covariances_of(psi, held.layout.terms), held.R @ (beta - held.beta0)
-        return gaussian.deviance_at_coefficients(u, covariances, roots, held, reml)[0]
+        covariances, u = covariances_of(psi, moments.layout.terms), moments.R @ (beta - moments.beta0)
+        return gaussian.deviance_at_coefficients(u, covariances, roots, moments, reml)[0]
 
     params = jnp.concatenate([beta, psi])
     return value(params), jax.grad(value)(params), jax.hessian(value)(params) if order == 2 else None
@@ -268,21 +402,21 @@ def evaluate(design: Design, psi, beta=None, reml=True, order=0):
     """
     require_independent(design, "the likelihood at given parameters (loglike, score, hessian)")
     structures = design.layout.terms
-    held = design_moments(design)
-    transform = psi_map(structures, held.T)
+    moments = design_moments(design)
+    transform = psi_map(structures, moments.T)
     back = np.linalg.inv(transform)
     psi = np.asarray(psi, design.y.dtype)
-    roots = roots_of_psi(structures, psi, held.T)
+    roots = roots_of_psi(structures, psi, moments.T)
     size = len(psi) + (0 if beta is None else len(beta))
     if roots is None:
         return (-np.inf, np.full(size, np.nan), np.full((size, size), np.nan))[: order + 1] if order else -np.inf
     with double_precision():
         if beta is None:
-            at = jax.device_get(_derivatives_program(held, back @ psi, roots, reml=bool(reml)))
+            at = jax.device_get(_derivatives_program(moments, back @ psi, roots, reml=bool(reml)))
             value, gradient, hessian = at.value, at.gradient, at.hessian
         else:
             beta = np.asarray(beta, design.y.dtype)
-            out = _at_beta_program(held, beta, back @ psi, roots, reml=bool(reml), order=order)
+            out = _at_beta_program(moments, beta, back @ psi, roots, reml=bool(reml), order=order)
             value, gradient, hessian = jax.device_get(out)
             full = np.eye(size)
             full[len(beta) :, len(beta) :] = back
@@ -293,41 +427,35 @@ def evaluate(design: Design, psi, beta=None, reml=True, order=0):
     return (-float(value) / 2, gradient) if order == 1 else (-float(value) / 2, gradient, -back.T @ hessian @ back / 2)
 
 
-def gls(design: Design, psi):
-    """Generalised least squares at relative covariances psi (m,): beta (p,), sigma^2 with divisor n - p, and with n."""
-    held = design_moments(design)
-    roots = roots_of_psi(design.layout.terms, np.asarray(psi, design.y.dtype), held.T)
-    with double_precision():
-        result = jax.device_get(_gls_program(held, roots))
-    n, p = design.nobs, design.X.shape[1]
-    return result["beta"], float(result["sigma"]) ** 2 * n / max(n - p, 1), float(result["sigma"]) ** 2
-
-
-@program
-def _gls_program(held, roots):
-    result = estimates(roots, held, False)
-    return {"beta": result["beta"], "sigma": result["sigma"]}
-
-
 def level_covariances(design: Design, fit: Fit) -> list[np.ndarray]:
     """Covariances given the response of the effects of every level of each factor, arrays (levels, q, q).
 
     For a sparse relationship, those of its levels without rows among them.
     """
-    held = design_moments(design)
+    moments = design_moments(design)
     with double_precision():
-        blocks = jax.device_get(_conditional_program(held, fit.theta))
+        blocks = jax.device_get(_conditional_program(moments, fit.theta))
     out = []
     for f, (members, block) in enumerate(zip(design.layout.factors, blocks, strict=True)):
-        T = diagonal_blocks(*(held.T[t] for t in members))
+        T = diagonal_blocks(*(moments.T[t] for t in members))
         levels = len(design.index.position[f]) if design.index.system.related[f] else design.counts[f]
         out.append(fit.sigma**2 * np.einsum("ia,abl,jb->lij", T, block[..., :levels], T))
     return out
 
 
 @program
-def _conditional_program(held, theta):
-    return conditional_covariances(gaussian.precondition(gaussian.factors_of(theta, held), held.T), held)
+def _conditional_program(moments, theta):
+    return conditional_covariances(gaussian.precondition(gaussian.factors_of(theta, moments), moments.T), moments)
+
+
+def require_places(design: Design) -> None:
+    """Refuse what eliminates levels that have no places, as after an iterative fit."""
+    if design.layout.crossed == UNPLACED:
+        raise ModelError(
+            "this needs the dense block of crossed factors, and the fit did without it (crossed='iterative'); use "
+            "fit(crossed='exact') where memory suffices",
+            page="scale.md#crossed-factors-of-many-levels",
+        )
 
 
 def require_independent(design: Design, what: str) -> None:
@@ -371,8 +499,14 @@ def _draw_program(rows, rho, normal):
 
 def design_moments(design: Design) -> Moments:
     """The cross-products of a design, as numpy arrays in double precision."""
+    return without_padding(padded_moments(design))
+
+
+def padded_moments(design: Design) -> Moments:
+    """The same with as many columns of X as the programs of a fit have: those that are none are the last."""
+    require_places(design)
     with double_precision():
-        return jax.device_get(_moments_of(design.rows(bucket(design.y.shape[0]))))
+        return jax.device_get(_moments_of(_rows_of(design)))
 
 
 def design_whitened(design: Design, rho: np.ndarray) -> tuple[WhitenedDeviance, Moments]:
@@ -385,3 +519,14 @@ def design_whitened(design: Design, rho: np.ndarray) -> tuple[WhitenedDeviance, 
 def _whitened_program(rows, rho):
     whitened = whitened_deviance(rows, preconditioners(rows), False)
     return whitened, whitened.moments(rho)
+
+
+def design_criterion(design: Design) -> LaplaceDeviance | QuadratureDeviance:
+    """The criterion of a response with a family, of numpy arrays: Laplace's approximation, or quadrature."""
+    with double_precision():
+        return jax.device_get(_criterion_program(design.rows(bucket(design.y.shape[0]))))
+
+
+@program
+def _criterion_program(rows):
+    return criterion_of(rows)

@@ -44,7 +44,8 @@ class ManyFits:
 
     `theta` (m, k) is rectified, `beta` (m, p) has the covariances `vcov_beta` (m, p, p), sigma^2 (X'V^-1 X)^-1;
     `outcome` (m,) has values of `jmixed.Outcome`, and `nobs` (m,) counts rows with a response. `rho` (m, r) are
-    parameters of the residuals' structure.
+    parameters of the residuals' structure, or of further predictors of a response with a family, whose `vcov_beta` is
+    part of the inverse observed information.
     """
 
     theta: np.ndarray
@@ -118,7 +119,11 @@ def estimate_many(
         given |= {"y": jnp.where(missing, 0, jnp.asarray(Y)), "weights": jnp.where(missing, 0, own)}
     own = given.get("weights")
     parts = (design.Z, design.weights, design.index, own)
-    concrete = Z is None and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts))
+    concrete = (
+        Z is None
+        and design.layout.family is None
+        and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts))
+    )
     classes = classes_of(_on_host(design), None if own is None else np.asarray(own)) if concrete else None
     chunks = -(-m // _lanes(design, classes, MEMORY))
     rows = design.rows()
@@ -172,17 +177,19 @@ def fit_responses(design: Design, Y, reml: bool = True, *, memory: int = MEMORY,
 def _allocate(design, m):
     k, p, dtype = sum(s.size for s in design.layout.terms), design.X.shape[1], design.y.dtype
     shapes = {"theta": (k,), "beta": (p,), "sigma": (), "objective": (), "vcov_beta": (p, p)}
-    shapes["rho"] = (design.layout.residual.size,)
+    response = design.response
+    further = 0 if response is None else sum(np.shape(columns)[1] for columns in response.extras)
+    shapes["rho"] = (design.layout.residual.size + further,)
     arrays: dict[str, Any] = {name: np.empty((m, *shape), dtype) for name, shape in shapes.items()}
     return ManyFits(**arrays, outcome=np.empty(m, np.int32), nobs=np.empty(m, np.int64))
 
 
 def _fit_alike(found: ManyFits, design, Y, members, masked, reml, memory, progress):
     """Fit the given responses, of which all or none have missing values, into `found`."""
-    rows = _on_host(design)
+    rows, linear = _on_host(design), design.layout.family is None
     rows = replace(rows, series=without_patterns(rows.series)) if masked else rows
     weights = np.where(np.isnan(Y[members]), 0, rows.weights) if masked else None
-    classes = classes_of(rows, weights)
+    classes = classes_of(rows, weights) if linear else None
     lanes = min(_lanes(design, classes, memory), bucket(len(members)))
 
     def fit_chosen(chosen, max_iterations):
@@ -216,7 +223,9 @@ def _batch_program(rows, Y, weights, classes, reml, max_iterations, counted):
     def fit(y, weights, classes):
         filled = replace(rows, y=y) if weights is None else replace(rows, y=y, weights=weights)
         solved = solve(filled, reml, Search(limit=max_iterations), counted=counted, classes=classes)
-        numbers = {name: value for name, value in solved.estimates.items() if name not in ("modes", "roots")}
+        numbers = {
+            name: value for name, value in solved.estimates.items() if name not in ("modes", "roots", "vcov_rho")
+        }
         return numbers | {"nobs": solved.nobs, "outcome": solved.outcome}, solved.drowned
 
     own = None if weights is None else 0

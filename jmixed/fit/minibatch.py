@@ -8,7 +8,16 @@ import numpy as np
 from jax.core import Tracer
 
 from jmixed.errors import DataError, ModelError
-from jmixed.fit.estimate import compiled, known_design, moments_of_residuals, rho_of, theta_of, white_at
+from jmixed.fit.estimate import (
+    compiled,
+    deviance_of_family,
+    kappa_of,
+    known_design,
+    moments_of_residuals,
+    rho_of,
+    theta_of,
+    white_at,
+)
 from jmixed.layout.design import Design
 from jmixed.layout.index import Array, Grouping, Index
 from jmixed.likelihood import gaussian
@@ -108,6 +117,7 @@ def take_groups(design: Design, groups: Array) -> tuple[Array, Design]:
         levels=None,
         layout=replace(layout, blocks=(size,), levels=(size,)),
         series=series and taken(series, rows),
+        response=None if design.response is None else jax.tree.map(lambda a: jnp.asarray(a)[rows], design.response),
     )
     return rows, part
 
@@ -152,7 +162,8 @@ def marginal_loss(
     Parameters
     ----------
     residual : array (n,)
-        Response less mean, in the order of the design's rows.
+        Response less mean, in the order of the design's rows. Of a response with a family, the linear predictor
+        without the random effects: what the network gives.
     theta : array (m,)
         Relative covariance factors; any signs.
     design : Design
@@ -174,12 +185,21 @@ def marginal_loss(
     ...     round(float(jm.marginal_loss(design.y - 251.4 - 10.5 * design.X[:, 1], np.array([1.2]), design, 31.0)), 3)
     897.059
     """
-    rows = known_design(design).replace(y=residual).padded_rows()
+    if known_design(design).layout.family is not None:
+        rows = design.replace(offset=residual).padded_rows()
+        loss = compiled(_loss_of_family, rows, theta_of(rows.layout, theta), kappa_of(rows, rho))
+        return loss if groups is None else loss * (groups / design.counts[0])
+    rows = design.replace(y=residual).padded_rows()
     theta, rho = theta_of(rows.layout, theta), rho_of(rows.layout, rho)
     if sigma is None:
         return compiled(_profiled_loss, rows, theta, rho)
     loss = compiled(_loss, rows, theta, jnp.asarray(sigma), rho)
     return loss if groups is None else loss * (groups / design.counts[0])
+
+
+def _loss_of_family(rows, theta, kappa):
+    bare = replace(jax.tree.map(jnp.asarray, rows), X=jnp.zeros((*rows.y.shape, 0), jnp.asarray(rows.offset).dtype))
+    return deviance_of_family(bare, bare.X[0], theta, kappa) / 2
 
 
 def _profiled_loss(rows, theta, rho):

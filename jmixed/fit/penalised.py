@@ -59,7 +59,7 @@ class PenalisedDeviance(Criterion):
     def value(self, point: Point):
         """The deviance plus the penalty."""
         beta, factors = self.parameters(point)
-        theta = _theta([_upright(factor) for factor in factors], self.moments)
+        theta = _theta([upright(factor) for factor in factors], self.moments)
         return self.deviance(point)[0] + self.penalty(beta, theta, *self.hoisted)
 
     def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
@@ -74,7 +74,7 @@ class PenalisedDeviance(Criterion):
 
     def starts(self, given) -> Starts:
         """At rectified theta (m,), a little away from zero, and the coefficients that are best there unpenalised."""
-        x = [_best_coefficients(given, self.moments), _away_from_zero(given * self.scale, self.moments.layout.terms)]
+        x = [_best_coefficients(given, self.moments), away_from_zero(given * self.scale, self.moments.layout.terms)]
         return Starts(Point((), jnp.concatenate(x)[None]), 1)
 
     def estimates(self, point: Point):
@@ -92,7 +92,7 @@ def penalised_optimum(held: Moments, penalty, start, reml) -> Penalised:
     derivative in the data and in whatever the penalty depends on is that of the implicit function theorem. The penalty
     is ``penalty(beta, theta)``, a scalar on the scale of the deviance; theta and its `start` (m,) are rectified.
     """
-    scale = _scales(held)
+    scale = scales(held.layout.terms, held.T, held.G.dtype)
     penalty, hoisted = jax.closure_convert(penalty, jnp.zeros_like(held.beta0), jnp.zeros_like(scale))
     criterion = PenalisedDeviance(held, penalty, hoisted, reml, scale)
     known, hoisted = stop_gradient((held, hoisted))
@@ -115,22 +115,22 @@ def _best_coefficients(theta, held):
     return gaussian.profile(gaussian.squares(roots), roots, held).beta
 
 
-def _upright(factor):
+def upright(factor):
     """A factor with the signs of its columns changed so that the diagonal is not negative."""
     diagonal = jnp.diagonal(factor)
     return factor * jnp.where(diagonal < 0, -1, 1).astype(factor.dtype)[None]
 
 
-def _scales(held):
-    """The size of the column of Z that each entry of theta belongs to."""
+def scales(structures, preconditioners, dtype):
+    """The size of the column of Z that each entry of theta belongs to, from what makes the columns one of size."""
     sizes = []
-    for structure, T in zip(held.layout.terms, held.T, strict=True):
+    for structure, T in zip(structures, preconditioners, strict=True):
         size = jnp.sqrt(jnp.sum(triangular_inverse(T) ** 2, axis=0))
         sizes.append(structure.theta(jnp.broadcast_to(size[:, None], T.shape)))
-    return stop_gradient(join(sizes, held.G.dtype))
+    return stop_gradient(join(sizes, dtype))
 
 
-def _away_from_zero(t, structures):
+def away_from_zero(t, structures):
     """A start whose diagonal entries are not zero, as where every derivative would vanish."""
     pieces = []
     for structure, own in zip(structures, split(structures, t), strict=True):

@@ -14,6 +14,7 @@ from jmixed.errors import DataError, ModelError
 from jmixed.fit.estimate import (
     Estimate,
     compiled,
+    kappa_of,
     known_design,
     modes_of_residuals,
     moments_at,
@@ -22,13 +23,16 @@ from jmixed.fit.estimate import (
     say_once_if_narrowed,
     white_at,
 )
+from jmixed.fit.penalised_responses import criterion_of
 from jmixed.layout.design import Design, Effects, names_of
 from jmixed.layout.index import Array
 from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.estimates import by_level
-from jmixed.likelihood.products import crossproduct
+from jmixed.likelihood.laplace import laplace_deviance
+from jmixed.likelihood.products import crossproduct, level_of_rows
 from jmixed.likelihood.related import related_draws
+from jmixed.likelihood.responses import responses_of
 from jmixed.likelihood.stages import sum_by_parent
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.precision import exact_products
@@ -38,8 +42,12 @@ PAGE = "jax.md#at-given-parameters"
 
 @checked
 @exact_products
-def log_likelihood_by_group(beta: Array, theta: Array, sigma: Array | float, design: Design) -> jax.Array:
+def log_likelihood_by_group(
+    beta: Array, theta: Array, sigma: Array | float, design: Design, rho: Array | None = None
+) -> jax.Array:
     """The marginal Gaussian log density of each group: they are independent of each other and add up to that of all.
+
+    Of a response with a family, the log-likelihood of each group by the design's approximation.
 
     Parameters
     ----------
@@ -48,9 +56,11 @@ def log_likelihood_by_group(beta: Array, theta: Array, sigma: Array | float, des
     theta : array (m,)
         Relative covariance factors; any signs.
     sigma : scalar
-        Residual standard deviation.
+        Residual standard deviation; of a response with a family there is none, and what is given does not count.
     design : Design
         With one grouping factor, or with factors inside each other: then the groups are those of the outermost.
+    rho : array (k,), optional
+        Of a response with a family, coefficients of its further predictors, as in ``Estimate.rho``.
 
     Returns
     -------
@@ -100,8 +110,18 @@ def log_likelihood_by_group(beta: Array, theta: Array, sigma: Array | float, des
             "the density of all rows",
             page=PAGE,
         )
-    each = compiled(_by_group, rows, *parameters_of(rows, beta, theta, sigma))
+    if layout.family is not None:
+        beta, theta, _ = parameters_of(rows, beta, theta, 1.0)
+        each = compiled(_by_group_of_family, rows, beta, theta, kappa_of(rows, rho))
+    else:
+        each = compiled(_by_group, rows, *parameters_of(rows, beta, theta, sigma))
     return each[: design.counts[layout.stages[-1][0][0]]]
+
+
+def _by_group_of_family(rows, beta, theta, kappa):
+    rows = jax.tree.map(jnp.asarray, rows)
+    each, top = -criterion_of(rows).by_part(theta, beta, kappa) / 2, rows.layout.stages[-1][0][0]
+    return each.at[rows.index.position[top]].get(mode="fill", fill_value=0)
 
 
 def _by_group(rows, beta, theta, sigma):
@@ -116,7 +136,9 @@ def _by_group(rows, beta, theta, sigma):
         # What the cross-products are of: the effects are counted from there.
         if (shift := held.shift[layout.stage_of(f)]) is not None:
             Z = jnp.concatenate([rows.Z[t] @ held.T[t] for t in members], axis=1)
-            residual = residual - jnp.sum(Z * shift[:, -1, _place_of_rows(rows, f)].T, axis=1)
+            residual = residual - jnp.sum(
+                Z * shift[:, -1, level_of_rows(rows.index.groupings[f], rows.y.shape[0])].T, axis=1
+            )
     arrays = {"weights": rows.weights, "residual": residual}
     (sums,) = crossproduct(rows.index.groupings[top], _sums_of_rows, arrays, ())
     square, log_weights, count = sums[:, 0]
@@ -156,9 +178,11 @@ def conditional_modes(
     theta : array (m,)
         Relative covariance factors; any signs.
     sigma : scalar
-        Residual standard deviation. As theta is relative to it, the modes are the same for each.
+        Residual standard deviation. As theta is relative to it, the modes are the same for each. Of a response with a
+        family there is none.
     rho : array (k,), optional
-        Parameters of the residuals' structure, where the model has residual= or dispersion=: as in ``Estimate.rho``.
+        Parameters of the residuals' structure, where the model has residual= or dispersion=, or coefficients of a
+        family's further predictors: as in ``Estimate.rho``.
 
     Examples
     --------
@@ -172,8 +196,16 @@ def conditional_modes(
     say_once_if_narrowed(known_design(design))
     rows = design.padded_rows()
     beta, theta, _ = parameters_of(rows, beta, theta, sigma)
+    if rows.layout.family is None:
+        found = compiled(_modes, rows, beta, theta, rho_of(rows.layout, rho))
+    else:
+        found = compiled(_modes_of_family, rows, beta, theta, kappa_of(rows, rho))
     names, key = names_of(design)
-    return Effects(compiled(_modes, rows, beta, theta, rho_of(rows.layout, rho)), key, names, rows.layout).by_label()
+    return Effects(found, key, names, rows.layout).by_label()
+
+
+def _modes_of_family(rows, beta, theta, kappa):
+    return tuple(laplace_deviance(jax.tree.map(jnp.asarray, rows)).effects_at(theta, beta, kappa))
 
 
 def _modes(rows, beta, theta, rho):
@@ -186,6 +218,8 @@ def _modes(rows, beta, theta, rho):
 @exact_products
 def predict(estimate: Estimate, design: Design, new_design: Design | None = None) -> jax.Array:
     """The response that an estimate expects: fixed part, offset, and the random effects of the row's levels.
+
+    Of a response with a family, its linear predictor.
 
     Parameters
     ----------
@@ -245,19 +279,12 @@ def _fitted(rows, beta, effects, matched):
     return fitted
 
 
-def _place_of_rows(rows, factor):
-    """The level of each row by its internal position."""
-    grouping = rows.index.groupings[factor]
-    segments = jnp.arange(grouping.rows.shape[1], dtype=jnp.int32) if grouping.segments is None else grouping.segments
-    segments = jnp.broadcast_to(jnp.asarray(segments)[None], grouping.rows.shape)
-    return jnp.zeros(rows.y.shape[0], jnp.int32).at[grouping.rows].set(segments, mode="drop")
-
-
 def _levels_of_rows(rows, factor):
     """The level of each row, numbered as people do."""
     position, size = rows.index.position[factor], rows.layout.levels[factor]
-    levels = jnp.arange(size, dtype=jnp.int32)
-    return jnp.zeros(size, jnp.int32).at[position].set(levels, mode="drop")[_place_of_rows(rows, factor)]
+    numbers = jnp.arange(size, dtype=jnp.int32)
+    by_position = jnp.zeros(size, jnp.int32).at[position].set(numbers, mode="drop")
+    return by_position[level_of_rows(rows.index.groupings[factor], rows.y.shape[0])]
 
 
 BEYOND = np.iinfo(np.int32).max
@@ -317,7 +344,9 @@ def _effects(estimate, design):
 def simulate(estimate: Estimate, design: Design, key: Any, n: int) -> jax.Array:
     """Draw responses of the model at an estimate: new random effects and new residuals.
 
-    Differentiable in the estimate: the draws are fixed standard normal numbers, moved and scaled.
+    Differentiable in the estimate: the draws are fixed standard normal numbers, moved and scaled. Of a response with a
+    family the random effects are drawn so, and responses from the family at them; those that are counts, of events or
+    of successes, have no derivative.
 
     Parameters
     ----------
@@ -372,10 +401,13 @@ def simulate(estimate: Estimate, design: Design, key: Any, n: int) -> jax.Array:
         )
     key = _known_key(key)
     parameters = estimate.beta, estimate.theta, estimate.sigma, estimate.rho
-    if np.shape(estimate.rho)[-1:] != (rows.layout.residual.size,):
+    extras = () if rows.response is None else rows.response.extras
+    more = rows.layout.residual.size + sum(columns.shape[1] for columns in extras)
+    if np.shape(estimate.rho)[-1:] != (more,):
+        what = "residuals" if rows.response is None else "further predictors"
         raise DataError(
-            f"simulate: the estimate has rho of shape {np.shape(estimate.rho)}, and the residuals of the design "
-            f"{rows.layout.residual.size} parameters: give the design that the estimate is of"
+            f"simulate: the estimate has rho of shape {np.shape(estimate.rho)}, and the {what} of the design {more} "
+            "parameters: give the design that the estimate is of"
         )
     if np.ndim(estimate.beta) == 2:
         keys = jax.random.split(key, np.shape(estimate.beta)[0])
@@ -400,8 +432,10 @@ def _draw(rows, beta, theta, sigma, rho, key, n):
     layout, dtype = rows.layout, jnp.asarray(beta).dtype
     fixed = rows.offset + rows.X @ beta
     first, *others = jax.random.split(key, 1 + len(layout.terms))
-    normal = jax.random.normal(first, (n, rows.y.shape[0]), dtype)
-    y = fixed[None] + sigma * layout.residual.draw(rho, rows, normal)
+    y = jnp.broadcast_to(fixed, (n, *fixed.shape))
+    if layout.family is None:
+        normal = jax.random.normal(first, (n, rows.y.shape[0]), dtype)
+        y = y + sigma * layout.residual.draw(rho, rows, normal)
     factors = [s.factor(t) for s, t in zip(layout.terms, split(layout.terms, theta), strict=True)]
     for f, members in enumerate(layout.factors):
         level = _levels_of_rows(rows, f)
@@ -410,4 +444,16 @@ def _draw(rows, beta, theta, sigma, rho, key, n):
             normal = related_draws(rows.index, f, jax.random.normal(others[t], shape, dtype))
             effects = sigma * jnp.einsum("nlj,ij->nli", normal, factors[t])
             y = y + jnp.einsum("rq,nrq->nr", rows.Z[t], effects[:, level])
-    return y
+    return y if layout.family is None else _draw_of_family(rows, y, rho, first)
+
+
+def _draw_of_family(rows, eta, kappa, key):
+    """Responses (n, rows) at predictors eta (n, rows)."""
+    rows = jax.tree.map(jnp.asarray, rows)
+    responses = responses_of(rows, rows.response.extras)
+    extras, keys = responses.extras(kappa), jax.random.split(key, len(eta))
+
+    def one(drawn):
+        return responses.family.draw(drawn[0], drawn[1], extras, responses.trials)
+
+    return jax.lax.map(one, (keys, eta))

@@ -21,10 +21,12 @@ from jmixed.likelihood import gaussian
 from jmixed.likelihood.collapse import Classes, collapse
 from jmixed.likelihood.contract import Criterion, Starts, minimum
 from jmixed.likelihood.estimates import by_level
+from jmixed.likelihood.laplace import laplace_deviance
 from jmixed.likelihood.moments import Moments, is_drowned
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.preconditioning import Preconditioners, preconditioners
 from jmixed.likelihood.profiled import InPsi, ProfiledDeviance, with_held_entries
+from jmixed.likelihood.quadrature import quadrature_deviance
 from jmixed.likelihood.whitened import WhitenedDeviance, whitened_deviance
 
 
@@ -130,6 +132,8 @@ def solve(
         ``differentiable(solution, criterion)`` gives the optimum as a function of the criterion's data. By default it
         is a constant.
     """
+    if isinstance(data, Rows) and data.layout.family is not None:
+        return _solve_laplace(data, search or Search(), differentiable)
     if isinstance(data, Rows) and data.layout.residual.size:
         return _solve_whitened(data, reml, search or Search(), columns, differentiable)
     moments, drowned = moments_of(data, counted, columns)
@@ -150,10 +154,35 @@ def _solve_whitened(rows, reml, search, columns, differentiable) -> Solved:
     profiled, _ = deviance.at(point)
     solved = _solved(solution, deviance, point, profiled.moments, False)
     m = sum(term.size for term in rows.layout.terms)
-    diverges = rows.layout.residual.diverges(stop_gradient(point.x[m:]), rows)
+    diverges = rows.layout.residual.diverges(stop_gradient(point.x[m:]), solution.certificate.gradient[m:], rows)
     undone = (solved.outcome == Outcome.NOT_FINITE.value) | (solved.outcome == Outcome.RANK_DEFICIENT.value)
     outcome = jnp.where(diverges & ~undone, Outcome.DIVERGING.value, solved.outcome)
     return solved._replace(outcome=outcome.astype(jnp.int32))
+
+
+def _solve_laplace(rows, search, differentiable) -> Solved:
+    """The same for a response with a family: modes are part of the criterion."""
+    deviance = laplace_deviance(rows)
+    known, p = stop_gradient(deviance), rows.X.shape[1]
+    given = None if search.theta0 is None else _covariances_at(search.theta0, rows, deviance.columns.T)
+    starts = known.starts(given, search.others)
+    lowest, criterion = minimum(known, starts, search.limit), deviance
+    if rows.layout.quadrature > 1:
+        criterion = quadrature_deviance(deviance, rows.layout.quadrature)
+        begin = criterion.starts(known.as_entries(lowest.at.point))
+        better = minimum(stop_gradient(criterion), begin, search.limit)
+        evaluations = lowest.evaluations + better.evaluations
+        lowest = better._replace(iterations=lowest.iterations + better.iterations, evaluations=evaluations)
+    solution = _solution(lowest, starts.count)
+    if differentiable is None:
+        estimates = criterion.estimates(solution.point, lowest.at.value)
+    else:
+        estimates = criterion.estimates(differentiable(solution, criterion))
+    vcov = known.on_scale(solution.hessian)
+    estimates |= {"vcov_beta": vcov[:p, :p], "vcov_rho": vcov[p:, p:]}
+    ended = jnp.where(known.redundant, Outcome.RANK_DEFICIENT.value, solution.outcome).astype(jnp.int32)
+    count = jnp.sum((rows.weights > 0).astype(rows.y.dtype))
+    return Solved(estimates, solution.certificate, deviance.columns.T, count, ended, jnp.zeros((), bool))
 
 
 def _solved(solution, deviance, point, moments, drowned) -> Solved:
@@ -211,10 +240,10 @@ def _covariances_at(theta, data: Moments | Rows, T):
     return gaussian.squares(gaussian.precondition(gaussian.factors_of(theta, data), T))
 
 
-def _solution(found: Minimum, starts) -> Solution:
-    at, counts = found.at, (found.iterations, found.evaluations, starts)
-    certificate = Certificate(at.extras, at.gradient, found.eigenvalues, *counts)
-    return Solution(at.point, at.hessian, certificate, found.outcome)
+def _solution(lowest: Minimum, starts) -> Solution:
+    at, counts = lowest.at, (lowest.iterations, lowest.evaluations, starts)
+    certificate = Certificate(at.extras, at.gradient, lowest.eigenvalues, *counts)
+    return Solution(at.point, at.hessian, certificate, lowest.outcome)
 
 
 def _nothing_to_optimise(moments: Moments, reml) -> Solution:

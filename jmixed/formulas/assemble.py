@@ -25,10 +25,11 @@ from jmixed.formulas.frame import (
     working_frame,
 )
 from jmixed.formulas.marks import mark
-from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild
+from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild, ResidualTerm
 from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, restore, source
 from jmixed.formulas.relationships import KnownMatrix, relationships_of
 from jmixed.formulas.residuals import ResidualPart, columns_of, residual_term
+from jmixed.formulas.responses import Response, ResponsePart, further_columns, merged, read_response
 from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns, warn_of_gaps
 from jmixed.runtime.memory import filled
 
@@ -46,6 +47,8 @@ class Words:
     group_name: str | None  # of the top-level factor, statsmodels style
     residual: ResidualPart | None = None  # how residuals are correlated
     dispersion: str | None = None  # what their variances depend on, as the caller wrote it
+    response: ResponsePart | None = None  # of a generalized model
+    zero: str | None = None  # what the inflation of zeros depends on, as the caller wrote it
     known: Mapping[str, KnownMatrix] = field(default_factory=dict)  # by the factor whose levels are related
 
 
@@ -274,16 +277,24 @@ def _model(
 ) -> ModelData:
     """Check the arrays and put them together."""
     positions, rows = evaluated.rows.positions, evaluated.rows
-    endog_name, y = response(recipe, evaluated)
+    stated = _generalized(words, recipe, evaluated) if words.response is not None else None
+    endog_name, y = response(recipe, evaluated) if stated is None else (stated.name, stated.y)
     right = evaluated.matrices["rhs"]
     require_finite(right.values, right.names, positions)
-    weights, offset = weights_of(rows), offset_of(words, evaluated)
+    weights, offset = weights_of(rows) if stated is None else stated.weights, offset_of(words, evaluated)
     require_finite(y, [endog_name], positions)
     require_finite(offset, ["offset"], positions)
-    checks.require_variation(y, offset, endog_name)
+    if stated is None:
+        checks.require_variation(y, offset, endog_name)
+    elif stated.term.kind == "numbers" and np.ptp(offset) == 0:
+        checks.require_variation(y, filled(0.0, len(y)), endog_name)
     for term in terms:
         require_finite(term.Z, term.columns, positions)
-    checks.require_identifiable(terms, weights, check)
+    # There is no residual beside the random effects of a generalized model.
+    checks.require_identifiable(terms, weights, check if stated is None else "ignore")
+    if words.response is not None and words.response.kind == "categories" and "Intercept" in right.names:
+        # Thresholds are there in its place.
+        drop_cols = (*drop_cols, "Intercept")
     for name in drop_cols:
         if name not in right.names:
             raise DataError(unknown_column(name, right.names, "drop_cols", "the fixed effects"))
@@ -303,18 +314,30 @@ def _model(
         groups=np.asarray(plain_labels(rows.beside["groups"])) if words.group_name is not None else None,
         group_name=words.group_name,
         formula=words.parts.text,
-        recipe=recipe,
+        recipe=merged(recipe),
         offset_source=offset_source(rows),
-        residual=residual_term(
-            words.residual,
-            words.dispersion,
-            evaluated.matrices.get("dispersion"),
-            rows.frame,
-            recipe,
-            positions,
-            terms,
-        ),
+        residual=_residual(words, recipe, evaluated, terms) if stated is None else None,
+        response=None if stated is None else stated.term,
     )
+
+
+def _residual(words: Words, recipe: Recipe, evaluated: Evaluated, terms: Sequence[RandomTerm]) -> ResidualTerm | None:
+    matrix, rows = evaluated.matrices.get("dispersion"), evaluated.rows
+    return residual_term(words.residual, words.dispersion, matrix, rows.frame, recipe, rows.positions, terms)
+
+
+def _generalized(words: Words, recipe: Recipe, evaluated: Evaluated) -> Response:
+    """The response of a generalized model, with the columns of its further predictors."""
+    assert words.response is not None
+    rows, matrices = evaluated.rows, evaluated.matrices
+    stated = read_response(words.response, recipe, matrices, rows.frame, rows.beside, rows.positions)
+    texts = {"dispersion": words.dispersion, "zero": words.zero}
+    columns = {
+        part: further_columns(part, text, matrices[part], rows.positions)
+        for part, text in texts.items()
+        if text is not None
+    }
+    return replace(stated, term=replace(stated.term, **columns))
 
 
 def response(recipe: Recipe, evaluated: Evaluated) -> tuple[str, np.ndarray]:
@@ -323,13 +346,23 @@ def response(recipe: Recipe, evaluated: Evaluated) -> tuple[str, np.ndarray]:
     text = [name for name in recipe.needs["lhs"] if holds_text(column(evaluated.rows.frame, name))]
     categorical = any(kind == "categorical" for kind, _ in known_factors(recipe.specs["lhs"]).values())
     if text and (len(left.names) != 1 or categorical):
-        raise text_error(f"the response {text[0]!r}", column(evaluated.rows.frame, text[0]))
+        raise _no_numbers(column(evaluated.rows.frame, text[0]))
     if len(left.names) != 1:
         raise DataError(
             f"the response must be one column of numbers; the formula gives {len(left.names)}: {left.names[:4]}"
             f"{' and more' if len(left.names) > 4 else ''}"
         )
     return left.names[0], left.values[:, 0]
+
+
+def _no_numbers(series: pd.Series) -> DataError:
+    """The error for a response of text, with the model that takes its categories."""
+    error, levels = text_error(f"the response {str(series.name)!r}", series), series.nunique()
+    ordered = isinstance(series.dtype, pd.CategoricalDtype) and series.cat.ordered
+    if levels != 2 and not (ordered and levels > 2):
+        return error
+    family, which = ("binomial", "two categories") if levels == 2 else ("ordinal", "categories in order")
+    return DataError(f"{error.args[0]}. A response of {which} is stated by mixedglm(..., family={family!r})")
 
 
 def weights_of(rows: Rows) -> np.ndarray:

@@ -66,7 +66,7 @@ def without_redundant(
     kept = allowed[chosen]
     redundant = np.setdiff1d(allowed, kept)
     exog_names = tuple(names[j] for j in kept)
-    require_rows(nobs, exog_names)
+    require_rows(nobs, exog_names, "a residual variance" if fields.get("response") is None else "random effects")
     return ModelData(
         X=candidates if len(chosen) == len(allowed) else np.ascontiguousarray(candidates[:, chosen]),
         exog_names=exog_names,
@@ -92,11 +92,11 @@ def _orthogonalise(columns: np.ndarray) -> np.ndarray:
     return np.array(kept, dtype=np.int64)
 
 
-def require_rows(n: int, names: Sequence[str]) -> None:
+def require_rows(n: int, names: Sequence[str], rest: str = "a residual variance") -> None:
     """More rows than fixed effects, or nothing is left to estimate a variance from."""
     if n <= len(names):
         raise ModelError(
-            f"{n} rows cannot determine {len(names)} fixed effects and a residual variance; "
+            f"{n} rows cannot determine {len(names)} fixed effects and {rest}; "
             f"use more rows or fewer fixed effects (now {', '.join(names[:8])}{', ...' if len(names) > 8 else ''})",
             page=REFUSED,
         )

@@ -177,11 +177,14 @@ def parse_one_sided(text: str, response: str) -> str:
 
 
 def refuse_response(text: str, response: str, tokens: Iterable[_Token]) -> None:
-    """Refuse the response among what explains it."""
-    key = _key(response.strip())
+    """Refuse the response, or a column of one that is ``cbind(successes, failures)``, among what explains it."""
+    names = {_key(response.strip()): response.strip()}
+    pair = re.fullmatch(r"cbind\((.*)\)", response.strip(), re.DOTALL)
+    for part in pair[1].split(",") if pair else ():
+        names[_key(part)] = part.strip()
     for token in tokens:
-        if token.kind in ("name", "python") and _key(token.text) == key:
-            message = f"the response {response.strip()!r} cannot explain itself: leave it out here"
+        if token.kind in ("name", "python") and _key(token.text) in names:
+            message = f"the response {names[_key(token.text)]!r} cannot explain itself: leave it out here"
             raise FormulaError(mark(message, text, token.start))
 
 

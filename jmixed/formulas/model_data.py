@@ -146,6 +146,34 @@ class ResidualTerm:
 
 
 @dataclass(frozen=True)
+class FurtherColumns:
+    """The columns of a further predictor, as of a dispersion: independent, with an intercept unless it was left out."""
+
+    text: str  # as the caller gave it
+    columns: np.ndarray  # (n, k)
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ResponseTerm:
+    """What the response of a generalized model is, beside its numbers `ModelData.y`.
+
+    Of successes these are their numbers, of categories the codes 0, 1, ...; `ModelData.weights` are those that were
+    given as weights, ones where these were numbers of trials.
+    """
+
+    kind: str  # "numbers", "successes" of a number of trials, or "categories" in order
+    trials: np.ndarray  # (n,), ones where nothing was said of them
+    # the labels: two of a response of two categories or truth values, of which the second is a success; of categories
+    # all, in their order; otherwise none
+    categories: tuple[Any, ...] = ()
+    dispersion: FurtherColumns | None = None
+    zero: FurtherColumns | None = None
+    counts_trials: bool = False  # whether numbers of trials were stated
+    weights_as_trials: bool = False  # whether they were stated as weights, of proportions
+
+
+@dataclass(frozen=True)
 class ModelData:
     """A model in arrays: n rows, p fixed-effects columns, and the random-effects terms."""
 
@@ -176,6 +204,7 @@ class ModelData:
     represents: np.ndarray | None = field(default=None, repr=False)
     log_weights: float = 0.0  # sum of the log weights of those
     residual: ResidualTerm | None = field(default=None, repr=False)  # None for independent residuals of one variance
+    response: ResponseTerm | None = field(default=None, repr=False)  # None for a linear model
 
     @property
     def nobs(self) -> int:
@@ -200,3 +229,6 @@ class NewRows:
     codes: tuple[np.ndarray, ...]
     Z: tuple[np.ndarray, ...]  # (k, q) for each term; empty unless asked for
     missing: np.ndarray  # (k,) rows with a missing value, or without an estimate; their X is NaN
+    # (k, d) columns of the further predictors; None where the model has none, and unless asked for
+    dispersion: np.ndarray | None = None
+    zero: np.ndarray | None = None

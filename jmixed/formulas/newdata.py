@@ -1,6 +1,7 @@
 """New rows through the eyes of a model: the same columns, the same levels."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,11 @@ ESTIMABLE = 1e-6
 """How far, relative to its size, a redundant column of a new row may be from what the model's rows make of it."""
 
 
-def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
+def new_rows(model: ModelData, data: Any, random: bool = False, further: Collection[str] = ()) -> NewRows:
     """Fixed-effects columns, offset and, if asked for, random-effects columns and levels of new data.
 
-    The data need the columns of the predictors only; for a model made of arrays they are an array (k, p).
+    The data need the columns of the predictors only; for a model made of arrays they are an array (k, p). The columns
+    of further predictors, "dispersion" and "zero" of a generalized model, are made if these are named in `further`.
 
     Raises
     ------
@@ -47,7 +49,8 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     recipe = model.recipe
     rebuilds = [term.rebuild for term in model.terms if term.rebuild] if random else []
     parts = ["rhs", *(part for part in recipe.specs if part.startswith("offset"))]
-    parts = list(dict.fromkeys([*parts, *(rebuild.part for rebuild in rebuilds if rebuild.part)]))
+    others = [part for part in further if part in recipe.specs] if model.response is not None else []
+    parts = list(dict.fromkeys([*parts, *others, *(rebuild.part for rebuild in rebuilds if rebuild.part)]))
     needed = recipe.columns([*parts, *(rebuild.local.part for rebuild in rebuilds if rebuild.local)])
     frame = new_table(data, needed)
     # An expression as a grouping factor is looked at when it is evaluated.
@@ -60,6 +63,7 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
     X, offset = np.full((len(frame), len(model.kept)), np.nan), np.full(len(frame), np.nan)
     codes = tuple(np.full(len(frame), -1, np.int32) for _ in model.terms) if random else ()
     Z = tuple(np.full((len(frame), len(term.columns)), np.nan) for term in model.terms) if random else ()
+    columns_of = {part: np.full((len(frame), len(recipe.specs[part].column_names)), np.nan) for part in others}
     there = np.flatnonzero(~missing)
     if len(there):
         # Transforms see what they saw when they learnt: rows without missing values.
@@ -75,24 +79,62 @@ def new_rows(model: ModelData, data: Any, random: bool = False) -> NewRows:
             warn(_not_estimable(model, frame.index, lost), RankWarning)
         X[there[evaluation.missing]] = X[lost] = np.nan
         offset[there] = _offset(model, evaluation, some)
+        for part in others:
+            columns_of[part][there] = evaluation.matrices[part].values
         effects = _random(model.terms, recipe, evaluation, some, working) if random else ()
         for term, (code, values) in enumerate(effects):
             codes[term][there], Z[term][there] = code, values
     missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
-    return NewRows(X, offset, frame.index, codes, Z, missing)
+    missing |= np.any([np.isnan(values).any(axis=1) for values in columns_of.values()], axis=0)
+    return NewRows(X, offset, frame.index, codes, Z, missing, **columns_of)
+
+
+@dataclass(frozen=True)
+class FixedColumns:
+    """The fixed part of k new rows, estimable or not.
+
+    The mean of a row is estimable if it is a combination of the model's rows: if the redundant columns are there what
+    they are in those, whichever of the columns were left out. So it is with linear combinations of rows.
+    """
+
+    X: np.ndarray  # (k, p)
+    offset: np.ndarray  # (k,)
+    amiss: np.ndarray  # (k, d) how far each redundant column is from what the model's rows make of it
+    size: np.ndarray  # (k, d) of what that is a difference
+
+    def without_estimate(self, weights: np.ndarray) -> np.ndarray:
+        """Which combinations of the rows (m, k) the model's own rows do not determine, bool array (m,)."""
+        return np.any(np.abs(weights @ self.amiss) > ESTIMABLE * (np.abs(weights) @ self.size), axis=1)
+
+
+def fixed_columns(model: ModelData, data: Any) -> FixedColumns:
+    """The fixed part of new rows without missing values, for a model that was stated by a formula."""
+    assert model.recipe is not None
+    recipe = model.recipe
+    parts = ["rhs", *(part for part in recipe.specs if part.startswith("offset"))]
+    needed = recipe.columns(parts)
+    frame = new_table(data, needed)
+    for name in needed:
+        if name not in frame.columns:
+            raise DataError(unknown_column(name, frame.columns, "the model"))
+    working = working_frame(frame, needed, recipe.aliases, recipe.dtypes)
+    evaluation = evaluate(recipe, parts, working, fresh=False)
+    columns = evaluation.matrices["rhs"].values
+    return FixedColumns(columns[:, model.kept], _offset(model, evaluation, frame), *_redundance(model, columns))
+
+
+def _redundance(model: ModelData, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of all columns (k, c) of the formula: how far the redundant ones (k, d) are amiss, and what that compares to."""
+    if model.redundant is None or model.explained is None:
+        return np.zeros((len(columns), 0)), np.zeros((len(columns), 0))
+    X, others = columns[:, model.kept], columns[:, model.redundant]
+    return others - X @ model.explained, np.abs(others) + np.abs(X) @ np.abs(model.explained)
 
 
 def _without_estimate(model: ModelData, columns: np.ndarray) -> np.ndarray:
-    """Rows (k,) of all columns (k, c) of the formula whose mean the model's own rows do not determine.
-
-    The mean of a row is estimable if it is a combination of the model's rows: if the redundant columns are there what
-    they are in those, whichever of the columns were left out.
-    """
-    if model.redundant is None or model.explained is None:
-        return np.zeros(len(columns), bool)
-    X, others = columns[:, model.kept], columns[:, model.redundant]
-    size = np.abs(others) + np.abs(X) @ np.abs(model.explained)
-    return np.any(np.abs(others - X @ model.explained) > ESTIMABLE * size, axis=1)
+    """Rows (k,) of all columns (k, c) of the formula whose mean the model's own rows do not determine."""
+    amiss, size = _redundance(model, columns)
+    return np.any(np.abs(amiss) > ESTIMABLE * size, axis=1)
 
 
 def _not_estimable(model: ModelData, index: pd.Index, lost: np.ndarray) -> str:

@@ -13,6 +13,7 @@ FUNCTIONS = {
     **dict.fromkeys(("interaction", "paste", "paste0"), "the combinations of a and b are written a:b"),
     **dict.fromkeys(("ordered", "as.ordered"), "an ordered category with polynomials is written C(x, contr.poly)"),
     "relevel": 'a reference level is written C(x, contr.treatment("level"))',
+    "cbind": "successes and failures are the response of mixedglm(..., family='binomial')",
     "dummy": 'an indicator is written I(1 * (x == "level"))',
     "ifelse": "conditions are written np.where(condition, a, b)",
     "cut": "intervals are written pd.cut(x, ...), with pandas imported as pd",

@@ -112,7 +112,7 @@ def read(
         code, aliases = replace_keywords(text, words)
         recipe.aliases.update(aliases)
         text = shown.get(part, text)
-        others.update(recipe.needs.get("lhs", ()))
+        others.update(name for side in ("lhs", "failures") for name in recipe.needs.get(side, ()))
         available = tuple(name for name in frame.columns if name not in others)
         for name, formula in _formulas(part, code, text, available if "." in code else ()).items():
             recipe.specs[name] = ModelSpec(formula=formula)
@@ -241,7 +241,7 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
         _refuse_labels(recipe, specs, frame)
     matrices = {part: Matrix(_column_names(spec, recipe), values) for part, (spec, values) in learnt.items()}
     for part in matrices:
-        if part == "lhs" or part.startswith("offset"):
+        if part in ("lhs", "failures") or part.startswith("offset"):
             matrices[part] = _truth_as_number(matrices[part], specs[part], recipe)
     return Evaluation(matrices, specs, missing)
 

@@ -407,10 +407,11 @@ def _not_definite(known: KnownMatrix, matrix: Any, size: int) -> DataError:
         values = np.sort(eigsh(matrix.tocsc(), 1, which="SA", return_eigenvectors=False))
     else:
         values = np.linalg.eigvalsh(matrix.toarray() if sparse.issparse(matrix) else matrix)
-    few = int(np.sum(values <= ROUNDING * max(values[-1], 0)))
+    rounding = ROUNDING * max(values[-1], 0)
+    few, least = int(np.sum(values <= rounding)), values[0] if abs(values[0]) > rounding else 0.0
     several = f" ({few} are not above zero)" if few > 1 else ""
     return DataError(
-        f"{known.what} is not positive definite: its smallest eigenvalue is {values[0]:.3g}{several}. Levels that are "
+        f"{known.what} is not positive definite: its smallest eigenvalue is {least:.3g}{several}. Levels that are "
         "the same, as clones or duplicates, belong under one label; to a matrix of markers a small multiple of the "
         "identity is usually added, A + 0.01 * np.eye(len(A))",
         page=PAGE,

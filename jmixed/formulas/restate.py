@@ -18,7 +18,9 @@ ELSEWHERE = {
     "contrasts": "a coding is written in the formula, C(f, contr.sum)",
     "random": "random effects are bars in the formula, + (1 | g), or groups= and re_formula=",
     "control": "options such as maxiter= and gtol= are arguments of fit",
-    "family": "responses are normal given the random effects",
+    **dict.fromkeys(("family", "trials"), "other responses than normal ones are stated by mixedglm(..., family=...)"),
+    **dict.fromkeys(("zero_inflation", "ziformula"), "counts are stated by mixedglm(..., zero_inflation='~ x')"),
+    "dispformula": "what the residual variance depends on is stated by dispersion='~ x'",
 }
 """Arguments of other packages, and what to write here."""
 
@@ -44,7 +46,9 @@ def names_of_caller(eval_env, frame: FrameType) -> Mapping:
         return {}
     caller = caller_of(frame)
     for _ in range(eval_env):
-        caller = caller and caller_of(caller.f_back)
+        if caller is None:
+            break
+        caller = caller_of(caller.f_back)
     if caller is None:
         raise FormulaError(f"eval_env is {eval_env}, but there are not so many callers: use 0")
     return ChainMap(dict(caller.f_locals), caller.f_globals)

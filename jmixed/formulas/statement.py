@@ -30,6 +30,7 @@ from jmixed.formulas.patsy_words import BESIDE_BARS, PATSY
 from jmixed.formulas.recipe import Recipe, read, terms_in
 from jmixed.formulas.relationships import known_matrices
 from jmixed.formulas.residuals import parse_residual
+from jmixed.formulas.responses import FURTHER, response_part
 from jmixed.runtime.timing import Timings
 
 __all__ = ["ModelData", "NewRows", "RandomTerm", "from_arrays", "from_formula", "new_rows"]
@@ -54,10 +55,17 @@ def from_formula(
     relationship: Mapping[str, Any] | None = None,
     relationship_inverse: Mapping[str, Any] | None = None,
     timings: Timings | None = None,
+    response_kind: str | None = None,
+    family_name: str = "binomial",
+    trials: Any = None,
+    zero_inflation: str | None = None,
 ) -> ModelData:
     """Build the arrays of a model from words and a table; each error says what to do.
 
-    The arguments are those of `jmixed.mixedlm`, of which `env` has the functions and constants that formulas may use.
+    The arguments are those of `jmixed.mixedlm` and `jmixed.mixedglm`, of which `env` has the functions and constants
+    that formulas may use. A generalized model has a `response_kind`, of `jmixed.formulas.responses.RESPONSES`, and a
+    family that messages call `family_name`. Its `dispersion` and `zero_inflation` are columns as they are, with an
+    intercept; `check` and `residual` are a linear model's.
 
     Examples
     --------
@@ -71,10 +79,12 @@ def from_formula(
     if isinstance(drop_cols, str):
         raise DataError(f"drop_cols is the text {drop_cols!r}; it must be a list of columns: drop_cols=[{drop_cols!r}]")
     timings = Timings() if timings is None else timings
-    beside = {"groups": groups, "weights": weights, "offset": offset}
+    beside = {"groups": groups, "weights": weights, "offset": offset, "trials": trials}
+    stated: dict[str, Any] = {"residual": residual, "dispersion": dispersion, "zero_inflation": zero_inflation}
+    stated |= {"response_kind": response_kind, "family_name": family_name}
     with timings.step("parse"):
         table = as_frame(data)
-        words, recipe = state(formula, table, beside, re_formula, vc_formula, env or {}, residual, dispersion)
+        words, recipe = state(formula, table, beside, re_formula, vc_formula, env or {}, **stated)
         words = replace(words, known=known_matrices(relationship, relationship_inverse))
     with timings.step("materialise"):
         columns = {name: per_row(value, table, name) for name, value in beside.items() if value is not None}
@@ -94,16 +104,22 @@ def state(
     env: Mapping,
     residual: Any = None,
     dispersion: Any = None,
+    zero_inflation: Any = None,
+    response_kind: str | None = None,
+    family_name: str = "binomial",
 ) -> tuple[Words, Recipe]:
-    """A model in words, and its formulas as read for a table; `beside` has the groups, weights and offset, or None."""
+    """A model in words, and its formulas as read for a table; `beside` has what there is a value of for each row.
+
+    These are the groups, weights, offset and trials, or None.
+    """
     of_residuals = None if residual is None else parse_residual(residual)
     parts = parse(formula)
-    stated = residual is not None or dispersion is not None
-    words = _words(parts, table, beside["groups"], re_formula, vc_formula, stated)
-    if dispersion is not None:
-        text = _one_sided(dispersion, "dispersion", parts.fixed.partition("~")[0].strip())
-        words = replace(words, dispersion=dispersion, texts=words.texts | {"dispersion": text})
-    words = replace(words, residual=of_residuals)
+    linear = response_kind is None
+    stated = linear and (residual is not None or dispersion is not None)
+    words = _words(parts, table, beside["groups"], re_formula, vc_formula, stated, OLS if linear else GLM)
+    words = replace(_with_predictors(words, dispersion, zero_inflation), residual=of_residuals)
+    if response_kind is not None:
+        words = _with_response(words, response_kind, family_name, beside.get("trials"))
     for part, text in words.texts.items():
         _refuse_caret(text, words.shown.get(part, text))
     others = [bare_name(value) for value in beside.values() if isinstance(value, str)]
@@ -111,6 +127,30 @@ def state(
     others += [] if of_residuals is None else of_residuals.factors
     own_words = BESIDE_BARS if words.group_name is None else PATSY
     return words, read(words.texts, table, env, words.shown, others, own_words)
+
+
+OLS, GLM = "ordinary least squares (statsmodels' OLS)", "a generalized linear model (statsmodels' GLM)"
+"""What models without random effects are."""
+
+
+def _with_predictors(words: Words, dispersion: Any, zero_inflation: Any) -> Words:
+    """The words of a model with those of what the dispersion and the inflation of zeros depend on."""
+    stated = {"dispersion": dispersion, "zero": zero_inflation}
+    left = words.parts.fixed.partition("~")[0].strip()
+    texts = {part: _one_sided(text, FURTHER[part], left) for part, text in stated.items() if text is not None}
+    return replace(words, **stated, texts=words.texts | texts)
+
+
+def _with_response(words: Words, kind: str, family: str, trials: Any) -> Words:
+    """The words of a generalized model, from those of a linear one."""
+    response, texts = response_part(words.parts, kind, family, trials)
+    # What is part of the response is read before the formula in which a dot stands for the other columns.
+    return replace(
+        words,
+        response=response,
+        texts=texts | words.texts | texts,
+        shown=words.shown | dict.fromkeys(texts, words.parts.text),
+    )
 
 
 def _refuse_caret(text: str, shown: str) -> None:
@@ -128,9 +168,18 @@ def _refuse_caret(text: str, shown: str) -> None:
 
 
 def _words(
-    parts: FormulaParts, table: pd.DataFrame, groups: Any, re_formula: Any, vc_formula: Any, stated: bool
+    parts: FormulaParts,
+    table: pd.DataFrame,
+    groups: Any,
+    re_formula: Any,
+    vc_formula: Any,
+    stated: bool,
+    without: str,
 ) -> Words:
-    """Bring both grammars to one description; a model needs random effects unless its residuals are `stated`."""
+    """Bring both grammars to one description; a model needs random effects unless its residuals are `stated`.
+
+    `without` is what messages call a model without them.
+    """
     style = [
         name
         for name, v in (("groups", groups), ("re_formula", re_formula), ("vc_formula", vc_formula))
@@ -145,7 +194,7 @@ def _words(
         what = f"{style[0]} is given but groups= is missing" if style else "the model has no random effects"
         raise ModelError(
             f"{what}: add a term such as (1 | group) to the formula, or groups='group'; "
-            "without random effects this is ordinary least squares (statsmodels' OLS)",
+            f"without random effects this is {without}",
             page="formula.md",
         )
     response = parts.fixed.partition("~")[0].strip()
@@ -265,7 +314,11 @@ def _one_sided(formula: Any, what: str, response: str) -> str:
     if not isinstance(formula, str) or not formula.strip():
         raise FormulaError(f"{what} is {formula!r}; it must be a formula without response, such as '1 + x'")
     text = formula.strip().removeprefix("~").strip()
-    if any(token.kind == "|" for token in scan(text)):
+    kinds = {token.kind for token in scan(text)}
+    if "~" in kinds:
+        right = text.rpartition("~")[2].strip()
+        raise FormulaError(f"{what} is {formula!r}, but it has no response: write '~ {right}'")
+    if "|" in kinds:
         raise FormulaError(
             f"{what} is {formula!r}: random-effects bars belong to the main formula, used without groups="
         )

@@ -9,19 +9,27 @@ from jmixed.algebra.newton import MAX_ITERATIONS, first_radius, pseudo_inverse
 from jmixed.errors import Outcome
 from jmixed.layout.index import Array
 from jmixed.likelihood.constrained import ConstrainedDeviance, Held
+from jmixed.likelihood.constrained_responses import ConstrainedResponse
 from jmixed.likelihood.contract import minimum
+from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.moments import Moments
+from jmixed.likelihood.quadrature import QuadratureDeviance
 from jmixed.likelihood.whitened import WhitenedDeviance
 from jmixed.runtime.compilation import program
+
+Source = Moments | WhitenedDeviance | LaplaceDeviance | QuadratureDeviance
+"""What a constrained fit is of: cross-products, what has them, or the criterion of a response with a family."""
+FEW = 1 << 12
+"""Rows of a batch, times nodes, up to which its fits take less time than to optimise their program."""
 
 
 class ConstrainedFit(NamedTuple):
     """A constrained optimum.
 
-    ``free`` (m + 1 + k,) are the chart's coordinates; ``slope`` and ``curvature`` are derivatives of the profile in the
-    held value u, ``tangent`` (m + 1 + k,) that of the coordinates. ``beta`` belongs to preconditioned columns, ``t`` is
-    log sigma, ``roots`` are square roots of the relative covariances in preconditioned columns, and ``rho`` (k,) are
-    the parameters of the residuals.
+    ``free`` (m + 1 + k,), or (m + p + k,) of a response with a family, are the chart's coordinates; ``slope`` and
+    ``curvature`` are derivatives of the profile in the held value u, ``tangent`` that of the coordinates. ``beta``
+    belongs to preconditioned columns, and kappa follows it; ``t`` is log sigma, ``roots`` are square roots of the
+    relative covariances in preconditioned columns, and ``rho`` (k,) are the parameters of the residuals.
     """
 
     value: Array
@@ -36,8 +44,14 @@ class ConstrainedFit(NamedTuple):
     converged: Array
 
 
-@program(static_argnames=("batch",))
-def solve_all(held: Held, u, start, source: Moments | WhitenedDeviance, batch: int) -> ConstrainedFit:
+def _is_small(held, u, start, source, batch):
+    if isinstance(source, QuadratureDeviance):
+        return batch * source.rows.y.shape[0] * len(source.weights) <= FEW
+    return isinstance(source, LaplaceDeviance) and batch * source.rows.y.shape[0] <= FEW
+
+
+@program(static_argnames=("batch",), brief=_is_small)
+def solve_all(held: Held, u, start, source: Source, batch: int) -> ConstrainedFit:
     """Constrained optima for held parameters, values u (n,) and starts (n, m + 1 + k), `batch` of them at a time."""
 
     lanes = (held, u, start)
@@ -49,8 +63,10 @@ def solve_all(held: Held, u, start, source: Moments | WhitenedDeviance, batch: i
     return jax.tree.map(lambda leaf: leaf.reshape(len(u), *leaf.shape[2:]), found)
 
 
-def _solve(held: Held, u, start, source: Moments | WhitenedDeviance) -> ConstrainedFit:
-    deviance, m = ConstrainedDeviance(held, source, u), held.keep.shape[0]
+def _solve(held: Held, u, start, source: Source) -> ConstrainedFit:
+    of_normal = isinstance(source, Moments | WhitenedDeviance)
+    deviance = ConstrainedDeviance(held, source, u) if of_normal else ConstrainedResponse(held, source, u)
+    m = held.keep.shape[0]
     # The first radius is one for the covariances: log sigma has a scale of its own.
     found = minimum(deviance, deviance.starts(start), MAX_ITERATIONS, radius=lambda x: first_radius(x[:m]))
     at, beyond = found.at, found.at.extras

@@ -24,7 +24,7 @@ from jmixed.covariance.structure import Straightened, split
 from jmixed.errors import ModelError
 from jmixed.fit import host
 from jmixed.fit.estimate import white_at
-from jmixed.fit.information import inverse_information
+from jmixed.fit.information import Information, inverse_information
 from jmixed.inference.residual_directions import residual_directions
 from jmixed.layout.design import Design
 from jmixed.likelihood import gaussian
@@ -101,6 +101,39 @@ class Curvature:
         return np.block([[own, across[:, None]], [across[None], np.full((1, 1), corner)]])
 
 
+def curvature_of_fit(fit: host.Fit, nobs: int, reml: bool) -> Curvature:
+    """What a fit of crossed factors by conjugate gradients has: its average information, and no second derivatives.
+
+    Those that only Kenward and Roger's method needs are nan.
+    """
+    known, fixed = fit.uncertainty, fit.fixed
+    assert isinstance(known, Information)
+    assert fixed is not None
+    m, p = len(known.gradient), len(fit.beta)
+    factors = factors_of_theta(known.structures, fit.theta)
+    roots = tuple(np.linalg.solve(T, factor) for T, factor in zip(known.T, factors, strict=True))
+    directions, bend = tangents(known.structures, roots, known.gradient)
+    return Curvature(
+        to_beta=fixed.to_beta,
+        inverse=fixed.inverse,
+        first=fixed.first,
+        second=np.full((m, m, p, p), np.nan),
+        traces=np.full(m, np.nan),
+        products=np.full((m, m), np.nan),
+        directions=directions,
+        hessian=directions.T @ known.hessian @ directions + bend,
+        free=np.eye(m),
+        scale_gradient=known.slope,
+        to_psi=psi_map(known.structures, known.T),
+        roots=roots,
+        T=known.T,
+        sigma=fit.sigma,
+        nu=nobs - p if reml else nobs,
+        nobs=nobs,
+        reml=reml,
+    )
+
+
 def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()) -> Curvature:
     """Exact derivatives at the estimate theta (m,), in the original columns, of a design without held coefficients.
 
@@ -112,10 +145,11 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()
     if k:
         held, roots, (at, inverse, logdet, A) = _of_whitened(design, theta, reml, rho)
     else:
-        held = host.design_moments(design)
+        held = host.padded_moments(design)
         roots = _roots(structures, theta, held.T)
         with double_precision():
-            at, inverse, logdet, A = jax.device_get(_program(held, roots, bool(reml)))
+            found = jax.device_get(_program(held, roots, bool(reml)))
+        at, inverse, logdet, A = _of_columns(found, design.X.shape[1])
     to_psi = diagonal_blocks(psi_map(structures, held.T), np.eye(k))
     m, n, p = len(at.gradient), design.nobs, design.X.shape[1]
     if free is None:
@@ -126,7 +160,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()
         directions = every = np.linalg.inv(to_psi)[:, np.asarray(free, bool)]
         bend = np.zeros((every.shape[1],) * 2)
     return Curvature(
-        to_beta=np.linalg.inv(held.R),
+        to_beta=np.linalg.inv(held.R[:p, :p]),
         inverse=inverse,
         first=A.first,
         second=A.second,
@@ -171,6 +205,12 @@ def _of_fixed(logdet, G):
     """A^-1, log|V|, and A."""
     p = G.value.shape[0] - 1
     return profile_fixed(G.value).inverse, logdet, jax.tree.map(lambda table: table[..., :p, :p], G)
+
+
+def _of_columns(found, p):
+    """What `_program` gives, without the columns of X that are none."""
+    at, inverse, logdet, A = found
+    return at, inverse[:p, :p], logdet, jax.tree.map(lambda table: table[..., :p, :p], A)
 
 
 def _of_whitened(design, theta, reml, rho):

@@ -130,11 +130,6 @@ class JointCovariance:
             total[start : start + step] += np.asarray((part @ self.rest).multiply(part).sum(axis=1)).ravel()
         return total
 
-    def prior_variances(self, codes, columns) -> np.ndarray:
-        """Variance of z b over the terms whose level is unknown (code -1), array (k,), in squared response units."""
-        parts = [np.where(code < 0, own, 0.0) for code, own in zip(codes, self._own_variances(columns), strict=True)]
-        return self.sigma**2 * np.sum(parts, axis=0)
-
     def rest_variances(self, codes, columns) -> np.ndarray:
         """Variances (k,) of what is left of z b for levels without rows once those of their relatives are known."""
         rests = self.rests or (None,) * len(codes)
@@ -185,11 +180,15 @@ class JointCovariance:
         return self.sigma**2 * np.block([[self.M, cross], [cross.T, (P + P.T) / 2 - K @ cross]])
 
 
-def joint_covariance(design: Design, codes, fit: Fit, related: Sequence[Related | None] = ()) -> JointCovariance:
+def joint_covariance(
+    design: Design, codes, fit: Fit, related: Sequence[Related | None] = (), weights: np.ndarray | None = None
+) -> JointCovariance:
     """The joint covariance at a fit; `codes` (n,) are the levels of the rows, one array per term.
 
-    `related` says of each term how its levels are related.
+    `related` says of each term how its levels are related. `weights` (n,) are those of the rows where some are
+    negative, which those of a design are not.
     """
+    of_rows = np.asarray(design.weights if weights is None else weights)
     structures, counts = design.layout.terms, dict(enumerate(design.counts))
     factors = sorted(range(len(counts)), key=lambda f: (-counts[f] * design.layout.factor_width(f), f))
     places, size, split = [np.empty((0, 0), np.int64)] * len(structures), 0, 0
@@ -204,7 +203,7 @@ def joint_covariance(design: Design, codes, fit: Fit, related: Sequence[Related 
     spreads = tuple(None if own is None else own.all_roots() for own in related)
     rests = tuple(None if own is None else np.append(np.zeros(len(own.root)), own.rest) for own in related)
     bases, priors, Z = _orthogonal(design, places, codes, fit, size, spreads)
-    weighted = Z.multiply(design.weights[:, None]).tocsr()
+    weighted = Z.multiply(of_rows[:, None]).tocsr()
     products, prior = _times(Z.T, weighted), _block_diagonal(places, priors, size)
     first = _conditional(prior[:split, :split], products[:split, :split])
     coupling = products[:split, split:]
@@ -221,16 +220,19 @@ def conditional_covariance(
     codes: Sequence[np.ndarray],
     fit: Fit,
     related: Sequence[Related | None] = (),
+    weights: np.ndarray | None = None,
 ) -> Any:
     """Conditional covariance of the random coefficients given the parameters, a sparse array (N, N).
 
     It is as dense as rows join coefficients, directly or through others: for coefficients that fall into many groups.
-    `places` (levels, q) say where those of each term stand, `codes` (n,) are the levels of the rows.
+    `places` (levels, q) say where those of each term stand, `codes` (n,) are the levels of the rows, `weights` as of
+    `joint_covariance`.
     """
+    of_rows = np.asarray(design.weights if weights is None else weights)
     size = sum(place.size for place in places)
     spreads = tuple(None if own is None else own.root for own in related)
     bases, priors, Z = _orthogonal(design, places, codes, fit, size, spreads)
-    products = _times(Z.T, Z.multiply(design.weights[:, None]))
+    products = _times(Z.T, Z.multiply(of_rows[:, None]))
     every = [np.repeat(np.arange(len(place)), place.shape[1]) for place in places]
     columns = [np.tile(T, (len(place), 1)) for T, place in zip(bases, places, strict=True)]
     # A term's rows one after the other, and then in the places of its coefficients.

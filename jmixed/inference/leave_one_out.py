@@ -11,10 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.batched import eigh
-from jmixed.fit.host import Fit
+from jmixed.algebra.newton import Point
+from jmixed.fit.host import FEW_RESPONSES, Fit
 from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
-from jmixed.layout.design import Design
+from jmixed.layout.design import Design, Rows
+from jmixed.likelihood.contract import Starts, minimum
+from jmixed.likelihood.laplace import laplace_deviance
 from jmixed.likelihood.preconditioning import preconditioners
+from jmixed.likelihood.quadrature import quadrature_deviance
 from jmixed.residual.series import without_patterns
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
@@ -34,7 +38,7 @@ ONE_STEP = 2
 class LeftOut:
     """Estimates without each of m clusters, NaN where the rest does not determine them, and how each refit ended.
 
-    theta (m, t), beta (m, p), sigma (m,), vcov_beta (m, p, p), outcome (m,), rho (m, r).
+    theta (m, t), beta (m, p), sigma (m,), vcov_beta (m, p, p), outcome (m,), rho (m, r), kappa (m, k).
     """
 
     theta: np.ndarray
@@ -43,6 +47,7 @@ class LeftOut:
     vcov_beta: np.ndarray
     outcome: np.ndarray
     rho: np.ndarray
+    kappa: np.ndarray
 
 
 def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool = False) -> LeftOut:
@@ -50,12 +55,7 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
 
     With `one_step` one Newton step with exact derivatives is taken from the estimate of the whole data, no more.
     """
-    count, nobs = int(clusters.max()) + 1, len(clusters)
-    rows = design.rows(bucket(nobs))
-    padded = np.full(len(rows.y), -1, np.int32)
-    padded[:nobs] = clusters
-    chosen = np.full(bucket(count), count - 1, np.int32)
-    chosen[:count] = np.arange(count)
+    rows, padded, chosen, count = _clustered(design, clusters)
     width = rows.X.shape[1] + sum(Z.shape[1] for Z in rows.Z)
     side_by_side = max(1, min(CHUNK, len(chosen), ENTRIES // (len(rows.y) * width)))
     limit = np.int32(ONE_STEP if one_step else MAX_ITERATIONS)
@@ -67,7 +67,18 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     none = {"beta": np.zeros((count, p)), "vcov_beta": np.zeros((count, p, p))}
     found = none | {"theta": np.zeros((count, 0)), "rho": np.zeros((count, 0))} | numbers
     found = {name: np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for name, part in found.items()}
-    return LeftOut(**found, outcome=outcome)
+    return LeftOut(**found, outcome=outcome, kappa=np.zeros((count, 0)))
+
+
+def _clustered(design: Design, clusters) -> tuple[Rows, np.ndarray, np.ndarray, int]:
+    """Rows with the cluster of each, -1 of none, and the clusters to leave out, both padded; how many these are."""
+    count, nobs = int(clusters.max()) + 1, len(clusters)
+    rows = design.rows(bucket(nobs))
+    padded = np.full(len(rows.y), -1, np.int32)
+    padded[:nobs] = clusters
+    chosen = np.full(bucket(count), count - 1, np.int32)
+    chosen[:count] = np.arange(count)
+    return rows, padded, chosen, count
 
 
 @program(static_argnames=("counted", "side_by_side"))
@@ -88,3 +99,44 @@ def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
         return numbers, solved.outcome, sound
 
     return jax.lax.map(without, chosen, batch_size=side_by_side)
+
+
+def one_step_of_family(design: Design, fit: Fit, clusters) -> LeftOut:
+    """One Newton step of the criterion without each cluster, from the `fit` of a response with a family."""
+    rows, padded, chosen, count = _clustered(design, clusters)
+    with double_precision():
+        given = rows, padded, chosen, fit.theta, fit.beta, fit.kappa
+        found, outcome, sound = jax.tree.map(lambda part: part[:count], jax.device_get(_family_program(*given)))
+    # JAX maps no empty arrays: what has no entries is left out.
+    none = {"theta": (0,), "beta": (0,), "vcov_beta": (0, 0), "kappa": (0,)}
+    found = {name: np.zeros((count, *shape)) for name, shape in none.items()} | found
+    found = {name: np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for name, part in found.items()}
+    return LeftOut(**found, sigma=np.ones(count), outcome=outcome, rho=np.zeros((count, 0)))
+
+
+def _has_few_rows(rows, *_):
+    return rows.y.shape[0] <= FEW_RESPONSES
+
+
+@program(brief=_has_few_rows)
+def _family_program(rows, clusters, chosen, theta, beta, kappa):
+    whole, nodes, p = laplace_deviance(rows), rows.layout.quadrature, rows.X.shape[1]
+    free = whole.preconditioned(beta, kappa)
+    first = whole.at_theta(theta, free)
+
+    def without(cluster):
+        left = whole.of_rows(clusters != cluster)
+        criterion, point = left, first
+        if nodes > 1:
+            criterion = quadrature_deviance(left, nodes)
+            point = Point(criterion.nowhere(), jnp.concatenate([theta, free]))
+        there = (left.responses.factors > 0).astype(rows.y.dtype)
+        told = eigh(left.X.T @ (there[:, None] * left.X) / jnp.sum(there))[0] > 1e-10 if p else jnp.ones(0, bool)
+        found = minimum(criterion, Starts(jax.tree.map(lambda a: a[None], point), 1), ONE_STEP)
+        result = criterion.estimates(found.at.point, found.at.value)
+        numbers = {name: result[name] for name in ("theta", "beta")} | {"kappa": result["rho"]}
+        numbers |= {"vcov_beta": left.on_scale(found.at.hessian)[:p, :p]}
+        numbers = {name: part for name, part in numbers.items() if part.size}
+        return numbers, found.outcome, jnp.all(told) & jnp.isfinite(found.at.value)
+
+    return jax.lax.map(without, chosen)

@@ -11,9 +11,9 @@ def posterior_draws(data: ModelRows, joint: JointCovariance, fit: Fit, draws: in
     """Draws from the normal distribution with the joint covariance of (beta^, b^) around the estimates.
 
     With a flat prior for beta this is the posterior given the variances. Nothing of the size of the joint covariance is
-    made: random effects b* and residuals are drawn, and the errors of the estimates of 0 and b* from Z b* + e* have
-    the distribution wanted (Papandreou and Yuille 2010, sampling by perturbation). Returned are beta (draws, p) and b
-    (draws, levels, q) by term.
+    made: random effects b* and residuals are drawn, and the error of the prediction of b* from Z b* + e* at a known
+    beta has the conditional distribution wanted (Papandreou and Yuille 2010, sampling by perturbation); errors of beta
+    are drawn beside it, and move b by K. Returned are beta (draws, p) and b (draws, levels, q) by term.
     """
     B = np.empty((joint.size, draws))
     for place, prior in zip(joint.places, joint.priors, strict=True):
@@ -23,8 +23,8 @@ def posterior_draws(data: ModelRows, joint: JointCovariance, fit: Fit, draws: in
     weights = data.weights[:, None]
     Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms], len(data.y))
     Y = Z @ B + joint.sigma / np.sqrt(weights) * rng.normal(size=(len(data.y), draws))
-    solved = weights * (Y - Z @ joint.times(Z.T @ (weights * Y)))
-    beta = joint.M @ (data.X.T @ solved)
-    B -= joint.times(Z.T @ (weights * (Y - data.X @ beta)))
+    values, vectors = np.linalg.eigh(joint.M)
+    beta = joint.sigma * (vectors * np.sqrt(np.maximum(values, 0))) @ rng.normal(size=(len(values), draws))
+    B += joint.K @ beta - joint.times(Z.T @ (weights * Y))
     modes = [fit.b[t.label] + np.moveaxis(b, -1, 0) for t, b in zip(data.terms, joint.original(B), strict=True)]
     return fit.beta - beta.T, modes

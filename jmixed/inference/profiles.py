@@ -1,5 +1,7 @@
 """Profiles of the ML deviance: how it grows when one parameter is held away from its estimate (Bates et al. 2015, 5.1).
 
+Of a response with a family it is -2 log-likelihood by the approximation of the fit.
+
 The signed root zeta(u) = sign(u - u^) sqrt(D(u) - D^) of each parameter is followed outwards from the estimate, all
 parameters and both directions in one batch. The derivative of D in u is exact (envelope theorem): it predicts where
 zeta reaches a level, and each constrained fit starts from the last one by the tangent. The constrained deviance may
@@ -14,32 +16,39 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jmixed.covariance.scales import factors_of_theta
+from jmixed.covariance.scales import diagonal_blocks, factors_of_theta
 from jmixed.covariance.structure import Structure
-from jmixed.inference.constrained_fits import ConstrainedFit, solve_all
+from jmixed.inference.constrained_fits import ConstrainedFit, Source, solve_all
 from jmixed.likelihood.constrained import Border, Held, HeldResidual
+from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.moments import Moments
+from jmixed.likelihood.quadrature import QuadratureDeviance
+from jmixed.likelihood.starts import is_thin, may_be_thin, terms_compete
 from jmixed.likelihood.whitened import WhitenedDeviance
 from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 
-SD, CORRELATION, SIGMA, COEFFICIENT, RESIDUAL = "sd", "cor", "sigma", "beta", "residual"
+SD, CORRELATION, SIGMA, COEFFICIENT, RESIDUAL, FURTHER = "sd", "cor", "sigma", "beta", "residual", "kappa"
 TOLERANCE = 1e-8
 """Of zeta where it shall reach a level."""
 MEMORY = 2**28
 """Bytes of derivative tables that a batch may take."""
+AT_ONCE = 1 << 12
+"""Rows, times nodes of quadrature, of a batch of fits of a response with a family."""
 MAX_CALLS = 40
 NEGLIGIBLE = 0.03
 """A standard deviation, in sigma of the rows, that is next to zero but not at it, where symmetry takes every slope."""
 NOTHING = 40.0
 """Logarithm of one over a correlation that is none."""
+LEVEL = 1e-3
+"""Of zeta that it still gains on as long a way again where it has levelled off."""
 SPACING = 0.05
 """Of zeta between the points of a trace."""
 
 
 class Parameter(NamedTuple):
-    """What is profiled: a coefficient or a residual parameter by its position, or a column (or two) of a term."""
+    """What is profiled: a coefficient or a further parameter by its position, or a column (or two) of a term."""
 
     kind: str
     term: int = 0
@@ -66,9 +75,34 @@ class Unconstrained:
     units: np.ndarray | None = None
 
     @property
+    def source(self) -> Source:
+        """What constrained fits are of."""
+        return self.moments if self.whitened is None else self.whitened
+
+    @property
     def structures(self):
         """Covariance structures of the terms."""
         return self.moments.layout.terms
+
+    @property
+    def T(self) -> tuple[np.ndarray, ...]:
+        """Preconditioners (q, q) of the terms' columns."""
+        return self.moments.T
+
+    @property
+    def R(self) -> np.ndarray:
+        """What takes coefficients, counted from `origin`, to those of preconditioned columns (p, p)."""
+        return self.moments.R
+
+    @property
+    def origin(self) -> np.ndarray:
+        """Least-squares estimates (p,)."""
+        return self.moments.beta0
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """The coefficients (p,)."""
+        return self.beta
 
     @property
     def residual(self) -> ResidualStructure:
@@ -80,7 +114,17 @@ class Unconstrained:
         return self.moments.layout if self.whitened is None else self.whitened.rows.layout
 
     @property
-    def bytes(self) -> int:
+    def at_once(self) -> int:
+        """How many constrained fits are made in one batch: as many as memory has room for."""
+        return MEMORY // self._bytes
+
+    @property
+    def has_several_minima(self) -> bool:
+        """Whether constrained fits start from elsewhere too."""
+        return True
+
+    @property
+    def _bytes(self) -> int:
         """What the derivatives of one constrained fit take."""
         table, whitened, k = self.moments.layout.fit_bytes(len(self.beta) + 1), self.whitened, len(self.rho)
         if whitened is None:
@@ -89,6 +133,90 @@ class Unconstrained:
             return 4 * (whitened.patterns.S.nbytes + whitened.patterns.own.nbytes)
         rows = 0 if whitened.combined is not None else whitened.rows.X.nbytes + sum(Z.nbytes for Z in whitened.rows.Z)
         return (table + rows + 1) * (1 + k) ** 2
+
+    def error(self, coefficient: int) -> float:
+        """About the standard error of a coefficient."""
+        a = np.linalg.solve(self.R.T, np.eye(len(self.beta))[coefficient])
+        return self.sigma * float(np.sqrt(a @ a))
+
+
+@dataclass(frozen=True)
+class UnconstrainedResponse:
+    """The fit of a response with a family and its criterion, in numpy arrays: theta (m,), beta (p,), kappa (k,).
+
+    `errors` (p + k,) are standard errors of the coefficients. Where the further predictors are `thresholds`, parameters
+    are these themselves, not the distances in kappa.
+    """
+
+    source: LaplaceDeviance | QuadratureDeviance
+    theta: np.ndarray
+    beta: np.ndarray
+    kappa: np.ndarray
+    objective: float
+    errors: np.ndarray
+    thresholds: bool = False
+    sigma: float = 1.0
+
+    @property
+    def _laplace(self) -> LaplaceDeviance:
+        return self.source if isinstance(self.source, LaplaceDeviance) else self.source.laplace
+
+    @property
+    def structures(self):
+        """Covariance structures of the terms."""
+        return self.source.rows.layout.terms
+
+    @property
+    def T(self) -> tuple[np.ndarray, ...]:
+        """Preconditioners (q, q) of the terms' columns."""
+        return tuple(np.asarray(T) for T in self._laplace.columns.T)
+
+    @property
+    def R(self) -> np.ndarray:
+        """What takes (beta, kappa) to those of preconditioned columns (p + k, p + k)."""
+        return diagonal_blocks(*(np.linalg.inv(np.asarray(basis)) for basis in self._laplace.bases))
+
+    @property
+    def origin(self) -> np.ndarray:
+        """Zeros (p + k,), from which the coefficients are counted."""
+        return np.zeros(len(self.coefficients))
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """(beta, kappa) (p + k,)."""
+        return np.concatenate([self.beta, self.kappa])
+
+    @property
+    def rho(self) -> np.ndarray:
+        """Parameters of the residuals, which there are none of."""
+        return np.zeros(0)
+
+    @property
+    def residual(self) -> ResidualStructure:
+        """Independent residuals."""
+        return self.source.rows.layout.residual
+
+    @property
+    def at_once(self) -> int:
+        """How many constrained fits are worth a batch: of many rows each is best by itself, and takes its own time."""
+        nodes = len(self.source.weights) if isinstance(self.source, QuadratureDeviance) else 1
+        return max(1, AT_ONCE // (self.source.rows.y.shape[0] * nodes))
+
+    @property
+    def has_several_minima(self) -> bool:
+        """Whether the fit itself is sought from several starts."""
+        layout, there = self.source.rows.layout, np.asarray(self.source.rows.weights) > 0
+        return terms_compete(layout.terms, layout.factors) or (
+            may_be_thin(layout) and bool(is_thin(layout, np.sum(there.astype(FLOAT))))
+        )
+
+    def error(self, coefficient: int) -> float:
+        """The standard error of a coefficient; of one that has none, one."""
+        known = float(self.errors[coefficient])
+        return known if np.isfinite(known) and known > 0 else 1.0
+
+
+Optimum = Unconstrained | UnconstrainedResponse
 
 
 @dataclass(frozen=True)
@@ -103,6 +231,8 @@ class Trace:
         Derivative of zeta in the value; infinite at the ends of a correlation's range.
     beta, sigma, covariances, rho : arrays (k, p), (k,), tuple of arrays (k, q, q), array (k, parameters)
         Estimates at each value; covariances relative to sigma^2, by term.
+    kappa : array (k, coefficients)
+        Of a response with a family, those of its further predictors.
     lower, upper : arrays (levels,)
         Where zeta is at minus and plus each of the cuts asked for.
     converged, improved : bool
@@ -116,6 +246,7 @@ class Trace:
     sigma: np.ndarray
     covariances: tuple[np.ndarray, ...]
     rho: np.ndarray
+    kappa: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
     converged: bool
@@ -123,7 +254,7 @@ class Trace:
 
 
 def profile(
-    estimate: Unconstrained,
+    estimate: Optimum,
     parameters: list[Parameter],
     cuts,
     steps: int = 0,
@@ -158,11 +289,11 @@ def profile(
 class _Batch:
     """All lanes of a profile, solved in one compiled call."""
 
-    def __init__(self, estimate: Unconstrained, lanes: list):
-        self.lanes, self.source = lanes, estimate.moments if estimate.whitened is None else estimate.whitened
+    def __init__(self, estimate: Optimum, lanes: list):
+        self.lanes, self.source = lanes, estimate.source
         self.counts = [1 + len(lane.others) for lane in lanes]
         size = bucket(sum(self.counts))
-        room = max(1, min(size, MEMORY // estimate.bytes))
+        room = max(1, min(size, estimate.at_once))
         self.batch = size if room >= size else 1 << (room.bit_length() - 1)
         self.fill = -(-size // self.batch) * self.batch - sum(self.counts)
         self.held = self._stack(
@@ -202,7 +333,7 @@ def _best(values, converged) -> int:
 class _Lane:
     """One parameter in one direction: the points so far, outwards from the estimate."""
 
-    def __init__(self, estimate: Unconstrained, parameter: Parameter, side: int):
+    def __init__(self, estimate: Optimum, parameter: Parameter, side: int):
         self.kind, self.side, self.objective = parameter.kind, side, estimate.objective
         self.held, self.start, self.free = _chart(estimate, parameter)
         self.others = _others(estimate, parameter)
@@ -233,6 +364,8 @@ class _Lane:
         near = [row for row in (inner, outer) if row is not None]
         if inner[0] == self.bound or any(abs(row[1] - target) <= self.tolerance for row in near):
             return None
+        if outer is None and self._is_level(inner, target):
+            return None
         best = min(near, key=lambda row: abs(row[1] - target))
         u = best[0] + self.side * (target - best[1]) / best[2] if best[2] > 0 else np.nan
         if outer is None:
@@ -252,6 +385,13 @@ class _Lane:
         u = inner[0] + self.side * min(move, reach if np.isfinite(move) else self.step)
         return self.bound if self.side * (u - self.bound) > 0 else u
 
+    def _is_level(self, row, target) -> bool:
+        """Whether zeta has levelled off at the outermost point before it reached the target."""
+        gain = row[2] * abs(row[0] - self.points[0][0])
+        # Zeta that only begins to rise gains at least as much again.
+        least = min(LEVEL, row[1] / 10, (target - row[1]) / 10)
+        return len(self.points) > 1 and np.isinf(self.bound) and bool(gain < least)
+
     def _bracket(self, target):
         """The outermost point before zeta first exceeds the target, and the one after it."""
         for k, row in enumerate(self.points):
@@ -264,11 +404,11 @@ class _Lane:
         inner, outer = self._bracket(target)
         best = min((row for row in (inner, outer) if row is not None), key=lambda row: abs(row[1] - target))
         if outer is None and inner[0] != self.bound and abs(best[1] - target) > self.tolerance:
-            return np.nan
+            return self.value(self.bound) if self._is_level(inner, target) else np.nan
         return self.value(best[0])
 
 
-def _scale(estimate: Unconstrained, parameter: Parameter) -> tuple[Callable[[float], float], Callable[[float], float]]:
+def _scale(estimate: Optimum, parameter: Parameter) -> tuple[Callable[[float], float], Callable[[float], float]]:
     """The parameter at the chart's u, and its derivative there."""
     if parameter.kind == SIGMA:
         return np.exp, np.exp
@@ -298,7 +438,7 @@ def _scale_of_residual(estimate, parameter):
     return value, rate
 
 
-def _bound(estimate: Unconstrained, parameter: Parameter, side: int) -> float:
+def _bound(estimate: Optimum, parameter: Parameter, side: int) -> float:
     """Where u ends: at a value at which the likelihood is that of a model with a parameter less."""
     if parameter.kind == SD and side < 0:
         return 0.0
@@ -309,30 +449,36 @@ def _bound(estimate: Unconstrained, parameter: Parameter, side: int) -> float:
     return -NOTHING if correlation and side < 0 and estimate.residual.bounds[0] == 0 else side * np.inf
 
 
-def _shift(estimate: Unconstrained, parameter: Parameter) -> float:
+def _shift(estimate: Optimum, parameter: Parameter) -> float:
     """What u lacks of the parameter: coefficients are counted from their least-squares estimates."""
-    return float(estimate.moments.beta0[parameter.first]) if parameter.kind == COEFFICIENT else 0.0
+    place = _coefficient(estimate, parameter)
+    return 0.0 if place is None else float(estimate.origin[place])
 
 
-def _first_step(estimate: Unconstrained, parameter: Parameter) -> float:
+def _coefficient(estimate: Optimum, parameter: Parameter) -> int | None:
+    """The place of a parameter among the coefficients, those of further predictors behind the others; else None."""
+    if parameter.kind == FURTHER:
+        return len(estimate.beta) + parameter.first
+    return parameter.first if parameter.kind == COEFFICIENT else None
+
+
+def _first_step(estimate: Optimum, parameter: Parameter) -> float:
     """A step in u that is taken when derivatives at the estimate tell nothing."""
     if parameter.kind == SD:
         return 0.1 * estimate.sigma * _unit(estimate, parameter)
-    if parameter.kind == COEFFICIENT:
-        a = np.linalg.solve(estimate.moments.R.T, np.eye(len(estimate.beta))[parameter.first])
-        return estimate.sigma * float(np.sqrt(a @ a))
-    return 0.1
+    place = _coefficient(estimate, parameter)
+    return 0.1 if place is None else estimate.error(place)
 
 
-def _unit(estimate: Unconstrained, parameter: Parameter) -> float:
+def _unit(estimate: Optimum, parameter: Parameter) -> float:
     """The standard deviation that a coordinate of length one in preconditioned columns stands for.
 
     It is the inverse of what no other column of the term says, so that a shift of a slope's origin does not change it.
     """
-    return float(np.linalg.norm(estimate.moments.T[parameter.term][parameter.first]))
+    return float(np.linalg.norm(estimate.T[parameter.term][parameter.first]))
 
 
-def _others(estimate: Unconstrained, parameter: Parameter) -> list[np.ndarray]:
+def _others(estimate: Optimum, parameter: Parameter) -> list[np.ndarray]:
     """Where else constrained fits start: coordinates of the chart.
 
     Variances of one in preconditioned columns; each term in turn with next to nothing, where a zero may become the
@@ -340,11 +486,11 @@ def _others(estimate: Unconstrained, parameter: Parameter) -> list[np.ndarray]:
     correlations are alike.
     """
     ones = [np.eye(structure.q) for structure in estimate.structures]
-    roots = [ones]
+    roots = [ones] if ones else []
     if len(ones) > 1:
         roots += [[NEGLIGIBLE * one if t == k else one for t, one in enumerate(ones)] for k in range(len(ones))]
-    back = [[T @ root for T, root in zip(estimate.moments.T, every, strict=True)] for every in roots]
-    found = [_chart(estimate, parameter, factors)[2] for factors in back] if ones else []
+    back = [[T @ root for T, root in zip(estimate.T, every, strict=True)] for every in roots]
+    found = [_chart(estimate, parameter, factors)[2] for factors in back] if estimate.has_several_minima else []
     if ones and len(estimate.residual.starts) > 1:
         # With random effects the share of the correlations is another where a search starts from.
         tau = [np.asarray(tau) for tau in estimate.residual.starts]
@@ -356,7 +502,7 @@ def _others(estimate: Unconstrained, parameter: Parameter) -> list[np.ndarray]:
     return found
 
 
-def _chart(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple[Held, float, np.ndarray]:
+def _chart(estimate: Optimum, parameter: Parameter, factors=None) -> tuple[Held, float, np.ndarray]:
     """The chart in which a parameter is a coordinate, its value u at the estimate, and the other coordinates there.
 
     The other coordinates (m + 1 + k,) are those of the terms, log sigma, and those of the residuals' parameters.
@@ -378,20 +524,39 @@ def _chart(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple
         keep[start : start + 3], active[start + 1] = 0, False
     elif parameter.kind == SIGMA:
         u, active[-1] = np.log(estimate.sigma), False
-    elif parameter.kind == COEFFICIENT:
-        u = estimate.beta[parameter.first] - _shift(estimate, parameter)
-    border = _border(estimate.moments.R, parameter.first if parameter.kind == COEFFICIENT else None)
     sigma = np.asarray(parameter.kind == SIGMA, FLOAT)
+    of_terms = bases, keep, squared, direct, first, second, sigma
+    if isinstance(estimate, UnconstrainedResponse):
+        border, steps, c, held = _coefficients(estimate, parameter)
+        active = np.concatenate([active[:-1], border.padding == 0])
+        held_at = u if held is None else held
+        return Held(*of_terms, border, active, steps=steps), float(held_at), np.append(x, c)
+    border, place = _border(estimate.R, _coefficient(estimate, parameter)), _coefficient(estimate, parameter)
+    u = u if place is None else estimate.beta[place] - _shift(estimate, parameter)
     x = np.append(x, np.log(estimate.sigma))
     if not len(estimate.rho):
-        return Held(bases, keep, squared, direct, first, second, sigma, border, active), float(u), x
+        return Held(*of_terms, border, active), float(u), x
     residual, moves, v, found = _residual_chart(estimate, parameter)
     active, u = np.append(active, moves), u if found is None else found
-    held = Held(bases, keep, squared, direct, first, second, sigma, border, active, residual)
-    return held, float(u), np.append(x, v)
+    return Held(*of_terms, border, active, residual), float(u), np.append(x, v)
 
 
-def _residual_chart(estimate: Unconstrained, parameter: Parameter):
+def _coefficients(estimate: UnconstrainedResponse, parameter: Parameter):
+    """The constraint on (beta, kappa), what is taken from u for a threshold, their coordinates, and u; else None."""
+    R, values, place = estimate.R, estimate.coefficients, _coefficient(estimate, parameter)
+    y, p = R @ values, len(estimate.beta)
+    steps = np.zeros(len(y))
+    if place is None or not (estimate.thresholds and place > p):
+        border = _border(R, place)
+        return border, steps, border.free.T @ y, None if place is None else values[place]
+    # A later threshold is the first one with the steps to it.
+    steps[p + 1 : place + 1] = 1 / np.diag(R)[p + 1 : place + 1]
+    free, padding, particular = np.eye(len(y)), np.zeros(len(y)), np.zeros(len(y))
+    free[p, p], padding[p], particular[p] = 0, 1, R[p, p]
+    return Border(free, padding, particular), steps, y, values[p] + np.sum(np.exp(values[p + 1 : place + 1]))
+
+
+def _residual_chart(estimate: Optimum, parameter: Parameter):
     """The same of rho (k,): what is held, which coordinates move, and where they and u are; None of another kind."""
     k, place, v, u = estimate.residual.columns, parameter.first, np.array(estimate.rho), None
     entries, number, moves = np.zeros(len(v)), np.asarray(-1, np.int32), np.ones(len(v), bool)
@@ -404,11 +569,11 @@ def _residual_chart(estimate: Unconstrained, parameter: Parameter):
     return HeldResidual(entries, number), moves, v, u
 
 
-def _bases(estimate: Unconstrained, parameter: Parameter, factors=None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def _bases(estimate: Optimum, parameter: Parameter, factors=None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Bases with the parameter's columns first in their term, the others orthogonal, and the estimate in them."""
     bases, pieces = [], []
     factors = factors_of_theta(estimate.structures, estimate.theta) if factors is None else factors
-    terms = zip(estimate.structures, estimate.moments.T, factors, strict=True)
+    terms = zip(estimate.structures, estimate.T, factors, strict=True)
     for t, (structure, T, factor) in enumerate(terms):
         leading = _leading(parameter) if t == parameter.term else []
         basis, piece = structure.chart_beside(leading, factor, T)
@@ -451,7 +616,7 @@ def _spread(points):
     return kept
 
 
-def _collect(estimate: Unconstrained, pair: list[_Lane], found: np.ndarray) -> Trace:
+def _collect(estimate: Optimum, pair: list[_Lane], found: np.ndarray) -> Trace:
     """The points of both directions in one trace."""
     down, up = pair
     rows = [(-1, row) for row in reversed(_spread(down.points))] + [(1, row) for row in _spread(up.points)[1:]]
@@ -459,14 +624,14 @@ def _collect(estimate: Unconstrained, pair: list[_Lane], found: np.ndarray) -> T
     u = np.array([row[0] for _, row in rows])
     with np.errstate(divide="ignore"):
         slope = np.array([row[2] for _, row in rows]) / np.array([up.rate(value) for value in u])
-    R = estimate.moments.R
-    beta = np.array([estimate.moments.beta0 + np.linalg.solve(R, point.beta) for point in points])
-    roots = [np.stack([T @ point.roots[t] for point in points]) for t, T in enumerate(estimate.moments.T)]
+    coefficients = np.array([estimate.origin + np.linalg.solve(estimate.R, point.beta) for point in points])
+    roots = [np.stack([T @ point.roots[t] for point in points]) for t, T in enumerate(estimate.T)]
     return Trace(
         value=np.array([up.value(value) for value in u]),
         zeta=np.array([side * row[1] for side, row in rows]),
         slope=slope,
-        beta=beta,
+        beta=coefficients[:, : len(estimate.beta)],
+        kappa=coefficients[:, len(estimate.beta) :],
         sigma=np.exp([float(point.t) for point in points]),
         covariances=tuple(root @ np.swapaxes(root, 1, 2) for root in roots),
         rho=np.array([point.rho for point in points]),

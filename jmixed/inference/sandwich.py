@@ -36,20 +36,57 @@ def cluster_sandwich(data: ModelRows, joint: JointCovariance, beta, clusters, ki
     return sandwich * count / (count - 1) if kind == "CR1" else sandwich
 
 
+def degrees_of_freedom(data: ModelRows, joint: JointCovariance, clusters, kind: str, L: np.ndarray) -> np.ndarray:
+    """Satterthwaite's degrees of freedom (k,) of contrasts L (k, p) whose variances `cluster_sandwich` estimates.
+
+    A variance is a sum of squares g_i'e over m clusters, with the model as working covariance a quadratic form whose
+    weights are the eigenvalues of the covariance of the g_i'e: (Bell and McCaffrey 2002; Pustejovsky and Tipton 2018).
+    """
+    weights = joint.M @ L.T
+    own, across = [], []
+    for rows in _by_cluster(clusters):
+        X, V = data.X[rows], _covariance(data, joint, rows)
+        g = np.linalg.solve(V, X @ weights)
+        if kind == "CR2":
+            g = _correction(X, V, joint.M) @ g
+        own.append(np.einsum("ik,ij,jk->k", g, V, g))
+        across.append(X.T @ g)
+    left, b = np.array(own), np.array(across)
+    out = np.empty(len(L))
+    for k in range(len(L)):
+        covariance = np.diag(left[:, k]) - b[:, :, k] @ joint.M @ b[:, :, k].T
+        out[k] = np.trace(covariance) ** 2 / np.sum(covariance**2)
+    return out
+
+
 def _adjusted(data, joint, residuals, clusters):
     """A e of CR2, cluster by cluster."""
     out = np.empty_like(residuals)
-    order = np.argsort(clusters, kind="stable")
-    for rows in np.split(order, np.cumsum(np.bincount(clusters))[:-1]):
-        X = data.X[rows]
-        V = np.diag(1 / data.weights[rows])
-        for term, prior, T in zip(data.terms, joint.priors, joint.bases, strict=True):
-            codes, Z = term.codes[rows], term.Z[rows] @ T
-            V += (Z @ prior @ Z.T) * (codes[:, None] == codes)
-        D = np.linalg.cholesky(V).T
-        values, vectors = np.linalg.eigh(D @ (V - X @ joint.M @ X.T) @ D.T)
-        # B is singular where a cluster alone determines a coefficient: the Moore-Penrose inverse leaves that part out.
-        sound = values > 1e-12 * values[-1]
-        root = np.where(sound, 1 / np.sqrt(np.where(sound, values, 1)), 0)
-        out[rows] = D.T @ (vectors @ (root * (vectors.T @ (D @ residuals[rows]))))
+    for rows in _by_cluster(clusters):
+        V = _covariance(data, joint, rows)
+        out[rows] = _correction(data.X[rows], V, joint.M) @ residuals[rows]
     return out
+
+
+def _by_cluster(clusters):
+    """The rows of each cluster."""
+    return np.split(np.argsort(clusters, kind="stable"), np.cumsum(np.bincount(clusters))[:-1])
+
+
+def _covariance(data, joint, rows):
+    """The model's covariance of some rows, relative to the residual variance."""
+    V = np.diag(1 / data.weights[rows])
+    for term, prior, T in zip(data.terms, joint.priors, joint.bases, strict=True):
+        codes, Z = term.codes[rows], term.Z[rows] @ T
+        V += (Z @ prior @ Z.T) * (codes[:, None] == codes)
+    return V
+
+
+def _correction(X, V, M):
+    """A = D'B^(-1/2) D of a cluster, symmetric."""
+    D = np.linalg.cholesky(V).T
+    values, vectors = np.linalg.eigh(D @ (V - X @ M @ X.T) @ D.T)
+    # B is singular where a cluster alone determines a coefficient: the Moore-Penrose inverse leaves that part out.
+    sound = values > 1e-12 * values[-1]
+    root = np.where(sound, 1 / np.sqrt(np.where(sound, values, 1)), 0)
+    return D.T @ (vectors * root) @ vectors.T @ D

@@ -43,27 +43,29 @@ class Related(Protocol):
 def draw_responses(
     mean: np.ndarray,
     terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, Related | None]],
-    residuals: Callable[[np.ndarray], np.ndarray],
+    respond: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    numbers: int,
     n: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Draw n responses (n, nobs) with new random effects and new residuals.
+    """Draw n responses (n, nobs) with new random effects.
 
     Replicates are drawn one after the other, so that calls with the same generator that ask for a few at a time give
-    what one call gives. `mean` (nobs,) is the fixed part with the offset, and `residuals` makes residuals of standard
-    normal numbers (n, nobs). A term is (codes (nobs,), Z (nobs, q), factor (q, q), relationship or None): the level of
-    each row, columns, a square root of the covariance of a level's effects, and how levels are related.
+    what one call gives. `mean` (nobs,) is the fixed part with the offset, and `respond` makes responses of predictors
+    (n, nobs) and so many standard normal `numbers` for each (n, numbers). A term is (codes (nobs,), Z (nobs, q), factor
+    (q, q), relationship or None): the level of each row, columns, a square root of the covariance of a level's effects,
+    and how levels are related.
     """
     shapes = [
         (int(codes.max()) + 1 if related is None else related.size, len(factor)) for codes, _, factor, related in terms
     ]
-    ends = np.cumsum([levels * q for levels, q in shapes] + [len(mean)])
+    ends = np.cumsum([levels * q for levels, q in shapes] + [numbers])
     draws = np.split(rng.standard_normal((n, ends[-1])), ends[:-1], axis=1)
-    y = mean + residuals(draws[-1])
+    predictor = np.tile(mean, (n, 1))
     for (codes, Z, factor, related), (levels, q), own in zip(terms, shapes, draws[:-1], strict=True):
         effects = own.reshape(n, levels, q) @ factor.T
         if related is not None:
             effects = related.drawn(effects)
         for k in range(q):
-            y += effects[:, codes, k] * Z[:, k]
-    return y
+            predictor += effects[:, codes, k] * Z[:, k]
+    return respond(predictor, draws[-1])

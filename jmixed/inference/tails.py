@@ -46,6 +46,14 @@ def p_of_t(t: np.ndarray, df: np.ndarray) -> np.ndarray:
     return 2 * np.where(normal, special.ndtr(-np.abs(t)), special.stdtr(np.where(normal, 1, df), -np.abs(t)))
 
 
+def t_reach(tail: float, df: np.ndarray) -> np.ndarray:
+    """What a t variable exceeds with probability `tail`; infinite degrees of freedom are the normal distribution."""
+    from scipy import special
+
+    normal = np.isinf(df)
+    return -np.where(normal, special.ndtri(tail), special.stdtrit(np.where(normal, 1, df), tail))
+
+
 def p_of_F(F: float, num_df: int, den_df: float) -> float:
     """The probability of a larger F; infinite denominator degrees of freedom are the chi-square distribution."""
     from scipy import special

@@ -77,9 +77,16 @@ def variance_explained(data: ModelRows, fit: Fit, residual: float) -> VarianceEx
     mean over the rows of z Sigma z', times K's diagonal where levels are related, summed over the terms; `residual` is
     the residual variance, a mean likewise.
     """
+    fixed, random = variances_of_predictors(data, fit)
+    total = fixed + random + residual
+    return VarianceExplained(fixed / total, (fixed + random) / total, fixed, random, residual)
+
+
+def variances_of_predictors(data: ModelRows, fit: Fit) -> tuple[float, float]:
+    """The variances of the fixed and of the random effects in `variance_explained`."""
     known = [known_variances(term) for term in data.terms]
     diagonals = [None if own is None else own[term.codes] for own, term in zip(known, data.terms, strict=True)]
-    return _explained(data, fit, residual, _of_terms(data, fit, diagonals))
+    return _fixed_variance(data, fit), float(sum(_of_terms(data, fit, diagonals).values()))
 
 
 def intraclass_correlation(data: ModelRows, fit: Fit, residual: float) -> IntraclassCorrelation:
@@ -88,12 +95,12 @@ def intraclass_correlation(data: ModelRows, fit: Fit, residual: float) -> Intrac
     Of related levels the variance is that of a level whose K is one: of an animal that is not inbred.
     """
     of_terms = _of_terms(data, fit, [None] * len(data.terms))
-    shares = _explained(data, fit, residual, of_terms)
-    left = shares.random + shares.residual
+    random = float(sum(of_terms.values()))
+    left = random + residual
     by_group: dict[str, float] = {}
     for term in data.terms:
         by_group[term.group] = by_group.get(term.group, 0.0) + float(of_terms[term.label]) / left
-    return IntraclassCorrelation(shares.random / left, shares.conditional - shares.marginal, by_group)
+    return IntraclassCorrelation(random / left, random / (_fixed_variance(data, fit) + left), by_group)
 
 
 def known_variances(term: TermRows) -> np.ndarray | None:
@@ -115,13 +122,10 @@ def _inverse_program(known, values):
     return selected_inverse(factorise(known, values))
 
 
-def _explained(data, fit, residual, of_terms):
+def _fixed_variance(data, fit):
     values = data.X @ fit.beta
     # Less one of them: what does not vary has a variance of zero, not of its rounding.
-    fixed = float(np.var(values - values[0], ddof=1))
-    random = float(sum(of_terms.values()))
-    total = fixed + random + residual
-    return VarianceExplained(fixed / total, (fixed + random) / total, fixed, random, residual)
+    return float(np.var(values - values[0], ddof=1))
 
 
 def _of_terms(data, fit, weights):

@@ -24,11 +24,6 @@ class VarianceParameters:
     values: np.ndarray
     covariance: np.ndarray
 
-    @property
-    def standard_errors(self) -> np.ndarray:
-        """Square roots of the variances, array (k,)."""
-        return np.sqrt(np.diag(self.covariance))
-
 
 def standard_deviations(curvature: Curvature, structures, theta) -> VarianceParameters:
     """Standard deviations and correlations of the random effects at the estimate theta (m,), then sigma.

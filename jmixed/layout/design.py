@@ -106,6 +106,20 @@ def _number_of(stated) -> int:
     return number
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ResponseRows:
+    """What a response has beside its value, row by row, in a model with a family of responses."""
+
+    trials: Array  # (nobs,) numbers of trials; ones where a response has none
+    extras: tuple[Array, ...]  # (nobs, k) columns of each further predictor of the family, in its order
+
+    def padded(self, size: int | None) -> "ResponseRows":
+        """With rows behind, up to a size."""
+        extras = tuple(_extend(columns, size, -2) for columns in self.extras)
+        return ResponseRows(_extend(self.trials, size, -1), extras)
+
+
 @checked
 @dataclass(frozen=True)
 class Design:
@@ -142,6 +156,9 @@ class Design:
         Names of each factor's levels, where they are known: trees do not take them along.
     series : Series of arrays (nobs, ...), or None
         The rows' places in the series of a residual structure.
+    response : ResponseRows or None
+        Trials, and columns of further predictors, where ``layout.family`` is the family of the response. Weights are
+        then as the family has them, and a row of weight zero counts as left out all the same.
 
     Examples
     --------
@@ -163,13 +180,14 @@ class Design:
     totals: Totals | None = None
     levels: tuple[Any, ...] | None = field(default=None, repr=False, compare=False)
     series: Series | None = field(default=None, repr=False)
+    response: ResponseRows | None = field(default=None, repr=False)
 
     def __getattr__(self, name):
         """What a design that comes out of a pytree has been made of: without padding, by name."""
         if name not in _FIELDS or "_rows" not in self.__dict__:
             raise AttributeError(f"a Design has no attribute {name!r}")
         rows = self.__dict__["_rows"]
-        if name in ("index", "layout", "totals", "series"):
+        if name in ("index", "layout", "totals", "series", "response"):
             return getattr(rows, name)
         known = self.__dict__["_names"].known_by(self.__dict__["_key"])
         if name in ("labels", "counts"):
@@ -241,12 +259,20 @@ class Design:
         series = self.series if weights is None else without_patterns(self.series)
         return _replace(self, **changes, Z={**self.Z, **(Z or {})}, series=series)
 
-    def rows(self, size: int | None = None) -> "Rows":
-        """The arrays without names, what the compiled programs take, padded to `size` rows by some of weight zero."""
+    def rows(self, size: int | None = None, columns: int | None = None) -> "Rows":
+        """The arrays without names, what the compiled programs take, padded to `size` rows by some of weight zero.
+
+        `columns` pads X to that many columns, by some of zeros.
+        """
         Z = tuple(_extend(self.Z[label], size, -2) for label in self.labels)
         y, weights, offset = (_extend(array, size, -1) for array in (self.y, self.weights, self.offset))
         series = None if self.series is None else padded_series(self.series, size)
-        return Rows(y, _extend(self.X, size, -2), Z, weights, offset, self.index, self.layout, self.totals, series)
+        response = None if self.response is None else self.response.padded(size)
+        X, beside = _extend(self.X, size, -2), (self.index, self.layout, self.totals, series, response)
+        if columns is None:
+            return Rows(y, X, Z, weights, offset, *beside)
+        padding = np.asarray(columns - X.shape[1], self.y.dtype)
+        return Rows(y, _extend(X, columns, -1), Z, weights, offset, *beside, padding)
 
 
 _FIELDS = frozenset(one.name for one in fields(Design)) - {"levels"}
@@ -255,6 +281,17 @@ _FIELDS = frozenset(one.name for one in fields(Design)) - {"levels"}
 def without_coefficients(design: Design, beta: Array, free: Array) -> Design:
     """The design with the columns of coefficients that are not free moved into the offset, at their values in beta."""
     return _replace(design, X=design.X[:, free], offset=design.offset + design.X[:, ~free] @ beta[~free])
+
+
+def with_family(design: Design, family, trials: Array, columns: Mapping[str, Array], quadrature: int = 1) -> Design:
+    """The design of a response with a family, which has `columns` (n, k) for some of its further predictors by name.
+
+    Of the others the columns are ones.
+    """
+    ones = np.ones((np.shape(design.y)[-1], 1), np.asarray(design.y).dtype)
+    extras = tuple(columns.get(name, ones) for name in family.extras)
+    layout = _replace(design.layout, family=family, quadrature=quadrature)
+    return _replace(design, layout=layout, response=ResponseRows(trials, extras))
 
 
 def names_of(design: Design) -> tuple[Names, Any]:
@@ -337,6 +374,9 @@ class Rows:
     index, layout, totals
         As of a `Design`.
     series : Series of arrays (rows, ...), or None
+    response : ResponseRows of arrays (rows, ...), or None
+    padding : scalar, or None
+        How many columns of X, the last ones, are not there; None: all are.
     """
 
     y: Array
@@ -348,6 +388,8 @@ class Rows:
     layout: Layout = static()
     totals: Totals | None = None
     series: Any = None
+    response: ResponseRows | None = None
+    padding: Array | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from jmixed.covariance.structure import Structure
 from jmixed.errors import ModelError
+from jmixed.families.family import Family
 from jmixed.residual.independent import Independent
 from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime import device
@@ -12,6 +13,8 @@ DENSE, SPARSE = "dense", "sparse"
 """How the couplings of leaves with a crossed core are kept: all of them, or those that occur."""
 EQUATIONS = "equations"
 """All coefficients are eliminated together, from sparse equations: see `jmixed.likelihood.equations`."""
+UNPLACED = "unplaced"
+"""Levels have no places in blocks: the rows of crossed factors that are fitted by conjugate gradients."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,15 @@ class Layout:
     blocks: tuple[int, ...]  # number of blocks of each stage, rounded up to a bucket size
     levels: tuple[int, ...]  # number of levels of each factor, rounded up likewise
     nested: tuple[tuple[bool, ...], ...]  # nested[f][g]: every level of factor f lies inside one level of factor g
-    crossed: str = ""  # empty, `DENSE`, `SPARSE` or `EQUATIONS`
+    crossed: str = ""  # empty, `DENSE`, `SPARSE`, `EQUATIONS` or `UNPLACED`
     residual: ResidualStructure = Independent()
+    family: Family | None = None  # of the response; None: Gaussian, with all that has a closed form profiled out
+    quadrature: int = 1  # nodes for each random effect; one is the Laplace approximation
+
+    @property
+    def has_positive_weights(self) -> bool:
+        """Whether no weight of a row is ever negative."""
+        return self.family is None or self.family.is_log_concave
 
     def factor_width(self, factor: int) -> int:
         """Number of columns of one level of a factor."""
@@ -41,6 +51,12 @@ class Layout:
     def stage_width(self, stage: int) -> int:
         """Number of columns of one block of a stage."""
         return sum(slots * self.factor_width(f) for f, slots in self.stages[stage])
+
+    @property
+    def widest(self) -> int:
+        """Rows of the largest dense block that an elimination factors; 0 of sparse equations, which have none."""
+        whole = self.crossed not in (EQUATIONS, UNPLACED)
+        return max((self.stage_width(s) for s in range(len(self.stages))), default=0) if whole else 0
 
     def stage_of(self, factor: int) -> int:
         """The stage in which a factor is eliminated."""
@@ -112,6 +128,8 @@ def require_memory(needed: int, width: int) -> None:
     """Refuse a fit that would need so many bytes, and leave a block of that width, before any memory is taken."""
     if short := device.shortage(needed):
         raise ModelError(
-            f"this fit would need {short}: its crossed factors leave a dense block of {width} columns. Drop the "
-            "crossed factor with the fewer rows per level, or merge its levels"
+            f"this would need {short}: its crossed factors leave a dense block of {width} columns. Drop the crossed "
+            "factor with the fewer rows per level, or merge its levels; model.fit() of a linear model does without the "
+            "block (crossed='iterative')",
+            page="scale.md#crossed-factors-of-many-levels",
         )

@@ -4,7 +4,7 @@ This is the border between the two sides: terms with names come in, a `Design` o
 """
 
 from collections.abc import Sequence, Sized
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,12 +13,13 @@ from jmixed.covariance.registry import structure_of
 from jmixed.errors import ModelError
 from jmixed.layout.design import Design, Totals
 from jmixed.layout.index import Coupling, Grouping, Index, Links
-from jmixed.layout.layout import DENSE, EQUATIONS, SPARSE, Layout, require_memory
+from jmixed.layout.layout import DENSE, EQUATIONS, SPARSE, UNPLACED, Layout, require_memory
 from jmixed.layout.system import system_of
 from jmixed.residual.independent import Independent
 from jmixed.residual.registry import VISITS, residual_structure
 from jmixed.residual.series import Series, series_of
 from jmixed.residual.structure import ResidualStructure
+from jmixed.runtime import device
 from jmixed.runtime.memory import bucket, extended
 from jmixed.runtime.precision import FLOAT
 
@@ -144,6 +145,72 @@ def stack(data: ModelRows, density: float = DENSITY) -> Design:
         layout, index = replace(layout, crossed=SPARSE), replace(index, links=links)
     require_memory(layout.fit_bytes(fixed), width)
     return _design(data, layout, index, factors, counts)
+
+
+def unplaced(data: ModelRows) -> Design:
+    """The rows and terms of a model whose levels have no places in blocks: nothing is eliminated from it."""
+    factors = _merge(data.terms)
+    counts = [len(data.terms[members[0]].levels) for members in factors]
+    structures = tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms)
+    layout = Layout(structures, tuple(factors), (), (), (), (), UNPLACED)
+    return _design(data, layout, Index((), (), (), (), (), (), ()), factors, counts)
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """How the factors of a model cross.
+
+    Attributes
+    ----------
+    factors : tuple of tuple of int
+        For each factor the terms that share it.
+    reason : str
+        Why the iterative way is not for the model; empty where it is.
+    width : int
+        Columns of the one dense block that the exact way would have; zero where it has none.
+    shortage : str or None
+        What the exact way would need and what memory there is, where that does not suffice.
+    """
+
+    factors: tuple[tuple[int, ...], ...]
+    reason: str = ""
+    width: int = 0
+    shortage: str | None = None
+
+
+def crossing(data: ModelRows, least: int = 0) -> Crossing:
+    """How the factors cross: known without listing what they have in common.
+
+    Where all factors but the largest have fewer than `least` columns together, they are not looked at any closer.
+    """
+    factors = tuple(_merge(data.terms))
+    if data.residual is not None:
+        return Crossing(factors, "its residuals have parameters (residual=, dispersion=)")
+    if any(term.root is not None or term.precision is not None for term in data.terms):
+        return Crossing(factors, "its levels are related (relationship=)")
+    codes = [data.terms[members[0]].codes for members in factors]
+    counts = [len(data.terms[members[0]].levels) for members in factors]
+    widths = [sum(data.terms[t].Z.shape[1] for t in members) for members in factors]
+    sizes = sorted((count * width for count, width in zip(counts, widths, strict=True)), reverse=True)
+    nested = "it has no crossed factors, and its levels are eliminated one after another without any large matrix"
+    if len(factors) < 2:
+        return Crossing(factors, nested)
+    if sum(sizes[1:]) < least:
+        return Crossing(factors)
+    within = _nesting(codes, counts)
+    by_size = sorted(range(len(counts)), key=lambda f: -counts[f])
+    if all(within[f][g] is not None for k, g in enumerate(by_size) for f in by_size[:k]):
+        return Crossing(factors, nested)
+    chain, core, component, crossed = _order(codes, counts, widths, within, [False] * len(factors))
+    if crossed:
+        width, (leaf, *_) = sum(counts[f] * widths[f] for f in core), chain
+        blocks, leaves = 1, counts[leaf] * widths[leaf] ** 2
+    else:
+        width = sum(widths[f] * int(_slots(codes[f], counts[f], component).max() + 1) for f in core)
+        blocks, leaves = int(component.max()) + 1, 0
+    # Ten matrices of the block's size, and what goes with the leaves: see `Layout.fit_bytes`.
+    needed = 8 * (12 * blocks * width**2 + 10 * leaves * (data.X.shape[1] + 2))
+    return Crossing(factors, "", width, device.shortage(needed))
 
 
 def _equations(data, structures, factors, codes, counts, within):

@@ -146,6 +146,9 @@ class Held(NamedTuple):
         Which of the entries of L, of t, and of rho are free; x is free in the place of the cosine.
     residual : HeldResidual or None
         Of residuals that have parameters.
+    steps : array (p + k,) or None
+        Of a response with a family: what is taken from u, as `jmixed.likelihood.constrained_responses` has it. Its
+        `border` and `active` are of all coefficients.
     """
 
     bases: tuple[Array, ...]
@@ -158,6 +161,7 @@ class Held(NamedTuple):
     border: Border
     active: Array
     residual: HeldResidual | None = None
+    steps: Array | None = None
 
 
 class InHeld(NamedTuple):

@@ -11,7 +11,9 @@ coordinates, and what is estimated at a point. Instances:
 
 * `jmixed.likelihood.profiled.ProfiledDeviance`: beta and sigma profiled out, from cross-products;
 * `jmixed.likelihood.constrained.ConstrainedDeviance`: the ML deviance with one parameter held;
-* `jmixed.fit.penalised.PenalisedDeviance`: sigma profiled out, and a penalty on beta and theta added.
+* `jmixed.fit.penalised.PenalisedDeviance`: sigma profiled out, and a penalty on beta and theta added;
+* of responses with a family `jmixed.likelihood.laplace.LaplaceDeviance`, `jmixed.likelihood.quadrature`, and these with
+  a parameter held (`constrained_responses`), at a given theta, or penalised (`jmixed.fit.penalised_responses`).
 """
 
 from abc import ABC, abstractmethod

@@ -51,17 +51,18 @@ def can_be_counted(rows):
     return rows.totals is None and bool(layout.stages) and max(widths) <= UNROLLED
 
 
-def effects_drown(layout, index, C, B, G, nobs):
+def effects_drown(layout, index, C, B, G, spare):
     """Whether the random effects explain so much of the response that differences of sums would lose the rest.
 
-    Where as many effects as rows leave nothing, estimates of them say nothing of their size, and it is not so.
+    There are `spare` more rows than fixed effects. Where as many effects as rows leave nothing, estimates of them say
+    nothing of their size, and it is not so.
     """
     C, B, G = stop_gradient((C, B, G))
     ways = [_nest_explains(layout, index, C, B, len(G))] if layout.is_nest() else _factors_explain(layout, C, B, len(G))
     drowned = jnp.zeros((), bool)
     for explained, rank in ways:
         left, _ = _without_fixed(G - explained)
-        drowned |= (left < TELLING * G[-1, -1]) & (rank + len(G) - 1 < nobs)
+        drowned |= (left < TELLING * G[-1, -1]) & (rank < spare)
     return drowned & (G[-1, -1] > 0)
 
 

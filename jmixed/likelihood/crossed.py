@@ -46,13 +46,14 @@ def reduce_crossed(covariances, roots, moments: Moments):
     C = moments.C[1] - links.gram(leaves.P[None])[0][:, :, None]
     B = moments.B[1] - links.border(leaves.U[None])[0][:, :, None]
     sigma, root = stage_matrix(layout, 1, covariances), stage_blocks(layout, 1, roots)
-    core = eliminate(sigma, root, C, B, True, moments.shift[1])
+    core = eliminate(sigma, root, C, B, True, moments.shift[1], layout.has_positive_weights)
     return moments.G - leaves.K - core.K, leaves.logdet + core.logdet, (leaves, core)
 
 
 def _eliminate_leaves(covariances, roots, moments: Moments):
     sigma, root = (stage_matrix(moments.layout, 0, own) for own in (covariances, roots))
-    return eliminate(sigma, root, moments.C[0], moments.B[0], True, moments.shift[0])
+    positive = moments.layout.has_positive_weights
+    return eliminate(sigma, root, moments.C[0], moments.B[0], True, moments.shift[0], positive)
 
 
 class Core(NamedTuple):

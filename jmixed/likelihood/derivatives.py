@@ -115,14 +115,14 @@ def _eliminate_all(psi, roots, moments, earlier):
         change = add_to(change, earlier.G, active)._replace(value=change.value)
     for s in range(last + 1):
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
-        own, M, N = directions(layout, s, psi)
+        positions, M, N = directions(layout, s, psi)
         summed = layout.is_summed(s) and moments.repeats is None
         if summed and not len(active) and sigma.shape[0] <= UNROLLED:
             stage_logdet, K = _eliminate_first(sigma, root, M, N, C[s].value, B[s].value, moments.shift[s])
         else:
             repeats = moments.repeats
             stage_logdet, K = _eliminate_stage(sigma, root, M, N, C[s], B[s], moments.shift[s], summed, repeats)
-        active = np.concatenate([active, own])
+        active = np.concatenate([active, positions])
         logdet = add_to(logdet, stage_logdet, active)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
@@ -214,10 +214,10 @@ def _eliminate_stage(sigma, root, M, N, C: Jet, B: Jet, shift, summed, repeats):
     return logdet, Jet(out.K, jnp.concatenate(K_1), K_2)
 
 
-def _blocks(earlier, mixed, own):
+def _blocks(earlier, mixed, newest):
     """One symmetric table (a + k, a + k, ...) of second derivatives."""
     top = jnp.concatenate([earlier, mixed], axis=1)
-    return jnp.concatenate([top, jnp.concatenate([jnp.swapaxes(mixed, 0, 1), own], axis=1)])
+    return jnp.concatenate([top, jnp.concatenate([jnp.swapaxes(mixed, 0, 1), newest], axis=1)])
 
 
 def _profile_fixed(G: Jet):

@@ -22,6 +22,7 @@ differentiated.
 In a small block nothing is subtracted even where Sigma is large: with R'R = C and H = R lambda, S = R'(I + HH')^-1 R.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -63,19 +64,21 @@ class Elimination(NamedTuple):
     E: jax.Array
 
 
-def eliminate(sigma, root, C, B, summed, shift=None):
+def eliminate(sigma, root, C, B, summed, shift=None, semidefinite=True):
     """Eliminate blocks C (Q, Q, blocks) with border B (Q, r, blocks) under one relative covariance Sigma (Q, Q).
 
     Derivatives flow through `sigma`; of `root`, any square root of it, only the value is used. With `summed`,
-    ``logdet`` and ``K`` are sums over the blocks; `shift` (Q, r, blocks) are the constants b.
+    ``logdet`` and ``K`` are sums over the blocks; `shift` (Q, r, blocks) are the constants b. Where C need not be
+    positive `semidefinite`, as with weights that may be negative, I + lambda'C lambda is to be positive definite.
     """
     root, shift = jax.lax.stop_gradient((root, shift))
-    return (_eliminate_summed if summed else _eliminate_each)(sigma, root, C, B, shift)
+    return _eliminate(sigma, root, C, B, shift, summed, semidefinite)
 
 
-def _eliminate(sigma, root, C, B, shift, summed):
+@partial(jax.custom_jvp, nondiff_argnums=(5, 6))
+def _eliminate(sigma, root, C, B, shift, summed, semidefinite):
     Q = C.shape[0]
-    if Q <= UNROLLED:
+    if Q <= UNROLLED and semidefinite:
         return _eliminate_small(sigma, root, C, B, shift, summed)
     # A constant of a small block is no step; that of a large one would make the program as large.
     identity: Any = (np if Q <= SWEPT else jnp).eye(Q, dtype=C.dtype)[:, :, None]
@@ -148,9 +151,10 @@ def _total(values, summed):
     return jnp.sum(values) if summed else values
 
 
-def _tangents(primals, tangents, summed):
+@partial(_eliminate.defjvp, symbolic_zeros=True)
+def _tangents(summed, semidefinite, primals, tangents):
     """The rule of the module text; a tangent that is zero by structure costs nothing."""
-    out = (_eliminate_summed if summed else _eliminate_each)(*primals)
+    out = _eliminate(*primals, summed, semidefinite)
     P, T, S, U, E = out.P, out.T, out.S, out.U, out.E
     d_sigma, _, d_C, d_B, _ = tangents
     parts = []
@@ -182,20 +186,6 @@ def _tangents(primals, tangents, summed):
     if not parts:
         return out, jax.tree.map(jnp.zeros_like, out)
     return out, jax.tree.map(lambda *terms: add_up(terms), *parts)
-
-
-@jax.custom_jvp
-def _eliminate_each(sigma, root, C, B, shift):
-    return _eliminate(sigma, root, C, B, shift, summed=False)
-
-
-@jax.custom_jvp
-def _eliminate_summed(sigma, root, C, B, shift):
-    return _eliminate(sigma, root, C, B, shift, summed=True)
-
-
-_eliminate_each.defjvp(lambda primals, tangents: _tangents(primals, tangents, False), symbolic_zeros=True)
-_eliminate_summed.defjvp(lambda primals, tangents: _tangents(primals, tangents, True), symbolic_zeros=True)
 
 
 class FixedEffects(NamedTuple):

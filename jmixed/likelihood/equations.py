@@ -129,8 +129,8 @@ def _log_determinant_jet(equations: _Equations, factor, exact) -> Jet:
         return jax.jvp(lambda values: selected_inverse(factorise(plan, values)), (factor.values,), (direction,))[1]
 
     def curvature():
-        own = (counts[None] * jax.lax.map(moved, F)) @ F.T
-        return (own + own.T) / 2 + equations.over_pairs(lambda _, other, F_2, b_2: jnp.sum(counted * F_2))
+        traces = (counts[None] * jax.lax.map(moved, F)) @ F.T
+        return (traces + traces.T) / 2 + equations.over_pairs(lambda _, other, F_2, b_2: jnp.sum(counted * F_2))
 
     def none():
         return jnp.zeros((len(F), len(F)), F.dtype)
@@ -173,11 +173,11 @@ def conditional_covariances(roots, moments: Moments):
     out = []
     for root, C in zip(roots, moments.C, strict=True):
         i, j = np.tril_indices(len(root))
-        own = inverse[start : start + len(i) * C.shape[2]].reshape(len(i), -1)
+        blocks = inverse[start : start + len(i) * C.shape[2]].reshape(len(i), -1)
         place = np.zeros((len(root), len(root)), int)
         place[i, j] = place[j, i] = np.arange(len(i))
-        out.append(jnp.einsum("ia,abg,jb->ijg", root, own[place], root))
-        start += own.size
+        out.append(jnp.einsum("ia,abg,jb->ijg", root, blocks[place], root))
+        start += blocks.size
     return out
 
 
@@ -238,6 +238,6 @@ def _effects(roots, moments: Moments, U):
     start = 0
     for root, B in zip(roots, moments.B, strict=True):
         q, r, levels = B.shape
-        own = U[start : start + q * levels].reshape(levels, q, r)
-        yield jnp.einsum("ij,gjr->irg", root, own)
+        of_factor = U[start : start + q * levels].reshape(levels, q, r)
+        yield jnp.einsum("ij,gjr->irg", root, of_factor)
         start += q * levels

@@ -11,52 +11,52 @@ from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.related import times_roots
 
 
-def estimates(roots, held, reml):
+def estimates(roots, moments, reml):
     """All estimates at the given square roots of the preconditioned covariances; `roots` on the scale of the data."""
-    layout = held.layout
-    result = gaussian.profile(gaussian.squares(roots), roots, held)
-    nu = gaussian.degrees(held, reml)
-    logdet = result.logdet - held.log_weights + jnp.where(reml, result.logdet_fixed, 0)
+    layout = moments.layout
+    result = gaussian.profile(gaussian.squares(roots), roots, moments)
+    nu = gaussian.degrees(moments, reml)
+    logdet = result.logdet - moments.log_weights + jnp.where(reml, result.logdet_fixed, 0)
     scale = result.rss / nu
-    to_original = triangular_inverse(held.R)
-    roots = [T @ root for T, root in zip(held.T, roots, strict=True)]
+    to_original = triangular_inverse(moments.R)
+    roots = [T @ root for T, root in zip(moments.T, roots, strict=True)]
     factors = [rectify(root) for root in roots]
     return {
         "roots": roots,
-        "theta": join([s.theta(f) for s, f in zip(layout.terms, factors, strict=True)], held.G.dtype),
-        "beta": held.beta0 + to_original @ result.beta,
+        "theta": join([s.theta(f) for s, f in zip(layout.terms, factors, strict=True)], moments.G.dtype),
+        "beta": moments.beta0 + to_original @ result.beta,
         "sigma": jnp.sqrt(scale),
         "vcov_beta": scale * (to_original @ result.inverse @ to_original.T),
         "objective": gaussian.deviance(logdet, result.rss, nu),
-        "modes": conditional_modes(result, held),
+        "modes": conditional_modes(result, moments),
         # Cross-products know of no parameters of the residuals; a criterion that has them puts them here.
-        "rho": jnp.zeros(0, held.G.dtype),
+        "rho": jnp.zeros(0, moments.G.dtype),
     }
 
 
-def conditional_modes(result, held):
+def conditional_modes(result, moments):
     """Conditional modes of every stage's blocks, in preconditioned columns: later stages first, then back."""
-    fixed = jnp.append(-result.beta, jnp.ones((), held.G.dtype))
-    if held.layout.crossed == EQUATIONS:
-        return [jnp.einsum("irg,r->ig", own, fixed) for own in result.stages]
-    if held.layout.crossed:
+    fixed = jnp.append(-result.beta, jnp.ones((), moments.G.dtype))
+    if moments.layout.crossed == EQUATIONS:
+        return [jnp.einsum("irg,r->ig", effects, fixed) for effects in result.stages]
+    if moments.layout.crossed:
         leaves, core = result.stages
         later = jnp.einsum("arg,r->ag", core.U, fixed)
-        reached = couplings(held).apply(later)[:, 0]
-        own = jnp.einsum("irg,r->ig", leaves.U, fixed) - jnp.einsum("ijg,jg->ig", leaves.P, reached)
+        reached = couplings(moments).apply(later)[:, 0]
+        of_leaves = jnp.einsum("irg,r->ig", leaves.U, fixed) - jnp.einsum("ijg,jg->ig", leaves.P, reached)
         return [
             mode if shift is None else mode + jnp.einsum("irg,r->ig", shift, fixed)
-            for mode, shift in zip((own, later), held.shift, strict=True)
+            for mode, shift in zip((of_leaves, later), moments.shift, strict=True)
         ]
     modes, totals = [], []
-    for s in reversed(range(len(held.layout.stages))):
-        pieces = [-later[:, parent] for later, parent in zip(modes, held.index.parents[s], strict=True)]
-        blocks = held.layout.blocks[s]
+    for s in reversed(range(len(moments.layout.stages))):
+        pieces = [-later[:, parent] for later, parent in zip(modes, moments.index.parents[s], strict=True)]
+        blocks = moments.layout.blocks[s]
         border = jnp.concatenate([*pieces, jnp.broadcast_to(fixed[:, None], (len(fixed), blocks))])
         # U border = P (B border): the many columns are summed up before anything else is done with them.
-        own = jnp.sum(result.borders[s] * border[None], axis=1, keepdims=True)
-        mode = matmul(result.stages[s].P, own)
-        if (shift := held.shift[s]) is None:
+        rest = jnp.sum(result.borders[s] * border[None], axis=1, keepdims=True)
+        mode = matmul(result.stages[s].P, rest)
+        if (shift := moments.shift[s]) is None:
             total = mode
         else:
             counted = jnp.sum(shift * border[None], axis=1, keepdims=True)
@@ -67,10 +67,10 @@ def conditional_modes(result, held):
     return totals
 
 
-def by_level(blocks, held):
+def by_level(blocks, moments):
     """From blocks (Q, ..., blocks) per stage to terms (levels, q, ...), on the original scale of Z; padding is 0."""
-    layout, index = held.layout, held.index
-    blocks = [times_roots(layout, index, s, own) for s, own in enumerate(blocks)]
+    layout, index = moments.layout, moments.index
+    blocks = [times_roots(layout, index, s, effects) for s, effects in enumerate(blocks)]
     terms = {}
     for f, members in enumerate(layout.factors):
         stage, width = layout.stage_of(f), layout.factor_width(f)
@@ -78,7 +78,7 @@ def by_level(blocks, held):
         block = jnp.take(index.block[f], index.position[f], mode="fill", fill_value=layout.blocks[stage])
         slot = jnp.take(index.slot[f], index.position[f], mode="fill", fill_value=0)
         start = layout.offset_in_stage(f) + slot * width
-        own = (
+        effects = (
             blocks[stage]
             .at[start[:, None] + jnp.arange(width, dtype=start.dtype)[None], block[:, None]]
             .get(mode="fill", fill_value=0)
@@ -86,6 +86,6 @@ def by_level(blocks, held):
         offset = 0
         for t in members:
             q = layout.terms[t].q
-            terms[t] = own[:, offset : offset + q] @ held.T[t].T
+            terms[t] = effects[:, offset : offset + q] @ moments.T[t].T
             offset += q
     return [terms[t] for t in range(len(layout.terms))]

@@ -52,14 +52,14 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     for s in range(len(layout.stages)):
         summed = layout.is_summed(s) and moments.repeats is None
         sigma, root = stage_matrix(layout, s, covariances), stage_matrix(layout, s, roots)
-        result = eliminate(sigma, root, C[s], B[s], summed, moments.shift[s])
+        result = eliminate(sigma, root, C[s], B[s], summed, moments.shift[s], layout.has_positive_weights)
         results.append(result)
         logdet += jnp.sum(result.logdet if moments.repeats is None else moments.repeats * result.logdet)
         start = 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             width = layout.stage_width(t)
-            own = result.K[start : start + width, start:]
-            explained = own[..., None] if summed else sum_by_parent(own, parent, layout.blocks[t])
+            below = result.K[start : start + width, start:]
+            explained = below[..., None] if summed else sum_by_parent(below, parent, layout.blocks[t])
             C[t], B[t] = C[t] - explained[:, :width], B[t] - explained[:, width:]
             start += width
         rest = result.K[start:, start:]
@@ -96,7 +96,7 @@ def profile(covariances, roots, moments: Moments) -> Profile:
 
 def degrees(moments: Moments, reml: bool):
     """nu: the number of rows, less the number of fixed effects under REML; nan where none is left."""
-    nu = moments.nobs - jnp.where(reml, moments.G.shape[0] - 1, 0)
+    nu = moments.nobs - jnp.where(reml, moments.fixed, 0)
     # Of fewer rows than effects rounding leaves a sum of squares of either sign, and so a likelihood or none.
     return jnp.where(nu > 0, nu, jnp.nan)
 

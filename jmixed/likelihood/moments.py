@@ -4,12 +4,12 @@ Columns are preconditioned first. The preconditioners are constants to the deriv
 on them, so that derivatives through the preconditioned columns alone are exact.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jmixed.algebra.sums import MANY, diagonal, sum_in_blocks
 from jmixed.errors import ModelError
@@ -65,6 +65,9 @@ class Moments:
         How often the log-determinant of each block of the only stage counts; None: once (see `likelihood.collapse`).
     axis : str or None
         Axis of the mesh over which the blocks are shared out; inside `jax.shard_map` only.
+    padding : scalar, or None
+        How many columns of X, the last ones, are not there: orthogonal to all that is, of unit length, with
+        coefficients of zero.
     """
 
     C: tuple[Array, ...]
@@ -83,6 +86,25 @@ class Moments:
     layout: Layout = static()
     repeats: Array | None = None
     axis: str | None = static(default=None)
+    padding: Array | None = None
+
+    @property
+    def fixed(self) -> Any:
+        """Number of fixed effects.
+
+        Returns
+        -------
+        int or scalar
+            Traced where there is padding.
+
+        Examples
+        --------
+        >>> import jax, jmixed as jm
+        >>> with jax.enable_x64(True):
+        ...     jm.moments(model.design).fixed
+        2
+        """
+        return _true_number(self.G.shape[0] - 1, self.padding)
 
     def over_devices(self, sums: Any) -> Any:
         """`sums` over the blocks of one device as sums over all blocks.
@@ -100,6 +122,11 @@ class Moments:
         3.0
         """
         return sums if self.axis is None else jax.lax.psum(sums, self.axis)
+
+
+def _true_number(columns, padding):
+    """Of so many columns of X those that are there."""
+    return columns if padding is None else columns - padding
 
 
 def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | None = None, rho: Any = ()) -> Moments:
@@ -131,16 +158,26 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}
     C, B, A = stack_stages(rows, arrays, preconditioned)
     G, log_weights, total = sum_in_blocks(sums_over_rows, arrays, preconditioned, axis=0, blocks=MANY)
+    nobs, p, absent = count_rows(rows.weights), rows.X.shape[1], None
+    fixed = _true_number(p, rows.padding)
+    if rows.padding is not None:
+        number = jnp.append(jnp.arange(p, dtype=G.dtype), -jnp.ones((), G.dtype))
+        absent = jnp.diag((number >= fixed).astype(G.dtype))
+        G += absent
     # Of a column's unit length, what the columns before it do not explain.
     redundant = jnp.any(diagonal(G)[:-1] <= redundancy(G.dtype) ** 2)
     beta0, shift, known = preconditioned.beta0, (None,) * len(C), rows.totals
     if counted is not False and can_be_counted(rows):
         plain = Counted(C, B, A, G, tuple(map(jnp.zeros_like, B)), beta0)
-        count = partial(counted_from_estimates, rows, arrays, preconditioned, total)
+
+        def count():
+            counted = counted_from_estimates(rows, arrays, preconditioned, total)
+            return counted if absent is None else counted._replace(G=counted.G + absent)
+
         if counted:
             C, B, A, G, shift, beta0 = count()
         else:
-            drown = anywhere(effects_drown(rows.layout, rows.index, C, B, G, count_rows(rows.weights)))
+            drown = anywhere(effects_drown(rows.layout, rows.index, C, B, G, nobs - fixed))
             C, B, A, G, shift, beta0 = jax.lax.cond(drown, lambda _: count(), lambda plain: plain, plain)
     if rows.layout.crossed == EQUATIONS:
         log_determinant -= prior_log_determinant(rows.index.system, G.dtype)
@@ -153,17 +190,34 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
         beta0=beta0,
         T=preconditioned.T,
         log_weights=(log_weights if known is None else known.log_weights) - log_determinant,
-        nobs=count_rows(rows.weights) if known is None else known.nobs,
+        nobs=nobs if known is None else known.nobs,
         total=total,
         redundant=redundant,
         index=rows.index,
         shift=shift,
         layout=rows.layout,
+        padding=rows.padding,
     )
+
+
+def without_padding(held: Moments) -> Moments:
+    """The same cross-products, of numpy arrays, without the columns of X that are not there."""
+    if held.padding is None:
+        return held
+    wide = held.G.shape[0]
+    p, columns = wide - 1 - int(held.padding), int(held.padding)
+
+    def cut(border):
+        return None if border is None else np.delete(border, np.s_[-columns - 1 : -1], axis=1)
+
+    kept = np.append(np.arange(p), wide - 1)
+    B, shift = (tuple(map(cut, borders)) for borders in (held.B, held.shift))
+    G, R, beta0 = held.G[np.ix_(kept, kept)], held.R[:p, :p], held.beta0[:p]
+    return replace(held, B=B, shift=shift, G=G, R=R, beta0=beta0, padding=None)
 
 
 def is_drowned(rows: Rows, plain: Moments):
     """Whether random effects of these rows should be counted from estimates, by their moments that are not."""
     if not can_be_counted(rows):
         return jnp.zeros((), bool)
-    return effects_drown(plain.layout, plain.index, plain.C, plain.B, plain.G, plain.nobs)
+    return effects_drown(plain.layout, plain.index, plain.C, plain.B, plain.G, plain.nobs - plain.fixed)

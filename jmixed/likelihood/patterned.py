@@ -33,6 +33,7 @@ class _Sums(NamedTuple):
     R: jax.Array
     nobs: jax.Array
     log_weights: jax.Array
+    fixed: int
 
 
 ENTRIES = 2**25
@@ -219,7 +220,7 @@ def derivatives_by_pattern(rho, patterns: Patterns, residual: Visits, columns: P
 def sums_of(patterns: Patterns, columns: Preconditioners) -> Any:
     """What of cross-products the deviance asks for beside its jets."""
     c = columns.R.shape[0] + 1
-    return _Sums(jnp.zeros((c, c), patterns.S.dtype), columns.R, patterns.nobs, patterns.log_weights)
+    return _Sums(jnp.zeros((c, c), patterns.S.dtype), columns.R, patterns.nobs, patterns.log_weights, c - 1)
 
 
 def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet]:

@@ -28,7 +28,7 @@ class Preconditioners(NamedTuple):
 
 def preconditioners(rows: Rows) -> Preconditioners:
     """Those that make the columns of X orthonormal and those of a term of unit size."""
-    R, basis = _precondition_fixed(rows)
+    R, basis = _by_rotation(rows.X, rows.weights)
     nobs, terms = count_rows(rows.weights), zip(rows.layout.terms, rows.Z, strict=True)
     T = tuple(_precondition_term(structure, Z, rows.weights, nobs) for structure, Z in terms)
     arrays = stop_gradient({"X": rows.X, "y": rows.y - rows.offset, "weights": rows.weights})
@@ -41,12 +41,17 @@ def redundancy(dtype) -> float:
     return max(1e-7, 8 * float(jnp.finfo(dtype).eps))
 
 
-def _precondition_fixed(rows):
-    """R with W^(1/2) X = QR, and R^-1.
+def orthonormal(columns, weights):
+    """R^-1 with W^(1/2) A = QR for columns A (n, k) and weights (n,)."""
+    return _by_rotation(columns, weights)[1]
+
+
+def _by_rotation(columns, weights):
+    """R with W^(1/2) A = QR, and R^-1.
 
     What is left of a column that the ones before it explain is not brought to unit length: it counts for what it is.
     """
-    length, triangle = _triangle(rows.X, rows.weights)
+    length, triangle = _triangle(columns, weights)
     explained = jnp.abs(diagonal(triangle)) <= redundancy(triangle.dtype)
     unit: Any = np.eye(len(length), dtype=triangle.dtype)
     triangle = jnp.where(explained[:, None], unit, triangle)

@@ -13,33 +13,34 @@ from jmixed.likelihood.related import relate
 def stack_stages(rows, arrays, preconditioners):
     """C and B of every stage and the couplings A, from cross-products within levels and within pairs of levels."""
     layout, index = rows.layout, rows.index
-    own, pairs = {}, {}
+    by_factors, pairs = {}, {}
     for f in range(len(layout.factors)):
         containing = [g for g in range(len(layout.factors)) if g != f and layout.nested[f][g] and layout.precedes(f, g)]
         columns = partial(_columns, layout, f, tuple(containing))
         product, response = crossproduct(index.groupings[f], columns, arrays, preconditioners)
         widths = [layout.factor_width(g) for g in (f, *containing)]
         ends = [sum(widths[: k + 1]) for k in range(len(widths))]
-        own[f, f] = product[:, : ends[0]]
+        by_factors[f, f] = product[:, : ends[0]]
         for k, g in enumerate(containing):
             pairs[f, g] = (product[:, ends[k] : ends[k + 1]], None, index.within[f][g])
-        own[f, None] = jnp.concatenate([product[:, ends[-1] :], response], axis=1)
+        by_factors[f, None] = jnp.concatenate([product[:, ends[-1] :], response], axis=1)
     for coupling in index.couplings:
         columns = partial(_coupled, layout, coupling.factors)
         (product,) = crossproduct(coupling.grouping, columns, arrays, preconditioners)
         pairs[coupling.factors] = (product, coupling.first, coupling.second)
     stages = range(len(layout.stages))
-    C = tuple(_within_stage(layout, index, s, own, pairs) for s in stages)
+    C = tuple(_within_stage(layout, index, s, by_factors, pairs) for s in stages)
     if layout.crossed == EQUATIONS:
-        B = tuple(border_of_stage(layout, index, s, own) for s in stages)
+        B = tuple(border_of_stage(layout, index, s, by_factors) for s in stages)
         return C, B, tuple(pairs[of_pair][0] for of_pair in index.system.pairs)
     if layout.crossed:
-        B = tuple(border_of_stage(layout, index, s, own) for s in stages)
+        B = tuple(border_of_stage(layout, index, s, by_factors) for s in stages)
         A = _links(layout, index, pairs) if layout.crossed == SPARSE else _between(layout, index, 0, 1, pairs)
         return relate(layout, index, C, B, A)
     B = tuple(
         jnp.concatenate(
-            [_between(layout, index, s, t, pairs) for t in stages[s + 1 :]] + [border_of_stage(layout, index, s, own)],
+            [_between(layout, index, s, t, pairs) for t in stages[s + 1 :]]
+            + [border_of_stage(layout, index, s, by_factors)],
             1,
         )
         for s in stages
@@ -98,17 +99,17 @@ def _links(layout, index, pairs):
     return flat.at[:, index.links.source].get(mode="fill", fill_value=0)
 
 
-def _within_stage(layout, index, s, own, pairs):
+def _within_stage(layout, index, s, by_factors, pairs):
     """Z'WZ of the blocks of stage s, (Q, Q, blocks)."""
     if layout.is_chain(s):
         f = layout.stages[s][0][0]
-        return own[f, f]
+        return by_factors[f, f]
     width = layout.stage_width(s)
     members = [f for f, _ in layout.stages[s]]
-    C = jnp.zeros((width, width, layout.blocks[s]), own[members[0], members[0]].dtype)
+    C = jnp.zeros((width, width, layout.blocks[s]), by_factors[members[0], members[0]].dtype)
     for f in members:
         levels = jnp.arange(layout.levels[f], dtype=jnp.int32)
-        C = _scatter(C, layout, index, (f, levels), (f, levels), own[f, f])
+        C = _scatter(C, layout, index, (f, levels), (f, levels), by_factors[f, f])
     for f in members:
         for g in members:
             if (f, g) in pairs:
@@ -133,17 +134,17 @@ def _between(layout, index, s, t, pairs) -> jax.Array:
     return values
 
 
-def border_of_stage(layout, index, s, own):
+def border_of_stage(layout, index, s, by_factors):
     """Z'W[X y] of the blocks of stage s, (Q, p + 1, blocks)."""
     if layout.is_chain(s):
-        return own[layout.stages[s][0][0], None]
+        return by_factors[layout.stages[s][0][0], None]
     members = [f for f, _ in layout.stages[s]]
-    width = own[members[0], None].shape[1]
-    border = jnp.zeros((layout.stage_width(s), width, layout.blocks[s]), own[members[0], None].dtype)
+    width = by_factors[members[0], None].shape[1]
+    border = jnp.zeros((layout.stage_width(s), width, layout.blocks[s]), by_factors[members[0], None].dtype)
     for f in members:
         rows = _positions(layout, index, f, jnp.arange(layout.levels[f], dtype=jnp.int32))
         columns = jnp.arange(width, dtype=jnp.int32)[None, :, None]
-        border = border.at[rows[:, None], columns, index.block[f][None, None]].add(own[f, None], mode="drop")
+        border = border.at[rows[:, None], columns, index.block[f][None, None]].add(by_factors[f, None], mode="drop")
     return border
 
 
@@ -232,10 +233,14 @@ def count_rows(weights):
     return jnp.sum((weights > 0).astype(weights.dtype))
 
 
+def level_of_rows(grouping, count):
+    """The level of each of so many rows, by its internal position; of padding, the first."""
+    chunks = grouping.rows.shape[1]
+    level = jnp.arange(chunks, dtype=jnp.int32) if grouping.segments is None else jnp.asarray(grouping.segments)
+    level = jnp.broadcast_to(level[None], grouping.rows.shape).astype(jnp.int32)
+    return jnp.zeros(count, jnp.int32).at[grouping.rows].set(level, mode="drop")
+
+
 def at_rows(grouping, Z, effects):
     """Z times the effects (q, r, levels) of each row's level, (n, r)."""
-    chunks = grouping.rows.shape[1]
-    level = jnp.arange(chunks, dtype=jnp.int32) if grouping.segments is None else grouping.segments
-    level = jnp.broadcast_to(level[None], grouping.rows.shape).astype(jnp.int32)
-    of_row = jnp.zeros(Z.shape[0], jnp.int32).at[grouping.rows].set(level, mode="drop")
-    return jnp.einsum("nq,qrn->nr", Z, effects[:, :, of_row])
+    return jnp.einsum("nq,qrn->nr", Z, effects[:, :, level_of_rows(grouping, Z.shape[0])])

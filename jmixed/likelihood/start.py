@@ -37,8 +37,8 @@ class Part(NamedTuple):
     def forms(self, C):
         """u'Cu of C (Q, Q), (k,), summed over slots."""
         columns = self.place.columns()
-        own = jnp.sum(C[columns[:, :, None], columns[:, None]], axis=0)
-        return jnp.einsum("ki,kj,ij->k", self.vectors, self.vectors, own)
+        summed = jnp.sum(C[columns[:, :, None], columns[:, None]], axis=0)
+        return jnp.einsum("ki,kj,ij->k", self.vectors, self.vectors, summed)
 
     def along(self, x):
         """Rows of x (Q, ...) combined by the vectors, (slots, k, ...)."""
@@ -61,14 +61,14 @@ def moment_covariances(moments: Moments):
     inverse = -sweep(system * scale[:, None] * scale[None], len(observed))[0]
     solved = scale * (inverse @ (observed * scale))
     ratio = solved[1:] / jnp.where(solved[0] > 0, solved[0], moments.G[-1, -1] / moments.nobs)
-    found = {part.place.term: _covariance(part, ratio) for parts in stages for part in parts}
+    by_term = {part.place.term: _covariance(part, ratio) for parts in stages for part in parts}
     if any(shift is not None for shift in moments.shift):
         counted = jnp.any(jnp.stack([jnp.any(shift != 0) for shift in moments.shift if shift is not None]))
         for s, parts in enumerate(stages):
             for part in parts:
                 own = _of_shift(part, moments.C[s], moments.shift[s], moments)
-                found[part.place.term] = jnp.where(counted, own, found[part.place.term])
-    return [found[term] for term in sorted(found)]
+                by_term[part.place.term] = jnp.where(counted, own, by_term[part.place.term])
+    return [by_term[term] for term in sorted(by_term)]
 
 
 def _of_shift(part, C, shift, moments):
@@ -108,8 +108,8 @@ def _vectors(layout, stage, place):
 
 def _covariance(part, ratio):
     """Sigma from the relative v, its eigenvalues kept within bounds."""
-    own = part.owners.T @ jnp.where(jnp.isfinite(ratio), ratio, 1)
-    return _bounded(jnp.einsum("k,ki,kj->ij", own, part.vectors, part.vectors), LARGEST)
+    variances = part.owners.T @ jnp.where(jnp.isfinite(ratio), ratio, 1)
+    return _bounded(jnp.einsum("k,ki,kj->ij", variances, part.vectors, part.vectors), LARGEST)
 
 
 def _bounded(covariance, largest):

@@ -16,7 +16,8 @@ With few levels, or crossed factors with nearly as many coefficients as rows, ra
 every run. Measured by `benchmarks/stress.py`.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ import numpy as np
 
 from jmixed.algebra.sums import diagonal
 from jmixed.covariance.chart import Chart, chart_of_entries, chart_roots
+from jmixed.covariance.structure import Structure
 from jmixed.layout.layout import EQUATIONS, Layout
 from jmixed.likelihood.gaussian import deviance_at, squares
 from jmixed.likelihood.moments import Moments
@@ -65,13 +67,16 @@ def starts_of(moments: Moments, reml, given=None, others=None) -> StartingCovari
         return StartingCovariances(covariances, count)
     if others is None:
         known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in given]))
-        first = [jnp.where(known, start, found[0]) for start, found in zip(given, covariances, strict=True)]
-        rest, count = [found[1:] for found in covariances], jnp.where(known, 1, count)
+        first = [jnp.where(known, start, candidates[0]) for start, candidates in zip(given, covariances, strict=True)]
+        rest, count = [candidates[1:] for candidates in covariances], jnp.where(known, 1, count)
     else:
         # A deviance with one minimum needs no other start than the given one.
-        first, rest = given, covariances if len(covariances[0]) > 1 else [found[:0] for found in covariances]
+        first, rest = (
+            given,
+            covariances if len(covariances[0]) > 1 else [candidates[:0] for candidates in covariances],
+        )
         count = jnp.where(others & (count > 1), count + 1, 1)
-    stacked = [jnp.concatenate([start[None], found]) for start, found in zip(first, rest, strict=True)]
+    stacked = [jnp.concatenate([start[None], candidates]) for start, candidates in zip(first, rest, strict=True)]
     return StartingCovariances(stacked, count.astype(jnp.int32))
 
 
@@ -80,7 +85,11 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
     layout, dtype = moments.layout, moments.G.dtype
     if layout.crossed == EQUATIONS:
         return _of_equations(layout, dtype)
-    starts, thin, compete = [moment_covariances(moments)], _may_be_thin(layout), terms_compete(layout)
+    starts, thin, compete = (
+        [moment_covariances(moments)],
+        may_be_thin(layout),
+        terms_compete(layout.terms, layout.factors),
+    )
     count, far = jnp.ones((), jnp.int32), FAR if compete and len(layout.terms) > 2 else ()
     starts.extend(_of_shapes(moments, reml))
     if compete or thin:
@@ -94,14 +103,14 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
     if thin:
         starts.extend(_random_covariances(layout, dtype))
         called_for = jnp.where(moments.nobs > FEW_ROWS, certain + RANDOM_STARTS, len(starts))
-        count = jnp.where(_is_thin(moments), called_for, count).astype(jnp.int32)
+        count = jnp.where(is_thin(layout, moments.nobs), called_for, count).astype(jnp.int32)
     stacked = [jnp.stack([jnp.asarray(start[t]) for start in starts]) for t in range(len(layout.terms))]
     return StartingCovariances(stacked, count)
 
 
 def _of_equations(layout: Layout, dtype) -> StartingCovariances:
     """Multiples of the identity: moments of related levels, and a grid, would cost more than the steps they save."""
-    multiples = USUAL if terms_compete(layout) else USUAL[:1]
+    multiples = USUAL if terms_compete(layout.terms, layout.factors) else USUAL[:1]
     units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
     stacked = [jnp.asarray(np.multiply.outer(np.asarray(multiples, dtype), unit)) for unit in units]
     return StartingCovariances(stacked, jnp.asarray(len(multiples), jnp.int32))
@@ -144,11 +153,11 @@ def phis_beside(chart: Chart, free, moments: Moments, reml) -> tuple[jax.Array, 
     return phi, jnp.where(jnp.any(free), count, 1).astype(jnp.int32)
 
 
-def terms_compete(layout: Layout) -> bool:
+def terms_compete(terms: Sequence[Structure], factors: Sequence[Sequence[int]]) -> bool:
     """Whether terms, or columns of one, compete: they share a factor, or one of several has no intercept."""
-    shared = any(len(members) > 1 for members in layout.factors)
-    within = any(term.has_several_minima for term in layout.terms)
-    return shared or within or (len(layout.terms) > 1 and any(term.intercept is None for term in layout.terms))
+    shared = any(len(members) > 1 for members in factors)
+    within = any(term.has_several_minima for term in terms)
+    return shared or within or (len(terms) > 1 and any(term.intercept is None for term in terms))
 
 
 def best_multiples(moments: Moments, reml, roots_at) -> jax.Array:
@@ -175,13 +184,13 @@ def best_multiples(moments: Moments, reml, roots_at) -> jax.Array:
     return 10 ** (grid[places] + jnp.clip(move, -1, 1))
 
 
-def _may_be_thin(layout: Layout) -> bool:
+def may_be_thin(layout: Layout) -> bool:
     """Whether some number of rows makes data on this layout thin."""
     return min(layout.levels) <= FEW_LEVELS or bool(layout.crossed and _coefficients(layout) <= 2 * THIN)
 
 
-def _is_thin(moments: Moments):
-    layout, rows = moments.layout, moments.nobs
+def is_thin(layout: Layout, rows) -> Any:
+    """Whether so many rows make data on a layout thin."""
     if min(layout.levels) <= FEW_LEVELS:
         return True
     return (rows <= THIN) & (2 * _coefficients(layout) > rows)

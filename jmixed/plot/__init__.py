@@ -3,20 +3,36 @@
 matplotlib is an extra, ``pip install 'jmixed[plot]'``, imported when the first picture is drawn.
 """
 
-from jmixed.plot.data import bootstrap_data, caterpillar_data, fitted_data, profile_data, qq_data, residuals_data
-from jmixed.plot.pictures import bootstrap, caterpillar, fitted, profile, qq, residuals
+from jmixed.plot.data import (
+    bootstrap_data,
+    caterpillar_data,
+    check_data,
+    effects_data,
+    fitted_data,
+    profile_data,
+    qq_data,
+    quantile_data,
+    residuals_data,
+)
+from jmixed.plot.pictures import bootstrap, caterpillar, check, effects, fitted, profile, qq, quantile, residuals
 
 __all__ = [
     "bootstrap",
     "bootstrap_data",
     "caterpillar",
     "caterpillar_data",
+    "check",
+    "check_data",
+    "effects",
+    "effects_data",
     "fitted",
     "fitted_data",
     "profile",
     "profile_data",
     "qq",
     "qq_data",
+    "quantile",
+    "quantile_data",
     "residuals",
     "residuals_data",
 ]

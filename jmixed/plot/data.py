@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, ModelError
+from jmixed.formulas import statement
 from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.marks import names_in
 from jmixed.inference import tails
 from jmixed.inference.variance_explained import known_variances
-from jmixed.reports import effects
+from jmixed.reports import checks, effects, responses, rows
+from jmixed.reports.marginal import marginal_means
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.precision import FLOAT
 
 if TYPE_CHECKING:
     from jmixed.reports.bootstrap import Bootstrap
     from jmixed.reports.intervals import Profile
-    from jmixed.results import MixedLMResults
+    from jmixed.results import MixedGLMResults, MixedLMResults
 
 GRID = 30
 """Points of a fitted line."""
@@ -51,7 +54,11 @@ def caterpillar_data(
 
 @checked
 def residuals_data(result: MixedLMResults) -> pd.DataFrame:
-    """What `residuals` shows: columns fitted (in the unit of the response), residual (over its standard deviation)."""
+    """What `residuals` shows: columns fitted (in the unit of the response), residual (over its standard deviation).
+
+    Of a response with a family fitted is the linear predictor, and residuals are those of the linear model that the
+    fit is like at the modes.
+    """
     table = result.augment()
     return pd.DataFrame({"fitted": table[".fitted"], "residual": table[".std.resid"]})
 
@@ -61,7 +68,8 @@ def qq_data(result: MixedLMResults, group: str | None = None, column: str | None
     """What `qq` shows: columns normal and sample, quantiles, both ascending.
 
     A conditional mode is divided by the standard deviation that it has under the model, so that groups of different
-    sizes are comparable and the line of equality is where they belong. Arguments as of `qq`: `group` and `column`.
+    sizes are comparable and the line of equality is where they belong. Of a response with a family residuals are
+    randomised quantile residuals. Arguments as of `qq`: `group` and `column`.
 
     Raises
     ------
@@ -70,7 +78,9 @@ def qq_data(result: MixedLMResults, group: str | None = None, column: str | None
     ModelError
         For an unknown factor or column.
     """
-    if group is None:
+    if group is None and result.fitted.family is not None:
+        sample = responses.quantile_residuals(result.fitted, 0)
+    elif group is None:
         sample = residuals_data(result)["residual"].to_numpy()
     else:
         group, column = effect(result, group, column)
@@ -82,6 +92,43 @@ def qq_data(result: MixedLMResults, group: str | None = None, column: str | None
 
     normal = ndtri((np.arange(len(sample)) + 0.5) / len(sample))
     return pd.DataFrame({"normal": normal, "sample": sample})
+
+
+@checked
+def quantile_data(
+    result: MixedGLMResults, kind: Literal["simulated", "quantile"] = "simulated", key: Any = 0, simulations: int = 250
+) -> pd.DataFrame:
+    """What `quantile` shows, a row for each of the model's: columns fitted, residual, uniform, place.
+
+    The residual lies between 0 and 1: the rank of the response among simulated ones, or with "quantile" the value of
+    its distribution function given the random effects, `MixedGLMResults.residuals`. Beside it stand the uniform
+    quantile of its rank among all residuals, the linear predictor without random effects, and the rank of this between
+    0 and 1, with ties in the order of the rows. Arguments as of `quantile`: `kind`, `key`, `simulations`.
+
+    Raises
+    ------
+    ModelError
+        For a linear model, and for another kind.
+    """
+    if result.fitted.family is None:
+        raise ModelError("quantile: this is a linear model, whose residuals are numbers: see jm.plot.qq and residuals")
+    if kind not in ("simulated", "quantile"):
+        raise ModelError(f"quantile: kind={kind!r}; use 'simulated' or 'quantile'")
+    values = np.asarray(result.residuals(kind, key, simulations))
+    if kind == "quantile":
+        from scipy.special import ndtr
+
+        values = ndtr(values)
+    fixed = rows.fixed_part(result.fitted.spec, result.fitted.fit.beta)
+    columns = {"fitted": fixed, "residual": values, "uniform": _ranks(values), "place": _ranks(fixed)}
+    return pd.DataFrame(columns, result.fitted.spec.index)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks between 0 and 1, in the middle of their share."""
+    ranks = np.empty(len(values))
+    ranks[np.argsort(values, kind="stable")] = (np.arange(len(values)) + 0.5) / len(values)
+    return ranks
 
 
 def _standardised_modes(result, group, column):
@@ -182,7 +229,9 @@ def fitted_data(
     29     308   9.0   430.7
     30    None   0.0   251.4
     """
-    x, spec, frame = predictor(result, x), result.fitted.spec, _frame(result.fitted.spec)
+    if getattr(result.fitted.family, "response", None) == "categories":
+        raise ModelError("fitted: a response in categories has a probability for each and no mean to draw a line of")
+    x, spec, frame = predictor(result, x), result.fitted.spec, frame_of(result.fitted.spec)
     group = known(group, list(effects.by_factor(spec.terms)), "grouping factor")
     term = next(term for term in spec.terms if term.group == group)
     names = term.levels.tolist()
@@ -208,6 +257,105 @@ def fitted_data(
         columns |= {by: pd.Series([which] * len(values), dtype=object)} if by is not None else {}
         pieces.append(pd.DataFrame({**columns, "fitted": values}))
     return pd.concat(pieces, ignore_index=True)
+
+
+@checked
+def check_data(result: MixedLMResults, key: Any = 0) -> dict[str, pd.DataFrame]:
+    """What `check` shows, by panel.
+
+    Tables "residuals" (columns fixed and residual, standardised), "residual quantiles" and "random effects" (columns
+    name, normal and sample), "influence" (columns group and distance, largest first), "collinearity" (columns term and
+    factor), "responses" (columns value, draw; 0 is the observed one), "words" (columns look and words).
+    Arguments as of `check`: `key`, a JAX random key, or an int.
+    """
+    fitted = result.fitted
+    told = result.check(key)
+    residual = checks.standardised(fitted, key)
+    fixed = rows.fixed_part(fitted.spec, fitted.fit.beta)
+    pieces = [("residuals", residual), *checks.random_effects(fitted).items()]
+    tables: list[Any] = []
+    for name, sample in pieces:
+        known = np.sort(sample[np.isfinite(sample)])
+        tables.append(pd.DataFrame({"name": name, "normal": checks.normal_quantiles(len(known)), "sample": known}))
+    observed, drawn = checks.densities(fitted, key)
+    values = np.concatenate([observed, drawn.ravel()])
+    draw = np.repeat(np.arange(1 + len(drawn)), len(observed))
+    words: Any = told.frame[["look", "words"]]
+    influence = told.influence.sort_values(ascending=False)
+    return {
+        "residuals": pd.DataFrame({"fixed": fixed, "residual": residual}),
+        "residual quantiles": tables[0],
+        "random effects": pd.concat(tables[1:]) if len(tables) > 1 else tables[0].iloc[:0],
+        "influence": pd.DataFrame({"group": influence.index, "distance": influence.to_numpy()}),
+        "collinearity": pd.DataFrame({"term": told.collinearity.index, "factor": told.collinearity.to_numpy()}),
+        "responses": pd.DataFrame({"value": values, "draw": draw}),
+        "words": words,
+    }
+
+
+@checked
+def effects_data(result: MixedLMResults, variable: str, by: str | None = None, level: float = 0.95) -> pd.DataFrame:
+    """What `effects` draws: estimated means along a predictor, over the reference grid of `emmeans`.
+
+    Columns the predictor, `by` if it is given, estimate, lower and upper: along a grid of a number, at the levels of a
+    category; a number in the place of `by` is taken at its mean, and a standard deviation to either side. Of a
+    response with a family means are on its scale. Arguments as of `effects`: `variable`, `by`, `level`.
+
+    Raises
+    ------
+    ModelError
+        For a name that is no predictor, and a `by` that is the predictor.
+    """
+    spec, frame = result.fitted.spec, frame_of(result.fitted.spec)
+    variable = known(variable, _predictors(spec), "predictor")
+    if by == variable:
+        raise ModelError(f"by={by!r} is the predictor along the axis; name another one")
+    at: dict[str, Any] = {}
+    if not is_category(spec, variable):
+        values = frame[variable].to_numpy(dtype=FLOAT)
+        at[variable] = np.linspace(values.min(), values.max(), GRID)
+    if by is not None:
+        by = known(by, _predictors(spec), "predictor")
+        column: Any = frame[by]
+        if not is_category(spec, by) and column.nunique() > 3:
+            numbers = column.to_numpy(dtype=FLOAT)
+            at[by] = np.mean(numbers) + np.std(numbers) * np.array([-1.0, 0.0, 1.0])
+    general = result.fitted.family is not None
+    kind = "response" if general and result.fitted.own_family.response != "categories" else "link"
+    means = marginal_means(result.fitted, variable, by, at or None, "equal", kind, "none", level)
+    columns = [variable, *([] if by is None else [by]), "estimate", "lower", "upper"]
+    return pd.DataFrame({name: means.frame[name] for name in columns})
+
+
+def group_lines(
+    result: Any, variable: str, table: pd.DataFrame, by: str | None, most: int = 100
+) -> list[tuple[Any, np.ndarray]]:
+    """Of a number with random slopes: for up to so many groups the deviation of their line along the table's grid.
+
+    Beside it stands the level of `by` that the group has; groups that have several are left out.
+    """
+    spec, at = result.fitted.spec, table[variable].to_numpy()
+    for term in spec.terms:
+        rebuild = term.rebuild
+        if rebuild is None or len(rebuild.factor.sources) != 1 or rebuild.part is None or rebuild.local is not None:
+            continue
+        if variable not in spec.recipe.columns([rebuild.part]) or is_category(spec, variable):
+            continue
+        first = spec.frame.iloc[[0] * len(at)].reset_index(drop=True).assign(**{variable: at})
+        step = max(1, -(-len(term.levels) // most))
+        kept = np.arange(len(term.levels))[::step]
+        levels: list[Any] = [None] * len(kept)
+        if by is not None:
+            own = [pd.unique(spec.frame[by].to_numpy()[term.codes == k]) for k in kept]
+            kept = np.array([k for k, values in zip(kept, own, strict=True) if len(values) == 1], int)
+            levels = [values[0] for values in own if len(values) == 1]
+        if not len(kept):
+            return []
+        lines = [first.assign(**{rebuild.factor.sources[0]: label}) for label in term.levels[kept]]
+        new = statement.new_rows(replace(spec, terms=(term,)), pd.concat(lines, ignore_index=True), random=True)
+        values = rows.random_part((term,), new.codes, new.Z, {term.label: result.fitted.fit.b[term.label]})
+        return list(zip(levels, values.reshape(len(kept), len(at)), strict=True))
+    return []
 
 
 def strata_of(frame: pd.DataFrame, by: str | None) -> tuple[np.ndarray, list]:
@@ -258,7 +406,8 @@ def _lines(result, frame, x, key, count, random_effects) -> list[tuple[Any, np.n
     return [(at, table[there[:, k], k]) for k, at in enumerate(points)]
 
 
-def _frame(spec) -> pd.DataFrame:
+def frame_of(spec) -> pd.DataFrame:
+    """The rows of a model's data, or an error that says that there are none."""
     if spec.recipe is None or spec.frame is None:
         raise DataError("fitted lines need a model stated by a formula, with the rows of its data frame")
     return spec.frame
@@ -266,7 +415,7 @@ def _frame(spec) -> pd.DataFrame:
 
 def _predictors(spec) -> list[str]:
     """The columns of the data that the model predicts from, numbers first."""
-    _frame(spec)
+    frame_of(spec)
     names = spec.recipe.columns([part for part in spec.recipe.specs if part != "lhs"])
     # A grouping factor is no predictor.
     factors = {name for term in spec.terms for name in term.rebuild.factor.sources}

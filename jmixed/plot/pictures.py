@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from jmixed.errors import ModelError
 from jmixed.inference import tails
 from jmixed.plot.data import (
     bootstrap_data,
     caterpillar_data,
+    check_data,
     effect,
+    effects_data,
     fitted_data,
+    frame_of,
+    group_lines,
     is_category,
     others,
     profile_data,
     qq_data,
+    quantile_data,
     replicates_of,
     residuals_data,
     strata_of,
 )
+from jmixed.reports import responses
 from jmixed.runtime.arguments import checked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from jmixed.reports.bootstrap import Bootstrap
     from jmixed.reports.intervals import Profile
-    from jmixed.results import MixedLMResults
+    from jmixed.results import MixedGLMResults, MixedLMResults
 
 NAMED = 60
 """So many levels can be named along an axis; beyond, only their number is told."""
@@ -38,6 +46,12 @@ LEGEND = 10
 """So many groups have a line each in the legend."""
 BINS = 15
 """Points of the running mean through residuals."""
+KOLMOGOROV = 1.3581
+"""The quantile of 95% of the root of n times the largest distance of a sample's distribution from its own."""
+NARROW = 4.5
+"""Inches of width below which a legend stands above the axes: beside them it would leave no room."""
+JITTER = 0.08
+"""How far, of the distance of two categories, the points of rows are spread sideways, so that they are seen."""
 INK, ACCENT, PALE = "#1f4e79", "#c8501e", "#9aa5b1"
 
 
@@ -97,7 +111,7 @@ def residuals(result: MixedLMResults, ax: Axes | None = None) -> Axes:
     slices = np.array_split(order, min(BINS, max(1, len(order) // 8)))
     means = np.array([table.iloc[part].mean().to_numpy() for part in slices])
     ax.plot(means[:, 0], means[:, 1], color=ACCENT, linewidth=1.5, label="running mean")
-    ax.set_xlabel("fitted value")
+    ax.set_xlabel("fitted value" if result.fitted.family is None else "linear predictor")
     ax.set_ylabel("standardised residual")
     ax.legend(frameon=False, fontsize=9)
     return ax
@@ -127,7 +141,63 @@ def qq(result: MixedLMResults, group: str | None = None, column: str | None = No
     _points(ax, table["normal"], table["sample"])
     what = "residuals" if group is None else "{1} by {0}".format(*effect(result, group, column))
     ax.set_xlabel("normal quantile")
-    ax.set_ylabel(f"standardised {what}")
+    ax.set_ylabel(
+        "quantile residuals" if group is None and result.fitted.family is not None else f"standardised {what}"
+    )
+    return ax
+
+
+@checked
+def quantile(
+    result: MixedGLMResults,
+    against: Literal["uniform", "fitted"] = "uniform",
+    kind: Literal["simulated", "quantile"] = "simulated",
+    key: Any = 0,
+    simulations: int = 250,
+    ax: Axes | None = None,
+) -> Axes:
+    """Residuals of a generalized model between 0 and 1, which are uniform if it holds, as in R's DHARMa.
+
+    Raises `ModelError` for a linear model, and for other words.
+
+    Parameters
+    ----------
+    against
+        "uniform": their quantiles against those of the uniform distribution, with the band in which 95% of samples of
+        uniform numbers lie as a whole (Kolmogorov's). "fitted": against the rank of the linear predictor without random
+        effects, with the quartiles of slices of rows, which belong at a quarter, a half and three.
+    kind
+        "simulated": ranks of the responses among new ones with new random effects. "quantile": values of the
+        distribution function given the random effects.
+    key : JAX random key, or int
+        Of what is random in them.
+    simulations
+        Number of new responses for "simulated".
+    """
+    if against not in ("uniform", "fitted"):
+        raise ModelError(f"quantile: against={against!r}; use 'uniform' or 'fitted'")
+    table = quantile_data(result, kind, key, simulations)
+    ax = _axes(ax, (5, 5) if against == "uniform" else (6, 4.5))
+    if against == "uniform":
+        ends, reach = np.array([0.0, 1.0]), KOLMOGOROV / np.sqrt(len(table))
+        ax.fill_between(ends, ends - reach, ends + reach, color=PALE, alpha=0.25, linewidth=0, label="95% band")
+        ax.plot(ends, ends, color=ACCENT, linewidth=1)
+        _points(ax, table["uniform"], table["residual"])
+        ax.set_xlabel("uniform quantile")
+        ax.legend(frameon=False, fontsize=9, loc="upper left")
+    else:
+        _points(ax, table["place"], table["residual"])
+        slices = np.array_split(np.argsort(table["place"].to_numpy()), min(BINS, max(1, len(table) // 20)))
+        at = [table["place"].iloc[part].mean() for part in slices]
+        for share in (0.25, 0.5, 0.75):
+            ax.axhline(share, color=PALE, linewidth=1, linestyle="--")
+            label = "quartiles" if share == 0.5 else None
+            heights = [table["residual"].iloc[part].quantile(share) for part in slices]
+            ax.plot(at, heights, color=ACCENT, linewidth=1.5, label=label)
+        ax.set_xlabel("rank of the linear predictor")
+        ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_ylabel(f"{kind} residual")
     return ax
 
 
@@ -243,7 +313,7 @@ def fitted(
     """
     lines = fitted_data(result, x, group, levels, by)
     factor, across = lines.columns[:2]
-    spec, frame = result.fitted.spec, result.model.data.frame
+    spec, frame = result.fitted.spec, frame_of(result.fitted.spec)
     term = next(term for term in spec.terms if term.group == factor)
     stratum, strata = strata_of(frame, by)
     ax = _axes(ax, (7, 5))
@@ -253,32 +323,294 @@ def fitted(
     # Many lines are one colour, so faint that their crowd is seen and not the last ones drawn.
     crowd: dict[str, Any] = {"alpha": float(np.clip(15 / len(shown), 0.15, 0.8)), "linewidth": 0.8}
     rows, values = np.isin(level_of_row, list(shown)), at(frame[across])
+    category = is_category(spec, across)
+    if category:
+        values = values + _aside(len(frame))
+    observed = responses.observed(result.fitted)
     for k in range(len(shown) if few else len(strata)):
         mine = rows & (level_of_row == shown[k] if few else stratum == k)
         colour = f"C{k}" if few or by is not None else PALE
         dots = {"color": colour, "markersize": 4 if few else 2.5}
-        ax.plot(values[mine], spec.y[mine], "o", markeredgewidth=0, alpha=0.6, zorder=1, **dots)
-    # At the categories of a predictor there are points, and what joins them is for the eye.
-    marks = {"marker": "o", "markersize": 4} if is_category(spec, across) else {}
+        ax.plot(values[mine], observed[mine], "o", markeredgewidth=0, alpha=0.6, zorder=1, **dots)
+    # At the categories of a predictor there are points, and what joins them is for the eye; those of a crowd are one.
+    marks = {"marker": "o", "markersize": 5} if category else {}
+    of_groups = marks if len(shown) <= LEGEND else {}
     for k, level in enumerate(shown):
         for j, which in enumerate(strata):
             line = lines[(lines[factor] == level) & _of(lines, by, which)]
             colour = f"C{k}" if few else INK if by is None else f"C{j}"
             style = {"label": str(level), "linewidth": 1.5} if few else crowd
-            ax.plot(at(line[across]), line["fitted"], zorder=2, color=colour, **style, **marks)
+            ax.plot(at(line[across]), line["fitted"], zorder=2, color=colour, **style, **of_groups)
     averaged = ", mean over the rows" if others(result, across, by) else ""
     for j, which in enumerate(strata):
         whole = lines[lines[factor].isna() & _of(lines, by, which)]
-        name = f"fixed effects{averaged}" if by is None else f"fixed effects, {by} = {which}{averaged}"
+        name = f"fixed effects{averaged}" if by is None else f"{by} = {which}"
         colour = "black" if by is None else f"C{j}"
-        style = {"linewidth": 2, "linestyle": "--", "label": textwrap.fill(name, 26), "zorder": 3}
+        label = textwrap.fill(name, 16 if _is_narrow(ax) and by is None else 26)
+        style = {"linewidth": 2, "linestyle": "--", "label": label, "zorder": 3}
         ax.plot(at(whole[across]), whole["fitted"], color=colour, **style, **marks)
     ax.set_xlabel(across)
     ax.set_ylabel(spec.endog_name)
-    # Beside the picture: inside it would cover data.
     title = factor if few else f"{len(shown):,} levels of {factor}"
-    ax.legend(title=title, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    if by is not None:
+        title = textwrap.fill(f"fixed effects{averaged}", 40 if _is_narrow(ax) else 26) + f"\nfaint: {title}"
+    _legend(ax, title)
     return ax
+
+
+@checked
+def effects(
+    result: MixedLMResults,
+    variable: str,
+    by: str | None = None,
+    level: float = 0.95,
+    partial: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """The estimated effect of a predictor: a line with its band, or a point with its interval for each level.
+
+    Means over the reference grid of ``result.emmeans``: other factors with equal weights, numbers at their means. Of a
+    linear model the points are partial residuals, the mean at each row's predictors plus its residual: a curve in them
+    is a curve that the model lacks. Faint lines are those of groups with slopes of their own; with `by`, of groups that
+    have one level of it.
+
+    Parameters
+    ----------
+    variable
+        A predictor of the fixed part.
+    by
+        Another one: a colour for each of its levels; a number is taken at its mean and a standard deviation to either
+        side.
+    level
+        Coverage of the band, normal.
+    partial
+        Whether partial residuals are drawn.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> jm.plot.effects(result, "Days").get_ylabel()
+    'Reaction'
+    """
+    table: Any = effects_data(result, variable, by, level)
+    spec = result.fitted.spec
+    ax = _axes(ax, (7, 4.5))
+    strata = [None] if by is None else list(dict.fromkeys(table[by]))
+    category = is_category(spec, variable)
+    labels = list(dict.fromkeys(table[variable]))
+    straight = not category and result.fitted.family is None
+    lines = group_lines(result, variable, table[_of(table, by, strata[0])], by) if straight else []
+    alpha = float(np.clip(15 / max(len(lines), 1), 0.15, 0.6))
+    for k, which in enumerate(strata):
+        part, colour = table[_of(table, by, which)], INK if by is None else f"C{k}"
+        shift = 0.0 if len(strata) == 1 else 0.5 * (k / (len(strata) - 1) - 0.5)
+        x = np.array([labels.index(value) for value in part[variable]]) + shift if category else part[variable]
+        named = None if by is None else f"{by} = {which:.3g}" if isinstance(which, float) else f"{by} = {which}"
+        if partial and result.fitted.family is None:
+            _partial_residuals(ax, result, table, variable, by, which, colour, shift if category else None)
+        if category:
+            ax.vlines(x, part["lower"], part["upper"], color=colour, linewidth=2.5, zorder=3)
+            ax.plot(x, part["estimate"], "o", color=colour, markersize=6, label=named, zorder=4)
+            continue
+        for level, line in lines:
+            if by is None or level == which:
+                shade = PALE if by is None else colour
+                ax.plot(x, part["estimate"].to_numpy() + line, color=shade, linewidth=0.8, alpha=alpha, zorder=1)
+        ax.fill_between(x, part["lower"], part["upper"], color=colour, alpha=0.2, linewidth=0, zorder=2)
+        ax.plot(x, part["estimate"], color=colour, linewidth=2, label=named, zorder=4)
+    if category:
+        _name_categories(ax, labels)
+    ax.set_xlabel(variable)
+    ax.set_ylabel(spec.endog_name)
+    if by is not None:
+        _legend(ax)
+    return ax
+
+
+def _partial_residuals(ax, result, table, variable, by, which, colour, shift):
+    """Points of the rows of one level: the effect at their predictors, plus their residuals."""
+    spec = result.fitted.spec
+    frame: Any = frame_of(spec)
+    left = spec.y - result.fitted.fittedvalues
+    mine = np.ones(len(frame), bool)
+    if by is not None:
+        nearest = frame[by].to_numpy()
+        if is_category(spec, by):
+            mine = nearest == which
+        else:
+            levels = np.array(list(dict.fromkeys(table[by])), float)
+            mine = levels[np.argmin(np.abs(nearest[:, None].astype(float) - levels), axis=1)] == which
+    part, own = table[_of(table, by, which)], frame[variable][mine]
+    if shift is None:
+        height = np.interp(own.to_numpy(dtype=float), part[variable].to_numpy(dtype=float), part["estimate"])
+        place = own.to_numpy(dtype=float)
+    else:
+        known, codes = list(part[variable]), [list(dict.fromkeys(table[variable])).index(value) for value in own]
+        height = np.array([part["estimate"].iloc[known.index(value)] for value in own])
+        place = np.array(codes) + shift + _aside(len(codes))
+    count = len(frame)
+    ax.plot(place, height + left[mine], "o", color=colour, markeredgewidth=0, zorder=0,
+            markersize=3 if count <= 500 else 1.5, alpha=float(np.clip(500 / count, 0.05, 0.35)))  # fmt: skip
+
+
+@checked
+def check(result: MixedLMResults, key: Any = 0) -> Figure:
+    """The assumptions of a model in one picture, each panel with its line of words.
+
+    Linearity, equal variances, quantiles of residuals and of random effects, influential groups, collinearity, and the
+    distribution of the response beside simulated ones; ``result.check()`` has the numbers. What is worth a second look
+    is marked.
+
+    Parameters
+    ----------
+    key : JAX random key, or int
+        Of what is simulated.
+
+    Examples
+    --------
+    >>> import jmixed as jm
+    >>> len(jm.plot.check(result).axes)
+    6
+    """
+    data = check_data(result, key)
+    words = data["words"]
+    drawn: list[tuple[Any, str, str]] = [(_bends, "residuals", "linearity"), (_spreads, "residuals", "equal variances")]
+    drawn.append((_quantiles, "residual quantiles", "normal residuals"))
+    if len(data["random effects"]):
+        drawn.append((_quantiles, "random effects", "normal random effects"))
+    if len(data["influence"]):
+        drawn.append((_distances, "influence", "influential groups"))
+    if len(data["collinearity"]):
+        drawn.append((_factors, "collinearity", "collinearity"))
+    drawn.append((_distributions, "responses", "distribution"))
+    columns = 4 if len(drawn) > 6 else 3
+    figure = _figure((3.4 * columns, 3.1 * -(-len(drawn) // columns)))
+    for k, (draw, table, name) in enumerate(drawn):
+        ax = figure.add_subplot(-(-len(drawn) // columns), columns, k + 1)
+        draw(ax, data[table])
+        rows = words.loc[[row for row in words.index if row == name or _of_modes(row, name)]]
+        looked = rows[rows["look"]] if rows["look"].any() else rows.iloc[:1]
+        told = zip(looked.index, looked["words"], strict=True)
+        several = len(rows) > 1 and bool(rows["look"].any())
+        said = "; ".join(f"{row.removeprefix('normal ')}: {word}" if several else word for row, word in told)
+        colour = ACCENT if rows["look"].any() else "black"
+        ax.set_title(textwrap.fill(f"{name}: {said}", 46), fontsize=8, loc="left", color=colour)
+        ax.tick_params(labelsize=7)
+        if table not in ("influence", "responses"):
+            ax.locator_params(axis="x", nbins=5)
+        ax.xaxis.label.set_fontsize(8)
+        ax.yaxis.label.set_fontsize(8)
+    return figure
+
+
+def _of_modes(row: str, name: str) -> bool:
+    """Whether a line of words is about random effects."""
+    return name == "normal random effects" and row.startswith("normal ") and row != "normal residuals"
+
+
+def _bends(ax, table):
+    _points(ax, table["fixed"], table["residual"])
+    ax.axhline(0, color=PALE, linewidth=1)
+    ax.plot(*_means(table["fixed"], table["residual"]), color=ACCENT, linewidth=1.5)
+    ax.set_xlabel("fixed part")
+    ax.set_ylabel("residual")
+
+
+def _spreads(ax, table):
+    size = np.sqrt(np.abs(table["residual"]))
+    _points(ax, table["fixed"], size)
+    ax.plot(*_means(table["fixed"], size), color=ACCENT, linewidth=1.5)
+    ax.set_xlabel("fixed part")
+    ax.set_ylabel("root of the residual's size")
+
+
+def _means(x, y):
+    """Running means over slices of equal numbers of rows, or at the values of x where these are few."""
+    values = np.round(x.to_numpy(), 9)
+    distinct, codes = np.unique(values, return_inverse=True)
+    order = np.argsort(values, kind="stable")
+    few = len(distinct) <= BINS
+    slices = np.array_split(order, min(BINS, max(2, len(order) // 8)))
+    parts = [np.flatnonzero(codes == k) for k in range(len(distinct))] if few else slices
+    return np.array([[x.iloc[part].mean(), y.iloc[part].mean()] for part in parts]).T
+
+
+def _quantiles(ax, table):
+    names = list(dict.fromkeys(table["name"]))
+    ends = np.array([table["normal"].min(), table["normal"].max()])
+    ax.plot(ends, ends, color=ACCENT, linewidth=1)
+    for k, name in enumerate(names):
+        part = table[table["name"] == name]
+        if len(names) == 1:
+            _points(ax, part["normal"], part["sample"])
+        else:
+            ax.plot(part["normal"], part["sample"], "o", markeredgewidth=0, alpha=0.6, color=f"C{k}", label=name,
+                    markersize=4 if len(part) <= 500 else 2)  # fmt: skip
+    if 1 < len(names) <= 6:
+        ax.legend(frameon=False, fontsize=7, loc="upper left")
+    ax.set_xlabel("normal quantile")
+    ax.set_ylabel("sample quantile")
+
+
+def _distances(ax, table):
+    count = len(table)
+    place = np.arange(1, count + 1)
+    ax.vlines(place, 0, table["distance"], color=INK, linewidth=float(np.clip(150 / count, 0.4, 2)))
+    if count <= LEGEND:
+        ax.set_xticks(place, [str(group) for group in table["group"]])
+    else:
+        # The levels at the left are named, as far as there is room.
+        last = np.inf
+        for k in range(3):
+            if last - table["distance"].iloc[k] < 0.06 * table["distance"].iloc[0]:
+                continue
+            last = float(table["distance"].iloc[k])
+            ax.annotate(str(table["group"].iloc[k]), (place[k], table["distance"].iloc[k]), fontsize=7,
+                        xytext=(3, -2), textcoords="offset points")  # fmt: skip
+        ax.set_xticks([])
+    ax.set_xlim(1 - max(0.5, 0.03 * count), count + max(0.5, 0.03 * count))
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel(f"{count:,} groups, in order")
+    ax.set_ylabel("Cook's distance")
+
+
+def _factors(ax, table):
+    place = np.arange(len(table))
+    ax.barh(place, table["factor"], color=INK, height=0.6)
+    names = [str(term) if len(str(term)) <= 16 else f"{str(term)[:15]}…" for term in table["term"]]
+    ax.set_yticks(place, names if len(table) <= 15 else [""] * len(table))
+    ax.invert_yaxis()
+    ax.axvline(5, color=ACCENT, linewidth=0.8, linestyle="--")
+    ax.set_xlabel("variance inflation")
+
+
+def _distributions(ax, table):
+    observed = table.loc[table["draw"] == 0, "value"].to_numpy()
+    distinct = np.unique(table["value"])
+    if len(distinct) <= 30:
+        edges = np.append(distinct, distinct[-1] + 1) - 0.5 * np.min(np.diff(distinct), initial=1.0)
+    else:
+        low, high = np.quantile(table["value"], [0.001, 0.999])
+        low, high = min(low, observed.min()), max(high, observed.max())
+        edges = np.linspace(low, high, int(np.clip(np.sqrt(len(observed)), 10, 40)) + 1)
+    middle = (edges[1:] + edges[:-1]) / 2
+    scale = len(observed) * np.diff(edges)
+    for draw, part in table.groupby("draw"):
+        height = np.histogram(part["value"], edges)[0] / scale
+        style = {"color": INK, "linewidth": 2, "zorder": 3} if draw == 0 else {"color": PALE, "linewidth": 0.6}
+        label = "observed" if draw == 0 else "simulated" if draw == 1 else None
+        style |= {"marker": "o", "markersize": 4 if draw == 0 else 2} if len(distinct) <= 30 else {}
+        ax.plot(middle, height, alpha=1.0 if draw == 0 else 0.5, label=label, **style)
+    if len(distinct) <= 8:
+        ax.set_xticks(distinct)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("response")
+    ax.set_ylabel("density")
+    ax.legend(frameon=False, fontsize=7)
+
+
+def _figure(size):
+    return _pyplot().figure(figsize=size, layout="constrained")
 
 
 def _of(lines, by, which):
@@ -292,21 +624,59 @@ def _positions(ax, spec, name):
         return lambda column: column.to_numpy()
     _, categories = pd.factorize(spec.frame[name], sort=True)
     categories = pd.Index(categories)
-    ax.set_xticks(range(len(categories)), [str(category) for category in categories])
-    if max(len(str(category)) for category in categories) * len(categories) > 60:
-        ax.tick_params(axis="x", labelrotation=90)
+    _name_categories(ax, categories)
     ax.set_xlim(-0.5, len(categories) - 0.5)
     return lambda column: categories.get_indexer(column)
 
 
+def _name_categories(ax, categories):
+    """Names of categories at 0, 1, ...: on several lines where they would touch, upright where that does not help."""
+    names = [str(category) for category in categories]
+    # In characters; a legend beside takes a third of the width.
+    room = max(1, int((_width(ax) if _is_narrow(ax) else 0.65 * _width(ax)) * 72 / 6.5 / len(names)) - 1)
+    words = max(len(word) for name in names for word in name.split() or [""])
+    ax.set_xticks(range(len(names)), [textwrap.fill(name, room) if words <= room else name for name in names])
+    if words > room:
+        ax.tick_params(axis="x", labelrotation=90)
+
+
+def _legend(ax, title=None):
+    """Outside of the axes, where it covers no data: beside them, or above where they are narrow."""
+    style = {"frameon": False, "title": title, "alignment": "left", "handlelength": 2.6}
+    if not _is_narrow(ax):
+        ax.legend(**style, fontsize=9, title_fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+        return
+    labels = [line for text in ax.get_legend_handles_labels()[1] for line in text.split("\n")]
+    # In points; what a letter of this size takes, and what stands beside the letters.
+    columns = int(72 * _width(ax) / (4.4 * max(map(len, labels)) + 40))
+    style |= {"ncols": max(1, columns), "columnspacing": 1.0, "borderpad": 0.1}
+    ax.legend(**style, fontsize=8, title_fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
+
+
+def _is_narrow(ax):
+    return _width(ax) < NARROW
+
+
+def _width(ax):
+    """Inches."""
+    return ax.get_position().width * ax.figure.get_figwidth()
+
+
+def _aside(count):
+    """Shifts (count,) of points that stand at one category."""
+    return np.random.default_rng(0).uniform(-JITTER, JITTER, count)
+
+
 def _axes(ax, size):
-    if ax is not None:
-        return ax
+    return ax if ax is not None else _pyplot().subplots(figsize=size, layout="constrained")[1]
+
+
+def _pyplot():
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("pictures need matplotlib, an extra: pip install 'jmixed[plot]'") from error
-    return plt.subplots(figsize=size, layout="constrained")[1]
+    return plt
 
 
 def _points(ax, x, y):

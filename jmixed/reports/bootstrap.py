@@ -1,6 +1,6 @@
 """New responses for a fitted model: simulation, refits, the bootstrap."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, wa
 from jmixed.fit.host import draw_residuals
 from jmixed.fit.many import fit_responses
 from jmixed.formulas.model_data import RandomTerm
+from jmixed.inference.responses import draw
 from jmixed.inference.simulation import draw_responses, generator
 from jmixed.reports import rows
-from jmixed.reports.components import named_parameters, values_at
+from jmixed.reports.components import all_estimates, all_names, all_values
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
 from jmixed.reports.printed import Shown, noted
@@ -126,15 +127,28 @@ def _draw(fitted: Fitted, n: int, rng: np.random.Generator, kept: Collection[int
     drawn = zip(spec.terms, factors_of_theta([structure(term) for term in spec.terms], fit.theta), strict=True)
     terms = [(t.codes, t.Z, fit.sigma * factor, t.relationship) for k, (t, factor) in enumerate(drawn) if k not in kept]
     mean = rows.mean(spec, fit, rows.in_sample(spec, kept))
-    return draw_responses(mean, terms, partial(draw_residuals, fitted.model.design, fit), n, rng)
+    if fitted.family is not None:
+        # The digits of a normal number are the key of a replicate's draws.
+        return draw_responses(mean, terms, partial(_respond, fitted), 1, n, rng)
+
+    def respond(predictor, normal):
+        return predictor + draw_residuals(fitted.design, fit, normal)
+
+    return draw_responses(mean, terms, respond, len(mean), n, rng)
+
+
+def _respond(fitted: Fitted, predictor: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """Responses (n, nobs) of a family at predictors, by keys out of normal numbers (n, 1)."""
+    bits = np.ascontiguousarray(normal).view(np.uint32)
+    return draw(fitted.own_family, bits, predictor, fitted.at_modes.extras, fitted.response.trials)
 
 
 def refit(fitted: Fitted, y: Any) -> Any:
     """The result of the same model for another response."""
     fitted.need_data("refit")
     fitted.refuse_penalised("refit")
-    again = {} if fitted.held is None else fitted.held.again
-    return fitted.model.with_response(y).fit(reml=fitted.reml, **again)
+    model = fitted.model.with_response(y)
+    return model.fit() if fitted.family is not None else model.fit(reml=fitted.reml, **fitted.again)
 
 
 def bootstrap(fitted: Fitted, n: int, key: Any, random_effects: str | Collection[str], progress: bool) -> Bootstrap:
@@ -142,19 +156,15 @@ def bootstrap(fitted: Fitted, n: int, key: Any, random_effects: str | Collection
     n, rng, kept = count(n, "bootstrap"), generator(key), _kept(fitted.spec.terms, random_effects)
     fitted.need_data("bootstrap")
     fitted.refuse_held("bootstrap")
-    fit, spec, design = fitted.fit, fitted.spec, fitted.model.design
+    fitted.refuse_iterative("bootstrap", "simulate() and refit()")
     pieces, room = [], max(1, DRAWN // (8 * fitted.nobs))
     with bar(n, progress, "bootstrap") as advance:
         for start in range(0, n, room):
             Y = _draw(fitted, min(room, n - start), rng, kept)
-            pieces.append(fit_responses(design, Y, fitted.reml, progress=advance))
-    values = np.concatenate(
-        [values_at(spec, design, piece.theta, piece.beta, piece.sigma, piece.rho) for piece in pieces]
-    )
-    names = [name for name, _ in named_parameters(spec)]
-    estimates = values_at(spec, design, fit.theta[None], fit.beta[None], np.array([fit.sigma]), fit.rho[None])[0]
-    outcome = np.concatenate([piece.outcome for piece in pieces])
-    converged = np.concatenate([piece.converged for piece in pieces])
+            pieces.append(_refits(fitted, Y, advance))
+    values = np.concatenate([piece[0] for piece in pieces])
+    outcome, names = np.concatenate([piece[1] for piece in pieces]), all_names(fitted)
+    converged = np.isin(outcome, [end.value for end in Outcome if end.ok])
     if not converged.all():
         failures = pd.Series(outcome[~converged]).map(lambda value: Outcome(value).name).value_counts().to_dict()
         warn(
@@ -162,7 +172,14 @@ def bootstrap(fitted: Fitted, n: int, key: Any, random_effects: str | Collection
             "leave them out",
             ConvergenceWarning,
         )
-    return Bootstrap(pd.Series(estimates, index=names), pd.DataFrame(values, columns=names), outcome, converged)
+    estimates = pd.Series(all_estimates(fitted), index=names)
+    return Bootstrap(estimates, pd.DataFrame(values, columns=names), outcome, converged)
+
+
+def _refits(fitted: Fitted, Y: np.ndarray, advance: Callable[[int], Any]) -> tuple[np.ndarray, np.ndarray]:
+    """All parameters (n, parameters) of fits to responses (n, nobs), and how each ended (n,)."""
+    fits = fit_responses(fitted.design, Y, fitted.reml, progress=advance)
+    return all_values(fitted, fits.theta, fits.beta, fits.sigma, fits.rho, fits.rho), fits.outcome
 
 
 def count(n: int, what: str) -> int:

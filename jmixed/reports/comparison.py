@@ -11,6 +11,7 @@ from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, wa
 from jmixed.fit import host
 from jmixed.formulas.formula import quoted
 from jmixed.formulas.model_data import RandomTerm
+from jmixed.inference.responses import plain_deviance
 from jmixed.inference.tails import chi_square_tail, linear_model_deviance, mixture_tail
 from jmixed.layout.design import Design
 from jmixed.reports.fitted import Fitted
@@ -31,8 +32,8 @@ def compare(*results: Any, refit: bool = True, names: Sequence[str] | None = Non
 
     Parameters
     ----------
-    *results : MixedLMResults
-        Two or more.
+    *results : MixedLMResults or MixedGLMResults
+        Two or more, of responses with a family or of none.
     refit
         Refit by ML what was fitted by REML, and say so below the table. False compares REML criteria, which takes the
         same fixed effects in all models.
@@ -44,7 +45,7 @@ def compare(*results: Any, refit: bool = True, names: Sequence[str] | None = Non
     DataError
         The fits have different rows, responses or weights.
     ModelError
-        Fewer than two fits, a penalised one, or REML criteria that cannot be compared.
+        Fewer than two fits, a penalised one, REML criteria that cannot be compared, likelihoods of different kinds.
 
     Examples
     --------
@@ -76,9 +77,18 @@ def compare(*results: Any, refit: bool = True, names: Sequence[str] | None = Non
     table["Chisq"], table["Df"] = chisq, df
     table["p"] = [chi_square_tail(x, k) if k > 0 else np.nan for x, k in zip(chisq, df, strict=True)]
     notes = [f"Fitted by REML and refitted by ML for this table: {', '.join(changed)}."] if changed else []
+    families = {labels[k]: _family_words(fits[k]) for k in order}
+    if len(set(families.values())) > 1:
+        told = "; ".join(f"{label}: {words}" for label, words in families.items())
+        notes.append(f"Of different families, of which one must hold the other for a test: {told}.")
     outcomes = {labels[k]: fits[k].fit.outcome.name for k in order if unbounded(fits[k].fit)}
     notes += [f"{label}: {name}, no likelihood to compare." for label, name in outcomes.items()]
     return noted(table, "\n".join(notes))
+
+
+def _family_words(fitted: Fitted) -> str:
+    family = fitted.family
+    return "normal" if family is None else f"{family.name} ({family.link})"
 
 
 def unbounded(fit: host.Fit) -> bool:
@@ -110,7 +120,11 @@ def _of_same_data(results: Sequence[Any], what: str) -> list[Fitted]:
                 "values in a column that only one of them uses: fit both to the rows that both can use",
                 page="p-values.md#for-two-models-jmcompare",
             )
-        for name, theirs, other in (("response", spec.y, first.y), ("weights", spec.weights, first.weights)):
+        _require_same_kind(fits[0], fitted, what)
+        arrays = [("response", spec.y, first.y), ("weights", spec.weights, first.weights)]
+        if spec.response is not None:
+            arrays.append(("numbers of trials", fitted.response.trials, fits[0].response.trials))
+        for name, theirs, other in arrays:
             if not np.array_equal(theirs, other):
                 row = int(np.flatnonzero(theirs != other)[0])
                 raise DataError(
@@ -119,6 +133,22 @@ def _of_same_data(results: Sequence[Any], what: str) -> list[Fitted]:
                     page="p-values.md#for-two-models-jmcompare",
                 )
     return fits
+
+
+def _require_same_kind(first: Fitted, other: Fitted, what: str) -> None:
+    """Refuse likelihoods that are densities of different things, or approximated in different ways."""
+    kinds = [None if fitted.family is None else fitted.family.response for fitted in (first, other)]
+    if kinds[0] != kinds[1]:
+        named = " and ".join(_family_words(fitted) for fitted in (first, other))
+        raise ModelError(
+            f"{what}: the fits are of responses of different kinds, {named}; their likelihoods cannot be compared. "
+            "A normal response among others is mixedglm(..., family='gaussian')"
+        )
+    if first.family is not None and first.model.quadrature != other.model.quadrature:
+        raise ModelError(
+            f"{what}: the likelihoods are integrated in different ways, {first.approximation} and "
+            f"{other.approximation}; fit both with the same quadrature="
+        )
 
 
 def _check_criteria(fits: Sequence[Fitted]) -> None:
@@ -152,6 +182,7 @@ def drop1(fitted: Fitted, progress: bool) -> pd.DataFrame:
     """Likelihood-ratio tests of the terms of the fixed effects, each left out."""
     fitted.need_data("drop1")
     fitted.refuse_held("drop1")
+    fitted.refuse_iterative("drop1", "test() or anova()")
     full, n_variances = fitted.by_ml("drop1").fit, fitted.n_params - fitted.k_fe
     rows = {"<none>": (fitted.n_params, deviance_of(full))}
     without = ["<none>"] if unbounded(full) else []
@@ -253,8 +284,8 @@ def variance_test(r_full: Any, r_reduced: Any = None) -> VarianceTest:
 
     Parameters
     ----------
-    r_full : MixedLMResults
-    r_reduced : MixedLMResults, optional
+    r_full : MixedLMResults or MixedGLMResults
+    r_reduced : MixedLMResults or MixedGLMResults, optional
         The same model without one random effect: a term with one variance, or one column of a term with correlated
         effects. By default that without random effects, when the full one has a single variance.
 
@@ -285,12 +316,14 @@ def variance_test(r_full: Any, r_reduced: Any = None) -> VarianceTest:
             raise ModelError(f"test_variance: a fit has no likelihood to compare. {outcome.name}: {outcome.message}")
     if r_reduced is None:
         tested, r = _difference(spec.terms, ())
-        reduced = linear_model_deviance(spec.y - spec.offset, spec.X, spec.weights, full.reml)
+        reduced = _deviance_without_effects(full)
     else:
         if full.method != smaller.method:
             raise ModelError(
                 f"test_variance: one fit is by {full.method}, the other by {smaller.method}; fit both alike"
             )
+        if full.family != smaller.family:
+            raise ModelError("test_variance: the families differ, so that the fits do not differ in a variance alone")
         if not (_same_span(spec.X, smaller.spec.X) and np.array_equal(spec.offset, smaller.spec.offset)):
             raise ModelError(
                 "test_variance: the fixed effects differ; compare such models with jm.compare",
@@ -308,6 +341,14 @@ def variance_test(r_full: Any, r_reduced: Any = None) -> VarianceTest:
     statistic, df, weights = statistic if statistic > noise else 0.0, (r - 1, r), (0.5, 0.5)
     p = mixture_tail(statistic, df, weights)
     return VarianceTest(statistic, p, df, weights, chi_square_tail(statistic, r), tested, full.method)
+
+
+def _deviance_without_effects(fitted: Fitted) -> float:
+    """The criterion of the same model without random effects."""
+    spec, fit = fitted.spec, fitted.fit
+    if fitted.family is not None:
+        return plain_deviance(fitted.model.design, fit.beta, fit.kappa)
+    return linear_model_deviance(spec.y - spec.offset, spec.X, spec.weights, fitted.reml)
 
 
 def _difference(full: Sequence[RandomTerm], reduced: Sequence[RandomTerm]) -> tuple[str, int]:

@@ -9,8 +9,9 @@ import pandas as pd
 from jmixed.covariance.scales import factors_of_theta, settled
 from jmixed.errors import ModelError
 from jmixed.inference import tails
-from jmixed.inference.profiles import COEFFICIENT, CORRELATION, RESIDUAL, SD, SIGMA, Parameter
+from jmixed.inference.profiles import COEFFICIENT, CORRELATION, FURTHER, RESIDUAL, SD, SIGMA, Parameter
 from jmixed.layout.design import Design
+from jmixed.reports import further
 from jmixed.reports.effects import modes
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
@@ -51,15 +52,21 @@ def components(term, cov) -> Iterator[Component]:
 
 
 def all_components(spec, fit) -> list[Component]:
-    """The components of all terms in the model's order, then the residual."""
+    """The components of all terms in the model's order, then the residual of a linear model."""
     parts = [part for term in spec.terms for part in components(term, fit.covariances[term.label])]
-    return [*parts, Component("Residual", None, None, fit.sigma**2, fit.sigma)]
+    return parts + _residual(spec, fit)
 
 
-def named_parameters(spec) -> list[tuple[str, Parameter]]:
+def _residual(spec, fit) -> list[Component]:
+    """The residual variance, which a response with a family has not."""
+    return [Component("Residual", None, None, fit.sigma**2, fit.sigma)] if spec.response is None else []
+
+
+def named_parameters(spec, more: Sequence[str] = ()) -> list[tuple[str, Parameter]]:
     """All parameters of a model with their names.
 
-    Coefficients, standard deviations and correlations of random effects, sigma, parameters of the residuals.
+    Coefficients, standard deviations and correlations of random effects, sigma, parameters of the residuals; of a
+    response with a family, in place of the last two, the coefficients of its further predictors, whose names are given.
     """
     parameters = [(name, Parameter(COEFFICIENT, first=j)) for j, name in enumerate(spec.exog_names)]
     for t, term in enumerate(spec.terms):
@@ -67,6 +74,8 @@ def named_parameters(spec) -> list[tuple[str, Parameter]]:
         for name, entry in zip(names, structure(term).readable(term.columns), strict=True):
             kind = SD if entry.second is None else CORRELATION
             parameters.append((name, Parameter(kind, t, entry.column, entry.row)))
+    if spec.response is not None:
+        return parameters + [(name, Parameter(FURTHER, first=j)) for j, name in enumerate(more)]
     residuals = [(name, Parameter(RESIDUAL, first=j)) for j, name in enumerate(residual_names(spec))]
     return [*parameters, ("sigma", Parameter(SIGMA)), *residuals]
 
@@ -74,7 +83,7 @@ def named_parameters(spec) -> list[tuple[str, Parameter]]:
 def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma: np.ndarray) -> np.ndarray:
     """The parameters (k, parameters) from beta (k, p), covariances (k, q, q) relative to sigma^2, and sigma (k,).
 
-    A correlation with a standard deviation of zero is NaN.
+    A correlation with a standard deviation of zero is NaN. Of a response with a family sigma is one, and not listed.
     """
     columns = [*beta.T]
     for term, covariance in zip(spec.terms, covariances, strict=True):
@@ -82,29 +91,49 @@ def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], 
         values = of_term.values(covariance)
         for entry, value in zip(of_term.readable(term.columns), values.T, strict=True):
             columns.append(sigma * value if entry.second is None else value)
-    return np.column_stack([*columns, sigma])
+    return np.column_stack([*columns, sigma] if spec.response is None else columns)
 
 
-def values_at(spec, design: Design, theta, beta, sigma, rho=None) -> np.ndarray:
+def values_at(spec, design: Design, theta, beta, sigma, rho=None, more=None) -> np.ndarray:
     """The parameters (k, parameters) in the order of `named_parameters`.
 
-    At theta (k, m), beta (k, p), sigma (k,) and, of residuals that have them, rho. A standard deviation that counts as
-    zero is zero.
+    At theta (k, m), beta (k, p), sigma (k,) and, where there are such, rho of the residuals, or with the values (k, u)
+    of further predictors. A standard deviation that counts as zero is zero.
     """
     factors = factors_of_theta(design.layout.terms, settled(design, theta))
     values = parameter_values(spec, beta, [factor @ np.swapaxes(factor, 1, 2) for factor in factors], sigma)
+    if more is not None:
+        return np.hstack([values, more])
     return values if rho is None else np.hstack([values, residual_values(spec, rho)])
+
+
+def all_names(fitted: Fitted) -> list[str]:
+    """Names of all parameters of a fit, in the order of `named_parameters`."""
+    return [name for name, _ in named_parameters(fitted.spec, further.parameter_names(fitted.model))]
+
+
+def all_values(fitted: Fitted, theta, beta, sigma, rho, kappa) -> np.ndarray:
+    """All parameters (k, parameters) of estimates (k, ...) of a fit's model."""
+    more = None if fitted.family is None else further.parameter_values(fitted.model, kappa)
+    return values_at(fitted.spec, fitted.design, theta, beta, sigma, rho, more)
+
+
+def all_estimates(fitted: Fitted) -> np.ndarray:
+    """All parameters (parameters,) of the fit itself."""
+    fit = fitted.fit
+    at = (np.asarray(part)[None] for part in (fit.theta, fit.beta, fit.sigma, fit.rho, fit.kappa))
+    return all_values(fitted, *at)[0]
 
 
 def var_corr(spec, fit) -> pd.DataFrame:
     """Variances, covariances, standard deviations and correlations: columns group, var1, var2, vcov, sdcor.
 
-    A term's variances (var2 None) come before its covariances; the last row is the residual.
+    A term's variances (var2 None) come before its covariances; the last row is the residual of a linear model.
     """
     rows = []
     for term in spec.terms:
         rows += sorted(components(term, fit.covariances[term.label]), key=lambda part: part.second is not None)
-    rows.append(Component("Residual", None, None, fit.sigma**2, fit.sigma))
+    rows += _residual(spec, fit)
     # Built column by column: None must stay None in columns of names, where pandas would make it NaN.
     names = {f: pd.Series([getattr(row, f) for row in rows], dtype=object) for f in ("group", "first", "second")}
     table = pd.DataFrame(names).rename(columns={"first": "var1", "second": "var2"})
@@ -113,35 +142,35 @@ def var_corr(spec, fit) -> pd.DataFrame:
     return noted(table)
 
 
-def wald_intervals(spec, fit, level: float) -> pd.DataFrame:
-    """Normal confidence limits, lower and upper, of coefficients and parameters of the residuals.
+def wald_intervals(fitted: Fitted, level: float) -> pd.DataFrame:
+    """Normal confidence limits, lower and upper, of coefficients, parameters of the residuals, further predictors.
 
     Standard deviations and correlations of the random effects, and sigma, are listed with NaN.
     """
-    half = tails.half_width(level)
+    spec, fit, half = fitted.spec, fitted.fit, tails.half_width(level)
     errors = half * np.sqrt(np.diag(fit.vcov_beta))
     others = [part.name for part in all_components(spec, fit)]
-    values = np.vstack(
-        [
-            np.column_stack([fit.beta - errors, fit.beta + errors]),
-            np.full((len(others), 2), np.nan),
-            parameter_limits(spec, fit, half),
-        ]
-    )
-    names = [*spec.exog_names, *others, *residual_names(spec)]
+    last = parameter_limits(spec, fit, half)
+    if fitted.family is not None:
+        middle, error = further.parameter_values(fitted.model, fit.kappa[None])[0], further.parameter_errors(fitted)
+        last = np.column_stack([middle - half * error, middle + half * error])
+    beta = np.column_stack([fit.beta - errors, fit.beta + errors])
+    values = np.vstack([beta, np.full((len(others), 2), np.nan), last])
+    names = [*spec.exog_names, *others, *residual_names(spec), *further.parameter_names(fitted.model)]
     return noted(pd.DataFrame(values, index=names, columns=["lower", "upper"]))
 
 
-def glance(fit, nobs: int, n_params: int, reml: bool) -> pd.DataFrame:
-    """One row about the fit: nobs, sigma, logLik, AIC, BIC, REMLcrit or deviance, df.residual.
+def glance(fitted: Fitted) -> pd.DataFrame:
+    """One row about the fit: nobs, sigma of a linear model, logLik, AIC, BIC, REMLcrit or deviance, df.residual.
 
     AIC and BIC count all parameters, and under REML use the restricted likelihood, as lme4 does: compare them only
     between models with the same fixed effects.
     """
-    criterion = "REMLcrit" if reml else "deviance"
+    fit, nobs, n_params = fitted.fit, fitted.nobs, fitted.n_params
+    criterion = "REMLcrit" if fitted.reml else "deviance"
     values = {
         "nobs": nobs,
-        "sigma": fit.sigma,
+        **({"sigma": fit.sigma} if fitted.family is None else {}),
         "logLik": fit.log_likelihood,
         "AIC": fit.objective + 2 * n_params,
         "BIC": fit.objective + np.log(nobs) * n_params,
@@ -157,23 +186,44 @@ def tidy(fitted: Fitted, effects: str | Collection[str], conf_int: bool, conf_le
     parts = []
     for effect in [effects] if isinstance(effects, str) else effects:
         if effect == "fixed":
-            parts.append(tidy_fixed(spec, fit, level))
+            parts.append(tidy_fixed(fitted, level))
         elif effect == "ran_pars":
             parts.append(tidy_ran_pars(spec, fit, level))
         elif effect == "ran_vals":
             parts.append(tidy_ran_vals(modes(spec.terms, fit.b), fitted.level_covariances, level))
         else:
             raise ModelError(f"tidy: effects={effect!r}; use 'fixed', 'ran_pars', 'ran_vals' or a list of these")
-    return noted(parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True))
+    table = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+    return noted(table if "component" not in table else table.assign(component=table["component"].fillna("cond")))
 
 
-def tidy_fixed(spec, fit, level: float | None) -> pd.DataFrame:
-    """The coefficients: effect, term, estimate, std.error, statistic, with limits if a level is given."""
+def tidy_fixed(fitted: Fitted, level: float | None) -> pd.DataFrame:
+    """The coefficients: effect, term, estimate, std.error, statistic, with limits if a level is given.
+
+    Those of further predictors follow, told by the column component, and of categories the thresholds, by coef.type.
+    """
+    spec, fit = fitted.spec, fitted.fit
     error = np.sqrt(np.diag(fit.vcov_beta))
-    table = pd.DataFrame(
-        {"effect": "fixed", "term": list(spec.exog_names), "estimate": fit.beta, "std.error": error}
-    ).assign(statistic=fit.beta / error)
-    return _with_limits(table, level)
+    table = pd.DataFrame({"effect": "fixed", "term": list(spec.exog_names), "estimate": fit.beta, "std.error": error})
+    if fitted.family is None:
+        return _with_limits(table.assign(statistic=fit.beta / error), level)
+    more = [table]
+    of_categories = further.has_thresholds(fitted.own_family)
+    word = "coef.type" if of_categories else "component"
+    for name, (_, names, values, errors) in zip(_components(fitted), further.headed(fitted), strict=True):
+        columns = {"effect": "fixed", word: name, "term": names, "estimate": values, "std.error": errors}
+        more.append(pd.DataFrame(columns))
+    if len(more) > 1:
+        table.insert(1, word, "location" if of_categories else "cond")
+    table = pd.concat(more, ignore_index=True)
+    return _with_limits(table.assign(statistic=table["estimate"] / table["std.error"]), level)
+
+
+def _components(fitted: Fitted) -> list[str]:
+    """What tidy tables call the further predictors."""
+    if further.has_thresholds(fitted.own_family):
+        return ["intercept"]
+    return [further.SHORT.get(part.name, part.name) for part in further.parts(fitted.model)]
 
 
 def tidy_ran_pars(spec, fit, level: float | None) -> pd.DataFrame:

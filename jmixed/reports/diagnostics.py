@@ -1,32 +1,38 @@
 """What a fit says about its data: rows and groups that matter, explained variance, robust and joint covariances."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from jmixed.errors import ModelError, Outcome
+from jmixed.fit import host
 from jmixed.fit.host import Fit
 from jmixed.formulas.frame import new_table
 from jmixed.formulas.model_data import ModelData, RandomTerm
-from jmixed.inference.leave_one_out import leave_one_out
-from jmixed.inference.leverage import row_diagnostics
-from jmixed.inference.sandwich import cluster_sandwich
+from jmixed.inference import tails
+from jmixed.inference.leave_one_out import LeftOut, leave_one_out, one_step_of_family
+from jmixed.inference.leverage import RowDiagnostics, row_diagnostics
+from jmixed.inference.responses import averaged, evaluate
+from jmixed.inference.sandwich import cluster_sandwich, degrees_of_freedom
 from jmixed.inference.variance_explained import (
     IntraclassCorrelation,
     VarianceExplained,
     intraclass_correlation,
     principal_components,
     variance_explained,
+    variances_of_predictors,
 )
 from jmixed.reports import effects, rows
-from jmixed.reports.components import named_parameters, values_at
+from jmixed.reports.components import all_names, all_values
 from jmixed.reports.fitted import Fitted
+from jmixed.reports.hypotheses import read_hypotheses
 from jmixed.reports.predict import predict
-from jmixed.reports.printed import Shown
+from jmixed.reports.printed import Shown, noted
 from jmixed.reports.residuals import relative_deviations
+from jmixed.reports.responses import usual_residuals
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,16 +96,37 @@ def augment(fitted: Fitted, data: Any) -> pd.DataFrame:
         values = predict(fitted, frame, random_effects=True, new_levels="population")
         return frame.assign(**{".fitted": values, ".fixed": predict(fitted, frame)})
     fitted.need_data("augment")
+    if fitted.family is not None:
+        return _augment_generalized(fitted)
+    fitted.refuse_iterative("augment()", "augment(data), fittedvalues and resid")
     spec, values = fitted.spec, fitted.fittedvalues
     residuals, fixed, root = spec.y - values, rows.fixed_part(spec, fitted.fit.beta), np.sqrt(spec.weights)
-    white = fitted.white
-    left = white.y - rows.mean(white, fitted.fit, rows.in_sample(white, range(len(white.terms))))
-    by_row = row_diagnostics(white, fitted.joint, left)
+    by_row = _by_row(fitted)
     frame = pd.DataFrame(index=spec.index) if spec.frame is None else spec.frame
     columns = {".fitted": values, ".resid": residuals, ".hat": by_row.hat, ".cooksd": by_row.cooks_distance}
     columns |= {".fixed": fixed, ".mu": values, ".offset": spec.offset, ".sqrtXwt": root, ".sqrtrwt": root}
     columns |= {".weights": spec.weights, ".wtres": residuals * root, ".std.resid": by_row.standardised}
     return frame.assign(**columns, **{".fixed.resid": spec.y - fixed})
+
+
+def _by_row(fitted: Fitted) -> RowDiagnostics:
+    """Leverages and distances of rows that are made independent."""
+    white = fitted.white
+    left = white.y - rows.mean(white, fitted.fit, rows.in_sample(white, range(len(white.terms))))
+    return row_diagnostics(white, fitted.joint, left)
+
+
+def _augment_generalized(fitted: Fitted) -> pd.DataFrame:
+    """The data with predictors, means and residuals: as broom.mixed has them of glmer."""
+    spec, by_row, fixed = fitted.spec, _by_row(fitted), rows.fixed_part(fitted.spec, fitted.fit.beta)
+    frame = pd.DataFrame(index=spec.index) if spec.frame is None else spec.frame
+    columns = {".fitted": fitted.predictor, ".resid": usual_residuals(fitted), ".hat": by_row.hat}
+    columns |= {".cooksd": by_row.cooks_distance, ".fixed": fixed, ".offset": spec.offset, ".weights": spec.weights}
+    columns |= {".std.resid": by_row.standardised}
+    if fitted.own_family.response == "categories":
+        of_rows = fitted.fittedvalues[np.arange(len(spec.y)), spec.y.astype(int)]
+        return frame.assign(**columns, **{".probability": of_rows})
+    return frame.assign(**columns, **{".mu": fitted.fittedvalues})
 
 
 def vcov(fitted: Fitted, full: bool) -> pd.DataFrame:
@@ -124,6 +151,7 @@ def influence(fitted: Fitted, group: str | None, method: str) -> Influence:
     if method not in ("exact", "onestep"):
         raise ModelError(f"influence: method={method!r}; use 'exact' or 'onestep'")
     fitted.need_data("influence")
+    fitted.refuse_iterative("influence")
     if fitted.held is not None or fitted.penalty:
         raise ModelError("influence: a fit with held or penalised parameters cannot be repeated without a group")
     spec, fit = fitted.spec, fitted.fit
@@ -132,7 +160,10 @@ def influence(fitted: Fitted, group: str | None, method: str) -> Influence:
         raise ModelError(
             f"influence: {group!r} has one level, and without it no data are left; name another factor, group=..."
         )
-    refits = leave_one_out(fitted.model.design, fit, codes, fitted.reml, one_step=method == "onestep")
+    if fitted.family is not None:
+        refits = _refits_without(fitted, codes, method)
+    else:
+        refits = leave_one_out(fitted.model.design, fit, codes, fitted.reml, one_step=method == "onestep")
     index, fixed = pd.Index(levels, name=group), list(fitted.names.fixed)
     outcomes = [Outcome(int(code)) for code in refits.outcome]
     # What the model could not be fitted to has no estimates; a flat or unbounded likelihood none of variances.
@@ -142,9 +173,8 @@ def influence(fitted: Fitted, group: str | None, method: str) -> Influence:
     moved = fit.beta - beta
     error = np.sqrt(np.diagonal(refits.vcov_beta, axis1=1, axis2=2))
     cooks = np.einsum("gi,gi->g", moved, np.linalg.solve(fit.vcov_beta, moved.T).T) / (fitted.k_fe or np.nan)
-    values = values_at(spec, fitted.model.design, refits.theta, refits.beta, refits.sigma, refits.rho)
-    values = values[:, fitted.k_fe :]
-    ran_pars = pd.DataFrame(values, index, [name for name, _ in named_parameters(spec)][fitted.k_fe :])
+    values = all_values(fitted, refits.theta, refits.beta, refits.sigma, refits.rho, refits.kappa)[:, fitted.k_fe :]
+    ran_pars = pd.DataFrame(values, index, all_names(fitted)[fitted.k_fe :])
     return Influence(
         group,
         pd.DataFrame(beta, index, fixed),
@@ -153,6 +183,18 @@ def influence(fitted: Fitted, group: str | None, method: str) -> Influence:
         pd.DataFrame(np.where(unknown[:, None], np.nan, moved / error), index, fixed),
         pd.Series([outcome.ok for outcome in outcomes], index, name="converged") & ~unfit,
     )
+
+
+def _refits_without(fitted: Fitted, codes: np.ndarray, method: str) -> LeftOut:
+    """Refits of a response with a family without each group, whose rows get a weight of zero."""
+    design, fits = fitted.model.design, []
+    if method == "onestep":
+        return one_step_of_family(design, fitted.fit, codes)
+    for group in range(int(codes.max()) + 1):
+        without = design.replace(weights=np.where(codes == group, 0.0, design.weights))
+        fits.append(host.fit(without, reml=False, theta0=fitted.fit.theta))
+    names = ("theta", "beta", "sigma", "vcov_beta", "outcome", "rho", "kappa")
+    return LeftOut(**{name: np.stack([np.asarray(getattr(fit, name)) for fit in fits]) for name in names})
 
 
 def _fewest_levels_left(terms: Sequence[RandomTerm], codes: np.ndarray, count: int) -> np.ndarray:
@@ -205,42 +247,93 @@ def _holds_all(spec: ModelData, codes: np.ndarray) -> bool:
 
 def robust_cov(fitted: Fitted, kind: str, group: str | None) -> pd.DataFrame:
     """Cluster-robust covariance of the fixed effects."""
-    fitted.need_data("robust_cov")
+    codes = _separate_clusters(fitted, "robust_cov", group)
+    names = list(fitted.names.fixed)
+    return pd.DataFrame(cluster_sandwich(fitted.white, fitted.joint, fitted.fit.beta, codes, kind), names, names)
+
+
+def robust_test(fitted: Fitted, L: Any, kind: str, group: str | None) -> pd.DataFrame:
+    """Tests of linear combinations with cluster-robust standard errors and their degrees of freedom."""
+    codes = _separate_clusters(fitted, "robust_test", group)
+    hypotheses = read_hypotheses(L, fitted.spec.exog_names, fitted.spec.dropped)
+    if several := [hypothesis.label for hypothesis in hypotheses if len(hypothesis.R) > 1]:
+        raise ModelError(f"robust_test: {several[0]!r} has several equations; give a list of single ones")
+    R, q = np.vstack([hypothesis.R for hypothesis in hypotheses]), np.concatenate([h.q for h in hypotheses])
+    V = cluster_sandwich(fitted.white, fitted.joint, fitted.fit.beta, codes, kind)
+    df = degrees_of_freedom(fitted.white, fitted.joint, codes, kind, R)
+    estimate, se = R @ fitted.fit.beta, np.sqrt(np.einsum("ki,ij,kj->k", R, V, R))
+    t = (estimate - q) / se
+    columns = {"estimate": estimate, "se": se, "df": df, "t": t, "p": tails.p_of_t(t, df)}
+    note = f"Cluster-robust ({kind}), {len(np.unique(codes))} clusters, degrees of freedom by Satterthwaite's method."
+    return noted(pd.DataFrame(columns, [hypothesis.label for hypothesis in hypotheses]), note)
+
+
+def _separate_clusters(fitted: Fitted, what: str, group: str | None) -> np.ndarray:
+    """Codes (n,) of clusters that share nothing."""
+    fitted.need_data(what)
+    fitted.refuse_iterative(what)
+    fitted.refuse_family(what, "vcov(), or bootstrap()")
     spec = fitted.spec
     if related := [term.group for term in spec.terms if term.relationship is not None]:
         raise ModelError(
-            f"robust_cov: the levels of {related[0]!r} are related, so that rows of different clusters are correlated "
+            f"{what}: the levels of {related[0]!r} are related, so that rows of different clusters are correlated "
             "and no sum over clusters estimates the covariance; use vcov(), or result.bootstrap()",
             page="relationships.md",
         )
-    group, codes, _ = clusters(spec, "robust_cov", group)
+    group, codes, _ = clusters(spec, what, group)
     if not _holds_all(spec, codes):
         raise ModelError(
-            f"robust_cov: levels of other factors reach across the levels of {group!r}, so that rows of different "
+            f"{what}: levels of other factors reach across the levels of {group!r}, so that rows of different "
             "clusters are correlated; cluster by a factor in which all others are nested"
         )
-    names = list(fitted.names.fixed)
-    return pd.DataFrame(cluster_sandwich(fitted.white, fitted.joint, fitted.fit.beta, codes, kind), names, names)
+    return codes
 
 
 def r2(fitted: Fitted) -> VarianceExplained:
     """Marginal and conditional R2."""
     fitted.need_data("r2")
-    return variance_explained(fitted.spec, fitted.fit, _residual_variance(fitted))
-
-
-def _residual_variance(fitted: Fitted) -> float:
-    """The mean over the rows of the residual variance at weight one."""
-    spec, variance = fitted.spec, float(fitted.fit.sigma**2)
-    if spec.residual is None:
-        return variance
-    return variance * float(np.mean(relative_deviations(spec.residual, fitted.fit.rho, spec.residual.columns) ** 2))
+    return variance_explained(*_predictors_and_residual(fitted))
 
 
 def icc(fitted: Fitted) -> IntraclassCorrelation:
     """Intraclass correlations."""
     fitted.need_data("icc")
-    return intraclass_correlation(fitted.spec, fitted.fit, _residual_variance(fitted))
+    return intraclass_correlation(*_predictors_and_residual(fitted))
+
+
+def _predictors_and_residual(fitted: Fitted) -> tuple[ModelData, Fit, float]:
+    """The model, with those of its terms that are no residuals, the fit, and the residual variance, a mean over rows.
+
+    Of a family it is that of an observation on the scale of the predictor, with the random effects that have a level
+    for each row, which take up overdispersion.
+    """
+    spec, fit = fitted.spec, fitted.fit
+    if fitted.family is not None:
+        by_row = [len(term.levels) == len(spec.y) for term in spec.terms]
+        others = tuple(term for term, own in zip(spec.terms, by_row, strict=True) if not own)
+        overdispersion = replace(spec, terms=tuple(term for term, own in zip(spec.terms, by_row, strict=True) if own))
+        variance = _observation_variance(fitted) + variances_of_predictors(overdispersion, fit)[1]
+        return replace(spec, terms=others), fit, variance
+    variance = float(fit.sigma**2)
+    if spec.residual is not None:
+        deviations = relative_deviations(spec.residual, fit.rho, spec.residual.columns)
+        variance *= float(np.mean(deviations**2))
+    return spec, fit, variance
+
+
+def _observation_variance(fitted: Fitted) -> float:
+    """The family's observation-level variance, a mean over the rows.
+
+    It is that at the mean response that the model gives at the average of the fixed part: over predictors with the
+    variance that fixed and random effects have together, as the mean of a model without predictors.
+    """
+    spec, family, extras = fitted.spec, fitted.own_family, fitted.at_modes.extras
+    n = len(spec.y)
+    center = np.full(n, np.mean(rows.fixed_part(spec, fitted.fit.beta)))
+    total = np.full(n, sum(variances_of_predictors(spec, fitted.fit)))
+    has_mean = family.response != "categories"
+    mean = averaged(family, "location", center, extras, total) if has_mean else np.zeros(n)
+    return float(np.mean(evaluate(family, "observation_variance", mean, extras, fitted.response.trials)))
 
 
 def re_pca(spec: ModelData, fit: Fit) -> dict[str, pd.DataFrame]:

@@ -129,12 +129,12 @@ class Groups:
         groups = self._by_group(self._split(flat))
         return {label: pd.Series(values[there], index) for label, values, there, index in groups}
 
-    def covariances(self, design: Design, fit: Fit) -> dict:
-        """Conditional covariances given the parameters: dict of label to DataFrame."""
+    def covariances(self, design: Design, fit: Fit, weights: np.ndarray | None = None) -> dict:
+        """Conditional covariances given the parameters, by rows of these weights: dict of label to DataFrame."""
         from scipy.sparse import coo_array
 
         codes, related = [term.codes for term in self.terms], [term.relationship for term in self.terms]
-        entries = conditional_covariance(design, self.places, codes, fit, related).tocoo()
+        entries = conditional_covariance(design, self.places, codes, fit, related, weights).tocoo()
         owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
         # Related levels have covariances between groups, too.
         own = owner[entries.row] == owner[entries.col]
@@ -196,9 +196,15 @@ def without_rows(spec):
         counted = residual.counted and replace(residual.counted, codes=residual.counted.codes[none])
         residual = replace(residual, columns=residual.columns[none], places=residual.places[none])
         residual = replace(residual, factor=series, counted=counted)
+    response = spec.response
+    if response is not None:
+        stated = {"dispersion": response.dispersion, "zero": response.zero}
+        columns = {k: part and replace(part, columns=part.columns[none]) for k, part in stated.items()}
+        response = replace(response, trials=response.trials[none], **columns)
     return replace(
         spec,
         residual=residual,
+        response=response,
         y=spec.y[none],
         X=spec.X[none],
         weights=spec.weights[none],

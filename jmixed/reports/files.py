@@ -22,11 +22,14 @@ from jmixed.covariance.identity import Identity
 from jmixed.covariance.toeplitz import Toeplitz
 from jmixed.covariance.unstructured import Unstructured
 from jmixed.errors import DataError, Outcome
+from jmixed.families.family import Family
+from jmixed.families.inflation import ZeroInflated
+from jmixed.families.registry import FAMILIES
 from jmixed.fit import information
-from jmixed.fit.host import Fit
+from jmixed.fit.host import Fit, FixedSlopes, MonteCarlo
 from jmixed.formulas import components, factors, model_data, relationships, stored, tables
 from jmixed.formulas.complete import CompleteTerms
-from jmixed.formulas.recipe import Elsewhere, Recipe
+from jmixed.formulas.recipe import Elsewhere, Recipe, nature
 from jmixed.inference import curvature, joint_covariance, kenward_roger
 from jmixed.reports.effects import GroupSizes
 from jmixed.reports.fitted import Fitted, Held
@@ -105,6 +108,31 @@ def _rows(matrix: Any) -> dict[str, Any]:
     return {"arg1": (rows.data, rows.indices, rows.indptr), "shape": tuple(rows.shape)}
 
 
+OWN_FAMILIES = {kind.__name__: kind for kind in (*FAMILIES.values(), ZeroInflated)}
+"""The families of the package by what they are called in files."""
+
+
+def family_apart(family: Family) -> dict[str, Any]:
+    """The class of a family, by name; where it is the caller's own, it is looked for when the file is read."""
+    kind, arguments = type(family), [part.name for part in fields(family) if part.init]
+    known = OWN_FAMILIES.get(kind.__name__) is kind
+    return {
+        "class": kind.__name__ if known else Elsewhere(kind.__name__, nature(kind)),
+        "fields": {name: getattr(family, name) for name in arguments},
+    }
+
+
+def family_together(parts: dict[str, Any]) -> Family:
+    """A family from its parts."""
+    kind = parts["class"]
+    if isinstance(kind, Elsewhere):
+        raise DataError(
+            f"the family {kind.name} is a class of its own, which files do not hold: define or import it, under this "
+            "name, where jm.load is called"
+        )
+    return (OWN_FAMILIES[kind] if isinstance(kind, str) else kind)(**parts["fields"])
+
+
 KINDS = Kinds()
 """What can be stored: a line a kind. Files to the right of this one add their own."""
 
@@ -137,6 +165,8 @@ KINDS.add("missing", type(pd.NA), lambda _: None, lambda _: pd.NA)
 KINDS.add("model data", model_data.ModelData, stored.data_apart)
 KINDS.add("random term", model_data.RandomTerm)
 KINDS.add("residual term", model_data.ResidualTerm)
+KINDS.add("response term", model_data.ResponseTerm)
+KINDS.add("further columns", model_data.FurtherColumns)
 KINDS.add("rebuild", model_data.Rebuild)
 KINDS.add("relationship", relationships.Relationship)
 KINDS.add("sparse relationship", relationships.SparseRelationship)
@@ -156,8 +186,12 @@ KINDS.add("compound symmetry", CompoundSymmetry)
 KINDS.add("autoregressive", Autoregressive)
 KINDS.add("toeplitz", Toeplitz)
 
+KINDS.add("family", Family, family_apart, family_together)
+
 # The fit, and what was computed of it before the rows were removed.
 KINDS.add("fit", Fit)
+KINDS.add("monte carlo", MonteCarlo)
+KINDS.add("fixed slopes", FixedSlopes)
 KINDS.add("outcome", Outcome, lambda outcome: outcome.name, lambda name: Outcome[name])
 KINDS.add("timings", Timings, dict, Timings)
 KINDS.add("curvature in psi", information.Information)

@@ -1,7 +1,7 @@
 """What is known of a fit: the model and its estimates, what follows from them once, and how the optimiser ended."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,14 +10,20 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from jmixed.covariance.scales import diagonal_blocks
 from jmixed.errors import DataError, ModelError, Outcome, warn
+from jmixed.families.family import Family
 from jmixed.fit.host import Fit, level_covariances, white_design
+from jmixed.fit.information import Information
 from jmixed.formulas.complete import CompleteTerms, complete_terms
-from jmixed.formulas.model_data import ModelData
-from jmixed.inference import kenward_roger
-from jmixed.inference.curvature import Curvature, curvature
+from jmixed.formulas.model_data import ModelData, ResponseTerm
+from jmixed.inference import kenward_roger, responses
+from jmixed.inference.curvature import Curvature, curvature, curvature_of_fit
 from jmixed.inference.joint_covariance import JointCovariance, joint_covariance
+from jmixed.inference.solved_variances import MOST, SolvedVariances, solved_variances
 from jmixed.layout.design import Design, without_coefficients
+from jmixed.layout.incidence import incidence
+from jmixed.layout.stack import unplaced
 from jmixed.reports import effects, rows
 from jmixed.reports.hypotheses import positional
 from jmixed.reports.names import parameter_names, patsy_order, structure
@@ -86,6 +92,21 @@ class Fitted:
         vars(fitted).update({name: parts["known"][name] for name in COMPUTED if name in parts["known"]})
         return fitted
 
+    @property
+    def family(self) -> Family | None:
+        """The family of the response; None for a linear mixed model."""
+        return getattr(self.model, "family", None)
+
+    @property
+    def own_family(self) -> Family:
+        """The family, of a model that has one."""
+        return self.model.family
+
+    @property
+    def response(self) -> ResponseTerm:
+        """What the response is beside its numbers, of a model that has a family."""
+        return cast(ResponseTerm, self.spec.response)
+
     # Sizes and the criterion.
 
     @property
@@ -104,6 +125,12 @@ class Fitted:
         return self.nobs - self.k_fe
 
     @property
+    def approximation(self) -> str:
+        """How the likelihood of a family of responses was integrated."""
+        nodes = self.model.quadrature
+        return "Laplace" if nodes == 1 else f"quadrature, {nodes} nodes"
+
+    @property
     def free_beta(self) -> np.ndarray:
         """Which coefficients were estimated, bool array (p,)."""
         return np.ones(self.k_fe, bool) if self.held is None else self.held.free_beta
@@ -115,19 +142,29 @@ class Fitted:
 
     @property
     def n_params(self) -> int:
-        """Number of parameters that were estimated, sigma among them."""
-        return int(np.count_nonzero(self.free_beta) + np.count_nonzero(self.free_psi) + 1 + len(self.fit.rho))
+        """Number of parameters that were estimated, sigma among them where there is one."""
+        scales = len(self.fit.rho) + 1 if self.family is None else len(self.fit.kappa)
+        return int(np.count_nonzero(self.free_beta) + np.count_nonzero(self.free_psi) + scales)
 
     @property
     def llf(self) -> float:
         """(Restricted) log-likelihood at the estimate, less penalties."""
         return float(self.fit.log_likelihood) - self.penalty
 
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion; of REML, what lme4 makes of the restricted likelihood."""
+        return -2 * self.llf + 2 * self.n_params
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's criterion, likewise."""
+        return -2 * self.llf + float(np.log(self.nobs)) * self.n_params
+
     def by_ml(self, what: str) -> "Fitted":
         """This, or the ML fit of the same model."""
         self.refuse_penalised(what)
-        again = {} if self.held is None else self.held.again
-        return self.model.fit(reml=False, **again).fitted if self.reml else self
+        return self.model.fit(reml=False, **self.again).fitted if self.reml else self
 
     # What is refused.
 
@@ -147,11 +184,42 @@ class Fitted:
         if self.penalty:
             raise ModelError(f"{what}: this fit was penalised, and a penalty has no likelihood; fit without it")
 
+    def refuse_family(self, what: str, instead: str) -> None:
+        """Refuse what there is for normal responses only."""
+        if self.family is not None:
+            raise ModelError(
+                f"{what} is there for linear mixed models, and the response of this one has the family "
+                f"{self.family.name}; use {instead}"
+            )
+
     def refuse_held(self, what: str) -> None:
         """Refuse what needs a fit of all parameters by their likelihood."""
         self.refuse_penalised(what)
         if self.held is not None:
             raise ModelError(f"{what}: some parameters of this fit were held (free=...); fit all of them")
+
+    @property
+    def is_iterative(self) -> bool:
+        """Whether crossed factors were fitted by conjugate gradients and probes."""
+        return self.fit.crossed == "iterative"
+
+    def refuse_iterative(self, what: str, instead: str = "") -> None:
+        """Refuse what needs the dense block of crossed factors, after a fit that did without it."""
+        if self.is_iterative:
+            raise ModelError(
+                f"{what}: crossed factors were fitted by conjugate gradients (result.optimizer.crossed is 'iterative'),"
+                f" and this needs the dense block of their levels. Use {instead + ', or ' if instead else ''}"
+                "fit(crossed='exact') where memory suffices",
+                page="scale.md#crossed-factors-of-many-levels",
+            )
+
+    @property
+    def again(self) -> dict[str, Any]:
+        """Arguments of ``model.fit`` that repeat this fit: what was held, and how crossed factors were fitted."""
+        if self.is_iterative:
+            known = self.fit.monte_carlo
+            return {"crossed": "iterative", "probes": known.probes, "seed": known.seed} if known else {}
+        return {} if self.held is None else self.held.again
 
     def warn_of_positions(self, given: Any) -> None:
         """Warn, once, of coefficients that are `given` by position where statsmodels has another order."""
@@ -220,16 +288,44 @@ class Fitted:
         is_held = np.diag(known.vcov_psi) == 0
         return np.sqrt(np.where(is_held, 0.0, np.where(variances >= 0, variances, np.nan)))
 
+    @cached_property
+    def vcov(self) -> np.ndarray:
+        """Covariance of the estimates of beta, psi and, of a family of responses, kappa: (p + m + k, p + m + k).
+
+        NaN for a variance of zero, which counts as known. Of a linear model beta and psi are independent.
+        """
+        fit, p, m = self.fit, self.k_fe, len(self.psi)
+        if self.family is None:
+            return diagonal_blocks(fit.vcov_beta, fit.uncertainty.vcov_psi)
+        order = np.concatenate([np.arange(m, m + p), np.arange(m), np.arange(m + p, m + p + len(fit.kappa))])
+        whole = cast(Information, fit.uncertainty).vcov[np.ix_(order, order)]
+        untold = np.isnan(np.diag(whole))
+        whole[untold], whole[:, untold] = 0.0, 0.0
+        whole[untold, untold] = np.nan
+        whole[:p, :p], whole[p + m :, p + m :] = fit.vcov_beta, fit.vcov_kappa
+        return whole
+
+    @property
+    def design(self) -> Design:
+        """The model's design; after an iterative fit its rows and terms, without places of the levels."""
+        if not self.is_iterative:
+            return self.model.design
+        self.need_data("what is told of rows and levels", rows=False)
+        return unplaced(self.spec)
+
     @property
     def free_design(self) -> Design:
         """The design, with held coefficients in its offset."""
-        design: Design = self.model.design
+        design = self.design
         return design if self.free_beta.all() else without_coefficients(design, self.fit.beta, self.free_beta)
 
     @cached_property
     def white(self) -> ModelData:
-        """The model's rows, made white where residuals have parameters: independent, with variances sigma^2 / w."""
-        if not len(self.fit.rho):
+        """The model's rows, made white where residuals have parameters: independent, with variances sigma^2 / w.
+
+        Of a family of responses they are those of the linear model that it is like at the modes.
+        """
+        if self.family is None and not len(self.fit.rho):
             return self.spec
         design = self.white_design
         terms = tuple(replace(term, Z=design.Z[term.label]) for term in self.spec.terms)
@@ -239,12 +335,16 @@ class Fitted:
     @cached_property
     def white_design(self) -> Design:
         """The design of these rows."""
-        return white_design(self.model.design, self.fit.rho)
+        if self.family is None:
+            return white_design(self.design, self.fit.rho)
+        return responses.working_design(self.model.design, self.predictor, self.at_modes)
 
     @cached_property
     def curvature(self) -> Curvature:
         """Derivatives of the criterion and of the covariance of the free coefficients in the variance parameters."""
         self.need_data("degrees of freedom and standard errors of variance parameters", rows=False)
+        if self.is_iterative:
+            return curvature_of_fit(self.fit, self.nobs, self.reml)
         free = None if self.free_psi.all() else self.free_psi
         return curvature(self.free_design, self.fit.theta, self.fit.sigma, self.reml, free, self.fit.rho)
 
@@ -259,34 +359,73 @@ class Fitted:
                 "ddf='satterthwaite'",
                 page="p-values.md",
             )
+        self.refuse_iterative("ddf='kenward-roger'", "ddf='satterthwaite'")
         return kenward_roger.kenward_roger(self.curvature)
 
     @cached_property
     def terms(self) -> tuple[CompleteTerms, np.ndarray, list[bool]]:
-        """The terms and X by their common triangular factor, all that contrasts need; which terms are constant."""
+        """The terms and X by their common triangular factor, all that contrasts need; which terms are constant.
+
+        Where thresholds are in the place of an intercept, X has a column of ones before its own.
+        """
         self.need_data("anova")
-        complete = complete_terms(self.spec)
+        spec = self.spec
+        if spec.response is not None and spec.response.kind == "categories":
+            first = np.zeros(1, spec.kept.dtype)
+            spec = replace(spec, X=np.column_stack([np.ones(len(spec.y)), spec.X]), kept=np.append(first, spec.kept))
+        complete = complete_terms(spec)
         k = complete.values.shape[1]
-        triangle = np.asarray(np.linalg.qr(np.hstack([complete.values, self.spec.X]), mode="r"))
+        triangle = np.asarray(np.linalg.qr(np.hstack([complete.values, spec.X]), mode="r"))
         constant = [np.ptp(complete.values[:, complete.term == t]) == 0 for t in range(len(complete.names))]
         return replace(complete, values=triangle[:, :k]), triangle[:, k:], constant
 
     # Rows and groups.
 
     @cached_property
-    def fittedvalues(self) -> np.ndarray:
-        """``X beta + offset + Z b``, array (n,)."""
+    def predictor(self) -> np.ndarray:
+        """``X beta + offset + Z b``, array (n,): the linear predictor at the modes."""
         self.need_data("fittedvalues and resid")
         return rows.mean(self.spec, self.fit, rows.in_sample(self.spec, range(len(self.spec.terms))))
+
+    @cached_property
+    def at_modes(self) -> responses.AtPredictors:
+        """What the rows of a family of responses say at the modes."""
+        return responses.at_predictors(self.model.design, self.predictor, self.fit.kappa)
+
+    @cached_property
+    def mode_slopes(self) -> list[np.ndarray]:
+        """Derivatives (levels, q, m + k) of the modes of a response with a family, by term, in psi and kappa."""
+        self.need_data("standard errors of predictions with random effects")
+        return responses.mode_slopes(self.model.design, self.psi, self.fit)
+
+    @cached_property
+    def fittedvalues(self) -> np.ndarray:
+        """Means at the modes, array (n,); of a response in categories their probabilities, (n, J)."""
+        if self.family is None:
+            return self.predictor
+        what = "probabilities" if self.family.response == "categories" else "mean"
+        return responses.evaluate(self.family, what, self.predictor, self.at_modes.extras).T
 
     @cached_property
     def joint(self) -> JointCovariance:
         """The joint covariance of (beta^ - beta, b^ - b) at the estimated variances."""
         self.need_data("the joint covariance of fixed and random effects", rows=False)
         terms = self.spec.terms
+        self.refuse_iterative("the joint covariance of fixed and random effects (leverages)")
         self._refuse_sparse()
         codes, related = [term.codes for term in terms], [cast(Any, term.relationship) for term in terms]
-        return joint_covariance(self.white_design, codes, self.fit, related)
+        return joint_covariance(self.white_design, codes, self.fit, related, self._weights)
+
+    @cached_property
+    def solved(self) -> SolvedVariances:
+        """Variances of predictions by solves, after an iterative fit."""
+        self.need_data("variances of predictions with random effects", rows=False)
+        return solved_variances(incidence(self.spec), self.fit)
+
+    @property
+    def _weights(self) -> np.ndarray:
+        """Weights (n,) of the rows of `white_design`, negative where a log density is not concave at the mode."""
+        return self.white_design.weights if self.family is None else self.at_modes.weight
 
     def _refuse_sparse(self) -> None:
         """Refuse what is dense where levels are too many for it."""
@@ -302,18 +441,23 @@ class Fitted:
     def level_covariances(self) -> dict[str, np.ndarray]:
         """Conditional covariances of the random effects by grouping factor, arrays (levels, q, q)."""
         self.need_data("conditional covariances", rows=False)
+        if self.is_iterative and sum(len(modes) * modes.shape[1] for modes in self.fit.b.values()) > MOST:
+            self.refuse_iterative(
+                f"conditional covariances of more than {MOST:,} random effects", "predict(data, interval=...) for some"
+            )
         if any(term.precision is not None for term in self.spec.terms):
-            of_factor = level_covariances(self.model.design, self.fit)
+            of_factor = level_covariances(self.white_design, self.fit)
             return {
                 self.spec.terms[members[0]].group: block[: len(self.spec.terms[members[0]].known_levels)]
-                for members, block in zip(self.model.design.layout.factors, of_factor, strict=True)
+                for members, block in zip(self.design.layout.factors, of_factor, strict=True)
             }
         blocks = {}
         for group, members in effects.by_factor(self.spec.terms).items():
             variances = [np.diag(self.fit.covariances[self.spec.terms[k].label]) for k in members]
             # Of what does not vary, rounding would leave something of either sign.
             varies = np.concatenate(variances) > 0
-            blocks[group] = np.where(varies[:, None] & varies[None], self.joint.level_blocks(members), 0)
+            own = self.solved.level_blocks(members) if self.is_iterative else self.joint.level_blocks(members)
+            blocks[group] = np.where(varies[:, None] & varies[None], own, 0)
         return blocks
 
     @cached_property
@@ -336,8 +480,9 @@ class Fitted:
     def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
         """Conditional covariances of `random_effects`, given the parameters."""
         self.need_data("random_effects_cov", rows=False)
+        self.refuse_iterative("random_effects_cov")
         self._refuse_sparse()
-        return self.groups.covariances(self.white_design, self.fit)
+        return self.groups.covariances(self.white_design, self.fit, self._weights)
 
     def without_rows(self) -> "Fitted":
         """The same without the rows; what was computed from them stays, if it is not as long as they are."""
@@ -349,7 +494,7 @@ class Fitted:
         small = copy.copy(self)
         small.spec, small.has_data = effects.without_rows(self.spec), False
         small.model = self.model.without_data(small.spec)
-        for name in ("fittedvalues", "groups", "white", "white_design"):
+        for name in ("predictor", "at_modes", "fittedvalues", "groups", "white", "white_design", "solved"):
             with suppress(AttributeError):  # What has not been asked for is not there.
                 delattr(small, name)
         return small
@@ -357,7 +502,7 @@ class Fitted:
 
 COMPUTED = (
     *("curvature", "kenward_roger", "terms", "joint", "level_covariances"),
-    *("sizes", "random_effects", "random_effects_cov"),
+    *("sizes", "random_effects", "random_effects_cov", "mode_slopes"),
 )
 """What is computed of the rows once, and stays when they are removed."""
 
@@ -383,6 +528,9 @@ class Optimizer(Facts):
     checked_beyond_zero : bool
         Whether an optimum was found and the objective has, in these coordinates, no direction of negative curvature:
         no variance or direction of a covariance that is zero would lower it if it were not.
+    crossed : str
+        "exact", or "iterative" where crossed factors were fitted by conjugate gradients and probes: the certificate is
+        then that of a deviance which is known with the error in ``result.monte_carlo``.
     """
 
     outcome: Outcome
@@ -393,21 +541,84 @@ class Optimizer(Facts):
     gradient: np.ndarray
     hessian_eigenvalues: np.ndarray
     checked_beyond_zero: bool
+    crossed: str = "exact"
 
     def _facts(self) -> tuple[str, dict[str, object]]:
-        return f"{self.outcome.name}: {self.message}", {
+        facts: dict[str, object] = {
             "iterations": self.iterations,
             "evaluations": self.evaluations,
             "largest gradient": float(np.max(np.abs(self.gradient), initial=0)),
             "least curvature": float(np.min(self.hessian_eigenvalues, initial=np.inf)),
             "checked beyond zero": self.checked_beyond_zero,
         }
+        if self.crossed != "exact":
+            facts["crossed factors"] = self.crossed
+        return f"{self.outcome.name}: {self.message}", facts
 
 
-def optimizer(fit: Fit) -> Optimizer:
+def message_of(fit: Fit, names: Sequence[str] = ()) -> str:
+    """What an outcome means for this fit, with the `names` of the columns of X and of what else it is about."""
+    about: list[str] = [str(names[column]) for column in fit.concerns.get("columns", ()) if column < len(names)]
+    about += [f"the random effects {label!r}" for label in fit.concerns.get("terms", ())]
+    about += [f"the predictor {name!r}" for name in fit.concerns.get("further", ())]
+    return fit.outcome.message + (f". It is about: {', '.join(about)}" if about else "")
+
+
+def optimizer(fit: Fit, names: Sequence[str] = ()) -> Optimizer:
     """The certificate of a fit."""
-    message = fit.outcome.message
+    message = message_of(fit, names)
     if fit.outcome.ok and fit.starts > 1:
         message += f"; no lower minimum from {fit.starts} starts"
     counts = fit.iterations, fit.evaluations, fit.starts
-    return Optimizer(fit.outcome, message, *counts, fit.gradient, fit.hessian_eigenvalues, fit.checked_beyond_zero)
+    certificate = fit.gradient, fit.hessian_eigenvalues, fit.checked_beyond_zero
+    return Optimizer(fit.outcome, message, *counts, *certificate, fit.crossed)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MonteCarloErrors(Facts):
+    """How well a fit by random probes is known: standard errors of what it found as an estimate of the exact fit.
+
+    Two of them hold 95%, whatever the number of probes.
+
+    Attributes
+    ----------
+    probes, seed : int
+        How many probes were taken in the end, and what they were drawn with.
+    steps : int
+        Of conjugate gradients, in the solve that took the most.
+    criterion, sigma : float
+        In the units of ``objective`` and ``sigma``.
+    theta : array (m,)
+    coefficients : Series (k_fe,)
+    share : float
+        The largest of the errors of variances, sigma and coefficients, as a share of the estimate's standard error.
+    """
+
+    probes: int
+    seed: int
+    steps: int
+    criterion: float
+    sigma: float
+    theta: np.ndarray
+    coefficients: pd.Series
+    share: float
+
+    def _facts(self) -> tuple[str, dict[str, object]]:
+        return "Monte Carlo standard errors, by the spread of the probes", {
+            "probes": self.probes,
+            "steps of a solve": self.steps,
+            "criterion": self.criterion,
+            "sigma": self.sigma,
+            "largest of theta": float(np.max(self.theta, initial=0)),
+            "largest of the coefficients": float(np.max(np.asarray(self.coefficients), initial=0)),
+            "largest, in standard errors": self.share,
+        }
+
+
+def monte_carlo(fitted: Fitted) -> MonteCarloErrors | None:
+    """The errors of a fit by probes; None of an exact one."""
+    if (known := fitted.fit.monte_carlo) is None:
+        return None
+    coefficients = fitted.vector(known.coefficients, fitted.names.fixed)
+    errors = known.criterion, known.sigma, np.array(known.theta), coefficients, known.share
+    return MonteCarloErrors(known.probes, known.seed, known.steps, *errors)

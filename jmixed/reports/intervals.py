@@ -14,7 +14,7 @@ from jmixed.formulas.model_data import ResidualTerm
 from jmixed.inference import profiles, tails
 from jmixed.inference.profiles import Parameter
 from jmixed.layout.design import Design
-from jmixed.reports import components
+from jmixed.reports import components, further
 from jmixed.reports.bootstrap import bootstrap, check_kind
 from jmixed.reports.components import named_parameters, parameter_values
 from jmixed.reports.fitted import Fitted
@@ -46,7 +46,7 @@ class Profile(Shown):
     table: pd.DataFrame
     estimates: pd.Series
     reml: bool
-    _fit: profiles.Unconstrained = field(repr=False)
+    _fit: profiles.Optimum = field(repr=False)
     _parameters: list[Parameter] = field(repr=False)
     _known: dict[float, np.ndarray] = field(repr=False)
 
@@ -89,7 +89,7 @@ def confint(
     """Confidence limits of the parameters, by any method."""
     level, places = float(level), _places(fitted, which)
     if method == "wald":
-        return components.wald_intervals(fitted.spec, fitted.fit, level).iloc[places]
+        return components.wald_intervals(fitted, level).iloc[places]
     if method == "profile":
         return _profiled(fitted, places, level, 0, progress).confint(level)
     if method == "bootstrap":
@@ -105,7 +105,7 @@ def profile(fitted: Fitted, which: str | Sequence[str] | None, level: float, ste
 
 def _places(fitted: Fitted, which: str | Sequence[str] | None) -> list[int]:
     """Positions of the parameters asked for."""
-    names = [name for name, _ in named_parameters(fitted.spec)]
+    names = components.all_names(fitted)
     if which is None:
         return list(range(len(names)))
     wanted = [which] if isinstance(which, str) else list(which)
@@ -118,10 +118,14 @@ def _places(fitted: Fitted, which: str | Sequence[str] | None) -> list[int]:
 def _profiled(fitted: Fitted, places: list[int], level: float, steps: int, progress: bool) -> Profile:
     fitted.need_data("profile", rows=False)
     fitted.refuse_held("profile")
-    every = named_parameters(fitted.spec)
+    fitted.refuse_iterative("profile", "confint('wald')")
+    every = named_parameters(fitted.spec, further.parameter_names(fitted.model))
     names, wanted = [every[place][0] for place in places], [every[place][1] for place in places]
     _refuse_without_profile(fitted, every, names)
-    estimate = ml_estimate(fitted.model.design, None if fitted.reml else fitted.fit, fitted.spec.residual)
+    if fitted.family is None:
+        estimate = ml_estimate(fitted.model.design, None if fitted.reml else fitted.fit, fitted.spec.residual)
+    else:
+        estimate = response_estimate(fitted)
     with bar(2 * len(wanted), progress, "profile") as advance:
         traces = profiles.profile(estimate, wanted, [tails.half_width(level)], steps, advance)
     warn_of_traces(traces, names)
@@ -152,7 +156,10 @@ def _trace_table(fitted: Fitted, columns: list[str], name: str, trace: profiles.
     design = fitted.model.design
     known = [_without_zeros(design, *pair) for pair in zip(design.labels, trace.covariances, strict=True)]
     values = parameter_values(fitted.spec, trace.beta, known, trace.sigma)
-    values = np.hstack([values, residual_values(fitted.spec, trace.rho)])
+    more = residual_values(fitted.spec, trace.rho)
+    if fitted.family is not None:
+        more = further.parameter_values(fitted.model, trace.kappa)
+    values = np.hstack([values, more])
     return pd.concat([of_trace, pd.DataFrame(values, columns=columns)], axis=1)
 
 
@@ -166,13 +173,27 @@ def _without_zeros(design: Design, label: str, covariance: np.ndarray) -> np.nda
 def ml_estimate(design: Design, fit: host.Fit | None, residual: ResidualTerm | None = None) -> profiles.Unconstrained:
     """The maximum likelihood fit of a design, made unless it is given; with the units of its `residual` structure."""
     fit = host.fit(design, reml=False) if fit is None else fit
-    if not fit.outcome.ok:
-        raise ModelError(f"profile: the ML fit has no certified optimum ({fit.outcome.name}: {fit.outcome.message})")
+    _require_optimum(fit)
     known = fit.theta, fit.beta, fit.sigma, fit.objective, fit.rho
     if residual is None:
         return profiles.Unconstrained(host.design_moments(design), *known)
     whitened, moments = host.design_whitened(design, fit.rho)
     return profiles.Unconstrained(moments, *known, whitened, residual.unit, residual.units)
+
+
+def response_estimate(fitted: Fitted) -> profiles.UnconstrainedResponse:
+    """The fit of a response with a family, with its criterion."""
+    fit = fitted.fit
+    _require_optimum(fit)
+    errors = np.sqrt(np.concatenate([np.diag(fit.vcov_beta), np.diag(fit.vcov_kappa)]))
+    criterion = host.design_criterion(fitted.model.design)
+    known = fit.theta, fit.beta, fit.kappa, fit.objective, errors
+    return profiles.UnconstrainedResponse(criterion, *known, further.has_thresholds(fitted.own_family))
+
+
+def _require_optimum(fit: host.Fit) -> None:
+    if not fit.outcome.ok:
+        raise ModelError(f"profile: the ML fit has no certified optimum ({fit.outcome.name}: {fit.outcome.message})")
 
 
 def warn_of_traces(traces: Sequence[profiles.Trace], names: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,11 @@ from jmixed.covariance.scales import preconditioners, settled, singular_flags
 from jmixed.errors import ConvergenceWarning, DataError, Outcome, warn
 from jmixed.fit import many
 from jmixed.formulas.frame import as_frame, refuse_tracer
+from jmixed.reports import further
 from jmixed.reports.components import named_parameters, values_at
 from jmixed.reports.printed import Shown
+from jmixed.reports.responses import checked_responses
 from jmixed.runtime.progress import bar
-
-if TYPE_CHECKING:
-    from jmixed.formulas.model_data import ModelData
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,7 +35,7 @@ class ManyResults(Shown):
         Residual standard deviations.
     var_corr : DataFrame (m, components)
         Standard deviations and correlations: ``sd_COLUMN|GROUP``, ``cor_B.A|GROUP`` and ``sigma``; then those of a
-        residual structure.
+        residual structure. Of a response with a family, in the place of sigma, its further predictors'.
     converged, singular : Series of bool (m,)
     outcome : Series (m,)
         Names of `jmixed.Outcome`.
@@ -74,17 +73,23 @@ SHOWN = 10
 """Responses that a printed table has."""
 
 
-def fit_many(spec: ModelData, design, theta_names, Y, reml: bool, memory: int | None, progress: bool) -> ManyResults:
+def fit_many(model: Any, Y, reml: bool, memory: int | None, progress: bool) -> ManyResults:
     """Fit every response; see `MixedLM.fit_many`."""
+    spec, design, theta_names, family = model.spec, model.design, model.theta_names, getattr(model, "family", None)
     refuse_tracer(Y, "Y", "jm.estimate_many")
     names, values = _responses(spec, Y)
+    if family is not None:
+        for response in values:
+            there = ~np.isnan(response)
+            checked_responses(family, response[there], spec.response.trials[there], spec.index[there])
     with bar(len(names), progress, "fit_many") as advance:
         fits = many.fit_responses(design, values, reml, memory=memory or many.MEMORY, progress=advance)
     _warn(fits, names)
     fixed, theta = list(spec.exog_names), settled(design, fits.theta)
     flags = singular_flags(design.layout.terms, theta, preconditioners(design))
-    parameters = [name for name, _ in named_parameters(spec)][len(fixed) :]
-    values = values_at(spec, design, fits.theta, fits.beta, fits.sigma, fits.rho)[:, len(fixed) :]
+    parameters = [name for name, _ in named_parameters(spec, further.parameter_names(model))][len(fixed) :]
+    more = None if family is None else further.parameter_values(model, fits.rho)
+    values = values_at(spec, design, fits.theta, fits.beta, fits.sigma, fits.rho, more)[:, len(fixed) :]
 
     def series(array: Any, name: str) -> pd.Series:
         return pd.Series(array, index=names, name=name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -125,10 +125,19 @@ def from_columns(spec, exog) -> Rows:
     return Rows(X, np.zeros(k), codes, Z, np.ones(k), index, np.zeros(k, bool))
 
 
-def from_data(spec, data, selected: Collection[int], new_levels: str, every: bool = False) -> Rows:
+def from_data(
+    spec,
+    data,
+    selected: Collection[int],
+    new_levels: str,
+    every: bool = False,
+    further: Collection[str] = (),
+    named: str = "a prediction interval",
+) -> Rows:
     """New rows through the model's formulas, with the conditional modes of the terms at the selected positions.
 
-    With `every` the columns of the other terms are made as well, whose variance belongs to a prediction interval.
+    With `every` the columns of the other terms are made as well, whose variance belongs to what is `named`; `further`
+    names the further predictors whose columns are made.
     """
     frame = new_table(data, spec.recipe.columns(part for part in spec.recipe.specs if part != "lhs"))
     used = [k for k in range(len(spec.terms)) if every or k in selected]
@@ -138,7 +147,7 @@ def from_data(spec, data, selected: Collection[int], new_levels: str, every: boo
         absent = {name for k in used if k not in selected for name in _sources(spec.terms[k]) if name not in frame}
         frame = frame.assign(**dict.fromkeys(sorted(absent)))
     # Only the terms in use: the columns of other grouping factors need not be there.
-    made_rows = new_rows(replace(spec, terms=terms), frame, random=len(terms) > 0)
+    made_rows = new_rows(replace(spec, terms=terms), frame, random=len(terms) > 0, further=further)
     unknown, missing = np.full(len(frame), -1, np.int32), made_rows.missing
     codes = [unknown for _ in spec.terms]
     Z = [np.zeros((len(frame), len(term.columns))) for term in spec.terms]
@@ -151,10 +160,13 @@ def from_data(spec, data, selected: Collection[int], new_levels: str, every: boo
                 _refuse_unknown(term, codes[k], labels, missing)
         if every and term.rebuild.local is not None and np.any((made_rows.codes[place] < 0) & ~missing):
             raise DataError(
-                f"predict: the columns of the variance component {term.vc!r} are made within each group, so that rows "
-                "of unknown groups have no prediction interval; use interval='confidence', or give the groups"
+                f"predict: the columns of the variance component {term.vc!r} are made within each group, so that "
+                f"{named} is not there for rows of unknown groups; give the groups"
             )
-    return Rows(made_rows.X, made_rows.offset, tuple(codes), tuple(Z), np.ones(len(frame)), made_rows.index, missing)
+    columns = {"dispersion": made_rows.dispersion, "zero": made_rows.zero}
+    stated = {name: values for name, values in columns.items() if values is not None}
+    of_rows = made_rows.X, made_rows.offset, tuple(codes), tuple(Z), np.ones(len(frame)), made_rows.index, missing
+    return Rows(*of_rows, stated)
 
 
 def _sources(term):
@@ -191,6 +203,38 @@ def _unknown_labels(term, columns, unknown):
     return ", ".join(repr(label) for label in labels[:5]) + more
 
 
+class Spread(NamedTuple):
+    """How uncertain predictors are: directions (k, p) in which they move with beta, and variances (k,) beside these."""
+
+    directions: np.ndarray
+    beside: np.ndarray
+
+    def variances(self, vcov_beta: np.ndarray) -> np.ndarray:
+        """Variances (k,), with the covariance (p, p) of beta."""
+        return np.einsum("ij,jk,ik->i", self.directions, vcov_beta, self.directions) + self.beside
+
+
+def spread(fitted: Fitted, X: np.ndarray, codes, Z) -> Spread:
+    """How uncertain predictors are at the estimated variances: of X (k, p), with levels and columns as of `Rows`."""
+    if not any((code >= 0).any() for code in codes):
+        return Spread(X, np.zeros(len(X)))
+    if fitted.is_iterative:
+        return Spread(*fitted.solved.spread(X, codes, Z))
+    joint = fitted.joint
+    of_effects = joint.rows(codes, Z, len(X))
+    beside = fitted.fit.sigma**2 * joint.conditional_variances(of_effects) + joint.rest_variances(codes, Z)
+    return Spread(X - of_effects @ joint.K, beside)
+
+
+def left_out_variances(fitted: Fitted, codes, Z, count: int) -> np.ndarray:
+    """Variances (k,) of the random effects of so many rows whose levels are not known."""
+    total = np.zeros(count)
+    for term, code, columns in zip(fitted.spec.terms, codes, Z, strict=True):
+        own = np.einsum("ij,jk,ik->i", columns, fitted.fit.covariances[term.label], columns)
+        total += np.where(code < 0, own, 0.0)
+    return total
+
+
 def with_interval(fitted: Fitted, rows: Rows, interval: str, level: float) -> pd.DataFrame:
     """Predictions with their standard errors and normal limits: columns fit, se, lower, upper.
 
@@ -200,13 +244,9 @@ def with_interval(fitted: Fitted, rows: Rows, interval: str, level: float) -> pd
     fit, values = fitted.fit, mean(fitted.spec, fitted.fit, rows)
     variance, kept = np.full(len(values), np.nan), ~rows.missing
     codes, Z, X = [code[kept] for code in rows.codes], [columns[kept] for columns in rows.Z], rows.X[kept]
-    if interval == "confidence" and not any((code >= 0).any() for code in codes):
-        variance[kept] = np.einsum("ij,jk,ik->i", X, fit.vcov_beta, X)
-    else:
-        joint = fitted.joint
-        variance[kept] = joint.variances(X, joint.rows(codes, Z, len(X))) + joint.rest_variances(codes, Z)
-        if interval == "prediction":
-            variance[kept] += joint.prior_variances(codes, Z) + fit.sigma**2 / rows.weights[kept]
+    variance[kept] = spread(fitted, X, codes, Z).variances(fit.vcov_beta)
+    if interval == "prediction":
+        variance[kept] += left_out_variances(fitted, codes, Z, len(X)) + fit.sigma**2 / rows.weights[kept]
     error = np.sqrt(variance)
     half = tails.half_width(level) * error
     columns = {"fit": values, "se": error, "lower": values - half, "upper": values + half}

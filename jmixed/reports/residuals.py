@@ -112,6 +112,21 @@ def residual_sd(spec: ModelData, fit: Fit) -> pd.Series:
     return pd.Series(deviations[first][labels.index], index, name="sd")
 
 
+FEW = 12
+"""Standard deviations of residuals that a table or a sentence has room for."""
+
+
+def named_deviations(spec: ModelData, fit: Fit) -> dict[str, float]:
+    """The same with what they are of in words; sigma under no name where all are one, or there are many of them."""
+    found = residual_sd(spec, fit)
+    if not 1 < len(found) <= FEW:
+        return {"": float(fit.sigma)}
+    places = found.index if isinstance(found.index, pd.MultiIndex) else pd.MultiIndex.from_arrays([found.index])
+    names = found.index.names
+    words = [", ".join(f"{name} {value}" for name, value in zip(names, place, strict=True)) for place in places]
+    return dict(zip(words, map(float, found), strict=True))
+
+
 def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:
     """Correlations of the residuals of a group between its positions."""
     residual = spec.residual

@@ -1,7 +1,7 @@
 """Rows of data as predictions see them, and their means: the fixed part, and the levels that the model has seen."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,8 @@ class Rows:
         Labels of the rows.
     missing : bool array (k,)
         Rows with a missing value.
+    further : dict of arrays (k, d)
+        Columns of the further predictors of a family of responses that a formula states, by name, as far as asked for.
     """
 
     X: np.ndarray
@@ -62,6 +64,7 @@ class Rows:
     weights: np.ndarray
     index: pd.Index | None
     missing: np.ndarray
+    further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def in_sample(spec, selected: Collection[int]) -> Rows:
@@ -69,7 +72,9 @@ def in_sample(spec, selected: Collection[int]) -> Rows:
     unknown = np.full(len(spec.y), -1, np.int32)
     codes = tuple(term.codes if k in selected else unknown for k, term in enumerate(spec.terms))
     Z = tuple(term.Z for term in spec.terms)
-    return Rows(spec.X, spec.offset, codes, Z, spec.weights, None, np.zeros(len(spec.y), bool))
+    named = {} if spec.response is None else {"dispersion": spec.response.dispersion, "zero": spec.response.zero}
+    further = {name: part.columns for name, part in named.items() if part is not None}
+    return Rows(spec.X, spec.offset, codes, Z, spec.weights, None, np.zeros(len(spec.y), bool), further)
 
 
 def mean(spec, fit, rows: Rows) -> np.ndarray:

@@ -10,13 +10,14 @@ import pandas as pd
 
 from jmixed.errors import DataError, Outcome
 from jmixed.inference import tails
-from jmixed.reports import residuals
+from jmixed.reports import further, residuals
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed
 from jmixed.reports.tests import DDF, tests_of_coefficients
 from jmixed.runtime.arguments import checked
 
 TITLE = "Mixed Linear Model Regression Results"
+GENERALIZED = "Generalized Linear Mixed Model Regression Results"
 
 
 @checked
@@ -27,7 +28,8 @@ class Summary:
     Attributes
     ----------
     tables : list of DataFrame
-        The header (label, value, label, value) and the parameters; all cells are text.
+        The header (label, value, label, value), the parameters, and what else there is, with the same columns and a
+        heading that is the name of the index; all cells are text.
     title : str
     notes : list of str
         Sentences below the tables.
@@ -39,11 +41,14 @@ class Summary:
 
     def as_text(self) -> str:
         """The summary as fixed-width text."""
-        body = _text_parameters(self.tables[1])
+        body, *more = _text_parameters(self.tables[1:])
         header = _text_header(self.tables[0], len(body[0]))
-        width = max(len(line) for line in header + body)
+        width = max(len(line) for line in header + body + [line for lines in more for line in lines])
         thick, thin = "=" * width, "-" * width
-        lines = [self.title.center(width).rstrip(), thick, *header, thin, body[0], thin, *body[1:], thick]
+        lines = [self.title.center(width).rstrip(), thick, *header, thin, body[0], thin, *body[1:]]
+        for table in more:
+            lines += [thin, *table]
+        lines.append(thick)
         for note in self.notes:
             lines += textwrap.wrap(note, max(width, 60), subsequent_indent="  ", break_on_hyphens=False)
         return "\n".join(lines)
@@ -53,7 +58,7 @@ class Summary:
         header = "\n".join(_html_row(row) for row in self.tables[0].itertuples(index=False))
         table = self.tables[1]
         top = "".join(f'<th style="text-align:right">{html.escape(name)}</th>' for name in table.columns)
-        body = "\n".join(_html_parameter(name, row) for name, row in zip(table.index, table.to_numpy(), strict=True))
+        body = "\n".join(row for table in self.tables[1:] for row in _html_parameters(table))
         notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return (
             f'<table class="simpletable">\n<caption>{html.escape(self.title)}</caption>\n{header}\n</table>\n'
@@ -62,11 +67,10 @@ class Summary:
 
     def as_latex(self) -> str:
         """The summary as a LaTeX table."""
-        header, table = self.tables
+        header, table = self.tables[:2]
         rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in header.to_numpy()]
         top = " & ".join(["", *(_latex(name) for name in table.columns)]) + r" \\"
-        cells = zip(table.index, table.to_numpy(), strict=True)
-        body = [" & ".join(_latex(cell) for cell in (name, *row)) + r" \\" for name, row in cells]
+        body = [row for part in self.tables[1:] for row in _latex_parameters(part)]
         notes = [_latex(note) + r"\\" for note in self.notes]
         return "\n".join(
             [r"\begin{table}", rf"\caption{{{_latex(self.title)}}}", r"\begin{center}"]
@@ -119,22 +123,36 @@ def summarise(
         yname, ddf = None, yname
     rows = [*replaced("xname_fe", names.fixed, xname_fe), *replaced("xname_re", names.variance, xname_re)]
     error, df = tests_of_coefficients(fitted, ddf)
-    scale = float(fit.sigma) ** 2
     variances, variance_errors = fitted.variance_values, fitted.variance_errors
     if spec.residual is not None:
         rows += residuals.parameter_names(spec)
         variances = np.append(variances, residuals.parameter_values(spec, fit.rho[None])[0])
         variance_errors = np.append(variance_errors, residuals.parameter_errors(spec, fit))
     body = parameter_table(rows, fit.beta, error, variances, variance_errors, alpha, df)
-    right = [
-        ("Dependent Variable:", yname or spec.endog_name),
-        ("Method:", fitted.method),
-        ("Scale:", short(scale)),
-        ("Log-Likelihood:", short(fitted.llf)),
-        ("Converged:", "Yes" if fit.converged else "No"),
-    ]
-    head = header_table(sizes(fitted.nobs, fitted.sizes), right)
-    return Summary([head, body], title or TITLE, notes(spec, fit, fit.outcome, DDF[ddf]))
+    tables = [_header(fitted, yname or spec.endog_name), body]
+    if fitted.family is not None:
+        tables += [
+            parameter_table(columns, estimates, errors, [], [], alpha).rename_axis(heading)
+            for heading, columns, estimates, errors in further.headed(fitted)
+        ]
+    usual = TITLE if fitted.family is None else GENERALIZED
+    return Summary(tables, title or usual, notes(spec, fit, fit.outcome, DDF[ddf]))
+
+
+def _header(fitted: Fitted, yname: str) -> pd.DataFrame:
+    """What is said of the model and of the fit as a whole."""
+    left = [("Model:", "MixedLM" if fitted.family is None else "MixedGLM")]
+    right, ended = [("Dependent Variable:", yname)], ("Converged:", "Yes" if fitted.fit.converged else "No")
+    likelihood = ("Log-Likelihood:", short(fitted.llf))
+    if fitted.family is None:
+        right += [("Method:", fitted.method), ("Scale:", short(float(fitted.fit.sigma) ** 2)), likelihood, ended]
+    else:
+        left += [("Family:", fitted.family.name), ("Link:", fitted.family.link)]
+        criteria = [("AIC:", short(fitted.aic)), ("BIC:", short(fitted.bic))]
+        right += [("Method:", f"ML ({fitted.approximation})"), likelihood, *criteria, ended]
+        dispersion = further.constant_dispersion(fitted)
+        right += [] if dispersion is None else [("Dispersion:", short(dispersion))]
+    return header_table([*left, *sizes(fitted.nobs, fitted.sizes)], right)
 
 
 def parameter_table(
@@ -203,7 +221,7 @@ def short(value: float) -> str:
 
 def sizes(nobs: int, groups) -> list[tuple[str, str]]:
     """The lines of the header about rows and groups: sizes for one factor, for several the numbers of their levels."""
-    lines = [("Model:", "MixedLM"), ("No. Observations:", str(nobs))]
+    lines = [("No. Observations:", str(nobs))]
     if len(groups) != 1:
         return lines + [(f"No. {name}:", str(size.count)) for name, size in groups.items()]
     size = next(iter(groups.values()))
@@ -231,6 +249,10 @@ def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
         stated = {"residual": spec.residual.text, "dispersion": spec.residual.dispersion}
         shown = ", ".join(f"{word} {text}" for word, text in stated.items() if text is not None)
         lines.append(f"Residuals: {shown}. logsd: change of the log standard deviation; cor: correlations.")
+    if spec.response is not None and spec.response.weights_as_trials:
+        lines.append("Weights of proportions are numbers of trials, as in lme4.")
+    if spec.response is not None and len(spec.response.categories) == 2 and spec.response.kind == "successes":
+        lines.append(f"A success is {spec.endog_name} = {spec.response.categories[1]!r}.")
     related = list(dict.fromkeys(term.group for term in spec.terms if term.relationship is not None))
     if related:
         lines.append(f"Related levels: {', '.join(related)}. A variance is that of a level with 1 in the known matrix.")
@@ -256,16 +278,20 @@ def _text_header(table, width):
     return [" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
-def _text_parameters(table):
-    """The heading and the rows, the names to the left and the numbers to the right."""
-    label = max(len(str(name)) for name in table.index)
-    widths = [max(len(name), *(len(cell) for cell in table[name])) for name in table.columns]
-    heading = [name.center(width) for name, width in zip(table.columns, widths, strict=True)]
-    lines = [" ".join([" " * label, *heading])]
-    for name, row in zip(table.index, table.to_numpy(), strict=True):
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append(" ".join([str(name).ljust(label), *cells]).rstrip())
-    return lines
+def _text_parameters(tables):
+    """The heading and the rows of each table, the names to the left and the numbers to the right."""
+    label = max(len(str(name)) for table in tables for name in table.index)
+    columns = list(tables[0].columns)
+    widths = [max(len(name), *(len(cell) for table in tables for cell in table[name])) for name in columns]
+    heading = [name.center(width) for name, width in zip(columns, widths, strict=True)]
+    out = []
+    for table in tables:
+        lines = [" ".join([" " * label, *heading]) if table.index.name is None else f"{table.index.name}:"]
+        for name, row in zip(table.index, table.to_numpy(), strict=True):
+            cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append(" ".join([str(name).ljust(label), *cells]).rstrip())
+        out.append(lines)
+    return out
 
 
 def _html_row(row):
@@ -274,9 +300,20 @@ def _html_row(row):
     return f"<tr>{''.join(pairs)}</tr>"
 
 
-def _html_parameter(name, row):
-    cells = "".join(f'<td style="text-align:right">{html.escape(cell)}</td>' for cell in row)
-    return f'<tr><th style="text-align:left">{html.escape(str(name))}</th>{cells}</tr>'
+def _html_parameters(table):
+    if table.index.name is not None:
+        heading = html.escape(str(table.index.name))
+        yield f'<tr><th style="text-align:left" colspan="{1 + table.shape[1]}"><em>{heading}</em></th></tr>'
+    for name, row in zip(table.index, table.to_numpy(), strict=True):
+        cells = "".join(f'<td style="text-align:right">{html.escape(cell)}</td>' for cell in row)
+        yield f'<tr><th style="text-align:left">{html.escape(str(name))}</th>{cells}</tr>'
+
+
+def _latex_parameters(table):
+    if table.index.name is not None:
+        yield rf"\hline \multicolumn{{{1 + table.shape[1]}}}{{l}}{{{_latex(table.index.name)}}} \\"
+    for name, row in zip(table.index, table.to_numpy(), strict=True):
+        yield " & ".join(_latex(cell) for cell in (name, *row)) + r" \\"
 
 
 def _latex(text):

@@ -49,6 +49,11 @@ def denominator(fitted: Fitted, ddf: str) -> Denominator:
     """Degrees of freedom of the given kind, for contrasts of all coefficients."""
     if not isinstance(ddf, str) or ddf not in DDF:
         raise ModelError(f"ddf is {ddf!r}; it must be one of {', '.join(map(repr, DDF))}")
+    if ddf != "none":
+        fitted.refuse_family(
+            f"ddf={ddf!r} (degrees of freedom for the estimated residual variance)",
+            "ddf='none', tests by the normal distribution; for small samples drop1() or bootstrap()",
+        )
     if ddf != "none" and not (outcome := fitted.fit.outcome).ok:
         raise ModelError(
             f"ddf={ddf!r}: the fit has no certified optimum ({outcome.name}: {outcome.message}), so that "
@@ -92,8 +97,17 @@ def test(fitted: Fitted, L: Any, ddf: str) -> pd.DataFrame:
         fitted.warn_of_positions(L)
     tests = read_hypotheses(L, fitted.spec.exog_names, fitted.spec.dropped)
     by = denominator(fitted, ddf)
-    table = _joint_table if any(len(hypothesis.R) > 1 for hypothesis in tests) else _single_table
-    return table(tests, fitted.fit.beta, by)
+    joint = any(len(hypothesis.R) > 1 for hypothesis in tests)
+    table = (_joint_table if joint else _single_table)(tests, fitted.fit.beta, by)
+    if fitted.family is None:
+        return table
+    return _by_chi_square(table) if joint else table.drop(columns="df").rename(columns={"t": "z"})
+
+
+def _by_chi_square(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of F tests whose denominators have no end to their degrees of freedom, as chi-square tests."""
+    columns = {"Chisq": table["F"] * table["num_df"], "Df": table["num_df"], "p": table["p"]}
+    return noted(pd.DataFrame(columns, index=table.index))
 
 
 def tests_of_coefficients(fitted: Fitted, ddf: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -105,12 +119,14 @@ def tests_of_coefficients(fitted: Fitted, ddf: str) -> tuple[np.ndarray, np.ndar
 
 
 def anova(fitted: Fitted, ddf: str, kind: int | str) -> pd.DataFrame:
-    """F tests of the terms of the fixed part, of type `kind`."""
+    """F tests of the terms of the fixed part, of type `kind`; chi-square tests of a response with a family."""
     if not isinstance(kind, int | str) or kind not in TYPES:
         raise ModelError(f"anova: type is {kind!r}; it must be 3 (marginal), 2 or 1 (sequential)")
     by = denominator(fitted, ddf)
     contrasts = _contrasts_of_terms(fitted, TYPES[kind])
     table = _table_of_F(contrasts, [by.joint(L, L @ fitted.fit.beta) for L in contrasts.values()])
+    if fitted.family is not None:
+        return _by_chi_square(table)
     mean = table["F"] * float(fitted.fit.sigma) ** 2
     table.insert(0, "sum_sq", mean * table["num_df"])
     table.insert(1, "mean_sq", mean)
@@ -124,12 +140,14 @@ def _contrasts_of_terms(fitted: Fitted, kind: int) -> dict[str, np.ndarray]:
     kind = 1 if constant.count(False) <= 1 else kind
     contrasts = term_contrasts(X, complete.values, complete.term, complete.basis, complete.contained_in, kind)
     named = zip(complete.names, contrasts, constant, strict=True)
-    return {name: L for name, L, only in named if len(L) and not only}
+    # Without the weight of a constant that thresholds stand for.
+    return {name: L[:, X.shape[1] - fitted.k_fe :] for name, L, only in named if len(L) and not only}
 
 
 def vcov_variance(fitted: Fitted, scale: str) -> pd.DataFrame:
     """Covariance of the variance parameters."""
-    structures, theta = fitted.model.design.layout.terms, fitted.fit.theta
+    fitted.refuse_family("vcov_variance", "cov_params(), which has their variances")
+    structures, theta = fitted.design.layout.terms, fitted.fit.theta
     if scale == "sd":
         names = [part.name for part in all_components(fitted.spec, fitted.fit)]
         parameters = standard_deviations(fitted.curvature, structures, theta)

@@ -27,6 +27,8 @@ PIVOT = -32.0
 """Logarithm of a pivot of R that is none: 1e-14."""
 SPREAD = 16.0
 """Logarithm of the ratio of two standard deviations of residuals of which one is none: 1e7."""
+STEEP = 0.1
+"""Change of the deviance with the logarithm of a standard deviation that no optimum has."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,20 @@ class ResidualStructure(ABC):
         logs = jnp.sum(jnp.where(there, jnp.log(jnp.where(there, scale, 1)), 0))
         return self.log_determinant_of_series(rho[self.columns :], there, rows.series) - 2 * logs
 
-    def diverges(self, rho, rows) -> Any:
-        """Whether rho has run off: R is singular to the precision of the arithmetic, or some rows have no spread."""
+    def diverges(self, rho, slope, rows) -> Any:
+        """Whether rho has run off: R is singular to the precision of the arithmetic, or some rows have no spread.
+
+        Where standard deviations are far apart, rounding may end a search on its way down: `slope` (size,), of the
+        deviance in rho, tells, of two for each row that is left without spread.
+        """
         beyond = self.log_pivot(rho[self.columns :]) < PIVOT
         if self.columns:
             logs, there = self._log_deviations(rho, rows), rows.weights > 0
             largest, least = (jnp.where(there, logs, end) for end in (-jnp.inf, jnp.inf))
-            beyond = beyond | (jnp.max(largest) - jnp.min(least) > SPREAD)
+            spread = jnp.max(largest) - jnp.min(least)
+            unit = jnp.max(jnp.where(there[:, None], jnp.abs(rows.series.dispersion), 0), axis=0)
+            on_its_way = jnp.any(jnp.abs(slope[: self.columns]) > STEEP * unit)
+            beyond = beyond | (spread > SPREAD) | ((spread > SPREAD / 2) & on_its_way)
         return beyond
 
     def variances(self, rho, rows) -> Any:

@@ -94,12 +94,6 @@ def whole(low: int, high: int = 2**63 - 1) -> Kind:
     return Kind(f"a whole number from {low} on" if high > 2**62 else f"a whole number from {low} to {high}", holds)
 
 
-def one_of(*names) -> Kind:
-    """One of a few words."""
-    words = ", ".join(map(repr, names[:-1])) + " or " * (len(names) > 1) + repr(names[-1])
-    return Kind(words, lambda value, _: isinstance(value, str | int) and value in names)
-
-
 def numbers(words: str, *dimensions: int, shape: Callable[[Any], tuple] | None = None) -> Kind:
     """An array of numbers of so many dimensions; of a shape, if the object whose method is called knows it."""
 
@@ -226,17 +220,23 @@ table = numbers("an array of numbers", 1, 2)
 ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(("reml", "use_sqrt", "has_fe", "profile_fe", "calc_fe", "do_cg", "full_output", "progress"), flag),
     **dict.fromkeys(("skip_single", "scalar", "use_t", "use_f", "cond_var", "full", "conf_int", "refit"), flag),
-    **dict.fromkeys(("remove_data", "transform", "use_sparse"), flag),
+    **dict.fromkeys(("remove_data", "transform", "use_sparse", "partial"), flag),
     **dict.fromkeys(("level", "conf_level"), probability),
     "alpha": number("a number that lies between 0 and 1: limits of 95% have alpha=0.05", 0, 1),
     **dict.fromkeys(("gtol",), positive),
     **dict.fromkeys(("ceps", "ptol", "tol", "dist_low", "dist_high"), amount),
     **dict.fromkeys(("maxit", "num_low", "num_high"), whole(0, 2**31 - 1)),
-    "memory": whole(1),
+    **dict.fromkeys(("memory", "simulations"), whole(1)),
     **dict.fromkeys(("k_fe", "k_re", "k_vc", "niter_sa"), whole(0, 2**31)),
     **dict.fromkeys(("title", "yname", "parameter", "vtype", "ddf", "interval", "new_levels", "missing"), text),
-    **dict.fromkeys(("kind", "name", "what", "check"), text),
-    **dict.fromkeys(("group", "x", "by"), label),
+    **dict.fromkeys(("kind", "name", "what", "check", "against", "style"), text),
+    **dict.fromkeys(("group", "x", "by", "variable"), label),
+    **dict.fromkeys(("specs", "emmeans.by", "contrasts.by", "slopes.by"), text | texts),
+    **dict.fromkeys(("emmeans.weights", "contrasts.weights", "slopes.weights", "adjust"), text),
+    "bias_adjust": flag | positive,
+    "at": Kind("a mapping of predictors to values", lambda value, _: isinstance(value, Mapping)),
+    "contrasts.method": text
+    | Kind("a mapping of names to weights, or a list", lambda value, _: isinstance(value, Mapping | list | tuple)),
     **dict.fromkeys(
         ("endog", "exog", "exog_re", "groups", "weights", "offset", "y", "Y", "X", "subset", "array"), even
     ),
@@ -250,12 +250,26 @@ ARGUMENTS: dict[str, Kind] = {
     "df_constraints": whole(1, 2**31),
     "n": Kind("a number that memory can hold", lambda value, _: not isinstance(value, int) or value < 2**40),
     "maxiter": whole(0, 2**31 - 1),
+    "fit.crossed": text,
+    "fit.probes": whole(2, 2**20),
+    "fit.seed": whole(0),
     "type": Kind("1, 2 or 3", lambda value, _: isinstance(value, int | str)),
+    "predict.trials": text | even,
     "Z": Kind("a dict of arrays by term", lambda value, _: isinstance(value, Mapping)),
     "steps": whole(0, 10_000),
     **dict.fromkeys(("cols", "column"), positions(_parameter_count)),
     **dict.fromkeys(("cov_p",), covariance),
     "r_matrix": hypothesis,
+    **dict.fromkeys(
+        ("power.effects", "grid"), Kind("a mapping of names to values", lambda value, _: isinstance(value, Mapping))
+    ),
+    "power.test": text,
+    "labels": Kind(
+        "a mapping of names to names",
+        lambda value, _: isinstance(value, Mapping) and all(isinstance(name, str) for name in value.values()),
+    ),
+    "n_simulations": whole(1, 10_000_000),
+    "results": Kind("a list of results", lambda value, _: isinstance(value, list | tuple)),
     "invcov": matrix,
     **dict.fromkeys(("theta0", "theta", "beta", "rho", "marginal_loss.residual"), for_jax),
     **dict.fromkeys(("residual", "dispersion", "condition"), text),

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jmixed.errors import warn
-from jmixed.runtime import executables, internals
+from jmixed.runtime import blas, executables, internals
 from jmixed.runtime.arguments import checked, out_of_memory
 from jmixed.runtime.files import is_own
 from jmixed.runtime.forks import refuse_fork
@@ -34,18 +34,19 @@ OFF = ("off", "0", "none", "false", "no")
 
 @checked
 def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | None:
-    """Keep compiled programs on disk and reuse them in later processes.
+    """Keep all compiled programs of the process on disk, those of JAX too, and reuse them in later processes.
 
-    This sets options of JAX itself, so every JAX program of the process uses the cache; nothing else in jmixed does.
-    jmixed's own programs are kept whole there, and a later process does not even trace them. Who can write to the
-    directory can have programs run as you: one that belongs to somebody else, or that others can write to, is not
-    used, and a warning says so.
+    jmixed's own programs are kept without this call: whole, so that a later process does not even trace them. This
+    call says where, or that nothing is kept, and sets options of JAX itself, so that every JAX program of the process
+    uses the directory; nothing else in jmixed does. Who can write to the directory can have programs run as you: one
+    that belongs to somebody else, or that others can write to, is not used, and a warning says so.
 
     Parameters
     ----------
     path : path, optional
         Directory of the cache. By default the environment variable ``JMIXED_CACHE``, else ``jmixed`` in the user's
-        cache directory. The word ``off``, given here or in ``JMIXED_CACHE``, leaves JAX as it is.
+        cache directory. The word ``off``, given here or in ``JMIXED_CACHE``, leaves JAX as it is, and jmixed keeps
+        nothing.
 
     Returns
     -------
@@ -64,18 +65,15 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     True
     """
     choice = str(path) if path is not None else os.environ.get("JMIXED_CACHE", "")
-    if choice.strip().lower() in OFF:
-        return None
     try:
-        directory = Path(choice).expanduser() if choice.strip() else default_directory()
+        directory = _made(choice)
     except RuntimeError as error:
         raise FileNotFoundError(f"{error}: set HOME, or JMIXED_CACHE to a directory or to off") from error
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not choice.strip():
-        # Made before under a mask that lets a group write: it is the user's own, to be closed.
-        with contextlib.suppress(OSError):
-            directory.chmod(directory.stat().st_mode & 0o755)
+    _kept[:] = [directory]
+    if directory is None:
+        return None
     if not is_own(directory.stat()):
+        _kept[:] = [None]
         warn(
             f"nothing is kept in {directory}, for other users can write to it and so have programs run as you: give "
             f"a directory of your own that they cannot write to (chmod go-w {directory}), or none, for the default",
@@ -87,7 +85,32 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     internals.look_at_cache_again()
-    _kept[:] = [directory]
+    return directory
+
+
+def kept_directory() -> Path | None:
+    """Where jmixed keeps its programs; None where it keeps none, because it shall not or cannot."""
+    if not _kept:
+        try:
+            directory = _made(os.environ.get("JMIXED_CACHE", ""))
+            own = directory is not None and is_own(directory.stat())
+        except (OSError, RuntimeError):
+            # Nobody has asked for it: there is nothing to complain of.
+            directory, own = None, False
+        _kept[:] = [directory if own else None]
+    return _kept[-1]
+
+
+def _made(choice: str) -> Path | None:
+    """The directory that a path, or none, stands for, which is made if it is not there; None for the word `off`."""
+    if choice.strip().lower() in OFF:
+        return None
+    directory = Path(choice).expanduser() if choice.strip() else default_directory()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not choice.strip():
+        # Made before under a mask that lets a group write: it is the user's own, to be closed.
+        with contextlib.suppress(OSError):
+            directory.chmod(directory.stat().st_mode & 0o755)
     return directory
 
 
@@ -106,6 +129,7 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
         def traced(*args, **kwargs):
             # JAX runs this when it compiles the program, and at no other time.
             _clock.traces = _traces() + 1
+            _say_when_it_takes_long()
             return function(*args, **kwargs)
 
         _compiled.append(compiled)
@@ -114,11 +138,11 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
     def call_compiled(small, args, kwargs):
         jitted = compiled(small)
         known = _traces() + executables.count()
-        if _kept:
+        if (directory := kept_directory()) is not None:
             static = {key: kwargs[key] for key in static_argnames if key in kwargs}
             others = {key: value for key, value in kwargs.items() if key not in static}
             name = f"{function.__module__}.{function.__qualname__}"
-            out = executables.call_from(_kept[-1], jitted, name, _options(small), static, args, others)
+            out = executables.call_from(directory, jitted, name, _options(small), static, args, others)
         else:
             out = jitted(*args, **kwargs)
         return out, _traces() + executables.count() > known
@@ -133,7 +157,12 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
         started = time.perf_counter()
         small = brief is not None and brief(*args, **kwargs)
         try:
-            out, afresh = call_compiled(small, args, kwargs)
+            if THREADED < _width(args) <= NARROW:
+                with blas.one_thread():
+                    out, afresh = call_compiled(small, args, kwargs)
+                    jax.block_until_ready(out)
+            else:
+                out, afresh = call_compiled(small, args, kwargs)
         except jax.errors.JaxRuntimeError as error:
             if (refusal := out_of_memory(error, function.__name__)) is not None:
                 raise refusal from error
@@ -141,6 +170,8 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
                 raise
             compiled.cache_clear()
             return call(*args, **kwargs)
+        finally:
+            _say_nothing()
         if afresh:
             _clock.seconds = seconds_compiling() + time.perf_counter() - started
             if _memory_maps() > MOST_MAPS * _memory_maps_allowed():
@@ -150,14 +181,56 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
     return call
 
 
+THREADED, NARROW = 8, 256
+"""Rows of the matrices that a program factors: up to the first OpenBLAS takes one thread by itself, up to the second
+one is at least as quick as several."""
+
+
+def _width(args: tuple) -> int:
+    """Rows of the largest matrix that a program of these arguments factors, as far as a layout tells."""
+    return max((getattr(getattr(arg, "layout", None), "widest", 0) for arg in args), default=0)
+
+
 _clock = threading.local()
-_kept: list[Path] = []
-"""The directory in which whole programs are kept, if any."""
+_kept: list[Path | None] = []
+"""The directory in which whole programs are kept, or None for nowhere; empty until somebody wants to know."""
 _compiled: list[Any] = []
 """For every function made by `program` that has been called, the cache of what it was compiled to."""
 
 MOST_MAPS = 0.5
 """Share of the memory maps that Linux allows a process at which compiled programs are forgotten."""
+
+
+PATIENCE = 1.0
+"""Seconds of compiling after which a word is said."""
+WORD = "jmixed is compiling for a new shape of model, which happens once (JMIXED_WORDS=off: not a word)"
+
+
+def _say_when_it_takes_long() -> None:
+    """Have it said on a terminal or in a notebook that a program is being compiled, unless it is done very soon."""
+    shown = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    if not shown or os.environ.get("JMIXED_WORDS", "").strip().lower() in OFF:
+        return
+    if getattr(_clock, "word", None) is None and not _said:
+        _clock.word = threading.Timer(PATIENCE, _say)
+        _clock.word.daemon = True
+        _clock.word.start()
+
+
+def _say() -> None:
+    if not _said:
+        _said.append(WORD)
+        print(WORD, file=sys.stderr, flush=True)
+
+
+def _say_nothing() -> None:
+    if (timer := getattr(_clock, "word", None)) is not None:
+        timer.cancel()
+        _clock.word = None
+
+
+_said: list[str] = []
+"""What has been said to people who wait: each once in a process."""
 
 
 def forget_programs() -> None:

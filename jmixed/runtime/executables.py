@@ -5,6 +5,8 @@ everything that goes into a program, and to one kind of processor.
 """
 
 import contextlib
+import dataclasses
+import enum
 import functools
 import hashlib
 import importlib.metadata
@@ -12,6 +14,7 @@ import os
 import pickle
 import platform
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +34,91 @@ def call_from(directory: Path, jitted: Any, name: str, options: Any, static: dic
     `options` are those of XLA it is compiled with, `static` the arguments by keyword that are part of the program.
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
-    if jax.device_count() > 1 or not all(isinstance(leaf, ARRAYS) and _is_concrete(leaf) for leaf in leaves):
+    if not (_is_plain() and all(isinstance(leaf, ARRAYS) and not isinstance(leaf, Tracer) for leaf in leaves)):
         return jitted(*args, **kwargs, **static)
-    key = (name, tree, tuple(static.items()), tuple(map(_kind, leaves)), np.dtype(jax.dtypes.canonicalize_dtype(float)))
+    key = (name, tree, tuple(static.items()), tuple(map(_kind, leaves)), *map(_setting, SETTINGS))
     if (executable := _memory.get((directory, key))) is None:
-        text = repr((_versions(), options, *key))
-        path = directory / f"jmixed-{hashlib.sha256(text.encode()).hexdigest()}.program"
-        executable = _read(path, tree)
-        if executable is None:
-            executable, is_whole = internals.compile_afresh(jitted.lower(*args, **kwargs, **static))
-            if is_whole:
-                _write(path, executable, tree)
-        _memory[directory, key] = executable
-    return executable(*args, **kwargs)
+        # Threads that want the same program wait for the one that makes it.
+        with _locks.setdefault((directory, key), threading.Lock()):
+            if (executable := _memory.get((directory, key))) is None:
+                executable = _executable(directory, jitted, key, options, static, args, kwargs)
+                _memory[directory, key] = executable
+        _locks.pop((directory, key), None)
+    return jitted(*args, **kwargs, **static) if executable is NOT_OURS else executable(*args, **kwargs)
+
+
+def _executable(directory: Path, jitted: Any, key: tuple, options: Any, static: dict, args: tuple, kwargs: dict) -> Any:
+    """A program from the disk, or a new one that is kept there; `NOT_OURS` where others have written part of it."""
+    name, tree, *rest = key
+    try:
+        if "<" in name:
+            raise _ForeignError
+        settings = options, jax.config.values["jax_disable_most_optimizations"]
+        text = repr((versions(), settings, name, _described_tree(tree), *map(_described, rest)))
+    except _ForeignError:
+        return NOT_OURS
+    path = directory / f"jmixed-{hashlib.sha256(text.encode()).hexdigest()}{SUFFIX}"
+    executable = _read(path, tree)
+    if executable is None:
+        executable, is_whole = internals.compile_afresh(jitted.lower(*args, **kwargs, **static))
+        if is_whole:
+            _write(path, executable, tree)
+    return executable
+
+
+class _ForeignError(Exception):
+    """Part of a program is of somebody else's making, whose next version may bear the same name."""
+
+
+NOT_OURS = object()
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
+
+
+def _described(value: Any) -> Any:
+    """What tells a static part of a program from any other, in every process: its class and all that it holds."""
+    if isinstance(value, PLAIN):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, tuple(map(_described, value))
+    if isinstance(value, dict):
+        return "dict", tuple((_described(key), _described(own)) for key, own in value.items())
+    if isinstance(value, enum.Enum) and _is_ours(type(value)):
+        return type(value).__qualname__, value.name
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and _is_ours(type(value)):
+        fields = [_described(getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return type(value).__module__, type(value).__qualname__, tuple(fields)
+    raise _ForeignError
+
+
+def _described_tree(tree: Any) -> Any:
+    node = tree.node_data()
+    if node is None:
+        return tree.num_nodes
+    kind, static = node
+    if not (_is_ours(kind) or kind in (tuple, list, dict, type(None))):
+        raise _ForeignError
+    own = tuple(map(str, static)) if kind is dict else _described(static)
+    return kind.__module__, kind.__qualname__, own, tuple(map(_described_tree, tree.children()))
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "jmixed" and "<" not in kind.__qualname__
+
+
+SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision")
+"""Options of JAX that are part of a program."""
+
+
+def _setting(name: str) -> Any:
+    return getattr(_settings, name)
+
+
+_settings: Any = jax.config
+
+
+def _is_plain() -> bool:
+    """Whether programs run as always: on the one device, and nobody watches them for nan."""
+    return jax.device_count() == 1 and _setting("jax_default_device") is None and not _setting("jax_debug_nans")
 
 
 def count() -> int:
@@ -56,12 +131,31 @@ def forget() -> None:
     _memory.clear()
 
 
+def kept(directory: Path) -> list[tuple[float, int, Path]]:
+    """The programs in a directory, those that were used longest ago first: time of use, bytes, path."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in directory.glob(f"jmixed-*{SUFFIX}"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+    return sorted(found)
+
+
+def clear(directory: Path) -> int:
+    """Delete the programs in a directory; how many they were."""
+    programs = kept(directory)
+    for _, _, path in programs:
+        path.unlink(missing_ok=True)
+    return len(programs)
+
+
+SUFFIX = ".program"
+ROOM = 2**30
+"""Bytes that the programs in a directory may take in all; those that were used longest ago make room for new ones."""
 ARRAYS = (np.ndarray, np.generic, jax.Array, bool, int, float)
 _memory: dict[Any, Any] = {}
-
-
-def _is_concrete(leaf) -> bool:
-    return not isinstance(leaf, Tracer)
+_locks: dict[Any, threading.Lock] = {}
 
 
 def _kind(leaf) -> Kind:
@@ -84,6 +178,8 @@ def _read(path: Path, tree):
             return None
         content, example = pickle.loads(kept)
         internals.find_lapack()
+        with contextlib.suppress(OSError):
+            os.utime(path)
         return internals.deserialise(content, tree, jax.tree.structure(example))
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, ImportError):
         return None
@@ -101,10 +197,21 @@ def _write(path: Path, compiled, tree) -> None:
     with contextlib.suppress(OSError):
         if is_own(path.parent.stat()):
             write_whole(path, seal(pickle.dumps((content, example))), mode=0o600)
+            _make_room(path.parent)
+
+
+def _make_room(directory: Path) -> None:
+    programs = kept(directory)
+    excess = sum(size for _, size, _ in programs) - ROOM
+    for _, size, path in programs:
+        if excess <= 0:
+            break
+        path.unlink(missing_ok=True)
+        excess -= size
 
 
 @functools.cache
-def _versions() -> str:
+def versions() -> str:
     """Everything besides the call itself that a program depends on."""
     processor = Path("/proc/cpuinfo")
     flags = (
@@ -115,7 +222,7 @@ def _versions() -> str:
     # platform.platform() starts a process to ask for more.
     system = platform.system(), platform.release(), platform.machine()
     machine = system, jax.default_backend(), jax.devices()[0].device_kind, os.cpu_count(), sorted(flags)
-    files = sorted(_sources(os.path.dirname(__file__)))
+    files = sorted(_sources(os.path.dirname(os.path.dirname(__file__))))
     return repr((jax.__version__, importlib.metadata.version("jaxlib"), sys.version, machine, files))
 
 

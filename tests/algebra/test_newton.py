@@ -194,6 +194,78 @@ def test_where_rounding_drowns_the_gain_the_search_ends():
     assert abs(quartic.at.point.x[0]) < 0.1
 
 
+@pytest.mark.parametrize("bend", [1e-3, -1e-3])
+def test_a_search_that_is_stuck_has_reached_no_limit_of_precision(bend):
+    """At a kink no step leads down, though slope and curvature promise much: the radius shrinks to nothing."""
+
+    def evaluate(point, exact):
+        x = point.x
+        return Evaluation(point, 1e3 + jnp.sum(jnp.abs(x)), jnp.ones_like(x), bend * jnp.eye(1))
+
+    with double_precision():
+        stuck = layouts.quick_jit(lambda starts: minimize(evaluate, Point((), starts), 200))(np.zeros((1, 1)))
+    assert Outcome(int(stuck.outcome)) is Outcome.MAX_ITERATIONS
+    assert stuck.iterations < 50
+    assert abs(float(stuck.at.point.x[0])) < 1e-9
+
+
+def test_a_curvature_beyond_all_bounds_does_not_hide_a_slope_across_it():
+    """As where an approximation breaks down: its Hessian is infinite along one direction, nearly."""
+
+    def evaluate(point, exact):
+        x = point.x
+        value = 1e3 + jnp.abs(x[0]) + jnp.abs(x[1])
+        return Evaluation(point, value, 1e6 + 0 * x, jnp.diag(jnp.array([1e7, 1e24])))
+
+    with double_precision():
+        stuck = layouts.quick_jit(lambda starts: minimize(evaluate, Point((), starts), 200))(np.zeros((1, 2)))
+    assert Outcome(int(stuck.outcome)) is Outcome.MAX_ITERATIONS
+
+
+def test_a_saddle_that_rounding_hides_is_no_optimum():
+    """Nothing to gain by the slope, and no step down along the curvature."""
+
+    def evaluate(point, exact):
+        x = point.x
+        return Evaluation(point, 1e3 + jnp.sum(jnp.abs(x)), jnp.zeros_like(x), jnp.diag(jnp.array([-1.0, 1.0])))
+
+    with double_precision():
+        stuck = layouts.quick_jit(lambda starts: minimize(evaluate, Point((), starts), 200))(np.zeros((1, 2)))
+    assert Outcome(int(stuck.outcome)) is Outcome.MAX_ITERATIONS
+
+
+def test_a_stuck_search_does_not_hide_one_that_came_to_its_end():
+    """The first start is a kink, no lower than where the second ends by less than optima may be apart."""
+
+    def evaluate(point, exact):
+        x = point.x[0]
+        kink = x < 5
+        value = jnp.where(kink, 1e3 + jnp.abs(x), 1e3 + 1e-6 + (x - 10) ** 2)
+        slope, bend = jnp.where(kink, 1.0, 2 * (x - 10)), jnp.where(kink, 1e-3, 2.0)
+        return Evaluation(point, value, slope[None], bend[None, None])
+
+    with double_precision():
+        starts = np.array([[0.0], [9.5]])
+        found = layouts.quick_jit(lambda starts: minimize(evaluate, Point((), starts), 200))(starts)
+    assert Outcome(int(found.outcome)) is Outcome.CONVERGED
+    np.testing.assert_allclose(found.at.point.x, 10, atol=1e-9)
+
+
+def test_a_cheap_hessian_beside_a_rejected_trial_is_no_certificate():
+    """A saddle whose cheap Hessian bends up, and where exact trials are a little higher, by more than rounding."""
+
+    def evaluate(point, exact):
+        x = point.x
+        value = 1e3 + jnp.where(exact, 1e-8, 0) + jnp.sum(x**2) / 2
+        hessian = jnp.where(exact, -1.0, 1.0) * jnp.eye(1)
+        return Evaluation(point, value, x + 1e-6, hessian)
+
+    with double_precision():
+        run = layouts.quick_jit(lambda starts: minimize(evaluate, Point((), starts), 200, near=1.0))
+        found = run(np.zeros((1, 1)))
+    assert Outcome(int(found.outcome)) is not Outcome.CONVERGED
+
+
 def test_a_flat_place_is_no_optimum():
     def is_flat(point, hessian):
         return hessian[1, 1] < 1e-9

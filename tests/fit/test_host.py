@@ -14,7 +14,8 @@ import pytest
 import jmixed as jm
 from jmixed.errors import Outcome
 from jmixed.fit import host
-from jmixed.runtime import memory
+from jmixed.inference.curvature import curvature
+from jmixed.runtime import compilation, memory
 
 LAYOUTS = ("slope", "identity", "nested three", "nested and crossed", "crossed", "related", "equations")
 
@@ -102,6 +103,45 @@ def test_one_program_or_two_give_the_same(name, monkeypatch):
     np.testing.assert_allclose(apart.uncertainty.vcov_psi, together.uncertainty.vcov_psi, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "width"), [("slope", 9), ("nested three", 4), ("crossed", 5), ("equations", 4)])
+def test_columns_that_are_padding_change_no_figure(name, width, monkeypatch):
+    design = layouts.case(name, seed=1).design
+    figures = []
+    for columns in (1, width):
+        monkeypatch.setattr(host, "WIDTH", columns)
+        for reml in (True, False):
+            fit = host.fit(design, reml=reml)
+            bent = curvature(design, fit.theta, fit.sigma, reml)
+            figures.append((fit.outcome.value, fit.theta, fit.beta, fit.sigma, fit.objective, fit.vcov_beta, fit.b))
+            figures[-1] += (bent.to_beta, bent.inverse, bent.first, bent.second, bent.hessian, bent.joint_covariance)
+        figures.append(host.design_moments(design))
+    plain, padded = figures[:3], figures[3:]
+    assert padded[-1].padding is None
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(padded), strict=True):
+        # Second derivatives of sparse equations are differences of numbers that are larger by some 1e8.
+        np.testing.assert_allclose(other, one, rtol=1e-8, atol=1e-8 * np.max(np.abs(one), initial=1))
+
+
+def test_padding_hides_no_column_that_others_explain():
+    frame = pd.DataFrame({"x": np.arange(60) % 7.0, "g": np.arange(60) // 6, "y": np.sin(np.arange(60))})
+    design = jm.mixedlm("y ~ x + (1 | g)", frame).design
+    doubled = design.replace(X=np.column_stack([np.ones(60), np.ones(60)]))
+    assert host.fit(doubled).outcome is Outcome.RANK_DEFICIENT
+    zero = design.replace(X=np.column_stack([np.ones(60), np.zeros(60)]))
+    assert host.fit(zero).outcome is Outcome.RANK_DEFICIENT
+
+
+def test_a_covariate_more_is_no_other_program():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({name: rng.normal(size=90) for name in "abcdey"} | {"g": np.arange(90) // 6})
+    frame["y"] += 2 * rng.normal(size=15)[frame["g"]]
+    jm.mixedlm("y ~ a + (1 | g)", frame).fit().test()
+    before = compilation._traces()
+    for fixed in ("a + b", "a * b", "a + b + c + d + e", "1"):
+        jm.mixedlm(f"y ~ {fixed} + (1 | g)", frame).fit().test()
+    assert compilation._traces() == before
+
+
 def test_freed_memory_is_given_back_by_large_fits_alone(monkeypatch):
     design, given = layouts.case("slope", seed=1).design, []
     monkeypatch.setattr(memory, "give_back", lambda: given.append(1))
@@ -144,16 +184,6 @@ def test_evaluate_on_and_beyond_the_border():
         assert value == -np.inf
         assert np.isnan(gradient).all()
         assert np.isnan(hessian).all()
-
-
-@pytest.mark.parametrize("name", ["slope", "nested and crossed"])
-def test_gls(name):
-    case = layouts.case(name, seed=2)
-    psi = layouts.psi_of(case, layouts.draw_theta(case))
-    d = layouts.generalised(case, layouts.covariances(case, psi), True)
-    beta, reml, ml = host.gls(case.design, psi)
-    np.testing.assert_allclose(beta, d.beta, rtol=1e-9)
-    np.testing.assert_allclose([reml, ml], [d.rss / d.nu, d.rss / layouts.ROWS], rtol=1e-10)
 
 
 # ---- what is compiled when -----------------------------------------------------------------------------------------

@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 import layouts
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.integrate import quad
+from scipy.optimize import minimize_scalar
+from scipy.stats import nbinom, norm
 
 import jmixed as jm
 from jmixed.fit import host
@@ -300,3 +304,88 @@ def test_what_does_not_belong_together_is_named():
             jm.simulate(fit, slope, 0, 0.5)
         with pytest.raises(jm.ModelError, match=r"sigma is a ndarray of shape \(2,\); it must be a number"):
             jm.conditional_modes(BETA, np.ones(3), np.ones(2), slope)
+
+
+# Responses with a family.
+
+
+def rates(case, theta=0.9):
+    """A number of events for each row of a case, with one random effect a group, and what the model is of them."""
+    rng = np.random.default_rng(3)
+    mean = np.exp(0.2 + 0.3 * case.X[:, 1] + theta * rng.normal(size=len(case.terms[0].levels))[case.terms[0].codes])
+    return pd.DataFrame({"y": rng.poisson(mean), "x": case.X[:, 1], "g": case.terms[0].codes})
+
+
+def density_of_group(rows, beta, theta, log_size=None):
+    """The log of the integral over the group's effect, by scipy."""
+    y, eta = rows.y.to_numpy(), beta[0] + beta[1] * rows.x.to_numpy()
+
+    def log_integrand(u):
+        mean = np.exp(eta + theta * u)
+        size = np.exp(log_size)
+        return np.sum(nbinom.logpmf(y, size, size / (size + mean))) + norm.logpdf(u)
+
+    mode = minimize_scalar(lambda u: -log_integrand(u), bracket=(-1, 1), tol=1e-10).x
+    top = log_integrand(mode)
+    inside = quad(lambda u: np.exp(log_integrand(u) - top), mode - 12, mode + 12, points=[mode], epsabs=1e-12)[0]
+    return top + np.log(inside), theta * mode
+
+
+def test_groups_of_a_family_one_by_one():
+    """Log-likelihoods by quadrature and modes against scipy's integrals; scores of groups add up to those of all."""
+    frame = rates(layouts.case("slope"))
+    design = jm.mixedglm("y ~ x + (1 | g)", frame, "negativebinomial", quadrature=25).design
+    beta, theta, rho = np.array([0.1, 0.4]), np.array([0.8]), np.array([1.0])
+
+    @layouts.quick_jit
+    def of(beta, theta, rho, design):
+        def each(theta):
+            return jm.log_likelihood_by_group(beta, theta, 1.0, design, rho)
+
+        scores = jax.jacfwd(each)(theta)
+        together = jax.grad(lambda theta: jm.log_likelihood(beta, theta, 1.0, design, rho))(theta)
+        return each(theta), scores, together, jm.conditional_modes(beta, theta, 1.0, design, rho)
+
+    with double_precision():
+        each, scores, together, modes = jax.device_get(of(beta, theta, rho, design))
+    expected = [density_of_group(rows, beta, theta[0], rho[0]) for _, rows in frame.groupby("g")]
+    np.testing.assert_allclose(each, [value for value, _ in expected], rtol=1e-8)
+    np.testing.assert_allclose(modes["1 | g"][:, 0], [mode for _, mode in expected], atol=1e-6)
+    np.testing.assert_allclose(scores.sum(0), together, rtol=1e-9)
+
+
+def test_groups_of_a_family_that_hold_others():
+    """By Laplace's approximation: each as the rows of that group alone."""
+    frame = rates(layouts.case("slope"))
+    frame["inner"] = np.arange(len(frame)) % 3
+    design = jm.mixedglm("y ~ x + (1 | g / inner)", frame, "poisson").design
+    beta, theta = np.array([0.1, 0.4]), np.array([0.5, 0.8])
+    with double_precision():
+        each = np.asarray(jm.log_likelihood_by_group(beta, theta, 1.0, design))
+        of_weights = jax.jit(lambda w: jm.log_likelihood(beta, theta, 1.0, design.replace(weights=w)))
+        alone = [float(of_weights((frame.g == g).to_numpy(float))) for g in sorted(frame.g.unique())[:3]]
+    np.testing.assert_allclose(each[:3], alone, rtol=1e-10)
+
+
+def test_simulated_responses_of_a_family_have_the_moments_of_the_model():
+    frame, n = rates(layouts.case("slope")), 4000
+    design = jm.mixedglm("y ~ x + (1 | g)", frame, "negativebinomial").design
+    beta, theta, size = np.array([0.1, 0.4]), 0.5, 3.0
+    with double_precision():
+        fit = replace(
+            jm.estimate(design, theta=np.array([theta])), beta=jnp.asarray(beta), rho=jnp.log(jnp.array([size]))
+        )
+        Y = np.asarray(jm.simulate(fit, design, 0, n))
+    assert Y.shape == (n, len(frame))
+    assert np.all(np.round(Y) == Y)
+    # Of lognormal means m with E[m^2] = e2, the variance is E[m] + e2 (1 + 1 / size) - E[m]^2.
+    mean = np.exp(beta[0] + beta[1] * frame.x + theta**2 / 2).to_numpy()
+    second = mean**2 * np.exp(theta**2)
+    variance = mean + second * (1 + 1 / size) - mean**2
+    np.testing.assert_array_less(np.abs(Y.mean(0) - mean), 5 * np.sqrt(variance / n))
+    assert abs(np.mean(Y.var(0) / variance) - 1) < 0.1
+    # Rows of one group share their effect.
+    first, other = np.flatnonzero(frame.g == frame.g.mode()[0])[:2]
+    across = mean[first] * mean[other] * (np.exp(theta**2) - 1)
+    error = np.sqrt(variance[first] * variance[other] / n)
+    assert abs(np.cov(Y[:, first], Y[:, other])[0, 1] - across) < 8 * error

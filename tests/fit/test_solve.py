@@ -4,6 +4,8 @@ import warnings
 from dataclasses import replace
 from functools import cache
 
+import jax
+import jax.numpy as jnp
 import layouts
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from scipy import optimize as scipy_optimize
 import jmixed as jm
 from jmixed.errors import Outcome
 from jmixed.fit.host import fit
+from jmixed.runtime.precision import double_precision
 
 # ---- the optimum ---------------------------------------------------------------------------------------------------
 
@@ -259,6 +262,22 @@ def test_residuals_without_a_maximum_are_no_estimate(kind):
         result = jm.mixedlm("y ~ C(t)", SERIES.assign(y=y), **words).fit()
     assert not result.converged
     assert result.outcome in (jm.Outcome.DIVERGING, jm.Outcome.MAX_ITERATIONS, jm.Outcome.FLAT)
+
+
+def test_a_spread_on_its_way_to_zero_is_told_by_its_slope():
+    """Rounding may end such a search anywhere, with a Hessian that is rubbish: no step seems to be worth its while."""
+    data = SERIES.assign(y=np.arange(100.0) % 7, half=SERIES.t > 2)
+    design = jm.mixedlm("y ~ t + (1 | g)", data, dispersion="~ I(2.0 * half)").design
+    with double_precision():
+        rows, residual = jax.tree.map(jnp.asarray, design.rows()), design.layout.residual
+
+        def diverges(rho, slope):
+            return bool(residual.diverges(jnp.array([rho]), jnp.array([slope]), rows))
+
+        assert diverges(-5.0, 8.0)
+        assert not diverges(-5.0, 1e-3)
+        assert not diverges(-2.0, 8.0)
+        assert diverges(-9.0, 0.0)
 
 
 def test_an_autoregression_next_to_minus_one_is_at_its_optimum():

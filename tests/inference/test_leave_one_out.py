@@ -5,6 +5,7 @@ import functools
 import layouts
 import numpy as np
 import pytest
+from generalized import cows
 
 from jmixed.errors import Outcome
 from jmixed.fit import host
@@ -56,3 +57,16 @@ def test_a_coefficient_that_the_rest_does_not_tell_is_nan():
     assert np.isnan(found.beta[3]).all()
     assert np.isnan(found.sigma[3])
     assert np.isfinite(np.delete(found.beta, 3, axis=0)).all()
+
+
+def test_one_step_of_a_family():
+    """Against complete refits: where a group matters most, the step is most of the way."""
+    exact, step = cows().influence(), cows().influence(method="onestep")
+    error, moved = cows().bse_fe, exact.fixed - cows().fe_params
+    assert np.max(np.abs(moved / error)) > 1
+    assert np.max(np.abs((step.fixed - exact.fixed) / error)) < 0.1
+    assert np.corrcoef(step.cooks_distance, exact.cooks_distance)[0, 1] > 0.99
+    assert not step.converged.any()
+    sd = exact.ran_pars["sd_Intercept|herd"]
+    far = np.max(np.abs(sd - cows().var_corr()["sdcor"][0]))
+    assert np.max(np.abs(step.ran_pars["sd_Intercept|herd"] - sd)) < far / 2

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from generalized import cows, wine
 from references import beside, case
 from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.stats import multivariate_normal, norm
@@ -349,3 +350,84 @@ def test_profiles_of_residuals_are_those_of_the_dense_density(name):
             others = np.delete(best, place)
             found = minimize(value, others, method="BFGS", options={"gtol": 1e-6})
             assert found.fun - result.objective == pytest.approx(row["zeta"] ** 2, abs=1e-5), held
+
+
+# lme4 1.1-31: confint(glmer(cbind(incidence, size - incidence) ~ period + (1 | herd), cbpp, binomial)), its search for
+# the optimum to a radius of 1e-10; limits are interpolated there.
+HERDS = {
+    "Intercept": (-1.9012120176, -0.9477539753),
+    "period[T.p2]": (-1.6167832700, -0.4077630516),
+    "period[T.p3]": (-1.8010243921, -0.5115360470),
+    "period[T.p4]": (-2.5007504672, -0.8007553569),
+    "sd_Intercept|herd": (0.3460731949, 1.0999747873),
+}
+
+
+def test_limits_of_a_family_against_r():
+    limits = cows().confint("profile")
+    for name, expected in HERDS.items():
+        width = expected[1] - expected[0]
+        np.testing.assert_allclose(limits.loc[name], expected, atol=1e-4 * width)
+
+
+@jax.jit
+def of_family(x, design):
+    p, k = 2, 4
+    return -2 * jm.log_likelihood(x[:p], x[p : p + 1], 1.0, design, x[p + 1 : p + 1 + k])
+
+
+@pytest.mark.parametrize("name", ["3|4", "sd_Intercept|judge"])
+def test_limits_of_a_family_by_a_search_of_another_kind(name):
+    """At each limit: the likelihood of all other parameters, optimised by scipy under a constraint."""
+    result, limits = wine(), wine().confint("profile", which=name)
+    fit, design, slope = result.fitted.fit, result.model.design, jax.jit(jax.grad(of_family))
+
+    def held(x):
+        return x[3] + np.sum(np.exp(x[4:6])) if name == "3|4" else x[2]
+
+    with double_precision():
+        for limit in limits.loc[name]:
+            found = minimize(
+                lambda x: float(of_family(x, design)),
+                np.concatenate([fit.beta, fit.theta, fit.kappa]),
+                jac=lambda x: np.asarray(slope(x, design)),
+                constraints=[{"type": "eq", "fun": lambda x, limit=limit: held(x) - limit}],
+                method="SLSQP",
+                options={"ftol": 1e-12, "maxiter": 200},
+            )
+            assert found.fun - result.objective == pytest.approx(cut(0.95) ** 2, abs=1e-6)
+
+
+@functools.cache
+def plain_counts():
+    """Counts whose groups do not differ, and which are no more dispersed than Poisson's."""
+    rng = np.random.default_rng(4)
+    data = pd.DataFrame({"g": np.repeat(np.arange(10), 5), "x": rng.normal(size=50)})
+    mean = np.exp(1 + 0.3 * data.x)
+    return data.assign(y=np.round(mean + 0.5 * rng.normal(size=50) * np.sqrt(mean)).clip(0))
+
+
+@pytest.mark.filterwarnings("ignore::jmixed.SingularWarning")
+def test_a_variance_of_zero_is_the_end_of_its_range():
+    result = jm.mixedglm("y ~ x + (1 | g)", plain_counts(), "poisson").fit()
+    profile = result.profile("sd_Intercept|g", level=0.95, steps=2)
+    lower, upper = profile.confint(0.95).loc["sd_Intercept|g"]
+    assert lower == 0 < upper
+    design = result.model.design
+    with double_precision():
+        at_limit = jm.estimate(design, theta=np.array([upper]))
+    assert float(at_limit.objective) - result.objective == pytest.approx(cut(0.95) ** 2, abs=1e-7)
+
+
+def test_a_profile_that_levels_off_has_no_limit():
+    """Nobody of those in the second group answers yes: the profile of what distinguishes it levels off below."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(np.arange(15), 4), "z": np.tile([0, 0, 0, 1], 15)})
+    data["y"] = np.where(data.z, np.arange(60) == 3, rng.random(60) < 0.5).astype(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.SingularWarning)
+        result = jm.mixedglm("y ~ z + (1 | g)", data).fit()
+    lower, upper = result.confint("profile", 0.995, which="z").loc["z"]
+    assert np.isfinite(upper)
+    assert upper < 0.5
+    assert lower < -5

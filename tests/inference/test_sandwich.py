@@ -119,3 +119,16 @@ def test_bad_input():
         crossed.robust_cov()
     with pytest.raises(jm.ModelError, match="reach across"):
         crossed.robust_cov(group="plate")
+
+
+def test_robust_degrees_of_freedom_are_clubsandwichs():
+    """p-values of clubSandwich 0.5.8 (coef_test, Satterthwaite) on sleepstudy without the ends of three subjects."""
+    data = jm.datasets.load("sleepstudy")
+    data = data[~(data["Subject"].astype(str).isin(["308", "309", "310"]) & (data["Days"] > 3))]
+    result = jm.mixedlm("Reaction ~ Days + I(1 * (Days > 5)) + (Days | Subject)", data).fit()
+    theirs = {"CR0": (1.030635337e-05, 0.7185405337), "CR1": (1.433470976e-05, 0.7261138374)}
+    theirs["CR2"] = (1.487273065e-05, 0.7274711048)
+    for kind, p in theirs.items():
+        np.testing.assert_allclose(result.robust_test(kind=kind)["p"].iloc[1:], p, rtol=5e-7)
+    with pytest.raises(jm.ModelError, match="several equations"):
+        result.robust_test("Days = 0, Intercept = 0")

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from generalized import cows, wine
 from matplotlib import pyplot as plt
 from scipy import stats
 
@@ -57,8 +58,29 @@ def legend(ax):
 def test_the_legend_says_which_line_is_drawn():
     assert legend(jm.plot.fitted(sleep(), levels=["308"])) == ["308", "fixed effects"]
     assert legend(jm.plot.fitted(trial()))[-1] == "fixed effects, mean over the rows"
-    names = [f"fixed effects, arm = {arm}, mean over the rows" for arm in ("control", "treated")]
-    assert legend(jm.plot.fitted(trial(), by="arm")) == names
+    ax = jm.plot.fitted(trial(), by="arm")
+    assert legend(ax) == ["arm = control", "arm = treated"]
+    title = ax.get_legend().get_title().get_text().replace("\n", " ")
+    assert title == "fixed effects, mean over the rows faint: 12 levels of patient"
+
+
+@pytest.mark.parametrize("width", [3.3, 7.0])
+def test_neither_names_nor_the_legend_take_the_room_of_the_picture(width):
+    """In the width of a column and of a page: axes keep more than half of it, and names of categories do not touch."""
+    words = {"control": "no treatment at all", "treated": "two weeks of treatment"}
+    data = trial_data()
+    data["arm"] = data["arm"].map(words)
+    result = jm.mixedlm(TRIAL, data).fit()
+    for draw in (jm.plot.fitted, jm.plot.effects):
+        for x, by in (("arm", "dose"), ("x", "arm")):
+            figure, ax = plt.subplots(figsize=(width, 3), layout="constrained")
+            draw(result, x, by=by, ax=ax)
+            figure.canvas.draw()
+            assert ax.get_position().width > 0.5
+            boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+            assert all(left.x1 < right.x0 for left, right in zip(boxes[:-1], boxes[1:], strict=True))
+            assert not any(ax.get_legend().get_window_extent().overlaps(box) for box in boxes)
+            plt.close(figure)
 
 
 def test_categories_are_named_on_the_axis():
@@ -271,3 +293,95 @@ def test_fitted_takes_numbers_that_are_categories_as_they_are():
     assert rooms["test room"].tolist() == [0, 1, 2] * 19
     with pytest.raises(jm.ModelError, match="'Subject' is not a predictor"):
         jm.plot.fitted_data(result, "Subject")
+
+
+class TestQuantile:
+    def test_data(self):
+        table = jm.plot.quantile_data(cows(), key=3)
+        np.testing.assert_array_equal(table["residual"], cows().residuals("simulated", key=3))
+        np.testing.assert_array_equal(table["fitted"], cows().predict(kind="link"))
+        order = np.argsort(table["residual"])
+        assert np.all(np.diff(table["uniform"].to_numpy()[order]) > 0)
+        assert table["uniform"].mean() == pytest.approx(0.5)
+        given = jm.plot.quantile_data(cows(), "quantile", key=3)
+        np.testing.assert_allclose(stats.norm.ppf(given["residual"]), cows().residuals("quantile", key=3), rtol=1e-9)
+
+    @pytest.mark.parametrize("against", ["uniform", "fitted"])
+    def test_picture(self, against):
+        _, ax = plt.subplots()
+        table = jm.plot.quantile_data(cows(), key=1)
+        assert jm.plot.quantile(cows(), against, key=1, ax=ax) is ax
+        points = max(ax.lines, key=lambda line: len(line.get_xdata()))
+        np.testing.assert_array_equal(points.get_ydata(), table["residual"])
+        across = table["uniform" if against == "uniform" else "place"]
+        np.testing.assert_array_equal(points.get_xdata(), across)
+        assert ax.get_ylabel() == "simulated residual"
+
+    def test_refusals(self):
+        with pytest.raises(jm.ModelError, match="this is a linear model"):
+            jm.plot.quantile(sleep())
+        with pytest.raises(jm.ModelError, match="use 'uniform' or 'fitted'"):
+            jm.plot.quantile(cows(), "normal")
+        with pytest.raises(jm.ModelError, match="use 'simulated' or 'quantile'"):
+            jm.plot.quantile_data(cows(), "pearson")
+
+
+class TestGeneralized:
+    def test_lines_are_means(self):
+        lines = jm.plot.fitted_data(cows(), "period")
+        whole = lines[lines["herd"].isna()].set_index("period")["fitted"]
+        expected = cows().predict({"period": list(whole.index)})
+        np.testing.assert_allclose(whole, expected)
+        ax = jm.plot.fitted(cows(), "period")
+        dots = np.concatenate([line.get_ydata() for line in ax.lines if line.get_linestyle() == "None"])
+        assert dots.max() <= 1
+        with pytest.raises(jm.ModelError, match="no mean to draw a line of"):
+            jm.plot.fitted(wine())
+
+    def test_residuals_are_those_of_the_working_model(self):
+        table = jm.plot.residuals_data(cows())
+        np.testing.assert_array_equal(table["fitted"], cows().linear_predictor)
+        assert jm.plot.residuals(cows()).get_xlabel() == "linear predictor"
+        sample = jm.plot.qq_data(cows())["sample"]
+        np.testing.assert_array_equal(sample, np.sort(cows().residuals("quantile")))
+        assert jm.plot.qq(cows()).get_ylabel() == "quantile residuals"
+        assert len(jm.plot.caterpillar_data(cows())) == 15
+
+
+class TestEffects:
+    def test_the_line_is_that_of_predictions(self):
+        table = jm.plot.effects_data(sleep(), "Days")
+        expected = sleep().predict({"Days": table["Days"]}, interval="confidence")
+        np.testing.assert_allclose(table[["estimate", "lower", "upper"]], expected[["fit", "lower", "upper"]])
+        ax = jm.plot.effects(sleep(), "Days")
+        lines = {tuple(np.round(line.get_ydata(), 6)) for line in ax.lines if len(line.get_xdata()) == len(table)}
+        frame = {"Days": table["Days"], "Subject": "308"}
+        assert tuple(np.round(sleep().predict(frame, random_effects=True), 6)) in lines
+        dots = next(line for line in ax.lines if len(line.get_xdata()) == 180)
+        partial = sleep().predict() + sleep().resid
+        np.testing.assert_allclose(np.sort(dots.get_ydata()), np.sort(partial), rtol=1e-3)
+
+    def test_categories_have_points(self):
+        ax = jm.plot.effects(cows(), "period")
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["p1", "p2", "p3", "p4"]
+        expected = cows().predict({"period": ["p1", "p2", "p3", "p4"]})
+        points = next(line for line in ax.lines if len(line.get_xdata()) == 4)
+        np.testing.assert_allclose(points.get_ydata(), expected)
+        with pytest.raises(jm.ModelError, match="'cow' is not a predictor"):
+            jm.plot.effects(cows(), "cow")
+        with pytest.raises(jm.ModelError, match="is the predictor along the axis"):
+            jm.plot.effects(sleep(), "Days", by="Days")
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_all_checks_fit_into_one_picture(count):
+    result = schools(count)
+    figure = jm.plot.check(result)
+    figure.canvas.draw()
+    assert len(figure.axes) >= 6
+    renderer = figure.canvas.get_renderer()
+    boxes = [ax.get_tightbbox(renderer) for ax in figure.axes]
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[k + 1 :])
+    data = jm.plot.check_data(result)
+    assert len(data["influence"]) == count
+    assert (data["responses"]["draw"] == 0).sum() == result.nobs

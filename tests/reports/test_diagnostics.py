@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
+import performance
 import pytest
 from references import ROOT, case
 
@@ -59,6 +60,33 @@ class TestAgainstLme4:
         assert icc.adjusted == pytest.approx(expected["icc_adjusted"], abs=1e-7)
         assert icc.unadjusted == pytest.approx(expected["icc_unadjusted"], abs=1e-7)
         assert sum(icc.by_group.values()) == pytest.approx(icc.adjusted, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", performance.CASES)
+def test_as_performance(name):
+    """What performance says of a fit; lme4's optimum is known to 1e-7. Of counts the two take the mean at which an
+    observation varies differently, and the variances of the predictors are compared.
+    """
+    result, expected = performance.fit(name), performance.answers()[name]
+    explained, shares = result.r2(), result.icc()
+    near = {"abs": 2e-7, "rel": 2e-7}
+    assert explained.fixed == pytest.approx(expected["variance_fixed"], **near)
+    assert explained.random == pytest.approx(expected["variance_random"], **near)
+    if name not in performance.COUNTS:
+        assert explained.marginal == pytest.approx(expected["r2_marginal"], **near)
+        assert explained.conditional == pytest.approx(expected["r2_conditional"], **near)
+        assert shares.adjusted == pytest.approx(expected["icc"], **near)
+        assert shares.unadjusted == pytest.approx(expected["icc_unadjusted"], **near)
+    for group, share in (expected["icc_by_group"] or {}).items():
+        mine = next(name for name in shares.by_group if set(name.split(":")) == set(group.split(":")))
+        assert shares.by_group[mine] == pytest.approx(share, **near)
+    glance = result.glance().iloc[0]
+    assert glance["AIC"] == pytest.approx(expected["aic"], abs=1e-6)
+    assert glance["BIC"] == pytest.approx(expected["bic"], abs=1e-6)
+    assert np.sqrt(np.mean(np.asarray(result.resid) ** 2)) == pytest.approx(expected["rmse"], rel=2e-7)
+    if result.fitted.family is None:
+        assert np.sqrt(result.scale) == pytest.approx(expected["sigma"], rel=2e-7)
+    assert result.singular == expected["singular"]
 
 
 class TestAugment:

@@ -336,9 +336,10 @@ FIELDS = {
     "factor": "cells codes levels name sources tables",
     "random term": "Z codes columns group inner intercept label levels parents rebuild relationship structure vc",
     "model data": "X dropped endog_name exog_names explained formula frame group_name groups index kept log_weights "
-    "offset offset_source recipe redundant represents residual rows terms weights y",
-    "fit": "b beta checked_beyond_zero counted covariances evaluations gradient hessian_eigenvalues iterations "
-    "objective outcome rho scale_variance sigma singular starts theta timings uncertainty vcov_beta",
+    "offset offset_source recipe redundant represents residual response rows terms weights y",
+    "fit": "b beta checked_beyond_zero concerns counted covariances crossed evaluations fixed gradient "
+    "hessian_eigenvalues iterations kappa monte_carlo objective outcome rho scale_variance sigma singular starts theta "
+    "timings uncertainty vcov_beta vcov_kappa",
     "fitted": "fit has_data held known model nobs penalty reml told_of_positions",
     "model": "labelled nobs response spec timings use_sqrt words",
 }

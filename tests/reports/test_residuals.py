@@ -417,3 +417,18 @@ def test_what_needs_cross_products_alone_is_refused():
                 call()
         with pytest.raises(DataError, match="rho is missing: the residuals of this design have 2 parameters"):
             jm.log_likelihood(result.fitted.fit.beta, result.theta, result.sigma, result.model.design)
+
+
+# ---- tables and sentences ----
+
+
+def test_tables_and_sentences_have_a_deviation_for_each_position():
+    sd, rows = visits().residual_sd(), jm.table([visits()]).cells.iloc[:, 0]
+    for visit, value in sd.items():
+        assert rows["Random effects", f"SD residual (visit {visit})"] == f"{value:.3f}"
+        assert f"{value:.2f} (visit {visit})" in visits().report()
+    assert rows["Random effects", "Residuals"] == "us(visit | subject)"
+    # There are no random effects that rows could share.
+    assert not {"ICC", "R2 conditional"} & set(rows["Fit"].index)
+    assert "conditional" not in visits().report()
+    assert jm.table([dispersion()]).cells.iloc[:, 0]["Fit", "ICC"]

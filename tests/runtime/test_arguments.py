@@ -166,6 +166,13 @@ def test_a_program_that_runs_out_of_memory_outside_of_a_call_says_so_too():
         compilation.program(fail)(np.arange(3.0))
 
 
+@pytest.mark.parametrize("kind", [jm.MixedLM, jm.MixedGLM, jm.MixedLMResults, jm.MixedGLMResults])
+def test_models_and_results_look_at_the_arguments_of_all_their_methods(kind):
+    methods = {name: member for name, member in vars(kind).items() if inspect.isfunction(member) and name[0] != "_"}
+    assert methods
+    assert [name for name, member in methods.items() if member.__code__ is not arguments.CODE] == []
+
+
 SLOW = ("MixedLMResults.bootstrap", "MixedLMResults.profile", "MixedLMResults.influence", "MixedLMResults.drop1")
 SLOW += ("MixedLMResults.profile_re", "interop.to_arviz", "estimate", "estimate_many", "from_batches")
 

@@ -1,5 +1,8 @@
 """Compiled programs: how they are held and given back."""
 
+import io
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -75,6 +78,56 @@ def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
     treble = compilation.program(lambda x: 3 * x, brief=lambda x: True)
     np.testing.assert_array_equal(treble(np.arange(3.0)), [0, 3, 6])
     assert compilation._unknown == {"xla_no_such_option"}
+
+
+def test_programs_are_kept_without_being_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "_kept", [])
+    monkeypatch.setenv("JMIXED_CACHE", str(tmp_path / "own"))
+    options = dict(jax.config.values)
+    double(np.arange(7.0))
+    assert len(list((tmp_path / "own").glob("jmixed-*"))) == 1
+    assert (tmp_path / "own").stat().st_mode & 0o077 == 0
+    assert options == jax.config.values
+    executables.forget()
+
+
+@pytest.mark.parametrize("why", ["off", "a file", "open to all", "no home"])
+def test_where_programs_cannot_be_kept_nothing_is_said(tmp_path, monkeypatch, why, capfd):
+    places = {"off": "off", "a file": str(tmp_path / "file" / "below"), "open to all": str(tmp_path), "no home": ""}
+    (tmp_path / "file").write_text("")
+    tmp_path.chmod(0o777 if why == "open to all" else 0o700)
+    monkeypatch.setattr(compilation, "_kept", [])
+    monkeypatch.setenv("JMIXED_CACHE", places[why])
+    monkeypatch.setattr(compilation, "default_directory", lambda: Path("~nobody-of-that-name/x").expanduser())
+    np.testing.assert_array_equal(double(np.arange(8.0)), 2 * np.arange(8.0))
+    assert compilation.kept_directory() is None
+    assert not list(tmp_path.glob("jmixed-*"))
+    assert capfd.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    """Standard error on a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stream", "words", "said"), [(Terminal, "", 1), (Terminal, "off", 0), (io.StringIO, "", 0)])
+def test_people_who_wait_are_told_once_why(monkeypatch, stream, words, said):
+    shown = stream()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("JMIXED_WORDS", words)
+    monkeypatch.setattr(compilation, "PATIENCE", 0.0)
+    monkeypatch.setattr(compilation, "_said", [])
+
+    def slow(x):
+        time.sleep(0.2)
+        return x
+
+    for size in (2, 3):
+        compilation.program(slow)(np.arange(float(size)))
+        compilation.program(slow)(np.arange(float(size)))
+    assert shown.getvalue() == said * (compilation.WORD + "\n")
 
 
 def test_other_failures_are_not_taken_for_refused_options():

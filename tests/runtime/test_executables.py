@@ -1,6 +1,8 @@
 """Programs on disk: a damaged one is made again, a stranger's is not looked at, and JAX's own cache is left alone."""
 
+import dataclasses
 import os
+import pathlib
 import pickle
 import threading
 
@@ -10,7 +12,11 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jmixed.runtime import executables, files, internals
+import jmixed as jm
+from jmixed.errors import Outcome
+from jmixed.families import Gamma, Poisson
+from jmixed.families.family import Family
+from jmixed.runtime import compilation, executables, files, internals
 
 POSIX = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and permissions as POSIX has them")
 X = np.arange(6.0).reshape(2, 3)
@@ -48,6 +54,15 @@ def test_a_program_is_read_again(kept, monkeypatch):
     seen = loaded(monkeypatch)
     np.testing.assert_array_equal(call(directory, jitted(1.0)), result)
     assert len(seen) == 1
+
+
+def test_a_program_belongs_to_the_sources_of_every_room():
+    """One that is read after a change to the package would compute what the package did before."""
+    told = executables.versions()
+    home = pathlib.Path(jm.__file__).parent
+    modules = [path.relative_to(home).as_posix() for path in home.rglob("*.py")]
+    assert len(modules) > 100
+    assert [name for name in modules if repr(name) not in told] == []
 
 
 @pytest.mark.parametrize("place", [0, 0.1, 0.5, 0.9, 1])
@@ -151,4 +166,89 @@ def test_no_option_of_jax_is_touched_while_two_threads_compile(caching, tmp_path
     assert seen == [str(caching)] * 2
     for factor, result in results.items():
         np.testing.assert_allclose(result, np.linalg.cholesky(factor * np.eye(2) + X @ X.T), rtol=1e-6)
+    executables.forget()
+
+
+def static(directory, *parts):
+    """Call a program with these static parts."""
+    function = jax.jit(lambda x, parts: 2 * x, static_argnames=("parts",))
+    return np.asarray(executables.call_from(directory, function, "program", None, {"parts": parts}, (X,), {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """Part of a program that is not jmixed's: tomorrow's may be another of the same name."""
+
+    size: int = 1
+
+
+@pytest.mark.parametrize("part", [Foreign(), len, lambda x: x, object()], ids=["class", "builtin", "lambda", "object"])
+def test_what_others_have_written_is_not_kept(tmp_path, part):
+    np.testing.assert_array_equal(static(tmp_path, part), 2 * X)
+    assert not list(tmp_path.iterdir())
+    executables.forget()
+
+
+def test_static_parts_of_our_own_tell_programs_apart(tmp_path):
+    parts = [1, 2.5, "1", (1,), Outcome.CONVERGED, Outcome.FLAT, Gamma("log"), Gamma("inverse"), Poisson("log")]
+    for part in parts:
+        static(tmp_path, part)
+    assert len(list(tmp_path.iterdir())) == len(parts)
+    executables.forget()
+
+
+def test_a_familys_next_version_is_not_the_kept_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "_kept", [tmp_path])
+    g, found = np.repeat(np.arange(6), 5), []
+    table = {"y": np.tile([0.0, 1, 2, 1, 3], 6) + 5 * (g % 3), "g": g}
+    for sign in (1.0, 0.5):
+
+        @dataclasses.dataclass(frozen=True)
+        class Own(Family):
+            def log_density(self, y, eta, extras, trials, sign=sign):
+                return sign * (y * eta - jnp.exp(eta))
+
+        executables.forget()
+        found.append(jm.mixedglm("y ~ 1 + (1 | g)", table, family=Own()).fit().objective)
+    assert found[0] == pytest.approx(2 * found[1], rel=0.2)
+    assert found[0] != found[1]
+
+
+def test_programs_used_longest_ago_make_room(tmp_path, monkeypatch):
+    for part in "abc":
+        static(tmp_path, part)
+        for path in tmp_path.iterdir():
+            # An hour older with every program that comes after.
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))
+    programs = executables.kept(tmp_path)
+    assert len(programs) == 3
+    assert programs[0][0] < programs[1][0] < programs[2][0]
+    executables.forget()
+    monkeypatch.setattr(executables, "ROOM", int(1.2 * sum(size for _, size, _ in programs)))
+    static(tmp_path, "a")
+    assert executables.kept(tmp_path)[-1][2] == programs[0][2]
+    static(tmp_path, "d")
+    left = {path for _, _, path in executables.kept(tmp_path)}
+    assert programs[1][2] not in left
+    assert {programs[0][2], programs[2][2]} <= left
+    assert executables.clear(tmp_path) == len(left)
+    assert not list(tmp_path.iterdir())
+    executables.forget()
+
+
+def test_threads_that_want_one_program_compile_it_once(tmp_path, monkeypatch):
+    compiled, all_of_them = [], threading.Barrier(8, timeout=60)
+    afresh = internals.compile_afresh
+    monkeypatch.setattr(internals, "compile_afresh", lambda lowered: compiled.append(1) or afresh(lowered))
+
+    def compile_it():
+        all_of_them.wait()
+        static(tmp_path, "one")
+
+    threads = [threading.Thread(target=compile_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(compiled) == len(list(tmp_path.iterdir())) == 1
     executables.forget()

@@ -1,0 +1,558 @@
+"""The criterion of a model with a family of responses: -2 log-likelihood by Laplace's approximation, of any layout.
+
+    eta = offset + X beta + Z b,   b ~ N(0, Sigma) by level,   l_i = log f(y_i | eta_i, theta_i)
+
+At the mode of b given y, b = Sigma Z's with the scores s = l', and with the weights W = -l'' there
+
+    L = -2 sum l + e'K e + log|I + Sigma Z'WZ|,     K = Z Sigma Z',  Z b = K e,  e = s
+
+(Tierney and Kadane 1986, J. Am. Stat. Assoc. 81; Pinheiro and Bates 1995, J. Comput. Graph. Stat. 4). Written in e
+nothing is divided by: not by Sigma, so that a variance of zero is an ordinary point, nor by W, which may vanish.
+Everything that concerns Sigma and Z'WZ is the elimination of the linear model, with working weights.
+
+With P = (Z'WZ + Sigma^-1)^-1, the diagonal h of Z P Z', slopes r = dW/deta, rho = h r and g = Z P Z'rho, the gradient
+is in closed form, (v = rho - W g)
+
+    in Sigma: <S, M> + (v - e)'Z M Z'e    in beta: X'(-2 s + v)    in kappa: sum -2 dl + h dW + g ds
+
+with M a direction of Sigma, and d derivatives in kappa at a given eta. The Hessian is its derivative along each
+direction, in which the mode moves by (I + W K)^-1 dF, F = s(offset + X beta + K e) at a given e.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from jmixed.algebra.batched import eigh
+from jmixed.algebra.newton import Evaluation, Point, pseudo_inverse
+from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots
+from jmixed.covariance.structure import block_diagonal, join, rectify
+from jmixed.families.family import DISPERSION, Family
+from jmixed.layout.design import ResponseRows, Rows
+from jmixed.likelihood.contract import Criterion, Starts
+from jmixed.likelihood.estimates import by_level
+from jmixed.likelihood.gaussian import factors_of, precondition, psi_of, reduce, squares
+from jmixed.likelihood.grouped import Groups, evaluate, groups_of, is_grouped
+from jmixed.likelihood.inner import damped_newton
+from jmixed.likelihood.jets import directions
+from jmixed.likelihood.moments import moments
+from jmixed.likelihood.preconditioning import Preconditioners, orthonormal, preconditioners
+from jmixed.likelihood.products import level_of_rows
+from jmixed.likelihood.profiled import InPsi
+from jmixed.likelihood.responses import Responses, responses_of
+from jmixed.likelihood.spans import scaled, solve, to_blocks, to_rows, working_moments
+from jmixed.likelihood.stages import covariances_of, stage_matrix, sum_by_parent
+from jmixed.likelihood.start import moment_covariances
+from jmixed.likelihood.starts import is_thin, may_be_thin, terms_compete
+
+SPAN = (0.05, 4.0)
+"""Bounds of the variances from which searches start, of columns of unit size: responses tell little of larger ones."""
+MULTIPLES = (0.1, 3.0, 100.0)
+"""Other multiples of the identity from which to start where terms compete, or levels are few or data thin."""
+CALMER = 3.0
+"""How much larger the logarithm of a precision is where large random effects leave less to a dispersion."""
+SCORING = 8
+"""Steps of Fisher scoring to the coefficients without random effects, each of at most `LONGEST`."""
+LONGEST = 3.0
+
+
+class Modes(NamedTuple):
+    """The modes by row: Z b (n,) and e (n,), and the steps that led there."""
+
+    spread: jax.Array
+    e: jax.Array
+    steps: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LaplaceDeviance(Criterion):
+    """-2 log-likelihood by Laplace's approximation in (phi of the covariances, beta, kappa) of preconditioned columns.
+
+    A point's frame holds the bases of the covariances and e (n,), from which the next search for modes starts.
+
+    Attributes
+    ----------
+    rows : Rows
+    X : array (n, p)
+        Preconditioned columns of the fixed effects.
+    columns : Preconditioners
+        Those of the terms.
+    responses : Responses
+        With preconditioned columns of the further predictors.
+    bases : tuple of arrays (k, k)
+        What the columns of X and of each further predictor were multiplied by.
+    component : int array (n,)
+        The part of the data that each row belongs to; parts do not share random effects.
+    first : array (2, p + k)
+        Coefficients (beta, kappa) from which to start: without random effects, and with less of a dispersion.
+    redundant : bool scalar
+        Whether the other columns of X explain one of them in the rows at hand.
+    groups : Groups or None
+        The rows by group where there is one factor: then the frame of a point holds the modes of groups in place of e.
+    """
+
+    rows: Rows
+    X: jax.Array
+    columns: Preconditioners
+    responses: Responses
+    bases: tuple[jax.Array, ...]
+    component: jax.Array
+    first: jax.Array
+    redundant: jax.Array
+    groups: Groups | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers of entries of psi, beta and kappa."""
+        extras = sum(columns.shape[0] for columns in self.responses.columns)
+        return sum(term.size for term in self.rows.layout.terms), self.X.shape[1], extras
+
+    def predictors(self, free) -> tuple[jax.Array, jax.Array]:
+        """The predictor without random effects (n,), and the further ones (u, n), at (beta, kappa)."""
+        p = self.X.shape[1]
+        return self.responses.offset + self.X @ free[:p], self.responses.extras(free[p:])
+
+    def spread(self, covariances, e) -> jax.Array:
+        """K e (n, ...) for e likewise."""
+        wide = e.reshape(e.shape[0], -1)
+        blocks = scaled(to_blocks(wide, self.rows, self.columns), covariances, self.rows.layout)
+        return to_rows(blocks, self.rows, self.columns).reshape(e.shape)
+
+    # ---- modes ----
+
+    def modes(self, covariances, roots, xi, extras, e) -> Modes:
+        """The modes by damped Newton steps from e: each component accepts or rejects its own."""
+
+        def objective(spread, e):
+            return self._objective(spread, e, xi, extras)
+
+        def direction(spread, e, cautious):
+            return self._direction(spread, e, cautious, covariances, roots, xi, extras)
+
+        start = self.spread(covariances, e)
+        search = damped_newton(objective, direction, start, e, lambda of_part: of_part[self.component])
+        return Modes(search.effects, search.dual, search.steps)
+
+    def _objective(self, spread, e, xi, extras):
+        """-2 sum l + e'K e by component, and the size of what is added up, of which rounding takes its part."""
+        values = -2 * self.responses.log_kernels(xi + spread, extras) + e * spread
+        both = jnp.stack([values, jnp.abs(values)], axis=1)
+        total = jax.ops.segment_sum(both, self.component, num_segments=self.components)
+        return total[:, 0], total[:, 1]
+
+    @property
+    def components(self) -> int:
+        """Number of parts, padding too."""
+        return self.rows.layout.blocks[-1] if not self.rows.layout.crossed else 1
+
+    def _direction(self, spread, e, cautious, covariances, roots, xi, extras):
+        """The Newton step to the modes, and the largest decrement of a component.
+
+        Where a component is `cautious`, weights of log densities that are not concave count as zero.
+        """
+        score, weight, _, _ = self.responses.derivatives(xi + spread, extras)
+        weight = jnp.where(cautious[self.component], jnp.maximum(weight, 0), weight)
+        moments = working_moments(weight, self.rows, self.columns)
+        reduced = reduce(covariances, roots, moments)
+        border = to_blocks((weight * spread + score)[:, None], self.rows, self.columns)
+        move = to_rows(solve(reduced, moments, border), self.rows, self.columns)[:, 0] - spread
+        # After a step e is the score but for what is of second order, whether or not spread is K e to the last digit.
+        gains = jnp.stack([(score - e) * move, jnp.abs(weight) * move**2], axis=1)
+        gain = jax.ops.segment_sum(gains, self.component, num_segments=self.components)
+        return move, score - weight * move - e, jnp.max(jnp.abs(gain))
+
+    # ---- value and derivatives ----
+
+    def value_and_gradient(self, psi, roots, free, e, drift) -> tuple[jax.Array, jax.Array]:
+        """L and its gradient in (psi, beta, kappa), at the modes e where Z b is K e + drift."""
+        covariances = covariances_of(psi, self.rows.layout.terms)
+        xi, extras = self.predictors(free)
+        spread = self.spread(covariances, e) + drift
+        table = self.responses.table(xi + spread, extras)
+
+        def logdet(psi, weight):
+            moments = working_moments(weight, self.rows, self.columns)
+            reduced = reduce(covariances_of(psi, self.rows.layout.terms), roots, moments)
+            return reduced.logdet, (reduced, moments)
+
+        at = jax.value_and_grad(logdet, argnums=(0, 1), has_aux=True)(psi, table.weight)
+        (value, (reduced, moments)), (in_sigma, h) = at
+        rho = h * table.slope
+        reached = solve(reduced, moments, to_blocks(rho[:, None], self.rows, self.columns))
+        g = to_rows(reached, self.rows, self.columns)[:, 0]
+        v = rho - table.weight * g
+
+        def along(psi):
+            return jnp.sum((v - e) * self.spread(covariances_of(psi, self.rows.layout.terms), e))
+
+        in_psi = in_sigma + jax.grad(along)(psi)
+        l_u, s_u, w_u = table.in_extras
+        in_kappa = self.responses.in_kappa(h[None] * w_u + g[None] * s_u - 2 * l_u)
+        gradient = jnp.concatenate([in_psi, self.X.T @ (v - 2 * table.score), in_kappa])
+        # Of what rounding does to e only squares remain: this is 2 e'Z b - e'K e.
+        return value + jnp.sum(e * (spread + drift) - 2 * table.value), gradient
+
+    def derivatives(self, psi, roots, free, modes: Modes) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """L, its gradient and its Hessian in (psi, beta, kappa), at the modes.
+
+        Large weights leave K e few digits, since e is then a small difference. What it lacks of Z b, which is known
+        well, is added to it, and to how it moves.
+        """
+        m, x, e = len(psi), jnp.concatenate([psi, free]), modes.e
+        drift = modes.spread - self.spread(covariances_of(psi, self.rows.layout.terms), e)
+
+        def value_gradient(x, e, drift):
+            return self.value_and_gradient(x[:m], roots, x[m:], e, drift)
+
+        (value, gradient), slopes = jax.linearize(value_gradient, x, e, drift)
+        directions = (jnp.eye(len(x), dtype=x.dtype), *(rates.T for rates in self._rates(x, roots, e, drift)))
+        hessian = jax.lax.map(lambda direction: slopes(*direction)[1], directions)
+        return value, gradient, (hessian + hessian.T) / 2
+
+    def _rates(self, x, roots, e, drift) -> tuple[jax.Array, jax.Array]:
+        """How the modes e and the drift move (n, m + p + k) along each of (psi, beta, kappa)."""
+        m = self.sizes[0]
+
+        def place(x):
+            xi, extras = self.predictors(x[m:])
+            return xi + self.spread(covariances_of(x[:m], self.rows.layout.terms), e), extras
+
+        (eta, extras), moved = jax.linearize(place, x)
+        table = self.responses.table(eta + drift, extras)
+        in_eta, in_extras = jax.vmap(moved)(jnp.eye(len(x), dtype=x.dtype))
+        rates = jnp.einsum("un,kun->nk", table.in_extras[1], in_extras) - (table.weight[None] * in_eta).T
+        covariances = covariances_of(x[:m], self.rows.layout.terms)
+        moments = working_moments(table.weight, self.rows, self.columns)
+        border = to_blocks(rates, self.rows, self.columns)
+        reached = to_rows(solve(reduce(covariances, roots, moments), moments, border), self.rows, self.columns)
+        rates = rates - table.weight[:, None] * reached
+        return rates, reached - self.spread(covariances, rates)
+
+    # ---- the contract ----
+
+    def roots(self, point: Point):
+        """Square roots of the terms' covariances in preconditioned columns."""
+        m, _, _ = self.sizes
+        return chart_roots(Chart(point.frame[0], point.x[:m]), self.rows.layout.terms)
+
+    def starts(self, given=None, others=None) -> Starts:
+        """Where to look for the optimum: from covariances by moments, and of several sizes where there may be others.
+
+        `given` (q, q) and `others` are as of `jmixed.likelihood.profiled.ProfiledDeviance`.
+        """
+        structures, dtype = self.rows.layout.terms, self.X.dtype
+        xi, extras = self.predictors(self.first[0])
+        by_moments = self._moment_covariances(xi, extras)
+        units = [jnp.eye(term.q, dtype=dtype) for term in structures]
+        starts, layout = [by_moments], self.rows.layout
+        compete, count = terms_compete(layout.terms, layout.factors), jnp.ones((), jnp.int32)
+        if compete or may_be_thin(layout):
+            starts += [[multiple * unit for unit in units] for multiple in MULTIPLES]
+            there = jnp.sum((self.responses.factors > 0).astype(dtype))
+            count = jnp.where(compete | is_thin(layout, there), len(starts), count).astype(jnp.int32)
+        if given is not None:
+            known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in given]))
+            starts[0] = [jnp.where(known, start, own) for start, own in zip(given, by_moments, strict=True)]
+            alone = known if others is None else known & ~jnp.asarray(others)
+            count = jnp.where(alone, 1, count).astype(jnp.int32)
+        charts = [chart_at(covariances, structures, dtype) for covariances in starts]
+        # Large random effects leave little for a dispersion to explain.
+        nowhere, free = self.nowhere(), [self.first[0], self.first[0], self.first[1], self.first[1]]
+        points = [
+            Point((chart.bases, nowhere), jnp.concatenate([chart.phi, begin]))
+            for chart, begin in zip(charts, free, strict=False)
+        ]
+        return Starts(jax.tree.map(lambda *parts: jnp.stack(parts), *points), count)
+
+    def at_theta(self, theta, free) -> Point:
+        """The point of theta (m,) of columns as they are, beta and kappa of preconditioned ones."""
+        covariances = squares(precondition(factors_of(theta, self.rows), self.columns.T))
+        chart = chart_at(covariances, self.rows.layout.terms, free.dtype)
+        return Point((chart.bases, self.nowhere()), jnp.concatenate([chart.phi, free]))
+
+    def of_rows(self, there) -> "LaplaceDeviance":
+        """The criterion of the rows (n,) that are there, in the same preconditioned columns."""
+        responses = self.responses
+        factors = jnp.where(there, responses.factors, 0)
+        responses = replace(responses, factors=factors, constants=jnp.where(there, responses.constants, 0))
+        groups = None if self.groups is None else groups_of(self.rows, self.X, self.columns, responses)
+        return replace(self, responses=responses, groups=groups)
+
+    def nowhere(self) -> jax.Array:
+        """What a frame holds when nothing is known of the modes."""
+        if self.groups is None:
+            return jnp.zeros_like(self.responses.y)
+        blocks, q = self.groups.Z.shape[:2]
+        return jnp.zeros((blocks, q, self.groups.size), self.X.dtype)
+
+    def _moment_covariances(self, xi, extras):
+        """Covariances by moments of the working response without random effects, within `SPAN`."""
+        score, weight, _, _ = self.responses.derivatives(xi, extras)
+        there = self.responses.factors > 0
+        weight = jnp.where(there, jnp.maximum(weight, 1e-8), 0)
+        working = jnp.where(there, score / jnp.where(there, weight, 1), 0)
+        rows = replace(self.rows, y=working, offset=jnp.zeros_like(working), X=self.X, weights=weight)
+        p = self.X.shape[1]
+        unit = jnp.eye(p, dtype=self.X.dtype)
+        none = Preconditioners(unit, unit, jnp.zeros(p, self.X.dtype), self.columns.T)
+        covariances = moment_covariances(moments(rows, none, counted=False))
+        return [_within(covariance, *SPAN) for covariance in covariances]
+
+    def value(self, point: Point):
+        """L, as a function that JAX can differentiate."""
+        start = point.frame[1] if self.groups is None else None
+        return self.at_roots(self.roots(point), point.x[self.sizes[0] :], start)
+
+    def at_roots(self, roots, free, start=None):
+        """L at square roots of the covariances, beta and kappa of preconditioned columns, likewise."""
+        covariances, (xi, extras) = squares(roots), self.predictors(free)
+        roots, start = stop_gradient(roots), jnp.zeros_like(xi) if start is None else start
+        e = _modes(self, covariances, roots, xi, extras, start)
+        return self.deviance(covariances, roots, xi, extras, e)
+
+    def deviance(self, covariances, roots, xi, extras, e):
+        """L at the modes e."""
+        spread = self.spread(covariances, e)
+        weight = self.responses.derivatives(xi + spread, extras).weight
+        logdet = reduce(covariances, roots, working_moments(weight, self.rows, self.columns)).logdet
+        return logdet + jnp.sum(e * spread - 2 * self.responses.log_densities(xi + spread, extras))
+
+    def at(self, theta, beta, kappa):
+        """L at theta, beta and kappa of columns as they are."""
+        roots = precondition(factors_of(theta, self.rows), self.columns.T)
+        return self.at_roots(roots, self.preconditioned(beta, kappa))
+
+    def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
+        """L with its derivatives, in a chart around the point; those in (psi, beta, kappa), `InPsi`, come with them."""
+        (m, p, k), structures, dtype = self.sizes, self.rows.layout.terms, point.x.dtype
+        roots, free = self.roots(point), point.x[m:]
+        covariances = squares(roots)
+        value, gradient, hessian, known = self.in_psi(roots, free, point.frame[1])
+        back = block_diagonal([jnp.eye(m, dtype=dtype), *(jnp.linalg.inv(basis) for basis in self.bases)])
+        in_psi = InPsi(back.T @ gradient, back.T @ hessian @ back, jnp.zeros_like(gradient))
+        chart = chart_at(covariances, structures, dtype)
+        jacobian, bend = chart_map(chart, structures, gradient[:m])
+        jacobian = block_diagonal([jacobian, jnp.eye(p + k, dtype=dtype)])
+        hessian = jacobian.T @ hessian @ jacobian + jnp.pad(bend, (0, p + k))
+        point = Point((chart.bases, known), jnp.concatenate([chart.phi, free]))
+        return Evaluation(point, value, gradient @ jacobian, hessian, in_psi)
+
+    def in_psi(self, roots, free, start) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """L, its gradient and its Hessian in (psi, beta, kappa), and the modes that were found from a `start`.
+
+        At square roots (q, q) of the terms' covariances in preconditioned columns, and beta and kappa of such columns.
+        """
+        covariances = squares(roots)
+        psi = psi_of(covariances, self.rows.layout.terms, free.dtype)
+        if self.groups is None:
+            modes = self.modes(covariances, roots, *self.predictors(free), start)
+            return *self.derivatives(psi, roots, free, modes), modes.e
+        _, M, N = directions(self.rows.layout, 0, psi)
+        sigma, root = (stage_matrix(self.rows.layout, 0, matrices) for matrices in (covariances, roots))
+        return evaluate(self.groups, sigma, root, jnp.asarray(M), N, free, start)
+
+    def blank(self) -> InPsi:
+        """Nothing known."""
+        size, dtype = sum(self.sizes), self.rows.y.dtype
+        return InPsi(jnp.zeros(size, dtype), jnp.zeros((size, size), dtype), jnp.zeros(size, dtype))
+
+    def estimates(self, point: Point, value: Any = None) -> dict[str, Any]:
+        """All estimates on the scale of the data: as of `jmixed.likelihood.estimates`, sigma one, and rho kappa.
+
+        The modes are those of the terms' levels, padding too. Where the `value` of L at the point is known, the frame
+        has the modes; else both are functions of the point.
+        """
+        roots, free = self.roots(point), point.x[self.sizes[0] :]
+        covariances, known = squares(roots), point.frame[1]
+        if value is None:
+            xi, extras = self.predictors(free)
+            known = _modes(self, covariances, stop_gradient(roots), xi, extras, jnp.zeros_like(xi))
+            value = self.deviance(covariances, roots, xi, extras, known)
+        levels = self.effects(covariances, known)
+        on_scale = [T @ root for T, root in zip(self.columns.T, roots, strict=True)]
+        structures = self.rows.layout.terms
+        factors = [rectify(root) for root in on_scale]
+        theta = join([s.theta(f) for s, f in zip(structures, factors, strict=True)], free.dtype)
+        return self.described(on_scale, theta, free, value, levels)
+
+    def effects(self, covariances, known) -> list[jax.Array]:
+        """Effects (levels, q) by term, of columns as they are, from modes by row or by group."""
+        if known.ndim == 1:
+            blocks = to_blocks(known[:, None], self.rows, self.columns)
+        else:
+            blocks = [jnp.moveaxis(known, 0, 1).reshape(known.shape[1], 1, -1)]
+        blocks = scaled(blocks, covariances, self.rows.layout)
+        return self.levels_of([block[:, 0] for block in blocks], self.columns.T)
+
+    def effects_at(self, theta, beta, kappa) -> list[jax.Array]:
+        """The modes of the effects, likewise, at theta, beta and kappa of columns as they are."""
+        roots = precondition(factors_of(theta, self.rows), self.columns.T)
+        return self._effects_at(squares(roots), roots, beta, kappa)
+
+    def effects_at_psi(self, psi, theta, beta, kappa) -> list[jax.Array]:
+        """The same at psi (m,) of columns as they are, of which theta tells square roots: it can be differentiated."""
+        roots = precondition(factors_of(theta, self.rows), self.columns.T)
+        back = [jnp.linalg.inv(T) for T in self.columns.T]
+        sigmas = covariances_of(psi, self.rows.layout.terms)
+        return self._effects_at([B @ sigma @ B.T for B, sigma in zip(back, sigmas, strict=True)], roots, beta, kappa)
+
+    def _effects_at(self, covariances, roots, beta, kappa) -> list[jax.Array]:
+        xi, extras = self.predictors(self.preconditioned(beta, kappa))
+        e = _modes(self, tuple(covariances), stop_gradient(roots), xi, extras, jnp.zeros_like(xi))
+        return self.effects(tuple(covariances), e)
+
+    def preconditioned(self, beta, kappa) -> jax.Array:
+        """(beta, kappa) (p + k,) of preconditioned columns."""
+        return jnp.linalg.solve(block_diagonal(self.bases), jnp.concatenate([beta, kappa]))
+
+    def by_part(self, theta, beta, kappa) -> jax.Array:
+        """L of each part of the data (parts,), which share no random effects, at theta, beta and kappa likewise."""
+        layout = self.rows.layout
+        roots = precondition(factors_of(theta, self.rows), self.columns.T)
+        covariances, (xi, extras) = squares(roots), self.predictors(self.preconditioned(beta, kappa))
+        e = _modes(self, covariances, stop_gradient(roots), xi, extras, jnp.zeros_like(xi))
+        spread = self.spread(covariances, e)
+        rows = e * spread - 2 * self.responses.log_densities(xi + spread, extras)
+        total = jax.ops.segment_sum(rows, self.component, num_segments=self.components)
+        working = working_moments(self.responses.derivatives(xi + spread, extras).weight, self.rows, self.columns)
+        # With repeats, nothing is summed over blocks before it is known whose block it is.
+        apart = replace(working, repeats=jnp.ones((), rows.dtype))
+        stages = reduce(covariances, stop_gradient(roots), apart).stages
+        last = len(stages) - 1
+        for s, stage in enumerate(stages):
+            own = stage.logdet[None]
+            total += (own if s == last else sum_by_parent(own, self.rows.index.parents[s][-1], layout.blocks[last]))[0]
+        return total
+
+    def levels_of(self, blocks, T):
+        """Effects (levels, q) by term from blocks (Q, blocks) by stage, of columns that T (q, q) preconditions."""
+        return by_level(blocks, _Places(self.rows.layout, self.rows.index, T))
+
+    def described(self, roots, theta, free, value, levels) -> dict[str, Any]:
+        """The estimates by name."""
+        original, p, one = block_diagonal(self.bases) @ free, self.X.shape[1], jnp.ones((), free.dtype)
+        parts = {"beta": original[:p], "rho": original[p:], "sigma": one}
+        return parts | {"roots": roots, "theta": theta, "objective": value, "modes": levels}
+
+    def as_entries(self, point: Point) -> Point:
+        """A point with the entries of theta in the place of phi, and modes for columns as they are."""
+        m = self.sizes[0]
+        factors = [rectify(T @ root) for T, root in zip(self.columns.T, self.roots(point), strict=True)]
+        theta = [s.theta(factor) for s, factor in zip(self.rows.layout.terms, factors, strict=True)]
+        back = block_diagonal([jnp.linalg.inv(T) for T in self.columns.T])
+        modes = jnp.einsum("ji,bjg->big", back, point.frame[1])
+        return Point(modes, jnp.concatenate([*theta, point.x[m:]]))
+
+    def on_scale(self, hessian) -> jax.Array:
+        """Covariance (p + k, p + k) of beta and kappa of original columns, from the Hessian in a chart."""
+        m = self.sizes[0]
+        basis = block_diagonal(self.bases)
+        return 2 * basis @ pseudo_inverse(hessian)[m:, m:] @ basis.T
+
+
+class _Places(NamedTuple):
+    """What `by_level` asks of cross-products."""
+
+    layout: Any
+    index: Any
+    T: tuple[jax.Array, ...]
+
+
+def _within(covariance, least, largest):
+    values, vectors = eigh(covariance)
+    return (vectors * jnp.clip(values, least, largest)[None]) @ vectors.T
+
+
+@jax.custom_jvp
+def _modes(deviance: LaplaceDeviance, covariances, roots, xi, extras, start):
+    """The modes e (n,) as a function of everything but where the search starts.
+
+    With e = F(e), F = s(xi + K e), the implicit function theorem gives de = (I + W K)^-1 dF, and (I + W K)^-1 is
+    I - W Z P Z'. The rule is written with functions that can be differentiated again.
+    """
+    return deviance.modes(covariances, roots, xi, extras, start).e
+
+
+@_modes.defjvp
+def _modes_tangent(primals, tangents):
+    deviance, covariances, roots, xi, extras, start = primals
+    e = _modes(*primals)
+
+    def scores(deviance, covariances, xi, extras):
+        return deviance.responses.derivatives(xi + deviance.spread(covariances, e), extras).score
+
+    moved = (tangents[0], tangents[1], tangents[3], tangents[4])
+    _, change = jax.jvp(scores, (deviance, covariances, xi, extras), moved)
+    weight = deviance.responses.derivatives(xi + deviance.spread(covariances, e), extras).weight
+    working = working_moments(weight, deviance.rows, deviance.columns)
+    border = to_blocks(change[:, None], deviance.rows, deviance.columns)
+    moved = solve(reduce(covariances, roots, working), working, border)
+    return e, change - weight * to_rows(moved, deviance.rows, deviance.columns)[:, 0]
+
+
+def laplace_deviance(rows: Rows) -> LaplaceDeviance:
+    """The criterion of rows, with their columns preconditioned and a start."""
+    there = (rows.weights > 0).astype(rows.y.dtype)
+    count, family = jnp.maximum(jnp.sum(there), 1), cast(Family, rows.layout.family)
+    further = cast(ResponseRows, rows.response).extras
+    plain = responses_of(rows, further)
+    begin = jnp.where(there > 0, family.start(plain.y, plain.trials), 0)
+    linear = replace(rows, y=stop_gradient(begin), weights=there)
+    columns = preconditioners(linear)
+    bases = (columns.basis * jnp.sqrt(count), *(orthonormal(a, there) * jnp.sqrt(count) for a in further))
+    X = rows.X @ bases[0]
+    extras = tuple(a @ basis for a, basis in zip(further, bases[1:], strict=True))
+    responses = responses_of(rows, extras)
+    coefficients = (columns.R @ columns.beta0) / jnp.sqrt(count)
+    first = stop_gradient(_first(X, responses, coefficients))
+    component = component_of_rows(rows)
+    length = jnp.sqrt(jnp.sum(there[:, None] * stop_gradient(X) ** 2, axis=0) / count)
+    redundant = jnp.any(length < 0.5) | (X.shape[1] > count)
+    groups = groups_of(rows, X, columns, responses) if is_grouped(rows.layout) else None
+    return LaplaceDeviance(rows, X, columns, responses, bases, component, first, redundant, groups)
+
+
+def _first(X, responses: Responses, beta):
+    """Coefficients (beta, kappa) to start from: of no random effects, by Fisher scoring with steps that are short."""
+    family, there = responses.family, responses.factors > 0
+    count = jnp.maximum(jnp.sum(there.astype(X.dtype)), 1)
+    mean = responses.y
+    if type(family).mean is not Family.mean and family.response != "categories":
+        none = jnp.zeros((len(family.extras), *responses.y.shape), X.dtype)
+        mean = family.mean(responses.offset + X @ beta, none)
+    theta = family.start_extras(responses.y, mean, responses.trials, responses.factors)
+    pieces = [columns @ jnp.where(there, theta[u], 0) / count for u, columns in enumerate(responses.columns)]
+    kappa = join(pieces, X.dtype)
+    less = [
+        columns @ jnp.where(there, math.copysign(CALMER, family.precision_sign) * (name == DISPERSION), 0) / count
+        for name, columns in zip(family.extras, responses.columns, strict=True)
+    ]
+    extras = responses.extras(kappa)
+
+    def score(_, beta):
+        at = responses.derivatives(responses.offset + X @ beta, extras)
+        weight = jnp.where(there, jnp.maximum(at.weight, 1e-4 * responses.factors), 0)
+        information = X.T @ (weight[:, None] * X)
+        damped = information + 1e-9 * (1 + jnp.trace(information)) * jnp.eye(len(beta), dtype=X.dtype)
+        step = jnp.linalg.solve(damped, X.T @ at.score)
+        step = jnp.where(jnp.all(jnp.isfinite(step)), step, 0)
+        return beta + step * jnp.minimum(1, LONGEST / jnp.maximum(jnp.max(jnp.abs(step), initial=0), 1e-30))
+
+    beta = jax.lax.fori_loop(0, SCORING, score, beta) if len(beta) else beta
+    return jnp.stack([jnp.concatenate([beta, kappa]), jnp.concatenate([beta, kappa + join(less, X.dtype)])])
+
+
+def component_of_rows(rows: Rows) -> jax.Array:
+    """The block of the last stage (n,) that each row lies in: a part that shares no random effects with others."""
+    layout, index = rows.layout, rows.index
+    if layout.crossed or not layout.stages:
+        return jnp.zeros(rows.y.shape[0], jnp.int32)
+    factor = layout.stages[-1][0][0]
+    level = level_of_rows(index.groupings[factor], rows.y.shape[0])
+    blocks = jnp.asarray(index.block[factor])[level]
+    return jnp.minimum(blocks, layout.blocks[-1] - 1)

@@ -1,0 +1,277 @@
+"""Fits of responses with a family: invariances, the linear model as a special case, outcomes, derivatives, many."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import layouts
+import numpy as np
+import pandas as pd
+import pytest
+from generalized import counts_frame
+from scipy.optimize import minimize
+
+import jmixed as jm
+from jmixed.fit.separation import separated_columns
+
+RNG = np.random.default_rng(3)
+G = np.repeat(np.arange(30), 6)
+X = RNG.normal(size=180)
+FRAME = pd.DataFrame({"x": X, "g": G, "size": RNG.integers(1, 6, 180).astype(float)})
+CHANCE = 1 / (1 + np.exp(-(0.3 + 0.6 * X + 0.9 * RNG.normal(size=30)[G])))
+FRAME["won"] = RNG.binomial(FRAME["size"].astype(int), CHANCE).astype(float)
+FRAME["lost"] = FRAME["size"] - FRAME["won"]
+FRAME["count"] = RNG.poisson(2 * CHANCE).astype(float)
+FRAME["events"] = RNG.poisson(RNG.gamma(1.5, 3 * CHANCE / 1.5)).astype(float)
+FRAME["amount"] = 2 + X + RNG.normal(size=30)[G] + 0.7 * RNG.normal(size=180)
+
+
+def estimates(result):
+    """What a fit says, in one vector."""
+    fit = result.fitted.fit
+    return np.concatenate([fit.beta, fit.theta, fit.kappa, np.sqrt(np.diag(fit.vcov_beta)), [fit.objective]])
+
+
+def test_a_normal_response_is_the_linear_model():
+    linear = jm.mixedlm("amount ~ x + (1 | g)", FRAME).fit(reml=False)
+    general = jm.mixedglm("amount ~ x + (1 | g)", FRAME, "gaussian").fit()
+    np.testing.assert_allclose(general.objective, linear.objective, rtol=1e-11)
+    np.testing.assert_allclose(general.fe_params, linear.fe_params, rtol=1e-9)
+    np.testing.assert_allclose(general.theta, linear.theta * linear.sigma, rtol=1e-8)
+    np.testing.assert_allclose(np.exp(general.fitted.fit.kappa), [linear.sigma**2], rtol=1e-8)
+
+
+def test_trials_are_rows_of_zeros_and_ones():
+    together = jm.mixedglm("cbind(won, lost) ~ x + (1 | g)", FRAME).fit()
+    pieces = [
+        np.append(np.ones(int(won)), np.zeros(int(lost))) for won, lost in zip(FRAME.won, FRAME.lost, strict=True)
+    ]
+    apart = FRAME.loc[FRAME.index.repeat(FRAME["size"].astype(int))].assign(y=np.concatenate(pieces))
+    single = jm.mixedglm("y ~ x + (1 | g)", apart).fit()
+    np.testing.assert_allclose(estimates(single)[:-1], estimates(together)[:-1], rtol=1e-7)
+
+
+def test_weights_of_counts_are_rows_that_are_there_so_often():
+    weighted = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson", weights="size").fit()
+    repeated = FRAME.loc[FRAME.index.repeat(FRAME["size"].astype(int))]
+    often = jm.mixedglm("count ~ x + (1 | g)", repeated, "poisson").fit()
+    np.testing.assert_allclose(estimates(weighted), estimates(often), rtol=1e-8)
+
+
+def test_the_order_of_rows_and_the_names_of_groups_do_not_matter():
+    plain = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson").fit()
+    other = FRAME.sample(frac=1, random_state=0).assign(g=lambda d: [f"z{100 - g}" for g in d.g])
+    moved = jm.mixedglm("count ~ x + (1 | g)", other, "poisson").fit()
+    np.testing.assert_allclose(estimates(moved), estimates(plain), rtol=1e-8)
+
+
+def test_the_unit_of_a_predictor_is_that_of_its_coefficient():
+    plain = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson").fit()
+    scaled = jm.mixedglm("count ~ x + (1 | g)", FRAME.assign(x=1e4 * FRAME.x + 3e4), "poisson").fit()
+    np.testing.assert_allclose(scaled.fe_params["x"] * 1e4, plain.fe_params["x"], rtol=1e-8)
+    np.testing.assert_allclose(scaled.objective, plain.objective, rtol=1e-11)
+
+
+@dataclass(frozen=True)
+class Counts(jm.families.Family):
+    """Poisson counts, from their log density alone."""
+
+    links = ("log",)
+    link: str = "log"
+
+    def log_density(self, y, eta, extras, trials):
+        """l."""
+        return y * eta - jnp.exp(eta) - jax.scipy.special.gammaln(y + 1)
+
+
+def test_a_family_needs_a_log_density_and_no_more():
+    own = jm.mixedglm("count ~ x + (1 | g)", FRAME, Counts()).fit()
+    known = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson").fit()
+    assert own.converged
+    np.testing.assert_allclose(estimates(own), estimates(known), rtol=1e-7)
+
+
+def test_separation_is_an_outcome_that_names_the_columns():
+    kind = np.where(np.arange(180) % 5 == 0, "b", "a")
+    y = np.where(kind == "b", 1.0, FRAME["count"] > 1)
+    with pytest.warns(jm.ConvergenceWarning, match=r"SEPARATED.*kind\[T\.b\]"):
+        result = jm.mixedglm("y ~ x + kind + (1 | g)", FRAME.assign(y=y, kind=kind)).fit()
+    assert result.outcome.name == "SEPARATED"
+    assert not result.converged
+    assert result.bse_fe.isna().tolist() == [False, False, True]
+
+
+def test_groups_that_are_all_failure_or_success_diverge():
+    y = (np.random.default_rng(0).random(30) < 0.5)[G].astype(float)
+    with pytest.warns(jm.ConvergenceWarning, match=r"DIVERGING.*1 \| g"):
+        result = jm.mixedglm("y ~ 1 + (1 | g)", FRAME.assign(y=y)).fit()
+    assert result.outcome.name == "DIVERGING"
+
+
+def test_separated_columns_are_found_and_no_others():
+    X = np.column_stack([np.ones(8), [1, 2, 3, 4, 5, 6, 7, 8], [1, -1, 1, -1, 1, -1, 1, -1]]).astype(float)
+    assert separated_columns(X, np.array([-1, -1, -1, -1, 1, 1, 1, 1]))[1]
+    assert not separated_columns(X, np.array([-1, 1, -1, -1, 1, 1, -1, 1])).any()
+    # A count above zero holds the predictor where it is: here all of three rows that span the columns.
+    assert not separated_columns(X, np.array([-1, 0, 0, 0, -1, -1, -1, -1])).any()
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_derivatives_through_a_fit_are_those_of_refits(crossed):
+    design = jm.mixedglm("events ~ x + (1 | g)" + " + (1 | size)" * crossed, FRAME, "nbinom2").design
+    direction = np.random.default_rng(1).normal(size=180)
+
+    def fitted(offset):
+        estimate = jm.estimate(design.replace(offset=offset))
+        return jnp.concatenate([estimate.beta, estimate.theta, estimate.rho, estimate.objective[None]])
+
+    with jax.enable_x64(True):
+        zero = np.zeros(180)
+        _, slope = jax.jit(lambda at: jax.jvp(fitted, (at,), (direction,)))(zero)
+        up, down = (np.asarray(fitted(sign * 1e-4 * direction)) for sign in (1, -1))
+    np.testing.assert_allclose(slope, (up - down) / 2e-4, rtol=1e-5, atol=1e-6)
+
+
+def test_many_responses_are_fitted_as_each_by_itself():
+    model = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson")
+    Y = np.random.default_rng(2).poisson(1.5, (5, 180)).astype(float)
+    Y[1, :7] = np.nan
+    many = model.fit_many(Y)
+    for k in (0, 4):
+        alone = model.with_response(Y[k]).fit()
+        np.testing.assert_allclose(many.objective[k], alone.objective, rtol=1e-10)
+        np.testing.assert_allclose(many.fe_params.loc[k], alone.fe_params, rtol=1e-6, atol=1e-8)
+    assert many.nobs.tolist() == [180, 173, 180, 180, 180]
+
+
+def test_a_network_and_a_mini_batch():
+    design = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson").design
+    with jax.enable_x64(True):
+        estimate = jm.estimate(design)
+        predictor = design.X @ np.asarray(estimate.beta)
+        loss = jm.marginal_loss(predictor, estimate.theta, design)
+        np.testing.assert_allclose(loss, -estimate.log_likelihood, rtol=1e-10)
+        halves = []
+        for groups in (np.arange(15), np.arange(15, 30)):
+            rows, part = jm.take_groups(design, groups)
+            halves.append(jm.marginal_loss(jnp.asarray(predictor)[rows], estimate.theta, part))
+        np.testing.assert_allclose(sum(map(float, halves)), loss, rtol=1e-10)
+
+
+def test_what_is_for_normal_responses_says_so():
+    design = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson").design
+    for call in (jm.moments, lambda d: jm.estimate(d, mesh=object())):
+        with jax.enable_x64(True), pytest.raises(jm.ModelError, match="linear mixed models only"):
+            call(design)
+
+
+def whole(design, x, p, m):
+    """-2 log-likelihood at (beta, theta, kappa)."""
+    return -2 * jm.log_likelihood(x[:p], x[p : p + m], 1.0, design, x[p + m :])
+
+
+def test_an_estimate_at_a_given_theta():
+    """The best coefficients there by scipy, and how they move with theta by refits."""
+    design, theta = jm.mixedglm("events ~ x + (1 | g)", FRAME, "negativebinomial").design, np.array([0.5])
+    value = jax.jit(lambda x, theta: whole(design, jnp.concatenate([x[:2], theta, x[2:]]), 2, 1))
+    slope = jax.jit(jax.grad(value))
+
+    @layouts.quick_jit
+    def at(theta):
+        def beta_and_all(theta):
+            found = jm.estimate(design, theta=theta)
+            return found.beta, found
+
+        return jax.jacfwd(beta_and_all, has_aux=True)(theta)
+
+    with jax.enable_x64(True):
+        slopes, found = jax.device_get(at(theta))
+        known = np.append(found.beta, found.rho)
+        best = minimize(lambda x: float(value(x, theta)), known + 0.1, jac=lambda x: np.asarray(slope(x, theta)))
+        np.testing.assert_allclose(known, best.x, atol=1e-5)
+        np.testing.assert_allclose(found.objective, value(known, theta), rtol=1e-12)
+        moved = (at(theta + 1e-5)[1].beta - at(theta - 1e-5)[1].beta) / 2e-5
+        np.testing.assert_allclose(slopes[:, 0], moved, rtol=1e-6, atol=1e-9)
+        modes = jm.conditional_modes(found.beta, theta, 1.0, design, found.rho)
+    assert jm.Outcome(int(found.outcome)).ok
+    np.testing.assert_allclose(found.b["1 | g"], modes["1 | g"], atol=1e-9)
+
+
+def test_a_penalty_on_coefficients_and_theta():
+    design = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson").design
+
+    def penalty(beta, theta, strength=20.0):
+        return strength * beta[1] ** 2 + 10 * jnp.sum(theta**2)
+
+    value = jax.jit(lambda x: whole(design, x, 2, 1) + penalty(x[:2], x[2:3]))
+    slope = jax.jit(jax.grad(value))
+
+    @layouts.quick_jit
+    def of_strength(strength):
+        def slope_and_all(strength):
+            found = jm.estimate(design, penalty=lambda beta, theta: penalty(beta, theta, strength))
+            return found.beta[1], found
+
+        return jax.grad(slope_and_all, has_aux=True)(strength)
+
+    with jax.enable_x64(True):
+        by_strength, found = jax.device_get(of_strength(20.0))
+        known = np.append(found.beta, found.theta)
+        best = minimize(lambda x: float(value(x)), known + 0.1, jac=lambda x: np.asarray(slope(x)))
+        np.testing.assert_allclose(known, best.x, atol=1e-5)
+        np.testing.assert_allclose(found.objective, best.fun, rtol=1e-10)
+        moved = (of_strength(20.01)[1].beta[1] - of_strength(19.99)[1].beta[1]) / 0.02
+        np.testing.assert_allclose(by_strength, moved, rtol=1e-5)
+    assert jm.Outcome(int(found.outcome)).ok
+
+
+def test_single_precision():
+    """Within the digits that the criterion has; a negative binomial has least."""
+    formula = "y ~ x + offset(np.log(exposure)) + (1 | g)"
+    wide = jm.mixedglm(formula, counts_frame(), "negativebinomial").fit()
+    with jax.enable_x64(True):
+        # In a program that has both, one number of 64 bits among those of 32 would be an error.
+        found = jax.device_get(layouts.quick_jit(jm.estimate)(jax.tree.map(narrow, wide.model.design)))
+    assert found.beta.dtype == found.theta.dtype == np.float32
+    assert jm.Outcome(int(found.outcome)).ok
+    error = wide.bse_fe.to_numpy()
+    np.testing.assert_allclose(found.beta, wide.fe_params, atol=0.05 * error.min())
+    np.testing.assert_allclose(found.theta, wide.theta, rtol=0.03)
+    np.testing.assert_allclose(np.sqrt(np.diag(found.vcov_beta)), error, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("response", "family", "options"),
+    [
+        ("cbind(won, lost)", "binomial", {"quadrature": 5}),
+        ("cbind(won, lost)", "betabinomial", {}),
+        ("events", "nbinom1", {}),
+        ("events", "poisson", {"zero_inflation": "~ x"}),
+        ("amount", "student", {}),
+        ("np.exp(amount)", "gamma", {"dispersion": "~ x"}),
+        ("size", "ordinal", {}),
+    ],
+)
+def test_single_precision_stays_single_beside_double(response, family, options):
+    design = jm.mixedglm(f"{response} ~ x + (1 | g)", FRAME, family, **options).design
+    with jax.enable_x64(True):
+        found = jax.eval_shape(jm.estimate, jax.tree.map(narrow, design))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("f4"), np.dtype("i4")}
+
+
+def narrow(leaf):
+    """In 32 bits, what is in 64."""
+    return np.asarray(leaf, np.float32) if np.asarray(leaf).dtype == np.dtype("f8") else leaf
+
+
+@pytest.mark.filterwarnings("ignore::jmixed.SingularWarning")
+def test_how_far_the_approximation_is_from_the_truth():
+    laplace = jm.mixedglm("cbind(won, lost) ~ x + (1 | g)", FRAME).fit()
+    told = laplace.approximation()
+    exact = jm.mixedglm("cbind(won, lost) ~ x + (1 | g)", FRAME, quadrature=25).fit()
+    np.testing.assert_allclose(told.shift * laplace.bse_fe, exact.fe_params - laplace.fe_params, rtol=0.05, atol=1e-5)
+    # By draws, of the same model with a second factor that explains nothing.
+    crossed = jm.mixedglm("cbind(won, lost) ~ x + (1 | g) + (1 | size)", FRAME)
+    drawn = crossed.fit(theta0=[*laplace.theta, 0.0]).approximation(draws=4000)
+    assert abs(drawn.criterion - told.criterion) < 4 * drawn.error + 0.05
+    assert drawn.shift is None

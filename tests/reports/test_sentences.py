@@ -1,0 +1,55 @@
+"""A fit in words, and lme4's summary: what they say is what was computed."""
+
+import re
+
+import numpy as np
+import pytest
+
+import jmixed as jm
+
+
+@pytest.fixture(scope="module")
+def machines():
+    return jm.mixedlm("score ~ Machine + (Machine | Worker)", jm.datasets.load("machines")).fit()
+
+
+@pytest.fixture(scope="module")
+def slow():
+    sleep = jm.datasets.load("sleepstudy")
+    sleep["slow"] = sleep["Reaction"] > 300
+    return jm.mixedglm("slow ~ Days + (1 | Subject)", sleep, family="binomial").fit()
+
+
+def test_the_report_has_the_numbers_of_the_tests(machines, slow):
+    text = machines.report(ddf="kenward-roger")
+    row = machines.test(ddf="kenward-roger").loc["Machine[T.B]"]
+    said = re.search(r"Machine\[T\.B\]: b = (\S+), SE = (\S+), t\((\S+)\) = (\S+), p = (\S+),", text).groups()
+    np.testing.assert_allclose([float(number) for number in said], row.astype(float), atol=6e-3)
+    assert "restricted maximum likelihood to 54 observations of 6 levels of Worker" in text
+    assert f"{100 * machines.r2().conditional:.1f}% (conditional R2)" in text
+    assert "t(" not in slow.report()
+    assert "z = 5.97, p < .001" in slow.report()
+
+
+def test_what_is_unusual_is_said():
+    with pytest.warns(jm.SingularWarning, match="singular"):
+        result = jm.mixedlm("Yield ~ 1 + (1 | Batch)", jm.datasets.load("dyestuff2")).fit()
+    assert "The fit is singular" in result.report()
+    assert "Singular fit" in str(result.summary(style="lme4"))
+
+
+def test_the_summary_has_lme4s_blocks(machines, slow):
+    """The numbers are those that lme4 and lmerTest print for this model."""
+    text = str(machines.summary(style="lme4"))
+    blocks = ["REML criterion at convergence: 208.3", "Number of obs: 54, groups:  Worker, 6"]
+    blocks += ["Linear mixed model fit by REML. t-tests use Satterthwaite's method"]
+    assert all(block in text for block in blocks)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["-2.3935", "-0.5138", "0.0269", "0.4725", "2.5334"] in lines
+    assert ["Machine[T.C]", "13.615", "3.690", "-0.37", "0.30"] in lines
+    assert ["Machine[T.B]", "7.967", "2.421", "5.00", "3.291", "0.0217"] in lines
+    general = str(slow.summary(style="lme4"))
+    assert "Family: Binomial  ( logit )" in general
+    assert "z value" in general
+    with pytest.raises(jm.ModelError, match="style='SPSS'; use 'statsmodels' or 'lme4'"):
+        machines.summary(style="SPSS")
