@@ -71,6 +71,8 @@ def loop(name, data, Y):
 
 
 def main():
+    # First calls are to compile.
+    os.environ["JMIXED_CACHE"] = "off"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--responses", type=int, default=2000)
     parser.add_argument("--looped", type=int, default=100, help="responses that the loops fit")

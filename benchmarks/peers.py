@@ -8,23 +8,17 @@ is named and skipped; so is one that does not finish. Look at the criterion firs
     python benchmarks/peers.py [--cases chem97 insteval] [--systems jmixed glmm lme4] [--repeats 5] [--limit 900]
 """
 
-import argparse
 import importlib
 import importlib.util
-import json
-import os
-import platform
 import resource
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import apart
 import numpy as np
 import pandas as pd
 from cases import CASES
@@ -138,31 +132,6 @@ def command_of(system, case, path, arguments):
     return ["Rscript", "-e", LME4, str(rows), CASES[case][1], groups, str(arguments.repeats), str(arguments.budget)]
 
 
-def measure_apart(system, case, path, arguments):
-    """One system on one case in a fresh process: a dict, or the reason why there is none."""
-    command = command_of(system, case, path, arguments)
-    # A first call is to be a cold one, also for those who keep compiled programs.
-    environment = {**os.environ, "JMIXED_CACHE": "off"}
-    start = time.perf_counter()
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=arguments.limit)
-    except subprocess.TimeoutExpired:
-        return f"not finished after {arguments.limit:.0f} s"
-    if done.returncode:
-        return "failed: " + (done.stderr.strip().splitlines() or ["no message"])[-1][:90]
-    row = json.loads(done.stdout.splitlines()[-1])
-    # What is left when the repeated calls are taken off: start, imports, reading, the first fit.
-    row["process"] = time.perf_counter() - start - sum(row["repeated"])
-    return row
-
-
-def missing(system):
-    """Why a system cannot be run here, or None."""
-    if system == "lme4":
-        return None if shutil.which("Rscript") else "Rscript is not installed"
-    return None if importlib.util.find_spec(system) else 'not installed (pip install ".[bench]")'
-
-
 def report(case, systems, folder, arguments):
     data = CASES[case][0]()
     path = Path(folder) / f"{case.replace(' ', '_')}.parquet"
@@ -170,39 +139,20 @@ def report(case, systems, folder, arguments):
     print(f"\n{case}: {CASES[case][1]}, {len(data):,} rows", flush=True)
     print(f"{'':12}{'first s':>10}{'repeated s':>12}{'process s':>11}{'MiB':>7}{'REML criterion':>20}")
     for system in systems:
-        reason = missing(system)
+        reason = apart.missing(system)
         if system == "statsmodels" and case not in SINGLE_FACTOR:
             continue
-        row = reason or measure_apart(system, case, path, arguments)
+        row = reason or apart.measured(command_of(system, case, path, arguments), arguments.limit)
         if isinstance(row, str):
             print(f"{system:12}{row}", flush=True)
             continue
+        # What is left when the repeated calls are taken off: start, imports, reading, the first fit.
+        process = row["process"] - sum(row["repeated"])
         again = f"{statistics.median(row['repeated']):12.4f}" if row["repeated"] else f"{'-':>12}"
         note = " (-2 ML, independent slopes)" if system == "gpboost" else ""
-        line = f"{system:12}{row['first']:10.3f}{again}{row['process']:11.2f}{row['memory']:7.0f}"
+        line = f"{system:12}{row['first']:10.3f}{again}{process:11.2f}{row['memory']:7.0f}"
         print(f"{line}{row['objective']:20.6f}{note}", flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--repeats", type=int, default=5, help="repeated calls at most")
-    parser.add_argument("--budget", type=float, default=30.0, help="seconds after which no repeat begins")
-    parser.add_argument("--limit", type=float, default=900.0, help="seconds of a process at most")
-    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        system, case, path, repeats, budget = arguments.one
-        print(json.dumps(measure(system, case, path, int(repeats), float(budget))))
-        return
-    print(
-        f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}, {time.strftime('%Y-%m-%d')}"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        for case in arguments.cases:
-            report(case, arguments.systems, folder, arguments)
-
-
 if __name__ == "__main__":
-    main()
+    apart.run(__doc__, CASES, SYSTEMS, measure, report, repeats=5, budget=30.0, limit=900.0)

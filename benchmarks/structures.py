@@ -8,6 +8,7 @@ trial is at random; 3% of the visits are missing besides.
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -105,6 +106,8 @@ def report(name, formula, data, residual, prepare, call, repeats):
 
 
 def main():
+    # First calls are to compile.
+    os.environ["JMIXED_CACHE"] = "off"
     parser = argparse.ArgumentParser(description="Correlated residuals beside nlme and GEE.")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--trials", type=int, default=200, help="responses in one fit_many of the MMRM")
