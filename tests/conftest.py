@@ -33,16 +33,28 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="all cases of every sweep, and the tests marked thorough")
     parser.addoption("--one-in", type=int, default=1, metavar="N", help="one in N tests, the same ones each time")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out tests, for a quicker run: which ones hangs on their names, so that all rooms are seen alike."""
-    step = config.getoption("--one-in")
-    left_out = [item for item in items if zlib.crc32(item.nodeid.encode()) % step]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        out = set(left_out)
+    """Leave out tests: of a sweep all but some cases, evenly spaced, unless told to be thorough; then all but one in N.
+
+    Which of N stays hangs on the names of the tests, so that all rooms are seen alike.
+    """
+    sweeps = {}
+    for item in items:
+        sweeps.setdefault(item.nodeid.split("[")[0], []).append(item)
+    out = set()
+    if not config.getoption("--thorough"):
+        out = {item for item in items if item.get_closest_marker("thorough")}
+        for cases in sweeps.values():
+            if sweep := cases[0].get_closest_marker("sweep"):
+                stay = {k * len(cases) // sweep.args[0] for k in range(sweep.args[0])}
+                out |= {case for k, case in enumerate(cases) if k not in stay}
+    out |= {item for item in items if zlib.crc32(item.nodeid.encode()) % config.getoption("--one-in")}
+    if out:
+        config.hook.pytest_deselected(items=[item for item in items if item in out])
         items[:] = [item for item in items if item not in out]
 
 

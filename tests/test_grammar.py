@@ -29,6 +29,7 @@ def sds(result):
     return np.sort(rows.loc[rows.var2.isna(), "sdcor"].to_numpy(float))
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["formula"])
 def test_formulas_mean_what_they_mean_in_lme4(case):
     with pytest.warns(jm.SingularWarning) if case["singular"] else nullcontext():
@@ -72,6 +73,7 @@ def test_nesting_is_seen_in_the_labels():
 CROSSED = "y ~ x + (x | s) + (1 | i) + (1 | a)"
 
 
+@pytest.mark.thorough
 def test_order_of_terms_changes_only_the_order():
     result, other = fitted(CROSSED), fitted("y ~ x + (1 | a) + (1 + x | s) + (1 | i)")
     assert other.objective == pytest.approx(result.objective, abs=1e-9)

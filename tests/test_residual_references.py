@@ -75,6 +75,7 @@ def test_no_reference_is_left_out():
     assert set(residual_fits()) == set(MODELS)
 
 
+@pytest.mark.sweep(10)
 def test_criterion(pair):
     reference, result = pair
     value = reference["objective"]["value"]
@@ -99,6 +100,7 @@ def test_standard_errors_and_sigma(name):
     assert result.sigma == pytest.approx(reference["sigma"], rel=1e-4)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", GLMMTMB)
 def test_standard_errors_of_glmmtmb_are_those_of_all_parameters_together(name):
     """From the observed information of coefficients and variance parameters; ours take the latter as known."""

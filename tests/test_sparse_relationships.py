@@ -84,6 +84,7 @@ def test_simulated_responses_have_the_covariance_of_the_model():
     assert np.var(means) == pytest.approx(variance, rel=0.15)
 
 
+@pytest.mark.thorough
 def test_the_density_in_jax_is_that_of_the_dense_matrix(tmp_path):
     found, dense = sparsely_fitted("animal_reml"), fitted("animal_reml")[1]
     at = dense.fe_params.to_numpy(), dense.theta, dense.sigma

@@ -109,6 +109,7 @@ TRUTHS = {
 }
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("word", TRUTHS)
 @pytest.mark.parametrize("reml", [True, False])
 def test_the_optimum_is_that_of_a_dense_density(word, reml):
@@ -132,6 +133,7 @@ def test_the_optimum_is_that_of_a_dense_density(word, reml):
 SAME = (("us", "cs", "hetar1", "toep"), ("homcs", "ar1"))
 
 
+@pytest.mark.thorough
 def test_of_two_columns_structures_are_the_general_one():
     data = simulated("cs", 3, TRUTHS["cs"]).query("f != 'f2'")
     fits = {word: jm.mixedlm(f"y ~ x + {word}(0 + f | g)", data).fit() for word in sum(SAME, ())}
@@ -174,6 +176,7 @@ BOUNDARIES = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.filterwarnings("ignore::jmixed.errors.SingularWarning")
 @pytest.mark.parametrize("case", BOUNDARIES, ids=" ".join)
 def test_ends_of_a_range_are_ordinary_outcomes(case):

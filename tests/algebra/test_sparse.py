@@ -120,6 +120,7 @@ def log_determinant(values, plan):
     return sparse.log_determinant(sparse.factorise(plan, values))
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_values_are_those_of_dense_algebra(name):
     matrix, plan = case(name)
@@ -187,6 +188,7 @@ def test_solutions_have_their_derivatives_in_both_modes():
     np.testing.assert_allclose(cotangents[1], adjoint, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_a_batch_gives_what_one_gives():
     matrix, plan = case("three a node")
     scales = np.array([1.0, 1.7, 0.6])

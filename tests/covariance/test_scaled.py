@@ -24,6 +24,7 @@ def at_end(word, sign, q=4):
     return structure, np.append(s, told), np.outer(s * np.ones(q), s * np.ones(q)) * C
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_an_end_of_a_range_is_an_ordinary_point(word, sign):
@@ -71,6 +72,7 @@ def test_a_lag_that_others_decide_has_a_unit_of_curvature():
     np.testing.assert_allclose(np.asarray(bend)[5:, 5:], np.eye(2), atol=1e-12)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("word", WORDS)
 def test_the_lower_triangle_can_be_differentiated_without_correlations(word):
     structure = structure_of(word, 3)

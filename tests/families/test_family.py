@@ -81,6 +81,7 @@ def test_density_and_derivatives_are_exact(case):
     close(worked_out(case, y, eta, TRIALS), family_cases.exact_derivatives(case, y, eta, TRIALS), 1e-11)
 
 
+@pytest.mark.sweep(16)
 @pytest.mark.parametrize("case", [case for case in CASES + EXTREMES if case.theta], ids=lambda case: case.name)
 def test_their_derivatives_in_further_predictors_are_exact(case):
     y, eta, _ = case.at(ETA, TRIALS)
@@ -206,6 +207,7 @@ def drawn(case):
         return np.asarray(jax.jit(case.family.draw)(jax.random.key(3), eta, case.extras(shape), trials))
 
 
+@pytest.mark.sweep(12)
 @each_case
 def test_draws_are_of_the_distribution(case):
     y, eta = drawn(case), predictors(case)

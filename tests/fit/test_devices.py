@@ -73,6 +73,7 @@ def run(processes, devices, cases):
             process.kill()
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("processes", "devices", "cases"), [(1, 4, "nested; crossed inside"), (2, 2, "slope")])
 def test_shared_groups_give_the_estimate_of_one_device(processes, devices, cases):
     for output in run(processes, devices, cases):

@@ -70,6 +70,7 @@ def differences_of_refits(case, direction, reml=True, step=1e-4):
 CASES = (("slope", 0, True), ("nested three", 0, False), ("crossed", 13, True), ("related", 2, True))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("name", "seed", "reml"), CASES)
 def test_estimate_and_its_derivatives(name, seed, reml):
     case = layouts.case(name, seed)
@@ -103,6 +104,7 @@ def second_derivative(design, direction, cotangent):
     return jax.jvp(jax.grad(along), (0.0,), (1.0,))[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "seed"), [("slope", 0)])
 def test_second_derivatives_are_differences_of_first_ones(name, seed):
     case, step = layouts.case(name, seed), 1e-4
@@ -175,6 +177,7 @@ def test_an_estimate_is_a_pytree():
     np.testing.assert_array_equal(doubled.sigma, 2 * estimate.sigma)
 
 
+@pytest.mark.thorough
 def test_jvp_and_vmap_commute_and_estimate_many_has_the_same_derivatives():
     case, r = layouts.case("intercept"), np.random.default_rng(0)
     design = case.design
@@ -302,6 +305,7 @@ def test_a_penalised_estimate_and_its_derivatives():
         np.testing.assert_allclose(pulled, (a - 8 * b + 8 * c - d) / (12 * step), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_without_a_penalty_to_speak_of_the_estimate_is_the_one_without():
     design = layouts.case("slope", seed=1).design
     free = host.fit(design, reml=False)

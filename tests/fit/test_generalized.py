@@ -116,6 +116,7 @@ def test_separated_columns_are_found_and_no_others():
     assert not separated_columns(X, np.array([-1, 0, 0, 0, -1, -1, -1, -1])).any()
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("crossed", [False, True])
 def test_derivatives_through_a_fit_are_those_of_refits(crossed):
     design = jm.mixedglm("events ~ x + (1 | g)" + " + (1 | size)" * crossed, FRAME, "nbinom2").design
@@ -170,6 +171,7 @@ def whole(design, x, p, m):
     return -2 * jm.log_likelihood(x[:p], x[p : p + m], 1.0, design, x[p + m :])
 
 
+@pytest.mark.thorough
 def test_an_estimate_at_a_given_theta():
     """The best coefficients there by scipy, and how they move with theta by refits."""
     design, theta = jm.mixedglm("events ~ x + (1 | g)", FRAME, "negativebinomial").design, np.array([0.5])
@@ -264,6 +266,7 @@ def narrow(leaf):
     return np.asarray(leaf, np.float32) if np.asarray(leaf).dtype == np.dtype("f8") else leaf
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::jmixed.SingularWarning")
 def test_how_far_the_approximation_is_from_the_truth():
     laplace = jm.mixedglm("cbind(won, lost) ~ x + (1 | g)", FRAME).fit()

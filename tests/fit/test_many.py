@@ -119,6 +119,7 @@ def test_groups_of_different_size_and_weights_in_batches_of_one():
     assert_same_fits(many.fit_responses(case.design, Y, memory=1), case, Y)
 
 
+@pytest.mark.thorough
 def test_a_nest():
     case = layouts.case("nested")
     Y = responses(case, 2)

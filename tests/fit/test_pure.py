@@ -115,6 +115,7 @@ def test_conditional_modes(name, collinear):
         np.testing.assert_allclose(found[label], modes, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("gap", [0.0, 1e-12, 1e-9])
 def test_densities_do_not_ask_for_independent_columns(gap):
     case = layouts.case("slope")
@@ -206,6 +207,7 @@ def test_densities_with_weights_that_differ_between_the_members_of_a_batch(colum
         np.testing.assert_allclose(losses[k], alone[k], rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_fits_with_weights_that_differ_between_the_members_of_a_batch():
     case = layouts.case("slope")
     design, weights = case.design, case.weights * WEIGHTS

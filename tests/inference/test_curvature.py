@@ -43,6 +43,7 @@ def dense_kenward_roger(c, d, sigma):
     return small_sample.kenward_roger(d.inverse / sigma**2, c.X, [np.diag(1 / c.weights), *directions(c)])
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_kenward_roger_is_the_dense_definition(name):
     c, _, sigma, d, bent = at(name)

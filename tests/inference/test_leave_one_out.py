@@ -18,6 +18,7 @@ def fitted(name, reml):
     return case, host.fit(case.design, reml=reml)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("name", "reml", "checked"), [("slope", True, 7), ("nested and crossed", False, 1)])
 def test_estimates_are_those_of_the_other_rows(name, reml, checked):
     """Weights, an offset, groups of one row, and the number of rows in nu are all in it."""

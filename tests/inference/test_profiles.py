@@ -241,6 +241,7 @@ class Balanced:
         return min(minimize(at, one.x, method="Nelder-Mead", options=exact).fun for one in best)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("seed", [12, 18])
 def test_the_profile_of_a_correlation_is_that_of_the_best_constrained_fits(seed):
     """Each point against a dense search; no rise above that of the models without either effect; the range's ends."""
@@ -326,6 +327,7 @@ STRUCTURED = {
 }
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_profiles_of_residuals_are_those_of_the_dense_density(name):
     """Of every parameter: points have the density that zeta says, and none with the same value has a higher one."""
@@ -376,6 +378,7 @@ def of_family(x, design):
     return -2 * jm.log_likelihood(x[:p], x[p : p + 1], 1.0, design, x[p + 1 : p + 1 + k])
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["3|4", "sd_Intercept|judge"])
 def test_limits_of_a_family_by_a_search_of_another_kind(name):
     """At each limit: the likelihood of all other parameters, optimised by scipy under a constraint."""

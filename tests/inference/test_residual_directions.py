@@ -80,6 +80,7 @@ def tangents(a):
     return [a.V, *np.moveaxis(a.slopes, -1, 0)]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("arguments", CASES, ids=str)
 def test_kenward_roger_is_the_dense_definition_along_straight_paths(arguments):
     a = at(*arguments)
@@ -108,6 +109,7 @@ def test_satterthwaite_is_the_dense_definition(arguments, reml):
     assert a.bent.joint_covariance[-1, -1] == pytest.approx(joint[-1, -1], rel=1e-8)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("word", ["independent", "us"])
 def test_directions_are_products_of_the_dense_matrices(word):
     """With rows of weight zero, which no matrix has."""

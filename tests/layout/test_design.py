@@ -105,6 +105,7 @@ def test_names_find_their_way_out_of_a_shared_program(designs):
         _ = doubled.labels
 
 
+@pytest.mark.thorough
 def test_a_batch_of_designs_is_what_vmap_makes_of_it(designs):
     with double_precision():
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), designs[0], designs[2])

@@ -56,6 +56,7 @@ def started(name, layout):
     return criterion, Point(frame, x + jnp.linspace(0.1, 0.3, len(x))), starts
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("layout", ["slope", "crossed"])
 @pytest.mark.parametrize("name", CRITERIA)
 def test_derivatives_are_those_of_the_value_at_the_same_place(name, layout):
@@ -67,6 +68,7 @@ def test_derivatives_are_those_of_the_value_at_the_same_place(name, layout):
         layouts.assert_at_the_same_place(*jax.device_get(layouts.quick_jit(both)()))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", CRITERIA)
 def test_nothing_is_lower_beside_its_minimum(name):
     def search():

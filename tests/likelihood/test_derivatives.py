@@ -27,6 +27,7 @@ def unscaled(name, theta):
     return case, tuple(layouts.factors(case, theta))
 
 
+@pytest.mark.sweep(16)
 @pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
 @pytest.mark.parametrize("singular", [False, True], ids=["inside", "singular"])
 @pytest.mark.parametrize(
@@ -64,6 +65,7 @@ def scale_gradient(case, psi, d):
     return np.array([-r @ slope @ r for slope in slopes]) / d.nu
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["slope", "five", "nested", "crossed", "sparse", "related and others", "equations"])
 def test_a_covariance_that_is_not_linear_in_its_parameters_has_exact_derivatives_too(name):
     """Against automatic differentiation of the deviance: structures with second derivatives of Sigma."""

@@ -84,6 +84,7 @@ def test_the_value_is_that_of_the_dense_definition(kind):
     np.testing.assert_allclose(value, dense_laplace(design, theta, beta), rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_derivatives_of_crossed_factors_are_those_of_the_value():
     design = rows_of("crossed", "nbinom1", columns=True)
 
@@ -108,6 +109,7 @@ def test_derivatives_of_crossed_factors_are_those_of_the_value():
     np.testing.assert_allclose(hessian, bends, atol=1e-6 * np.abs(bends).max())
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("kind", "family", "columns"), [("one", "binomial", False), ("slope", "nbinom1", True)])
 def test_groups_in_closed_form_are_the_general_form(kind, family, columns):
     design = rows_of(kind, family, columns=columns)

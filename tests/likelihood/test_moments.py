@@ -158,6 +158,7 @@ def test_derivatives_of_many_rows_are_those_of_the_sums(monkeypatch):
 
 
 # Slopes in the data take most of the time to compile, and the elimination's own rules have their tests.
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("name", "slopes"), [("identity", False), ("nested three", True), ("nested and crossed", False), ("sparse", False)]
 )

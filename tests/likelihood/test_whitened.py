@@ -87,6 +87,7 @@ def in_original_columns(case, T):
     return block_diag(*blocks) if blocks else np.zeros((0, 0))
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("reml", [False, True])
 @pytest.mark.parametrize(("layout", "word", "columns"), CASES)
 def test_value_gradient_and_hessian_are_those_of_the_dense_density(layout, word, columns, reml):
@@ -105,6 +106,7 @@ def test_value_gradient_and_hessian_are_those_of_the_dense_density(layout, word,
         np.testing.assert_allclose(found, wanted, atol=1e-9 * np.abs(wanted).max())
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     ("layout", "word", "columns"),
     [
@@ -127,6 +129,7 @@ def test_derivatives_in_the_chart_are_those_of_the_value_at_the_same_place(layou
         layouts.assert_at_the_same_place(*jax.device_get(both(rows)))
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("layout", "word"), [("slope", "ar1"), ("no random effects", "cs")])
 def test_nothing_is_lower_beside_its_minimum(layout, word):
     case = residual_cases.case(layout, word, 1)
@@ -156,6 +159,7 @@ def test_the_order_of_the_rows_does_not_matter(word):
     assert float(first) == pytest.approx(float(second), rel=1e-12)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     ("layout", "word", "columns", "entry", "number"),
     [

@@ -26,6 +26,7 @@ def precision(name):
 
 @pytest.mark.parametrize("name", REFERENCES)
 class TestAgainstR:
+    @pytest.mark.sweep(3)
     def test_criteria(self, name):
         result, expected = reference(name)
         assert result.aic == pytest.approx(expected["aic"], abs=2e-5)

@@ -301,6 +301,7 @@ def test_simulated_responses_have_the_covariance_of_the_model(fit):
     assert np.max(np.abs(found - wanted) / np.sqrt(1 + wanted**2)) < 4.5 / np.sqrt(4000)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("fit", [sleep, visits])
 def test_a_replicate_of_the_bootstrap_is_a_refit(fit):
     result = fit()
@@ -333,6 +334,7 @@ def test_influence_of_a_group_is_a_fit_without_it():
     np.testing.assert_allclose(found.ran_pars.loc["332", names], own[terms], rtol=1e-4)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("fit", [sleep, visits])
 def test_many_responses_are_single_fits_and_missing_values_are_rows_left_out(fit):
     model, y = fit().model, np.array(fit().model.endog)

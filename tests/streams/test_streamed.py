@@ -76,6 +76,7 @@ def fits(name):
     return jm.mixedlm(formula, data, **words).fit(), jm.from_batches(formula, batches, **words).fit()
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", CASES)
 def test_the_fit_is_that_of_the_data_in_memory(name):
     whole, batched = fits(name)
