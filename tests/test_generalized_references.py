@@ -37,7 +37,7 @@ def fitted(name):
     return jm.mixedglm(formula, frame, family, missing="drop", **words).fit()
 
 
-@pytest.mark.sweep(6)
+@pytest.mark.sweep(5)
 @pytest.mark.filterwarnings("ignore::jmixed.SingularWarning")
 @pytest.mark.parametrize("name", OPTIMA)
 def test_the_optimum_is_theirs(name):

@@ -29,7 +29,7 @@ def sds(result):
     return np.sort(rows.loc[rows.var2.isna(), "sdcor"].to_numpy(float))
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["formula"])
 def test_formulas_mean_what_they_mean_in_lme4(case):
     with pytest.warns(jm.SingularWarning) if case["singular"] else nullcontext():

@@ -39,7 +39,6 @@ def pair(request):
         return fitted(*request.param)
 
 
-@pytest.mark.sweep(50)
 def test_objective(pair):
     reference, result = pair
     value = reference["objective"]["value"]
@@ -150,7 +149,6 @@ def compare(table, rows, columns):
         np.testing.assert_allclose(np.log(got[tiny]), np.log(wanted[tiny]), rtol=1e-4)
 
 
-@pytest.mark.sweep(24)
 @by_bars
 def test_satterthwaite(pair):
     reference, result = pair

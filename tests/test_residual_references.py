@@ -75,7 +75,6 @@ def test_no_reference_is_left_out():
     assert set(residual_fits()) == set(MODELS)
 
 
-@pytest.mark.sweep(10)
 def test_criterion(pair):
     reference, result = pair
     value = reference["objective"]["value"]

@@ -109,7 +109,7 @@ TRUTHS = {
 }
 
 
-@pytest.mark.sweep(6)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("word", TRUTHS)
 @pytest.mark.parametrize("reml", [True, False])
 def test_the_optimum_is_that_of_a_dense_density(word, reml):
@@ -176,7 +176,7 @@ BOUNDARIES = {
 }
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(3)
 @pytest.mark.filterwarnings("ignore::jmixed.errors.SingularWarning")
 @pytest.mark.parametrize("case", BOUNDARIES, ids=" ".join)
 def test_ends_of_a_range_are_ordinary_outcomes(case):

@@ -133,6 +133,7 @@ def test_values_are_those_of_dense_algebra(name):
     np.testing.assert_allclose(x, np.linalg.solve(dense, b), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["three a node", "records"])
 def test_derivatives_of_the_log_determinant_are_those_of_dense_algebra(name):
     matrix, plan = case(name)

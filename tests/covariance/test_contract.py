@@ -64,7 +64,7 @@ def test_directions_and_bends_are_derivatives_of_sigma(structure):
     np.testing.assert_allclose(bends, second, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(4)
 def test_a_chart_holds_sigma_and_knows_its_derivatives(structure):
     _, sigma = parameters(structure)
     with double_precision():
@@ -133,7 +133,7 @@ def test_readable_entries_have_names_and_places(structure):
     assert structure_of("identity", 3).readable(COLUMNS)[0].first == "a, b, c"
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(4)
 def test_theta_in_psi_and_back(structure):
     _, sigma = parameters(structure)
     T = np.asarray(structure.preconditioner(np.full(structure.q, 0.5), np.eye(structure.q)))

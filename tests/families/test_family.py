@@ -81,7 +81,7 @@ def test_density_and_derivatives_are_exact(case):
     close(worked_out(case, y, eta, TRIALS), family_cases.exact_derivatives(case, y, eta, TRIALS), 1e-11)
 
 
-@pytest.mark.sweep(16)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("case", [case for case in CASES + EXTREMES if case.theta], ids=lambda case: case.name)
 def test_their_derivatives_in_further_predictors_are_exact(case):
     y, eta, _ = case.at(ETA, TRIALS)
@@ -184,6 +184,7 @@ def distribution_function(family, y, eta, extras, trials):
     return family.cdf(y, eta, extras, trials)
 
 
+@pytest.mark.sweep(12)
 @each_case
 def test_distribution_function_is_that_of_scipy(case):
     eta = np.resize(predictors(case), len(TRIALS))
@@ -207,7 +208,7 @@ def drawn(case):
         return np.asarray(jax.jit(case.family.draw)(jax.random.key(3), eta, case.extras(shape), trials))
 
 
-@pytest.mark.sweep(12)
+@pytest.mark.sweep(6)
 @each_case
 def test_draws_are_of_the_distribution(case):
     y, eta = drawn(case), predictors(case)
@@ -225,6 +226,7 @@ def test_draws_are_of_the_distribution(case):
         assert np.all(np.abs(np.mean((y - mean) ** 2, 0) - variance) < 5 * spread)
 
 
+@pytest.mark.sweep(8)
 @each_case
 def test_draws_of_32_bits_are_in_range(case):
     eta = np.linspace(0.5, 8, 200, dtype=np.float32)
@@ -236,6 +238,7 @@ def test_draws_of_32_bits_are_in_range(case):
     assert case.family.check(np.asarray(y), trials) is None
 
 
+@pytest.mark.sweep(8)
 @each_case
 def test_batches_with_predictors_common_to_all_rows_give_the_same(case):
     y, eta, _ = case.at(ETA, TRIALS)
@@ -256,6 +259,7 @@ def starts(family, y, mean, trials, weights):
     return family.start(y, trials), family.start_extras(y, mean, trials, weights)
 
 
+@pytest.mark.sweep(12)
 @each_case
 def test_starts_of_drawn_responses_are_near(case):
     y, eta, categories = drawn(case), predictors(case), case.family.response == "categories"

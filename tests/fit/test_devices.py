@@ -74,7 +74,7 @@ def run(processes, devices, cases):
 
 
 @pytest.mark.sweep(1)
-@pytest.mark.parametrize(("processes", "devices", "cases"), [(1, 4, "nested; crossed inside"), (2, 2, "slope")])
+@pytest.mark.parametrize(("processes", "devices", "cases"), [(2, 2, "slope"), (1, 4, "nested; crossed inside")])
 def test_shared_groups_give_the_estimate_of_one_device(processes, devices, cases):
     for output in run(processes, devices, cases):
         for name in cases.split("; "):

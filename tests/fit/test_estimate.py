@@ -145,6 +145,7 @@ def test_derivatives_at_a_singular_optimum():
         np.testing.assert_allclose(pushed[name], refits[name], rtol=1e-6, atol=1e-6 * np.max(np.abs(refits[name])))
 
 
+@pytest.mark.thorough
 def test_vmap_over_responses_from_a_given_start():
     case = layouts.case("slope", seed=1)
     design, r = case.design, np.random.default_rng(0)

@@ -227,6 +227,7 @@ def test_a_penalty_on_coefficients_and_theta():
     assert jm.Outcome(int(found.outcome)).ok
 
 
+@pytest.mark.thorough
 def test_single_precision():
     """Within the digits that the criterion has; a negative binomial has least."""
     formula = "y ~ x + offset(np.log(exposure)) + (1 | g)"

@@ -28,7 +28,7 @@ def fitted(name, reml=True, seed=1):
 # ---- the fields of a fit -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_estimates_are_those_of_dense_matrices(name, reml):
@@ -161,7 +161,7 @@ def test_freed_memory_is_given_back_by_large_fits_alone(monkeypatch):
 # ---- at given parameters -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sweep(6)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
 @pytest.mark.parametrize("at_beta", [False, True], ids=["profiled", "at beta"])
 @pytest.mark.parametrize("name", ["slope", "identity", "nested and crossed"])
@@ -312,6 +312,7 @@ def mean_squares(y, *levels):
     return [(b - a) / (m - k) for a, b, k, m in zip(sums, sums[1:], counts, counts[1:], strict=False)]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("large", "ratio"), [("sample", 1e3), ("sample", 1e6), ("batch", 1e6), ("both", 1e6)])
 def test_variances_keep_their_digits_beside_larger_ones(large, ratio):
     """In a balanced nest REML's estimates are those of the analysis of variance, where none of these is negative."""

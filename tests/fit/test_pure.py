@@ -333,6 +333,7 @@ def density_of_group(rows, beta, theta, log_size=None):
     return top + np.log(inside), theta * mode
 
 
+@pytest.mark.thorough
 def test_groups_of_a_family_one_by_one():
     """Log-likelihoods by quadrature and modes against scipy's integrals; scores of groups add up to those of all."""
     frame = rates(layouts.case("slope"))
@@ -369,6 +370,7 @@ def test_groups_of_a_family_that_hold_others():
     np.testing.assert_allclose(each[:3], alone, rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_simulated_responses_of_a_family_have_the_moments_of_the_model():
     frame, n = rates(layouts.case("slope")), 4000
     design = jm.mixedglm("y ~ x + (1 | g)", frame, "negativebinomial").design

@@ -378,7 +378,7 @@ def of_family(x, design):
     return -2 * jm.log_likelihood(x[:p], x[p : p + 1], 1.0, design, x[p + 1 : p + 1 + k])
 
 
-@pytest.mark.sweep(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["3|4", "sd_Intercept|judge"])
 def test_limits_of_a_family_by_a_search_of_another_kind(name):
     """At each limit: the likelihood of all other parameters, optimised by scipy under a constraint."""

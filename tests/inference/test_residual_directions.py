@@ -98,6 +98,7 @@ def test_kenward_roger_is_the_dense_definition_along_straight_paths(arguments):
     assert (joint.F, joint.num_df, joint.den_df) == pytest.approx((F, 2, denominator), rel=1e-7)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("arguments", "reml"), [(own, True) for own in CASES] + [(CASES[1], False)], ids=str)
 def test_satterthwaite_is_the_dense_definition(arguments, reml):
     a = at(*arguments, reml)

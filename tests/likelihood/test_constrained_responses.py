@@ -30,7 +30,7 @@ CASES = {
 }
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", CASES)
 def test_derivatives_in_the_chart(name):
     """Gradient and Hessian in all coordinates and the value that is held, away from the estimate."""

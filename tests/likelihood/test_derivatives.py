@@ -27,7 +27,7 @@ def unscaled(name, theta):
     return case, tuple(layouts.factors(case, theta))
 
 
-@pytest.mark.sweep(16)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
 @pytest.mark.parametrize("singular", [False, True], ids=["inside", "singular"])
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def assert_close(actual, expected, tolerance=1e-10):
 EVERY_ARGUMENT = (("crossed", False), ("crossed", True), ("sparse", True), ("identity", True), ("nested three", True))
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("name", "weighted"), EVERY_ARGUMENT)
 def test_values_and_gradients_are_those_of_the_dense_density(name, weighted):
     case = layouts.case(name, seed=3, weighted=weighted)
@@ -108,7 +108,7 @@ def test_values_and_gradients_are_those_of_the_dense_density(name, weighted):
             assert_close(gradients["Z"][label][k], slope)
 
 
-@pytest.mark.sweep(6)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", layouts.NAMES)
 def test_values_and_gradients_in_the_parameters_are_those_of_the_dense_density(name):
     case = layouts.case(name, seed=2)

@@ -49,6 +49,7 @@ def by_rows(name, case, T):
     return out
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_start_solves_the_moment_equations(name):
     case = layouts.case(name, seed=2)

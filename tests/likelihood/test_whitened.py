@@ -87,7 +87,7 @@ def in_original_columns(case, T):
     return block_diag(*blocks) if blocks else np.zeros((0, 0))
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("reml", [False, True])
 @pytest.mark.parametrize(("layout", "word", "columns"), CASES)
 def test_value_gradient_and_hessian_are_those_of_the_dense_density(layout, word, columns, reml):
@@ -129,7 +129,7 @@ def test_derivatives_in_the_chart_are_those_of_the_value_at_the_same_place(layou
         layouts.assert_at_the_same_place(*jax.device_get(both(rows)))
 
 
-@pytest.mark.sweep(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("layout", "word"), [("slope", "ar1"), ("no random effects", "cs")])
 def test_nothing_is_lower_beside_its_minimum(layout, word):
     case = residual_cases.case(layout, word, 1)

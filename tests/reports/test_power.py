@@ -83,6 +83,7 @@ def test_power_of_successes_is_that_of_fits_one_by_one():
     assert hits / fits == pytest.approx(p, abs=3.5 * np.sqrt(p * (1 - p) * (1 / fits + 1 / 1000)))
 
 
+@pytest.mark.thorough
 def test_a_family_with_parameters_of_its_own_needs_a_fit():
     pilot = wine()
     found = jm.power(pilot, n_simulations=50, grid={"temp[T.warm]": [0.0, 3.0]}, test="temp[T.warm]", key=2).frame

@@ -71,6 +71,7 @@ def random_covariance(result):
 # ---- what is estimated ----
 
 
+@pytest.mark.sweep(1)
 @every
 def test_the_parameters_that_are_told_give_the_criterion(fit):
     """By generalised least squares with the dense covariance: names, units and weights are all in it."""
@@ -322,6 +323,7 @@ def told(result):
     return own.iloc[-len(result.fitted.fit.rho) :]
 
 
+@pytest.mark.thorough
 def test_influence_of_a_group_is_a_fit_without_it():
     frame, found = data("sleepstudy"), sleep().influence()
     words = {"residual": "ar1(Days | Subject)", "dispersion": "~ Days", "weights": "w"}
@@ -334,7 +336,7 @@ def test_influence_of_a_group_is_a_fit_without_it():
     np.testing.assert_allclose(found.ran_pars.loc["332", names], own[terms], rtol=1e-4)
 
 
-@pytest.mark.sweep(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("fit", [sleep, visits])
 def test_many_responses_are_single_fits_and_missing_values_are_rows_left_out(fit):
     model, y = fit().model, np.array(fit().model.endog)

@@ -134,6 +134,7 @@ def test_a_column_of_zeros_explains_nothing():
     assert model.exog_names == whole.exog_names
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["slope", "weights", "crossed"])
 def test_what_follows_from_cross_products_is_the_same(name):
     whole, batched = fits(name)
