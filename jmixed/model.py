@@ -594,7 +594,7 @@ class MixedLM:
         with self.timings.step("stack"):
             rows = incidence(self.spec)
         fit = iterative.fit_iterative(rows, bool(reml), theta, maxiter, probes, int(seed))
-        options.warn_of_end(fit, self.spec.terms, [True] * len(self.spec.terms), fit.outcome.message)
+        options.warn_of_end(fit, self.spec.terms, [True] * len(self.spec.terms), message_of(fit))
         hist = [options.history(fit, method)] if full_output else None
         return MixedLMResults(self, fit, bool(reml), hist=hist)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jmixed.covariance.structure import split
 from jmixed.errors import ConvergenceWarning, ModelError, Outcome, SingularWarning, warn
 from jmixed.fit import host
+from jmixed.reports.fitted import message_of
 
 if TYPE_CHECKING:
     from jmixed.compat.held import Task
@@ -50,7 +51,7 @@ def warn_of_options(names: Iterable[str], niter_sa: int = 0) -> None:
 def warn_of_outcome(fit: host.Fit, task: Task, terms: Sequence[RandomTerm]) -> None:
     """Warn of a fit without a certified optimum, and of a singular one."""
     moved = [bool(piece.any()) for piece in split(task.packing.structures, task.free_theta)]
-    warn_of_end(fit, terms, moved, fit.outcome.message)
+    warn_of_end(fit, terms, moved, message_of(fit))
 
 
 def warn_of_end(fit: host.Fit, terms: Sequence[RandomTerm], moved: Sequence[bool], message: str) -> None:

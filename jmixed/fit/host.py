@@ -262,7 +262,30 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
         if many:
             memory.give_back()
         fit = _collect(design, solved, reml, timings, settle=free is None, counted=counted)
-        return fit if design.layout.family is None else _judged(fit, design, solved.T)
+        if design.layout.family is not None:
+            return _judged(fit, design, solved.T)
+        return fit if reml or free is not None else _unless_unbounded(fit, design)
+
+
+def _unless_unbounded(fit: Fit, design: Design) -> Fit:
+    """The fit by ML, unless rows that coefficients can fit exactly have a residual variance of their own.
+
+    As that variance falls to zero, beside random effects without variance, the likelihood grows without bound, and the
+    minimum that was found is a local one. REML's has as many powers of that variance less as there are such rows.
+    """
+    if not design.layout.residual.columns:
+        return fit
+    there = np.flatnonzero(np.asarray(design.weights) > 0)
+    X, dispersion = np.asarray(design.X)[there], np.asarray(design.series.dispersion)[there]
+    patterns, pattern, counts = np.unique(dispersion, axis=0, return_inverse=True, return_counts=True)
+    # A variance belongs to the rows of one pattern alone where a parameter does: where the leverage is one.
+    basis, sizes, _ = np.linalg.svd(np.column_stack([np.ones(len(patterns)), patterns]), full_matrices=False)
+    leverages = np.sum(basis[:, sizes > 1e-10 * sizes[0]] ** 2, axis=1)
+    for k in np.flatnonzero((leverages > 1 - 1e-9) & (counts <= X.shape[1])):
+        rows = np.flatnonzero(pattern == k)
+        if np.linalg.matrix_rank(X[rows]) == len(rows):
+            return replace(fit, outcome=Outcome.DIVERGING, concerns={"rows": there[rows].tolist()})
+    return fit
 
 
 VAST = 1e3

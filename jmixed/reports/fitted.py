@@ -561,6 +561,10 @@ def message_of(fit: Fit, names: Sequence[str] = ()) -> str:
     about: list[str] = [str(names[column]) for column in fit.concerns.get("columns", ()) if column < len(names)]
     about += [f"the random effects {label!r}" for label in fit.concerns.get("terms", ())]
     about += [f"the predictor {name!r}" for name in fit.concerns.get("further", ())]
+    if rows := fit.concerns.get("rows"):
+        positions = ", ".join(map(str, rows))
+        about.append(f"the residual variance of the rows at positions {positions}, which the fixed effects fit exactly")
+        about.append("so that ML has no maximum; REML is bounded")
     return fit.outcome.message + (f". It is about: {', '.join(about)}" if about else "")
 
 

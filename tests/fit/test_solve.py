@@ -280,6 +280,36 @@ def test_a_spread_on_its_way_to_zero_is_told_by_its_slope():
         assert diverges(-9.0, 0.0)
 
 
+@pytest.mark.parametrize(("rows", "unbounded"), [(1, True), (2, True), (3, False), ("2 alike", False)])
+def test_rows_that_coefficients_fit_exactly_have_no_variance_of_their_own_by_ml(rows, unbounded):
+    """Told by the dense density along the way down, where the variances of the level and of the intercepts vanish."""
+    rng, count = np.random.default_rng(1), int(str(rows)[0])
+    level = np.repeat(["a", "b"], [count, 60 - count])
+    data = pd.DataFrame({"x": rng.normal(size=60), "g": np.arange(60) % 10, "level": level})
+    if rows == "2 alike":
+        data["x"] = np.arange(60) // 2 % 5 - 2.0
+    data["y"] = 1 + data.x + rng.normal(size=10)[data.g] + rng.normal(size=60)
+    X, y = np.column_stack([np.ones(60), data.x]), data.y.to_numpy()
+
+    def deviance(variance):
+        V = np.where(data.level == "a", variance, 2.0)
+        left = y - X @ np.linalg.solve((X.T / V) @ X, (X.T / V) @ y)
+        return np.sum(np.log(2 * np.pi * V) + left**2 / V)
+
+    assert (deviance(1e-9) < deviance(1e-6) - 5) == unbounded
+    model = jm.mixedlm("y ~ x + (1 | g)", data, dispersion="~ level")
+    assert model.fit().converged
+    if not unbounded:
+        assert model.fit(reml=False).converged
+        return
+    with pytest.warns(
+        jm.ConvergenceWarning, match=f"DIVERGING.* at positions {', '.join('01'[:count])}, .*REML is bounded"
+    ):
+        result = model.fit(reml=False)
+    assert not result.converged
+    assert deviance(1e-8) - deviance(1e-10) == pytest.approx(count * np.log(100), abs=0.01)
+
+
 def test_an_autoregression_next_to_minus_one_is_at_its_optimum():
     """Sums of differences of rows lose digits there: the deviance was 0.1 too low, and its optimum elsewhere."""
     rng = np.random.default_rng(5)
