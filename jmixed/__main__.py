@@ -4,12 +4,14 @@ import argparse
 import gc
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pandas as pd
 
 from jmixed import datasets
@@ -23,6 +25,7 @@ EPILOG = """examples:
   python -m jmixed "Reaction ~ Days + (Days | Subject)" --data sleepstudy
   python -m jmixed "score ~ age" --groups school --vc "classroom=0 + C(classroom)" --data scores.csv --ml
   python -m jmixed "visits ~ age + (1 | clinic)" --family poisson --offset log_time --data visits.csv
+  python -m jmixed warm school pupil --data scores.csv   compile the usual models of these groups ahead
   python -m jmixed cache           where compiled programs are kept, and how much room they take
   python -m jmixed cache --clear   delete them
 """
@@ -34,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The exit status is 0, or 2 for bad input or output that cannot be written, with one line on standard error.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["cache"]:
-        return _cache(arguments[1:])
+    for name, command in {"cache": _cache, "warm": _warm}.items():
+        if arguments[:1] == [name]:
+            return command(arguments[1:])
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -68,6 +72,50 @@ def _cache(arguments: Sequence[str]) -> int:
     return _print_out(
         f"{directory}: {len(programs)} programs, {megabytes:.1f} MB of at most {executables.ROOM / 1e6:.0f}"
     )
+
+
+USUAL = ("1 |", "x |", "x ||", "x + z |")
+"""Random effects of the first factor in the models that `warm` compiles."""
+
+
+def _warm(arguments: Sequence[str]) -> int:
+    """Compile the programs of the usual models of some factors, for data as long as these, before they are needed."""
+    parser = _Parser(
+        prog="python -m jmixed warm",
+        description="Compile the usual models of some groups ahead, for all data of this size: random intercepts and "
+        "slopes with up to six fixed effects, by REML and ML, their summaries and tests.",
+    )
+    parser.add_argument("groups", nargs="+", metavar="COLUMN", help="of the groups; the first has slopes, too")
+    parser.add_argument("--data", required=True, metavar="FILE", help="a CSV or Parquet file, or a bundled data set")
+    options = parser.parse_args(arguments)
+    if kept_directory() is None:
+        parser.error("no programs are kept: JMIXED_CACHE says so, or there is no directory that is yours alone")
+    try:
+        table = read_table(options.data)
+        if unknown := [name for name in options.groups if name not in table]:
+            raise DataError(f"--data {options.data!r} has no column {unknown[0]!r}: it has {', '.join(table.columns)}")
+        for effects in USUAL:
+            random, start = " + ".join([f"({effects} {{}})", *["(1 | {})"] * (len(options.groups) - 1)]), time.time()
+            _compile(random, table.filter(items=options.groups).dropna())
+            if status := _print_out(f"{random.format(*options.groups)}: {time.time() - start:.1f} s"):
+                return status
+    except JmixedError as error:
+        print(f"jmixed: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return _cache([])
+
+
+def _compile(random: str, factors: pd.DataFrame) -> None:
+    """Fit what has these random effects, with a place for each factor, to a response and predictors of noise."""
+    names = [f"g{k}" for k in range(factors.shape[1])]
+    noise = np.random.default_rng(0).normal(size=(3, len(factors)))
+    data = factors.set_axis(names, axis=1).assign(**dict(zip("yxz", noise, strict=True)))
+    # Effects that are not there have variances of zero, which is no news.
+    with warnings.catch_warnings(action="ignore"):
+        for reml in (True, False):
+            result = mixedlm(f"y ~ x + z + {random.format(*names)}", data).fit(reml=reml)
+            result.summary()
+            result.test()
 
 
 def _fitted(data, options):

@@ -10,6 +10,7 @@ from references import data
 
 import jmixed as jm
 from jmixed.__main__ import main
+from jmixed.runtime import compilation, executables
 from jmixed.runtime.compilation import default_directory
 
 
@@ -204,6 +205,26 @@ def test_kept_programs_are_counted_and_deleted(capsys, monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
     monkeypatch.setattr("jmixed.runtime.compilation._kept", [None])
     assert "JMIXED_CACHE" in run(capsys, "cache")[1]
+
+
+def test_models_that_are_compiled_ahead_trace_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("jmixed.runtime.compilation._kept", [tmp_path])
+    monkeypatch.setattr("jmixed.__main__.USUAL", ("x |",))
+    status, out, err = run(capsys, "warm", "Subject", "--data", "sleepstudy")
+    assert (status, err) == (0, "")
+    assert out.startswith("(x | Subject): ")
+    executables.forget()
+    before = compilation._traces()
+    for reml in (True, False):
+        result = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit(reml=reml)
+        assert "10.467" in str(result.summary())
+        assert len(result.test()) == 2
+    assert compilation._traces() == before
+    assert "has no column 'subject': it has" in run(capsys, "warm", "subject", "--data", "sleepstudy")[2]
+    monkeypatch.setattr("jmixed.runtime.compilation._kept", [None])
+    with pytest.raises(SystemExit):
+        run(capsys, "warm", "Subject", "--data", "sleepstudy")
+    assert "no programs are kept" in capsys.readouterr().err
 
 
 def test_without_a_home_directory_one_line_says_so(capsys, monkeypatch):
