@@ -11,6 +11,7 @@ The shapes of the designs are few, so that programs are compiled once; designs t
 other; and the restarts of a design are one batch.
 
     python benchmarks/stress.py [--designs 5000] [--restarts 8] [--seed 1] [--kinds crossed ...]
+        [--skip 2000] [--take 500]
 """
 
 import argparse
@@ -364,9 +365,9 @@ def order_of_programs(designs, seed, kinds):
     return sorted(range(designs), key=programs_of)
 
 
-def run(designs, restarts, seed, kinds, skip):
+def run(designs, restarts, seed, kinds, skip, take):
     tally, started = Tally(), time.perf_counter()
-    for done, number in enumerate(order_of_programs(designs, seed, kinds)[skip:], skip):
+    for done, number in enumerate(order_of_programs(designs, seed, kinds)[skip : skip + take], skip):
         kind, shape, arguments, reml, rng = numbered_design(seed, number, kinds)
         entry = (number, kind, shape.random, *shape.components, len(arguments["data"]), "REML" if reml else "ML")
         try:
@@ -395,8 +396,9 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--skip", type=int, default=0, help="designs that an earlier run has tried, in its order")
+    parser.add_argument("--take", type=int, default=sys.maxsize, help="how many of the rest, by default all")
     options = parser.parse_args()
     jm.enable_compilation_cache()
     # What is tested are the numbers, not the speed.
     jax.config.update("jax_disable_most_optimizations", True)
-    sys.exit(run(options.designs, options.restarts, options.seed, options.kinds, options.skip))
+    sys.exit(run(options.designs, options.restarts, options.seed, options.kinds, options.skip, options.take))
