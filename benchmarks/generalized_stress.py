@@ -9,6 +9,7 @@ not jmixed's own. The script ends with status 1 where there are any.
 Layouts and families are few, so that programs are compiled once, and designs that share them come one after the other.
 
     python benchmarks/generalized_stress.py [--designs 1000] [--restarts 8] [--seed 1] [--families poisson ...]
+        [--skip 200] [--take 100]
 """
 
 import argparse
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 from scipy.special import expit
@@ -278,9 +280,10 @@ def restarted(model, restarts: int, rng):
     return out
 
 
-def run(designs: int, restarts: int, seed: int, layouts, families) -> int:
+def run(designs: int, restarts: int, seed: int, layouts, families, skip: int, take: int) -> int:
     tally, started = Tally(), time.perf_counter()
-    for done, number in enumerate(order_of_programs(designs, seed, layouts, families), 1):
+    numbers = order_of_programs(designs, seed, layouts, families)[skip : skip + take]
+    for done, number in enumerate(numbers, skip + 1):
         names, arguments, rng = numbered_design(seed, number, layouts, families)
         entry = (number, *names)
         try:
@@ -306,6 +309,11 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--skip", type=int, default=0, help="designs that an earlier run has tried, in its order")
+    parser.add_argument("--take", type=int, default=sys.maxsize, help="how many of the rest, by default all")
     options = parser.parse_args()
     jm.enable_compilation_cache()
-    sys.exit(run(options.designs, options.restarts, options.seed, options.layouts, options.families))
+    # What is tested are the numbers, not the speed.
+    jax.config.update("jax_disable_most_optimizations", True)
+    among = options.layouts, options.families
+    sys.exit(run(options.designs, options.restarts, options.seed, *among, options.skip, options.take))
