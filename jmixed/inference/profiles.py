@@ -23,7 +23,6 @@ from jmixed.likelihood.constrained import Border, Held, HeldResidual
 from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.quadrature import QuadratureDeviance
-from jmixed.likelihood.starts import is_thin, may_be_thin, terms_compete
 from jmixed.likelihood.whitened import WhitenedDeviance
 from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime.memory import bucket
@@ -205,10 +204,7 @@ class UnconstrainedResponse:
     @property
     def has_several_minima(self) -> bool:
         """Whether the fit itself is sought from several starts."""
-        layout, there = self.source.rows.layout, np.asarray(self.source.rows.weights) > 0
-        return terms_compete(layout.terms, layout.factors) or (
-            may_be_thin(layout) and bool(is_thin(layout, np.sum(there.astype(FLOAT))))
-        )
+        return bool(self._laplace.has_several_minima)
 
     def error(self, coefficient: int) -> float:
         """The standard error of a coefficient; of one that has none, one."""

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
 
 from jmixed.algebra.batched import eigh
@@ -47,7 +48,7 @@ from jmixed.likelihood.responses import Responses, responses_of
 from jmixed.likelihood.spans import scaled, solve, to_blocks, to_rows, working_moments
 from jmixed.likelihood.stages import covariances_of, stage_matrix, sum_by_parent
 from jmixed.likelihood.start import moment_covariances
-from jmixed.likelihood.starts import is_thin, may_be_thin, terms_compete
+from jmixed.likelihood.starts import tells_little, terms_compete
 
 SPAN = (0.05, 4.0)
 """Bounds of the variances from which searches start, of columns of unit size: responses tell little of larger ones."""
@@ -245,29 +246,22 @@ class LaplaceDeviance(Criterion):
 
         `given` (q, q) and `others` are as of `jmixed.likelihood.profiled.ProfiledDeviance`.
         """
-        structures, dtype = self.rows.layout.terms, self.X.dtype
-        xi, extras = self.predictors(self.first[0])
-        by_moments = self._moment_covariances(xi, extras)
-        units = [jnp.eye(term.q, dtype=dtype) for term in structures]
-        starts, layout = [by_moments], self.rows.layout
-        compete, count = terms_compete(layout.terms, layout.factors), jnp.ones((), jnp.int32)
-        if compete or may_be_thin(layout):
-            starts += [[multiple * unit for unit in units] for multiple in MULTIPLES]
-            there = jnp.sum((self.responses.factors > 0).astype(dtype))
-            count = jnp.where(compete | is_thin(layout, there), len(starts), count).astype(jnp.int32)
+        layout, dtype = self.rows.layout, self.X.dtype
+        by_moments = self._moment_covariances()
         if given is not None:
             known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in given]))
-            starts[0] = [jnp.where(known, start, own) for start, own in zip(given, by_moments, strict=True)]
-            alone = known if others is None else known & ~jnp.asarray(others)
-            count = jnp.where(alone, 1, count).astype(jnp.int32)
-        charts = [chart_at(covariances, structures, dtype) for covariances in starts]
+            by_moments = [jnp.where(known, start, own) for start, own in zip(given, by_moments, strict=True)]
+        units = [np.multiply.outer(MULTIPLES, np.eye(term.q)).astype(dtype) for term in layout.terms]
+        starts = [jnp.concatenate([first[None], unit]) for first, unit in zip(by_moments, units, strict=True)]
         # Large random effects leave little for a dispersion to explain.
-        nowhere, free = self.nowhere(), [self.first[0], self.first[0], self.first[1], self.first[1]]
-        points = [
-            Point((chart.bases, nowhere), jnp.concatenate([chart.phi, begin]))
-            for chart, begin in zip(charts, free, strict=False)
-        ]
-        return Starts(jax.tree.map(lambda *parts: jnp.stack(parts), *points), count)
+        free = self.first[np.array([0, *(multiple > 1 for multiple in MULTIPLES)], int)]
+        several = self.has_several_minima
+        if given is not None:
+            several &= ~known if others is None else jnp.asarray(others) | ~known
+        charts = jax.vmap(lambda covariances: chart_at(covariances, layout.terms, dtype))(starts)
+        nowhere = self.nowhere()
+        frames = charts.bases, jnp.broadcast_to(nowhere, (len(free), *nowhere.shape))
+        return Starts(Point(frames, jnp.concatenate([charts.phi, free], axis=1)), jnp.where(several, len(free), 1))
 
     def at_theta(self, theta, free) -> Point:
         """The point of theta (m,) of columns as they are, beta and kappa of preconditioned ones."""
@@ -290,11 +284,22 @@ class LaplaceDeviance(Criterion):
         blocks, q = self.groups.Z.shape[:2]
         return jnp.zeros((blocks, q, self.groups.size), self.X.dtype)
 
-    def _moment_covariances(self, xi, extras):
+    @property
+    def has_several_minima(self) -> Any:
+        """Whether more than one minimum is to be expected: terms compete, levels are few, or rows tell little."""
+        layout, (_, weight) = self.rows.layout, self._without_effects()
+        compete = terms_compete(layout.terms, layout.factors)
+        return compete | tells_little(layout, jnp.sum(jnp.minimum(weight, 1)))
+
+    def _without_effects(self):
+        """Scores and working weights (n,) of the rows without random effects."""
+        score, weight, _, _ = self.responses.derivatives(*self.predictors(self.first[0]))
+        return score, jnp.where(self.responses.factors > 0, jnp.maximum(weight, 1e-8), 0)
+
+    def _moment_covariances(self):
         """Covariances by moments of the working response without random effects, within `SPAN`."""
-        score, weight, _, _ = self.responses.derivatives(xi, extras)
+        score, weight = self._without_effects()
         there = self.responses.factors > 0
-        weight = jnp.where(there, jnp.maximum(weight, 1e-8), 0)
         working = jnp.where(there, score / jnp.where(there, weight, 1), 0)
         rows = replace(self.rows, y=working, offset=jnp.zeros_like(working), X=self.X, weights=weight)
         p = self.X.shape[1]

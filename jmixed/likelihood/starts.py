@@ -196,6 +196,15 @@ def is_thin(layout: Layout, rows) -> Any:
     return (rows <= THIN) & (2 * _coefficients(layout) > rows)
 
 
+def tells_little(layout: Layout, information) -> Any:
+    """Whether rows tell less of the random effects than a normal response a coefficient, by their `information`.
+
+    A rare event, or a failure where most succeed, is hardly a row: a variance of zero is then one minimum of several,
+    however many rows there are.
+    """
+    return (min(layout.levels) <= FEW_LEVELS) | (_coefficients(layout) > information)
+
+
 def _coefficients(layout: Layout) -> int:
     return sum(levels * layout.factor_width(f) for f, levels in enumerate(layout.levels))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from generalized import counts_frame
+from scipy import optimize
 from scipy.optimize import minimize
 
 import jmixed as jm
@@ -99,6 +100,41 @@ def test_separation_is_an_outcome_that_names_the_columns():
     assert result.outcome.name == "SEPARATED"
     assert not result.converged
     assert result.bse_fe.isna().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(("size", "rows"), [(2, 4000), (3, 3000)])
+def test_rare_events_have_several_minima_and_the_lowest_is_taken(size, rows):
+    """A search from moments ends at a variance of zero, another minimum of Laplace's criterion, here by NumPy."""
+    rng, groups = np.random.default_rng(1), rows // size
+    x, g = rng.normal(size=rows), np.arange(rows) % groups
+    y = (rng.random(rows) < 1 / (1 + np.exp(3.5 - 0.5 * x))).astype(float)
+
+    def criterion(intercept, slope, sd):
+        fixed, u = intercept + slope * x, np.zeros(groups)
+
+        def density(u):
+            eta = fixed + sd * u[g]
+            return np.bincount(g, y * eta - np.logaddexp(0, eta)) - u**2 / 2
+
+        for _ in range(60):
+            p = 1 / (1 + np.exp(-fixed - sd * u[g]))
+            bend = 1 + sd**2 * np.bincount(g, p * (1 - p))
+            step = (sd * np.bincount(g, y - p) - u) / bend
+            for _ in range(8):
+                step = np.where(density(u + step) < density(u) - 1e-14, step / 2, step)
+            u = u + step
+        return -2 * np.sum(density(u)) + np.sum(np.log(bend))
+
+    result = jm.mixedglm("y ~ x + (1 | g)", pd.DataFrame({"y": y, "x": x, "g": g})).fit()
+    found = np.array([*result.fe_params, result.theta[0]])
+    assert result.converged
+    assert result.optimizer.starts == 4
+    assert result.objective == pytest.approx(criterion(*found), abs=1e-8)
+    for k in range(3):
+        for step in (-0.05, 0.05):
+            assert criterion(*(found + step * np.eye(3)[k])) > result.objective
+    without = optimize.minimize(lambda params: criterion(*params, 0.0), [-3.5, 0.5])
+    assert result.objective < without.fun - 10
 
 
 def test_groups_that_are_all_failure_or_success_diverge():
