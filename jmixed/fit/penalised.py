@@ -85,23 +85,23 @@ class PenalisedDeviance(Criterion):
         return beta, _theta([rectify(factor) for factor in factors], self.moments), value, sigma
 
 
-def penalised_optimum(held: Moments, penalty, start, reml) -> Penalised:
+def penalised_optimum(moments: Moments, penalty, start, reml) -> Penalised:
     """Minimise the deviance at a given beta, profiled over sigma alone, plus a penalty.
 
     First derivatives are those of the optimum: at it, one Newton step with a known Hessian is written out, whose
     derivative in the data and in whatever the penalty depends on is that of the implicit function theorem. The penalty
     is ``penalty(beta, theta)``, a scalar on the scale of the deviance; theta and its `start` (m,) are rectified.
     """
-    scale = scales(held.layout.terms, held.T, held.G.dtype)
-    penalty, hoisted = jax.closure_convert(penalty, jnp.zeros_like(held.beta0), jnp.zeros_like(scale))
-    criterion = PenalisedDeviance(held, penalty, hoisted, reml, scale)
-    known, hoisted = stop_gradient((held, hoisted))
+    scale = scales(moments.layout.terms, moments.T, moments.G.dtype)
+    penalty, hoisted = jax.closure_convert(penalty, jnp.zeros_like(moments.beta0), jnp.zeros_like(scale))
+    criterion = PenalisedDeviance(moments, penalty, hoisted, reml, scale)
+    known, hoisted = stop_gradient((moments, hoisted))
     fixed = replace(criterion, moments=known, hoisted=hoisted)
-    found = stop_gradient(minimum(fixed, fixed.starts(stop_gradient(start)), MAX_ITERATIONS))
-    at = found.at.point.x
+    lowest = stop_gradient(minimum(fixed, fixed.starts(stop_gradient(start)), MAX_ITERATIONS))
+    at = lowest.at.point.x
     slope = jax.grad(lambda x: criterion.value(Point((), x)))(at)
-    beta, theta, value, sigma = criterion.estimates(Point((), at - pseudo_inverse(found.at.hessian) @ slope))
-    return Penalised(beta, theta, found.outcome, value, sigma)
+    beta, theta, value, sigma = criterion.estimates(Point((), at - pseudo_inverse(lowest.at.hessian) @ slope))
+    return Penalised(beta, theta, lowest.outcome, value, sigma)
 
 
 def _theta(factors, moments):
@@ -109,10 +109,10 @@ def _theta(factors, moments):
     return join([s.theta(f) for s, f in zip(structures, factors, strict=True)], moments.G.dtype)
 
 
-def _best_coefficients(theta, held):
+def _best_coefficients(theta, moments):
     """Those of preconditioned columns that are best without the penalty."""
-    roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
-    return gaussian.profile(gaussian.squares(roots), roots, held).beta
+    roots = gaussian.precondition(gaussian.factors_of(theta, moments), moments.T)
+    return gaussian.profile(gaussian.squares(roots), roots, moments).beta
 
 
 def upright(factor):
@@ -133,7 +133,7 @@ def scales(structures, preconditioners, dtype):
 def away_from_zero(t, structures):
     """A start whose diagonal entries are not zero, as where every derivative would vanish."""
     pieces = []
-    for structure, own in zip(structures, split(structures, t), strict=True):
+    for structure, piece in zip(structures, split(structures, t), strict=True):
         diagonal = structure.theta(np.eye(structure.q, dtype=t.dtype)) > 0
-        pieces.append(jnp.where(diagonal, jnp.maximum(own, AWAY), own))
+        pieces.append(jnp.where(diagonal, jnp.maximum(piece, AWAY), piece))
     return join(pieces, t.dtype)

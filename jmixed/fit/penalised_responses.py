@@ -176,9 +176,9 @@ def penalised_response(rows: Rows, penalty, theta, beta, kappa):
     known = stop_gradient((source, hoisted))
     fixed = PenalisedResponse(known[0], penalty, known[1], scale)
     begin = stop_gradient((laplace.preconditioned(beta, kappa), theta))
-    found = stop_gradient(minimum(fixed, fixed.starts(begin), MAX_ITERATIONS))
-    criterion, at = PenalisedResponse(source, penalty, hoisted, scale), found.at.point.x
+    lowest = stop_gradient(minimum(fixed, fixed.starts(begin), MAX_ITERATIONS))
+    criterion, at = PenalisedResponse(source, penalty, hoisted, scale), lowest.at.point.x
     slope = jax.grad(lambda x: criterion.value(Point((), x)))(at)
-    point = Point((), at - pseudo_inverse(found.at.hessian) @ slope)
+    point = Point((), at - pseudo_inverse(lowest.at.hessian) @ slope)
     free, theta = criterion.estimates(point)
-    return ResponseAtTheta(source, theta), Point((), free), criterion.value(point), found.outcome
+    return ResponseAtTheta(source, theta), Point((), free), criterion.value(point), lowest.outcome

@@ -99,8 +99,8 @@ def residual_term(
     _refuse_repeats(part, places.steps, series, labels, positions)
     by_position = 0
     if part.word in BY_POSITION:
-        own, own_names = _by_position(part, places)
-        columns, names, by_position = np.hstack([own, columns]), own_names + names, own.shape[1]
+        place_columns, place_names = _by_position(part, places)
+        columns, names, by_position = np.hstack([place_columns, columns]), place_names + names, place_columns.shape[1]
     _refuse_collinear(columns, names, part.text, dispersion)
     term = ResidualTerm(
         word=part.word,

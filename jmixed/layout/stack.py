@@ -222,7 +222,7 @@ def _equations(data, structures, factors, codes, counts, within):
             page="relationships.md#large-pedigrees",
         )
     precisions = [data.terms[members[0]].precision for members in factors]
-    sizes = [count if own is None else own.shape[0] for count, own in zip(counts, precisions, strict=True)]
+    sizes = [count if matrix is None else matrix.shape[0] for count, matrix in zip(counts, precisions, strict=True)]
     layout = Layout(
         terms=structures,
         factors=tuple(factors),

@@ -150,9 +150,9 @@ def triangular(root, basis):
     rows.append([*(root[-1] @ direction for direction in directions), root[-1] @ last])
     zero = jnp.zeros((), root.dtype)
     factor = jnp.stack([jnp.stack([*row, *[zero] * (q - len(row))]) for row in rows])
-    one = np.eye(q, dtype=root.dtype)
+    unit = np.eye(q, dtype=root.dtype)
     turned = root @ basis.T
-    factor = jnp.where(jnp.all(basis @ basis.T == one) & _is_triangular(turned), turned, factor)
+    factor = jnp.where(jnp.all(basis @ basis.T == unit) & _is_triangular(turned), turned, factor)
     return jnp.where(_is_triangular(root), root, factor)
 
 

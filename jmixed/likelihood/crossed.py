@@ -51,7 +51,7 @@ def reduce_crossed(covariances, roots, moments: Moments):
 
 
 def _eliminate_leaves(covariances, roots, moments: Moments):
-    sigma, root = (stage_matrix(moments.layout, 0, own) for own in (covariances, roots))
+    sigma, root = (stage_matrix(moments.layout, 0, matrices) for matrices in (covariances, roots))
     positive = moments.layout.has_positive_weights
     return eliminate(sigma, root, moments.C[0], moments.B[0], True, moments.shift[0], positive)
 
@@ -90,7 +90,7 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
     F = -links.border(jnp.einsum("kijg,jrg->kirg", TM, E))
     bend = jnp.einsum("kirg,ijg,ljsg->klrs", ME, S, ME) - jnp.einsum("kar,ab,lbs->klrs", F, core.P, F)
     terms = [(place, *term_directions(layout, place.term, psi)) for place in places(layout, 1)]
-    own, core_first, core_G, mixed_G = _core_directions(layout, terms, core, F)
+    core_positions, core_first, core_G, mixed_G = _core_directions(layout, terms, core, F)
     G_first = jnp.concatenate([-jnp.einsum("irg,kisg->krs", E, ME), core_G[0]])
     logdet_first = jnp.concatenate([jnp.einsum("kij,ijg->k", M, S - THT), core_first])
 
@@ -112,7 +112,7 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
         G_leaves = G_leaves - jnp.einsum("irg,klij,jsg->klrs", E, N, E)
     second = curvature() if exact is True else jax.lax.cond(exact, curvature, none)
     G_second = _symmetric(G_leaves, mixed_G, core_G[1])
-    order = np.argsort(np.concatenate([positions, own]))
+    order = np.argsort(np.concatenate([positions, core_positions]))
     both = order[:, None], order[None]
     logdet = Jet(leaves.logdet + core.logdet, logdet_first[order], second[both])
     return logdet, Jet(moments.G - leaves.K - core.K, G_first[order], G_second[both])
@@ -229,6 +229,6 @@ def _core_curvature(terms, S):
 def _trace(S, left, right):
     """-<S N S, N'> for the directions of two terms, each with the same block at every level."""
     (rows, N), (columns, M) = left, right
-    own = jnp.moveaxis(columns.rows(jnp.moveaxis(rows.rows(S), 2, 0)), (0, 1), (2, 3))
-    outer = jnp.einsum("limj,lpmr->ijpr", own, own)
+    blocks = jnp.moveaxis(columns.rows(jnp.moveaxis(rows.rows(S), 2, 0)), (0, 1), (2, 3))
+    outer = jnp.einsum("limj,lpmr->ijpr", blocks, blocks)
     return -jnp.einsum("ijpr,kpi,hjr->kh", outer, N, M)

@@ -90,8 +90,8 @@ def profile(covariances, roots, moments: Moments) -> Profile:
     fixed = profile_fixed(reduced.G)
     logdet_R = jnp.sum(jnp.log(jnp.abs(diagonal(moments.R))))
     logdet_fixed = fixed.logdet + 2 * logdet_R
-    found = fixed.rss, fixed.beta, fixed.inverse, reduced.stages, reduced.borders
-    return Profile(reduced.logdet, logdet_fixed, *found)
+    beta = fixed.rss, fixed.beta, fixed.inverse
+    return Profile(reduced.logdet, logdet_fixed, *beta, reduced.stages, reduced.borders)
 
 
 def degrees(moments: Moments, reml: bool):

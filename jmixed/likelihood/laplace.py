@@ -257,7 +257,7 @@ class LaplaceDeviance(Criterion):
             count = jnp.where(compete | is_thin(layout, there), len(starts), count).astype(jnp.int32)
         if given is not None:
             known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in given]))
-            starts[0] = [jnp.where(known, start, own) for start, own in zip(given, by_moments, strict=True)]
+            starts[0] = [jnp.where(known, start, by_moment) for start, by_moment in zip(given, by_moments, strict=True)]
             alone = known if others is None else known & ~jnp.asarray(others)
             count = jnp.where(alone, 1, count).astype(jnp.int32)
         charts = [chart_at(covariances, structures, dtype) for covariances in starts]
@@ -425,8 +425,10 @@ class LaplaceDeviance(Criterion):
         stages = reduce(covariances, stop_gradient(roots), apart).stages
         last = len(stages) - 1
         for s, stage in enumerate(stages):
-            own = stage.logdet[None]
-            total += (own if s == last else sum_by_parent(own, self.rows.index.parents[s][-1], layout.blocks[last]))[0]
+            logs = stage.logdet[None]
+            if s < last:
+                logs = sum_by_parent(logs, self.rows.index.parents[s][-1], layout.blocks[last])
+            total += logs[0]
         return total
 
     def levels_of(self, blocks, T):
@@ -435,8 +437,8 @@ class LaplaceDeviance(Criterion):
 
     def described(self, roots, theta, free, value, levels) -> dict[str, Any]:
         """The estimates by name."""
-        original, p, one = block_diagonal(self.bases) @ free, self.X.shape[1], jnp.ones((), free.dtype)
-        parts = {"beta": original[:p], "rho": original[p:], "sigma": one}
+        original, p, sigma = block_diagonal(self.bases) @ free, self.X.shape[1], jnp.ones((), free.dtype)
+        parts = {"beta": original[:p], "rho": original[p:], "sigma": sigma}
         return parts | {"roots": roots, "theta": theta, "objective": value, "modes": levels}
 
     def as_entries(self, point: Point) -> Point:

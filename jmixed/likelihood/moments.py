@@ -200,20 +200,20 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
     )
 
 
-def without_padding(held: Moments) -> Moments:
+def without_padding(moments: Moments) -> Moments:
     """The same cross-products, of numpy arrays, without the columns of X that are not there."""
-    if held.padding is None:
-        return held
-    wide = held.G.shape[0]
-    p, columns = wide - 1 - int(held.padding), int(held.padding)
+    if moments.padding is None:
+        return moments
+    wide = moments.G.shape[0]
+    p, columns = wide - 1 - int(moments.padding), int(moments.padding)
 
     def cut(border):
         return None if border is None else np.delete(border, np.s_[-columns - 1 : -1], axis=1)
 
     kept = np.append(np.arange(p), wide - 1)
-    B, shift = (tuple(map(cut, borders)) for borders in (held.B, held.shift))
-    G, R, beta0 = held.G[np.ix_(kept, kept)], held.R[:p, :p], held.beta0[:p]
-    return replace(held, B=B, shift=shift, G=G, R=R, beta0=beta0, padding=None)
+    B, shift = (tuple(map(cut, borders)) for borders in (moments.B, moments.shift))
+    G, R, beta0 = moments.G[np.ix_(kept, kept)], moments.R[:p, :p], moments.beta0[:p]
+    return replace(moments, B=B, shift=shift, G=G, R=R, beta0=beta0, padding=None)
 
 
 def is_drowned(rows: Rows, plain: Moments):

@@ -346,9 +346,9 @@ def group_lines(
         kept = np.arange(len(term.levels))[::step]
         levels: list[Any] = [None] * len(kept)
         if by is not None:
-            own = [pd.unique(spec.frame[by].to_numpy()[term.codes == k]) for k in kept]
-            kept = np.array([k for k, values in zip(kept, own, strict=True) if len(values) == 1], int)
-            levels = [values[0] for values in own if len(values) == 1]
+            levels_of_by = [pd.unique(spec.frame[by].to_numpy()[term.codes == k]) for k in kept]
+            kept = np.array([k for k, values in zip(kept, levels_of_by, strict=True) if len(values) == 1], int)
+            levels = [values[0] for values in levels_of_by if len(values) == 1]
         if not len(kept):
             return []
         lines = [first.assign(**{rebuild.factor.sources[0]: label}) for label in term.levels[kept]]

@@ -456,8 +456,8 @@ class Fitted:
             variances = [np.diag(self.fit.covariances[self.spec.terms[k].label]) for k in members]
             # Of what does not vary, rounding would leave something of either sign.
             varies = np.concatenate(variances) > 0
-            own = self.solved.level_blocks(members) if self.is_iterative else self.joint.level_blocks(members)
-            blocks[group] = np.where(varies[:, None] & varies[None], own, 0)
+            covariances = self.solved.level_blocks(members) if self.is_iterative else self.joint.level_blocks(members)
+            blocks[group] = np.where(varies[:, None] & varies[None], covariances, 0)
         return blocks
 
     @cached_property

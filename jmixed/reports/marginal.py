@@ -419,15 +419,15 @@ def _read(grid: Grid, specs: Any, what: str, category: Any = None) -> list[str]:
             )
         parts = text.strip().removeprefix("~").replace("*", ":").replace("+", ":").split(":")
         specs = [part.strip().strip("`") for part in parts if part.strip() not in ("", "1")]
-    given = [specs] if isinstance(specs, str) else list(specs)
-    for name in given:
+    chosen = [specs] if isinstance(specs, str) else list(specs)
+    for name in chosen:
         if name not in allowed:
             grouping = [term.group for term in grid.fitted.spec.terms]
             where = " (it is a grouping factor: see ranef())" if name in grouping else ""
             raise ModelError(
                 f"{what}: {name!r} is no predictor of the fixed part of this model{where}; its predictors are {allowed}"
             )
-    return list(dict.fromkeys(given))
+    return list(dict.fromkeys(chosen))
 
 
 def _labels(grid: Grid, names: Sequence[str], codes: np.ndarray) -> pd.DataFrame:
@@ -775,7 +775,7 @@ def weights_of(
 
 def _by_name(method: Any, names: Sequence[str], reference: Any, ratio: bool) -> tuple[list[str], np.ndarray]:
     k, minus = len(names), " / " if ratio else " - "
-    one = np.eye(k)
+    unit = np.eye(k)
     pairs: list[tuple[int, int]]
     if method == "pairwise":
         pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
@@ -793,15 +793,15 @@ def _by_name(method: Any, names: Sequence[str], reference: Any, ratio: bool) -> 
         usual = ["linear", "quadratic", "cubic", "quartic"]
         return [usual[d] if d < 4 else f"degree {d + 1}" for d in range(len(weights))], weights
     elif method == "effects":
-        return [f"{name} effect" for name in names], one - 1 / k
+        return [f"{name} effect" for name in names], unit - 1 / k
     elif method == "identity":
-        return list(names), one
+        return list(names), unit
     else:
         raise ModelError(
             f"contrasts: method={method!r}; use one of {', '.join(map(repr, METHODS))}, a mapping of names to "
             "weights, or a list with a method for each predictor"
         )
-    weights = np.array([one[i] - one[j] for i, j in pairs]).reshape(len(pairs), k)
+    weights = np.array([unit[i] - unit[j] for i, j in pairs]).reshape(len(pairs), k)
     return [f"{names[i]}{minus}{names[j]}" for i, j in pairs], weights
 
 

@@ -230,8 +230,8 @@ def left_out_variances(fitted: Fitted, codes, Z, count: int) -> np.ndarray:
     """Variances (k,) of the random effects of so many rows whose levels are not known."""
     total = np.zeros(count)
     for term, code, columns in zip(fitted.spec.terms, codes, Z, strict=True):
-        own = np.einsum("ij,jk,ik->i", columns, fitted.fit.covariances[term.label], columns)
-        total += np.where(code < 0, own, 0.0)
+        variances = np.einsum("ij,jk,ik->i", columns, fitted.fit.covariances[term.label], columns)
+        total += np.where(code < 0, variances, 0.0)
     return total
 
 
