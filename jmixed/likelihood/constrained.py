@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.newton import Evaluation, Point
-from jmixed.algebra.small import inverse_and_log_determinant
+from jmixed.algebra.small import bordered, inverse_and_log_determinant
 from jmixed.covariance.chart import Chart, chart_map, chart_roots
 from jmixed.layout.index import Array
 from jmixed.likelihood.contract import Criterion, Starts
@@ -82,7 +82,7 @@ def constrained_deviance(logdet: Jet, G: Jet, t, w, border: Border, sums: Any) -
     corner = precision * jnp.stack(
         [jnp.stack([4 * rss, -2 * rss_w]), jnp.stack([-2 * rss_w, 2 * slope @ squares.value @ slope])]
     )
-    hessian = jnp.concatenate([jnp.concatenate([of_psi, mixed], axis=1), jnp.concatenate([mixed.T, corner], axis=1)])
+    hessian = bordered(of_psi, mixed, corner)
     beta = border.free @ (coefficients @ weights) + w * border.particular
     return Constrained(value, gradient, (hessian + hessian.T) / 2, beta)
 

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.small import inverse_and_log_determinant
+from jmixed.algebra.small import bordered, inverse_and_log_determinant
 from jmixed.algebra.sums import add_up
 from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.eliminate import eliminate
@@ -102,7 +102,7 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
         of_leaves = -jnp.einsum("kij,jhg,lhig->kl", M, S - 2 * THT, MS) - traces
         if N is not None:
             of_leaves = of_leaves + jnp.einsum("klij,ijg->kl", N, S - THT)
-        return _symmetric(of_leaves, pulled, _core_curvature(terms, core.S))
+        return bordered(of_leaves, pulled, _core_curvature(terms, core.S))
 
     def none():
         return jnp.zeros((len(psi), len(psi)), dtype)
@@ -111,7 +111,7 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
     if N is not None:
         G_leaves = G_leaves - jnp.einsum("irg,klij,jsg->klrs", E, N, E)
     second = curvature() if exact is True else jax.lax.cond(exact, curvature, none)
-    G_second = _symmetric(G_leaves, mixed_G, core_G[1])
+    G_second = bordered(G_leaves, mixed_G, core_G[1])
     order = np.argsort(np.concatenate([positions, core_positions]))
     both = order[:, None], order[None]
     logdet = Jet(leaves.logdet + core.logdet, logdet_first[order], second[both])
@@ -129,12 +129,6 @@ def core_jets(psi, roots, moments: Moments):
     both = order[:, None], order[None]
     logdet = Jet(core.logdet, first[order], _core_curvature(terms, core.S)[both])
     return logdet, Jet(moments.G - core.K, G[0][order], G[1][both])
-
-
-def _symmetric(leaf, mixed, core):
-    """One table of second derivatives from those of the leaves, of the core, and of one of each."""
-    upper = jnp.concatenate([leaf, mixed], axis=1)
-    return jnp.concatenate([upper, jnp.concatenate([jnp.swapaxes(mixed, 0, 1), core], axis=1)])
 
 
 def _eliminate_core(root, C, B, shift):
