@@ -22,7 +22,7 @@ the parameters are arrays, so that all are one compiled program.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +163,15 @@ class Held(NamedTuple):
     residual: HeldResidual | None = None
     steps: Array | None = None
 
+    def along(self, u):
+        """Sine and cosine of u at the entries that hold them."""
+        return jnp.sin(u) * self.first + jnp.cos(u) * self.second
+
+    def phi(self, x, u, precision):
+        """The entries of L (m,) at x (m,) and u, where a standard deviation is held one over sigma of it."""
+        turned = self.along(u) * (self.second @ x) ** 2
+        return self.keep * x + self.squared * x**2 + self.direct * u * precision + turned
+
 
 class InHeld(NamedTuple):
     """What else is known of D at a point: its first and second derivatives in u, and the fixed effects (p,).
@@ -175,6 +184,12 @@ class InHeld(NamedTuple):
     curvature: jax.Array
     mixed: jax.Array
     beta: jax.Array
+
+    @classmethod
+    def blank(cls, held: Held, u) -> Self:
+        """Nothing known."""
+        zero = jnp.zeros_like(u)
+        return cls(zero, zero, jnp.zeros(held.active.shape, zero.dtype), jnp.zeros_like(held.border.padding))
 
 
 @dataclass(frozen=True)
@@ -203,11 +218,9 @@ class ConstrainedDeviance(Criterion):
 
     def chart(self, point: Point):
         """The chart of the covariances, and t."""
-        held, u = self.held, self.u
         x, t, _ = self._parts(point)
-        t = jnp.where(held.sigma > 0, u, t)
-        turned = (jnp.sin(u) * held.first + jnp.cos(u) * held.second) * (held.second @ x) ** 2
-        return Chart(held.bases, held.keep * x + held.squared * x**2 + held.direct * u * jnp.exp(-t) + turned), t
+        t = jnp.where(self.held.sigma > 0, self.u, t)
+        return Chart(self.held.bases, self.held.phi(x, self.u, jnp.exp(-t))), t
 
     def _parts(self, point: Point):
         """x, t and v."""
@@ -278,10 +291,7 @@ class ConstrainedDeviance(Criterion):
 
     def blank(self) -> InHeld:
         """Nothing known."""
-        zero = jnp.zeros_like(self.u)
-        return InHeld(
-            zero, zero, jnp.zeros(self.held.active.shape, zero.dtype), jnp.zeros_like(self.held.border.padding)
-        )
+        return InHeld.blank(self.held, self.u)
 
     def estimates(self, point: Point):
         """Square roots of the relative covariances in preconditioned columns, t, and rho."""
@@ -294,7 +304,7 @@ def _chart_derivatives(held: Held, z, t, slope):
     """Derivatives of (phi, t, w) in z, (m + 2, m + 2), and the second derivatives of slope'phi in z."""
     m, u, unit = len(z) - 2, z[-1], jnp.eye(len(z), dtype=z.dtype)
     x, shrink = held.second @ z[:m], jnp.exp(-t)
-    along = jnp.sin(u) * held.first + jnp.cos(u) * held.second
+    along = held.along(u)
     across = jnp.cos(u) * held.first - jnp.sin(u) * held.second
     d_x = jnp.diag(held.keep + 2 * held.squared * z[:m]) + 2 * x * along[:, None] * held.second[None]
     d_t, d_u = -held.direct * u * shrink, held.direct * shrink + across * x**2

@@ -358,8 +358,7 @@ class LaplaceDeviance(Criterion):
 
     def blank(self) -> InPsi:
         """Nothing known."""
-        size, dtype = sum(self.sizes), self.rows.y.dtype
-        return InPsi(jnp.zeros(size, dtype), jnp.zeros((size, size), dtype), jnp.zeros(size, dtype))
+        return InPsi.blank(sum(self.sizes), self.rows.y.dtype)
 
     def estimates(self, point: Point, value: Any = None) -> dict[str, Any]:
         """All estimates on the scale of the data: as of `jmixed.likelihood.estimates`, sigma one, and rho kappa.

@@ -222,8 +222,7 @@ class WhitenedDeviance(Criterion):
 
     def blank(self) -> InPsi:
         """Nothing known."""
-        size, dtype = sum(self._sizes), self.rows.y.dtype
-        return InPsi(jnp.zeros(size, dtype), jnp.zeros((size, size), dtype), jnp.zeros(size, dtype))
+        return InPsi.blank(sum(self._sizes), self.rows.y.dtype)
 
     def estimates(self, point: Point) -> dict[str, Any]:
         """Everything that is estimated once the parameters are known; `rho` among it."""
