@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.newton import MAX_ITERATIONS, is_convex
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map, roots_of_psi, settled, singular_terms
+from jmixed.covariance.scales import diagonal_blocks, psi_map, roots_of_psi, settled, singular_terms
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.families.family import DISPERSION, INFLATION, Family
 from jmixed.fit.estimate import SMALL, level_count, white_at

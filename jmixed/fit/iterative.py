@@ -17,8 +17,8 @@ import numpy as np
 from jmixed.algebra.batched import eigh
 from jmixed.algebra.newton import MAX_ITERATIONS, first_radius, is_convex, trust_region_step
 from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map, singular_terms
-from jmixed.covariance.structure import SINGULAR, rectified, split
+from jmixed.covariance.scales import diagonal_blocks, psi_map, singular_terms
+from jmixed.covariance.structure import SINGULAR, factors_of_theta, rectified, split
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.fit.host import Fit, FixedSlopes, MonteCarlo
 from jmixed.fit.information import Information

@@ -11,7 +11,7 @@ from jax.lax import stop_gradient
 
 from jmixed.algebra.batched import triangular_inverse
 from jmixed.algebra.newton import MAX_ITERATIONS, Evaluation, Point, pseudo_inverse
-from jmixed.covariance.structure import join, rectify, split
+from jmixed.covariance.structure import factors_of_theta, join, rectify, split, theta_of_factors
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.contract import Criterion, Starts, minimum
 from jmixed.likelihood.moments import Moments
@@ -47,7 +47,7 @@ class PenalisedDeviance(Criterion):
     def parameters(self, point: Point):
         """beta, and the terms' factors with any signs."""
         structures, p = self.moments.layout.terms, self.moments.beta0.shape[0]
-        factors = [s.factor(t) for s, t in zip(structures, split(structures, point.x[p:] / self.scale), strict=True)]
+        factors = factors_of_theta(structures, point.x[p:] / self.scale)
         return self.moments.beta0 + triangular_inverse(self.moments.R) @ point.x[:p], factors
 
     def deviance(self, point: Point):
@@ -59,7 +59,7 @@ class PenalisedDeviance(Criterion):
     def value(self, point: Point):
         """The deviance plus the penalty."""
         beta, factors = self.parameters(point)
-        theta = _theta([upright(factor) for factor in factors], self.moments)
+        theta = theta_of_factors(self.moments.layout.terms, map(upright, factors), self.moments.G.dtype)
         return self.deviance(point)[0] + self.penalty(beta, theta, *self.hoisted)
 
     def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
@@ -82,7 +82,8 @@ class PenalisedDeviance(Criterion):
         beta, factors = self.parameters(point)
         value, rss = self.deviance(point)
         sigma = jnp.sqrt(rss / gaussian.degrees(self.moments, self.reml))
-        return beta, _theta([rectify(factor) for factor in factors], self.moments), value, sigma
+        theta = theta_of_factors(self.moments.layout.terms, map(rectify, factors), self.moments.G.dtype)
+        return beta, theta, value, sigma
 
 
 def penalised_optimum(moments: Moments, penalty, start, reml) -> Penalised:
@@ -102,11 +103,6 @@ def penalised_optimum(moments: Moments, penalty, start, reml) -> Penalised:
     slope = jax.grad(lambda x: criterion.value(Point((), x)))(at)
     beta, theta, value, sigma = criterion.estimates(Point((), at - pseudo_inverse(lowest.at.hessian) @ slope))
     return Penalised(beta, theta, lowest.outcome, value, sigma)
-
-
-def _theta(factors, moments):
-    structures = moments.layout.terms
-    return join([s.theta(f) for s, f in zip(structures, factors, strict=True)], moments.G.dtype)
 
 
 def _best_coefficients(theta, moments):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jmixed.algebra.newton import MAX_ITERATIONS, Evaluation, Point, pseudo_inverse
-from jmixed.covariance.structure import block_diagonal, join, rectify, split
+from jmixed.covariance.structure import block_diagonal, factors_of_theta, rectify, theta_of_factors
 from jmixed.fit.penalised import away_from_zero, scales, upright
 from jmixed.layout.design import Rows
 from jmixed.likelihood import gaussian
@@ -75,7 +75,7 @@ class ResponseAtTheta(Criterion):
     def estimates(self, point: Point) -> dict[str, Any]:
         """All estimates on the scale of the data; without `vcov_beta`."""
         laplace, structures, free = laplace_of(self.source), self.source.rows.layout.terms, point.x
-        theta = join([s.theta(rectify(f)) for s, f in zip(structures, self._factors, strict=True)], free.dtype)
+        theta = theta_of_factors(structures, map(rectify, self._factors), free.dtype)
         original, p = block_diagonal(laplace.bases) @ free, laplace.X.shape[1]
         levels = laplace.effects_at(self.theta, original[:p], original[p:])
         return laplace.described(self._factors, theta, free, self.value(point), levels)
@@ -105,7 +105,7 @@ class PenalisedResponse(Criterion):
         m, p, _ = laplace.sizes
         free = point.x[: len(point.x) - m]
         theta = point.x[len(free) :] / self.scale
-        factors = [s.factor(t) for s, t in zip(structures, split(structures, theta), strict=True)]
+        factors = factors_of_theta(structures, theta)
         return free, (block_diagonal(laplace.bases) @ free)[:p], factors
 
     def value(self, point: Point):
@@ -117,7 +117,7 @@ class PenalisedResponse(Criterion):
         """The penalty."""
         _, beta, factors = self.parameters(point)
         structures = self.source.rows.layout.terms
-        theta = join([s.theta(upright(f)) for s, f in zip(structures, factors, strict=True)], beta.dtype)
+        theta = theta_of_factors(structures, map(upright, factors), beta.dtype)
         return self.penalty(beta, theta, *self.hoisted)
 
     def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
@@ -149,7 +149,7 @@ class PenalisedResponse(Criterion):
         """Beta and kappa of preconditioned columns, and theta."""
         free, _, factors = self.parameters(point)
         structures = self.source.rows.layout.terms
-        return free, join([s.theta(rectify(f)) for s, f in zip(structures, factors, strict=True)], free.dtype)
+        return free, theta_of_factors(structures, map(rectify, factors), free.dtype)
 
 
 def automatic(value, point: Point) -> Evaluation:

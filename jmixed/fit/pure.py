@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jmixed.covariance.structure import split
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import DataError, ModelError
 from jmixed.fit.estimate import (
     Estimate,
@@ -437,7 +437,7 @@ def _draw(rows, beta, theta, sigma, rho, key, n):
     if layout.family is None:
         normal = jax.random.normal(first, (n, rows.y.shape[0]), dtype)
         y = y + sigma * layout.residual.draw(rho, rows, normal)
-    factors = [s.factor(t) for s, t in zip(layout.terms, split(layout.terms, theta), strict=True)]
+    factors = factors_of_theta(layout.terms, theta)
     for f, members in enumerate(layout.factors):
         level = _levels_of_rows(rows, f)
         for t in members:

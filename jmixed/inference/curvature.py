@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map
-from jmixed.covariance.structure import Straightened, split
+from jmixed.covariance.scales import diagonal_blocks, psi_map
+from jmixed.covariance.structure import Straightened, factors_of_theta, split
 from jmixed.errors import ModelError
 from jmixed.fit import host
 from jmixed.fit.estimate import white_at

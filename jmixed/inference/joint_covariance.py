@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, preconditioners
+from jmixed.covariance.scales import diagonal_blocks, preconditioners
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
 from jmixed.runtime.precision import FLOAT

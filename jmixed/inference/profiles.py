@@ -16,8 +16,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta
-from jmixed.covariance.structure import Structure
+from jmixed.covariance.scales import diagonal_blocks
+from jmixed.covariance.structure import Structure, factors_of_theta
 from jmixed.inference.constrained_fits import ConstrainedFit, Source, solve_all
 from jmixed.likelihood.constrained import Border, Held, HeldResidual
 from jmixed.likelihood.laplace import LaplaceDeviance

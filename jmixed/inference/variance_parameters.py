@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta
-from jmixed.covariance.structure import SINGULAR
+from jmixed.covariance.scales import diagonal_blocks
+from jmixed.covariance.structure import SINGULAR, factors_of_theta
 from jmixed.inference.curvature import Curvature
 
 

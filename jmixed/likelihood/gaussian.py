@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jmixed.algebra.batched import triangular_inverse
 from jmixed.algebra.sums import diagonal
-from jmixed.covariance.structure import join, split
+from jmixed.covariance.structure import factors_of_theta, join
 from jmixed.layout.design import Rows
 from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood.crossed import reduce_crossed
@@ -130,8 +130,7 @@ def precondition(factors, T):
 
 def factors_of(theta, data: Moments | Rows):
     """``lambda`` of every term from theta (original columns)."""
-    structures = data.layout.terms
-    return [s.factor(piece) for s, piece in zip(structures, split(structures, theta), strict=True)]
+    return factors_of_theta(data.layout.terms, theta)
 
 
 def psi_of(covariances, structures, dtype):

@@ -30,7 +30,7 @@ from jax.lax import stop_gradient
 from jmixed.algebra.batched import eigh
 from jmixed.algebra.newton import Evaluation, Point, pseudo_inverse
 from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots
-from jmixed.covariance.structure import block_diagonal, join, rectify
+from jmixed.covariance.structure import block_diagonal, join, rectify, theta_of_factors
 from jmixed.families.family import DISPERSION, Family
 from jmixed.layout.design import ResponseRows, Rows
 from jmixed.likelihood.contract import Criterion, Starts
@@ -374,9 +374,7 @@ class LaplaceDeviance(Criterion):
             value = self.deviance(covariances, roots, xi, extras, known)
         levels = self.effects(covariances, known)
         on_scale = [T @ root for T, root in zip(self.columns.T, roots, strict=True)]
-        structures = self.rows.layout.terms
-        factors = [rectify(root) for root in on_scale]
-        theta = join([s.theta(f) for s, f in zip(structures, factors, strict=True)], free.dtype)
+        theta = theta_of_factors(self.rows.layout.terms, map(rectify, on_scale), free.dtype)
         return self.described(on_scale, theta, free, value, levels)
 
     def effects(self, covariances, known) -> list[jax.Array]:
@@ -444,10 +442,10 @@ class LaplaceDeviance(Criterion):
         """A point with the entries of theta in the place of phi, and modes for columns as they are."""
         m = self.sizes[0]
         factors = [rectify(T @ root) for T, root in zip(self.columns.T, self.roots(point), strict=True)]
-        theta = [s.theta(factor) for s, factor in zip(self.rows.layout.terms, factors, strict=True)]
+        theta = theta_of_factors(self.rows.layout.terms, factors, point.x.dtype)
         back = block_diagonal([jnp.linalg.inv(T) for T in self.columns.T])
         modes = jnp.einsum("ji,bjg->big", back, point.frame[1])
-        return Point(modes, jnp.concatenate([*theta, point.x[m:]]))
+        return Point(modes, jnp.concatenate([theta, point.x[m:]]))
 
     def on_scale(self, hessian) -> jax.Array:
         """Covariance (p + k, p + k) of beta and kappa of original columns, from the Hessian in a chart."""
