@@ -141,17 +141,18 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()
     the relative covariance factor, so they carry no uncertainty. Where entries of psi were held, `free` (m,) says which
     were estimated.
     """
-    structures, k = design.layout.terms, len(rho)
+    structures, k, p = design.layout.terms, len(rho), design.X.shape[1]
     if k:
         moments, roots, (at, inverse, logdet, A) = _of_whitened(design, theta, reml, rho)
     else:
         moments = host.padded_moments(design)
         roots = _roots(structures, theta, moments.T)
         with double_precision():
-            derived = jax.device_get(_program(moments, roots, bool(reml)))
-        at, inverse, logdet, A = _of_columns(derived, design.X.shape[1])
+            at, inverse, logdet, A = jax.device_get(_program(moments, roots, bool(reml)))
+        # The moments have columns of X that are none.
+        inverse, A = jax.tree.map(lambda table: table[..., :p, :p], (inverse, A))
     to_psi = diagonal_blocks(psi_map(structures, moments.T), np.eye(k))
-    m, n, p = len(at.gradient), design.nobs, design.X.shape[1]
+    m, n = len(at.gradient), design.nobs
     if free is None:
         directions, bend = tangents(structures, roots, at.gradient[: m - k])
         directions, bend = diagonal_blocks(directions, np.eye(k)), diagonal_blocks(bend, np.zeros((k, k)))
@@ -205,12 +206,6 @@ def _of_fixed(logdet, G):
     """A^-1, log|V|, and A."""
     p = G.value.shape[0] - 1
     return profile_fixed(G.value).inverse, logdet, jax.tree.map(lambda table: table[..., :p, :p], G)
-
-
-def _of_columns(derived, p):
-    """What `_program` gives, without the columns of X that are none."""
-    at, inverse, logdet, A = derived
-    return at, inverse[:p, :p], logdet, jax.tree.map(lambda table: table[..., :p, :p], A)
 
 
 def _of_whitened(design, theta, reml, rho):
