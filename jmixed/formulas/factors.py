@@ -4,6 +4,7 @@ import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,11 @@ def factor(name: str, values: pd.Series | np.ndarray) -> Factor:
     """The grouping factor of one column without missing values."""
     codes, levels = _factorise(name, values)
     return Factor(name, codes, levels, (name,), (levels,))
+
+
+def crossed(factors: Sequence[Factor]) -> Factor:
+    """The factor of the combinations that occur of several, named by all of them."""
+    return reduce(lambda outer, inner: cross(f"{outer.name}:{inner.name}", outer, inner), factors)
 
 
 def cross(name: str, outer: Factor, inner: Factor) -> Factor:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 
 from jmixed.errors import DataError, FormulaError, ModelError
 from jmixed.formulas.checks import independent_columns
-from jmixed.formulas.factors import Factor, cross, factor, plain_labels
+from jmixed.formulas.factors import Factor, crossed, factor, plain_labels
 from jmixed.formulas.formula import bare_name, parse
 from jmixed.formulas.frame import column, holds_text, require_finite, unknown_column
 from jmixed.formulas.model_data import ORDER, RESIDUALS, ResidualTerm
@@ -125,8 +124,7 @@ def residual_term(
 
 
 def _series(part: ResidualPart, frame: pd.DataFrame, recipe: Recipe) -> Factor:
-    single = [factor(name, source(name, frame, recipe)) for name in part.factors]
-    return reduce(lambda outer, inner: cross(f"{outer.name}:{inner.name}", outer, inner), single)
+    return crossed([factor(name, source(name, frame, recipe)) for name in part.factors])
 
 
 def _dispersion(matrix, text, n, positions) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jmixed.covariance.registry import structure_of
 from jmixed.covariance.structure import Structure
 from jmixed.errors import ModelError
-from jmixed.layout.stack import ModelRows, crossing
+from jmixed.layout.stack import ModelRows, crossing, structures_of
 from jmixed.runtime.precision import FLOAT
 
 
@@ -64,7 +63,7 @@ def incidence(data: ModelRows) -> Incidence:
         X=data.X,
         weights=np.asarray(data.weights, FLOAT),
         offset=np.asarray(data.offset, FLOAT),
-        structures=tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms),
+        structures=structures_of(data),
         Z=tuple(term.Z for term in data.terms),
         factors=crossed.factors,
         codes=tuple(data.terms[members[0]].codes for members in crossed.factors),

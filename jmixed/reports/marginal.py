@@ -8,6 +8,7 @@ slopes in all parameters instead (the delta method). Both are `Functions`, and s
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -650,7 +651,7 @@ class EMMeans:
         note = frame.attrs.get("note", "")
         for rows in self._groups():
             k = len(rows)
-            pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+            pairs = list(combinations(range(k), 2))
             C = np.array([np.eye(k)[i] - np.eye(k)[j] for i, j in pairs]).reshape(len(pairs), k)
             p = self._compare(C, rows, adjust)[0]["p"].to_numpy() if pairs else np.zeros(0)
             order = np.argsort(frame["estimate"].to_numpy()[rows], kind="stable")
@@ -778,7 +779,7 @@ def _by_name(method: Any, names: Sequence[str], reference: Any, ratio: bool) -> 
     unit = np.eye(k)
     pairs: list[tuple[int, int]]
     if method == "pairwise":
-        pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+        pairs = list(combinations(range(k), 2))
     elif method == "revpairwise":
         pairs = [(j, i) for j in range(k) for i in range(j)]
     elif method == "consecutive":
