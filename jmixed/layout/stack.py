@@ -441,7 +441,7 @@ def _index(layout, codes, counts, placed, position, within):
         couplings=tuple(_couplings(layout, codes, counts, within)),
         block=tuple(extended(block[f], layout.levels[f], BEYOND) for f in range(len(codes))),
         slot=tuple(extended(slot[f], layout.levels[f], 0) for f in range(len(codes))),
-        parents=_parents(layout, codes, counts, component),
+        parents=_parents(layout, codes, component),
         within=_extended_nesting(within, layout),
         position=tuple(extended(position[f], layout.levels[f], BEYOND) for f in range(len(codes))),
     )
@@ -560,7 +560,7 @@ def _entry_pairs(columns, ends, pairs, entries):
     return first.astype(np.int32), left
 
 
-def _parents(layout, codes, counts, component):
+def _parents(layout, codes, component):
     """For every stage, the block of each later stage that holds each of its blocks."""
     blocks = [component if not layout.is_chain(s) else codes[layout.stages[s][0][0]] for s in range(len(layout.stages))]
     parents = []
