@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, ModelError
+from jmixed.formulas.frame import few
 from jmixed.inference import multiplicity, tails
 from jmixed.inference.multiplicity import ADJUSTMENTS
 from jmixed.inference.satterthwaite import contrast_covariance
@@ -592,7 +593,7 @@ class EMMeans:
         for name in self.by:
             table[name] = table[name].astype(self.labels[name].dtype)
         if lost_names:
-            notes.append(f"Not estimable, and NaN: {_few(lost_names)}.")
+            notes.append(f"Not estimable, and NaN: {few(lost_names)}.")
         if how != "none" and tests > 1:
             sizes = sorted({len(rows) for rows in self._groups()})
             means = f"{sizes[0]} means" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} means"
@@ -745,13 +746,9 @@ def _not_estimable(lost: np.ndarray, names: Sequence[str]) -> list[str]:
     if not lost.any():
         return []
     return [
-        f"Not estimable, and NaN: {_few([name for name, gone in zip(names, lost, strict=True) if gone])}. The data do "
+        f"Not estimable, and NaN: {few([name for name, gone in zip(names, lost, strict=True) if gone])}. The data do "
         "not determine it, as without rows of such a combination."
     ]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _of_tests(fitted: Fitted, ddf: str) -> list[str]:
@@ -845,7 +842,7 @@ def _custom(method: Mapping, names: Sequence[str]) -> np.ndarray:
             raise DataError(f"contrasts: the weights of {name!r} are no numbers: {weights!r}") from None
         if row.shape != (len(names),):
             raise DataError(
-                f"contrasts: {name!r} has {row.size} weights, and there are {len(names)} means: {_few(list(names))}"
+                f"contrasts: {name!r} has {row.size} weights, and there are {len(names)} means: {few(list(names))}"
             )
         rows.append(row)
     if not rows:
