@@ -156,11 +156,9 @@ class Scaled(Structure):
 
     def directions(self, psi=None):
         s, r = self._parts(self._somewhere() if psi is None else psi)
-        xp, unit = arrays_of(s), np.eye(self.q, dtype=s.dtype)
-        C = self.correlation(r)
-        along = (unit[:, :, None] * s[None, None] + unit[:, None] * s[None, :, None]) * C[None]
+        along = _outer_slopes(s) * self.correlation(r)[None]
         along = along.sum(0, keepdims=True) if self.homogeneous else along
-        return xp.concatenate([along, (s[:, None] * s[None])[None] * self.correlation_slopes(r)])
+        return arrays_of(s).concatenate([along, (s[:, None] * s[None])[None] * self.correlation_slopes(r)])
 
     def _somewhere(self):
         """A psi at which every entry of Sigma moves that ever does."""
@@ -172,8 +170,7 @@ class Scaled(Structure):
         C, slopes = self.correlation(r), self.correlation_slopes(r)
         both = unit[:, None, :, None] * unit[None, :, None]
         both = (both + both.swapaxes(0, 1)) * C[None, None]
-        outer_slopes = unit[:, :, None] * s[None, None] + unit[:, None] * s[None, :, None]
-        mixed = outer_slopes[:, None] * slopes[None]
+        mixed = _outer_slopes(s)[:, None] * slopes[None]
         if self.homogeneous:
             both, mixed = both.sum((0, 1), keepdims=True), mixed.sum(0, keepdims=True)
         of_correlations = (s[:, None] * s[None])[None, None] * self.correlation_bends(r)
@@ -362,3 +359,9 @@ def arcsine(sine):
     sine = xp.clip(sine, -1, 1)
     left = 1 - sine**2
     return xp.arctan2(sine, xp.where(left > 0, xp.sqrt(xp.where(left > 0, left, 1)), 0))
+
+
+def _outer_slopes(s):
+    """Derivatives (q, q, q) of s s' in s (q,)."""
+    unit = np.eye(len(s), dtype=s.dtype)
+    return unit[:, :, None] * s[None, None] + unit[:, None] * s[None, :, None]

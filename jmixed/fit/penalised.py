@@ -10,7 +10,7 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from jmixed.algebra.batched import triangular_inverse
-from jmixed.algebra.newton import MAX_ITERATIONS, Evaluation, Point, pseudo_inverse
+from jmixed.algebra.newton import MAX_ITERATIONS, Evaluation, Minimum, Point, pseudo_inverse
 from jmixed.covariance.structure import factors_of_theta, join, rectify, split, theta_of_factors
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.contract import Criterion, Starts, minimum
@@ -99,10 +99,15 @@ def penalised_optimum(moments: Moments, penalty, start, reml) -> Penalised:
     known, hoisted = stop_gradient((moments, hoisted))
     fixed = replace(criterion, moments=known, hoisted=hoisted)
     lowest = stop_gradient(minimum(fixed, fixed.starts(stop_gradient(start)), MAX_ITERATIONS))
+    beta, theta, value, sigma = criterion.estimates(one_step_from(lowest, criterion))
+    return Penalised(beta, theta, lowest.outcome, value, sigma)
+
+
+def one_step_from(lowest: Minimum, criterion: Criterion) -> Point:
+    """A known minimum, moved by one Newton step of the criterion, through which first derivatives flow."""
     at = lowest.at.point.x
     slope = jax.grad(lambda x: criterion.value(Point((), x)))(at)
-    beta, theta, value, sigma = criterion.estimates(Point((), at - pseudo_inverse(lowest.at.hessian) @ slope))
-    return Penalised(beta, theta, lowest.outcome, value, sigma)
+    return Point((), at - pseudo_inverse(lowest.at.hessian) @ slope)
 
 
 def _best_coefficients(theta, moments):

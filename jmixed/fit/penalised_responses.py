@@ -10,7 +10,7 @@ from jax.lax import stop_gradient
 
 from jmixed.algebra.newton import MAX_ITERATIONS, Evaluation, Point, pseudo_inverse
 from jmixed.covariance.structure import block_diagonal, factors_of_theta, rectify, theta_of_factors
-from jmixed.fit.penalised import away_from_zero, scales, upright
+from jmixed.fit.penalised import away_from_zero, one_step_from, scales, upright
 from jmixed.layout.design import Rows
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.contract import Criterion, Starts, minimum
@@ -177,8 +177,7 @@ def penalised_response(rows: Rows, penalty, theta, beta, kappa):
     fixed = PenalisedResponse(known[0], penalty, known[1], scale)
     begin = stop_gradient((laplace.preconditioned(beta, kappa), theta))
     lowest = stop_gradient(minimum(fixed, fixed.starts(begin), MAX_ITERATIONS))
-    criterion, at = PenalisedResponse(source, penalty, hoisted, scale), lowest.at.point.x
-    slope = jax.grad(lambda x: criterion.value(Point((), x)))(at)
-    point = Point((), at - pseudo_inverse(lowest.at.hessian) @ slope)
+    criterion = PenalisedResponse(source, penalty, hoisted, scale)
+    point = one_step_from(lowest, criterion)
     free, theta = criterion.estimates(point)
     return ResponseAtTheta(source, theta), Point((), free), criterion.value(point), lowest.outcome
