@@ -31,10 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.small import bordered, inverse_and_log_determinant
-from jmixed.algebra.sums import add_up
 from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.eliminate import eliminate
-from jmixed.likelihood.jets import Jet, directions, term_directions
+from jmixed.likelihood.jets import Jet, directions, on_diagonal, term_directions
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import covariances_of, places, stage_blocks, stage_matrix
 
@@ -190,24 +189,16 @@ def _core_directions(layout, terms, core: Core, F):
         moved = jnp.einsum("kij,ljr->klir", N, E)
         NE.append(jnp.zeros((len(N), *core.E.shape), dtype).at[:, at].set(moved))
         first.append(jnp.einsum("kij,lij->k", N, core.S[at[:, :, None], at[:, None]]))
-        shape = (len(N), len(N), E.shape[-1], E.shape[-1])
-        bends.append(jnp.zeros(shape, dtype) if bend is None else jnp.einsum("lir,khij,ljs->khrs", E, bend, E))
+        bends.append(None if bend is None else jnp.einsum("lir,khij,ljs->khrs", E, bend, E))
     NE = jnp.concatenate(NE)
     bend = jnp.einsum("kar,ab,lbs->klrs", NE, core.S, NE)
     second = bend + jnp.swapaxes(bend, 2, 3)
-    if any(bend is not None for _, _, bend in terms):
-        second = second - _block_diagonal(bends)
+    if any(bend is not None for bend in bends):
+        second = second - on_diagonal(bends, [len(N) for _, N, _ in terms])
     TF = F - jnp.einsum("ab,kbr->kar", core.C, jnp.einsum("ab,kbr->kar", core.P, F))
     cross = -jnp.einsum("kar,las->klrs", TF, NE)
     G = -jnp.einsum("ar,kas->krs", core.E, NE), second
     return np.concatenate(positions), jnp.concatenate(first), G, cross + jnp.swapaxes(cross, 2, 3)
-
-
-def _block_diagonal(tables):
-    """Tables (k, k, ...) of several terms along the diagonal of one."""
-    ends = np.cumsum([len(table) for table in tables])
-    places = [(end - len(table), ends[-1] - end) for table, end in zip(tables, ends, strict=True)]
-    return add_up(jnp.pad(table, (place, place, (0, 0), (0, 0))) for table, place in zip(tables, places, strict=True))
 
 
 def _core_curvature(terms, S):
