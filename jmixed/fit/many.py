@@ -139,7 +139,7 @@ def _estimate_many(rows, varying, classes, reml, chunks, apart):
     m = varying["y"].shape[0]
     lanes = -(-m // chunks)
 
-    def one(lane):
+    def fit(lane):
         arrays, apart_classes = lane
         if "Z" in arrays:
             Z = zip(arrays["Z"], rows.Z, strict=True)
@@ -153,7 +153,7 @@ def _estimate_many(rows, varying, classes, reml, chunks, apart):
         last = jnp.broadcast_to(array[-1:], (chunks * lanes - m, *array.shape[1:]))
         return jnp.concatenate([array, last]).reshape(chunks, lanes, *array.shape[1:])
 
-    batches = jax.lax.map(jax.vmap(one), jax.tree.map(split, (varying, classes if apart else None)))
+    batches = jax.lax.map(jax.vmap(fit), jax.tree.map(split, (varying, classes if apart else None)))
     return jax.tree.map(lambda a: a.reshape(chunks * lanes, *a.shape[2:])[:m], batches)
 
 

@@ -454,7 +454,7 @@ def _draw_of_family(rows, eta, kappa, key):
     responses = responses_of(rows, rows.response.extras)
     extras, keys = responses.extras(kappa), jax.random.split(key, len(eta))
 
-    def one(drawn):
-        return responses.family.draw(drawn[0], drawn[1], extras, responses.trials)
+    def respond(replicate):
+        return responses.family.draw(replicate[0], replicate[1], extras, responses.trials)
 
-    return jax.lax.map(one, (keys, eta))
+    return jax.lax.map(respond, (keys, eta))

@@ -129,7 +129,7 @@ def _true_number(columns, padding):
     return columns if padding is None else columns - padding
 
 
-def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | None = None, rho: Any = ()) -> Moments:
+def moments(rows: Rows, columns: Preconditioners | None = None, counted: bool | None = None, rho: Any = ()) -> Moments:
     """Precondition the columns and form the cross-products of every stage of the elimination.
 
     The response goes its own way until the small arrays are put together: a batch of responses shares all the rest.
@@ -137,7 +137,7 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
 
     Parameters
     ----------
-    given : Preconditioners, optional
+    columns : Preconditioners, optional
         Those of other weights on the same columns: exact all the same, and cheaper than new ones.
     counted : bool, optional
         Whether random effects are counted from estimates, which keeps digits where they drown the rest (see
@@ -154,7 +154,7 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
             page="structures.md",
         )
     rows, log_determinant = residual.whiten(rho, rows), residual.log_determinant(rho, rows)
-    preconditioned = preconditioners(rows) if given is None else given
+    preconditioned = preconditioners(rows) if columns is None else columns
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}
     C, B, A = stack_stages(rows, arrays, preconditioned)
     G, log_weights, total = sum_in_blocks(sums_over_rows, arrays, preconditioned, axis=0, blocks=MANY)
