@@ -286,12 +286,7 @@ def _inverse(hessian):
 
 
 def fit_iterative(
-    rows: Incidence,
-    reml: bool = True,
-    theta0: np.ndarray | None = None,
-    maxiter: int | None = None,
-    probes: int | None = None,
-    seed: int = 0,
+    rows: Incidence, reml: bool, theta0: np.ndarray | None, maxiter: int | None, probes: int | None, seed: int
 ) -> Fit:
     """Fit crossed factors by conjugate gradients and probes.
 

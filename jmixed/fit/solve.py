@@ -193,7 +193,7 @@ def _solved(solution, deviance, point, moments, drowned) -> Solved:
     return Solved(estimates, solution.certificate, moments.T, moments.nobs, outcome, jnp.asarray(drowned))
 
 
-def moments_of(data: Rows | Moments, counted: bool | None = None, columns: Preconditioners | None = None):
+def moments_of(data: Rows | Moments, counted: bool | None, columns: Preconditioners | None = None):
     """Cross-products, and whether they should be those of effects that are counted from estimates but are not."""
     if isinstance(data, Moments):
         return data, False

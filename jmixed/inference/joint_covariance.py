@@ -220,8 +220,8 @@ def conditional_covariance(
     places: Sequence[np.ndarray],
     codes: Sequence[np.ndarray],
     fit: Fit,
-    related: Sequence[Related | None] = (),
-    weights: np.ndarray | None = None,
+    related: Sequence[Related | None],
+    weights: np.ndarray | None,
 ) -> Any:
     """Conditional covariance of the random coefficients given the parameters, a sparse array (N, N).
 

@@ -569,7 +569,7 @@ def _residual_chart(estimate: Optimum, parameter: Parameter):
     return HeldResidual(entries, number), moves, v, u
 
 
-def _bases(estimate: Optimum, parameter: Parameter, factors=None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def _bases(estimate: Optimum, parameter: Parameter, factors) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Bases with the parameter's columns first in their term, the others orthogonal, and the estimate in them."""
     bases, pieces = [], []
     factors = factors_of_theta(estimate.structures, estimate.theta) if factors is None else factors

@@ -67,7 +67,7 @@ class Core(NamedTuple):
     E: jax.Array
 
 
-def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
+def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool):
     """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~].
 
     Where `exact` is false the second derivatives of log|V W| are zero and cost nothing.

@@ -61,7 +61,7 @@ def _reduce_equations_tangents(primals, tangents):
     return reduce_equations(covariances, roots, moments), out
 
 
-def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
+def equations_jets(psi, moments: Moments, exact: jax.Array | bool):
     """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~].
 
     Where `exact` is false the second derivatives of log|V W| are zero and cost nothing. With entries F_k and borders

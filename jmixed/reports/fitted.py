@@ -556,7 +556,7 @@ class Optimizer(Facts):
         return f"{self.outcome.name}: {self.message}", facts
 
 
-def message_of(fit: Fit, names: Sequence[str] = ()) -> str:
+def message_of(fit: Fit, names: Sequence[str]) -> str:
     """What an outcome means for this fit, with the `names` of the columns of X and of what else it is about."""
     about: list[str] = [str(names[column]) for column in fit.concerns.get("columns", ()) if column < len(names)]
     about += [f"the random effects {label!r}" for label in fit.concerns.get("terms", ())]

@@ -135,7 +135,7 @@ def from_data(
     data,
     selected: Collection[int],
     new_levels: str,
-    every: bool = False,
+    every: bool,
     further: Collection[str] = (),
     named: str = "a prediction interval",
 ) -> Rows:
