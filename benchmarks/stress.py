@@ -28,7 +28,7 @@ import pandas as pd
 
 import jmixed as jm
 from jmixed.algebra.newton import MAX_ITERATIONS
-from jmixed.covariance.scales import factors_of_theta
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.likelihood.contract import minimum
 from jmixed.likelihood.moments import moments
 from jmixed.likelihood.profiled import ProfiledDeviance

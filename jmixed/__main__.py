@@ -122,8 +122,8 @@ def _fitted(data, options):
     """The result of the model that the options state."""
     if options.family is None:
         stated = {name: getattr(options, name) for name in GENERALIZED}
-        if given := [name for name, value in stated.items() if value is not None]:
-            raise ModelError(f"--{given[0].replace('_', '-')} belongs to a response with a family: give --family, too")
+        if names := [name for name, value in stated.items() if value is not None]:
+            raise ModelError(f"--{names[0].replace('_', '-')} belongs to a response with a family: give --family, too")
         return mixedlm(data=data, **_arguments(options)).fit(reml=not options.ml)
     family = family_of(options.family)
     if options.link is not None:
@@ -198,8 +198,8 @@ def _arguments(options) -> dict:
         components[name.strip()] = formula.strip()
     chosen = {"groups": options.groups, "re_formula": options.re, "vc_formula": components or None}
     chosen |= {"weights": options.weights, "offset": options.offset, "dispersion": options.dispersion}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return {"formula": options.formula, "missing": options.missing, **given}
+    stated = {name: value for name, value in chosen.items() if value is not None}
+    return {"formula": options.formula, "missing": options.missing, **stated}
 
 
 def read_table(source: str) -> pd.DataFrame:

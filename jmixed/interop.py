@@ -65,21 +65,30 @@ def to_marginaleffects(result: MixedLMResults | MixedGLMResults) -> Any:
     """
     classes = _module("marginaleffects.classes")
     _mend_marginaleffects()
-    spec = result.model.spec
+    _require_means_of_coefficients(result)
+    return _model_class(classes.ModelAbstract, result)(result, _vault(classes.ModelVault, result))
+
+
+def _require_means_of_coefficients(result) -> None:
+    """Refuse a result whose means are not those of a formula's coefficients alone."""
+    spec, family = result.model.spec, result.fitted.family
     if spec.recipe is None or spec.frame is None:
         raise DataError(
             "to_marginaleffects: this result has no data frame with the columns of a formula; "
             "state the model by a formula and keep its rows"
         )
-
-    family = result.fitted.family
     if family is not None and (family.response == "categories" or depends_on_extras(family, "mean")):
         raise ModelError(
             f"to_marginaleffects: predictions of the family {family.name} depend on more than the coefficients that it "
             "varies, so that its standard errors would be too small; use result.predict(interval='confidence')"
         )
 
-    class JmixedModel(classes.ModelAbstract):
+
+def _model_class(base: Any, result) -> Any:
+    """The class of models by which marginaleffects asks the result, under the names of its base."""
+    spec, family = result.model.spec, result.fitted.family
+
+    class JmixedModel(base):
         # Rows less coefficients are no degrees of freedom of a mixed model: marginaleffects is to use the normal.
         df_resid = float("inf")
 
@@ -89,7 +98,7 @@ def to_marginaleffects(result: MixedLMResults | MixedGLMResults) -> Any:
             self.validate_response_name()
             self.validate_formula()
             self.validate_modeldata()
-            self.vault.variables_type = {name: _type(spec.frame[name]) for name in (response, *predictors)}
+            self.vault.variables_type = {name: _type(spec.frame[name]) for name in self.vault.variable_names}
 
         def get_exog(self, newdata):
             """Columns of X and, last, the offset."""
@@ -109,25 +118,29 @@ def to_marginaleffects(result: MixedLMResults | MixedGLMResults) -> Any:
                 return None
             return np.array(result.vcov() if vcov is True else result.robust_cov(vcov))
 
+    return JmixedModel
+
+
+def _vault(container: Any, result) -> Any:
+    """What marginaleffects keeps of a model: coefficients, rows, and the names of its variables, the response first."""
+    spec = result.model.spec
     predictors = spec.recipe.columns(["rhs", *(part for part in spec.recipe.specs if part.startswith("offset"))])
     response = next(iter(spec.recipe.columns(["lhs"])), spec.endog_name)
     frame = _categories(spec.frame, predictors)
     # Whatever holds a missing value is no part of the model, and rows must not be dropped for it.
     frame = frame.loc[:, frame.notna().all()].reset_index(drop=True)
-    data = _module("marginaleffects.utils").ingest(frame).drop("index")
-    vault = classes.ModelVault(
+    return container(
         coef=np.array(result.fe_params),
         coefnames=np.array(spec.exog_names),
         # Only the names of the variables are read from it: the columns of X come from the model's own formula.
         formula=" ~ ".join([quoted(response), " + ".join(map(quoted, predictors)) or "1"]),
-        modeldata=data,
+        modeldata=_module("marginaleffects.utils").ingest(frame).drop("index"),
         package="jmixed",
         variable_names=[response, *(name for name in predictors if name != response)],
         pandas_categorical_orders={
             name: list(column.cat.categories) for name, column in frame.items() if column.dtype == "category"
         },
     )
-    return JmixedModel(result, vault)
 
 
 def _mend_marginaleffects() -> None:

@@ -15,6 +15,7 @@ from jmixed.compat.contrasts import ContrastTest
 from jmixed.compat.for_statsmodels import FixedEffects, for_statsmodels
 from jmixed.compat.params import MixedLMParams
 from jmixed.errors import DataError, ModelError, Outcome
+from jmixed.fit.host import MonteCarlo
 from jmixed.formulas.restate import names_of_caller
 from jmixed.inference import tails
 from jmixed.inference.variance_explained import IntraclassCorrelation, VarianceExplained
@@ -43,7 +44,7 @@ from jmixed.reports.bootstrap import Bootstrap
 from jmixed.reports.checks import Checks
 from jmixed.reports.diagnostics import Influence
 from jmixed.reports.expected import Kind
-from jmixed.reports.fitted import Fitted, MonteCarloErrors, Optimizer, monte_carlo, optimizer
+from jmixed.reports.fitted import Fitted, Optimizer, monte_carlo, optimizer
 from jmixed.reports.hypotheses import Hypotheses
 from jmixed.reports.intervals import Profile
 from jmixed.reports.marginal import Adjust, EMMeans, MeanKind, Weights
@@ -324,8 +325,8 @@ class MixedLMResults:
     mle_retvals = optimizer
 
     @property
-    def monte_carlo(self) -> MonteCarloErrors | None:
-        """How well a fit by probes is known, a `MonteCarloErrors`; None of one that needed none.
+    def monte_carlo(self) -> MonteCarlo | None:
+        """How well a fit by probes is known, a `MonteCarlo`; None of one that needed none.
 
         Crossed factors of many levels are fitted with random probes, which leave an error: see ``crossed=`` of `fit`.
         """

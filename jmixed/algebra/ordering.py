@@ -171,9 +171,9 @@ def _together(graph):
         return alone, graph
     group = np.empty(size, np.int32)
     group[order] = np.cumsum(first) - 1
-    one = order[first]
-    merged = sparse.csr_array((graph.data, group[graph.indices], graph.indptr), shape=(size, len(one)))
-    return group, _without_loops(merged[one])
+    representatives = order[first]
+    merged = sparse.csr_array((graph.data, group[graph.indices], graph.indptr), shape=(size, len(representatives)))
+    return group, _without_loops(merged[representatives])
 
 
 def _eliminate(graph, weight, dense):

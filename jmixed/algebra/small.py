@@ -67,10 +67,7 @@ def back_substitute(triangle, right):
 def forward_solve(factor, b):
     """Solve ``L x = b`` for ``b`` (q, r, ...), ``L`` as returned by `cholesky`."""
     if not isinstance(factor, list):
-        left = jnp.moveaxis(factor, (0, 1), (-2, -1))
-        right = jnp.moveaxis(b, (0, 1), (-2, -1))
-        right = jnp.broadcast_to(right, left.shape[:-2] + right.shape[-2:])
-        return jnp.moveaxis(triangular_solve(left, right, left_side=True, lower=True), (-2, -1), (0, 1))
+        return _triangular_solve(factor, b, False)
     rows = []
     for i, row in enumerate(factor):
         rows.append(less(b[i], (row[k][None] * rows[k] for k in range(i))) / row[i][None])
@@ -104,23 +101,24 @@ def inverse_and_log_determinant(a):
     across = first @ a[:half, half:]
     second, log_second = inverse_and_log_determinant(a[half:, half:] - a[half:, :half] @ across)
     corner = across @ second
-    top = jnp.concatenate([first + corner @ across.T, -corner], axis=1)
-    return jnp.concatenate([top, jnp.concatenate([-corner.T, second], axis=1)]), log_first + log_second
+    return bordered(first + corner @ across.T, -corner, second), log_first + log_second
 
 
 def back_solve(factor, b):
     """Solve ``L' x = b`` for ``b`` (q, r, ...), ``L`` as returned by `cholesky`."""
     if not isinstance(factor, list):
-        left = jnp.moveaxis(factor, (0, 1), (-2, -1))
-        right = jnp.moveaxis(b, (0, 1), (-2, -1))
-        right = jnp.broadcast_to(right, left.shape[:-2] + right.shape[-2:])
-        return jnp.moveaxis(
-            triangular_solve(left, right, left_side=True, lower=True, transpose_a=True), (-2, -1), (0, 1)
-        )
+        return _triangular_solve(factor, b, True)
     q, rows = len(factor), {}
     for i in reversed(range(q)):
         rows[i] = less(b[i], (factor[k][i][None] * rows[k] for k in range(i + 1, q))) / factor[i][i][None]
     return jnp.stack([rows[i] for i in range(q)])
+
+
+def _triangular_solve(factor, b, transposed):
+    left, right = (jnp.moveaxis(a, (0, 1), (-2, -1)) for a in (factor, b))
+    right = jnp.broadcast_to(right, left.shape[:-2] + right.shape[-2:])
+    solution = triangular_solve(left, right, left_side=True, lower=True, transpose_a=transposed)
+    return jnp.moveaxis(solution, (-2, -1), (0, 1))
 
 
 def log_determinant(factor):
@@ -200,6 +198,12 @@ def congruence(a, b) -> jax.Array:
 def transpose(a):
     """Swap the two matrix axes."""
     return jnp.swapaxes(a, 0, 1)
+
+
+def bordered(first, across, second):
+    """The symmetric matrix (q + r, q + r, ...) of its blocks (q, q, ...), (q, r, ...) and (r, r, ...)."""
+    top = jnp.concatenate([first, across], axis=1)
+    return jnp.concatenate([top, jnp.concatenate([transpose(across), second], axis=1)])
 
 
 # ---- batches of fits -------------------------------------------------------------------------------------------------

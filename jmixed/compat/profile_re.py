@@ -58,9 +58,7 @@ def _place(fitted: Fitted, re_ix: int | str, vtype: str) -> tuple[int, int]:
     return [(t, k) for t, term in enumerate(terms) if term.vc is None for k in range(len(term.columns))][re_ix]
 
 
-def profile_variance(
-    design: Design, theta, term: int, column: int, values, free=None, reml=True, **options
-) -> np.ndarray:
+def profile_variance(design: Design, theta, term: int, column: int, values, free, reml, **options) -> np.ndarray:
     """Refit with one relative variance held at each of several values (k,): variances, log-likelihoods (k, 2).
 
     The column in question is moved to the front of its term: there its variance is the square of a single entry of

@@ -16,8 +16,8 @@ STRUCTURES: dict[str, Callable[[int, int | None], Structure]] = {
     "identity": Identity,
     "diag": Diagonal,
     "cs": CompoundSymmetry,
-    "homcs": partial(CompoundSymmetry, one=True),
-    "ar1": partial(Autoregressive, one=True),
+    "homcs": partial(CompoundSymmetry, homogeneous=True),
+    "ar1": partial(Autoregressive, homogeneous=True),
     "hetar1": Autoregressive,
     "toep": Toeplitz,
 }

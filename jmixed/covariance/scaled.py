@@ -44,13 +44,13 @@ class Scaled(Structure):
 
     Attributes
     ----------
-    one : bool
+    homogeneous : bool
         Whether all columns share their standard deviation.
     """
 
     q: int
     intercept: int | None = None
-    one: bool = False
+    homogeneous: bool = False
 
     # ---- what a structure of this kind states ----
 
@@ -91,7 +91,7 @@ class Scaled(Structure):
     @functools.cached_property
     def deviations(self) -> int:
         """Number of standard deviations."""
-        return 1 if self.one else self.q
+        return 1 if self.homogeneous else self.q
 
     @functools.cached_property
     def correlations(self) -> int:
@@ -113,7 +113,7 @@ class Scaled(Structure):
     def _parts(self, psi):
         """Standard deviations (..., q), and r."""
         s, r = psi[..., : self.deviations], psi[..., self.deviations :]
-        return (arrays_of(psi).broadcast_to(s, (*s.shape[:-1], self.q)) if self.one else s), r
+        return (arrays_of(psi).broadcast_to(s, (*s.shape[:-1], self.q)) if self.homogeneous else s), r
 
     def factor(self, theta):
         s, r = self._parts(theta)
@@ -132,9 +132,9 @@ class Scaled(Structure):
     def _read(self, covariance):
         """psi (..., size) of what is nearly a member: means of standard deviations and of correlations."""
         xp, dtype = arrays_of(covariance), covariance.dtype
-        own = covariance * np.eye(self.q, dtype=dtype)
-        variances = own.sum(-1)
-        if self.one:
+        diagonal = covariance * np.eye(self.q, dtype=dtype)
+        variances = diagonal.sum(-1)
+        if self.homogeneous:
             variances = xp.broadcast_to(variances.mean(-1, keepdims=True), variances.shape)
         positive = variances > 0
         sd = xp.sqrt(xp.where(positive, variances, 1))
@@ -156,11 +156,9 @@ class Scaled(Structure):
 
     def directions(self, psi=None):
         s, r = self._parts(self._somewhere() if psi is None else psi)
-        xp, unit = arrays_of(s), np.eye(self.q, dtype=s.dtype)
-        C = self.correlation(r)
-        along = (unit[:, :, None] * s[None, None] + unit[:, None] * s[None, :, None]) * C[None]
-        along = along.sum(0, keepdims=True) if self.one else along
-        return xp.concatenate([along, (s[:, None] * s[None])[None] * self.correlation_slopes(r)])
+        along = _outer_slopes(s) * self.correlation(r)[None]
+        along = along.sum(0, keepdims=True) if self.homogeneous else along
+        return arrays_of(s).concatenate([along, (s[:, None] * s[None])[None] * self.correlation_slopes(r)])
 
     def _somewhere(self):
         """A psi at which every entry of Sigma moves that ever does."""
@@ -172,13 +170,12 @@ class Scaled(Structure):
         C, slopes = self.correlation(r), self.correlation_slopes(r)
         both = unit[:, None, :, None] * unit[None, :, None]
         both = (both + both.swapaxes(0, 1)) * C[None, None]
-        one = unit[:, :, None] * s[None, None] + unit[:, None] * s[None, :, None]
-        mixed = one[:, None] * slopes[None]
-        if self.one:
+        mixed = _outer_slopes(s)[:, None] * slopes[None]
+        if self.homogeneous:
             both, mixed = both.sum((0, 1), keepdims=True), mixed.sum(0, keepdims=True)
-        own = (s[:, None] * s[None])[None, None] * self.correlation_bends(r)
+        of_correlations = (s[:, None] * s[None])[None, None] * self.correlation_bends(r)
         return xp.concatenate(
-            [xp.concatenate([both, mixed], 1), xp.concatenate([mixed.swapaxes(0, 1), own], 1)],
+            [xp.concatenate([both, mixed], 1), xp.concatenate([mixed.swapaxes(0, 1), of_correlations], 1)],
         )
 
     # ---- the optimiser's coordinates ----
@@ -186,15 +183,15 @@ class Scaled(Structure):
     def chart(self, covariance, unit):
         psi = self._read(jnp.asarray(covariance))
         s = jnp.maximum(psi[: self.deviations], 0) / unit[: self.deviations]
-        s = s if self.one else jnp.sqrt(jnp.maximum(s - FAINT, 0))
+        s = s if self.homogeneous else jnp.sqrt(jnp.maximum(s - FAINT, 0))
         phi = jnp.concatenate([s, self.angles(psi[self.deviations :])])
-        unit = jnp.broadcast_to(unit[:1], unit.shape) if self.one else unit
+        unit = jnp.broadcast_to(unit[:1], unit.shape) if self.homogeneous else unit
         return unit[:, None] * np.eye(self.q, dtype=unit.dtype), phi
 
     def _deviations(self, phi):
         """Standard deviations (deviations,) in units of the basis, with first and second derivatives."""
         x = phi[: self.deviations]
-        if self.one:
+        if self.homogeneous:
             sign = jnp.where(x < 0, -1, 1).astype(x.dtype)
             return sign * x, sign, jnp.zeros_like(x)
         return x**2 + FAINT, 2 * x, 2 * jnp.ones_like(x)
@@ -235,7 +232,7 @@ class Scaled(Structure):
     def chart_sizes(self, phi):
         size = jnp.abs(phi[: self.deviations])
         # Of square roots next to zero: the change that one part in a thousand of sigma makes.
-        size = size if self.one else jnp.maximum(size, 1e-3 / (2 * jnp.maximum(size, 1e-4)))
+        size = size if self.homogeneous else jnp.maximum(size, 1e-3 / (2 * jnp.maximum(size, 1e-4)))
         return jnp.concatenate([size, jnp.ones_like(phi[self.deviations :])])
 
     def chart_beside(self, leading, factor, T):
@@ -243,19 +240,19 @@ class Scaled(Structure):
             return super().chart_beside(leading, factor, T)
         psi = self.theta(np.linalg.solve(T, factor))
         s, r = psi[: self.deviations], psi[self.deviations :]
-        return np.eye(self.q), np.append(s if self.one else np.sqrt(s), self.angles(r))
+        return np.eye(self.q), np.append(s if self.homogeneous else np.sqrt(s), self.angles(r))
 
     def has_profile(self, leading):
-        return not leading or (self.one and len(leading) == 1)
+        return not leading or (self.homogeneous and len(leading) == 1)
 
     # ---- columns of Z ----
 
     def preconditioner(self, size, triangle):
         unit = np.eye(self.q, dtype=size.dtype)
-        return unit / ((size**2).mean() ** 0.5) if self.one else unit / size[:, None]
+        return unit / ((size**2).mean() ** 0.5) if self.homogeneous else unit / size[:, None]
 
     def moment_vectors(self):
-        owner = np.zeros(self.q, int) if self.one else np.arange(self.q)
+        owner = np.zeros(self.q, int) if self.homogeneous else np.arange(self.q)
         if not self.correlations:
             return np.eye(self.q), owner
         return np.vstack([np.eye(self.q), np.ones((1, self.q))]), np.append(owner, self.deviations)
@@ -273,7 +270,7 @@ class Scaled(Structure):
         k, c = self.deviations, self.correlations
         for angle in (0.9, -0.9) if c else ():
             yield np.append(np.ones(k), self.of_angles(np.append(angle, np.zeros(c - 1))))
-        if c and not self.one:
+        if c and not self.homogeneous:
             rng = np.random.default_rng(0)
             for _ in range(UNLIKE):
                 yield np.append(np.exp(rng.normal(size=k)), self.of_angles(rng.uniform(-1.4, 1.4, c)))
@@ -285,11 +282,11 @@ class Scaled(Structure):
 
     def _named(self, columns: Sequence[str], together: str | None) -> tuple[Readable, ...]:
         all_of_them = shared_name(columns, together)
-        names = [all_of_them] if self.one else [str(column) for column in columns]
+        names = [all_of_them] if self.homogeneous else [str(column) for column in columns]
         entries = [Readable(name, None, k, k) for k, name in enumerate(names)]
         for kind, name in enumerate(self.names_of_correlations()):
             row, column = np.argwhere(self.kinds() == kind)[0][::-1]
-            entries.append(Readable(all_of_them, name, int(row), int(column), several=not self.one))
+            entries.append(Readable(all_of_them, name, int(row), int(column), several=not self.homogeneous))
         return tuple(entries)
 
     def values(self, covariance):
@@ -333,7 +330,7 @@ class Scaled(Structure):
         return told
 
     def settled(self, factor, zero):
-        zero = np.broadcast_to(zero.all(-1, keepdims=True), zero.shape) if self.one else zero
+        zero = np.broadcast_to(zero.all(-1, keepdims=True), zero.shape) if self.homogeneous else zero
         return np.where(self._told(~zero), self.theta(factor), 0)
 
     def root_of_psi(self, psi):
@@ -362,3 +359,9 @@ def arcsine(sine):
     sine = xp.clip(sine, -1, 1)
     left = 1 - sine**2
     return xp.arctan2(sine, xp.where(left > 0, xp.sqrt(xp.where(left > 0, left, 1)), 0))
+
+
+def _outer_slopes(s):
+    """Derivatives (q, q, q) of s s' in s (q,)."""
+    unit = np.eye(len(s), dtype=s.dtype)
+    return unit[:, :, None] * s[None, None] + unit[:, None] * s[None, :, None]

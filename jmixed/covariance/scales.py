@@ -2,12 +2,7 @@
 
 import numpy as np
 
-from jmixed.covariance.structure import SINGULAR, split
-
-
-def factors_of_theta(structures, theta):
-    """``lambda`` (..., q, q) of every term from theta (..., m)."""
-    return [structure.factor(piece) for structure, piece in zip(structures, split(structures, theta), strict=True)]
+from jmixed.covariance.structure import SINGULAR, factors_of_theta, split
 
 
 def psi_map(structures, T):

@@ -328,6 +328,16 @@ def join(pieces, dtype):
     return jnp.concatenate(pieces) if pieces else jnp.zeros(0, dtype)
 
 
+def factors_of_theta(structures, theta):
+    """``lambda`` (..., q, q) of every term from theta (..., m)."""
+    return [structure.factor(piece) for structure, piece in zip(structures, split(structures, theta), strict=True)]
+
+
+def theta_of_factors(structures, factors, dtype):
+    """theta (m,) from ``lambda`` (q, q) of every term."""
+    return join([s.theta(factor) for s, factor in zip(structures, factors, strict=True)], dtype)
+
+
 def rectify(root):
     """The canonical Cholesky factor of ``root @ root.T``: non-negative diagonal, zero column below a zero pivot.
 

@@ -29,15 +29,15 @@ class Toeplitz(Scaled):
 
     def angles(self, r):
         # What is left of a column by those before it may be nothing: then no more is told.
-        xp, coefficients, left, found = arrays_of(r), [], 1, []
+        xp, coefficients, left, partials = arrays_of(r), [], 1, []
         for k in range(self.correlations):
             rest = r[..., k] - sum(a * r[..., k - 1 - j] for j, a in enumerate(coefficients))
             told = left > 1e-12 + xp.zeros_like(rest)
             partial = xp.clip(xp.where(told, rest / xp.where(told, left, 1), 0), -1, 1)
             coefficients = _longer(coefficients, partial)
             left = left * (1 - partial**2)
-            found.append(partial)
-        return arcsine(xp.stack(found, -1)) if found else r
+            partials.append(partial)
+        return arcsine(xp.stack(partials, -1)) if partials else r
 
     def of_angles(self, angles):
         xp, coefficients, left, r = arrays_of(angles), [], 1, []

@@ -44,8 +44,8 @@ class Unstructured(Structure):
 
     def _mirrored(self):
         """Row and column in the lower triangle of every entry (q, q) of a symmetric matrix."""
-        one, other = np.indices((self.q, self.q))
-        return np.maximum(one, other), np.minimum(one, other)
+        row, column = np.indices((self.q, self.q))
+        return np.maximum(row, column), np.minimum(row, column)
 
     def factor(self, theta):
         rows, columns = self._mirrored()

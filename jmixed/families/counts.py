@@ -161,18 +161,20 @@ class NegativeBinomial1(Count):
     precision_sign: ClassVar[float] = -1.0
     extras: ClassVar[tuple[str, ...]] = (DISPERSION,)
 
-    def log_density(self, y, eta, extras, trials):
-        """As of NB2, of a size mu / phi."""
+    def _sizes(self, eta, extras):
+        """log phi, and mu / phi after its logarithm."""
         log_phi = bounded(extras[0])
         log_size = bounded(eta) - log_phi
-        size = jnp.exp(log_size)
+        return log_phi, log_size, jnp.exp(log_size)
+
+    def log_density(self, y, eta, extras, trials):
+        """As of NB2, of a size mu / phi."""
+        log_phi, log_size, size = self._sizes(eta, extras)
         return y * eta - (size + y) * jax.nn.softplus(log_phi) + log_rising(size, log_size, y) - gammaln(y + 1)
 
     def derivatives(self, y, eta, extras, trials):
         """Closed forms, with those of the ratio in log size."""
-        log_phi = bounded(extras[0])
-        log_size = bounded(eta) - log_phi
-        size = jnp.exp(log_size)
+        log_phi, log_size, size = self._sizes(eta, extras)
         rising, mean = log_rising_derivatives(size, log_size, y), size * jax.nn.softplus(log_phi)
         return EtaDerivatives.of(rising + Derivatives(y - mean, -mean, -mean, -mean))
 

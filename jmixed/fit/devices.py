@@ -42,19 +42,19 @@ def shares(design: Design, devices: int) -> tuple[Share, ...]:
     for s in range(last):
         holder[s] = _known(design.index.parents[s][-1])[: counts[s]]
     bounds = np.minimum(np.arange(devices + 1) * -(-counts[-1] // devices), counts[-1])
-    starts = [np.searchsorted(own, bounds) for own in holder]
+    starts = [np.searchsorted(of_stage, bounds) for of_stage in holder]
     blocks = []
     for first in starts:
         size = int(np.diff(first).max())
         place = first[:-1, None] + np.arange(size)
         blocks.append(np.where(place < first[1:, None], place, BEYOND))
     out = []
-    for s, own in enumerate(blocks):
-        real, parents = own != BEYOND, []
+    for s, of_stage in enumerate(blocks):
+        real, parents = of_stage != BEYOND, []
         for t in range(s + 1, last + 1):
-            parent = _known(design.index.parents[s][t - s - 1])[np.where(real, own, 0)] - starts[t][:-1, None]
+            parent = _known(design.index.parents[s][t - s - 1])[np.where(real, of_stage, 0)] - starts[t][:-1, None]
             parents.append(np.where(real, parent, blocks[t].shape[1] - 1).astype(np.int32))
-        out.append(Share(own, tuple(parents)))
+        out.append(Share(of_stage, tuple(parents)))
     return tuple(out)
 
 
@@ -85,7 +85,7 @@ def _known(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def minimise_shared(held: Moments, reml, search: Search, mesh, axis: str, shared_out: tuple[Share, ...]) -> Solution:
+def minimise_shared(moments: Moments, reml, search: Search, mesh, axis: str, shared_out: tuple[Share, ...]) -> Solution:
     """Minimise the profiled deviance with the groups shared out over a mesh, the same on all devices.
 
     The layout of the moments is not crossed; of the search a `theta0` counts; shares are for as many devices as the
@@ -95,16 +95,16 @@ def minimise_shared(held: Moments, reml, search: Search, mesh, axis: str, shared
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     C, B, shift = (
         tuple(
-            None if own is None else jnp.asarray(own).at[..., share.blocks.ravel()].get(mode="fill", fill_value=0)
-            for own, share in zip(arrays, shared_out, strict=True)
+            None if table is None else jnp.asarray(table).at[..., share.blocks.ravel()].get(mode="fill", fill_value=0)
+            for table, share in zip(arrays, shared_out, strict=True)
         )
-        for arrays in (held.C, held.B, held.shift)
+        for arrays in (moments.C, moments.B, moments.shift)
     )
-    parents = tuple(tuple(own.ravel() for own in share.parents) for share in shared_out)
+    parents = tuple(tuple(parent.ravel() for parent in share.parents) for share in shared_out)
     none: tuple = ()
     index = Index(none, none, none, none, parents, none, none)
-    layout = replace(held.layout, blocks=tuple(share.blocks.shape[1] for share in shared_out))
-    shared = replace(held, C=C, B=B, shift=shift, index=index, layout=layout, axis=axis)
+    layout = replace(moments.layout, blocks=tuple(share.blocks.shape[1] for share in shared_out))
+    shared = replace(moments, C=C, B=B, shift=shift, index=index, layout=layout, axis=axis)
     arguments = shared, search.theta0, jnp.asarray(reml)
     specs = _specs(shared, axis), PartitionSpec(), PartitionSpec()
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):

@@ -40,8 +40,8 @@ class _ByLabel:
     def __get__(self, estimate, owner=None):
         if estimate is None:
             raise AttributeError("b belongs to an Estimate")
-        held = vars(estimate)["b"]
-        return held.by_label() if isinstance(held, Effects) else held
+        effects = vars(estimate)["b"]
+        return effects.by_label() if isinstance(effects, Effects) else effects
 
     def __set__(self, estimate, value):
         vars(estimate)["b"] = value
@@ -95,7 +95,7 @@ class Estimate:
 
 
 Estimate.b = _ByLabel()
-_FIELDS = tuple(one.name for one in fields(Estimate))
+_FIELDS = tuple(field.name for field in fields(Estimate))
 
 
 def _flatten(estimate):
@@ -106,7 +106,7 @@ def _flatten_with_keys(estimate):
     return tuple((jax.tree_util.GetAttrKey(name), vars(estimate)[name]) for name in _FIELDS), None
 
 
-jax.tree_util.register_pytree_with_keys(Estimate, _flatten_with_keys, lambda _, held: Estimate(*held), _flatten)
+jax.tree_util.register_pytree_with_keys(Estimate, _flatten_with_keys, lambda _, children: Estimate(*children), _flatten)
 
 
 @checked
@@ -257,8 +257,8 @@ def _log_likelihood(data, beta, theta, sigma, rho):
         return gaussian.log_density(beta, theta, sigma, data)
     # Of residuals the density asks nothing of the columns of X: they may be collinear.
     white, logdet = white_at(data, rho)
-    held = moments_at(white, beta)
-    return gaussian.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held) - logdet / 2
+    moments = moments_at(white, beta)
+    return gaussian.log_density(jnp.zeros(0, moments.G.dtype), theta, sigma, moments) - logdet / 2
 
 
 def rho_of(layout: Layout, rho) -> jax.Array:
@@ -368,10 +368,10 @@ def estimate(
     if mesh is not None:
         require_normal(design.layout, "mesh= in jm.estimate")
     theta0 = theta0 if theta0 is None or isinstance(theta0, jax.Array) else np.asarray(theta0)
-    given = {"theta": theta, "penalty": penalty, "theta0": theta0, "mesh": mesh}
-    given = [name for name, value in given.items() if value is not None]
-    if len(given) > 1 and given[0] in ("theta", "penalty") and given != ["penalty", "theta0"]:
-        raise DataError(f"estimate: {given[0]} and {given[1]} exclude each other; give one of them")
+    exclusive = {"theta": theta, "penalty": penalty, "theta0": theta0, "mesh": mesh}
+    stated = [name for name, value in exclusive.items() if value is not None]
+    if len(stated) > 1 and stated[0] in ("theta", "penalty") and stated != ["penalty", "theta0"]:
+        raise DataError(f"estimate: {stated[0]} and {stated[1]} exclude each other; give one of them")
     if theta is not None:
         rows = design.padded_rows()
         at_theta = _estimate_at_theta if rows.layout.family is None else _response_at_theta
@@ -406,27 +406,27 @@ def _estimate(rows, theta0, reml):
 
 
 def _estimate_at_theta(rows, theta, reml):
-    held = _moments(rows)
-    roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
-    found = estimates(roots, held, reml)
-    found = _described(found | {"modes": by_level(found["modes"], held)})
-    ended = jnp.where(jnp.isfinite(found.objective), Outcome.CONVERGED.value, Outcome.NOT_FINITE.value)
-    return replace(found, outcome=outcome_of(ended, roots, found.sigma, found.vcov_beta, held))
+    moments = _moments(rows)
+    roots = gaussian.precondition(gaussian.factors_of(theta, moments), moments.T)
+    best = estimates(roots, moments, reml)
+    estimate = _described(best | {"modes": by_level(best["modes"], moments)})
+    ended = jnp.where(jnp.isfinite(estimate.objective), Outcome.CONVERGED.value, Outcome.NOT_FINITE.value)
+    return replace(estimate, outcome=outcome_of(ended, roots, estimate.sigma, estimate.vcov_beta, moments))
 
 
 def _estimate_penalised(rows, theta0, reml, penalty):
-    held = _moments(rows)
-    start = solve(held, reml, Search(theta0)).estimates["theta"]
-    found = penalised_optimum(held, penalty, start, reml)
-    roots = gaussian.precondition(gaussian.factors_of(found.theta, held), held.T)
-    best = estimates(roots, held, reml)
-    modes = modes_of_residuals(roots, moments_at(rows, found.beta))
-    best |= {"modes": by_level(modes, held), "beta": found.beta, "theta": found.theta}
-    best["vcov_beta"] = best["vcov_beta"] * (found.sigma / best["sigma"]) ** 2
-    best |= {"sigma": found.sigma, "objective": found.deviance}
+    moments = _moments(rows)
+    start = solve(moments, reml, Search(theta0)).estimates["theta"]
+    optimum = penalised_optimum(moments, penalty, start, reml)
+    roots = gaussian.precondition(gaussian.factors_of(optimum.theta, moments), moments.T)
+    best = estimates(roots, moments, reml)
+    modes = modes_of_residuals(roots, moments_at(rows, optimum.beta))
+    best |= {"modes": by_level(modes, moments), "beta": optimum.beta, "theta": optimum.theta}
+    best["vcov_beta"] = best["vcov_beta"] * (optimum.sigma / best["sigma"]) ** 2
+    best |= {"sigma": optimum.sigma, "objective": optimum.deviance}
     estimate = _described(best)
-    total = found.deviance + penalty(found.beta, found.theta)
-    outcome = outcome_of(found.outcome, roots, found.sigma, estimate.vcov_beta, held)
+    total = optimum.deviance + penalty(optimum.beta, optimum.theta)
+    outcome = outcome_of(optimum.outcome, roots, optimum.sigma, estimate.vcov_beta, moments)
     return replace(estimate, objective=total, outcome=outcome)
 
 
@@ -434,11 +434,12 @@ def _response_at_theta(rows, theta, reml):
     source = criterion_of(jax.tree.map(jnp.asarray, rows))
     deviance = ResponseAtTheta(source, theta)
     known = stop_gradient(deviance)
-    found = minimum(known, known.starts(), MAX_ITERATIONS)
+    lowest = minimum(known, known.starts(), MAX_ITERATIONS)
     # Of the certificate nothing is asked.
-    told = Certificate(laplace_of(known.source).blank(), found.at.gradient, found.eigenvalues, *[found.iterations] * 3)
-    point = implicit_optimum(Solution(found.at.point, found.at.hessian, told, found.outcome), deviance)
-    return _described_response(deviance, point, found.outcome)
+    at, count = lowest.at, lowest.iterations
+    told = Certificate(laplace_of(known.source).blank(), at.gradient, lowest.eigenvalues, count, count, count)
+    point = implicit_optimum(Solution(at.point, at.hessian, told, lowest.outcome), deviance)
+    return _described_response(deviance, point, lowest.outcome)
 
 
 def _response_penalised(rows, start, penalty):
@@ -449,16 +450,16 @@ def _response_penalised(rows, start, penalty):
 
 def _described_response(deviance, point, outcome):
     """The estimate of a response with a family at coefficients that are the best at theta."""
-    found = deviance.estimates(point) | {"vcov_beta": stop_gradient(deviance).covariance(stop_gradient(point))}
+    numbers = deviance.estimates(point) | {"vcov_beta": stop_gradient(deviance).covariance(stop_gradient(point))}
     redundant = laplace_of(deviance.source).redundant
-    ended = jnp.where(jnp.isfinite(found["objective"]), outcome, Outcome.NOT_FINITE.value)
+    ended = jnp.where(jnp.isfinite(numbers["objective"]), outcome, Outcome.NOT_FINITE.value)
     ended = jnp.where(redundant, Outcome.RANK_DEFICIENT.value, ended).astype(jnp.int32)
-    return replace(_described(found), outcome=ended)
+    return replace(_described(numbers), outcome=ended)
 
 
-def modes_of_residuals(roots, held):
+def modes_of_residuals(roots, moments):
     """Conditional modes of every stage's blocks, from cross-products of residuals from a mean."""
-    return conditional_modes(gaussian.profile(gaussian.squares(roots), roots, held), held)
+    return conditional_modes(gaussian.profile(gaussian.squares(roots), roots, moments), moments)
 
 
 def compiled(function, *args, **static):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.newton import MAX_ITERATIONS, is_convex
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map, roots_of_psi, settled, singular_terms
+from jmixed.covariance.scales import diagonal_blocks, psi_map, roots_of_psi, settled, singular_terms
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.families.family import DISPERSION, INFLATION, Family
 from jmixed.fit.estimate import SMALL, level_count, white_at
@@ -32,26 +33,31 @@ from jmixed.likelihood.stages import covariances_of
 from jmixed.likelihood.whitened import WhitenedDeviance, whitened_deviance
 from jmixed.runtime import memory
 from jmixed.runtime.compilation import program
+from jmixed.runtime.facts import Facts
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 from jmixed.runtime.timing import Timings
 
 
-@dataclass(frozen=True, eq=False)
-class MonteCarlo:
-    """How well a fit by probes is known: standard errors of what it found, as an estimate of the exact fit.
+@dataclass(frozen=True, eq=False, repr=False)
+class MonteCarlo(Facts):
+    """How well a fit by random probes is known: standard errors of what it found as an estimate of the exact fit.
 
-    Of few probes they are enlarged as Student's t asks for, so that two of them hold 95%.
+    Of few probes they are enlarged as Student's t asks for, so that two of them hold 95%, whatever their number.
 
     Attributes
     ----------
     probes, seed : int
+        How many probes were taken in the end, and what they were drawn with.
     steps : int
-        Of conjugate gradients, for the solve that took the most.
+        Of conjugate gradients, in the solve that took the most.
     criterion, sigma : float
-    theta, coefficients : arrays (m,), (p,)
+        In the units of ``objective`` and ``sigma``.
+    theta : array (m,)
+    coefficients : array (k_fe,)
+        A Series, as people read it.
     share : float
-        The largest of these errors as a share of the estimate's own standard error.
+        The largest of the errors of variances, sigma and coefficients, as a share of the estimate's standard error.
     """
 
     probes: int
@@ -60,8 +66,19 @@ class MonteCarlo:
     criterion: float
     sigma: float
     theta: np.ndarray
-    coefficients: np.ndarray
+    coefficients: Any
     share: float
+
+    def _facts(self) -> tuple[str, dict[str, object]]:
+        return "Monte Carlo standard errors, by the spread of the probes", {
+            "probes": self.probes,
+            "steps of a solve": self.steps,
+            "criterion": self.criterion,
+            "sigma": self.sigma,
+            "largest of theta": float(np.max(self.theta, initial=0)),
+            "largest of the coefficients": float(np.max(np.asarray(self.coefficients), initial=0)),
+            "largest, in standard errors": self.share,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +290,7 @@ def _unless_unbounded(fit: Fit, design: Design) -> Fit:
     As that variance falls to zero, beside random effects without variance, the likelihood grows without bound, and the
     minimum that was found is a local one. REML's has as many powers of that variance less as there are such rows.
     """
-    if not design.layout.residual.columns:
+    if design.series is None or not design.layout.residual.columns:
         return fit
     there = np.flatnonzero(np.asarray(design.weights) > 0)
     X, dispersion = np.asarray(design.X)[there], np.asarray(design.series.dispersion)[there]

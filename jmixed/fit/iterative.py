@@ -17,8 +17,8 @@ import numpy as np
 from jmixed.algebra.batched import eigh
 from jmixed.algebra.newton import MAX_ITERATIONS, first_radius, is_convex, trust_region_step
 from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map, singular_terms
-from jmixed.covariance.structure import SINGULAR, rectified, split
+from jmixed.covariance.scales import diagonal_blocks, psi_map, singular_terms
+from jmixed.covariance.structure import SINGULAR, factors_of_theta, rectified, split
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.fit.host import Fit, FixedSlopes, MonteCarlo
 from jmixed.fit.information import Information
@@ -164,8 +164,8 @@ class Search:
             M[place(f + 1), place(g + 1)] = A.squares()
             M[place(g + 1), place(f + 1)] = A.squares().T
         unit = 1 / np.sqrt(np.diag(M))
-        found = unit * np.linalg.lstsq(M * np.outer(unit, unit), s * unit, rcond=1e-10)[0]
-        relative = np.clip(found[:-1] / found[-1], 1e-2, 1e4) if found[-1] > 0 else np.ones(size - 1)
+        solved = unit * np.linalg.lstsq(M * np.outer(unit, unit), s * unit, rcond=1e-10)[0]
+        relative = np.clip(solved[:-1] / solved[-1], 1e-2, 1e4) if solved[-1] > 0 else np.ones(size - 1)
         out = []
         with double_precision():
             for t, structure in enumerate(self.structures):
@@ -250,12 +250,12 @@ class Search:
         ended, iterations = [], 0
         for covariances in starts:
             with contextlib.suppress(np.linalg.LinAlgError):
-                state, outcome, taken = self.minimise(deviance, [_root(own) for own in covariances], limit)
+                state, outcome, taken = self.minimise(deviance, [_root(relative) for relative in covariances], limit)
                 iterations += taken
                 if np.isfinite(state.at.value) and outcome is not Outcome.UNSOLVED:
                     ended.append(state)
         if not ended:
-            return [_root(own) for own in starts[0]], iterations
+            return [_root(relative) for relative in starts[0]], iterations
         best = min(ended, key=lambda state: state.at.value)
         return [_root(covariance) for covariance in best.covariances], iterations
 
@@ -286,12 +286,7 @@ def _inverse(hessian):
 
 
 def fit_iterative(
-    rows: Incidence,
-    reml: bool = True,
-    theta0: np.ndarray | None = None,
-    maxiter: int | None = None,
-    probes: int | None = None,
-    seed: int = 0,
+    rows: Incidence, reml: bool, theta0: np.ndarray | None, maxiter: int | None, probes: int | None, seed: int
 ) -> Fit:
     """Fit crossed factors by conjugate gradients and probes.
 
@@ -372,19 +367,19 @@ def _monte_carlo(search: Search, state: State, count: int, seed: int) -> MonteCa
     moved = allowance**2 * inverse @ spread @ inverse
     # And what another step would change, which is little.
     moved = moved + np.outer(chart["step"], chart["step"])
-    own, errors = np.diag(2 * inverse), np.diag(moved)
-    shares = np.sqrt(errors[own > 0] / own[own > 0])
+    sampling, errors = np.diag(2 * inverse), np.diag(moved)
+    shares = np.sqrt(errors[sampling > 0] / sampling[sampling > 0])
     of_psi = chart["jacobian"] @ moved @ chart["jacobian"].T
     sigma2 = at.rss / at.nu
     slope = state.slope / at.nu
     # Of sigma^2, which at a fixed psi has the variance 2 sigma^4 / nu.
     variance = slope @ of_psi @ slope
-    own_variance = 2 * sigma2**2 / at.nu + slope @ chart["jacobian"] @ (2 * inverse) @ chart["jacobian"].T @ slope
+    sampling_variance = 2 * sigma2**2 / at.nu + slope @ chart["jacobian"] @ (2 * inverse) @ chart["jacobian"].T @ slope
     to_original = np.linalg.inv(moments.R)
     beside = to_original @ _coefficient_slopes(search, state)
     of_beta = np.diag(beside @ of_psi @ beside.T)
     vcov = np.diag(to_original @ at.inverse @ to_original.T) * sigma2
-    largest = [np.max(shares, initial=0), np.sqrt(variance / own_variance)]
+    largest = [np.max(shares, initial=0), np.sqrt(variance / sampling_variance)]
     largest += [np.max(np.sqrt(of_beta / vcov), initial=0)]
     theta = _theta_errors(search, state, of_psi)
     sigma = np.sqrt(variance / sigma2) / 2
@@ -519,5 +514,5 @@ def check(crossed: str) -> None:
 
 def is_wide(data: ModelRows) -> bool:
     """Whether a model has crossed factors of so many levels that the iterative way is quicker, or the only one."""
-    found = crossing(data, WIDE)
-    return not found.reason and (found.width >= WIDE or found.shortage is not None)
+    crossed = crossing(data, WIDE)
+    return not crossed.reason and (crossed.width >= WIDE or crossed.shortage is not None)

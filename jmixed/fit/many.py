@@ -109,51 +109,52 @@ def estimate_many(
     array([30.991, 61.982])
     """
     known_design(design).require_rows("estimate_many")
-    given = {"y": Y, "X": X, "Z": Z, "weights": weights, "offset": offset}
-    given = {name: _as_arrays(name, value) for name, value in given.items() if value is not None}
-    m = _check_batch(design, given)
+    varying = {"y": Y, "X": X, "Z": Z, "weights": weights, "offset": offset}
+    varying = {name: _as_arrays(name, value) for name, value in varying.items() if value is not None}
+    m = _check_batch(design, varying)
     say_once_if_narrowed(design)
-    Y = given["y"]
+    Y = varying["y"]
     if not isinstance(Y, Tracer) and np.any(missing := np.isnan(Y)):
-        own = jnp.asarray(design.weights if weights is None else given["weights"])
-        given |= {"y": jnp.where(missing, 0, jnp.asarray(Y)), "weights": jnp.where(missing, 0, own)}
-    own = given.get("weights")
-    parts = (design.Z, design.weights, design.index, own)
+        present = jnp.asarray(design.weights if weights is None else varying["weights"])
+        varying |= {"y": jnp.where(missing, 0, jnp.asarray(Y)), "weights": jnp.where(missing, 0, present)}
+    weights = varying.get("weights")
+    parts = (design.Z, design.weights, design.index, weights)
     concrete = (
         Z is None
         and design.layout.family is None
         and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts))
     )
-    classes = classes_of(_on_host(design), None if own is None else np.asarray(own)) if concrete else None
+    classes = classes_of(_on_host(design), None if weights is None else np.asarray(weights)) if concrete else None
     chunks = -(-m // _lanes(design, classes, MEMORY))
     rows = design.rows()
-    rows = rows if own is None else replace(rows, series=without_patterns(rows.series))
-    if "Z" in given:
-        given["Z"] = tuple(given["Z"].get(label) for label in design.labels)
-    found = compiled(_estimate_many, rows, given, classes, reml, chunks=chunks, apart=own is not None)
-    return named_estimate(found, design, m)
+    rows = rows if weights is None else replace(rows, series=without_patterns(rows.series))
+    if "Z" in varying:
+        varying["Z"] = tuple(varying["Z"].get(label) for label in design.labels)
+    estimates = compiled(_estimate_many, rows, varying, classes, reml, chunks=chunks, apart=weights is not None)
+    return named_estimate(estimates, design, m)
 
 
-def _estimate_many(rows, given, classes, reml, chunks, apart):
+def _estimate_many(rows, varying, classes, reml, chunks, apart):
     """Batch after batch; `apart`: each fit has classes of its own."""
-    m = given["y"].shape[0]
+    m = varying["y"].shape[0]
     lanes = -(-m // chunks)
 
-    def one(lane):
-        arrays, own = lane
+    def fit(lane):
+        arrays, apart_classes = lane
         if "Z" in arrays:
             Z = zip(arrays["Z"], rows.Z, strict=True)
             arrays = {**arrays, "Z": tuple(kept if new is None else new for new, kept in Z)}
         filled = jax.tree.map(jnp.asarray, replace(rows, **arrays))
-        return described(solve(filled, reml, classes=own if apart else classes, differentiable=implicit_optimum))
+        of_lane = apart_classes if apart else classes
+        return described(solve(filled, reml, classes=of_lane, differentiable=implicit_optimum))
 
     def split(array):
         array = jnp.asarray(array)
         last = jnp.broadcast_to(array[-1:], (chunks * lanes - m, *array.shape[1:]))
         return jnp.concatenate([array, last]).reshape(chunks, lanes, *array.shape[1:])
 
-    found = jax.lax.map(jax.vmap(one), jax.tree.map(split, (given, classes if apart else None)))
-    return jax.tree.map(lambda a: a.reshape(chunks * lanes, *a.shape[2:])[:m], found)
+    batches = jax.lax.map(jax.vmap(fit), jax.tree.map(split, (varying, classes if apart else None)))
+    return jax.tree.map(lambda a: a.reshape(chunks * lanes, *a.shape[2:])[:m], batches)
 
 
 def fit_responses(design: Design, Y, reml: bool = True, *, memory: int = MEMORY, progress=None) -> ManyFits:
@@ -167,11 +168,11 @@ def fit_responses(design: Design, Y, reml: bool = True, *, memory: int = MEMORY,
     m = _check_batch(design, {"y": Y})
     _check_values(Y)
     missing = np.any(np.isnan(Y), axis=1)
-    found = _allocate(design, m)
+    fits = _allocate(design, m)
     for members, masked in ((np.flatnonzero(~missing), False), (np.flatnonzero(missing), True)):
         if len(members):
-            _fit_alike(found, design, Y, members, masked, bool(reml), memory, progress or (lambda count: None))
-    return found
+            _fit_alike(fits, design, Y, members, masked, bool(reml), memory, progress or (lambda count: None))
+    return fits
 
 
 def _allocate(design, m):
@@ -184,8 +185,8 @@ def _allocate(design, m):
     return ManyFits(**arrays, outcome=np.empty(m, np.int32), nobs=np.empty(m, np.int64))
 
 
-def _fit_alike(found: ManyFits, design, Y, members, masked, reml, memory, progress):
-    """Fit the given responses, of which all or none have missing values, into `found`."""
+def _fit_alike(fits: ManyFits, design, Y, members, masked, reml, memory, progress):
+    """Fit the given responses, of which all or none have missing values, into `fits`."""
     rows, linear = _on_host(design), design.layout.family is None
     rows = replace(rows, series=without_patterns(rows.series)) if masked else rows
     weights = np.where(np.isnan(Y[members]), 0, rows.weights) if masked else None
@@ -195,16 +196,16 @@ def _fit_alike(found: ManyFits, design, Y, members, masked, reml, memory, progre
     def fit_chosen(chosen, max_iterations):
         """The fits at positions `chosen` of `members`, the last repeated to fill the batch."""
         filled = np.resize(chosen, lanes)
-        own = classes if weights is None or classes is None else Classes(*(a[filled] for a in classes))
+        filled_classes = classes if weights is None or classes is None else Classes(*(a[filled] for a in classes))
         w = None if weights is None else weights[filled]
         y = Y[members[filled]]
         y = np.where(np.isnan(y), 0, y) if masked else y
-        fit = partial(_batch_program, rows, y, w, own, reml, np.int32(max_iterations))
+        fit = partial(_batch_program, rows, y, w, filled_classes, reml, np.int32(max_iterations))
         out, drowned = jax.device_get(fit(counted=False))
         if np.any(drowned):
             out, _ = jax.device_get(fit(counted=True))
         for name, values in out.items():
-            getattr(found, name)[members[chosen]] = values[: len(chosen)]
+            getattr(fits, name)[members[chosen]] = values[: len(chosen)]
 
     def batches(chosen):
         return (chosen[start : start + lanes] for start in range(0, len(chosen), lanes))
@@ -214,7 +215,7 @@ def _fit_alike(found: ManyFits, design, Y, members, masked, reml, memory, progre
             fit_chosen(chosen, FIRST_ROUND)
             progress(len(chosen))
         # Those that have not ended go on together, and nobody waits for them.
-        for chosen in batches(np.flatnonzero(found.outcome[members] == Outcome.MAX_ITERATIONS)):
+        for chosen in batches(np.flatnonzero(fits.outcome[members] == Outcome.MAX_ITERATIONS)):
             fit_chosen(chosen, MAX_ITERATIONS)
 
 
@@ -228,8 +229,8 @@ def _batch_program(rows, Y, weights, classes, reml, max_iterations, counted):
         }
         return numbers | {"nobs": solved.nobs, "outcome": solved.outcome}, solved.drowned
 
-    own = None if weights is None else 0
-    return jax.vmap(fit, in_axes=(0, own, own))(Y, weights, classes)
+    axis = None if weights is None else 0
+    return jax.vmap(fit, in_axes=(0, axis, axis))(Y, weights, classes)
 
 
 def _on_host(design):
@@ -252,7 +253,7 @@ def _as_arrays(name, value):
     if name == "Z":
         if not isinstance(value, Mapping):
             raise DataError(f"estimate_many: Z is a {type(value).__name__}; give a dict of arrays by the term's label")
-        return {label: _as_arrays(f"Z[{label!r}]", own) for label, own in value.items()}
+        return {label: _as_arrays(f"Z[{label!r}]", z) for label, z in value.items()}
     if isinstance(value, jax.Array):
         return value
     title = "Y" if name == "y" else name
@@ -270,14 +271,14 @@ def _as_arrays(name, value):
     return array if array.dtype.kind == "f" else array.astype(FLOAT)
 
 
-def _check_batch(design, given) -> int:
+def _check_batch(design, varying) -> int:
     """The number of fits, when every array has the design's shape behind a leading axis of one length."""
     sizes = {}
-    for name, value in given.items():
+    for name, value in varying.items():
         pairs = {f"Z[{label!r}]": (z, design.Z.get(label)) for label, z in value.items()} if name == "Z" else {}
-        for key, (array, own) in (pairs or {name: (value, getattr(design, name))}).items():
-            title, wanted = "Y" if key == "y" else key, () if own is None else np.shape(own)
-            if own is None:
+        for key, (array, of_design) in (pairs or {name: (value, getattr(design, name))}).items():
+            title, wanted = "Y" if key == "y" else key, () if of_design is None else np.shape(of_design)
+            if of_design is None:
                 raise DataError(f"estimate_many: no random-effects term {key[2:-1]}; the terms are {design.labels}")
             if len(np.shape(array)) != len(wanted) + 1 or np.shape(array)[1:] != wanted:
                 raise DataError(

@@ -209,5 +209,5 @@ def _profiled_loss(rows, theta, rho):
 
 def _loss(rows, theta, sigma, rho):
     white, logdet = white_at(rows, rho)
-    held = moments_of_residuals(white, white.y)
-    return logdet / 2 - gaussian.log_density(jnp.zeros(0, held.G.dtype), theta, sigma, held)
+    moments = moments_of_residuals(white, white.y)
+    return logdet / 2 - gaussian.log_density(jnp.zeros(0, moments.G.dtype), theta, sigma, moments)

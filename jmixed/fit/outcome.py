@@ -14,55 +14,55 @@ COMMON = 1e7
 difference that costs its square in digits. Beyond, sigma may be wrong in its fourth digit."""
 
 
-def outcome_of(ended, roots, sigma, vcov_beta, held):
+def outcome_of(ended, roots, sigma, vcov_beta, moments):
     """The outcome `ended` of an optimiser, unless the residual variance vanished, against the data or an effect.
 
     A response of so many digits holds no smaller residuals, and cross-products none that are their own rounding. An
     outcome is the integer of an `Outcome`; `roots` (q, q) are square roots of the terms' relative covariances in
     preconditioned columns.
     """
-    rss = sigma**2 * held.nobs
-    perfect = (rss <= 1e-27 * held.total) | (rss <= 1e-14 * held.G[-1, -1])
+    rss = sigma**2 * moments.nobs
+    perfect = (rss <= 1e-27 * moments.total) | (rss <= 1e-14 * moments.G[-1, -1])
     # r^2 is a difference of sums of squares: what rounding leaves of it moves the deviance by nu times as much.
-    blur = held.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(held.G.dtype).tiny)
+    blur = moments.G[-1, -1] / jnp.maximum(sigma**2, jnp.finfo(moments.G.dtype).tiny)
     ok = (ended == Outcome.CONVERGED.value) | (ended == Outcome.PRECISION_LIMIT.value)
     # A sigma that is nan is below no limit. What looks flat may be no more than digits that are lost.
     lost = ~(blur <= BLUR)
-    if any(shift is not None for shift in held.shift):
-        lost |= _is_blurred(roots, vcov_beta / sigma**2, rss, held)
+    if any(shift is not None for shift in moments.shift):
+        lost |= _is_blurred(roots, vcov_beta / sigma**2, rss, moments)
     rounded = (ok | (ended == Outcome.FLAT.value)) & lost
-    if not held.layout.is_nest() and len(held.layout.factors) > 1:
-        rounded |= ok & (jnp.sort(_drowning(roots, held))[-2] > COMMON)
+    if not moments.layout.is_nest() and len(moments.layout.factors) > 1:
+        rounded |= ok & (jnp.sort(_drowning(roots, moments))[-2] > COMMON)
     outcome = jnp.where(rounded, Outcome.ROUNDED.value, ended)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
-    return jnp.where(held.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
+    return jnp.where(moments.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
 
 
-def _drowning(roots, held: Moments):
+def _drowning(roots, moments: Moments):
     """For every factor its largest relative variance times the most rows of a level, (factors,)."""
     sizes = []
-    for C, stage in zip(held.C, held.layout.stages, strict=True):
+    for C, stage in zip(moments.C, moments.layout.stages, strict=True):
         rows = jnp.max(jnp.diagonal(C, axis1=0, axis2=1))
         for f, _ in stage:
-            variances = [jnp.max(jnp.sum(roots[t] ** 2, axis=1)) for t in held.layout.factors[f]]
+            variances = [jnp.max(jnp.sum(roots[t] ** 2, axis=1)) for t in moments.layout.factors[f]]
             sizes.append(rows * jnp.max(jnp.stack(variances)))
     return jnp.stack(sizes)
 
 
-def _is_blurred(roots, inverse, rss, held: Moments):
+def _is_blurred(roots, inverse, rss, moments: Moments):
     """Whether digits are lost although effects are counted from estimates.
 
     A response has sixteen itself. A small variance across a large one is a difference in columns along which neither
     lies, and so is what large effects leave of a direction of X.
     """
-    told = diagonal(held.R @ inverse @ held.R.T) * diagonal(held.G)[:-1]
+    told = diagonal(moments.R @ inverse @ moments.R.T) * diagonal(moments.G)[:-1]
     lost = [jnp.max(told, initial=0) > BLUR]
-    for s, (C, shift) in enumerate(zip(held.C, held.shift, strict=True)):
+    for s, (C, shift) in enumerate(zip(moments.C, moments.shift, strict=True)):
         rows = jnp.max(jnp.diagonal(C, axis1=0, axis2=1))
-        for root in (roots[t] for f, _ in held.layout.stages[s] for t in held.layout.factors[f]):
+        for root in (roots[t] for f, _ in moments.layout.stages[s] for t in moments.layout.factors[f]):
             factor = rectify(root)
             across = jnp.sum(jnp.tril(factor, -1) ** 2, axis=1) / jnp.maximum(diagonal(factor) ** 2, 1)
             lost.append(rows * jnp.max(across) > BLUR)
         if shift is not None:
-            lost.append(held.nobs * jnp.max(shift[:, -1] ** 2) > BLUR**2 * rss)
+            lost.append(moments.nobs * jnp.max(shift[:, -1] ** 2) > BLUR**2 * rss)
     return jnp.any(jnp.stack(lost))

@@ -10,8 +10,8 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from jmixed.algebra.batched import triangular_inverse
-from jmixed.algebra.newton import MAX_ITERATIONS, Evaluation, Point, pseudo_inverse
-from jmixed.covariance.structure import join, rectify, split
+from jmixed.algebra.newton import MAX_ITERATIONS, Evaluation, Minimum, Point, pseudo_inverse
+from jmixed.covariance.structure import factors_of_theta, join, rectify, split, theta_of_factors
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.contract import Criterion, Starts, minimum
 from jmixed.likelihood.moments import Moments
@@ -47,7 +47,7 @@ class PenalisedDeviance(Criterion):
     def parameters(self, point: Point):
         """beta, and the terms' factors with any signs."""
         structures, p = self.moments.layout.terms, self.moments.beta0.shape[0]
-        factors = [s.factor(t) for s, t in zip(structures, split(structures, point.x[p:] / self.scale), strict=True)]
+        factors = factors_of_theta(structures, point.x[p:] / self.scale)
         return self.moments.beta0 + triangular_inverse(self.moments.R) @ point.x[:p], factors
 
     def deviance(self, point: Point):
@@ -59,7 +59,7 @@ class PenalisedDeviance(Criterion):
     def value(self, point: Point):
         """The deviance plus the penalty."""
         beta, factors = self.parameters(point)
-        theta = _theta([upright(factor) for factor in factors], self.moments)
+        theta = theta_of_factors(self.moments.layout.terms, map(upright, factors), self.moments.G.dtype)
         return self.deviance(point)[0] + self.penalty(beta, theta, *self.hoisted)
 
     def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
@@ -82,37 +82,38 @@ class PenalisedDeviance(Criterion):
         beta, factors = self.parameters(point)
         value, rss = self.deviance(point)
         sigma = jnp.sqrt(rss / gaussian.degrees(self.moments, self.reml))
-        return beta, _theta([rectify(factor) for factor in factors], self.moments), value, sigma
+        theta = theta_of_factors(self.moments.layout.terms, map(rectify, factors), self.moments.G.dtype)
+        return beta, theta, value, sigma
 
 
-def penalised_optimum(held: Moments, penalty, start, reml) -> Penalised:
+def penalised_optimum(moments: Moments, penalty, start, reml) -> Penalised:
     """Minimise the deviance at a given beta, profiled over sigma alone, plus a penalty.
 
     First derivatives are those of the optimum: at it, one Newton step with a known Hessian is written out, whose
     derivative in the data and in whatever the penalty depends on is that of the implicit function theorem. The penalty
     is ``penalty(beta, theta)``, a scalar on the scale of the deviance; theta and its `start` (m,) are rectified.
     """
-    scale = scales(held.layout.terms, held.T, held.G.dtype)
-    penalty, hoisted = jax.closure_convert(penalty, jnp.zeros_like(held.beta0), jnp.zeros_like(scale))
-    criterion = PenalisedDeviance(held, penalty, hoisted, reml, scale)
-    known, hoisted = stop_gradient((held, hoisted))
+    scale = scales(moments.layout.terms, moments.T, moments.G.dtype)
+    penalty, hoisted = jax.closure_convert(penalty, jnp.zeros_like(moments.beta0), jnp.zeros_like(scale))
+    criterion = PenalisedDeviance(moments, penalty, hoisted, reml, scale)
+    known, hoisted = stop_gradient((moments, hoisted))
     fixed = replace(criterion, moments=known, hoisted=hoisted)
-    found = stop_gradient(minimum(fixed, fixed.starts(stop_gradient(start)), MAX_ITERATIONS))
-    at = found.at.point.x
+    lowest = stop_gradient(minimum(fixed, fixed.starts(stop_gradient(start)), MAX_ITERATIONS))
+    beta, theta, value, sigma = criterion.estimates(one_step_from(lowest, criterion))
+    return Penalised(beta, theta, lowest.outcome, value, sigma)
+
+
+def one_step_from(lowest: Minimum, criterion: Criterion) -> Point:
+    """A known minimum, moved by one Newton step of the criterion, through which first derivatives flow."""
+    at = lowest.at.point.x
     slope = jax.grad(lambda x: criterion.value(Point((), x)))(at)
-    beta, theta, value, sigma = criterion.estimates(Point((), at - pseudo_inverse(found.at.hessian) @ slope))
-    return Penalised(beta, theta, found.outcome, value, sigma)
+    return Point((), at - pseudo_inverse(lowest.at.hessian) @ slope)
 
 
-def _theta(factors, moments):
-    structures = moments.layout.terms
-    return join([s.theta(f) for s, f in zip(structures, factors, strict=True)], moments.G.dtype)
-
-
-def _best_coefficients(theta, held):
+def _best_coefficients(theta, moments):
     """Those of preconditioned columns that are best without the penalty."""
-    roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
-    return gaussian.profile(gaussian.squares(roots), roots, held).beta
+    roots = gaussian.precondition(gaussian.factors_of(theta, moments), moments.T)
+    return gaussian.profile(gaussian.squares(roots), roots, moments).beta
 
 
 def upright(factor):
@@ -133,7 +134,7 @@ def scales(structures, preconditioners, dtype):
 def away_from_zero(t, structures):
     """A start whose diagonal entries are not zero, as where every derivative would vanish."""
     pieces = []
-    for structure, own in zip(structures, split(structures, t), strict=True):
+    for structure, piece in zip(structures, split(structures, t), strict=True):
         diagonal = structure.theta(np.eye(structure.q, dtype=t.dtype)) > 0
-        pieces.append(jnp.where(diagonal, jnp.maximum(own, AWAY), own))
+        pieces.append(jnp.where(diagonal, jnp.maximum(piece, AWAY), piece))
     return join(pieces, t.dtype)

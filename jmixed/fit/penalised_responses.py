@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jmixed.algebra.newton import MAX_ITERATIONS, Evaluation, Point, pseudo_inverse
-from jmixed.covariance.structure import block_diagonal, join, rectify, split
-from jmixed.fit.penalised import away_from_zero, scales, upright
+from jmixed.covariance.structure import block_diagonal, factors_of_theta, rectify, theta_of_factors
+from jmixed.fit.penalised import away_from_zero, one_step_from, scales, upright
 from jmixed.layout.design import Rows
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.contract import Criterion, Starts, minimum
@@ -75,7 +75,7 @@ class ResponseAtTheta(Criterion):
     def estimates(self, point: Point) -> dict[str, Any]:
         """All estimates on the scale of the data; without `vcov_beta`."""
         laplace, structures, free = laplace_of(self.source), self.source.rows.layout.terms, point.x
-        theta = join([s.theta(rectify(f)) for s, f in zip(structures, self._factors, strict=True)], free.dtype)
+        theta = theta_of_factors(structures, map(rectify, self._factors), free.dtype)
         original, p = block_diagonal(laplace.bases) @ free, laplace.X.shape[1]
         levels = laplace.effects_at(self.theta, original[:p], original[p:])
         return laplace.described(self._factors, theta, free, self.value(point), levels)
@@ -105,7 +105,7 @@ class PenalisedResponse(Criterion):
         m, p, _ = laplace.sizes
         free = point.x[: len(point.x) - m]
         theta = point.x[len(free) :] / self.scale
-        factors = [s.factor(t) for s, t in zip(structures, split(structures, theta), strict=True)]
+        factors = factors_of_theta(structures, theta)
         return free, (block_diagonal(laplace.bases) @ free)[:p], factors
 
     def value(self, point: Point):
@@ -117,7 +117,7 @@ class PenalisedResponse(Criterion):
         """The penalty."""
         _, beta, factors = self.parameters(point)
         structures = self.source.rows.layout.terms
-        theta = join([s.theta(upright(f)) for s, f in zip(structures, factors, strict=True)], beta.dtype)
+        theta = theta_of_factors(structures, map(upright, factors), beta.dtype)
         return self.penalty(beta, theta, *self.hoisted)
 
     def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
@@ -149,7 +149,7 @@ class PenalisedResponse(Criterion):
         """Beta and kappa of preconditioned columns, and theta."""
         free, _, factors = self.parameters(point)
         structures = self.source.rows.layout.terms
-        return free, join([s.theta(rectify(f)) for s, f in zip(structures, factors, strict=True)], free.dtype)
+        return free, theta_of_factors(structures, map(rectify, factors), free.dtype)
 
 
 def automatic(value, point: Point) -> Evaluation:
@@ -176,9 +176,8 @@ def penalised_response(rows: Rows, penalty, theta, beta, kappa):
     known = stop_gradient((source, hoisted))
     fixed = PenalisedResponse(known[0], penalty, known[1], scale)
     begin = stop_gradient((laplace.preconditioned(beta, kappa), theta))
-    found = stop_gradient(minimum(fixed, fixed.starts(begin), MAX_ITERATIONS))
-    criterion, at = PenalisedResponse(source, penalty, hoisted, scale), found.at.point.x
-    slope = jax.grad(lambda x: criterion.value(Point((), x)))(at)
-    point = Point((), at - pseudo_inverse(found.at.hessian) @ slope)
+    lowest = stop_gradient(minimum(fixed, fixed.starts(begin), MAX_ITERATIONS))
+    criterion = PenalisedResponse(source, penalty, hoisted, scale)
+    point = one_step_from(lowest, criterion)
     free, theta = criterion.estimates(point)
-    return ResponseAtTheta(source, theta), Point((), free), criterion.value(point), found.outcome
+    return ResponseAtTheta(source, theta), Point((), free), criterion.value(point), lowest.outcome

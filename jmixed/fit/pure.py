@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jmixed.covariance.structure import split
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import DataError, ModelError
 from jmixed.fit.estimate import (
     Estimate,
@@ -125,17 +125,17 @@ def _by_group_of_family(rows, beta, theta, kappa):
 
 
 def _by_group(rows, beta, theta, sigma):
-    held, layout = moments_at(rows, beta), rows.layout
-    roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
+    moments, layout = moments_at(rows, beta), rows.layout
+    roots = gaussian.precondition(gaussian.factors_of(theta, moments), moments.T)
     # With repeats, nothing is summed over blocks before it is known whose block it is.
-    apart = replace(held, repeats=jnp.ones((), held.G.dtype))
+    apart = replace(moments, repeats=jnp.ones((), moments.G.dtype))
     stages = gaussian.reduce(gaussian.squares(roots), roots, apart).stages
     top, last = layout.stages[-1][0][0], len(stages) - 1
     residual = rows.y - rows.offset - rows.X @ beta
     for f, members in enumerate(layout.factors):
         # What the cross-products are of: the effects are counted from there.
-        if (shift := held.shift[layout.stage_of(f)]) is not None:
-            Z = jnp.concatenate([rows.Z[t] @ held.T[t] for t in members], axis=1)
+        if (shift := moments.shift[layout.stage_of(f)]) is not None:
+            Z = jnp.concatenate([rows.Z[t] @ moments.T[t] for t in members], axis=1)
             residual = residual - jnp.sum(
                 Z * shift[:, -1, level_of_rows(rows.index.groupings[f], rows.y.shape[0])].T, axis=1
             )
@@ -197,11 +197,11 @@ def conditional_modes(
     rows = design.padded_rows()
     beta, theta, _ = parameters_of(rows, beta, theta, sigma)
     if rows.layout.family is None:
-        found = compiled(_modes, rows, beta, theta, rho_of(rows.layout, rho))
+        modes = compiled(_modes, rows, beta, theta, rho_of(rows.layout, rho))
     else:
-        found = compiled(_modes_of_family, rows, beta, theta, kappa_of(rows, rho))
+        modes = compiled(_modes_of_family, rows, beta, theta, kappa_of(rows, rho))
     names, key = names_of(design)
-    return Effects(found, key, names, rows.layout).by_label()
+    return Effects(modes, key, names, rows.layout).by_label()
 
 
 def _modes_of_family(rows, beta, theta, kappa):
@@ -209,9 +209,9 @@ def _modes_of_family(rows, beta, theta, kappa):
 
 
 def _modes(rows, beta, theta, rho):
-    held = moments_at(white_at(rows, rho)[0], beta)
-    roots = gaussian.precondition(gaussian.factors_of(theta, held), held.T)
-    return tuple(by_level(modes_of_residuals(roots, held), held))
+    moments = moments_at(white_at(rows, rho)[0], beta)
+    roots = gaussian.precondition(gaussian.factors_of(theta, moments), moments.T)
+    return tuple(by_level(modes_of_residuals(roots, moments), moments))
 
 
 @checked
@@ -305,14 +305,14 @@ def _matched_levels(design, new):
     for size, known, asked in zip(new.layout.levels, design.levels, new.levels, strict=True):
         number = {level: k for k, level in enumerate(np.asarray(known).tolist())}
         asked = np.asarray(asked).tolist()
-        found = [number.get(level, BEYOND) for level in asked]
+        numbers = [number.get(level, BEYOND) for level in asked]
         kinds = [{type(level) for level in levels} for levels in (number, asked)]
-        if all(own == BEYOND for own in found) and not kinds[0] & kinds[1]:
+        if all(place == BEYOND for place in numbers) and not kinds[0] & kinds[1]:
             raise DataError(
                 f"predict: the levels of the new design, {asked[0]!r}, ..., are of another type than those of the "
                 f"design, {next(iter(number))!r}, ...: no level is known"
             )
-        matched.append(np.array(found + [BEYOND] * (size - len(asked)), np.int32))
+        matched.append(np.array(numbers + [BEYOND] * (size - len(asked)), np.int32))
     return tuple(matched)
 
 
@@ -321,20 +321,21 @@ def _effects(estimate, design):
     if not isinstance(estimate, Estimate):
         raise DataError(f"estimate is a {type(estimate).__name__}; give what jm.estimate returns")
     known_design(design)
-    held = vars(estimate)["b"]
-    if isinstance(held, Effects) and held.layout == design.padded_rows().layout:
+    effects = vars(estimate)["b"]
+    if isinstance(effects, Effects) and effects.layout == design.padded_rows().layout:
         names, key = names_of(design)
-        if any(isinstance(one, Tracer) for one in (held.key, key)):
-            return held.arrays
-        if held.names.known_by(held.key).labels == names.known_by(key).labels:
-            return held.arrays
+        if any(isinstance(part, Tracer) for part in (effects.key, key)):
+            return effects.arrays
+        if effects.names.known_by(effects.key).labels == names.known_by(key).labels:
+            return effects.arrays
     b = estimate.b
     counts = {t: n for n, members in zip(design.counts, design.layout.factors, strict=True) for t in members}
     shapes = {label: (counts[t], design.layout.terms[t].q) for t, label in enumerate(design.labels)}
-    if {label: np.shape(own)[-2:] for label, own in b.items()} != shapes:
+    estimated = {label: np.shape(modes) for label, modes in b.items()}
+    if {label: shape[-2:] for label, shape in estimated.items()} != shapes:
         raise DataError(
-            f"the estimate has the effects { ({label: np.shape(own) for label, own in b.items()}) }, and the design "
-            f"{shapes}: give the design that the estimate is of"
+            f"the estimate has the effects {estimated}, and the design {shapes}: give the design that "
+            "the estimate is of"
         )
     return tuple(jnp.asarray(b[label]) for label in design.labels)
 
@@ -436,7 +437,7 @@ def _draw(rows, beta, theta, sigma, rho, key, n):
     if layout.family is None:
         normal = jax.random.normal(first, (n, rows.y.shape[0]), dtype)
         y = y + sigma * layout.residual.draw(rho, rows, normal)
-    factors = [s.factor(t) for s, t in zip(layout.terms, split(layout.terms, theta), strict=True)]
+    factors = factors_of_theta(layout.terms, theta)
     for f, members in enumerate(layout.factors):
         level = _levels_of_rows(rows, f)
         for t in members:
@@ -453,7 +454,7 @@ def _draw_of_family(rows, eta, kappa, key):
     responses = responses_of(rows, rows.response.extras)
     extras, keys = responses.extras(kappa), jax.random.split(key, len(eta))
 
-    def one(drawn):
-        return responses.family.draw(drawn[0], drawn[1], extras, responses.trials)
+    def respond(replicate):
+        return responses.family.draw(replicate[0], replicate[1], extras, responses.trials)
 
-    return jax.lax.map(one, (keys, eta))
+    return jax.lax.map(respond, (keys, eta))

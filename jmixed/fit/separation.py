@@ -32,10 +32,10 @@ def separated_columns(X: np.ndarray, signs: np.ndarray) -> np.ndarray:
     size = np.max(np.abs(along), initial=0)
     if not size:
         return none
-    found = linprog(-np.mean(along, axis=0), A_ub=-along, b_ub=np.zeros(len(along)), bounds=(-1, 1), method="highs")
-    if not found.success or -found.fun <= ZERO * size:
+    optimum = linprog(-np.mean(along, axis=0), A_ub=-along, b_ub=np.zeros(len(along)), bounds=(-1, 1), method="highs")
+    if not optimum.success or -optimum.fun <= ZERO * size:
         return none
-    direction = np.abs(basis @ found.x)
+    direction = np.abs(basis @ optimum.x)
     return direction > 1e-5 * np.max(direction)
 
 

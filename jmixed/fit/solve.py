@@ -164,8 +164,8 @@ def _solve_laplace(rows, search, differentiable) -> Solved:
     """The same for a response with a family: modes are part of the criterion."""
     deviance = laplace_deviance(rows)
     known, p = stop_gradient(deviance), rows.X.shape[1]
-    given = None if search.theta0 is None else _covariances_at(search.theta0, rows, deviance.columns.T)
-    starts = known.starts(given, search.others)
+    start = None if search.theta0 is None else _covariances_at(search.theta0, rows, deviance.columns.T)
+    starts = known.starts(start, search.others)
     lowest, criterion = minimum(known, starts, search.limit), deviance
     if rows.layout.quadrature > 1:
         criterion = quadrature_deviance(deviance, rows.layout.quadrature)
@@ -193,7 +193,7 @@ def _solved(solution, deviance, point, moments, drowned) -> Solved:
     return Solved(estimates, solution.certificate, moments.T, moments.nobs, outcome, jnp.asarray(drowned))
 
 
-def moments_of(data: Rows | Moments, counted: bool | None = None, columns: Preconditioners | None = None):
+def moments_of(data: Rows | Moments, counted: bool | None, columns: Preconditioners | None = None):
     """Cross-products, and whether they should be those of effects that are counted from estimates but are not."""
     if isinstance(data, Moments):
         return data, False
@@ -213,8 +213,8 @@ def minimise_deviance(moments: Moments, reml, search: Search) -> Solution:
 
 
 def _search(deviance: ProfiledDeviance | WhitenedDeviance, search: Search) -> Solution:
-    given = None if search.theta0 is None else _covariances_at(search.theta0, *deviance.data)
-    starts = deviance.starts(given, search.others)
+    start = None if search.theta0 is None else _covariances_at(search.theta0, *deviance.data)
+    starts = deviance.starts(start, search.others)
     if search.gradient_tolerance is None:
         return _solution(minimum(deviance, starts, search.limit), starts.count)
     # From where L-BFGS ends, and from the other starts: Newton steps also give the certificate.

@@ -172,12 +172,12 @@ def _components(exog_vc: Any, top: Factor, labelled: np.ndarray, n: int) -> dict
             )
         width = max(m.shape[1] for m in matrices)
         values = np.full((n, width), np.nan)
-        for level, own, matrix in zip(top.levels, rows, matrices, strict=True):
-            if len(matrix) != len(own):
-                raise DataError(f"exog_vc {name!r} has {len(matrix)} rows for group {level!r}, which has {len(own)}")
-            values[own] = 0.0
-            values[own, : matrix.shape[1]] = matrix
-        inner = tuple(tuple(str(c) for c in own) + (None,) * (width - len(own)) for own in names)
+        for level, places, matrix in zip(top.levels, rows, matrices, strict=True):
+            if len(matrix) != len(places):
+                raise DataError(f"exog_vc {name!r} has {len(matrix)} rows for group {level!r}, which has {len(places)}")
+            values[places] = 0.0
+            values[places, : matrix.shape[1]] = matrix
+        inner = tuple(tuple(str(c) for c in labels) + (None,) * (width - len(labels)) for labels in names)
         components[str(name)] = _Block(_widest(names), values, inner)
     return components
 
@@ -252,7 +252,7 @@ def _indicators(name: str, label: str, block: _Block, top: Factor) -> RandomTerm
     outer, column = cells // width, cells % width
     constant = len(top.levels) == 1
     inner = tuple((block.inner[g][j],) for g, j in zip(outer, column, strict=True))
-    labels = [own[0] if constant else f"{top.levels[g]}:{own[0]}" for g, own in zip(outer, inner, strict=True)]
+    labels = [cell if constant else f"{top.levels[g]}:{cell}" for g, (cell,) in zip(outer, inner, strict=True)]
     return RandomTerm(
         label=label,
         group=name if constant else f"{top.name}:{name}",

@@ -136,7 +136,7 @@ def assemble(
         evaluated.without(_component_masks(built, len(evaluated.frame)), "raise")
     of_components = component_terms(words, plans, recipe, evaluated, grouping, built)
     terms = checks.distinct([*random_terms(words, learnt, evaluated, grouping), *of_components])
-    return _model(words, learnt, evaluated, grouping, terms, drop_cols, check)
+    return _model(words, learnt, evaluated, terms, drop_cols, check)
 
 
 def _evaluate(
@@ -270,7 +270,6 @@ def _model(
     words: Words,
     recipe: Recipe,
     evaluated: Evaluated,
-    grouping: dict,
     terms: tuple[RandomTerm, ...],
     drop_cols: tuple[str, ...],
     check: str,

@@ -4,6 +4,7 @@ import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,11 @@ def factor(name: str, values: pd.Series | np.ndarray) -> Factor:
     """The grouping factor of one column without missing values."""
     codes, levels = _factorise(name, values)
     return Factor(name, codes, levels, (name,), (levels,))
+
+
+def crossed(factors: Sequence[Factor]) -> Factor:
+    """The factor of the combinations that occur of several, named by all of them."""
+    return reduce(lambda outer, inner: cross(f"{outer.name}:{inner.name}", outer, inner), factors)
 
 
 def cross(name: str, outer: Factor, inner: Factor) -> Factor:
@@ -148,11 +154,11 @@ def _factorise(name: str, values: pd.Series | np.ndarray) -> tuple[np.ndarray, p
 
 def _require_one_kind(name: str, levels: pd.Index, values: pd.Series | np.ndarray) -> None:
     """Refuse labels that are text and numbers, as 308 and "308": what was read in parts is one group, not two."""
-    if levels.dtype != object or pd.api.types.infer_dtype(levels) == "string" or len(found := label_kinds(levels)) < 2:
+    if levels.dtype != object or pd.api.types.infer_dtype(levels) == "string" or len(mixed := label_kinds(levels)) < 2:
         return
     kinds = np.array([_kind(value) for value in values])
     rows = values.index if isinstance(values, pd.Series) else pd.RangeIndex(len(kinds))
-    first = {kind: int(np.flatnonzero(kinds == kind)[0]) for kind in found}
+    first = {kind: int(np.flatnonzero(kinds == kind)[0]) for kind in mixed}
     shown = " and ".join(f"{kind} ({np.asarray(values)[k]!r} in row {rows[k]!r})" for kind, k in first.items())
     raise DataError(
         f"the grouping factor {name!r} mixes {shown}; convert it to one type, for example data[{name!r}].astype(str)"

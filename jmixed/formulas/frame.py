@@ -136,13 +136,17 @@ def unknown_column(name: str, columns: Iterable[Any], where: str, among: str = "
     names = [str(column) for column in columns]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     close = close or [c for c in names if c.lower() == name.lower()]
-    hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"the columns are {_shorten(names)}"
+    hint = (
+        f"did you mean {' or '.join(repr(c) for c in close)}?"
+        if close
+        else f"the columns are {few(list(map(repr, names)), 12)}"
+    )
     return f"{where} names the column {name!r}, which is not in {among}; {hint}"
 
 
-def _shorten(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:12])
-    return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+def few(texts: Sequence[str], most: int = 5) -> str:
+    """The first of several texts, and how many more there are."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def subset_positions(frame: pd.DataFrame, subset: Any) -> np.ndarray:

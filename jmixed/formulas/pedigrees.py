@@ -116,23 +116,23 @@ def pedigree(data: Any, animal: str = "animal", sire: str = "sire", dam: str = "
     return Pedigree(labels, inverse, pd.Series(inbreeding, labels, name="inbreeding"), parents, variances)
 
 
-def _positions(own: Any, *parents: Any) -> tuple[pd.Index, np.ndarray]:
+def _positions(animals: Any, *parents: Any) -> tuple[pd.Index, np.ndarray]:
     """All labels, and where the parents of each stand among them."""
-    if (missing := own.isna()).any():
+    if (missing := animals.isna()).any():
         raise DataError(
             f"pedigree: row {int(np.flatnonzero(missing)[0])} has no animal; every row is of one (0, '.', 'NA' and "
             "empty texts stand for parents that are not known, and are no animals: number these from one)"
         )
-    own = own.infer_objects()
-    if own.duplicated().any():
-        twice = own[own.duplicated()].tolist()[0]
+    animals = animals.infer_objects()
+    if animals.duplicated().any():
+        twice = animals[animals.duplicated()].tolist()[0]
         raise DataError(
-            f"pedigree: the animal {twice!r} has {int((own == twice).sum())} rows; give one row for each, with its "
+            f"pedigree: the animal {twice!r} has {int((animals == twice).sum())} rows; give one row for each, with its "
             "parents (records belong to the data of the model)"
         )
-    known = [_like(own, parent.dropna().infer_objects()) for parent in parents]
-    founders = pd.Index(pd.concat(known).unique()).difference(pd.Index(own), sort=False)
-    labels = pd.Index(founders.tolist() + own.tolist(), tupleize_cols=False)
+    known = [_like(animals, parent.dropna().infer_objects()) for parent in parents]
+    founders = pd.Index(pd.concat(known).unique()).difference(pd.Index(animals), sort=False)
+    labels = pd.Index(founders.tolist() + animals.tolist(), tupleize_cols=False)
     places = np.full((len(labels), 2), -1, np.int64)
     for column, parent in enumerate(known):
         places[len(founders) + parent.index.to_numpy(), column] = labels.get_indexer(pd.Index(parent))
@@ -145,16 +145,16 @@ def _known_labels(column: Any) -> Any:
     return plain.mask(plain.isna() | plain.isin(UNKNOWN), None)
 
 
-def _like(own: Any, parents: Any) -> Any:
+def _like(animals: Any, parents: Any) -> Any:
     """Labels of parents in the type of the animals': a column of whole numbers with gaps is read as fractions."""
-    fractions = pd.api.types.is_integer_dtype(own.dtype) and pd.api.types.is_float_dtype(parents.dtype)
+    fractions = pd.api.types.is_integer_dtype(animals.dtype) and pd.api.types.is_float_dtype(parents.dtype)
     if fractions and (parents == np.floor(parents)).all():
         return parents.astype(np.int64)
-    numeric = pd.api.types.is_numeric_dtype(own.dtype)
+    numeric = pd.api.types.is_numeric_dtype(animals.dtype)
     if len(parents) and numeric != pd.api.types.is_numeric_dtype(parents.dtype):
         kinds = ("numbers", "text") if numeric else ("text", "numbers")
         raise DataError(
-            f"pedigree: the animals are {kinds[0]} ({own.tolist()[0]!r}) and their parents {kinds[1]} "
+            f"pedigree: the animals are {kinds[0]} ({animals.tolist()[0]!r}) and their parents {kinds[1]} "
             f"({parents.tolist()[0]!r}); convert the columns to one type"
         )
     return parents
@@ -182,8 +182,8 @@ def _on_a_cycle(parents: np.ndarray) -> int | None:
     size = len(parents)
     child, which = np.nonzero(parents >= 0)
     to = parents[child, which]
-    if (own := child[child == to]).size:
-        return int(own[0])
+    if (itself := child[child == to]).size:
+        return int(itself[0])
     graph = coo_array((np.ones(len(child), np.int8), (child, to)), shape=(size, size))
     count, component = connected_components(graph.tocsr(), directed=True, connection="strong")
     sizes = np.bincount(component, minlength=count)
@@ -196,9 +196,9 @@ def _mendelian(parents: np.ndarray) -> Any:
 
     size = len(parents)
     child, which = np.nonzero(parents >= 0)
-    own = np.arange(size)
+    animals = np.arange(size)
     values = np.concatenate([np.ones(size), np.full(len(child), -0.5)]).astype(FLOAT)
-    entries = values, (np.concatenate([own, child]), np.concatenate([own, parents[child, which]]))
+    entries = values, (np.concatenate([animals, child]), np.concatenate([animals, parents[child, which]]))
     return sparse.csr_array(entries, shape=(size, size))
 
 
@@ -232,8 +232,8 @@ def _relationships(half: Any, variances: np.ndarray, pairs: np.ndarray) -> np.nd
     """A at pairs (k, 2) of animals, with half = I - P in an order in which parents come first."""
     from scipy.sparse.linalg import spsolve_triangular
 
-    one = int(len(np.unique(pairs[:, 0])) > len(np.unique(pairs[:, 1])))
-    columns, place = np.unique(pairs[:, one], return_inverse=True)
+    side = int(len(np.unique(pairs[:, 0])) > len(np.unique(pairs[:, 1])))
+    columns, place = np.unique(pairs[:, side], return_inverse=True)
     out, size = np.empty(len(pairs), FLOAT), len(variances)
     upper = half.T.tocsr()
     for start in range(0, len(columns), max(1, TOGETHER // size)):
@@ -243,5 +243,5 @@ def _relationships(half: Any, variances: np.ndarray, pairs: np.ndarray) -> np.nd
         shares = spsolve_triangular(upper, unit, lower=False, unit_diagonal=True)
         related = spsolve_triangular(half, variances[:, None] * shares, lower=True, unit_diagonal=True)
         mine = (place >= start) & (place < start + len(part))
-        out[mine] = related[pairs[mine, 1 - one], place[mine] - start]
+        out[mine] = related[pairs[mine, 1 - side], place[mine] - start]
     return out

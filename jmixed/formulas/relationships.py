@@ -94,12 +94,12 @@ class SparseRelationship:
         """As `Relationship.effects`: those of the others are their means given the factor's own."""
         from scipy.sparse.linalg import splu
 
-        own, width = len(b), b.reshape(len(b), -1)
+        levels, width = len(b), b.reshape(len(b), -1)
         precision = self.precision.tocsr()
         if not len(self.others):
             return b
-        right = -(precision[own:, :own] @ width)
-        rest = splu(precision[own:, own:].tocsc(), permc_spec="MMD_AT_PLUS_A", **SYMMETRIC_FACTOR).solve(right)
+        right = -(precision[levels:, :levels] @ width)
+        rest = splu(precision[levels:, levels:].tocsc(), permc_spec="MMD_AT_PLUS_A", **SYMMETRIC_FACTOR).solve(right)
         return np.concatenate([b, rest.reshape(-1, *b.shape[1:])])
 
     @property
@@ -141,13 +141,13 @@ def known_matrices(relationship: Any, relationship_inverse: Any) -> dict[str, Kn
                 f"{argument}={{'animal': A}}",
                 page=PAGE,
             )
-        for name, given in value.items():
+        for name, matrix in value.items():
             if name in known:
                 raise DataError(
                     f"the factor {name!r} has a matrix in relationship= and one in relationship_inverse=; give one",
                     page=PAGE,
                 )
-            known[str(name)] = _known(f"{argument}[{name!r}]", given, argument == "relationship_inverse")
+            known[str(name)] = _known(f"{argument}[{name!r}]", matrix, argument == "relationship_inverse")
     return known
 
 
@@ -290,8 +290,8 @@ def _sparse_relationship(known: KnownMatrix, grouping: Factor) -> SparseRelation
 def relationship_of(known: KnownMatrix, grouping: Factor) -> Relationship:
     """The relationship of a factor's levels by a known matrix of these and others."""
     place, rest = _places(known, grouping)
-    own, across, others = _covariances(known, place, rest)
-    root = _root(known, own, len(known.labels))
+    of_levels, across, others = _covariances(known, place, rest)
+    root = _root(known, of_levels, len(known.labels))
     from scipy.linalg import solve_triangular
 
     spread = solve_triangular(root, across.T, lower=True).T
@@ -339,18 +339,18 @@ def _covariances(known: KnownMatrix, place: np.ndarray, rest: np.ndarray) -> tup
         )
     if not known.inverse:
         matrix = known.matrix.tocsr() if sparse.issparse(known.matrix) else known.matrix
-        own, across = matrix[place][:, place], matrix[rest][:, place]
+        of_levels, across = matrix[place][:, place], matrix[rest][:, place]
         if sparse.issparse(matrix):
-            own, across = own.toarray(), across.toarray()
-        return own, across, matrix.diagonal()[rest]
+            of_levels, across = of_levels.toarray(), across.toarray()
+        return of_levels, across, matrix.diagonal()[rest]
     solve = _solver(known)
     columns = solve(place)
     diagonal = np.empty(len(rest), FLOAT)
     for start in range(0, len(rest), 1024):
         part = rest[start : start + 1024]
         diagonal[start : start + 1024] = solve(part)[part, np.arange(len(part))]
-    own = columns[place]
-    return (own + own.T) / 2, columns[rest], diagonal
+    of_levels = columns[place]
+    return (of_levels + of_levels.T) / 2, columns[rest], diagonal
 
 
 def _solver(known: KnownMatrix) -> Any:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 
 from jmixed.errors import DataError, FormulaError, ModelError
 from jmixed.formulas.checks import independent_columns
-from jmixed.formulas.factors import Factor, cross, factor, plain_labels
+from jmixed.formulas.factors import Factor, crossed, factor, plain_labels
 from jmixed.formulas.formula import bare_name, parse
 from jmixed.formulas.frame import column, holds_text, require_finite, unknown_column
 from jmixed.formulas.model_data import ORDER, RESIDUALS, ResidualTerm
@@ -99,8 +98,8 @@ def residual_term(
     _refuse_repeats(part, places.steps, series, labels, positions)
     by_position = 0
     if part.word in BY_POSITION:
-        own, own_names = _by_position(part, places)
-        columns, names, by_position = np.hstack([own, columns]), own_names + names, own.shape[1]
+        place_columns, place_names = _by_position(part, places)
+        columns, names, by_position = np.hstack([place_columns, columns]), place_names + names, place_columns.shape[1]
     _refuse_collinear(columns, names, part.text, dispersion)
     term = ResidualTerm(
         word=part.word,
@@ -125,8 +124,7 @@ def residual_term(
 
 
 def _series(part: ResidualPart, frame: pd.DataFrame, recipe: Recipe) -> Factor:
-    single = [factor(name, source(name, frame, recipe)) for name in part.factors]
-    return reduce(lambda outer, inner: cross(f"{outer.name}:{inner.name}", outer, inner), single)
+    return crossed([factor(name, source(name, frame, recipe)) for name in part.factors])
 
 
 def _dispersion(matrix, text, n, positions) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from jmixed.formulas.factors import label_kinds
 from jmixed.formulas.formula import FormulaParts, replace_keywords, scan
 from jmixed.formulas.frame import (
     column,
+    few,
     holds_text,
     numbers,
     require_finite,
@@ -433,7 +434,7 @@ def _refuse(bad: np.ndarray, message: str, positions: np.ndarray) -> None:
 
 
 def _listed(labels: tuple[Any, ...]) -> str:
-    return ", ".join(map(repr, labels[:5])) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+    return few(list(map(repr, labels)))
 
 
 def _successes(

@@ -272,14 +272,6 @@ def element_together(index: pd.Index) -> Any:
     return index[0]
 
 
-def scalar_apart(value: np.generic) -> np.ndarray:
-    return np.asarray(value)
-
-
-def scalar_together(array: np.ndarray) -> Any:
-    return array[()]
-
-
 SPELLED: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     "float": (float, repr, float),
     "complex": (complex, repr, complex),

@@ -94,9 +94,9 @@ def _by_sampling(rows, theta, free, key, draws):
     of_rows, *of_blocks = jax.random.split(key, 1 + len(layout.stages))
     normal = jax.random.normal(of_rows, (len(eta), draws), eta.dtype)
     prior = []
-    for s, own in enumerate(of_blocks):
+    for s, block_key in enumerate(of_blocks):
         shape = (layout.stage_width(s), draws, layout.blocks[s])
-        prior.append(stage_blocks(layout, s, roots).times(jax.random.normal(own, shape, eta.dtype)))
+        prior.append(stage_blocks(layout, s, roots).times(jax.random.normal(block_key, shape, eta.dtype)))
     wide = to_rows(prior, rows, deviance.columns)
     border = to_blocks(jnp.sqrt(weight)[:, None] * normal - weight[:, None] * wide, rows, deviance.columns)
     moved = wide + to_rows(solve(reduced, moments, border), rows, deviance.columns)

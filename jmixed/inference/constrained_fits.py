@@ -59,8 +59,8 @@ def solve_all(held: Held, u, start, source: Source, batch: int) -> ConstrainedFi
     if batch == len(u):
         return solve(*lanes)
     groups = jax.tree.map(lambda leaf: leaf.reshape(len(u) // batch, batch, *leaf.shape[1:]), lanes)
-    found = jax.lax.map(lambda some: solve(*some), groups)
-    return jax.tree.map(lambda leaf: leaf.reshape(len(u), *leaf.shape[2:]), found)
+    fits = jax.lax.map(lambda some: solve(*some), groups)
+    return jax.tree.map(lambda leaf: leaf.reshape(len(u), *leaf.shape[2:]), fits)
 
 
 def _solve(held: Held, u, start, source: Source) -> ConstrainedFit:
@@ -68,8 +68,8 @@ def _solve(held: Held, u, start, source: Source) -> ConstrainedFit:
     deviance = ConstrainedDeviance(held, source, u) if of_normal else ConstrainedResponse(held, source, u)
     m = held.keep.shape[0]
     # The first radius is one for the covariances: log sigma has a scale of its own.
-    found = minimum(deviance, deviance.starts(start), MAX_ITERATIONS, radius=lambda x: first_radius(x[:m]))
-    at, beyond = found.at, found.at.extras
+    lowest = minimum(deviance, deviance.starts(start), MAX_ITERATIONS, radius=lambda x: first_radius(x[:m]))
+    at, beyond = lowest.at, lowest.at.extras
     mixed = beyond.mixed * held.active.astype(start.dtype)
     tangent = -(pseudo_inverse(at.hessian) @ mixed)
     roots, t, rho = deviance.estimates(at.point)
@@ -83,5 +83,5 @@ def _solve(held: Held, u, start, source: Source) -> ConstrainedFit:
         t=t,
         roots=roots,
         rho=rho,
-        converged=(found.outcome == Outcome.CONVERGED.value) | (found.outcome == Outcome.PRECISION_LIMIT.value),
+        converged=(lowest.outcome == Outcome.CONVERGED.value) | (lowest.outcome == Outcome.PRECISION_LIMIT.value),
     )

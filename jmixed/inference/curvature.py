@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, psi_map
-from jmixed.covariance.structure import Straightened, split
+from jmixed.covariance.scales import diagonal_blocks, psi_map
+from jmixed.covariance.structure import Straightened, factors_of_theta, split
 from jmixed.errors import ModelError
 from jmixed.fit import host
 from jmixed.fit.estimate import white_at
@@ -94,11 +94,11 @@ class Curvature:
 
         nan where the information is not positive definite.
         """
-        own = inverse_information(self.hessian)
+        of_directions = inverse_information(self.hessian)
         slope = self.directions.T @ self.scale_gradient
-        across = own @ slope
+        across = of_directions @ slope
         corner = slope @ across + 2 * self.sigma**4 / self.nu
-        return np.block([[own, across[:, None]], [across[None], np.full((1, 1), corner)]])
+        return np.block([[of_directions, across[:, None]], [across[None], np.full((1, 1), corner)]])
 
 
 def curvature_of_fit(fit: host.Fit, nobs: int, reml: bool) -> Curvature:
@@ -141,17 +141,18 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()
     the relative covariance factor, so they carry no uncertainty. Where entries of psi were held, `free` (m,) says which
     were estimated.
     """
-    structures, k = design.layout.terms, len(rho)
+    structures, k, p = design.layout.terms, len(rho), design.X.shape[1]
     if k:
-        held, roots, (at, inverse, logdet, A) = _of_whitened(design, theta, reml, rho)
+        moments, roots, (at, inverse, logdet, A) = _of_whitened(design, theta, reml, rho)
     else:
-        held = host.padded_moments(design)
-        roots = _roots(structures, theta, held.T)
+        moments = host.padded_moments(design)
+        roots = _roots(structures, theta, moments.T)
         with double_precision():
-            found = jax.device_get(_program(held, roots, bool(reml)))
-        at, inverse, logdet, A = _of_columns(found, design.X.shape[1])
-    to_psi = diagonal_blocks(psi_map(structures, held.T), np.eye(k))
-    m, n, p = len(at.gradient), design.nobs, design.X.shape[1]
+            at, inverse, logdet, A = jax.device_get(_program(moments, roots, bool(reml)))
+        # The moments have columns of X that are none.
+        inverse, A = jax.tree.map(lambda table: table[..., :p, :p], (inverse, A))
+    to_psi = diagonal_blocks(psi_map(structures, moments.T), np.eye(k))
+    m, n = len(at.gradient), design.nobs
     if free is None:
         directions, bend = tangents(structures, roots, at.gradient[: m - k])
         directions, bend = diagonal_blocks(directions, np.eye(k)), diagonal_blocks(bend, np.zeros((k, k)))
@@ -160,7 +161,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()
         directions = every = np.linalg.inv(to_psi)[:, np.asarray(free, bool)]
         bend = np.zeros((every.shape[1],) * 2)
     return Curvature(
-        to_beta=np.linalg.inv(held.R[:p, :p]),
+        to_beta=np.linalg.inv(moments.R[:p, :p]),
         inverse=inverse,
         first=A.first,
         second=A.second,
@@ -172,7 +173,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()
         scale_gradient=at.scale_gradient,
         to_psi=to_psi,
         roots=roots,
-        T=held.T,
+        T=moments.T,
         sigma=float(sigma),
         nu=n - p if reml else n,
         nobs=n,
@@ -187,30 +188,24 @@ def _roots(structures, theta, T):
 
 
 @program
-def _program(held, roots, reml):
-    psi = gaussian.psi_of(gaussian.squares(roots), held.layout.terms, held.G.dtype)
-    logdet, G = jets(psi, roots, held)
-    return derivatives_of(logdet, G, held, reml), *_of_fixed(*_straight_jets(psi, roots, held, logdet, G))
+def _program(moments, roots, reml):
+    psi = gaussian.psi_of(gaussian.squares(roots), moments.layout.terms, moments.G.dtype)
+    logdet, G = jets(psi, roots, moments)
+    return derivatives_of(logdet, G, moments, reml), *_of_fixed(*_straight_jets(psi, roots, moments, logdet, G))
 
 
-def _straight_jets(psi, roots, held, logdet, G, earlier=None):
+def _straight_jets(psi, roots, moments, logdet, G, earlier=None):
     """The jets, or those along straight paths where a term's covariance is not linear in psi."""
-    if all(structure.is_linear for structure in held.layout.terms):
+    if all(structure.is_linear for structure in moments.layout.terms):
         return logdet, G
-    terms: Any = tuple(map(Straightened, held.layout.terms))
-    return jets(psi, roots, replace(held, layout=replace(held.layout, terms=terms)), earlier=earlier)
+    terms: Any = tuple(map(Straightened, moments.layout.terms))
+    return jets(psi, roots, replace(moments, layout=replace(moments.layout, terms=terms)), earlier=earlier)
 
 
 def _of_fixed(logdet, G):
     """A^-1, log|V|, and A."""
     p = G.value.shape[0] - 1
     return profile_fixed(G.value).inverse, logdet, jax.tree.map(lambda table: table[..., :p, :p], G)
-
-
-def _of_columns(found, p):
-    """What `_program` gives, without the columns of X that are none."""
-    at, inverse, logdet, A = found
-    return at, inverse[:p, :p], logdet, jax.tree.map(lambda table: table[..., :p, :p], A)
 
 
 def _of_whitened(design, theta, reml, rho):
@@ -225,12 +220,12 @@ def _of_whitened(design, theta, reml, rho):
     by_pattern = has_patterns(rows)
     moved = None if by_pattern else residual_directions(rows, rho)
     with double_precision():
-        columns, held = jax.device_get(_columns_program(rows, rho))
+        columns, moments = jax.device_get(_columns_program(rows, rho))
         roots = _roots(design.layout.terms, theta, columns.T)
         if by_pattern:
-            return held, roots, jax.device_get(_patterns_program(rows, columns, rho, bool(reml)))
-        found = jax.device_get(_whitened_program(rows, columns, roots, rho, bool(reml), moved))
-    return held, roots, found
+            return moments, roots, jax.device_get(_patterns_program(rows, columns, rho, bool(reml)))
+        derived = jax.device_get(_whitened_program(rows, columns, roots, rho, bool(reml), moved))
+    return moments, roots, derived
 
 
 @program
@@ -271,10 +266,10 @@ def _whitened_program(rows, columns, roots, rho, reml, moved):
         curved.G._replace(second=G),
         curved.logdet._replace(second=-moved.products),
     )
-    held = deviance.moments(rho)
-    at = derivatives_of(*jets(psi, roots, held, earlier=curved), held, reml)
-    paths = jets(psi, roots, held, earlier=straight)
-    return at, *_of_fixed(*_straight_jets(psi, roots, held, *paths, earlier=straight))
+    moments = deviance.moments(rho)
+    at = derivatives_of(*jets(psi, roots, moments, earlier=curved), moments, reml)
+    paths = jets(psi, roots, moments, earlier=straight)
+    return at, *_of_fixed(*_straight_jets(psi, roots, moments, *paths, earlier=straight))
 
 
 def tangents(structures, roots, gradient):

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta, preconditioners
+from jmixed.covariance.scales import diagonal_blocks, preconditioners
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
 from jmixed.runtime.precision import FLOAT
@@ -91,9 +92,9 @@ class JointCovariance:
     def times(self, B) -> np.ndarray:
         """P B for B (N, r)."""
         split = self.first.shape[0]
-        own = self.first @ B[:split]
-        others = self.rest @ (B[split:] - self.coupling.T @ own)
-        return np.vstack([own - self.first @ (self.coupling @ others), others])
+        leading = self.first @ B[:split]
+        others = self.rest @ (B[split:] - self.coupling.T @ leading)
+        return np.vstack([leading - self.first @ (self.coupling @ others), others])
 
     def rows(self, codes, columns, count: int) -> Any:
         """Rows of Z T, sparse (k, N), of so many rows, from the levels (k,) and columns (k, q) of each term.
@@ -106,8 +107,8 @@ class JointCovariance:
     def original(self, B) -> list[np.ndarray]:
         """Coefficients b from b~, B (N, r): one array (levels, q, r) per term."""
         b = [np.einsum("ij,ljr->lir", T, B[place]) for T, place in zip(self.bases, self.places, strict=True)]
-        roots = [None if spread is None else spread[: len(own)] for spread, own in zip(self._spreads, b, strict=True)]
-        return [own if root is None else np.tensordot(root, own, 1) for own, root in zip(b, roots, strict=True)]
+        roots = [None if spread is None else spread[: len(u)] for spread, u in zip(self._spreads, b, strict=True)]
+        return [u if root is None else np.tensordot(root, u, 1) for u, root in zip(b, roots, strict=True)]
 
     @property
     def _spreads(self):
@@ -121,9 +122,9 @@ class JointCovariance:
     def conditional_variances(self, Z) -> np.ndarray:
         """z P z' for the rows of Z, array (k,), over sigma^2."""
         split = self.first.shape[0]
-        own = Z[:, :split] @ self.first
-        total = np.asarray(own.multiply(Z[:, :split]).sum(axis=1)).ravel()
-        others = (Z[:, split:] - own @ self.coupling).tocsr()
+        leading = Z[:, :split] @ self.first
+        total = np.asarray(leading.multiply(Z[:, :split]).sum(axis=1)).ravel()
+        others = (Z[:, split:] - leading @ self.coupling).tocsr()
         step = max(1, ENTRIES // max(others.shape[1], 1))
         for start in range(0, others.shape[0], step):
             part = others[start : start + step]
@@ -134,8 +135,8 @@ class JointCovariance:
         """Variances (k,) of what is left of z b for levels without rows once those of their relatives are known."""
         rests = self.rests or (None,) * len(codes)
         parts = [
-            np.zeros(len(own)) if rest is None else np.where(code < 0, 0.0, rest[np.maximum(code, 0)] * own)
-            for code, own, rest in zip(codes, self._own_variances(columns), rests, strict=True)
+            np.zeros(len(variances)) if rest is None else np.where(code < 0, 0.0, rest[np.maximum(code, 0)] * variances)
+            for code, variances, rest in zip(codes, self._own_variances(columns), rests, strict=True)
         ]
         return self.sigma**2 * np.sum(parts, axis=0)
 
@@ -155,13 +156,13 @@ class JointCovariance:
         of_rows = np.repeat(np.arange(levels), q)
         unit = _rows([places], [of_rows], [np.tile(np.eye(q), (levels, 1))], self.size, levels * q, (spread,))
         split = self.first.shape[0]
-        own = _times(unit[:, :split], self.first)
-        others = (unit[:, split:] - _times(own, self.coupling)).tocsr()
+        leading = _times(unit[:, :split], self.first)
+        others = (unit[:, split:] - _times(leading, self.coupling)).tocsr()
         blocks = np.empty((levels, q, q), FLOAT)
         for i in range(q):
             reached = _times(others[i::q], self.rest)
             for j in range(q):
-                direct = own[i::q].multiply(unit[j::q, :split]).sum(axis=1)
+                direct = leading[i::q].multiply(unit[j::q, :split]).sum(axis=1)
                 blocks[:, i, j] = np.asarray(direct).ravel() + np.asarray(reached.multiply(others[j::q]).sum(1)).ravel()
         if self.rests and (rest := self.rests[members[0]]) is not None:
             blocks += rest[:, None, None] * diagonal_blocks(*(self.priors[t] for t in members))
@@ -200,8 +201,8 @@ def joint_covariance(
             inner += q
         size += width * counts[f]
         split = split or size
-    spreads = tuple(None if own is None else own.all_roots() for own in related)
-    rests = tuple(None if own is None else np.append(np.zeros(len(own.root)), own.rest) for own in related)
+    spreads = tuple(None if kin is None else kin.all_roots() for kin in related)
+    rests = tuple(None if kin is None else np.append(np.zeros(len(kin.root)), kin.rest) for kin in related)
     bases, priors, Z = _orthogonal(design, places, codes, fit, size, spreads)
     weighted = Z.multiply(of_rows[:, None]).tocsr()
     products, prior = _times(Z.T, weighted), _block_diagonal(places, priors, size)
@@ -219,8 +220,8 @@ def conditional_covariance(
     places: Sequence[np.ndarray],
     codes: Sequence[np.ndarray],
     fit: Fit,
-    related: Sequence[Related | None] = (),
-    weights: np.ndarray | None = None,
+    related: Sequence[Related | None],
+    weights: np.ndarray | None,
 ) -> Any:
     """Conditional covariance of the random coefficients given the parameters, a sparse array (N, N).
 
@@ -230,21 +231,21 @@ def conditional_covariance(
     """
     of_rows = np.asarray(design.weights if weights is None else weights)
     size = sum(place.size for place in places)
-    spreads = tuple(None if own is None else own.root for own in related)
+    spreads = tuple(None if kin is None else kin.root for kin in related)
     bases, priors, Z = _orthogonal(design, places, codes, fit, size, spreads)
     products = _times(Z.T, Z.multiply(of_rows[:, None]))
     every = [np.repeat(np.arange(len(place)), place.shape[1]) for place in places]
     columns = [np.tile(T, (len(place), 1)) for T, place in zip(bases, places, strict=True)]
     # A term's rows one after the other, and then in the places of its coefficients.
-    own = [
+    by_term = [
         _rows([place], [level], [column], size, place.size, spreads[k : k + 1])
         for k, (place, level, column) in enumerate(zip(places, every, columns, strict=True))
     ]
     from scipy import sparse
 
-    back = sparse.vstack(own).tocsr()[np.argsort(np.concatenate([place.ravel() for place in places]))]
-    given = _conditional(_block_diagonal(places, priors, size), products)
-    return fit.sigma**2 * _times(_times(back, given), back.T)
+    back = sparse.vstack(by_term).tocsr()[np.argsort(np.concatenate([place.ravel() for place in places]))]
+    conditional = _conditional(_block_diagonal(places, priors, size), products)
+    return fit.sigma**2 * _times(_times(back, conditional), back.T)
 
 
 def _orthogonal(design, places, codes, fit, size, spreads) -> tuple[tuple, tuple, Any]:
@@ -263,13 +264,13 @@ def _rows(places, codes, columns, size, count, spreads):
         return sparse.csr_array((count, size), dtype=FLOAT)
     index, values = [], []
     for place, code, Z, spread in zip(places, codes, columns, spreads or (None,) * len(codes), strict=True):
-        level, own = np.maximum(code, 0), np.where((code >= 0)[:, None], Z, 0.0)
+        level, entries = np.maximum(code, 0), np.where((code >= 0)[:, None], Z, 0.0)
         if spread is None:
             index.append(place[level])
-            values.append(own)
+            values.append(entries)
         else:
             index.append(np.broadcast_to(place.ravel(), (count, place.size)))
-            values.append((spread[level][:, :, None] * own[:, None]).reshape(count, -1))
+            values.append((spread[level][:, :, None] * entries[:, None]).reshape(count, -1))
     index, values = np.concatenate(index, axis=1), np.concatenate(values, axis=1)
     pointers = np.arange(count + 1) * index.shape[1]
     return sparse.csr_array((values.ravel(), index.ravel(), pointers), shape=(count, size))
@@ -291,13 +292,13 @@ def _block_diagonal(places, matrices, size):
     return sparse.csr_array(entries, shape=(size, size))
 
 
-def _times(one, other):
+def _times(left, right):
     """A product, sparse; of arrays that are full, as those of related levels, by way of dense ones."""
     from scipy import sparse
 
-    if one.nnz * other.nnz > FULL * np.prod(one.shape, dtype=float) * np.prod(other.shape, dtype=float):
-        return sparse.csr_array(one.toarray() @ other.toarray())
-    return (one @ other).tocsr()
+    if left.nnz * right.nnz > FULL * np.prod(left.shape, dtype=float) * np.prod(right.shape, dtype=float):
+        return sparse.csr_array(left.toarray() @ right.toarray())
+    return (left @ right).tocsr()
 
 
 def _conditional(prior, products):
@@ -332,11 +333,11 @@ def _conditional(prior, products):
     rows, columns, values = [], [], []
     start = np.cumsum(width) - width
     for k in np.unique(width):
-        own = np.flatnonzero(width == k)
-        index = base[own, None] + np.arange(k * k)
+        alike = np.flatnonzero(width == k)
+        index = base[alike, None] + np.arange(k * k)
         relative, cross = D[index].reshape(-1, k, k), C[index].reshape(-1, k, k)
         solved = np.linalg.solve(np.eye(k) + relative @ cross, relative)
-        members = order[start[own, None] + np.arange(k)]
+        members = order[start[alike, None] + np.arange(k)]
         rows.append(np.repeat(members, k, axis=1).ravel())
         columns.append(np.tile(members, (1, k)).ravel())
         values.append(((solved + solved.transpose(0, 2, 1)) / 2).ravel())

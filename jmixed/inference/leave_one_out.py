@@ -60,14 +60,13 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     side_by_side = max(1, min(CHUNK, len(chosen), ENTRIES // (len(rows.y) * width)))
     limit = np.int32(ONE_STEP if one_step else MAX_ITERATIONS)
     with double_precision():
-        given = rows, padded, chosen, fit.theta, limit, bool(reml)
-        out = _program(*given, counted=fit.counted, side_by_side=side_by_side)
+        arguments = rows, padded, chosen, fit.theta, limit, bool(reml)
+        out = _program(*arguments, counted=fit.counted, side_by_side=side_by_side)
         numbers, outcome, sound = jax.tree.map(lambda part: part[:count], jax.device_get(out))
     p = rows.X.shape[1]
     none = {"beta": np.zeros((count, p)), "vcov_beta": np.zeros((count, p, p))}
-    found = none | {"theta": np.zeros((count, 0)), "rho": np.zeros((count, 0))} | numbers
-    found = {name: np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for name, part in found.items()}
-    return LeftOut(**found, outcome=outcome, kappa=np.zeros((count, 0)))
+    none |= {"theta": np.zeros((count, 0)), "rho": np.zeros((count, 0))}
+    return LeftOut(**_sound(none | numbers, sound), outcome=outcome, kappa=np.zeros((count, 0)))
 
 
 def _clustered(design: Design, clusters) -> tuple[Rows, np.ndarray, np.ndarray, int]:
@@ -105,13 +104,17 @@ def one_step_of_family(design: Design, fit: Fit, clusters) -> LeftOut:
     """One Newton step of the criterion without each cluster, from the `fit` of a response with a family."""
     rows, padded, chosen, count = _clustered(design, clusters)
     with double_precision():
-        given = rows, padded, chosen, fit.theta, fit.beta, fit.kappa
-        found, outcome, sound = jax.tree.map(lambda part: part[:count], jax.device_get(_family_program(*given)))
+        arguments = rows, padded, chosen, fit.theta, fit.beta, fit.kappa
+        numbers, outcome, sound = jax.tree.map(lambda part: part[:count], jax.device_get(_family_program(*arguments)))
     # JAX maps no empty arrays: what has no entries is left out.
-    none = {"theta": (0,), "beta": (0,), "vcov_beta": (0, 0), "kappa": (0,)}
-    found = {name: np.zeros((count, *shape)) for name, shape in none.items()} | found
-    found = {name: np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for name, part in found.items()}
-    return LeftOut(**found, sigma=np.ones(count), outcome=outcome, rho=np.zeros((count, 0)))
+    shapes = {"theta": (0,), "beta": (0,), "vcov_beta": (0, 0), "kappa": (0,)}
+    none = {name: np.zeros((count, *shape)) for name, shape in shapes.items()}
+    return LeftOut(**_sound(none | numbers, sound), sigma=np.ones(count), outcome=outcome, rho=np.zeros((count, 0)))
+
+
+def _sound(numbers, sound):
+    """What is told of each fit, by name, with nan where a fit is not sound."""
+    return {name: np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for name, part in numbers.items()}
 
 
 def _has_few_rows(rows, *_):
@@ -132,11 +135,11 @@ def _family_program(rows, clusters, chosen, theta, beta, kappa):
             point = Point(criterion.nowhere(), jnp.concatenate([theta, free]))
         there = (left.responses.factors > 0).astype(rows.y.dtype)
         told = eigh(left.X.T @ (there[:, None] * left.X) / jnp.sum(there))[0] > 1e-10 if p else jnp.ones(0, bool)
-        found = minimum(criterion, Starts(jax.tree.map(lambda a: a[None], point), 1), ONE_STEP)
-        result = criterion.estimates(found.at.point, found.at.value)
+        lowest = minimum(criterion, Starts(jax.tree.map(lambda a: a[None], point), 1), ONE_STEP)
+        result = criterion.estimates(lowest.at.point, lowest.at.value)
         numbers = {name: result[name] for name in ("theta", "beta")} | {"kappa": result["rho"]}
-        numbers |= {"vcov_beta": left.on_scale(found.at.hessian)[:p, :p]}
+        numbers |= {"vcov_beta": left.on_scale(lowest.at.hessian)[:p, :p]}
         numbers = {name: part for name, part in numbers.items() if part.size}
-        return numbers, found.outcome, jnp.all(told) & jnp.isfinite(found.at.value)
+        return numbers, lowest.outcome, jnp.all(told) & jnp.isfinite(lowest.at.value)
 
     return jax.lax.map(without, chosen)

@@ -182,5 +182,5 @@ def letter_groups(differ: np.ndarray) -> list[list[int]]:
         for members in sets:
             split += [members - {i}, members - {j}] if {i, j} <= members else [members]
         distinct = list(dict.fromkeys(split))
-        sets = [one for one in distinct if not any(one < other for other in distinct)]
+        sets = [inner for inner in distinct if not any(inner < outer for outer in distinct)]
     return sorted(sorted(int(k) for k in members) for members in sets if members)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta
-from jmixed.covariance.structure import Structure
+from jmixed.covariance.scales import diagonal_blocks
+from jmixed.covariance.structure import Structure, factors_of_theta
 from jmixed.inference.constrained_fits import ConstrainedFit, Source, solve_all
 from jmixed.likelihood.constrained import Border, Held, HeldResidual
 from jmixed.likelihood.laplace import LaplaceDeviance
@@ -129,7 +129,7 @@ class Unconstrained:
         if whitened is None:
             return max(table, 1)
         if whitened.patterns is not None:
-            return 4 * (whitened.patterns.S.nbytes + whitened.patterns.own.nbytes)
+            return 4 * (whitened.patterns.S.nbytes + whitened.patterns.of_y.nbytes)
         rows = 0 if whitened.combined is not None else whitened.rows.X.nbytes + sum(Z.nbytes for Z in whitened.rows.Z)
         return (table + rows + 1) * (1 + k) ** 2
 
@@ -267,7 +267,7 @@ def profile(
     batch.solve([(lane.start, lane.free) for lane in lanes])
     for target in np.linspace(0, cuts.max(), steps + 1)[1:]:
         batch.solve([lane.proposal(target) for lane in lanes])
-    found = np.empty((len(cuts), len(lanes)))
+    limits = np.empty((len(cuts), len(lanes)))
     for k in np.argsort(cuts):
         waiting = len(lanes)
         for _ in range(MAX_CALLS):
@@ -278,8 +278,8 @@ def profile(
             if not left:
                 break
             batch.solve(proposals)
-        found[k] = [lane.crossing(cuts[k]) for lane in lanes]
-    return [_collect(estimate, lanes[2 * k : 2 * k + 2], found[:, 2 * k : 2 * k + 2]) for k in range(len(parameters))]
+        limits[k] = [lane.crossing(cuts[k]) for lane in lanes]
+    return [_collect(estimate, lanes[2 * k : 2 * k + 2], limits[:, 2 * k : 2 * k + 2]) for k in range(len(parameters))]
 
 
 class _Batch:
@@ -481,21 +481,21 @@ def _others(estimate: Optimum, parameter: Parameter) -> list[np.ndarray]:
     best; of a correlation moreover the estimate itself, and it with either standard deviation next to zero, where all
     correlations are alike.
     """
-    ones = [np.eye(structure.q) for structure in estimate.structures]
-    roots = [ones] if ones else []
-    if len(ones) > 1:
-        roots += [[NEGLIGIBLE * one if t == k else one for t, one in enumerate(ones)] for k in range(len(ones))]
+    units = [np.eye(structure.q) for structure in estimate.structures]
+    roots = [units] if units else []
+    if len(units) > 1:
+        roots += [[NEGLIGIBLE * unit if t == k else unit for t, unit in enumerate(units)] for k in range(len(units))]
     back = [[T @ root for T, root in zip(estimate.T, every, strict=True)] for every in roots]
-    found = [_chart(estimate, parameter, factors)[2] for factors in back] if estimate.has_several_minima else []
-    if ones and len(estimate.residual.starts) > 1:
+    points = [_chart(estimate, parameter, factors)[2] for factors in back] if estimate.has_several_minima else []
+    if units and len(estimate.residual.starts) > 1:
         # With random effects the share of the correlations is another where a search starts from.
         tau = [np.asarray(tau) for tau in estimate.residual.starts]
-        found += [np.append(found[0][: len(found[0]) - len(each)], each) for each in tau]
+        points += [np.append(points[0][: len(points[0]) - len(each)], each) for each in tau]
     if parameter.kind == CORRELATION:
-        own = _chart(estimate, parameter)[2]
+        here = _chart(estimate, parameter)[2]
         start = sum(s.size for s in estimate.structures[: parameter.term])
-        found += [own, *(np.where(np.arange(len(own)) == start + k, np.sqrt(NEGLIGIBLE), own) for k in (0, 2))]
-    return found
+        points += [here, *(np.where(np.arange(len(here)) == start + k, np.sqrt(NEGLIGIBLE), here) for k in (0, 2))]
+    return points
 
 
 def _chart(estimate: Optimum, parameter: Parameter, factors=None) -> tuple[Held, float, np.ndarray]:
@@ -523,17 +523,17 @@ def _chart(estimate: Optimum, parameter: Parameter, factors=None) -> tuple[Held,
     sigma = np.asarray(parameter.kind == SIGMA, FLOAT)
     of_terms = bases, keep, squared, direct, first, second, sigma
     if isinstance(estimate, UnconstrainedResponse):
-        border, steps, c, held = _coefficients(estimate, parameter)
+        border, steps, c, value = _coefficients(estimate, parameter)
         active = np.concatenate([active[:-1], border.padding == 0])
-        held_at = u if held is None else held
+        held_at = u if value is None else value
         return Held(*of_terms, border, active, steps=steps), float(held_at), np.append(x, c)
     border, place = _border(estimate.R, _coefficient(estimate, parameter)), _coefficient(estimate, parameter)
     u = u if place is None else estimate.beta[place] - _shift(estimate, parameter)
     x = np.append(x, np.log(estimate.sigma))
     if not len(estimate.rho):
         return Held(*of_terms, border, active), float(u), x
-    residual, moves, v, found = _residual_chart(estimate, parameter)
-    active, u = np.append(active, moves), u if found is None else found
+    residual, moves, v, value = _residual_chart(estimate, parameter)
+    active, u = np.append(active, moves), u if value is None else value
     return Held(*of_terms, border, active, residual), float(u), np.append(x, v)
 
 
@@ -565,7 +565,7 @@ def _residual_chart(estimate: Optimum, parameter: Parameter):
     return HeldResidual(entries, number), moves, v, u
 
 
-def _bases(estimate: Optimum, parameter: Parameter, factors=None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def _bases(estimate: Optimum, parameter: Parameter, factors) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Bases with the parameter's columns first in their term, the others orthogonal, and the estimate in them."""
     bases, pieces = [], []
     factors = factors_of_theta(estimate.structures, estimate.theta) if factors is None else factors
@@ -612,7 +612,7 @@ def _spread(points):
     return kept
 
 
-def _collect(estimate: Optimum, pair: list[_Lane], found: np.ndarray) -> Trace:
+def _collect(estimate: Optimum, pair: list[_Lane], limits: np.ndarray) -> Trace:
     """The points of both directions in one trace."""
     down, up = pair
     rows = [(-1, row) for row in reversed(_spread(down.points))] + [(1, row) for row in _spread(up.points)[1:]]
@@ -631,8 +631,8 @@ def _collect(estimate: Optimum, pair: list[_Lane], found: np.ndarray) -> Trace:
         sigma=np.exp([float(point.t) for point in points]),
         covariances=tuple(root @ np.swapaxes(root, 1, 2) for root in roots),
         rho=np.array([point.rho for point in points]),
-        lower=found[:, 0],
-        upper=found[:, 1],
+        lower=limits[:, 0],
+        upper=limits[:, 1],
         converged=all(bool(point.converged) for point in points),
         improved=min(float(point.value) for point in points) < estimate.objective - 1e-6,
     )

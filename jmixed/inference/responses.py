@@ -147,10 +147,10 @@ def _draws_few(bits, eta, *_, **__):
 def _draw_program(bits, eta, extras, trials, family):
     """One replicate after the other: a program of all at once takes twice as long to compile."""
 
-    def one(replicate):
+    def respond(replicate):
         return family.draw(jax.random.wrap_key_data(replicate[0]), replicate[1], extras, trials)
 
-    return jax.lax.map(one, (bits, eta))
+    return jax.lax.map(respond, (bits, eta))
 
 
 def _padded(*arrays):

@@ -43,15 +43,15 @@ def degrees_of_freedom(data: ModelRows, joint: JointCovariance, clusters, kind: 
     weights are the eigenvalues of the covariance of the g_i'e: (Bell and McCaffrey 2002; Pustejovsky and Tipton 2018).
     """
     weights = joint.M @ L.T
-    own, across = [], []
+    variances, across = [], []
     for rows in _by_cluster(clusters):
         X, V = data.X[rows], _covariance(data, joint, rows)
         g = np.linalg.solve(V, X @ weights)
         if kind == "CR2":
             g = _correction(X, V, joint.M) @ g
-        own.append(np.einsum("ik,ij,jk->k", g, V, g))
+        variances.append(np.einsum("ik,ij,jk->k", g, V, g))
         across.append(X.T @ g)
-    left, b = np.array(own), np.array(across)
+    left, b = np.array(variances), np.array(across)
     out = np.empty(len(L))
     for k in range(len(L)):
         covariance = np.diag(left[:, k]) - b[:, :, k] @ joint.M @ b[:, :, k].T

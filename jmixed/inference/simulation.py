@@ -62,8 +62,8 @@ def draw_responses(
     ends = np.cumsum([levels * q for levels, q in shapes] + [numbers])
     draws = np.split(rng.standard_normal((n, ends[-1])), ends[:-1], axis=1)
     predictor = np.tile(mean, (n, 1))
-    for (codes, Z, factor, related), (levels, q), own in zip(terms, shapes, draws[:-1], strict=True):
-        effects = own.reshape(n, levels, q) @ factor.T
+    for (codes, Z, factor, related), (levels, q), normal in zip(terms, shapes, draws[:-1], strict=True):
+        effects = normal.reshape(n, levels, q) @ factor.T
         if related is not None:
             effects = related.drawn(effects)
         for k in range(q):

@@ -88,8 +88,8 @@ class SolvedVariances:
             right = np.zeros((starts[-1], len(at)))
             right[at, np.arange(len(at))] = 1
             leaves, core, *_ = self.operator.solve(right[:size], right[size:])
-            own = np.concatenate([leaves, core])[at].reshape(len(chosen), width, len(chosen), width)
-            blocks[chosen] = own[np.arange(len(chosen)), :, np.arange(len(chosen))]
+            solved = np.concatenate([leaves, core])[at].reshape(len(chosen), width, len(chosen), width)
+            blocks[chosen] = solved[np.arange(len(chosen)), :, np.arange(len(chosen))]
         blocks = self.fit.sigma**2 * (T @ blocks @ T.T)
         return (blocks + blocks.transpose(0, 2, 1)) / 2
 

@@ -85,7 +85,7 @@ def variance_explained(data: ModelRows, fit: Fit, residual: float) -> VarianceEx
 def variances_of_predictors(data: ModelRows, fit: Fit) -> tuple[float, float]:
     """The variances of the fixed and of the random effects in `variance_explained`."""
     known = [known_variances(term) for term in data.terms]
-    diagonals = [None if own is None else own[term.codes] for own, term in zip(known, data.terms, strict=True)]
+    diagonals = [None if v is None else v[term.codes] for v, term in zip(known, data.terms, strict=True)]
     return _fixed_variance(data, fit), float(sum(_of_terms(data, fit, diagonals).values()))
 
 
@@ -131,8 +131,8 @@ def _fixed_variance(data, fit):
 def _of_terms(data, fit, weights):
     """Mean over the rows of the variance that each term gives; weights (n,), or None, are the rows' own."""
     n, out = len(data.y), {}
-    for term, own in zip(data.terms, weights, strict=True):
-        columns = term.Z if own is None else own[:, None] * term.Z
+    for term, weight in zip(data.terms, weights, strict=True):
+        columns = term.Z if weight is None else weight[:, None] * term.Z
         out[term.label] = np.sum(term.Z.T @ columns / n * fit.covariances[term.label])
     return out
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, factors_of_theta
-from jmixed.covariance.structure import SINGULAR
+from jmixed.covariance.scales import diagonal_blocks
+from jmixed.covariance.structure import SINGULAR, factors_of_theta
 from jmixed.inference.curvature import Curvature
 
 
@@ -35,9 +35,9 @@ def standard_deviations(curvature: Curvature, structures, theta) -> VariancePara
     factors = factors_of_theta(structures, np.asarray(theta))
     for structure, factor, T in zip(structures, factors, curvature.T, strict=True):
         # Z T has columns of unit root mean square without correlations.
-        own, slope = _of_term(structure, factor @ factor.T, sigma, np.linalg.norm(np.linalg.inv(T), axis=0))
-        values += own
-        wide = np.zeros((len(own), len(curvature.first) + 1))
+        of_term, slope = _of_term(structure, factor @ factor.T, sigma, np.linalg.norm(np.linalg.inv(T), axis=0))
+        values += of_term
+        wide = np.zeros((len(of_term), len(curvature.first) + 1))
         wide[:, start : start + structure.size], wide[:, -1] = slope[:, :-1], slope[:, -1]
         slopes.append(wide)
         start += structure.size

@@ -275,7 +275,7 @@ class Design:
         return Rows(y, _extend(X, columns, -1), Z, weights, offset, *beside, padding)
 
 
-_FIELDS = frozenset(one.name for one in fields(Design)) - {"levels"}
+_FIELDS = frozenset(part.name for part in fields(Design)) - {"levels"}
 
 
 def without_coefficients(design: Design, beta: Array, free: Array) -> Design:

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jmixed.covariance.registry import structure_of
 from jmixed.covariance.structure import Structure
 from jmixed.errors import ModelError
-from jmixed.layout.stack import ModelRows, crossing
+from jmixed.layout.stack import ModelRows, crossing, structures_of
 from jmixed.runtime.precision import FLOAT
 
 
@@ -53,9 +52,9 @@ class Incidence:
 
 def incidence(data: ModelRows) -> Incidence:
     """The rows of a model for the iterative way; a model that it is not for is refused by its reason."""
-    found = crossing(data)
-    if found.reason:
-        raise ModelError(f"crossed='iterative' is not for this model: {found.reason}. Leave crossed= out")
+    crossed = crossing(data)
+    if crossed.reason:
+        raise ModelError(f"crossed='iterative' is not for this model: {crossed.reason}. Leave crossed= out")
     totals = None
     if data.represents is not None:
         totals = float(data.log_weights), float(np.sum(data.represents))
@@ -64,11 +63,11 @@ def incidence(data: ModelRows) -> Incidence:
         X=data.X,
         weights=np.asarray(data.weights, FLOAT),
         offset=np.asarray(data.offset, FLOAT),
-        structures=tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms),
+        structures=structures_of(data),
         Z=tuple(term.Z for term in data.terms),
-        factors=found.factors,
-        codes=tuple(data.terms[members[0]].codes for members in found.factors),
-        counts=tuple(len(data.terms[members[0]].levels) for members in found.factors),
+        factors=crossed.factors,
+        codes=tuple(data.terms[members[0]].codes for members in crossed.factors),
+        counts=tuple(len(data.terms[members[0]].levels) for members in crossed.factors),
         labels=tuple(term.label for term in data.terms),
         totals=totals,
     )

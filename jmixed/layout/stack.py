@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jmixed.covariance.registry import structure_of
+from jmixed.covariance.structure import Structure
 from jmixed.errors import ModelError
 from jmixed.layout.design import Design, Totals
 from jmixed.layout.index import Coupling, Grouping, Index, Links
@@ -104,12 +105,17 @@ class ModelRows(Protocol):
     def residual(self) -> ResidualRows | None: ...
 
 
+def structures_of(data: ModelRows) -> tuple[Structure, ...]:
+    """The structures of the covariances of the terms."""
+    return tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms)
+
+
 def stack(data: ModelRows, density: float = DENSITY) -> Design:
     """Compile the rows of a model into the arrays of the likelihood.
 
     `density` decides how couplings are kept: the products of a dense array that take the time of one sparse pair.
     """
-    structures = tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms)
+    structures = structures_of(data)
     factors = _merge(data.terms)
     codes = [data.terms[members[0]].codes for members in factors]
     counts = [len(data.terms[members[0]].levels) for members in factors]
@@ -151,7 +157,7 @@ def unplaced(data: ModelRows) -> Design:
     """The rows and terms of a model whose levels have no places in blocks: nothing is eliminated from it."""
     factors = _merge(data.terms)
     counts = [len(data.terms[members[0]].levels) for members in factors]
-    structures = tuple(structure_of(term.structure, term.Z.shape[1], term.intercept) for term in data.terms)
+    structures = structures_of(data)
     layout = Layout(structures, tuple(factors), (), (), (), (), UNPLACED)
     return _design(data, layout, Index((), (), (), (), (), (), ()), factors, counts)
 
@@ -222,7 +228,7 @@ def _equations(data, structures, factors, codes, counts, within):
             page="relationships.md#large-pedigrees",
         )
     precisions = [data.terms[members[0]].precision for members in factors]
-    sizes = [count if own is None else own.shape[0] for count, own in zip(counts, precisions, strict=True)]
+    sizes = [count if matrix is None else matrix.shape[0] for count, matrix in zip(counts, precisions, strict=True)]
     layout = Layout(
         terms=structures,
         factors=tuple(factors),
@@ -239,10 +245,7 @@ def _equations(data, structures, factors, codes, counts, within):
         block=tuple(extended(np.arange(size), bucket(size), BEYOND) for size in sizes),
         slot=tuple(np.zeros(bucket(size), np.int32) for size in sizes),
         parents=(),
-        within=tuple(
-            tuple(None if w is None else extended(w, layout.levels[f], BEYOND) for w in row)
-            for f, row in enumerate(within)
-        ),
+        within=_extended_nesting(within, layout),
         position=tuple(extended(np.arange(size), bucket(size), BEYOND) for size in sizes),
     )
     system = system_of(layout, index.couplings, index.within, precisions)
@@ -421,6 +424,13 @@ def _relabel_nesting(within, position):
     ]
 
 
+def _extended_nesting(within, layout):
+    """`_nesting` with levels that are padding."""
+    return tuple(
+        tuple(None if w is None else extended(w, layout.levels[f], BEYOND) for w in row) for f, row in enumerate(within)
+    )
+
+
 def _index(layout, codes, counts, placed, position, within):
     block, slot, component = placed
     simple = [f for f in range(len(codes)) if f not in block]
@@ -431,11 +441,8 @@ def _index(layout, codes, counts, placed, position, within):
         couplings=tuple(_couplings(layout, codes, counts, within)),
         block=tuple(extended(block[f], layout.levels[f], BEYOND) for f in range(len(codes))),
         slot=tuple(extended(slot[f], layout.levels[f], 0) for f in range(len(codes))),
-        parents=_parents(layout, codes, counts, component),
-        within=tuple(
-            tuple(None if w is None else extended(w, layout.levels[f], BEYOND) for w in row)
-            for f, row in enumerate(within)
-        ),
+        parents=_parents(layout, codes, component),
+        within=_extended_nesting(within, layout),
         position=tuple(extended(position[f], layout.levels[f], BEYOND) for f in range(len(codes))),
     )
 
@@ -553,7 +560,7 @@ def _entry_pairs(columns, ends, pairs, entries):
     return first.astype(np.int32), left
 
 
-def _parents(layout, codes, counts, component):
+def _parents(layout, codes, component):
     """For every stage, the block of each later stage that holds each of its blocks."""
     blocks = [component if not layout.is_chain(s) else codes[layout.stages[s][0][0]] for s in range(len(layout.stages))]
     parents = []

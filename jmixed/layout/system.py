@@ -49,7 +49,7 @@ def system_of(
     size = bucket(entries)
     # Entries that are padding are zeros at the first place.
     prior = padded(np.concatenate(values).astype(FLOAT), size)
-    rows, columns = [np.pad(np.concatenate(own), (0, size - entries)) for own in (rows, columns)]
+    rows, columns = [np.pad(np.concatenate(pieces), (0, size - entries)) for pieces in (rows, columns)]
     rows, columns = [rows], [columns]
     for f, count in enumerate(layout.levels):
         i, j = np.tril_indices(widths[f])
@@ -77,8 +77,8 @@ def system_of(
 def _prior(size, precision):
     """Entries of the lower triangle of a factor's inverse covariance, with ones for levels that are padding."""
     if precision is None:
-        own = np.arange(size)
-        return own, own, np.ones(size)
+        diagonal = np.arange(size)
+        return diagonal, diagonal, np.ones(size)
     entries = precision.tocoo()
     below = entries.row >= entries.col
     more = np.arange(precision.shape[0], size)

@@ -41,14 +41,14 @@ def classes_of(rows: Rows, weights=None) -> Classes | None:
     layout = rows.layout
     if len(layout.stages) != 1 or not layout.is_chain(0):
         return None
-    own = rows.weights[None] if weights is None else weights
-    everyone = [_classes(product, layout.stage_width(0)) for product in _products(rows, own)]
+    of_members = rows.weights[None] if weights is None else weights
+    everyone = [_classes(product, layout.stage_width(0)) for product in _products(rows, of_members)]
     count = bucket(max(len(example) for _, example, _ in everyone))
     if 2 * count * layout.stage_width(0) * (rows.X.shape[1] + 1) > layout.blocks[0]:
         return None
     padded = [Classes(of, *(np.resize(a, count) for a in (example, size))) for of, example, size in everyone]
-    for one, (_, _, size) in zip(padded, everyone, strict=True):
-        one.size[len(size) :] = 0
+    for classes, (_, _, size) in zip(padded, everyone, strict=True):
+        classes.size[len(size) :] = 0
     if weights is None:
         return padded[0]
     return Classes(*(np.stack(arrays) for arrays in zip(*padded, strict=True)))
@@ -62,8 +62,8 @@ def _products(rows, weights):
     taken = np.where(real, grouping.rows, 0)
     i, j = np.tril_indices(Z.shape[1])
     pairs = (Z[:, i] * Z[:, j])[taken] * real[..., None]
-    for own in weights:
-        product = np.einsum("kct,kc->ct", pairs, own[taken])
+    for w in weights:
+        product = np.einsum("kct,kc->ct", pairs, w[taken])
         if grouping.segments is not None:
             total = np.zeros((grouping.size, product.shape[1]), product.dtype)
             np.add.at(total, grouping.segments, product)
@@ -80,29 +80,29 @@ def _classes(product, width):
     # Minus zero is another key than zero.
     keys = np.round(product[used] / np.where(scale > 0, scale, 1), DIGITS) + 0.0
     keys = keys.view(np.dtype((np.void, keys.itemsize * keys.shape[1]))).ravel()
-    _, example, own, size = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    _, example, number, size = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     of = np.full(len(product), -1, np.int32)
-    of[used] = own.ravel()
+    of[used] = number.ravel()
     return of, used[example].astype(np.int32), size.astype(np.int32)
 
 
-def collapse(held: Moments, classes: Classes) -> Moments:
+def collapse(moments: Moments, classes: Classes) -> Moments:
     """The same likelihood, of a model with one grouping factor, from a few blocks.
 
     Not for conditional modes, which every group has of its own.
     """
-    C, B = held.C[0], held.B[0]
+    C, B = moments.C[0], moments.B[0]
     Q, border, blocks = B.shape
     r, count, dtype = Q * border, classes.size.shape[0], B.dtype
     # Where columns of Z and X are orthogonal within groups, what is left is rounding, and every time it is computed
     # another one: a matrix of such products need not be semidefinite. So each is made once, and rows of that size are
     # zero.
-    size = jnp.max(jnp.diagonal(C, axis1=0, axis2=1)) * jnp.tile(jnp.diagonal(held.G), Q)
+    size = jnp.max(jnp.diagonal(C, axis1=0, axis2=1)) * jnp.tile(jnp.diagonal(moments.G), Q)
     rounding = (1e4 * jnp.finfo(dtype).eps) ** 2 * size
-    if (shift := held.shift[0]) is not None:
+    if (shift := moments.shift[0]) is not None:
         # Counted from their least-squares estimates b the effects have K = -b'S b, and B is rounding.
         counted = jnp.any(shift != 0)
-        largest = jnp.max(jnp.sum(shift**2, axis=2), axis=0).at[:-1].add(1 / held.nobs)
+        largest = jnp.max(jnp.sum(shift**2, axis=2), axis=0).at[:-1].add(1 / moments.nobs)
         rounding = jnp.where(counted, (1e4 * jnp.finfo(dtype).eps) ** 2 * jnp.tile(largest, Q), rounding)
         B = jnp.where(counted, shift, B)
     flat = jax.lax.optimization_barrier(B.reshape(r, blocks))
@@ -115,10 +115,10 @@ def collapse(held: Moments, classes: Classes) -> Moments:
     root = jax.vmap(semidefinite_root)(total / (scale[:, :, None] * scale[:, None])) * scale[:, :, None]
     B = jnp.moveaxis(root, 0, 1).reshape(Q, border, count * r)
     return replace(
-        held,
+        moments,
         C=(jnp.repeat(C[:, :, classes.example], r, axis=2),),
         B=(B if shift is None else jnp.where(counted, 0, B),),
         shift=(None if shift is None else jnp.where(counted, B, 0),),
         repeats=jnp.repeat(jnp.asarray(classes.size).astype(dtype) / r, r),
-        layout=replace(held.layout, blocks=(count * r,)),
+        layout=replace(moments.layout, blocks=(count * r,)),
     )

@@ -52,5 +52,5 @@ def combined(rows: Rows, columns: Preconditioners) -> Combined | None:
         cross_products(replace(some, layout=layout, series=None), columns, False)
         for some in residual.sets(replace(rows, layout=layout), series)
     ]
-    C, B, G = jax.tree.map(lambda *tables: jnp.stack(tables), *((one.C, one.B, one.G) for one in sets))
+    C, B, G = jax.tree.map(lambda *tables: jnp.stack(tables), *((sums.C, sums.B, sums.G) for sums in sets))
     return Combined(replace(plain, C=C, B=B, G=G), rows, plain.log_weights)

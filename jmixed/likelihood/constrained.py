@@ -22,14 +22,14 @@ the parameters are arrays, so that all are one compiled program.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.newton import Evaluation, Point
-from jmixed.algebra.small import inverse_and_log_determinant
+from jmixed.algebra.small import bordered, inverse_and_log_determinant
 from jmixed.covariance.chart import Chart, chart_map, chart_roots
 from jmixed.layout.index import Array
 from jmixed.likelihood.contract import Criterion, Starts
@@ -77,12 +77,12 @@ def constrained_deviance(logdet: Jet, G: Jet, t, w, border: Border, sums: Any) -
     gradient = jnp.concatenate(
         [logdet.first + precision * rss_psi, jnp.stack([2 * n - 2 * precision * rss, precision * rss_w])]
     )
-    own = logdet.second + precision * bend
+    of_psi = logdet.second + precision * bend
     mixed = precision * jnp.stack([-2 * rss_psi, 2 * squares.first @ weights @ slope], axis=1)
     corner = precision * jnp.stack(
         [jnp.stack([4 * rss, -2 * rss_w]), jnp.stack([-2 * rss_w, 2 * slope @ squares.value @ slope])]
     )
-    hessian = jnp.concatenate([jnp.concatenate([own, mixed], axis=1), jnp.concatenate([mixed.T, corner], axis=1)])
+    hessian = bordered(of_psi, mixed, corner)
     beta = border.free @ (coefficients @ weights) + w * border.particular
     return Constrained(value, gradient, (hessian + hessian.T) / 2, beta)
 
@@ -163,6 +163,15 @@ class Held(NamedTuple):
     residual: HeldResidual | None = None
     steps: Array | None = None
 
+    def along(self, u):
+        """Sine and cosine of u at the entries that hold them."""
+        return jnp.sin(u) * self.first + jnp.cos(u) * self.second
+
+    def phi(self, x, u, precision):
+        """The entries of L (m,) at x (m,) and u, where a standard deviation is held one over sigma of it."""
+        turned = self.along(u) * (self.second @ x) ** 2
+        return self.keep * x + self.squared * x**2 + self.direct * u * precision + turned
+
 
 class InHeld(NamedTuple):
     """What else is known of D at a point: its first and second derivatives in u, and the fixed effects (p,).
@@ -175,6 +184,12 @@ class InHeld(NamedTuple):
     curvature: jax.Array
     mixed: jax.Array
     beta: jax.Array
+
+    @classmethod
+    def blank(cls, held: Held, u) -> Self:
+        """Nothing known."""
+        zero = jnp.zeros_like(u)
+        return cls(zero, zero, jnp.zeros(held.active.shape, zero.dtype), jnp.zeros_like(held.border.padding))
 
 
 @dataclass(frozen=True)
@@ -203,11 +218,9 @@ class ConstrainedDeviance(Criterion):
 
     def chart(self, point: Point):
         """The chart of the covariances, and t."""
-        held, u = self.held, self.u
         x, t, _ = self._parts(point)
-        t = jnp.where(held.sigma > 0, u, t)
-        turned = (jnp.sin(u) * held.first + jnp.cos(u) * held.second) * (held.second @ x) ** 2
-        return Chart(held.bases, held.keep * x + held.squared * x**2 + held.direct * u * jnp.exp(-t) + turned), t
+        t = jnp.where(self.held.sigma > 0, self.u, t)
+        return Chart(self.held.bases, self.held.phi(x, self.u, jnp.exp(-t))), t
 
     def _parts(self, point: Point):
         """x, t and v."""
@@ -238,22 +251,22 @@ class ConstrainedDeviance(Criterion):
     def derivatives(self, point: Point):
         """D with gradient and Hessian in (x, t, v, u), and the fixed effects."""
         (chart, t), structures, u = self.chart(point), self._layout.terms, self.u
-        x, own, v = self._parts(point)
+        x, free_t, v = self._parts(point)
         m, k = len(x), len(v)
         roots = chart_roots(chart, structures)
         logdet, G, sums = self._jets(psi_of(squares(roots), structures, x.dtype), roots, self.rho(v, u))
-        found = constrained_deviance(logdet, G, t, u, self.held.border, sums)
+        constrained = constrained_deviance(logdet, G, t, u, self.held.border, sums)
         empty = jnp.zeros((0, 0), x.dtype)
-        inner, bend = chart_map(chart, structures, found.gradient[:m]) if structures else (empty, empty)
-        z = jnp.append(x, jnp.stack([own, u]))
-        jacobian, bends = _chart_derivatives(self.held, z, t, found.gradient[:m] @ inner)
+        inner, bend = chart_map(chart, structures, constrained.gradient[:m]) if structures else (empty, empty)
+        z = jnp.append(x, jnp.stack([free_t, u]))
+        jacobian, bends = _chart_derivatives(self.held, z, t, constrained.gradient[:m] @ inner)
         bends = jacobian[:m].T @ bend @ jacobian[:m] + bends
         jacobian = jnp.concatenate([inner @ jacobian[:m], jacobian[m:]])
         if k:
-            slopes = self._rho_derivatives(v, found.gradient[m : m + k])
+            slopes = self._rho_derivatives(v, constrained.gradient[m : m + k])
             jacobian, bends = _beside_rho(jacobian, bends, *slopes)
-        hessian = jacobian.T @ found.hessian @ jacobian + bends
-        return Constrained(found.value, found.gradient @ jacobian, hessian, found.beta)
+        hessian = jacobian.T @ constrained.hessian @ jacobian + bends
+        return Constrained(constrained.value, constrained.gradient @ jacobian, hessian, constrained.beta)
 
     def _jets(self, psi, roots, rho):
         """Jets of log|V W| and of G, and cross-products."""
@@ -278,10 +291,7 @@ class ConstrainedDeviance(Criterion):
 
     def blank(self) -> InHeld:
         """Nothing known."""
-        zero = jnp.zeros_like(self.u)
-        return InHeld(
-            zero, zero, jnp.zeros(self.held.active.shape, zero.dtype), jnp.zeros_like(self.held.border.padding)
-        )
+        return InHeld.blank(self.held, self.u)
 
     def estimates(self, point: Point):
         """Square roots of the relative covariances in preconditioned columns, t, and rho."""
@@ -294,7 +304,7 @@ def _chart_derivatives(held: Held, z, t, slope):
     """Derivatives of (phi, t, w) in z, (m + 2, m + 2), and the second derivatives of slope'phi in z."""
     m, u, unit = len(z) - 2, z[-1], jnp.eye(len(z), dtype=z.dtype)
     x, shrink = held.second @ z[:m], jnp.exp(-t)
-    along = jnp.sin(u) * held.first + jnp.cos(u) * held.second
+    along = held.along(u)
     across = jnp.cos(u) * held.first - jnp.sin(u) * held.second
     d_x = jnp.diag(held.keep + 2 * held.squared * z[:m]) + 2 * x * along[:, None] * held.second[None]
     d_t, d_u = -held.direct * u * shrink, held.direct * shrink + across * x**2
@@ -302,8 +312,8 @@ def _chart_derivatives(held: Held, z, t, slope):
     jacobian = jnp.concatenate([d_phi, ((1 - held.sigma) * unit[m] + held.sigma * unit[m + 1])[None], unit[-1:]])
     mixed = jnp.stack([-slope @ held.direct * shrink, -slope @ along * x**2 / 2])
     x_u = jnp.append(2 * x * (slope @ across) * held.second, mixed)
-    own = jnp.append(2 * (slope * held.squared + slope @ along * held.second), jnp.zeros(2, z.dtype))
-    bends = jnp.outer(x_u, unit[-1]) + jnp.outer(unit[-1], x_u) + jnp.diag(own)
+    x_x = jnp.append(2 * (slope * held.squared + slope @ along * held.second), jnp.zeros(2, z.dtype))
+    bends = jnp.outer(x_u, unit[-1]) + jnp.outer(unit[-1], x_u) + jnp.diag(x_x)
     return jacobian, bends + jnp.outer(unit[m], unit[m]) * (slope @ held.direct * u * shrink)
 
 
@@ -315,6 +325,6 @@ def _beside_rho(jacobian, bends, rho_slopes, rho_bends):
     k, size = len(rho_slopes), len(jacobian) + len(rho_slopes)
     m, rest = size - k - 2, np.delete(np.arange(size), size - 1 - k + np.arange(k))
     wide = jnp.zeros((size - k, size), jacobian.dtype).at[:, rest].set(jacobian)
-    own = jnp.zeros((k, size), jacobian.dtype).at[:, m + 1 :].set(rho_slopes)
+    of_rho = jnp.zeros((k, size), jacobian.dtype).at[:, m + 1 :].set(rho_slopes)
     bends = jnp.zeros((size, size), bends.dtype).at[np.ix_(rest, rest)].set(bends)
-    return jnp.concatenate([wide[:m], own, wide[m:]]), bends.at[m + 1 :, m + 1 :].add(rho_bends)
+    return jnp.concatenate([wide[:m], of_rho, wide[m:]]), bends.at[m + 1 :, m + 1 :].add(rho_bends)

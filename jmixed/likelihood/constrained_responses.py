@@ -53,14 +53,12 @@ class ConstrainedResponse(Criterion):
     def place(self, z) -> tuple[jax.Array, jax.Array]:
         """phi (m,) and y (p + k,) at z = (x, c, u)."""
         held, m, u = self.held, self.held.keep.shape[0], z[-1]
-        x, c = z[:m], z[m:-1]
-        turned = (jnp.sin(u) * held.first + jnp.cos(u) * held.second) * (held.second @ x) ** 2
-        w = u
+        x, c, w = z[:m], z[m:-1], u
         if held.steps is not None:
             there = held.steps != 0
             w = u - jnp.sum(jnp.where(there, jnp.exp(jnp.where(there, held.steps * c, 0)), 0))
         y = held.border.free @ c + w * held.border.particular
-        return held.keep * x + held.squared * x**2 + held.direct * u + turned, y
+        return held.phi(x, u, 1), y
 
     def roots(self, phi):
         """Square roots of the terms' covariances in preconditioned columns."""
@@ -118,10 +116,7 @@ class ConstrainedResponse(Criterion):
 
     def blank(self) -> InHeld:
         """Nothing known."""
-        zero = jnp.zeros_like(self.u)
-        return InHeld(
-            zero, zero, jnp.zeros(self.held.active.shape, zero.dtype), jnp.zeros_like(self.held.border.padding)
-        )
+        return InHeld.blank(self.held, self.u)
 
     def estimates(self, point: Point):
         """Square roots of the covariances in preconditioned columns, log sigma, which is zero, and no rho."""
@@ -150,9 +145,9 @@ def triangular(root, basis):
     rows.append([*(root[-1] @ direction for direction in directions), root[-1] @ last])
     zero = jnp.zeros((), root.dtype)
     factor = jnp.stack([jnp.stack([*row, *[zero] * (q - len(row))]) for row in rows])
-    one = np.eye(q, dtype=root.dtype)
+    unit = np.eye(q, dtype=root.dtype)
     turned = root @ basis.T
-    factor = jnp.where(jnp.all(basis @ basis.T == one) & _is_triangular(turned), turned, factor)
+    factor = jnp.where(jnp.all(basis @ basis.T == unit) & _is_triangular(turned), turned, factor)
     return jnp.where(_is_triangular(root), root, factor)
 
 

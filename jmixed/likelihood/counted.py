@@ -79,10 +79,10 @@ def _nest_explains(layout, index, C, B, width):
         start = 0
         for t, parent in zip(range(s + 1, len(C)), index.parents[s], strict=True):
             stop = start + layout.stage_width(t)
-            own = sum_by_parent(
+            taken = sum_by_parent(
                 jnp.einsum("qrg,qsg->rsg", part[:, start:stop], part[:, start:]), parent, layout.blocks[t]
             )
-            left[0][t], left[1][t] = left[0][t] - own[:, : stop - start], left[1][t] - own[:, stop - start :]
+            left[0][t], left[1][t] = left[0][t] - taken[:, : stop - start], left[1][t] - taken[:, stop - start :]
             start = stop
     return explained, rank
 
@@ -92,11 +92,11 @@ def _factors_explain(layout, C, B, width):
     for s in range(len(C)):
         for _, of_factor in groupby(places(layout, s), key=lambda place: place.start):
             at = np.concatenate([place.columns() for place in of_factor], axis=1)
-            own = jnp.moveaxis(C[s][at[:, :, None], at[:, None]], 0, 2)
+            square = jnp.moveaxis(C[s][at[:, :, None], at[:, None]], 0, 2)
             border = jnp.moveaxis(B[s][at, -width:], 0, 2)
-            own, border = (a.reshape(*a.shape[:2], -1) for a in (own, border))
-            triangle, part = semidefinite_triangle(own, border)
-            rank = jnp.sum((jnp.diagonal(triangle) > 0).astype(own.dtype))
+            square, border = (a.reshape(*a.shape[:2], -1) for a in (square, border))
+            triangle, part = semidefinite_triangle(square, border)
+            rank = jnp.sum((jnp.diagonal(triangle) > 0).astype(square.dtype))
             yield jnp.einsum("qrg,qsg->rs", part, part), rank
 
 
@@ -226,12 +226,12 @@ def _better_coefficients(left, effects, weights, total):
     for _ in range(ROUNDS):
         contrast = jnp.append(-change, 1)
         A = within / (contrast @ within @ contrast + floor)
-        for own in effects:
-            size = jnp.sum(jnp.einsum("qrg,r->qg", own, contrast) ** 2, axis=1) + floor
-            A = A + jnp.einsum("qrg,qsg,q->rs", own, own, 1 / size)
+        for effect in effects:
+            size = jnp.sum(jnp.einsum("qrg,r->qg", effect, contrast) ** 2, axis=1) + floor
+            A = A + jnp.einsum("qrg,qsg,q->rs", effect, effect, 1 / size)
         scale = jnp.sqrt(jnp.where(diagonal(A) > 0, diagonal(A), 1))
-        _, found = _without_fixed(A / (scale[:, None] * scale[None]))
-        change = found * scale[-1] / scale[:-1]
+        _, solved = _without_fixed(A / (scale[:, None] * scale[None]))
+        change = solved * scale[-1] / scale[:-1]
     return change
 
 
@@ -239,7 +239,7 @@ def _fit_levels(grouping, Z, weights, columns):
     """Least-squares coefficients (q, r, levels) of columns (n, r) on Z (n, q) within levels, and what is left."""
 
     def multiplied(arrays, _):
-        left, right = (jnp.moveaxis(own, -1, 0) for own in arrays)
+        left, right = (jnp.moveaxis(table, -1, 0) for table in arrays)
         return left, (right,)
 
     q = Z.shape[1]

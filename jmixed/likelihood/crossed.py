@@ -30,11 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.algebra.small import inverse_and_log_determinant
-from jmixed.algebra.sums import add_up
+from jmixed.algebra.small import bordered, inverse_and_log_determinant
 from jmixed.likelihood.couplings import couplings
 from jmixed.likelihood.eliminate import eliminate
-from jmixed.likelihood.jets import Jet, directions, term_directions
+from jmixed.likelihood.jets import Jet, directions, on_diagonal, term_directions
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.stages import covariances_of, places, stage_blocks, stage_matrix
 
@@ -51,7 +50,7 @@ def reduce_crossed(covariances, roots, moments: Moments):
 
 
 def _eliminate_leaves(covariances, roots, moments: Moments):
-    sigma, root = (stage_matrix(moments.layout, 0, own) for own in (covariances, roots))
+    sigma, root = (stage_matrix(moments.layout, 0, matrices) for matrices in (covariances, roots))
     positive = moments.layout.has_positive_weights
     return eliminate(sigma, root, moments.C[0], moments.B[0], True, moments.shift[0], positive)
 
@@ -68,7 +67,7 @@ class Core(NamedTuple):
     E: jax.Array
 
 
-def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
+def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool):
     """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~].
 
     Where `exact` is false the second derivatives of log|V W| are zero and cost nothing.
@@ -90,7 +89,7 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
     F = -links.border(jnp.einsum("kijg,jrg->kirg", TM, E))
     bend = jnp.einsum("kirg,ijg,ljsg->klrs", ME, S, ME) - jnp.einsum("kar,ab,lbs->klrs", F, core.P, F)
     terms = [(place, *term_directions(layout, place.term, psi)) for place in places(layout, 1)]
-    own, core_first, core_G, mixed_G = _core_directions(layout, terms, core, F)
+    core_positions, core_first, core_G, mixed_G = _core_directions(layout, terms, core, F)
     G_first = jnp.concatenate([-jnp.einsum("irg,kisg->krs", E, ME), core_G[0]])
     logdet_first = jnp.concatenate([jnp.einsum("kij,ijg->k", M, S - THT), core_first])
 
@@ -102,7 +101,7 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
         of_leaves = -jnp.einsum("kij,jhg,lhig->kl", M, S - 2 * THT, MS) - traces
         if N is not None:
             of_leaves = of_leaves + jnp.einsum("klij,ijg->kl", N, S - THT)
-        return _symmetric(of_leaves, pulled, _core_curvature(terms, core.S))
+        return bordered(of_leaves, pulled, _core_curvature(terms, core.S))
 
     def none():
         return jnp.zeros((len(psi), len(psi)), dtype)
@@ -111,8 +110,8 @@ def crossed_jets(psi, roots, moments: Moments, exact: jax.Array | bool = True):
     if N is not None:
         G_leaves = G_leaves - jnp.einsum("irg,klij,jsg->klrs", E, N, E)
     second = curvature() if exact is True else jax.lax.cond(exact, curvature, none)
-    G_second = _symmetric(G_leaves, mixed_G, core_G[1])
-    order = np.argsort(np.concatenate([positions, own]))
+    G_second = bordered(G_leaves, mixed_G, core_G[1])
+    order = np.argsort(np.concatenate([positions, core_positions]))
     both = order[:, None], order[None]
     logdet = Jet(leaves.logdet + core.logdet, logdet_first[order], second[both])
     return logdet, Jet(moments.G - leaves.K - core.K, G_first[order], G_second[both])
@@ -129,12 +128,6 @@ def core_jets(psi, roots, moments: Moments):
     both = order[:, None], order[None]
     logdet = Jet(core.logdet, first[order], _core_curvature(terms, core.S)[both])
     return logdet, Jet(moments.G - core.K, G[0][order], G[1][both])
-
-
-def _symmetric(leaf, mixed, core):
-    """One table of second derivatives from those of the leaves, of the core, and of one of each."""
-    upper = jnp.concatenate([leaf, mixed], axis=1)
-    return jnp.concatenate([upper, jnp.concatenate([jnp.swapaxes(mixed, 0, 1), core], axis=1)])
 
 
 def _eliminate_core(root, C, B, shift):
@@ -196,24 +189,16 @@ def _core_directions(layout, terms, core: Core, F):
         moved = jnp.einsum("kij,ljr->klir", N, E)
         NE.append(jnp.zeros((len(N), *core.E.shape), dtype).at[:, at].set(moved))
         first.append(jnp.einsum("kij,lij->k", N, core.S[at[:, :, None], at[:, None]]))
-        shape = (len(N), len(N), E.shape[-1], E.shape[-1])
-        bends.append(jnp.zeros(shape, dtype) if bend is None else jnp.einsum("lir,khij,ljs->khrs", E, bend, E))
+        bends.append(None if bend is None else jnp.einsum("lir,khij,ljs->khrs", E, bend, E))
     NE = jnp.concatenate(NE)
     bend = jnp.einsum("kar,ab,lbs->klrs", NE, core.S, NE)
     second = bend + jnp.swapaxes(bend, 2, 3)
-    if any(bend is not None for _, _, bend in terms):
-        second = second - _block_diagonal(bends)
+    if any(bend is not None for bend in bends):
+        second = second - on_diagonal(bends, [len(N) for _, N, _ in terms])
     TF = F - jnp.einsum("ab,kbr->kar", core.C, jnp.einsum("ab,kbr->kar", core.P, F))
     cross = -jnp.einsum("kar,las->klrs", TF, NE)
     G = -jnp.einsum("ar,kas->krs", core.E, NE), second
     return np.concatenate(positions), jnp.concatenate(first), G, cross + jnp.swapaxes(cross, 2, 3)
-
-
-def _block_diagonal(tables):
-    """Tables (k, k, ...) of several terms along the diagonal of one."""
-    ends = np.cumsum([len(table) for table in tables])
-    places = [(end - len(table), ends[-1] - end) for table, end in zip(tables, ends, strict=True)]
-    return add_up(jnp.pad(table, (place, place, (0, 0), (0, 0))) for table, place in zip(tables, places, strict=True))
 
 
 def _core_curvature(terms, S):
@@ -229,6 +214,6 @@ def _core_curvature(terms, S):
 def _trace(S, left, right):
     """-<S N S, N'> for the directions of two terms, each with the same block at every level."""
     (rows, N), (columns, M) = left, right
-    own = jnp.moveaxis(columns.rows(jnp.moveaxis(rows.rows(S), 2, 0)), (0, 1), (2, 3))
-    outer = jnp.einsum("limj,lpmr->ijpr", own, own)
+    blocks = jnp.moveaxis(columns.rows(jnp.moveaxis(rows.rows(S), 2, 0)), (0, 1), (2, 3))
+    outer = jnp.einsum("limj,lpmr->ijpr", blocks, blocks)
     return -jnp.einsum("ijpr,kpi,hjr->kh", outer, N, M)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmixed.algebra.small import bordered
 from jmixed.algebra.sums import UNROLLED, diagonal, sum_in_blocks
 from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood.crossed import core_jets, crossed_jets
@@ -208,16 +209,10 @@ def _eliminate_stage(sigma, root, M, N, C: Jet, B: Jet, shift, summed, repeats):
         K_eo = K_eo + jnp.swapaxes(K_eo, 2, 3)
         TCT = jnp.einsum("jig,kjlg,lmg->kim", T, C.first, T)
         L_eo = jnp.einsum("kij,lij->kl", TCT, M)
-        K_2 = _blocks(K_ee, K_eo, K_2)
-        L_2 = _blocks(L_ee, L_eo, L_2)
+        K_2 = bordered(K_ee, K_eo, K_2)
+        L_2 = bordered(L_ee, L_eo, L_2)
     logdet = Jet(jnp.sum(out.logdet if repeats is None else repeats * out.logdet), jnp.concatenate(L_1), L_2)
     return logdet, Jet(out.K, jnp.concatenate(K_1), K_2)
-
-
-def _blocks(earlier, mixed, newest):
-    """One symmetric table (a + k, a + k, ...) of second derivatives."""
-    top = jnp.concatenate([earlier, mixed], axis=1)
-    return jnp.concatenate([top, jnp.concatenate([jnp.swapaxes(mixed, 0, 1), newest], axis=1)])
 
 
 def _profile_fixed(G: Jet):

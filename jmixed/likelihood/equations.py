@@ -61,7 +61,7 @@ def _reduce_equations_tangents(primals, tangents):
     return reduce_equations(covariances, roots, moments), out
 
 
-def equations_jets(psi, moments: Moments, exact: jax.Array | bool = True):
+def equations_jets(psi, moments: Moments, exact: jax.Array | bool):
     """Jets, in all directions of psi, of log|V W| and of G = [X~ y~]'V^-1[X~ y~].
 
     Where `exact` is false the second derivatives of log|V W| are zero and cost nothing. With entries F_k and borders
@@ -112,8 +112,8 @@ class _Equations(NamedTuple):
         place[pairs] = place[pairs[::-1]] = np.arange(len(pairs[0]))
 
         def of_pair(pair):
-            one, other = self.units[pair[0]], self.units[pair[1]]
-            bends = jax.jvp(lambda psi: self.slope(one, psi), (self.psi,), (other,))[1]
+            first, second = self.units[pair[0]], self.units[pair[1]]
+            bends = jax.jvp(lambda psi: self.slope(first, psi), (self.psi,), (second,))[1]
             return function(pair[0], pair[1], *bends)
 
         return jax.lax.map(of_pair, jnp.stack(pairs, axis=1))[place]
@@ -157,8 +157,8 @@ def _explained_jet(equations: _Equations, factor, border) -> Jet:
     U, H = first[:, 0], jnp.moveaxis(H, 1, 0)
     R = left(U)
 
-    def bend(one, other, F_2, b_2):
-        half = R[one].T @ H[other] + U.T @ b_2 - U.T @ product(F_2, U) / 2
+    def bend(row, column, F_2, b_2):
+        half = R[row].T @ H[column] + U.T @ b_2 - U.T @ product(F_2, U) / 2
         return half + half.T
 
     K, slope = border.T @ U, jnp.einsum("knr,ns->krs", b, U) + jnp.einsum("nr,kns->krs", U, R)

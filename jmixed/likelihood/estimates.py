@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jmixed.algebra.batched import triangular_inverse
 from jmixed.algebra.small import matmul
-from jmixed.covariance.structure import join, rectify
+from jmixed.covariance.structure import rectify, theta_of_factors
 from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood import gaussian
 from jmixed.likelihood.couplings import couplings
@@ -20,10 +20,9 @@ def estimates(roots, moments, reml):
     scale = result.rss / nu
     to_original = triangular_inverse(moments.R)
     roots = [T @ root for T, root in zip(moments.T, roots, strict=True)]
-    factors = [rectify(root) for root in roots]
     return {
         "roots": roots,
-        "theta": join([s.theta(f) for s, f in zip(layout.terms, factors, strict=True)], moments.G.dtype),
+        "theta": theta_of_factors(layout.terms, map(rectify, roots), moments.G.dtype),
         "beta": moments.beta0 + to_original @ result.beta,
         "sigma": jnp.sqrt(scale),
         "vcov_beta": scale * (to_original @ result.inverse @ to_original.T),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jmixed.algebra.batched import triangular_inverse
 from jmixed.algebra.sums import diagonal
-from jmixed.covariance.structure import join, split
+from jmixed.covariance.structure import factors_of_theta, join
 from jmixed.layout.design import Rows
 from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood.crossed import reduce_crossed
@@ -90,8 +90,8 @@ def profile(covariances, roots, moments: Moments) -> Profile:
     fixed = profile_fixed(reduced.G)
     logdet_R = jnp.sum(jnp.log(jnp.abs(diagonal(moments.R))))
     logdet_fixed = fixed.logdet + 2 * logdet_R
-    found = fixed.rss, fixed.beta, fixed.inverse, reduced.stages, reduced.borders
-    return Profile(reduced.logdet, logdet_fixed, *found)
+    beta = fixed.rss, fixed.beta, fixed.inverse
+    return Profile(reduced.logdet, logdet_fixed, *beta, reduced.stages, reduced.borders)
 
 
 def degrees(moments: Moments, reml: bool):
@@ -130,8 +130,7 @@ def precondition(factors, T):
 
 def factors_of(theta, data: Moments | Rows):
     """``lambda`` of every term from theta (original columns)."""
-    structures = data.layout.terms
-    return [s.factor(piece) for s, piece in zip(structures, split(structures, theta), strict=True)]
+    return factors_of_theta(data.layout.terms, theta)
 
 
 def psi_of(covariances, structures, dtype):

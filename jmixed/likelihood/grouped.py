@@ -112,7 +112,7 @@ def evaluate(groups: Groups, sigma, root, M, N, free, a):
     `free` (p + k,) beta and kappa.
     """
 
-    parts, modes = over_blocks(lambda own, start: _evaluate_block(own, sigma, root, M, free, start), groups, a)
+    parts, modes = over_blocks(lambda block, start: _evaluate_block(block, sigma, root, M, free, start), groups, a)
     parts = jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
     return *_assembled(parts, M, N), modes
 
@@ -345,8 +345,8 @@ def _of_kappa(responses: Responses, at: _Pieces):
     l_uv, s_uv, w_uv = at.wide.second
     second = h[None] * w_uv + g[None] * s_uv - 2 * l_uv
     rows = [_kappa_rows(responses, second[u])[None] * columns[:, None] for u, columns in enumerate(responses.columns)]
-    own = jnp.sum(jnp.concatenate(rows), axis=(2, 3))
-    return across + across.T + jnp.pad(own, ((size, 0), (size, 0)))
+    of_rows = jnp.sum(jnp.concatenate(rows), axis=(2, 3))
+    return across + across.T + jnp.pad(of_rows, ((size, 0), (size, 0)))
 
 
 def _assembled(parts: Sums, M, N):
@@ -355,10 +355,10 @@ def _assembled(parts: Sums, M, N):
     gradient = jnp.concatenate([jnp.einsum("kij,ij->k", M, parts.in_sigma), parts.in_free])
     mixed = jnp.einsum("kij,lij->kl", parts.mixed, M)
     hessian = parts.hessian.at[:, :m].add(mixed).at[:m].add(mixed.T)
-    own = -jnp.einsum("kij,lhg,jhgi->kl", M, M, parts.squares)
+    of_sigma = -jnp.einsum("kij,lhg,jhgi->kl", M, M, parts.squares)
     if N is not None:
-        own = own + jnp.einsum("klij,ij->kl", N, parts.in_sigma)
-    hessian = hessian.at[:m, :m].add(own)
+        of_sigma = of_sigma + jnp.einsum("klij,ij->kl", N, parts.in_sigma)
+    hessian = hessian.at[:m, :m].add(of_sigma)
     return parts.value, gradient, (hessian + hessian.T) / 2
 
 

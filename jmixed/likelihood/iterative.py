@@ -124,16 +124,16 @@ class Operator:
         # I - C G = (I + C Sigma)^-1, from the inverse without a difference.
         self.leaf_theta = np.linalg.inv(np.eye(len(R)) + C @ (R @ R.T))
         self.logdet_leaves = float(np.sum(np.linalg.slogdet(D)[1]))
-        self.own, self.explained, self.M, self.theta, self.logdet_blocks = [], [], [], [], 0.0
+        self.left, self.explained, self.M, self.theta, self.logdet_blocks = [], [], [], [], 0.0
         for A, C, R in zip(moments.A, moments.C[1:], roots[1:], strict=True):
             explained = A.congruence(self.G)
-            own = C - explained
+            left = C - explained
             self.explained.append(explained)
-            S = np.eye(len(R)) + R.T @ own @ R
+            S = np.eye(len(R)) + R.T @ left @ R
             L = np.linalg.cholesky((S + S.transpose(0, 2, 1)) / 2)
-            self.own.append(own)
+            self.left.append(left)
             self.M.append(R @ np.linalg.inv(L).transpose(0, 2, 1))
-            self.theta.append(np.linalg.inv(np.eye(len(R)) + own @ (R @ R.T)))
+            self.theta.append(np.linalg.inv(np.eye(len(R)) + left @ (R @ R.T)))
             self.logdet_blocks += 2 * float(np.sum(np.log(np.diagonal(L, axis1=1, axis2=2))))
 
     def split(self, X):
@@ -196,7 +196,7 @@ class Operator:
         b = self.scaled(solves.X)
         reached, off = self.through(b)
         left = multiply(self.leaf_theta, leaves - reached)
-        rest = right - off - self.blocks(self.own, b)
+        rest = right - off - self.blocks(self.left, b)
         return multiply(self.G, leaves - reached), b, left, rest, solves
 
 
@@ -247,8 +247,8 @@ class IterativeDeviance:
         value = logdet + (logdet_fixed if self.reml else 0) + nu * (1 + np.log(2 * np.pi * rss / nu))
         gradients = []
         for trace, score in zip(random.traces, scores, strict=True):
-            own = score @ contrast
-            gradient = trace - nu / rss * own.T @ own
+            slope = score @ contrast
+            gradient = trace - nu / rss * slope.T @ slope
             if self.reml:
                 X = score[..., :p]
                 gradient = gradient - np.einsum("lap,pr,lbr->ab", X, inverse, X, optimize=True)
@@ -263,7 +263,7 @@ class IterativeDeviance:
             inverse=inverse,
             rss=rss,
             nu=nu,
-            modes=tuple(own @ contrast for own in self._by_level(at, b0, bc)),
+            modes=tuple(solution @ contrast for solution in self._by_level(at, b0, bc)),
             scores=tuple(score @ contrast for score in scores),
             fixed_scores=tuple(score[..., :p] for score in scores),
             steps=steps,
@@ -286,10 +286,10 @@ class IterativeDeviance:
             D[f][:, k] = moved.ravel()
             slope[k] = -np.einsum("la,la->", at.scores[f], moved)
         core = np.concatenate(D[1:])
-        own = operator.blocks(moments.C[1:], core) + operator.pull(D[0])
+        right_core = operator.blocks(moments.C[1:], core) + operator.pull(D[0])
         if (met := operator.meet(core)) is not None:
-            own += met
-        right = multiply(moments.C[0], D[0]) + operator.reach(core), own
+            right_core += met
+        right = multiply(moments.C[0], D[0]) + operator.reach(core), right_core
         _, _, e0, ec, solves = operator.solve(*right)
         quadratic = D[0].T @ e0 + core.T @ ec
         X = [score.reshape(len(d), -1) for score, d in zip(at.fixed_scores, D, strict=True)]
@@ -306,8 +306,8 @@ class IterativeDeviance:
         """The log-determinant of K, and the sums of Z'V^-1Z over levels, from basis and probes."""
         moments, Q, Z = self.moments, self.probes.Q, self.probes.Z
         traces = [np.sum(at.leaf_theta @ moments.C[0], axis=0)]
-        for theta, own in zip(at.theta, at.own, strict=True):
-            traces.append(np.sum(theta @ own, axis=0))
+        for theta, left in zip(at.theta, at.left, strict=True):
+            traces.append(np.sum(theta @ left, axis=0))
         for A, M in zip(moments.A, at.M, strict=True):
             explained = A.reversed_congruence(M @ M.transpose(0, 2, 1))
             traces[0] = traces[0] - np.einsum("lab,lbc,ldc->ad", at.leaf_theta, explained, at.leaf_theta, optimize=True)
@@ -321,15 +321,16 @@ class IterativeDeviance:
                     part = part - Q @ (Q.T @ part)
                 pieces.append(self._probe(at, part))
         logs = np.concatenate([piece.logs for piece in pieces])
-        each = [np.concatenate(own) for own in zip(*(piece.traces for piece in pieces), strict=True)]
+        each = [np.concatenate(traced) for traced in zip(*(piece.traces for piece in pieces), strict=True)]
         k, count = Q.shape[1], Z.shape[1]
         log = float(np.sum(logs[:k]) + np.mean(logs[k:]))
         traces = [
-            trace - np.sum(own[:k], axis=0) - np.mean(own[k:], axis=0) for trace, own in zip(traces, each, strict=True)
+            trace - np.sum(probed[:k], axis=0) - np.mean(probed[k:], axis=0)
+            for trace, probed in zip(traces, each, strict=True)
         ]
         error = float(np.std(logs[k:], ddof=1) / np.sqrt(count))
         steps, solved = max(piece.steps for piece in pieces), all(piece.solved for piece in pieces)
-        return _Random(log, error, traces, tuple(-own[k:] for own in each), steps, solved)
+        return _Random(log, error, traces, tuple(-probed[k:] for probed in each), steps, solved)
 
     def _probe(self, at: Operator, Z) -> "_Piece":
         W = at.scaled(Z)
@@ -342,8 +343,8 @@ class IterativeDeviance:
         # What x sees: of z, and of the difference.
         off_x = off + off_again
         traces = [_outer(multiply(at.leaf_theta, reached_again), multiply(at.leaf_theta, reached), at.widths[0])]
-        for part, own, width in zip(at.slices, at.theta, at.widths[1:], strict=True):
-            traces.append(_outer(multiply(own, off_x[part]), multiply(own, off[part]), width))
+        for part, theta, width in zip(at.slices, at.theta, at.widths[1:], strict=True):
+            traces.append(_outer(multiply(theta, off_x[part]), multiply(theta, off[part]), width))
         return _Piece(logs, traces, solves.steps, solves.solved)
 
     def starting_basis(self, roots) -> np.ndarray:

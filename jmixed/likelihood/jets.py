@@ -51,12 +51,15 @@ def directions(layout, stage, psi):
         bends.append(None if second is None else _along_diagonal(second, columns))
     if all(bend is None for bend in bends):
         return np.concatenate(positions), jnp.concatenate(matrices), None
-    widest, blocks = sum(map(len, positions)), []
-    for place, bend in zip(np.cumsum([0, *map(len, positions)]), bends, strict=False):
-        if bend is not None:
-            rest = widest - place - len(bend)
-            blocks.append(jnp.pad(bend, ((place, rest), (place, rest), (0, 0), (0, 0))))
-    return np.concatenate(positions), jnp.concatenate(matrices), add_up(blocks)
+    return np.concatenate(positions), jnp.concatenate(matrices), on_diagonal(bends, [len(part) for part in positions])
+
+
+def on_diagonal(tables, sizes):
+    """Tables (k, k, ...) of several terms along the diagonal of one, with zeros for a term that has None."""
+    ends = np.cumsum(sizes)
+    pads = [(end - size, ends[-1] - end) for size, end in zip(sizes, ends, strict=True)]
+    there = [(table, pad) for table, pad in zip(tables, pads, strict=True) if table is not None]
+    return add_up(jnp.pad(table, (pad, pad, (0, 0), (0, 0))) for table, pad in there)
 
 
 def _along_diagonal(blocks, columns):

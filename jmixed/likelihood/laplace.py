@@ -31,7 +31,7 @@ from jax.lax import stop_gradient
 from jmixed.algebra.batched import eigh
 from jmixed.algebra.newton import Evaluation, Point, pseudo_inverse
 from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots
-from jmixed.covariance.structure import block_diagonal, join, rectify
+from jmixed.covariance.structure import block_diagonal, join, rectify, theta_of_factors
 from jmixed.families.family import DISPERSION, Family
 from jmixed.layout.design import ResponseRows, Rows
 from jmixed.likelihood.contract import Criterion, Starts
@@ -247,17 +247,15 @@ class LaplaceDeviance(Criterion):
         `given` (q, q) and `others` are as of `jmixed.likelihood.profiled.ProfiledDeviance`.
         """
         layout, dtype = self.rows.layout, self.X.dtype
-        by_moments = self._moment_covariances()
+        first, several = self._moment_covariances(), self.has_several_minima
         if given is not None:
             known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in given]))
-            by_moments = [jnp.where(known, start, own) for start, own in zip(given, by_moments, strict=True)]
+            first = [jnp.where(known, start, guess) for start, guess in zip(given, first, strict=True)]
+            several &= ~known if others is None else jnp.asarray(others) | ~known
         units = [np.multiply.outer(MULTIPLES, np.eye(term.q)).astype(dtype) for term in layout.terms]
-        starts = [jnp.concatenate([first[None], unit]) for first, unit in zip(by_moments, units, strict=True)]
+        starts = [jnp.concatenate([start[None], unit]) for start, unit in zip(first, units, strict=True)]
         # Large random effects leave little for a dispersion to explain.
         free = self.first[np.array([0, *(multiple > 1 for multiple in MULTIPLES)], int)]
-        several = self.has_several_minima
-        if given is not None:
-            several &= ~known if others is None else jnp.asarray(others) | ~known
         charts = jax.vmap(lambda covariances: chart_at(covariances, layout.terms, dtype))(starts)
         nowhere = self.nowhere()
         frames = charts.bases, jnp.broadcast_to(nowhere, (len(free), *nowhere.shape))
@@ -363,8 +361,7 @@ class LaplaceDeviance(Criterion):
 
     def blank(self) -> InPsi:
         """Nothing known."""
-        size, dtype = sum(self.sizes), self.rows.y.dtype
-        return InPsi(jnp.zeros(size, dtype), jnp.zeros((size, size), dtype), jnp.zeros(size, dtype))
+        return InPsi.blank(sum(self.sizes), self.rows.y.dtype)
 
     def estimates(self, point: Point, value: Any = None) -> dict[str, Any]:
         """All estimates on the scale of the data: as of `jmixed.likelihood.estimates`, sigma one, and rho kappa.
@@ -380,9 +377,7 @@ class LaplaceDeviance(Criterion):
             value = self.deviance(covariances, roots, xi, extras, known)
         levels = self.effects(covariances, known)
         on_scale = [T @ root for T, root in zip(self.columns.T, roots, strict=True)]
-        structures = self.rows.layout.terms
-        factors = [rectify(root) for root in on_scale]
-        theta = join([s.theta(f) for s, f in zip(structures, factors, strict=True)], free.dtype)
+        theta = theta_of_factors(self.rows.layout.terms, map(rectify, on_scale), free.dtype)
         return self.described(on_scale, theta, free, value, levels)
 
     def effects(self, covariances, known) -> list[jax.Array]:
@@ -430,8 +425,10 @@ class LaplaceDeviance(Criterion):
         stages = reduce(covariances, stop_gradient(roots), apart).stages
         last = len(stages) - 1
         for s, stage in enumerate(stages):
-            own = stage.logdet[None]
-            total += (own if s == last else sum_by_parent(own, self.rows.index.parents[s][-1], layout.blocks[last]))[0]
+            logs = stage.logdet[None]
+            if s < last:
+                logs = sum_by_parent(logs, self.rows.index.parents[s][-1], layout.blocks[last])
+            total += logs[0]
         return total
 
     def levels_of(self, blocks, T):
@@ -440,18 +437,18 @@ class LaplaceDeviance(Criterion):
 
     def described(self, roots, theta, free, value, levels) -> dict[str, Any]:
         """The estimates by name."""
-        original, p, one = block_diagonal(self.bases) @ free, self.X.shape[1], jnp.ones((), free.dtype)
-        parts = {"beta": original[:p], "rho": original[p:], "sigma": one}
+        original, p, sigma = block_diagonal(self.bases) @ free, self.X.shape[1], jnp.ones((), free.dtype)
+        parts = {"beta": original[:p], "rho": original[p:], "sigma": sigma}
         return parts | {"roots": roots, "theta": theta, "objective": value, "modes": levels}
 
     def as_entries(self, point: Point) -> Point:
         """A point with the entries of theta in the place of phi, and modes for columns as they are."""
         m = self.sizes[0]
         factors = [rectify(T @ root) for T, root in zip(self.columns.T, self.roots(point), strict=True)]
-        theta = [s.theta(factor) for s, factor in zip(self.rows.layout.terms, factors, strict=True)]
+        theta = theta_of_factors(self.rows.layout.terms, factors, point.x.dtype)
         back = block_diagonal([jnp.linalg.inv(T) for T in self.columns.T])
         modes = jnp.einsum("ji,bjg->big", back, point.frame[1])
-        return Point(modes, jnp.concatenate([*theta, point.x[m:]]))
+        return Point(modes, jnp.concatenate([theta, point.x[m:]]))
 
     def on_scale(self, hessian) -> jax.Array:
         """Covariance (p + k, p + k) of beta and kappa of original columns, from the Hessian in a chart."""

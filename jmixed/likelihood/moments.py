@@ -129,7 +129,7 @@ def _true_number(columns, padding):
     return columns if padding is None else columns - padding
 
 
-def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | None = None, rho: Any = ()) -> Moments:
+def moments(rows: Rows, columns: Preconditioners | None = None, counted: bool | None = None, rho: Any = ()) -> Moments:
     """Precondition the columns and form the cross-products of every stage of the elimination.
 
     The response goes its own way until the small arrays are put together: a batch of responses shares all the rest.
@@ -137,7 +137,7 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
 
     Parameters
     ----------
-    given : Preconditioners, optional
+    columns : Preconditioners, optional
         Those of other weights on the same columns: exact all the same, and cheaper than new ones.
     counted : bool, optional
         Whether random effects are counted from estimates, which keeps digits where they drown the rest (see
@@ -154,7 +154,7 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
             page="structures.md",
         )
     rows, log_determinant = residual.whiten(rho, rows), residual.log_determinant(rho, rows)
-    preconditioned = preconditioners(rows) if given is None else given
+    preconditioned = preconditioners(rows) if columns is None else columns
     arrays = {"X": rows.X, "Z": rows.Z, "y": rows.y - rows.offset, "weights": rows.weights}
     C, B, A = stack_stages(rows, arrays, preconditioned)
     G, log_weights, total = sum_in_blocks(sums_over_rows, arrays, preconditioned, axis=0, blocks=MANY)
@@ -200,20 +200,20 @@ def moments(rows: Rows, given: Preconditioners | None = None, counted: bool | No
     )
 
 
-def without_padding(held: Moments) -> Moments:
+def without_padding(moments: Moments) -> Moments:
     """The same cross-products, of numpy arrays, without the columns of X that are not there."""
-    if held.padding is None:
-        return held
-    wide = held.G.shape[0]
-    p, columns = wide - 1 - int(held.padding), int(held.padding)
+    if moments.padding is None:
+        return moments
+    wide = moments.G.shape[0]
+    p, columns = wide - 1 - int(moments.padding), int(moments.padding)
 
     def cut(border):
         return None if border is None else np.delete(border, np.s_[-columns - 1 : -1], axis=1)
 
     kept = np.append(np.arange(p), wide - 1)
-    B, shift = (tuple(map(cut, borders)) for borders in (held.B, held.shift))
-    G, R, beta0 = held.G[np.ix_(kept, kept)], held.R[:p, :p], held.beta0[:p]
-    return replace(held, B=B, shift=shift, G=G, R=R, beta0=beta0, padding=None)
+    B, shift = (tuple(map(cut, borders)) for borders in (moments.B, moments.shift))
+    G, R, beta0 = moments.G[np.ix_(kept, kept)], moments.R[:p, :p], moments.beta0[:p]
+    return replace(moments, B=B, shift=shift, G=G, R=R, beta0=beta0, padding=None)
 
 
 def is_drowned(rows: Rows, plain: Moments):

@@ -51,7 +51,7 @@ class Patterns:
 
     Attributes
     ----------
-    S, own : arrays (patterns, T (T + 1) / 2, p (p + 1) / 2), (patterns, T (T + 1) / 2, p + 1)
+    S, of_y : arrays (patterns, T (T + 1) / 2, p (p + 1) / 2), (patterns, T (T + 1) / 2, p + 1)
         Cross-products by pairs of visits, of pairs of columns of X~, and of [X~ y~] with y~. A batch of responses
         shares the first.
     seen : bool array (patterns, T)
@@ -67,7 +67,7 @@ class Patterns:
     """
 
     S: Array
-    own: Array
+    of_y: Array
     seen: Array
     count: Array
     log_weights: Array
@@ -106,21 +106,21 @@ def patterns_of(rows: Rows, columns: Preconditioners) -> Patterns:
     def products(left, right):
         # A product of matrices as such: XLA does not find it among more axes.
         flat = (table.reshape(*table.shape[:2], -1) for table in (left, right))
-        found = jax.ops.segment_sum(jnp.einsum("gni,gnj->gij", *flat), owner, len(series.seen))
-        return found.reshape(-1, *left.shape[2:], *right.shape[2:])
+        sums = jax.ops.segment_sum(jnp.einsum("gni,gnj->gij", *flat), owner, len(series.seen))
+        return sums.reshape(-1, *left.shape[2:], *right.shape[2:])
 
     S = _by_pairs(products(X, X), *np.tril_indices(X.shape[-1]))
-    own = jnp.concatenate([products(X, y), products(y, y)], axis=2)
-    own = _by_pairs(own, np.arange(own.shape[2]), np.zeros(own.shape[2], int))
-    return Patterns(S, own, series.seen, count, logs, deviations, count_rows(rows.weights))
+    of_y = jnp.concatenate([products(X, y), products(y, y)], axis=2)
+    of_y = _by_pairs(of_y, np.arange(of_y.shape[2]), np.zeros(of_y.shape[2], int))
+    return Patterns(S, of_y, series.seen, count, logs, deviations, count_rows(rows.weights))
 
 
 def _in_blocks(wide, series):
     """Series (series, T, c) in blocks of those of one pattern (blocks, BLOCK, T, c), and the pattern of each block."""
     patterns, many = series.seen.shape[0], len(wide)
-    order, one = jnp.argsort(series.pattern), jnp.ones(many, jnp.int32)
+    order, ones = jnp.argsort(series.pattern), jnp.ones(many, jnp.int32)
     pattern = series.pattern[order]
-    length = jax.ops.segment_sum(one, pattern, patterns)
+    length = jax.ops.segment_sum(ones, pattern, patterns)
     blocks = -(-length // BLOCK)
     begin, first = jnp.cumsum(length) - length, jnp.cumsum(blocks) - blocks
     within = jnp.arange(many, dtype=jnp.int32) - begin[pattern]
@@ -179,7 +179,7 @@ def start_by_pattern(patterns: Patterns, residual: Visits) -> Any:
         return none
     seen = patterns.seen.astype(dtype)
     together = _packed(jnp.einsum("s,st,su->tu", patterns.count, seen, seen))
-    E = _whole(jnp.sum(patterns.own[..., -1], axis=0) * _halves(T, dtype) / jnp.maximum(together, 1), T)
+    E = _whole(jnp.sum(patterns.of_y[..., -1], axis=0) * _halves(T, dtype) / jnp.maximum(together, 1), T)
     sd = jnp.sqrt(jnp.diagonal(E))
     tau = residual.parameters(E / (sd[:, None] * sd[None]))
     rho = jnp.concatenate([jnp.log(sd[1:] / sd[0]) / jnp.diagonal(patterns.deviations[1:]), tau])
@@ -246,29 +246,29 @@ def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet
         jnp.einsum("tu,ktu->k", mean, first),
         jnp.einsum("tu,kltu->kl", mean, second) - along(weighted),
     )
-    T, c = residual.positions, patterns.own.shape[2]
+    T, c = residual.positions, patterns.of_y.shape[2]
     # One product of matrices for G and for all that its slopes are made of.
     factors = jnp.concatenate([jnp.swapaxes(_congruence(K), 1, 2), _packed(K)[:, :, None]], axis=2)
     flat = factors.reshape(-1, factors.shape[2]).T
-    made = [flat @ table.reshape(-1, table.shape[2]) for table in (patterns.S, patterns.own)]
-    made = jnp.concatenate(made, axis=1)
+    contracted = [flat @ table.reshape(-1, table.shape[2]) for table in (patterns.S, patterns.of_y)]
+    contracted = jnp.concatenate(contracted, axis=1)
 
     def curved(W) -> Any:
         weights = _doubled(W)
-        Q = patterns.S @ weights[:-c] + patterns.own @ weights[-c:]
+        Q = patterns.S @ weights[:-c] + patterns.of_y @ weights[-c:]
         Q = _whole(_halves(T, Q.dtype)[None] * Q, T)
         H = K @ Q @ K
         return along(H) + along(H).T - jnp.einsum("tu,kltu->kl", jnp.sum(H, axis=0), second)
 
     second_of_G: Any = curved
-    return logdet, Jet(_whole(made[-1], c), -_whole(_packed(first) @ made[:-1], c), second_of_G)
+    return logdet, Jet(_whole(contracted[-1], c), -_whole(_packed(first) @ contracted[:-1], c), second_of_G)
 
 
 def straight_jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet]:
     """Jets of log|E| and of G along straight paths E + sum e_k E_k (see `jmixed.inference.residual_directions`)."""
     K, logs, first, _ = inverses(rho, patterns, residual)
     count = patterns.count
-    S, T, c = jnp.concatenate([patterns.S, patterns.own], axis=2), residual.positions, patterns.own.shape[2]
+    S, T, c = jnp.concatenate([patterns.S, patterns.of_y], axis=2), residual.positions, patterns.of_y.shape[2]
     inner = jnp.einsum("sij,sjA->siA", _congruence(K), S)
     whole = jnp.moveaxis(_whole(jnp.moveaxis(inner * _halves(T, S.dtype)[None, :, None], 1, 2), T), 1, 3)
     around = jnp.einsum("sqr,swpA->qrwpA", K, whole)

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jmixed.algebra.small import bordered
 from jmixed.algebra.sums import BLOCK, MANY, SHORT, add_up, in_blocks, is_long
 from jmixed.layout.layout import EQUATIONS, SPARSE
 from jmixed.likelihood.related import relate
@@ -54,9 +55,7 @@ def sums_over_rows(arrays, preconditioners):
     X, residual = fixed_columns(arrays, preconditioners)
     weighted = weights[None] * X
     across = weighted @ residual.T
-    G = jnp.concatenate([X @ weighted.T, across], axis=1)
-    corner = residual @ (weights[None] * residual).T
-    G = jnp.concatenate([G, jnp.concatenate([across.T, corner], axis=1)])
+    G = bordered(X @ weighted.T, across, residual @ (weights[None] * residual).T)
     positive = weights > 0
     logs = jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)), 0)
     return G, jnp.sum(logs), jnp.sum(weights * y * y)

@@ -10,7 +10,7 @@ nothing. The Hessian there is the slope beyond the boundary, so a positive defin
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,11 @@ class InPsi(NamedTuple):
     gradient: jax.Array
     hessian: jax.Array
     scale_gradient: jax.Array
+
+    @classmethod
+    def blank(cls, size: int, dtype) -> Self:
+        """Nothing known."""
+        return cls(jnp.zeros(size, dtype), jnp.zeros((size, size), dtype), jnp.zeros(size, dtype))
 
 
 class Entries(NamedTuple):
@@ -115,8 +120,7 @@ class ProfiledDeviance(Criterion):
 
     def blank(self) -> InPsi:
         """Nothing known."""
-        m, dtype = sum(term.size for term in self.moments.layout.terms), self.moments.G.dtype
-        return InPsi(jnp.zeros(m, dtype), jnp.zeros((m, m), dtype), jnp.zeros(m, dtype))
+        return InPsi.blank(sum(term.size for term in self.moments.layout.terms), self.moments.G.dtype)
 
     def flatness(self):
         """Whether a direction has no curvature beyond rounding, each root measured by its size."""

@@ -25,7 +25,7 @@ from jax.lax import stop_gradient
 
 from jmixed.algebra.newton import Evaluation, Point
 from jmixed.algebra.small import cholesky, log_determinant, matmul
-from jmixed.covariance.structure import block_diagonal, join, rectify
+from jmixed.covariance.structure import block_diagonal, rectify, theta_of_factors
 from jmixed.layout.design import Rows
 from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.gaussian import factors_of, precondition, psi_of, squares
@@ -171,7 +171,7 @@ class QuadratureDeviance(Criterion):
         effects = jnp.einsum("ij,bjg->big", factor @ factor.T, modes)
         blocks = jnp.moveaxis(effects, 0, 1).reshape(effects.shape[1], -1)
         factors = factors_of(point.x[:m], self.laplace.rows)
-        theta = join([s.theta(rectify(f)) for s, f in zip(structures, factors, strict=True)], free.dtype)
+        theta = theta_of_factors(structures, map(rectify, factors), free.dtype)
         levels = self.laplace.levels_of([blocks], tuple(jnp.eye(s.q, dtype=free.dtype) for s in structures))
         return self.laplace.described(factors, theta, free, value, levels)
 

@@ -21,11 +21,11 @@ from jmixed.likelihood.stages import stage_blocks, sum_by_parent
 
 def to_blocks(values, rows: Rows, columns: Preconditioners) -> list[jax.Array]:
     """Z'v of every stage's blocks, (Q, r, blocks), for v (n, r)."""
-    layout, index, own = rows.layout, rows.index, {}
+    layout, index, sums = rows.layout, rows.index, {}
     for f in range(len(layout.factors)):
         pick = partial(_columns, layout, f)
-        (own[f, None],) = crossproduct(index.groupings[f], pick, {"Z": rows.Z, "values": values}, columns)
-    blocks = [border_of_stage(layout, index, s, own) for s in range(len(layout.stages))]
+        (sums[f, None],) = crossproduct(index.groupings[f], pick, {"Z": rows.Z, "values": values}, columns)
+    blocks = [border_of_stage(layout, index, s, sums) for s in range(len(layout.stages))]
     return [times_roots(layout, index, s, block, transposed=True) for s, block in enumerate(blocks)]
 
 
@@ -80,10 +80,10 @@ def solve(reduced, moments: Moments, border) -> list[jax.Array]:
         U = _times(leaves.P, border[0])
         later = core.P[:, :, 0] @ (border[1][:, :, 0] - links.border(U[None])[0])
         return [U - _times(leaves.P, links.apply(later)), later[:, :, None]]
-    last, left, own = len(stages) - 1, list(border), []
+    last, left, eliminated = len(stages) - 1, list(border), []
     for s in range(last + 1):
         U, start = _times(stages[s].P, left[s]), 0
-        own.append(U)
+        eliminated.append(U)
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             stop = start + layout.stage_width(t)
             links = reduced.borders[s][:, start:stop]
@@ -92,7 +92,7 @@ def solve(reduced, moments: Moments, border) -> list[jax.Array]:
             start = stop
     solved: list[jax.Array] = []
     for s in reversed(range(last + 1)):
-        U, start = own[s], 0
+        U, start = eliminated[s], 0
         for t, parent in zip(range(s + 1, last + 1), moments.index.parents[s], strict=True):
             stop = start + layout.stage_width(t)
             reached = jnp.einsum("qtg,trg->qrg", reduced.borders[s][:, start:stop], solved[t - s - 1][:, :, parent])

@@ -121,8 +121,8 @@ def _shared(matrix):
     cuts, parts = [0, *cuts.tolist(), matrix.shape[0]], []
     for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
         first, last = matrix.indptr[[begin, end]]
-        own = matrix.data[first:last], matrix.indices[first:last], matrix.indptr[begin : end + 1] - first
-        parts.append(sparse.csr_array(own, shape=(end - begin, matrix.shape[1])))
+        entries = matrix.data[first:last], matrix.indices[first:last], matrix.indptr[begin : end + 1] - first
+        parts.append(sparse.csr_array(entries, shape=(end - begin, matrix.shape[1])))
     return parts
 
 
@@ -185,7 +185,7 @@ class SparseMoments:
     @property
     def entries(self) -> int:
         """Blocks of all couplings."""
-        return sum(len(one.blocks) for one in (*self.A, *self.within.values()))
+        return sum(len(coupling.blocks) for coupling in (*self.A, *self.within.values()))
 
 
 def sparse_moments(rows: Incidence) -> SparseMoments:
@@ -198,7 +198,7 @@ def sparse_moments(rows: Incidence) -> SparseMoments:
     columns = [_columns(rows, T, f) for f in order]
     counts = [rows.counts[f] for f in order]
     weights = None if np.all(rows.weights == 1) else rows.weights
-    C = tuple(_within_levels(own, columns[f], weights, counts[f]) for f, own in enumerate(codes))
+    C = tuple(_within_levels(code, columns[f], weights, counts[f]) for f, code in enumerate(codes))
 
     def couple(f, g):
         return _couple((codes[f], codes[g]), (columns[f], columns[g]), weights, (counts[f], counts[g]))
@@ -208,7 +208,7 @@ def sparse_moments(rows: Incidence) -> SparseMoments:
     # Couplings first: what is as long as the rows comes when their own work is done.
     R, beta0 = _fixed(rows)
     fixed = _border(rows, R, beta0)
-    B = tuple(_with_border(own, columns[f], fixed, weights, counts[f]) for f, own in enumerate(codes))
+    B = tuple(_with_border(code, columns[f], fixed, weights, counts[f]) for f, code in enumerate(codes))
     G = np.array([[_dot(a, b, weights, len(rows.y)) for b in fixed] for a in fixed])
     logs = 0.0 if weights is None else float(np.sum(np.log(weights)))
     logs, nobs = (logs, len(rows.y)) if rows.totals is None else rows.totals
@@ -247,9 +247,9 @@ def _columns(rows, T, factor):
     columns = []
     for t in rows.factors[factor]:
         Z = rows.Z[t]
-        own = [Z[:, j] for j in range(Z.shape[1])] if len(T[t]) == 1 else list((Z @ T[t]).T)
-        own = [_constant(column) for column in own]
-        columns += [_times(own[0], float(T[t][0, 0]))] if len(T[t]) == 1 else own
+        of_term = [Z[:, j] for j in range(Z.shape[1])] if len(T[t]) == 1 else list((Z @ T[t]).T)
+        of_term = [_constant(column) for column in of_term]
+        columns += [_times(of_term[0], float(T[t][0, 0]))] if len(T[t]) == 1 else of_term
     return columns
 
 
@@ -346,17 +346,17 @@ def _couple(codes: Sequence[np.ndarray], columns: Any, weights, counts) -> Coupl
     """Sum what rows of one pair of levels have; every pair of columns has the same pattern."""
     from scipy import sparse
 
-    (q, r), found = map(len, columns), None
+    (q, r), pattern = map(len, columns), None
     blocks = np.empty((0, q, r))
     for i, left in enumerate(columns[0]):
         for j, right in enumerate(columns[1]):
             values = np.broadcast_to(_times(left, right, weights), codes[0].shape)
             matrix = sparse.coo_array((values, tuple(codes)), shape=tuple(counts)).tocsr()
             matrix.sum_duplicates()
-            if found is None:
-                found = matrix
+            if pattern is None:
+                pattern = matrix
                 blocks = matrix.data.reshape(-1, 1, 1) if q == r == 1 else np.empty((matrix.nnz, q, r))
             if q * r > 1:
                 blocks[:, i, j] = matrix.data
-    assert found is not None
-    return Couplings((counts[0], q, counts[1], r), found.indptr, found.indices, blocks)
+    assert pattern is not None
+    return Couplings((counts[0], q, counts[1], r), pattern.indptr, pattern.indices, blocks)

@@ -50,8 +50,8 @@ def moment_covariances(moments: Moments):
     """Relative covariances of all terms in preconditioned columns, one array (q, q) each."""
     stages = _parts(moments.layout, moments.G.dtype)
     blocks = [(C, B[:, -1:], moments.repeats) for C, B in zip(moments.C, moments.B, strict=True)]
-    sums = [sum_in_blocks(partial(_within, parts), own) for parts, own in zip(stages, blocks, strict=True)]
-    squares, traces, overlaps = (add_up(own) for own in zip(*sums, strict=True))
+    sums = [sum_in_blocks(partial(_within, parts), block) for parts, block in zip(stages, blocks, strict=True)]
+    squares, traces, overlaps = (add_up(tables) for tables in zip(*sums, strict=True))
     for between in _between(moments, stages):
         overlaps = overlaps + between + between.T
     squares, traces, overlaps = moments.over_devices((squares, traces, overlaps))
@@ -66,8 +66,8 @@ def moment_covariances(moments: Moments):
         counted = jnp.any(jnp.stack([jnp.any(shift != 0) for shift in moments.shift if shift is not None]))
         for s, parts in enumerate(stages):
             for part in parts:
-                own = _of_shift(part, moments.C[s], moments.shift[s], moments)
-                by_term[part.place.term] = jnp.where(counted, own, by_term[part.place.term])
+                covariance = _of_shift(part, moments.C[s], moments.shift[s], moments)
+                by_term[part.place.term] = jnp.where(counted, covariance, by_term[part.place.term])
     return [by_term[term] for term in sorted(by_term)]
 
 

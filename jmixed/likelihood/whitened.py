@@ -109,9 +109,9 @@ class WhitenedDeviance(Criterion):
         moments = self.moments(rho)
         if not moments.layout.terms:
             return Starts(Point((), rho[None]), jnp.ones((), jnp.int32))
-        found = ProfiledDeviance(moments, self.reml).starts(given, others)
-        rho = jnp.broadcast_to(rho[None], (len(found.points.x), len(rho)))
-        return Starts(Point(found.points.frame, jnp.concatenate([found.points.x, rho], axis=1)), found.count)
+        starts = ProfiledDeviance(moments, self.reml).starts(given, others)
+        rho = jnp.broadcast_to(rho[None], (len(starts.points.x), len(rho)))
+        return Starts(Point(starts.points.frame, jnp.concatenate([starts.points.x, rho], axis=1)), starts.count)
 
     def roots(self, point: Point):
         """Square roots of the terms' relative covariances in preconditioned columns."""
@@ -222,8 +222,7 @@ class WhitenedDeviance(Criterion):
 
     def blank(self) -> InPsi:
         """Nothing known."""
-        size, dtype = sum(self._sizes), self.rows.y.dtype
-        return InPsi(jnp.zeros(size, dtype), jnp.zeros((size, size), dtype), jnp.zeros(size, dtype))
+        return InPsi.blank(sum(self._sizes), self.rows.y.dtype)
 
     def estimates(self, point: Point) -> dict[str, Any]:
         """Everything that is estimated once the parameters are known; `rho` among it."""

@@ -29,6 +29,8 @@ GRID = 30
 """Points of a fitted line."""
 STRATA = 12
 """Levels that can have a line each."""
+GROUPS = 100
+"""Most groups whose lines are drawn."""
 PREDICTED = 2**18
 """Rows that are predicted at a time."""
 
@@ -327,10 +329,8 @@ def effects_data(result: MixedLMResults, variable: str, by: str | None = None, l
     return pd.DataFrame({name: means.frame[name] for name in columns})
 
 
-def group_lines(
-    result: Any, variable: str, table: pd.DataFrame, by: str | None, most: int = 100
-) -> list[tuple[Any, np.ndarray]]:
-    """Of a number with random slopes: for up to so many groups the deviation of their line along the table's grid.
+def group_lines(result: Any, variable: str, table: pd.DataFrame, by: str | None) -> list[tuple[Any, np.ndarray]]:
+    """Of a number with random slopes: for up to `GROUPS` groups the deviation of their line along the table's grid.
 
     Beside it stands the level of `by` that the group has; groups that have several are left out.
     """
@@ -342,13 +342,13 @@ def group_lines(
         if variable not in spec.recipe.columns([rebuild.part]) or is_category(spec, variable):
             continue
         first = spec.frame.iloc[[0] * len(at)].reset_index(drop=True).assign(**{variable: at})
-        step = max(1, -(-len(term.levels) // most))
+        step = max(1, -(-len(term.levels) // GROUPS))
         kept = np.arange(len(term.levels))[::step]
         levels: list[Any] = [None] * len(kept)
         if by is not None:
-            own = [pd.unique(spec.frame[by].to_numpy()[term.codes == k]) for k in kept]
-            kept = np.array([k for k, values in zip(kept, own, strict=True) if len(values) == 1], int)
-            levels = [values[0] for values in own if len(values) == 1]
+            levels_of_by = [pd.unique(spec.frame[by].to_numpy()[term.codes == k]) for k in kept]
+            kept = np.array([k for k, values in zip(kept, levels_of_by, strict=True) if len(values) == 1], int)
+            levels = [values[0] for values in levels_of_by if len(values) == 1]
         if not len(kept):
             return []
         lines = [first.assign(**{rebuild.factor.sources[0]: label}) for label in term.levels[kept]]

@@ -440,13 +440,13 @@ def _partial_residuals(ax, result, table, variable, by, which, colour, shift):
         else:
             levels = np.array(list(dict.fromkeys(table[by])), float)
             mine = levels[np.argmin(np.abs(nearest[:, None].astype(float) - levels), axis=1)] == which
-    part, own = table[_of(table, by, which)], frame[variable][mine]
+    part, values = table[_of(table, by, which)], frame[variable][mine]
     if shift is None:
-        height = np.interp(own.to_numpy(dtype=float), part[variable].to_numpy(dtype=float), part["estimate"])
-        place = own.to_numpy(dtype=float)
+        height = np.interp(values.to_numpy(dtype=float), part[variable].to_numpy(dtype=float), part["estimate"])
+        place = values.to_numpy(dtype=float)
     else:
-        known, codes = list(part[variable]), [list(dict.fromkeys(table[variable])).index(value) for value in own]
-        height = np.array([part["estimate"].iloc[known.index(value)] for value in own])
+        known, codes = list(part[variable]), [list(dict.fromkeys(table[variable])).index(value) for value in values]
+        height = np.array([part["estimate"].iloc[known.index(value)] for value in values])
         place = np.array(codes) + shift + _aside(len(codes))
     count = len(frame)
     ax.plot(place, height + left[mine], "o", color=colour, markeredgewidth=0, zorder=0,

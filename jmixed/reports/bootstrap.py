@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jmixed.covariance.scales import factors_of_theta
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.fit.host import draw_residuals
 from jmixed.fit.many import fit_responses

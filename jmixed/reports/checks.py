@@ -89,14 +89,14 @@ def standardised(fitted: Fitted, key: Any = 0) -> np.ndarray:
     return responses.quantile_residuals(fitted, key)
 
 
-def slices(x: np.ndarray, count: int = SLICES) -> list[np.ndarray]:
+def _slices(x: np.ndarray) -> list[np.ndarray]:
     """Rows in slices of equal numbers along x."""
-    return np.array_split(np.argsort(x, kind="stable"), min(count, max(2, len(x) // 8)))
+    return np.array_split(np.argsort(x, kind="stable"), min(SLICES, max(2, len(x) // 8)))
 
 
 def _linearity(residual: np.ndarray, fixed: np.ndarray) -> tuple[float, bool, str]:
     """The share of the residuals' variance between slices of the fixed part, beyond what chance gives."""
-    parts = slices(fixed)
+    parts = _slices(fixed)
     means = np.array([residual[part].mean() for part in parts])
     sizes = np.array([len(part) for part in parts])
     n, k = len(residual), len(parts)
@@ -200,7 +200,7 @@ def _dispersion(fitted: Fitted) -> tuple[float, bool, str]:
     return value, value < 0.6, "less variance than the family has" if value < 0.6 else "the variance is the family's"
 
 
-def densities(fitted: Fitted, key: Any = 0) -> tuple[np.ndarray, np.ndarray]:
+def densities(fitted: Fitted, key: Any) -> tuple[np.ndarray, np.ndarray]:
     """The responses (n,), and new ones of the model (draws, n)."""
     drawn = simulate(fitted, DRAWN, generator(key).integers(2**31), "new")
     return responses.observed(fitted), drawn / _trials(fitted)

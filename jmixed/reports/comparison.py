@@ -392,8 +392,8 @@ def _same_precision(first: RandomTerm, second: RandomTerm) -> bool:
     place = second.known_levels.get_indexer(first.known_levels)
     if len(place) != second.precision.shape[0] or (place < 0).any():
         return False
-    own, other = first.precision, second.precision.tocsr()[place][:, place]
-    return bool(abs(own - other).max() <= 1e-8 * abs(own).max())
+    precision, other = first.precision, second.precision.tocsr()[place][:, place]
+    return bool(abs(precision - other).max() <= 1e-8 * abs(precision).max())
 
 
 def _same_levels(first: RandomTerm, second: RandomTerm) -> bool:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jmixed.covariance.scales import factors_of_theta, settled
+from jmixed.covariance.scales import settled
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import ModelError
 from jmixed.inference import tails
 from jmixed.inference.profiles import COEFFICIENT, CORRELATION, FURTHER, RESIDUAL, SD, SIGMA, Parameter

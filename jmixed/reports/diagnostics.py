@@ -310,9 +310,10 @@ def _predictors_and_residual(fitted: Fitted) -> tuple[ModelData, Fit, float]:
     spec, fit = fitted.spec, fitted.fit
     if fitted.family is not None:
         by_row = [len(term.levels) == len(spec.y) for term in spec.terms]
-        others = tuple(term for term, own in zip(spec.terms, by_row, strict=True) if not own)
-        overdispersion = replace(spec, terms=tuple(term for term, own in zip(spec.terms, by_row, strict=True) if own))
-        variance = _observation_variance(fitted) + variances_of_predictors(overdispersion, fit)[1]
+        others = tuple(term for term, alone in zip(spec.terms, by_row, strict=True) if not alone)
+        by_rows = tuple(term for term, alone in zip(spec.terms, by_row, strict=True) if alone)
+        overdispersion = variances_of_predictors(replace(spec, terms=by_rows), fit)[1]
+        variance = _observation_variance(fitted) + overdispersion
         return replace(spec, terms=others), fit, variance
     variance = float(fit.sigma**2)
     if spec.residual is not None:

@@ -137,8 +137,8 @@ class Groups:
         entries = conditional_covariance(design, self.places, codes, fit, related, weights).tocoo()
         owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
         # Related levels have covariances between groups, too.
-        own = owner[entries.row] == owner[entries.col]
-        entries = coo_array((entries.data[own], (entries.row[own], entries.col[own])), shape=entries.shape)
+        within = owner[entries.row] == owner[entries.col]
+        entries = coo_array((entries.data[within], (entries.row[within], entries.col[within])), shape=entries.shape)
         group = owner[entries.row]
         first, ends = np.cumsum(self.sizes) - self.sizes, np.cumsum(self.sizes**2)
         row, column = entries.row - first[group], entries.col - first[group]

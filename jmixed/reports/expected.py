@@ -26,7 +26,7 @@ from jmixed.reports import further
 from jmixed.reports.bootstrap import count
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
-from jmixed.reports.predict import Spread, from_data, left_out_variances, spread
+from jmixed.reports.predict import Spread, from_data, left_out_variances, refuse_unknown, spread
 from jmixed.reports.rows import Rows, in_sample, mean, select_terms
 
 Kind = Literal["response", "link", "probability", "marginal"]
@@ -68,10 +68,7 @@ def predict(
     """Predictions: see `MixedGLMResults.predict`."""
     if kind not in KINDS:
         raise DataError(f"predict: kind={kind!r}; use one of {', '.join(map(repr, KINDS))}")
-    if new_levels not in ("raise", "population"):
-        raise DataError(f"predict: new_levels={new_levels!r}; use 'raise' or 'population'")
-    if interval not in (None, "confidence", "prediction"):
-        raise DataError(f"predict: interval={interval!r}; use 'confidence', 'prediction' or None")
+    refuse_unknown(new_levels, interval)
     family = fitted.own_family
     if kind == "probability" and family.response == "numbers":
         raise ModelError(f"predict: kind='probability' is of successes or categories, and {family.name} has numbers")

@@ -13,7 +13,7 @@ import pandas as pd
 from jmixed.covariance.scales import diagonal_blocks
 from jmixed.errors import DataError, ModelError, Outcome, warn
 from jmixed.families.family import Family
-from jmixed.fit.host import Fit, level_covariances, white_design
+from jmixed.fit.host import Fit, MonteCarlo, level_covariances, white_design
 from jmixed.fit.information import Information
 from jmixed.formulas.complete import CompleteTerms, complete_terms
 from jmixed.formulas.model_data import ModelData, ResponseTerm
@@ -456,8 +456,8 @@ class Fitted:
             variances = [np.diag(self.fit.covariances[self.spec.terms[k].label]) for k in members]
             # Of what does not vary, rounding would leave something of either sign.
             varies = np.concatenate(variances) > 0
-            own = self.solved.level_blocks(members) if self.is_iterative else self.joint.level_blocks(members)
-            blocks[group] = np.where(varies[:, None] & varies[None], own, 0)
+            covariances = self.solved.level_blocks(members) if self.is_iterative else self.joint.level_blocks(members)
+            blocks[group] = np.where(varies[:, None] & varies[None], covariances, 0)
         return blocks
 
     @cached_property
@@ -578,51 +578,8 @@ def optimizer(fit: Fit, names: Sequence[str] = ()) -> Optimizer:
     return Optimizer(fit.outcome, message, *counts, *certificate, fit.crossed)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class MonteCarloErrors(Facts):
-    """How well a fit by random probes is known: standard errors of what it found as an estimate of the exact fit.
-
-    Two of them hold 95%, whatever the number of probes.
-
-    Attributes
-    ----------
-    probes, seed : int
-        How many probes were taken in the end, and what they were drawn with.
-    steps : int
-        Of conjugate gradients, in the solve that took the most.
-    criterion, sigma : float
-        In the units of ``objective`` and ``sigma``.
-    theta : array (m,)
-    coefficients : Series (k_fe,)
-    share : float
-        The largest of the errors of variances, sigma and coefficients, as a share of the estimate's standard error.
-    """
-
-    probes: int
-    seed: int
-    steps: int
-    criterion: float
-    sigma: float
-    theta: np.ndarray
-    coefficients: pd.Series
-    share: float
-
-    def _facts(self) -> tuple[str, dict[str, object]]:
-        return "Monte Carlo standard errors, by the spread of the probes", {
-            "probes": self.probes,
-            "steps of a solve": self.steps,
-            "criterion": self.criterion,
-            "sigma": self.sigma,
-            "largest of theta": float(np.max(self.theta, initial=0)),
-            "largest of the coefficients": float(np.max(np.asarray(self.coefficients), initial=0)),
-            "largest, in standard errors": self.share,
-        }
-
-
-def monte_carlo(fitted: Fitted) -> MonteCarloErrors | None:
-    """The errors of a fit by probes; None of an exact one."""
+def monte_carlo(fitted: Fitted) -> MonteCarlo | None:
+    """The errors of a fit by probes, those of the coefficients by name; None of an exact one."""
     if (known := fitted.fit.monte_carlo) is None:
         return None
-    coefficients = fitted.vector(known.coefficients, fitted.names.fixed)
-    errors = known.criterion, known.sigma, np.array(known.theta), coefficients, known.share
-    return MonteCarloErrors(known.probes, known.seed, known.steps, *errors)
+    return replace(known, theta=known.theta.copy(), coefficients=fitted.vector(known.coefficients, fitted.names.fixed))

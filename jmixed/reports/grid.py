@@ -151,7 +151,7 @@ def reference_grid(fitted: Fitted, at: Mapping[str, Any] | None, what: str, ever
             f"{what}: the reference grid would have {int(np.prod(sizes, dtype=float)):,} rows, {shape}; hold some of "
             "them with at="
         )
-    codes = np.indices(sizes[::-1]).reshape(len(sizes), -1)[::-1].T if sizes else np.zeros((1, 0), np.int64)
+    codes = _combinations(sizes)
     grid = Grid(fitted, tuple(axes), codes, {}, ())
     nests = _nests(grid)
     if nests:
@@ -283,6 +283,11 @@ def _stated(fitted: Fitted, names: set[str]) -> dict[str, tuple[str, ...]]:
     return stated
 
 
+def _combinations(sizes: Sequence[int]) -> np.ndarray:
+    """Codes of the combinations of factors with so many levels; the first varies fastest."""
+    return np.indices(sizes[::-1]).reshape(len(sizes), -1)[::-1].T if sizes else np.zeros((1, 0), np.int64)
+
+
 def cells(grid: Grid, names: Sequence[str], weights: str) -> tuple[np.ndarray, np.ndarray]:
     """Means over a grid: codes (m, names) of the combinations of some predictors, and weights (m, k) of its rows.
 
@@ -290,7 +295,7 @@ def cells(grid: Grid, names: Sequence[str], weights: str) -> tuple[np.ndarray, n
     """
     places = [grid.place(name) for name in names]
     sizes = [len(grid.axes[k].values) for k in places]
-    combinations = np.indices(sizes[::-1]).reshape(len(sizes), -1)[::-1].T if sizes else np.zeros((1, 0), np.int64)
+    combinations = _combinations(sizes)
     member = np.all(grid.codes[None, :, places] == combinations[:, None, :], axis=2)
     others = [k for k in range(len(grid.axes)) if k not in places]
     nested = set(grid.nests) | {outer for inside in grid.nests.values() for outer in inside}

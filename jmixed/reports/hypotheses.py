@@ -51,7 +51,7 @@ class Hypothesis(NamedTuple):
     q: np.ndarray
 
 
-def read_hypotheses(L, names: Sequence[str], dropped: Sequence[str] = ()) -> list[Hypothesis]:
+def read_hypotheses(L, names: Sequence[str], dropped: Sequence[str]) -> list[Hypothesis]:
     """The tests that a user's `L` asks for: see `MixedLMResults.test`."""
     if L is None:
         return [Hypothesis(name, row[None], np.zeros(1)) for name, row in zip(names, np.eye(len(names)), strict=True)]

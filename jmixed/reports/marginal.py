@@ -8,12 +8,14 @@ slopes in all parameters instead (the delta method). Both are `Functions`, and s
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, ModelError
+from jmixed.formulas.frame import few
 from jmixed.inference import multiplicity, tails
 from jmixed.inference.multiplicity import ADJUSTMENTS
 from jmixed.inference.satterthwaite import contrast_covariance
@@ -419,15 +421,15 @@ def _read(grid: Grid, specs: Any, what: str, category: Any = None) -> list[str]:
             )
         parts = text.strip().removeprefix("~").replace("*", ":").replace("+", ":").split(":")
         specs = [part.strip().strip("`") for part in parts if part.strip() not in ("", "1")]
-    given = [specs] if isinstance(specs, str) else list(specs)
-    for name in given:
+    chosen = [specs] if isinstance(specs, str) else list(specs)
+    for name in chosen:
         if name not in allowed:
             grouping = [term.group for term in grid.fitted.spec.terms]
             where = " (it is a grouping factor: see ranef())" if name in grouping else ""
             raise ModelError(
                 f"{what}: {name!r} is no predictor of the fixed part of this model{where}; its predictors are {allowed}"
             )
-    return list(dict.fromkeys(given))
+    return list(dict.fromkeys(chosen))
 
 
 def _labels(grid: Grid, names: Sequence[str], codes: np.ndarray) -> pd.DataFrame:
@@ -591,7 +593,7 @@ class EMMeans:
         for name in self.by:
             table[name] = table[name].astype(self.labels[name].dtype)
         if lost_names:
-            notes.append(f"Not estimable, and NaN: {_few(lost_names)}.")
+            notes.append(f"Not estimable, and NaN: {few(lost_names)}.")
         if how != "none" and tests > 1:
             sizes = sorted({len(rows) for rows in self._groups()})
             means = f"{sizes[0]} means" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} means"
@@ -650,7 +652,7 @@ class EMMeans:
         note = frame.attrs.get("note", "")
         for rows in self._groups():
             k = len(rows)
-            pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+            pairs = list(combinations(range(k), 2))
             C = np.array([np.eye(k)[i] - np.eye(k)[j] for i, j in pairs]).reshape(len(pairs), k)
             p = self._compare(C, rows, adjust)[0]["p"].to_numpy() if pairs else np.zeros(0)
             order = np.argsort(frame["estimate"].to_numpy()[rows], kind="stable")
@@ -744,13 +746,9 @@ def _not_estimable(lost: np.ndarray, names: Sequence[str]) -> list[str]:
     if not lost.any():
         return []
     return [
-        f"Not estimable, and NaN: {_few([name for name, gone in zip(names, lost, strict=True) if gone])}. The data do "
+        f"Not estimable, and NaN: {few([name for name, gone in zip(names, lost, strict=True) if gone])}. The data do "
         "not determine it, as without rows of such a combination."
     ]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _of_tests(fitted: Fitted, ddf: str) -> list[str]:
@@ -775,10 +773,10 @@ def weights_of(
 
 def _by_name(method: Any, names: Sequence[str], reference: Any, ratio: bool) -> tuple[list[str], np.ndarray]:
     k, minus = len(names), " / " if ratio else " - "
-    one = np.eye(k)
+    unit = np.eye(k)
     pairs: list[tuple[int, int]]
     if method == "pairwise":
-        pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+        pairs = list(combinations(range(k), 2))
     elif method == "revpairwise":
         pairs = [(j, i) for j in range(k) for i in range(j)]
     elif method == "consecutive":
@@ -793,15 +791,15 @@ def _by_name(method: Any, names: Sequence[str], reference: Any, ratio: bool) -> 
         usual = ["linear", "quadratic", "cubic", "quartic"]
         return [usual[d] if d < 4 else f"degree {d + 1}" for d in range(len(weights))], weights
     elif method == "effects":
-        return [f"{name} effect" for name in names], one - 1 / k
+        return [f"{name} effect" for name in names], unit - 1 / k
     elif method == "identity":
-        return list(names), one
+        return list(names), unit
     else:
         raise ModelError(
             f"contrasts: method={method!r}; use one of {', '.join(map(repr, METHODS))}, a mapping of names to "
             "weights, or a list with a method for each predictor"
         )
-    weights = np.array([one[i] - one[j] for i, j in pairs]).reshape(len(pairs), k)
+    weights = np.array([unit[i] - unit[j] for i, j in pairs]).reshape(len(pairs), k)
     return [f"{names[i]}{minus}{names[j]}" for i, j in pairs], weights
 
 
@@ -844,7 +842,7 @@ def _custom(method: Mapping, names: Sequence[str]) -> np.ndarray:
             raise DataError(f"contrasts: the weights of {name!r} are no numbers: {weights!r}") from None
         if row.shape != (len(names),):
             raise DataError(
-                f"contrasts: {name!r} has {row.size} weights, and there are {len(names)} means: {_few(list(names))}"
+                f"contrasts: {name!r} has {row.size} weights, and there are {len(names)} means: {few(list(names))}"
             )
         rows.append(row)
     if not rows:

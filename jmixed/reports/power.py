@@ -205,8 +205,8 @@ def _kappa(fitted: Any, model: Any, named: Sequence[str]) -> np.ndarray:
             f"power: the family {model.family.name} has parameters of its own ({', '.join(model.family.extras)}); give "
             "the fit of a pilot study, which has them, in the place of a model"
         )
-    if held := [name for name in named if name in further.parameter_names(model)]:
-        raise ModelError(f"power: {held[0]!r} is taken from the fit, and cannot be varied")
+    if fixed := [name for name in named if name in further.parameter_names(model)]:
+        raise ModelError(f"power: {fixed[0]!r} is taken from the fit, and cannot be varied")
     return fitted.fit.kappa
 
 

@@ -20,6 +20,14 @@ NewLevels = Literal["raise", "population"]
 Interval = Literal["confidence", "prediction"]
 
 
+def refuse_unknown(new_levels: str, interval: str | None) -> None:
+    """Refuse what is no way of treating new levels, or no interval."""
+    if new_levels not in ("raise", "population"):
+        raise DataError(f"predict: new_levels={new_levels!r}; use 'raise' or 'population'")
+    if interval not in (None, "confidence", "prediction"):
+        raise DataError(f"predict: interval={interval!r}; use 'confidence', 'prediction' or None")
+
+
 def predict(
     fitted: Fitted,
     data: Any = None,
@@ -35,10 +43,7 @@ def predict(
     if exog is not None and data is not None:
         raise DataError("predict: exog is another name of data; give one of them")
     data = exog if data is None else data
-    if new_levels not in ("raise", "population"):
-        raise DataError(f"predict: new_levels={new_levels!r}; use 'raise' or 'population'")
-    if interval not in (None, "confidence", "prediction"):
-        raise DataError(f"predict: interval={interval!r}; use 'confidence', 'prediction' or None")
+    refuse_unknown(new_levels, interval)
     if condition not in (None, "residual"):
         raise DataError(f"predict: condition={condition!r}; use 'residual' or None")
     selected = select_terms(fitted.spec.terms, random_effects)
@@ -130,7 +135,7 @@ def from_data(
     data,
     selected: Collection[int],
     new_levels: str,
-    every: bool = False,
+    every: bool,
     further: Collection[str] = (),
     named: str = "a prediction interval",
 ) -> Rows:
@@ -230,8 +235,8 @@ def left_out_variances(fitted: Fitted, codes, Z, count: int) -> np.ndarray:
     """Variances (k,) of the random effects of so many rows whose levels are not known."""
     total = np.zeros(count)
     for term, code, columns in zip(fitted.spec.terms, codes, Z, strict=True):
-        own = np.einsum("ij,jk,ik->i", columns, fitted.fit.covariances[term.label], columns)
-        total += np.where(code < 0, own, 0.0)
+        variances = np.einsum("ij,jk,ik->i", columns, fitted.fit.covariances[term.label], columns)
+        total += np.where(code < 0, variances, 0.0)
     return total
 
 

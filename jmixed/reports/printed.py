@@ -123,6 +123,14 @@ def wrapped(line: str) -> str:
     return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
+def latex(text: object) -> str:
+    """A text as LaTeX prints it."""
+    escapes = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escapes |= {character: "\\" + character for character in "&%$#_{}"}
+    escapes |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+    return "".join(escapes.get(character, character) for character in str(text))
+
+
 def as_html(table: pd.DataFrame, note: str = "") -> str:
     """A table as HTML, with a note below it; every cell is escaped."""
     body = pd.DataFrame(table).to_html(max_rows=MANY) if len(table) > MANY else texts(table).to_html()

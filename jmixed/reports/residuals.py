@@ -118,13 +118,13 @@ FEW = 12
 
 def named_deviations(spec: ModelData, fit: Fit) -> dict[str, float]:
     """The same with what they are of in words; sigma under no name where all are one, or there are many of them."""
-    found = residual_sd(spec, fit)
-    if not 1 < len(found) <= FEW:
+    table = residual_sd(spec, fit)
+    if not 1 < len(table) <= FEW:
         return {"": float(fit.sigma)}
-    places = found.index if isinstance(found.index, pd.MultiIndex) else pd.MultiIndex.from_arrays([found.index])
-    names = found.index.names
+    places = table.index if isinstance(table.index, pd.MultiIndex) else pd.MultiIndex.from_arrays([table.index])
+    names = table.index.names
     words = [", ".join(f"{name} {value}" for name, value in zip(names, place, strict=True)) for place in places]
-    return dict(zip(words, map(float, found), strict=True))
+    return dict(zip(words, map(float, table), strict=True))
 
 
 def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:
@@ -157,16 +157,16 @@ def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:
 def new_columns(spec: ModelData, frame: pd.DataFrame) -> np.ndarray:
     """Columns (k, columns) of the dispersion for new rows without missing values."""
     residual, recipe = cast(ResidualTerm, spec.residual), cast(Recipe, spec.recipe)
-    own = np.zeros((len(frame), residual.by_position))
+    by_position = np.zeros((len(frame), residual.by_position))
     if residual.by_position:
         place = _counted_places(residual, frame)
-        own = (place[:, None] == np.arange(1, residual.by_position + 1)[None]).astype(FLOAT)
+        by_position = (place[:, None] == np.arange(1, residual.by_position + 1)[None]).astype(FLOAT)
     if residual.dispersion is None:
-        return own
+        return by_position
     working = working_frame(frame, recipe.columns(["dispersion"]), recipe.aliases, recipe.dtypes)
     matrix = evaluate(recipe, ["dispersion"], working, fresh=False).matrices["dispersion"]
     kept = [matrix.names.index(name) for name in residual.names[residual.by_position :]]
-    return np.hstack([own, matrix.values[:, kept]])
+    return np.hstack([by_position, matrix.values[:, kept]])
 
 
 def _counted_places(residual: ResidualTerm, frame: pd.DataFrame) -> np.ndarray:
@@ -221,11 +221,11 @@ def conditional_means(
     for number in np.unique(series[series >= 0]):
         old, new = np.flatnonzero(residual.codes == number), np.flatnonzero(series == number)
         with double_precision():
-            own, across = (
+            among, across = (
                 np.asarray(structure.matrix(fit.rho[k:], first, residual.places[old]))
                 for first in (residual.places[old], places[new])
             )
-        means[new] = new_scale[new] * (across @ np.linalg.solve(own, left[old] / scale[old]))
+        means[new] = new_scale[new] * (across @ np.linalg.solve(among, left[old] / scale[old]))
     return means
 
 

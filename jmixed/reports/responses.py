@@ -107,11 +107,11 @@ def quantile_residuals(fitted: Fitted, key: Any) -> np.ndarray:
     from scipy.special import ndtri
 
     spec, family = fitted.spec, fitted.own_family
-    given = fitted.predictor, fitted.at_modes.extras, fitted.response.trials
-    at = evaluate(family, "cdf", *given, spec.y)
+    at_predictor = fitted.predictor, fitted.at_modes.extras, fitted.response.trials
+    at = evaluate(family, "cdf", *at_predictor, spec.y)
     # The next number below zero that is not taken for zero.
     less = np.minimum(np.nextafter(spec.y, -np.inf), spec.y - np.finfo(spec.y.dtype).tiny)
-    below = np.minimum(evaluate(family, "cdf", *given, less), at)
+    below = np.minimum(evaluate(family, "cdf", *at_predictor, less), at)
     # Whoever simulated the responses may have begun with the same seed: what is drawn here must not follow them.
     rng = np.random.default_rng(generator(key).integers(2**63))
     p = below + rng.uniform(size=len(at)) * (at - below)

@@ -12,7 +12,7 @@ from jmixed.errors import DataError, Outcome
 from jmixed.inference import tails
 from jmixed.reports import further, residuals
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.printed import decimals, fixed
+from jmixed.reports.printed import decimals, fixed, latex
 from jmixed.reports.tests import DDF, tests_of_coefficients
 from jmixed.runtime.arguments import checked
 
@@ -68,12 +68,12 @@ class Summary:
     def as_latex(self) -> str:
         """The summary as a LaTeX table."""
         header, table = self.tables[:2]
-        rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in header.to_numpy()]
-        top = " & ".join(["", *(_latex(name) for name in table.columns)]) + r" \\"
+        rows = [" & ".join(latex(cell) for cell in row) + r" \\" for row in header.to_numpy()]
+        top = " & ".join(["", *(latex(name) for name in table.columns)]) + r" \\"
         body = [row for part in self.tables[1:] for row in _latex_parameters(part)]
-        notes = [_latex(note) + r"\\" for note in self.notes]
+        notes = [latex(note) + r"\\" for note in self.notes]
         return "\n".join(
-            [r"\begin{table}", rf"\caption{{{_latex(self.title)}}}", r"\begin{center}"]
+            [r"\begin{table}", rf"\caption{{{latex(self.title)}}}", r"\begin{center}"]
             + [r"\begin{tabular}{llll}", r"\hline", *rows, r"\hline", r"\end{tabular}", ""]
             + [rf"\begin{{tabular}}{{l{'r' * table.shape[1]}}}", r"\hline", top, r"\hline", *body]
             + [r"\hline", r"\end{tabular}", r"\end{center}", *notes, r"\end{table}"]
@@ -311,13 +311,6 @@ def _html_parameters(table):
 
 def _latex_parameters(table):
     if table.index.name is not None:
-        yield rf"\hline \multicolumn{{{1 + table.shape[1]}}}{{l}}{{{_latex(table.index.name)}}} \\"
+        yield rf"\hline \multicolumn{{{1 + table.shape[1]}}}{{l}}{{{latex(table.index.name)}}} \\"
     for name, row in zip(table.index, table.to_numpy(), strict=True):
-        yield " & ".join(_latex(cell) for cell in (name, *row)) + r" \\"
-
-
-def _latex(text):
-    escapes = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    escapes |= {character: "\\" + character for character in "&%$#_{}"}
-    escapes |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
-    return "".join(escapes.get(character, character) for character in str(text))
+        yield " & ".join(latex(cell) for cell in (name, *row)) + r" \\"

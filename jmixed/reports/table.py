@@ -13,7 +13,7 @@ from jmixed.inference import tails
 from jmixed.reports import diagnostics, further
 from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.printed import decimals, fixed, wrapped
+from jmixed.reports.printed import decimals, fixed, latex, wrapped
 from jmixed.reports.residuals import named_deviations
 from jmixed.reports.sentences import probability
 from jmixed.reports.tests import DDF, tests_of_coefficients
@@ -96,12 +96,12 @@ class Table:
         """The table as a ``tabular`` with the rules of the package booktabs."""
         columns = self.cells.shape[1]
         lines = [rf"\begin{{tabular}}{{l{'r' * columns}}}", r"\toprule"]
-        lines.append(" & ".join(["", *(_latex(str(name)) for name in self.cells.columns)]) + r" \\")
+        lines.append(" & ".join(["", *(latex(name) for name in self.cells.columns)]) + r" \\")
         for name, block in self._blocks():
-            lines += [r"\midrule", rf"\multicolumn{{{columns + 1}}}{{l}}{{\textit{{{_latex(name)}}}}} \\"]
+            lines += [r"\midrule", rf"\multicolumn{{{columns + 1}}}{{l}}{{\textit{{{latex(name)}}}}} \\"]
             for label, row in zip(block.index, block.to_numpy(), strict=True):
-                lines.append(" & ".join([rf"\quad {_latex(str(label))}", *map(_latex, row)]) + r" \\")
-        notes = [rf"\multicolumn{{{columns + 1}}}{{l}}{{\footnotesize {_latex(note)}}} \\" for note in self.notes]
+                lines.append(" & ".join([rf"\quad {latex(label)}", *map(latex, row)]) + r" \\")
+        notes = [rf"\multicolumn{{{columns + 1}}}{{l}}{{\footnotesize {latex(note)}}} \\" for note in self.notes]
         return "\n".join([*lines, r"\bottomrule", *notes, r"\end{tabular}"])
 
     def to_docx(self, path: Any) -> None:
@@ -162,13 +162,6 @@ def _rule(grid: Any, place: int, side: str) -> None:
     for cell in grid.rows[place].cells:
         line = f'<w:tcBorders {nsdecls("w")}><w:{side} w:val="single" w:sz="6" w:color="000000"/></w:tcBorders>'
         cell._tc.get_or_add_tcPr().append(parse_xml(line))
-
-
-def _latex(text: str) -> str:
-    escapes = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    escapes |= {character: "\\" + character for character in "&%$#_{}"}
-    escapes |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
-    return "".join(escapes.get(character, character) for character in text)
 
 
 @checked

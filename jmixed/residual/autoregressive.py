@@ -111,8 +111,8 @@ class Markov(ResidualStructure):
         size = jnp.where(power >= 0, power, -power)
         change, both = (jnp.where(chosen, size / variance, 0) for chosen in (power >= 0, power < 0))
         each = jnp.stack([1 / (1 + size), -size / (1 + size), change, both], axis=1)
-        one = jnp.ones(1, each.dtype)
-        return jnp.concatenate([each.reshape(-1), one]), series.step_count @ jnp.log(variance)
+        whole = jnp.ones(1, each.dtype)
+        return jnp.concatenate([each.reshape(-1), whole]), series.step_count @ jnp.log(variance)
 
     def colour(self, tau, normal, series):
         there = jnp.ones(normal.shape[0], bool)

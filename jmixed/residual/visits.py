@@ -45,8 +45,8 @@ class Visits(ResidualStructure):
         """R of what each series saw (T, T, series)."""
         T = self.positions
         seen = jnp.zeros(len(series.count) * T, bool).at[table].set(True, mode="drop").reshape(T, -1)
-        own = jnp.eye(T, dtype=tau.dtype)[:, :, None]
-        return jnp.where(seen[:, None] & seen[None], self.correlation(tau)[:, :, None], own)
+        unit = jnp.eye(T, dtype=tau.dtype)[:, :, None]
+        return jnp.where(seen[:, None] & seen[None], self.correlation(tau)[:, :, None], unit)
 
     def _wide(self, table, columns, series):
         """All visits of all series (T, series, c), from rows in the order of the series."""
@@ -84,10 +84,10 @@ class Visits(ResidualStructure):
 
     def inverses(self, E, seen):
         """E_s^-1 (patterns, T, T), zero where a pattern has not `seen` (patterns, T) a visit, and log|E_s|."""
-        own = jnp.eye(self.positions, dtype=E.dtype)
+        unit = jnp.eye(self.positions, dtype=E.dtype)
         there = seen.T
-        blocks = jnp.where(there[:, None] & there[None], E[:, :, None], own[:, :, None])
-        wide = jnp.where(there[:, :, None], own[:, None], 0)
+        blocks = jnp.where(there[:, None] & there[None], E[:, :, None], unit[:, :, None])
+        wide = jnp.where(there[:, :, None], unit[:, None], 0)
         white, logs = self._eliminated(blocks, wide)
         return jnp.einsum("jst,jsu->stu", white, white), jnp.sum(logs, axis=0)
 
@@ -186,15 +186,15 @@ class Toeplitz(Visits):
 
     def _autocorrelations(self, tau):
         """r_1, r_2, ... from the partial autocorrelations."""
-        found, weights = [], []
+        values, weights = [], []
         for partial, rest in zip(jnp.tanh(tau), 1 / jnp.cosh(tau) ** 2, strict=True):
-            if not found:
-                found, weights, variance = [partial], [partial], rest
+            if not values:
+                values, weights, variance = [partial], [partial], rest
                 continue
-            found.append(sum(w * r for w, r in zip(weights, reversed(found), strict=True)) + partial * variance)
+            values.append(sum(w * r for w, r in zip(weights, reversed(values), strict=True)) + partial * variance)
             weights = [w - partial * v for w, v in zip(weights, reversed(weights), strict=True)] + [partial]
             variance = variance * rest
-        return jnp.stack(found)
+        return jnp.stack(values)
 
     def correlation(self, tau):
         lags = np.abs(np.subtract.outer(np.arange(self.positions), np.arange(self.positions)))
@@ -216,6 +216,6 @@ class Toeplitz(Visits):
         return tau, np.arctanh(self._autocorrelations(tau)[number]), number
 
     def beside(self, v, u, number):
-        made = self._autocorrelations(v.at[number].set(0))[number]
+        at_zero = self._autocorrelations(v.at[number].set(0))[number]
         rest = jnp.prod(jnp.where(np.arange(self.correlations, dtype=np.int32) < number, 1 / jnp.cosh(v) ** 2, 1))
-        return v.at[number].set(jnp.arctanh((jnp.tanh(u) - made) / rest))
+        return v.at[number].set(jnp.arctanh((jnp.tanh(u) - at_zero) / rest))

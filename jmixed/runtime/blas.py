@@ -52,8 +52,8 @@ def _threads() -> tuple[Any, Any] | None:
             with contextlib.suppress(OSError):
                 # One that is not loaded already is not the one that computes.
                 mode = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_LAZY", 0)
-                if (found := _functions(ctypes.CDLL(str(path), mode=mode))) is not None:
-                    return found
+                if (functions := _functions(ctypes.CDLL(str(path), mode=mode))) is not None:
+                    return functions
     return None
 
 

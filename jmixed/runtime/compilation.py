@@ -93,11 +93,11 @@ def kept_directory() -> Path | None:
     if not _kept:
         try:
             directory = _made(os.environ.get("JMIXED_CACHE", ""))
-            own = directory is not None and is_own(directory.stat())
+            usable = directory is not None and is_own(directory.stat())
         except (OSError, RuntimeError):
             # Nobody has asked for it: there is nothing to complain of.
-            directory, own = None, False
-        _kept[:] = [directory if own else None]
+            directory, usable = None, False
+        _kept[:] = [directory if usable else None]
     return _kept[-1]
 
 

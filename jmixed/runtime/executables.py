@@ -81,7 +81,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value).__name__, tuple(map(_described, value))
     if isinstance(value, dict):
-        return "dict", tuple((_described(key), _described(own)) for key, own in value.items())
+        return "dict", tuple((_described(key), _described(entry)) for key, entry in value.items())
     if isinstance(value, enum.Enum) and _is_ours(type(value)):
         return type(value).__qualname__, value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type) and _is_ours(type(value)):
@@ -97,8 +97,8 @@ def _described_tree(tree: Any) -> Any:
     kind, static = node
     if not (_is_ours(kind) or kind in (tuple, list, dict, type(None))):
         raise _ForeignError
-    own = tuple(map(str, static)) if kind is dict else _described(static)
-    return kind.__module__, kind.__qualname__, own, tuple(map(_described_tree, tree.children()))
+    described = tuple(map(str, static)) if kind is dict else _described(static)
+    return kind.__module__, kind.__qualname__, described, tuple(map(_described_tree, tree.children()))
 
 
 def _is_ours(kind: type) -> bool:
@@ -133,13 +133,13 @@ def forget() -> None:
 
 def kept(directory: Path) -> list[tuple[float, int, Path]]:
     """The programs in a directory, those that were used longest ago first: time of use, bytes, path."""
-    found = []
+    programs = []
     with contextlib.suppress(OSError):
         for path in directory.glob(f"jmixed-*{SUFFIX}"):
             with contextlib.suppress(OSError):
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-    return sorted(found)
+                programs.append((status.st_mtime, status.st_size, path))
+    return sorted(programs)
 
 
 def clear(directory: Path) -> int:

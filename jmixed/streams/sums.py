@@ -7,7 +7,6 @@ sample of rows shows, so that no digits are lost.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from jmixed.formulas.assemble import (
     response,
     weights_of,
 )
-from jmixed.formulas.factors import Factor, cross, factor
+from jmixed.formulas.factors import Factor, crossed, factor
 from jmixed.formulas.frame import column, require_finite, working_frame
 from jmixed.formulas.recipe import Matrix, evaluate
 from jmixed.streams.reading import Checksum, changed, checksum, naming
@@ -111,8 +110,7 @@ def plan(statement: Statement, surveyed: Survey | None) -> Plan:
         raise DataError("batches have no rows for which the formula gives numbers; look at its transforms")
     statement, examples = learn(statement, surveyed)
     names = list(surveyed.cells.columns)
-    single = [factor(name, column(surveyed.cells, name)) for name in names]
-    cell = reduce(lambda outer, inner: cross(f"{outer.name}:{inner.name}", outer, inner), single)
+    cell = crossed([factor(name, column(surveyed.cells, name)) for name in names])
     ranked = _ranked(statement, surveyed, examples)
     evaluated = _evaluated(statement, examples)
     endog_name, y = response(statement.recipe, evaluated)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import jmixed as jm
-from jmixed.covariance.scales import factors_of_theta
+from jmixed.covariance.structure import factors_of_theta
 from jmixed.reports.components import all_components, named_parameters, values_at
 
 
