@@ -204,7 +204,8 @@ class UnconstrainedResponse:
     @property
     def has_several_minima(self) -> bool:
         """Whether the fit itself is sought from several starts."""
-        return bool(self._laplace.has_several_minima)
+        with double_precision():
+            return bool(self._laplace.has_several_minima)
 
     def error(self, coefficient: int) -> float:
         """The standard error of a coefficient; of one that has none, one."""
