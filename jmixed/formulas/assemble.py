@@ -340,6 +340,10 @@ def _generalized(words: Words, recipe: Recipe, evaluated: Evaluated) -> Response
     return replace(stated, term=replace(stated.term, **columns))
 
 
+ONE_RESPONSE = "A sum of columns is written I(a + b); several responses are several models"
+"""What to do about more than one column on the left of a formula."""
+
+
 def response(recipe: Recipe, evaluated: Evaluated) -> tuple[str, np.ndarray]:
     """The one numeric column that the left-hand side stands for."""
     left = evaluated.matrices["lhs"]
@@ -350,7 +354,7 @@ def response(recipe: Recipe, evaluated: Evaluated) -> tuple[str, np.ndarray]:
     if len(left.names) != 1:
         raise DataError(
             f"the response must be one column of numbers; the formula gives {len(left.names)}: {left.names[:4]}"
-            f"{' and more' if len(left.names) > 4 else ''}"
+            f"{' and more' if len(left.names) > 4 else ''}. {ONE_RESPONSE}"
         )
     return left.names[0], left.values[:, 0]
 

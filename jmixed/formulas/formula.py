@@ -11,7 +11,7 @@ import keyword
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 from jmixed.errors import FormulaError
 from jmixed.formulas.marks import GROUPING, SPACES, mark, spelled
@@ -36,7 +36,7 @@ class RandomPart:
 class FormulaParts:
     """A formula taken apart."""
 
-    text: str  # as the caller gave it
+    text: str  # as the caller gave it, with arithmetic on its left inside I(...)
     fixed: str  # response and fixed effects, of the length of `text`, blank where bars and offsets stood
     random: tuple[RandomPart, ...] = ()  # in the order of the formula, nests expanded
     offsets: tuple[str, ...] = ()  # expressions inside offset(...)
@@ -63,7 +63,31 @@ def parse(text: str) -> FormulaParts:
         raise FormulaError(
             f"formula is {text!r} of type {type(text).__name__}; it must be text such as 'y ~ x + (1 | group)'"
         )
-    return _parse(text)
+    return _parse(_with_arithmetic(text))
+
+
+def _with_arithmetic(text: str) -> str:
+    """The formula with the arithmetic on its left as one expression: ``after - before`` is ``I(after - before)``.
+
+    To formulaic it would be an algebra of terms, in which ``after - before`` is after. A sum of columns is left to it,
+    and refused: others write it for two responses.
+    """
+    left, _, right = text.partition("~")
+    tokens = list(takewhile(lambda token: token.kind != "~", scan(text)))
+    kinds = {token.kind for token in tokens}
+    if not kinds & set("-*/^") or kinds & {"|", *_COMPARISONS} or any(token.text == "." for token in tokens):
+        return text
+    colon = next((token for token in tokens if token.kind == ":"), None)
+    if colon:
+        raise FormulaError(mark("arithmetic of the response has no colon; a product is a * b", text, colon.start))
+    code = list(left)
+    for token in tokens:
+        if token.kind == "^":
+            code[token.start] = "**"
+        elif token.kind == "name" and "." in token.text and not token.text.startswith("`"):
+            code[token.start : token.end] = [f"`{token.text}`", *[""] * (len(token.text) - 1)]
+    start, end = tokens[0].start, tokens[-1].end
+    return f"{left[:start]}I({''.join(code[start:end])}){left[end:]}~{right}"
 
 
 @functools.lru_cache(maxsize=256)

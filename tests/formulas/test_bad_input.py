@@ -104,7 +104,17 @@ def test_a_term_with_itself_is_no_power(table, text):
         says(table, formula, FormulaError, wrong, formula, "^")
     says(table, "y ~ z", FormulaError, wrong, groups="g", re_formula=text)
     says(table, "y ~ z", FormulaError, wrong, groups="g", vc_formula={"a": f"0 + {text}"})
-    says(table, f"{text} ~ z + (1 | g)", FormulaError, wrong)
+    left = f"{text} ~ z + (1 | g)"
+    if ":" in text:
+        says(table, left, FormulaError, "arithmetic of the response" if "*" in text else wrong)
+    else:
+        # On the left it is arithmetic.
+        x, z = table["x"], table["z"]
+        value = {"x/x": None, "(x - z)^2": (x - z) ** 2, "np.log(z)^2": np.log(z) ** 2, "`x`^3": x**3}.get(text, x**2)
+        if value is None:
+            says(table, left, DataError, "constant")
+        else:
+            np.testing.assert_allclose(from_formula(left, table).y, value)
 
 
 def test_powers_of_sums_are_interactions(table):
@@ -254,7 +264,7 @@ def test_responses(table):
     says(table, "text ~ x + (1 | g)", DataError, "the response 'text'", "holds text", "pd.to_numeric(data['text'])")
     says(table, "f ~ x + (1 | g)", DataError, "the response 'f'", "holds text")
     says(table, "np.log(text) ~ x + (1 | g)", DataError, "'text'", "holds text", "pd.to_numeric")
-    says(table, "y + x ~ z + (1 | g)", DataError, "one column of numbers", "('y', 'x')")
+    says(table, "y + x ~ z + (1 | g)", DataError, "one column of numbers", "('y', 'x')", "I(a + b)")
     says(table.assign(y=table["f"].astype("category")), None, DataError, "the response 'y'", "holds text")
 
 

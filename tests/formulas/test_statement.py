@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jmixed as jm
 from jmixed.formulas.frame import as_frame
 from jmixed.formulas.statement import from_formula, new_rows
 
@@ -183,6 +184,19 @@ def test_the_callers_functions_and_constants(table):
     np.testing.assert_array_equal(model.X[:, 3], np.arange(60.0))
     assert model.dropped == ("scale(z)",)
     np.testing.assert_array_equal(model.terms[0].Z[:, 1], 2 * table["z"])
+
+
+def test_a_response_is_arithmetic():
+    """R 4.2, lme4 1.1-31: lmer((Reaction - 250)/Days^2 ~ Days + (1 | Subject), subset(sleepstudy, Days > 0))."""
+    sleep = jm.datasets.load("sleepstudy").query("Days > 0")
+    for left in ("(Reaction - 250)/Days^2", "(Reaction - 250) / Days**2", "I((Reaction - 250) / Days**2)"):
+        result = jm.mixedlm(f"{left} ~ Days + (1 | Subject)", sleep).fit()
+        np.testing.assert_allclose(result.objective, 1246.7075474, rtol=1e-9)
+        np.testing.assert_allclose(result.fe_params, [9.0827947769, -1.09462014615], rtol=1e-7)
+        assert result.model.update(". ~ . - Days").endog_names == "I((Reaction - 250) / Days ** 2)"
+    odd = sleep.rename(columns={"Reaction": "yield", "Days": "t.d"})
+    model = jm.mixedlm("yield/100 - t.d ~ (1 | Subject)", odd)
+    np.testing.assert_allclose(model.endog, sleep["Reaction"] / 100 - sleep["Days"])
 
 
 def test_offsets_add_up(table):

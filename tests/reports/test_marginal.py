@@ -151,6 +151,24 @@ def test_adjusted_by_the_variance_of_the_model(cake):
     pd.testing.assert_frame_equal(own, given, rtol=1e-12)
 
 
+def test_what_a_transformed_response_is_brought_back_to():
+    """R 4.2, lme4 1.1-31, emmeans 1.8.4: lmer(log(Reaction + 1) ~ Days + (1 | Subject), sleepstudy), type="response"."""
+    sleep, days = jm.datasets.load("sleepstudy"), {"Days": [0, 9]}
+    sleep["rest"] = 600 - sleep["Reaction"]
+
+    def means(left):
+        return jm.mixedlm(f"{left} ~ Days + (1 | Subject)", sleep).fit().emmeans("Days", at=days, kind="response")
+
+    for left in ("np.log(Reaction + 1)", "np.log(1 + Reaction)", "np.log1p(Reaction)"):
+        np.testing.assert_allclose(means(left).frame["estimate"], [252.1602636, 341.4204909], rtol=1e-8)
+    # Not the response itself, but what stands in the call, by name.
+    turned, rest = means("np.log(600 - Reaction)"), means("np.log(rest)")
+    np.testing.assert_allclose(turned.frame["estimate"], rest.frame["estimate"], rtol=1e-9)
+    assert "to the scale of 600 - Reaction." in str(turned)
+    assert "to the scale of the response." in str(rest)
+    assert "On the scale of I(np.log(Reaction) - 1)." in str(means("np.log(Reaction) - 1"))
+
+
 @pytest.mark.parametrize("name", [name for name in SCALES if name != "identity"])
 def test_scales_have_their_derivatives(name):
     scale, x, step = SCALES[name], np.array([0.4, 1.3]), 1e-4
