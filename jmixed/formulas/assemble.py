@@ -30,7 +30,7 @@ from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, restore
 from jmixed.formulas.relationships import KnownMatrix, relationships_of
 from jmixed.formulas.residuals import ResidualPart, columns_of, residual_term
 from jmixed.formulas.responses import Response, ResponsePart, further_columns, merged, read_response
-from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns, warn_of_gaps
+from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns
 from jmixed.runtime.memory import filled
 
 
@@ -199,8 +199,8 @@ def random_terms(words: Words, recipe: Recipe, evaluated: Evaluated, grouping: d
             effects, categories = _effects(recipe, key)
             require_columns(part.word, part.label, len(matrix.names), effects, categories)
             for name in map(bare_name, categories):
-                if name in evaluated.rows.frame:
-                    warn_of_gaps(part.word, part.label, column(evaluated.rows.frame, name))
+                if WORDS[part.word].ordered and name in evaluated.rows.frame:
+                    checks.warn_of_order(part.label, column(evaluated.rows.frame, name))
         terms.append(
             RandomTerm(
                 label=part.label,

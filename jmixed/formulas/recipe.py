@@ -422,6 +422,11 @@ def restore(name: str, aliases: Mapping[str, str]) -> str:
 
 def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> Exception:
     """An error of formulaic's as one of ours: text where numbers are needed, wrong lengths, or the message itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, JmixedError):
+            return cause
+        cause = cause.__cause__
     message = re.sub(r"\s*\n+\s*", " ", str(error))
     named = re.search(r"factor `(.*?)`\.? ", message)
     expr = named.group(1) if named else ""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, FormulaError, ModelError
-from jmixed.formulas.checks import independent_columns
+from jmixed.formulas.checks import independent_columns, warn_of_order
 from jmixed.formulas.factors import Factor, cross, factor, plain_labels
 from jmixed.formulas.formula import bare_name, parse
 from jmixed.formulas.frame import column, holds_text, require_finite, unknown_column
@@ -95,6 +95,8 @@ def residual_term(
         )
     series = _series(part, frame, recipe)
     labels = None if part.position == ORDER else column(frame, part.position)
+    if labels is not None and RESIDUALS[part.word] in ("ar1", "toep"):
+        warn_of_order(f"residual={part.text}", labels)
     places = _places(part, labels, series.codes)
     _refuse_repeats(part, places.steps, series, labels, positions)
     by_position = 0
