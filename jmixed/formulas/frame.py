@@ -137,6 +137,8 @@ def unknown_column(name: str, columns: Iterable[Any], where: str, among: str = "
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     close = close or [c for c in names if c.lower() == name.lower()]
     hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"the columns are {_shorten(names)}"
+    if "(" in name and where == "offset=":
+        hint = f"an expression stands in the formula, + offset({name})"
     return f"{where} names the column {name!r}, which is not in {among}; {hint}"
 
 

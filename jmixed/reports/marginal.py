@@ -282,7 +282,7 @@ def marginal_means(
     predictors = [name for name in (*names, *groups) if categories is None or name != categories.name]
     codes, W = cells(grid, predictors, weights)
     averages = [axis.name for axis in grid.axes if axis.name not in predictors and len(axis.values) > 1]
-    notes = list(grid.notes)
+    notes = [*grid.of_offset(), *grid.notes]
     if averages:
         notes.insert(0, f"Averaged over {', '.join(averages)}, weights {weights!r}.")
     labels = _labels(grid, predictors, codes)

@@ -151,6 +151,18 @@ def test_adjusted_by_the_variance_of_the_model(cake):
     pd.testing.assert_frame_equal(own, given, rtol=1e-12)
 
 
+def test_what_an_offset_is_held_at():
+    frame = counts_frame()
+    frame["hours"], frame["log_hours"] = np.linspace(1, 4, len(frame)), np.log(np.linspace(1, 4, len(frame)))
+    stated = jm.mixedglm("y ~ x + offset(np.log(hours)) + (1 | g)", frame, family="poisson").fit()
+    beside = jm.mixedglm("y ~ x + (1 | g)", frame, family="poisson", offset="log_hours").fit()
+    assert "The offset is that of hours = 2.5." in str(stated.emmeans("x"))
+    assert f"log_hours = {frame['log_hours'].mean():.4g}." in str(beside.emmeans("x", kind="marginal"))
+    hour = stated.emmeans("x", at={"hours": 1, "x": 0}, kind="response")
+    assert "hours = 1." in str(hour)
+    np.testing.assert_allclose(hour.frame["estimate"], np.exp(stated.fe_params.iloc[0]), rtol=1e-12)
+
+
 def test_what_a_transformed_response_is_brought_back_to():
     """R 4.2, lme4 1.1-31, emmeans 1.8.4: lmer(log(Reaction + 1) ~ Days + (1 | Subject), sleepstudy), type="response"."""
     sleep, days = jm.datasets.load("sleepstudy"), {"Days": [0, 9]}
