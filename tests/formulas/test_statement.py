@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jmixed as jm
+from jmixed.errors import FormulaError
 from jmixed.formulas.frame import as_frame
 from jmixed.formulas.statement import from_formula, new_rows
 
@@ -197,6 +198,17 @@ def test_a_response_is_arithmetic():
     odd = sleep.rename(columns={"Reaction": "yield", "Days": "t.d"})
     model = jm.mixedlm("yield/100 - t.d ~ (1 | Subject)", odd)
     np.testing.assert_allclose(model.endog, sleep["Reaction"] / 100 - sleep["Days"])
+
+
+def test_natural_splines_are_those_of_r():
+    """R 4.2: lmer(Reaction ~ ns(Days, df = 3) + (1 | Subject), sleepstudy), predictions of the fixed part."""
+    sleep = jm.datasets.load("sleepstudy")
+    words = "Reaction ~ cr(Days, df=3, constraints='center')"
+    for result in (jm.mixedlm(f"{words} + (1 | Subject)", sleep).fit(), jm.mixedlm(words, sleep, groups="Subject").fit()):
+        found = result.predict({"Days": [0, 4.5, 9]})
+        np.testing.assert_allclose(found, [255.525371466, 295.708027624, 348.856497136], rtol=1e-9)
+    with pytest.raises(FormulaError, match=re.escape("cr(x, df=3, constraints='center')")):
+        jm.mixedlm("Reaction ~ ns(Days, 3) + (1 | Subject)", sleep)
 
 
 def test_offsets_add_up(table):
