@@ -197,10 +197,12 @@ def _refuse_differences(text: str, tokens: list[_Token]) -> None:
             continue
         if taken.text.startswith("offset(") or _structured(text, taken)[0] or (dots and taken.kind == "name"):
             continue
+        mean = re.search(r"\bmean\(", taken.text) is not None
         operand = f"{before.text} " if before and before.kind in ("name", "python") else "x " if before else ""
         message = (
-            f"- takes a term away, and {taken.text} is none of those before it: nothing would happen. Arithmetic is "
-            f"written I({operand}-{' ' if operand else ''}{taken.text})"
+            f"- takes a term away, and {taken.text} is none of those before it: nothing would happen. "
+            + ("Less its mean, x is center(x)" if mean else "")
+            + ("" if mean else f"Arithmetic is written I({operand}-{' ' if operand else ''}{taken.text})")
         )
         raise FormulaError(mark(message, text, token.start))
 

@@ -119,7 +119,6 @@ class Grid:
         """The fixed part with other numbers in one column."""
         return self._columns(self.frame.assign(**{name: values}))
 
-
     def of_offset(self) -> list[str]:
         """What is said of the values at which the columns of an offset are held."""
         spec = self.fitted.spec

@@ -204,7 +204,10 @@ def test_natural_splines_are_those_of_r():
     """R 4.2: lmer(Reaction ~ ns(Days, df = 3) + (1 | Subject), sleepstudy), predictions of the fixed part."""
     sleep = jm.datasets.load("sleepstudy")
     words = "Reaction ~ cr(Days, df=3, constraints='center')"
-    for result in (jm.mixedlm(f"{words} + (1 | Subject)", sleep).fit(), jm.mixedlm(words, sleep, groups="Subject").fit()):
+    for result in (
+        jm.mixedlm(f"{words} + (1 | Subject)", sleep).fit(),
+        jm.mixedlm(words, sleep, groups="Subject").fit(),
+    ):
         found = result.predict({"Days": [0, 4.5, 9]})
         np.testing.assert_allclose(found, [255.525371466, 295.708027624, 348.856497136], rtol=1e-9)
     with pytest.raises(FormulaError, match=re.escape("cr(x, df=3, constraints='center')")):

@@ -164,7 +164,7 @@ def test_what_an_offset_is_held_at():
 
 
 def test_what_a_transformed_response_is_brought_back_to():
-    """R 4.2, lme4 1.1-31, emmeans 1.8.4: lmer(log(Reaction + 1) ~ Days + (1 | Subject), sleepstudy), type="response"."""
+    """R 4.2, emmeans 1.8.4: lmer(log(Reaction + 1) ~ Days + (1 | Subject), sleepstudy), type = "response"."""
     sleep, days = jm.datasets.load("sleepstudy"), {"Days": [0, 9]}
     sleep["rest"] = 600 - sleep["Reaction"]
 
