@@ -149,7 +149,7 @@ def _require_levels(data: Any, levels: Any) -> None:
     if levels is None:
         return
     values = pd.Series(getattr(data, "__wrapped__", data)).dropna()
-    others = values[~values.isin(list(levels))].unique().tolist()
+    others = [value for value in values.unique().tolist() if value not in list(levels)]
     if others:
         raise DataError(
             f"C(..., levels={list(levels)!r}): the data have {', '.join(map(repr, others[:3]))}"

@@ -63,7 +63,7 @@ def checks(fitted: Fitted, key: Any = 0) -> Checks:
         table[f"normal {name}"] = _straight(modes, name)
     distances = _influence(fitted)
     if len(distances):
-        lost, most = distances.index[distances.isna()], float(distances.max())
+        lost, most = distances.index[distances.isna().to_numpy()], float(distances.max())
         if len(lost):
             words = f"without {distances.index.name} {lost[0]} a coefficient has no estimate"
         else:
