@@ -30,7 +30,7 @@ from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, restore
 from jmixed.formulas.relationships import KnownMatrix, relationships_of
 from jmixed.formulas.residuals import ResidualPart, columns_of, residual_term
 from jmixed.formulas.responses import Response, ResponsePart, further_columns, merged, read_response
-from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns, warn_of_gaps
+from jmixed.formulas.structures import UNSTRUCTURED, WORDS, require_columns
 from jmixed.runtime.memory import filled
 
 
@@ -199,8 +199,8 @@ def random_terms(words: Words, recipe: Recipe, evaluated: Evaluated, grouping: d
             effects, categories = _effects(recipe, key)
             require_columns(part.word, part.label, len(matrix.names), effects, categories)
             for name in map(bare_name, categories):
-                if name in evaluated.rows.frame:
-                    warn_of_gaps(part.word, part.label, column(evaluated.rows.frame, name))
+                if WORDS[part.word].ordered and name in evaluated.rows.frame:
+                    checks.warn_of_order(part.label, column(evaluated.rows.frame, name))
         terms.append(
             RandomTerm(
                 label=part.label,
@@ -339,6 +339,10 @@ def _generalized(words: Words, recipe: Recipe, evaluated: Evaluated) -> Response
     return replace(stated, term=replace(stated.term, **columns))
 
 
+ONE_RESPONSE = "A sum of columns is written I(a + b); several responses are several models"
+"""What to do about more than one column on the left of a formula."""
+
+
 def response(recipe: Recipe, evaluated: Evaluated) -> tuple[str, np.ndarray]:
     """The one numeric column that the left-hand side stands for."""
     left = evaluated.matrices["lhs"]
@@ -349,7 +353,7 @@ def response(recipe: Recipe, evaluated: Evaluated) -> tuple[str, np.ndarray]:
     if len(left.names) != 1:
         raise DataError(
             f"the response must be one column of numbers; the formula gives {len(left.names)}: {left.names[:4]}"
-            f"{' and more' if len(left.names) > 4 else ''}"
+            f"{' and more' if len(left.names) > 4 else ''}. {ONE_RESPONSE}"
         )
     return left.names[0], left.values[:, 0]
 

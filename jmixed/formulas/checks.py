@@ -1,12 +1,14 @@
 """What the data of a model must fulfil before it is fitted, and which fixed-effects columns are redundant."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from jmixed.errors import DataError, ModelError
+from jmixed.errors import DataError, ModelError, warn
 from jmixed.formulas.model_data import ModelData, RandomTerm
 from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED
 
@@ -300,3 +302,43 @@ def distinct(terms: Iterable[RandomTerm]) -> tuple[RandomTerm, ...]:
         seen[term.label] = count = seen.get(term.label, 0) + 1
         out.append(term if count == 1 else replace(term, label=f"{term.label} ({count})"))
     return tuple(out)
+
+
+def warn_of_order(label: str, values: pd.Series) -> None:
+    """Warn of levels that their order makes neighbours: of text in the order of the alphabet, and beside a gap."""
+    categories = values.cat.categories if isinstance(values.dtype, pd.CategoricalDtype) else None
+    if categories is not None:
+        _warn_of_gaps(label, values)
+        if values.cat.ordered:
+            return
+    there = values.dropna().unique()
+    levels = sorted(there) if all(isinstance(level, str) for level in there) else []
+    if len(levels) < 3 or (categories is not None and list(categories[categories.isin(levels)]) != levels):
+        return
+    if levels != sorted(levels, key=_counting) or not any(map(_tells_order, levels)):
+        shown = ", ".join(levels[:6]) + (", ..." if len(levels) > 6 else "")
+        warn(
+            f"{label!r}: the levels of {values.name} are taken in the order of the alphabet: {shown}. Another one is "
+            f"stated by pd.Categorical(data[{str(values.name)!r}], [...], ordered=True)",
+            UserWarning,
+        )
+
+
+def _tells_order(label: str) -> bool:
+    """Whether a label has a number in it, or is a letter."""
+    return len(label) == 1 or bool(re.search(r"\d", label))
+
+
+def _counting(label: str) -> list[tuple[int, str]]:
+    """A label as a key that puts Week 2 before Week 12."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", label) if part]
+
+
+def _warn_of_gaps(label: str, values: pd.Series) -> None:
+    """Warn of categories without rows between others: columns are neighbours that were none."""
+    codes = np.unique(values.cat.codes)
+    codes = codes[codes >= 0]
+    gaps = np.setdiff1d(np.arange(codes[0], codes[-1] + 1), codes)
+    if len(gaps):
+        missing = ", ".join(map(repr, values.cat.categories[gaps][:5])) + (", ..." if len(gaps) > 5 else "")
+        warn(f"{label!r}: no row has {missing}; the levels before and after are taken as neighbours", UserWarning)

@@ -11,7 +11,7 @@ import keyword
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 from jmixed.errors import FormulaError
 from jmixed.formulas.marks import GROUPING, SPACES, mark, spelled
@@ -36,7 +36,7 @@ class RandomPart:
 class FormulaParts:
     """A formula taken apart."""
 
-    text: str  # as the caller gave it
+    text: str  # as the caller gave it, with arithmetic on its left inside I(...)
     fixed: str  # response and fixed effects, of the length of `text`, blank where bars and offsets stood
     random: tuple[RandomPart, ...] = ()  # in the order of the formula, nests expanded
     offsets: tuple[str, ...] = ()  # expressions inside offset(...)
@@ -63,7 +63,31 @@ def parse(text: str) -> FormulaParts:
         raise FormulaError(
             f"formula is {text!r} of type {type(text).__name__}; it must be text such as 'y ~ x + (1 | group)'"
         )
-    return _parse(text)
+    return _parse(_with_arithmetic(text))
+
+
+def _with_arithmetic(text: str) -> str:
+    """The formula with the arithmetic on its left as one expression: ``after - before`` is ``I(after - before)``.
+
+    To formulaic it would be an algebra of terms, in which ``after - before`` is after. A sum of columns is left to it,
+    and refused: others write it for two responses.
+    """
+    left, _, right = text.partition("~")
+    tokens = list(takewhile(lambda token: token.kind != "~", scan(text)))
+    kinds = {token.kind for token in tokens}
+    if not kinds & set("-*/^") or kinds & {"|", *_COMPARISONS} or any(token.text == "." for token in tokens):
+        return text
+    colon = next((token for token in tokens if token.kind == ":"), None)
+    if colon:
+        raise FormulaError(mark("arithmetic of the response has no colon; a product is a * b", text, colon.start))
+    code = list(left)
+    for token in tokens:
+        if token.kind == "^":
+            code[token.start] = "**"
+        elif token.kind == "name" and "." in token.text and not token.text.startswith("`"):
+            code[token.start : token.end] = [f"`{token.text}`", *[""] * (len(token.text) - 1)]
+    start, end = tokens[0].start, tokens[-1].end
+    return f"{left[:start]}I({''.join(code[start:end])}){left[end:]}~{right}"
 
 
 @functools.lru_cache(maxsize=256)
@@ -80,6 +104,7 @@ def _parse(text: str) -> FormulaParts:
     if bar:
         raise FormulaError(mark("the response cannot contain a random-effects bar", text, bar.start))
     _refuse_meaningless(text, tokens[: tildes[0]])
+    _refuse_differences(text, tokens[tildes[0] + 1 :])
     fixed, random, offsets = list(code), [], []
     segments = list(_segments(text, tokens[tildes[0] + 1 :]))
     for sign, body in segments:
@@ -135,6 +160,11 @@ def _refuse_meaningless(text: str, tokens: list[_Token]) -> None:
             refuse_r(token.text, text)
         elif token.kind == "value" and i and before.kind in ("name", "python", "value", ")"):
             raise FormulaError(mark(f"an operator is missing before {token.text!r}; {SPACES}", text, token.start))
+        elif token.kind == "value" and _scaled(tokens, i):
+            sign = after.kind if after.kind in ("*", "/") else before.kind
+            example = f"I({token.text} {sign} x)" if sign == after.kind else f"I(x {sign} {token.text})"
+            message = f"arithmetic with a number is written inside I(...), such as {example}"
+            raise FormulaError(mark(message, text, token.start))
         elif token.kind in tuple(_COMPARISONS):
             raise FormulaError(mark("a comparison stands in a call, as in I(x > 0)", text, token.start))
         elif token.kind == "^" or (token.kind == "*" and after.kind == "*" and i + 1 < len(tokens)):
@@ -144,6 +174,41 @@ def _refuse_meaningless(text: str, tokens: list[_Token]) -> None:
                 raise _nothing(text, token, _source(text, _unwrap(base)))
         elif token.kind in ("*", ":", "/") and before.kind in ("name", "python") and before.text == after.text:
             raise _nothing(text, token, before.text)
+
+
+def _scaled(tokens: list[_Token], i: int) -> bool:
+    """Whether a number among the tokens is multiplied or divided, and no power of a sum."""
+    kinds = ["", "", *(token.kind for token in tokens), ""]
+    before, after = kinds[i + 1], kinds[i + 3]
+    return before == "/" or (before == "*" and kinds[i] != "*") or after in ("*", "/")
+
+
+def _refuse_differences(text: str, tokens: list[_Token]) -> None:
+    """Refuse a minus that takes away what is not there: ``age - 50`` would be age, and ``after - before`` after."""
+    there = {"0", "1"}
+    dots = any(token.text == "." for token in tokens)
+    for before, token in zip([None, *tokens], tokens, strict=False):
+        if token.kind in ("name", "python", "value") and not (before and before.kind == "-"):
+            there.add(_plain(token))
+        if token.kind != "-":
+            continue
+        taken = next((t for t in tokens if t.start > token.start and t.kind != "("), None)
+        if taken is None or taken.kind not in ("name", "python", "value") or _plain(taken) in there:
+            continue
+        if taken.text.startswith("offset(") or _structured(text, taken)[0] or (dots and taken.kind == "name"):
+            continue
+        mean = re.search(r"\bmean\(", taken.text) is not None
+        operand = f"{before.text} " if before and before.kind in ("name", "python") else "x " if before else ""
+        message = (
+            f"- takes a term away, and {taken.text} is none of those before it: nothing would happen. "
+            + ("Less its mean, x is center(x)" if mean else "")
+            + ("" if mean else f"Arithmetic is written I({operand}-{' ' if operand else ''}{taken.text})")
+        )
+        raise FormulaError(mark(message, text, token.start))
+
+
+def _plain(token: _Token) -> str:
+    return spelled(token.text).strip("`")
 
 
 def _nothing(text: str, token: _Token, term: str) -> FormulaError:
@@ -171,6 +236,7 @@ def parse_one_sided(text: str, response: str) -> str:
     code = _braced(text)
     tokens = list(scan(code))
     _refuse_meaningless(text, tokens)
+    _refuse_differences(text, tokens)
     if not any(token.kind == "~" for token in tokens):
         refuse_response(text, response, tokens)
     return code
@@ -389,6 +455,7 @@ def _bar(text: str, body: list[_Token], inner: list[_Token], word: str = "") -> 
     if odd:
         raise FormulaError(mark(f"{odd.text!r} cannot stand inside a random-effects term", text, odd.start))
     _refuse_meaningless(text, left)
+    _refuse_differences(text, left)
     effects, line = _normal(left), "||" if double else "|"
     shown = effects if "{" in text else effects.replace("{", "(").replace("}", ")")
     groups, rest = _nest(text, right)

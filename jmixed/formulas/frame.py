@@ -141,6 +141,8 @@ def unknown_column(name: str, columns: Iterable[Any], where: str, among: str = "
         if close
         else f"the columns are {few(list(map(repr, names)), 12)}"
     )
+    if "(" in name and where == "offset=":
+        hint = f"an expression stands in the formula, + offset({name})"
     return f"{where} names the column {name!r}, which is not in {among}; {hint}"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, RankWarning, warn
+from jmixed.formulas.evaluate import factors_of
 from jmixed.formulas.frame import (
     any_of,
     column,
@@ -19,7 +20,7 @@ from jmixed.formulas.frame import (
     working_frame,
 )
 from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
-from jmixed.formulas.recipe import Evaluation, Recipe, evaluate, source
+from jmixed.formulas.recipe import Evaluation, Recipe, evaluate, may_need_others, of_whole_columns, source
 from jmixed.runtime.precision import FLOAT
 
 ESTIMABLE = 1e-6
@@ -69,6 +70,7 @@ def new_rows(model: ModelData, data: Any, random: bool = False, further: Collect
         # Transforms see what they saw when they learnt: rows without missing values.
         some = frame if len(there) == len(frame) else frame.iloc[there]
         working = working_frame(some, needed, recipe.aliases, recipe.dtypes)
+        _require_row_by_row(model, parts, some)
         evaluation = evaluate(recipe, parts, working, fresh=False)
         columns = evaluation.matrices["rhs"].values
         X[there] = columns[:, model.kept]
@@ -107,6 +109,29 @@ class FixedColumns:
         return np.any(np.abs(weights @ self.amiss) > ESTIMABLE * (np.abs(weights) @ self.size), axis=1)
 
 
+def _require_row_by_row(model: ModelData, parts: Collection[str], frame: pd.DataFrame) -> None:
+    """Refuse expressions such as ``x - x.mean()``, which of new rows would be something else than of the model's."""
+    recipe = model.recipe
+    assert recipe is not None
+    parts = [part for part in parts if any(map(may_need_others, factors_of(recipe.specs[part])))]
+    if not parts or model.frame is None:
+        return
+    needed = recipe.columns(parts)
+    known, new = (
+        working_frame(rows, needed, recipe.aliases, recipe.dtypes).reset_index(drop=True)
+        for rows in (model.frame, frame)
+    )
+    if known.equals(new):
+        return
+    if found := of_whole_columns(recipe, parts, known):
+        name, part = found
+        raise DataError(
+            f"{name!r} in {recipe.texts[part].strip()!r} needs the whole column at once: in new rows it would be "
+            "another. center(x) and scale(x) keep what they learnt; else make its values a column of the data, or "
+            "use known numbers, as in I(x - 50)"
+        )
+
+
 def fixed_columns(model: ModelData, data: Any) -> FixedColumns:
     """The fixed part of new rows without missing values, for a model that was stated by a formula."""
     assert model.recipe is not None
@@ -118,6 +143,7 @@ def fixed_columns(model: ModelData, data: Any) -> FixedColumns:
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, "the model"))
     working = working_frame(frame, needed, recipe.aliases, recipe.dtypes)
+    _require_row_by_row(model, parts, frame)
     evaluation = evaluate(recipe, parts, working, fresh=False)
     columns = evaluation.matrices["rhs"].values
     return FixedColumns(columns[:, model.kept], _offset(model, evaluation, frame), *_redundance(model, columns))

@@ -13,6 +13,7 @@ import pandas as pd
 from formulaic import FactorValues, transforms
 from formulaic.transforms import stateful_transform
 
+from jmixed.errors import DataError
 from jmixed.runtime.precision import FLOAT
 
 
@@ -126,6 +127,7 @@ class Own(Coding):
 
 def C(data: Any, contrast: Any = None, levels: Any = None, contrasts: Any = None) -> FactorValues:
     """A category, its coding and its levels."""
+    _require_levels(data, levels)
     coding = contrast if contrasts is None else contrasts
     coding = coding() if callable(coding) else coding
     if coding is None or isinstance(coding, dict) or hasattr(coding, "get_coding_matrix"):
@@ -135,10 +137,24 @@ def C(data: Any, contrast: Any = None, levels: Any = None, contrasts: Any = None
 
 def C_beside_bars(data: Any, contrasts: Any = None, *, levels: Any = None, spans_intercept: bool = True) -> Any:
     """formulaic's own, which takes `Treatment` in patsy's sense, too."""
+    _require_levels(data, levels)
     coding = Treatment() if contrasts is Treatment else contrasts
     if isinstance(coding, Coding):
         return _coded(data, coding, levels)
     return transforms.C(data, coding, levels=levels, spans_intercept=spans_intercept)
+
+
+def _require_levels(data: Any, levels: Any) -> None:
+    """Refuse values that are none of the levels stated: their rows would be taken for those of the reference."""
+    if levels is None:
+        return
+    values = pd.Series(getattr(data, "__wrapped__", data)).dropna()
+    others = [value for value in values.unique().tolist() if value not in list(levels)]
+    if others:
+        raise DataError(
+            f"C(..., levels={list(levels)!r}): the data have {', '.join(map(repr, others[:3]))}"
+            f"{', ...' if len(others) > 3 else ''}, none of these levels: name all levels, or leave such rows out"
+        )
 
 
 def _coded(data: Any, coding: Coding, levels: Any) -> FactorValues:

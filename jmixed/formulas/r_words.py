@@ -18,7 +18,7 @@ FUNCTIONS = {
     "ifelse": "conditions are written np.where(condition, a, b)",
     "cut": "intervals are written pd.cut(x, ...), with pandas imported as pd",
     "c": "Python writes a list in brackets, [1, 2]",
-    "ns": "natural cubic splines are written cr(x, df=4)",
+    "ns": "the natural cubic splines of ns(x, df=3) are cr(x, df=3, constraints='center')",
     **dict.fromkeys(("as.numeric", "as.integer"), "numbers are made before: data['x'] = pd.to_numeric(data['x'])"),
     **dict.fromkeys(("as.character", "as.logical"), "the type of a column is changed before: data['x'].astype(...)"),
     "is.na": "missing values are marked by np.isnan(x)",

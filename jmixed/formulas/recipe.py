@@ -1,5 +1,6 @@
 """The formulas of a model: read, evaluated together on one table, and kept for new data."""
 
+import ast
 import builtins
 import functools
 import re
@@ -246,6 +247,52 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     return Evaluation(matrices, specs, missing)
 
 
+def of_whole_columns(recipe: Recipe, parts: Iterable[str], working: pd.DataFrame) -> tuple[str, str] | None:
+    """A column of the parts whose value in one row depends on others, and its part; None if there is none.
+
+    Halves of the rows and single ones must give what all give. A term that they cannot make is called "a term".
+    """
+    parts, n = list(parts), len(working)
+    every = evaluate(recipe, parts, working, fresh=False)
+    distinct = np.flatnonzero(~working.duplicated().to_numpy())
+    single = distinct[np.unique([0, len(distinct) // 2, len(distinct) - 1])] if len(distinct) else distinct
+    for places in (np.arange(0, n, 2), np.arange(1, n, 2), *single[:, None]):
+        if not len(places):
+            continue
+        try:
+            matrices = evaluate(recipe, parts, working.iloc[places], fresh=False).matrices
+        except JmixedError:
+            return "a term", parts[0]
+        for part, matrix in every.matrices.items():
+            same = np.isclose(matrices[part].values, matrix.values[places], rtol=1e-9, atol=0, equal_nan=True)
+            for k in np.flatnonzero(~np.all(same, axis=0)):
+                return matrix.names[k], part
+    return None
+
+
+def may_need_others(factor: FormulaFactor) -> bool:
+    """Whether a factor has a call, or takes entries of a column, that may look at other rows: not whether it does."""
+    code, _ = without_backticks(factor.expr)
+    try:
+        tree = ast.parse(code.strip("{} "), mode="eval")
+    except SyntaxError:
+        return False
+    return any(
+        isinstance(node, ast.Subscript) or (isinstance(node, ast.Call) and not _row_by_row(node.func))
+        for node in ast.walk(tree)
+    )
+
+
+def _row_by_row(function: ast.expr) -> bool:
+    """Whether a function is known to look at rows one by one, or to keep what it has learnt."""
+    if isinstance(function, ast.Name):
+        return function.id in vocabulary().keys() - {"lag"}
+    if not (isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name)):
+        return False
+    of_numpy = isinstance(getattr(np, function.attr, None), np.ufunc) or function.attr in ("where", "digitize", "clip")
+    return function.value.id == "contr" or (function.value.id in ("np", "numpy") and of_numpy)
+
+
 def _require_here(recipe: Recipe, factors: Iterable[FormulaFactor], part: str | None = None) -> None:
     """Refuse factors with functions that a file did not hold, and that were not there where it was loaded."""
     absent = {name: value.nature for name, value in recipe.env.items() if isinstance(value, Elsewhere)}
@@ -422,6 +469,11 @@ def restore(name: str, aliases: Mapping[str, str]) -> str:
 
 def _explain(error: Exception, recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> Exception:
     """An error of formulaic's as one of ours: text where numbers are needed, wrong lengths, or the message itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, JmixedError):
+            return cause
+        cause = cause.__cause__
     message = re.sub(r"\s*\n+\s*", " ", str(error))
     named = re.search(r"factor `(.*?)`\.? ", message)
     expr = named.group(1) if named else ""

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, FormulaError, ModelError
-from jmixed.formulas.checks import independent_columns
-from jmixed.formulas.factors import Factor, crossed, factor, plain_labels
+from jmixed.formulas.checks import independent_columns, warn_of_order
+from jmixed.formulas.factors import Factor, crossed, factor
 from jmixed.formulas.formula import bare_name, parse
 from jmixed.formulas.frame import column, holds_text, require_finite, unknown_column
 from jmixed.formulas.model_data import ORDER, RESIDUALS, ResidualTerm
@@ -94,6 +94,8 @@ def residual_term(
         )
     series = _series(part, frame, recipe)
     labels = None if part.position == ORDER else column(frame, part.position)
+    if labels is not None and RESIDUALS[part.word] in ("ar1", "toep"):
+        warn_of_order(f"residual={part.text}", labels)
     places = _places(part, labels, series.codes)
     _refuse_repeats(part, places.steps, series, labels, positions)
     by_position = 0
@@ -235,7 +237,7 @@ def _refuse_repeats(part, places, series: Factor, labels, positions) -> None:
         return
     k = int(np.flatnonzero(same)[0])
     first, second = sorted(int(positions[order[j]]) for j in (k, k + 1))
-    label, at = plain_labels(series.levels)[series.codes[order[k]]], labels.iloc[order[k]] if labels is not None else ""
+    label, at = series.levels.tolist()[series.codes[order[k]]], labels.iloc[order[k]] if labels is not None else ""
     raise DataError(
         f"residual={part.text!r}: {part.position} is {at} twice in {series.name} {label!r}, in rows {first} and "
         f"{second}; a position occurs once in a group: merge such rows, or name the group that tells them apart",
@@ -288,7 +290,7 @@ def _refuse_crossing(part: ResidualPart, series: Factor, terms: Sequence[Any]) -
         first[series.codes] = term.codes
         across = np.flatnonzero(first[series.codes] != term.codes)
         if len(across):
-            label = plain_labels(series.levels)[series.codes[across[0]]]
+            label = series.levels.tolist()[series.codes[across[0]]]
             raise ModelError(
                 f"residual={part.text!r}: the rows of {series.name} {label!r} belong to several levels of "
                 f"{term.group!r}, a grouping factor of the random effects; correlated residuals need groups that lie "

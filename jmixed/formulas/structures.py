@@ -3,10 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
-
-from jmixed.errors import ModelError, warn
+from jmixed.errors import ModelError
 
 UNSTRUCTURED = "unstructured"
 ONE_VARIANCE = "identity"
@@ -88,15 +85,3 @@ def require_columns(
             "intervals of time), or a polynomial or a spline of time as columns of an ordinary term",
             page=PAGE,
         )
-
-
-def warn_of_gaps(word: str, label: str, values: pd.Series) -> None:
-    """Warn of categories without rows between others: columns are neighbours that were none."""
-    if not (WORDS[word].ordered and isinstance(values.dtype, pd.CategoricalDtype)):
-        return
-    codes = np.unique(values.cat.codes)
-    codes = codes[codes >= 0]
-    gaps = np.setdiff1d(np.arange(codes[0], codes[-1] + 1), codes)
-    if len(gaps):
-        missing = ", ".join(map(repr, values.cat.categories[gaps][:5])) + (", ..." if len(gaps) > 5 else "")
-        warn(f"{label!r}: no row has {missing}; the levels before and after are taken as neighbours", UserWarning)

@@ -283,7 +283,7 @@ def check_data(result: MixedLMResults, key: Any = 0) -> dict[str, pd.DataFrame]:
     values = np.concatenate([observed, drawn.ravel()])
     draw = np.repeat(np.arange(1 + len(drawn)), len(observed))
     words: Any = told.frame[["look", "words"]]
-    influence = told.influence.sort_values(ascending=False)
+    influence = told.influence.dropna().sort_values(ascending=False)
     return {
         "residuals": pd.DataFrame({"fixed": fixed, "residual": residual}),
         "residual quantiles": tables[0],

@@ -37,7 +37,8 @@ class Checks(Shown):
         Variance inflation factors by term, of several columns generalised ones (Fox and Monette 1992), with the root
         that makes them comparable: GVIF^(1 / df).
     influence : Series (groups,)
-        Cook's distances of the groups by one Newton step each; empty where they were not computed.
+        Cook's distances of the groups by one Newton step each, NaN where a coefficient has no estimate without the
+        group; empty where they were not computed.
     """
 
     frame: pd.DataFrame
@@ -62,9 +63,12 @@ def checks(fitted: Fitted, key: Any = 0) -> Checks:
         table[f"normal {name}"] = _straight(modes, name)
     distances = _influence(fitted)
     if len(distances):
-        worst = distances.idxmax()
-        words = f"largest Cook's distance: {distances.index.name} {worst}"
-        table["influential groups"] = (float(distances.max()), float(distances.max()) > GROUP, words)
+        lost, most = distances.index[distances.isna().to_numpy()], float(distances.max())
+        if len(lost):
+            words = f"without {distances.index.name} {lost[0]} a coefficient has no estimate"
+        else:
+            words = f"largest Cook's distance: {distances.index.name} {distances.idxmax()}"
+        table["influential groups"] = (most, len(lost) > 0 or most > GROUP, words)
     factors = collinearity(fitted)
     if len(factors):
         worst, most = str(factors.idxmax()), float(factors.max())
@@ -163,7 +167,7 @@ def _influence(fitted: Fitted) -> pd.Series:
     if fitted.family is not None or fitted.held is not None or fitted.penalty:
         return nothing
     try:
-        return diagnostics.influence(fitted, None, "onestep").cooks_distance.dropna()
+        return diagnostics.influence(fitted, None, "onestep").cooks_distance
     except JmixedError:
         # Crossed factors: no factor whose groups can be left out without asking which.
         return nothing

@@ -68,13 +68,19 @@ class Influence(Shown):
     def _shown(self) -> tuple[str, pd.DataFrame]:
         table = self.dfbetas.add_prefix("dfbetas ").assign(converged=self.converged)
         table.insert(0, "Cook's distance", self.cooks_distance)
-        first = table.sort_values("Cook's distance", ascending=False, kind="stable").head(SHOWN)
+        order = {"ascending": False, "kind": "stable", "na_position": "first"}
+        first = table.sort_values("Cook's distance", **order).head(SHOWN)
         most = f"; the first {SHOWN}" if len(table) > SHOWN else ""
-        return f"<Influence of {len(table)} levels of {self.group}{most}>", first
+        lost = int(self.cooks_distance.isna().sum())
+        without = f"; without {lost} of them some coefficients have no estimate" if lost else ""
+        return f"<Influence of {len(table)} levels of {self.group}{most}{without}>", first
 
 
 SHOWN = 10
 """Levels that a printed table of influence has."""
+
+ALONE = 1e-9
+"""How far from one the squared length of a direction in the rows of one group may be, of which it has all."""
 
 UNDETERMINED = (
     Outcome.FLAT,
@@ -168,6 +174,9 @@ def influence(fitted: Fitted, group: str | None, method: str) -> Influence:
     outcomes = [Outcome(int(code)) for code in refits.outcome]
     # What the model could not be fitted to has no estimates; a flat or unbounded likelihood none of variances.
     unfit = _fewest_levels_left(spec.terms, codes, len(levels)) < 2
+    if fitted.family is not None:
+        # A linear model's refits say so themselves.
+        unfit |= _without_estimates(fitted, codes, len(levels))
     unknown = unfit | np.array([outcome in UNDETERMINED for outcome in outcomes])
     beta = np.where(unfit[:, None], np.nan, refits.beta)
     moved = fit.beta - beta
@@ -180,9 +189,21 @@ def influence(fitted: Fitted, group: str | None, method: str) -> Influence:
         pd.DataFrame(beta, index, fixed),
         ran_pars.mask(np.repeat(unknown[:, None], ran_pars.shape[1], axis=1)),
         pd.Series(cooks, index, name="cooks_distance"),
-        pd.DataFrame(np.where(unknown[:, None], np.nan, moved / error), index, fixed),
+        pd.DataFrame(np.where(unknown[:, None], np.nan, moved) / np.where(error > 0, error, np.nan), index, fixed),
         pd.Series([outcome.ok for outcome in outcomes], index, name="converged") & ~unfit,
     )
+
+
+def _without_estimates(fitted: Fitted, codes: np.ndarray, count: int) -> np.ndarray:
+    """For each group whether the rows of the others leave a coefficient undetermined, bool array (groups,)."""
+    X = np.asarray(fitted.spec.X) * (np.asarray(fitted.spec.weights) > 0)[:, None]
+    if fitted.own_family.response == "categories":
+        X = np.column_stack([np.ones(len(X)), X])
+    Q, p = np.linalg.qr(X)[0], X.shape[1]
+    # In orthonormal columns a direction that a group alone determines has all of its length in the rows of the group.
+    own = [np.bincount(codes, Q[:, i] * Q[:, j], minlength=count) for i in range(p) for j in range(p)]
+    lengths = np.linalg.eigvalsh(np.reshape(own, (p, p, count)).transpose(2, 0, 1)) if p else np.zeros((count, 1))
+    return lengths[:, -1] > 1 - ALONE
 
 
 def _refits_without(fitted: Fitted, codes: np.ndarray, method: str) -> LeftOut:

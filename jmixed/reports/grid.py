@@ -119,6 +119,16 @@ class Grid:
         """The fixed part with other numbers in one column."""
         return self._columns(self.frame.assign(**{name: values}))
 
+    def of_offset(self) -> list[str]:
+        """What is said of the values at which the columns of an offset are held."""
+        spec = self.fitted.spec
+        assert spec.recipe is not None
+        names = spec.recipe.columns([part for part in spec.recipe.specs if part.startswith("offset")])
+        names = list(dict.fromkeys([*names, *([spec.offset_source] if spec.offset_source else [])]))
+        held = [axis for axis in self.axes if axis.name in names and axis.numeric and len(axis.values) == 1]
+        values = [f"{axis.name} = {float(axis.values.iloc[0]):.4g}" for axis in held]
+        return [f"The offset is that of {', '.join(values)}."] if values else []
+
 
 def reference_grid(fitted: Fitted, at: Mapping[str, Any] | None, what: str, every: bool = False) -> Grid:
     """The grid of a model, with the values that `at` gives in the place of levels and means.

@@ -43,7 +43,7 @@ USUAL = {"pairwise": "tukey", "revpairwise": "tukey", "reference": "mvt", "conse
 @dataclass(frozen=True)
 class Scale:
     """How a mean is brought to the scale of the response: its inverse, the three derivatives of this (`slope`, and
-    `bends` gives two), and what differences are.
+    `bends` gives two), what differences are, and of a transformed response what the inverse gives.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Scale:
     exponent: Callable[[np.ndarray], np.ndarray] | None = None
     ratio: str = ""
     forward: Callable[[np.ndarray], np.ndarray] | None = None
+    response: str = "the response"
 
     def adjusted(self, sigma: float) -> "Scale":
         """With the inverse's mean around x in the place of its value at x, to second order: g + sigma^2 g'' / 2."""
@@ -154,7 +155,10 @@ def scale_of(fitted: Fitted) -> Scale:
 
 
 def _of_response(text: str) -> Scale:
-    """The transformation that a response's name states, as ``np.log(y)``; a constant beside it, ``y + 1``, counts."""
+    """The transformation that a response's name states, as ``np.log(y)``; a number added, ``y + 1``, is taken off.
+
+    What else stands in the call is what the inverse gives: of ``np.log(y / 10)`` it is y / 10.
+    """
     try:
         node: ast.expr = ast.parse(text, mode="eval").body
     except SyntaxError:
@@ -164,13 +168,25 @@ def _of_response(text: str) -> Scale:
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if name not in SCALES:
         return SCALES["identity"]
-    scale, inner = SCALES[name], node.args[0]
-    added = isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Add | ast.Sub)
-    if added and isinstance(inner, ast.BinOp) and isinstance(inner.right, ast.Constant):
-        constant: Any = inner.right.value
-        shift = float(constant) if isinstance(inner.op, ast.Add) else -float(constant)
-        return replace(scale, inverse=lambda x: scale.inverse(x) - shift)
-    return scale
+    scale, (shift, inner) = SCALES[name], _shifted(node.args[0])
+    if not isinstance(inner, ast.Name):
+        scale = replace(scale, response=ast.unparse(inner))
+    return replace(scale, inverse=lambda x: SCALES[name].inverse(x) - shift) if shift else scale
+
+
+def _shifted(node: ast.expr) -> tuple[float, ast.expr]:
+    """The number that is added in an expression, and to what."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
+        right, left = _constant(node.right), _constant(node.left)
+        if right is not None:
+            return (right if isinstance(node.op, ast.Add) else -right), node.left
+        if left is not None and isinstance(node.op, ast.Add):
+            return left, node.right
+    return 0.0, node
+
+
+def _constant(node: ast.expr) -> float | None:
+    return float(node.value) if isinstance(node, ast.Constant) and isinstance(node.value, int | float) else None
 
 
 # Functions of the parameters.
@@ -268,7 +284,7 @@ def marginal_means(
     predictors = [name for name in (*names, *groups) if categories is None or name != categories.name]
     codes, W = cells(grid, predictors, weights)
     averages = [axis.name for axis in grid.axes if axis.name not in predictors and len(axis.values) > 1]
-    notes = list(grid.notes)
+    notes = [*grid.of_offset(), *grid.notes]
     if averages:
         notes.insert(0, f"Averaged over {', '.join(averages)}, weights {weights!r}.")
     labels = _labels(grid, predictors, codes)
@@ -350,8 +366,10 @@ def _of_scale(fitted: Fitted, kind: str, scale: Scale | None, what: str) -> list
         return [f"On the scale of the response{zero}: the inverse of the {fitted.family.link} link of {what}."]
     if scale is not None and scale.name != "identity":
         if kind == "response":
-            return [f"Back from {fitted.spec.endog_name} to the scale of the response."]
+            return [f"Back from {fitted.spec.endog_name} to the scale of {scale.response}."]
         return [f"On the scale of {fitted.spec.endog_name}; kind='response' brings it back."]
+    if kind == "response" and not fitted.spec.endog_name.isidentifier():
+        return [f"On the scale of {fitted.spec.endog_name}."]
     return []
 
 

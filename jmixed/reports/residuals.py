@@ -11,7 +11,7 @@ from jmixed.errors import DataError, ModelError
 from jmixed.fit.host import Fit
 from jmixed.fit.information import Information
 from jmixed.formulas.factors import Factor
-from jmixed.formulas.frame import column, unknown_column, working_frame
+from jmixed.formulas.frame import any_of, column, missing_rows, unknown_column, working_frame
 from jmixed.formulas.model_data import ORDER, ModelData, ResidualTerm
 from jmixed.formulas.recipe import Recipe, evaluate
 from jmixed.layout.stack import structure_of_residuals
@@ -155,7 +155,7 @@ def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:
 
 
 def new_columns(spec: ModelData, frame: pd.DataFrame) -> np.ndarray:
-    """Columns (k, columns) of the dispersion for new rows without missing values."""
+    """Columns (k, columns) of the dispersion for new rows; NaN where what they are made of is missing."""
     residual, recipe = cast(ResidualTerm, spec.residual), cast(Recipe, spec.recipe)
     by_position = np.zeros((len(frame), residual.by_position))
     if residual.by_position:
@@ -163,10 +163,18 @@ def new_columns(spec: ModelData, frame: pd.DataFrame) -> np.ndarray:
         by_position = (place[:, None] == np.arange(1, residual.by_position + 1)[None]).astype(FLOAT)
     if residual.dispersion is None:
         return by_position
-    working = working_frame(frame, recipe.columns(["dispersion"]), recipe.aliases, recipe.dtypes)
-    matrix = evaluate(recipe, ["dispersion"], working, fresh=False).matrices["dispersion"]
-    kept = [matrix.names.index(name) for name in residual.names[residual.by_position :]]
-    return np.hstack([by_position, matrix.values[:, kept]])
+    needed = recipe.columns(["dispersion"])
+    for name in needed:
+        if name not in frame.columns:
+            raise DataError(unknown_column(name, frame.columns, f"dispersion={residual.dispersion!r}"))
+    names = residual.names[residual.by_position :]
+    columns, masks = np.full((len(frame), len(names)), np.nan), missing_rows({n: column(frame, n) for n in needed})
+    there = np.flatnonzero(~any_of(masks)) if masks else np.arange(len(frame))
+    if len(there):
+        working = working_frame(frame.iloc[there], needed, recipe.aliases, recipe.dtypes)
+        matrix = evaluate(recipe, ["dispersion"], working, fresh=False).matrices["dispersion"]
+        columns[there] = matrix.values[:, [matrix.names.index(name) for name in names]]
+    return np.hstack([by_position, columns])
 
 
 def _counted_places(residual: ResidualTerm, frame: pd.DataFrame) -> np.ndarray:

@@ -24,10 +24,11 @@ def checked_responses(family: Family, y: np.ndarray, trials: np.ndarray, index: 
     if wrong is not None:
         allowed, rows = wrong
         first = np.flatnonzero(rows)[:3]
-        shown = ", ".join(f"{y[row]:g} in row {index[row]!r}" for row in first)
+        labels = index.take(first).tolist()
+        shown = ", ".join(f"{y[row]:g} in row {label!r}" for row, label in zip(first, labels, strict=True))
         raise DataError(
-            f"the response of the family {family.name} must be {allowed}; {np.count_nonzero(rows)} of {len(y)} rows "
-            f"are not: {shown}{', ...' if np.count_nonzero(rows) > 3 else ''}"
+            f"the response does not suit the family {family.name}: {allowed}; {np.count_nonzero(rows)} of {len(y)} "
+            f"rows are not: {shown}{', ...' if np.count_nonzero(rows) > 3 else ''}"
         )
 
 

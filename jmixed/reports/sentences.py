@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jmixed.formulas.model_data import ModelData
 from jmixed.inference import tails
-from jmixed.reports import diagnostics
+from jmixed.reports import diagnostics, further
 from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed
@@ -45,6 +46,7 @@ def _model(fitted: Fitted) -> list[str]:
     if spec.residual is not None:
         words = [text for text in (spec.residual.text, spec.residual.dispersion) if text]
         lines.append(f"Residuals were modelled as {_listed(words)}.")
+    lines += success(spec)
     if not fitted.fit.converged:
         lines.append(f"The fit did not converge ({fitted.fit.outcome.name}: {fitted.fit.outcome.message}).")
     return lines
@@ -92,6 +94,12 @@ def _rest(fitted: Fitted) -> list[str]:
     ]
     if related:
         lines.append(f"Correlations: {_listed(related)}.")
+    for heading, names, estimates, errors in further.headed(fitted) if fitted.family is not None else ():
+        told = [
+            f"{name} {fixed(estimate, decimals(error), least=0)} (SE {fixed(error, decimals(error), least=0)})"
+            for name, estimate, error in zip(names, estimates.tolist(), errors.tolist(), strict=True)
+        ]
+        lines.append(f"{heading}: {_listed(told)}.")
     if fitted.has_data and fitted.spec.represents is None:
         explained = diagnostics.r2(fitted)
         fixed_part = f"The fixed effects explain {100 * explained.marginal:.1f}% of the variance (marginal R2)"
@@ -103,6 +111,13 @@ def _rest(fitted: Fitted) -> list[str]:
     if singular:
         lines.append(f"The fit is singular: a variance of zero or a correlation of one in {_listed(singular)}.")
     return lines
+
+
+def success(spec: ModelData) -> list[str]:
+    """Which of two categories a success is."""
+    if spec.response is None or spec.response.kind != "successes" or len(spec.response.categories) != 2:
+        return []
+    return [f"A success is {spec.endog_name} = {spec.response.categories[1]!r}."]
 
 
 def probability(p: float) -> str:

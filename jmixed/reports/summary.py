@@ -13,6 +13,7 @@ from jmixed.inference import tails
 from jmixed.reports import further, residuals
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed, latex
+from jmixed.reports.sentences import success
 from jmixed.reports.tests import DDF, tests_of_coefficients
 from jmixed.runtime.arguments import checked
 
@@ -251,8 +252,7 @@ def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
         lines.append(f"Residuals: {shown}. logsd: change of the log standard deviation; cor: correlations.")
     if spec.response is not None and spec.response.weights_as_trials:
         lines.append("Weights of proportions are numbers of trials, as in lme4.")
-    if spec.response is not None and len(spec.response.categories) == 2 and spec.response.kind == "successes":
-        lines.append(f"A success is {spec.endog_name} = {spec.response.categories[1]!r}.")
+    lines += success(spec)
     related = list(dict.fromkeys(term.group for term in spec.terms if term.relationship is not None))
     if related:
         lines.append(f"Related levels: {', '.join(related)}. A variance is that of a level with 1 in the known matrix.")

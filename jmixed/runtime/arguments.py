@@ -419,7 +419,37 @@ def caller_of(frame: FrameType | None) -> FrameType | None:
     return frame
 
 
+FOREIGN = {
+    **dict.fromkeys(("ziformula", "zi"), "zero_inflation"),
+    **dict.fromkeys(("dispformula", "disp"), "dispersion"),
+    **dict.fromkeys(("nAGQ", "nagq"), "quadrature"),
+    **dict.fromkeys(("na_action", "na.action"), "missing"),
+    **dict.fromkeys(("lmer_df", "mode"), "ddf"),
+    **dict.fromkeys(("type", "transform"), "kind"),
+    **dict.fromkeys(("conf_level", "confidence"), "level"),
+    **dict.fromkeys(("nsim", "n_sim", "n_boot", "B"), "n"),
+    **dict.fromkeys(("seed", "random_state"), "key"),
+    **dict.fromkeys(("re_form", "re"), "random_effects"),
+    **dict.fromkeys(("newdata", "exog"), "data"),
+    "allow_new_levels": "new_levels",
+    "se_fit": "interval",
+    "ref": "reference",
+    "correlation": "residual",
+}
+"""Arguments of other packages, and those that mean the same here."""
+ELSEWHERE = {
+    "exposure": ("offset", "what counts are relative to is an offset, as in + offset(np.log(size))"),
+    "alpha": ("level", "a coverage is stated, level=0.95"),
+    **dict.fromkeys(("REML", "reml"), ("quadrature", "these fits are by maximum likelihood")),
+}
+"""Arguments of other packages that are stated otherwise, where there is an argument of the name that stands first."""
+
+
 def _unknown(label, name, known) -> str:
+    if FOREIGN.get(name) in known:
+        return f"{label} has no argument {name!r}; here it is {FOREIGN[name]}="
+    if name in ELSEWHERE and ELSEWHERE[name][0] in known:
+        return f"{label} has no argument {name!r}; {ELSEWHERE[name][1]}"
     close = difflib.get_close_matches(name, known, 1)
     there = f"; do you mean {close[0]}?" if close else f"; it has {', '.join(known)}" if known else ", nor any other"
     return f"{label} has no argument {name!r}{there}"

@@ -19,7 +19,7 @@ from jmixed.formulas.assemble import NoRowsError, Rows, Words, leave_out_missing
 from jmixed.formulas.evaluate import factors_of, known_factors
 from jmixed.formulas.formula import bare_name
 from jmixed.formulas.frame import as_frame, column, complete_rows, per_row, require_missing, working_frame
-from jmixed.formulas.recipe import Evaluation, Recipe, evaluate, restore
+from jmixed.formulas.recipe import Recipe, evaluate, of_whole_columns, restore
 from jmixed.formulas.statement import state
 from jmixed.streams.reading import ANY_CATEGORIES, Checksum, checksum, kinds_of, naming, require_alike
 
@@ -257,26 +257,13 @@ def learn(statement: Statement, shown: Survey) -> tuple[Statement, Rows]:
 def _require_row_by_row(statement: Statement, rows: Rows, working: pd.DataFrame) -> None:
     """Refuse formulas whose value in one row depends on others: halves and single rows must give what all give."""
     recipe, n = statement.recipe, len(working)
-    distinct = np.flatnonzero(~working.duplicated().to_numpy())
-    single = distinct[np.unique([0, len(distinct) // 2, len(distinct) - 1])]
-    every = evaluate(recipe, recipe.specs, working, fresh=False)
+    if found := of_whole_columns(recipe, recipe.specs, working):
+        name, part = found
+        raise _whole_column(name, recipe.texts[part])
     labels = {name: np.asarray(values) for name, values in statement.labels(rows).items()}
-    for places in (np.arange(0, n, 2), np.arange(1, n, 2), *single[:, None]):
-        if not len(places):
-            continue
-        _compare_columns(recipe, every, working.iloc[places], places)
-        _compare_labels(statement, labels, rows.take(places), places)
-
-
-def _compare_columns(recipe: Recipe, every: Evaluation, some: pd.DataFrame, places: np.ndarray) -> None:
-    try:
-        matrices = evaluate(recipe, recipe.specs, some, fresh=False).matrices
-    except JmixedError as error:
-        raise _whole_column("a term", recipe.texts["rhs"]) from error
-    for part, matrix in every.matrices.items():
-        same = np.isclose(matrices[part].values, matrix.values[places], rtol=1e-9, atol=0, equal_nan=True)
-        for k in np.flatnonzero(~np.all(same, axis=0)):
-            raise _whole_column(matrix.names[k], recipe.texts[part])
+    for places in (np.arange(0, n, 2), np.arange(1, n, 2)):
+        if len(places):
+            _compare_labels(statement, labels, rows.take(places), places)
 
 
 def _compare_labels(statement: Statement, labels: dict, some: Rows, places: np.ndarray) -> None:

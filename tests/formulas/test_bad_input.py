@@ -89,7 +89,7 @@ def test_powers_as_in_r(table):
 
 
 @pytest.mark.parametrize(
-    "text", ["x^2", "x**2", "(x)^2", "(x - z)^2", "(x:z)**2", "x*x", "x:x", "x/x", "np.log(z)^2", "`x`^3"]
+    "text", ["x^2", "x**2", "(x)^2", "(x - 1)^2", "(x:z)**2", "x*x", "x:x", "x/x", "np.log(z)^2", "`x`^3"]
 )
 def test_a_term_with_itself_is_no_power(table, text):
     """formulaic would read x alone; R and patsy do so in silence."""
@@ -98,13 +98,59 @@ def test_a_term_with_itself_is_no_power(table, text):
         f"y ~ {text} + (1 | g)",
         f"y ~ z + ({text} | g)",
         f"y ~ z + (0 + {text} || g)",
-        f"y ~ 1 - z + {text} + (1 | g)",
+        f"y ~ z - z + {text} + (1 | g)",
     ]
     for formula in words:
         says(table, formula, FormulaError, wrong, formula, "^")
     says(table, "y ~ z", FormulaError, wrong, groups="g", re_formula=text)
     says(table, "y ~ z", FormulaError, wrong, groups="g", vc_formula={"a": f"0 + {text}"})
-    says(table, f"{text} ~ z + (1 | g)", FormulaError, wrong)
+    left = f"{text} ~ z + (1 | g)"
+    if ":" in text:
+        says(table, left, FormulaError, "arithmetic of the response" if "*" in text else wrong)
+    else:
+        # On the left it is arithmetic.
+        x, z = table["x"], table["z"]
+        value = {"x/x": None, "(x - 1)^2": (x - 1) ** 2, "np.log(z)^2": np.log(z) ** 2, "`x`^3": x**3}.get(text, x**2)
+        if value is None:
+            says(table, left, DataError, "constant")
+        else:
+            np.testing.assert_allclose(from_formula(left, table).y, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "spot", "instead"),
+    [
+        ("x - 4", "-", "I(x - 4)"),
+        ("(x - 4)*z", "-", "I(x - 4)"),
+        ("x - z", "-", "I(x - z)"),
+        ("x - x.mean()", "-", "center(x)"),
+        ("x + C(f) - f", "- f", "is none of those before it"),
+        ("-x", "-", "I(-x)"),
+        ("x*2", "2", "I(x * 2)"),
+        ("2*x", "2", "I(2 * x)"),
+        ("z + x/100", "100", "I(x / 100)"),
+        ("1/x", "1", "I(1 / x)"),
+    ],
+)
+def test_arithmetic_on_the_right(table, text, spot, instead):
+    """x - 4 would be x: R refuses it, and takes x - z for x in silence, as formulaic does both."""
+    formula = f"y ~ {text} + (1 | g)"
+    place = len("y ~ ") + text.index(spot)
+    says(table, formula, FormulaError, instead, f"{formula}\n    {' ' * place}^")
+    says(table, f"y ~ z + (0 + {text} | g)", FormulaError)
+    says(table, "y ~ z", FormulaError, groups="g", re_formula=f"0 + {text}")
+
+
+def test_what_a_minus_takes_away_is_there(table):
+    for text in ("x*z - x:z", "x + z - x", "x - 1", "(x + z)^2 - x:z", ". - text - one - huge - hole + x", "0 + x - 0"):
+        from_formula(f"y ~ {text} + (1 | g)", table)
+
+
+def test_levels_that_are_stated_are_all(table):
+    """In silence the rows of other levels were those of the reference."""
+    says(table, "y ~ C(f, levels=['a']) + (1 | g)", DataError, "levels=['a']", "none of these levels")
+    says(table, "y ~ C(f, levels=['a'])", DataError, "none of these levels", groups="g")
+    says(table, "y ~ C(f, contr.sum, levels=['a']) + (1 | g)", DataError, "none of these levels")
 
 
 def test_powers_of_sums_are_interactions(table):
@@ -132,7 +178,7 @@ def test_the_response_does_not_explain_itself(table, text):
     says(table, "y ~ x", DataError, "groups= is the response 'y'", groups="y")
     says(table, "np.log( z ) ~ np.log(z) + (1 | g)", FormulaError, "the response 'np.log( z )' cannot")
     assert from_formula("np.log(z) ~ x + (1 | g)", table).endog_name == "np.log(z)"
-    assert from_formula("y ~ x - y + (1 | g)", table).exog_names == ("Intercept", "x")
+    says(table, "y ~ x - y + (1 | g)", FormulaError, "I(x - y)")
 
 
 @pytest.mark.parametrize("nest", ["g/g", "g:g", "g/f/g", "(g/f):g", "C(g)/g", "`g`:g"])
@@ -254,7 +300,7 @@ def test_responses(table):
     says(table, "text ~ x + (1 | g)", DataError, "the response 'text'", "holds text", "pd.to_numeric(data['text'])")
     says(table, "f ~ x + (1 | g)", DataError, "the response 'f'", "holds text")
     says(table, "np.log(text) ~ x + (1 | g)", DataError, "'text'", "holds text", "pd.to_numeric")
-    says(table, "y + x ~ z + (1 | g)", DataError, "one column of numbers", "('y', 'x')")
+    says(table, "y + x ~ z + (1 | g)", DataError, "one column of numbers", "('y', 'x')", "I(a + b)")
     says(table.assign(y=table["f"].astype("category")), None, DataError, "the response 'y'", "holds text")
 
 

@@ -66,6 +66,26 @@ def test_what_is_left_is_the_fixed_part(text, fixed):
     assert len(found.fixed) == len(text)
 
 
+@pytest.mark.parametrize(
+    ("left", "read"),
+    [
+        ("after - before", "I(after - before)"),
+        ("(a-b)/b", "I((a-b)/b)"),
+        ("100 * y", "I(100 * y)"),
+        ("-y", "I(-y)"),
+        ("y^2", "I(y**2)"),
+        ("`a b` / n", "I(`a b` / n)"),
+        ("Sepal.Length / 2", "I(`Sepal.Length` / 2)"),
+        ("np.log(y) - 1", "I(np.log(y) - 1)"),
+        ("np.log(a - b)", "np.log(a - b)"),
+        ("(y)", "(y)"),
+        ("a:b", "a:b"),
+    ],
+)
+def test_the_left_side_is_arithmetic(left, read):
+    assert parse(f"{left} ~ x - 1 + (1 | g)").fixed.split("~")[0].strip() == read
+
+
 def test_offsets_are_expressions():
     assert parse("y ~ x + offset(np.log(e)) + (1 | g) + offset(2 * `a b`)").offsets == ("np.log(e)", "2 * `a b`")
 
@@ -92,6 +112,8 @@ def test_labels_are_uniform():
         ("y ~ (1 | a | b)", 11, "one bar"),
         ("y ~ (offset(z) | g)", 5, "cannot stand inside"),
         ("y ~ (x", 4, "not closed"),
+        ("a:b - c ~ x + (1 | g)", 1, "no colon"),
+        ("a % b - c ~ x", 2, "Expected: %"),
         ("y ~ x)", 5, "no opening"),
         ("y ~ log(x + (1 | g)", 4, "Expected: )"),
         ("y ~ x ~ z", 6, "exactly one ~"),

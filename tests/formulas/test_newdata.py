@@ -265,3 +265,31 @@ def test_whole_numbers_beyond_the_digits_of_floats(table):
         found = new_rows(model, {"g": new}, random=True)
         np.testing.assert_array_equal(found.missing, [False, True])
         assert (found.codes[0][0], found.X[0].tolist().index(1.0, 1)) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "I(x - x.mean())",
+        "I(x > np.median(x))",
+        "I(z / z.max())",
+        "x.rank()",
+        "lag(x)",
+        "pd.cut(x, 3)",
+        "I(x - x.iloc[0])",
+    ],
+)
+def test_what_depends_on_other_rows_has_no_value_in_new_ones(table, term):
+    """Of a part of the rows the mean is another: predictions were those of another model, in silence, as in R."""
+    env = {"np": np, "pd": pd}
+    for words in (f"y ~ z + {term} + (1 | g)", f"y ~ z + ({term} | g)"):
+        model = from_formula(words, table, env=env, missing="drop")
+        with pytest.raises(DataError, match="needs the whole column at once: in new rows"):
+            new_rows(model, table.iloc[5:25], random=True)
+    # The rows of the model itself are no new ones, and what is learnt or known is as it was.
+    if term != "lag(x)":
+        model = from_formula(f"y ~ z + {term} + (1 | g)", table, env=env)
+        np.testing.assert_array_equal(new_rows(model, table).X, model.X)
+    others = "scale(x) + np.digitize(x, [0]) + I(np.maximum(x, z)) + x.abs() + pd.cut(x, [-9, 0, 9])"
+    model = from_formula(f"y ~ z + {others} + (1 | g)", table, env=env)
+    np.testing.assert_allclose(new_rows(model, table.iloc[5:25]).X, model.X[5:25], rtol=1e-12)

@@ -47,6 +47,33 @@ def refused(error, message, table, residual=None, dispersion=None, formula="y ~ 
 # ---- what words become ----
 
 
+@pytest.mark.parametrize("names", [("m2", "m4", "m12"), ("2", "4", "12"), ("baseline", "after", "end")])
+def test_the_alphabet_is_no_order_of_visits(table, names):
+    """Week 12 would stand beside Week 2, and the correlations of an ar1 be those of other visits, in silence."""
+    table["visit"] = table["visit"].replace(dict(zip(VISITS, names, strict=True)))
+    alphabet, time = ", ".join(sorted(names)), pd.CategoricalDtype(names, ordered=True)
+    for residual, formula in (
+        ("ar1(visit | subject)", "y ~ x"),
+        ("toeph(visit | subject)", "y ~ x"),
+        (None, "y ~ x + hetar1(0 + visit | clinic)"),
+    ):
+        for data in (table, table.astype({"visit": "category"})):
+            with pytest.warns(UserWarning, match=f"visit are taken in the order of the alphabet: {alphabet}. "):
+                from_formula(formula, data, residual=residual)
+        in_order = from_formula(formula, table.astype({"visit": time}), residual=residual)
+        if residual:
+            assert in_order.residual.place_names == names
+    # Where no one is anyone's neighbour, and of days that are numbers, there is nothing to say.
+    term_of(table, "us(visit | subject)")
+    term_of(table, "ar1(week | subject)")
+
+
+def test_a_visit_without_rows_makes_neighbours(table):
+    table["visit"] = pd.Categorical(table["visit"], ["m2", "m3", "m5", "m8"], ordered=True)
+    with pytest.warns(UserWarning, match="no row has 'm5'; the levels before and after are taken as neighbours"):
+        term_of(table, "ar1(visit | subject)")
+
+
 @pytest.mark.parametrize("word", RESIDUALS)
 def test_every_word_has_its_structure(table, word):
     position = "day" if word == "car1" else "visit"

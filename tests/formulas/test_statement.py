@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jmixed as jm
+from jmixed.errors import FormulaError
 from jmixed.formulas.frame import as_frame
 from jmixed.formulas.statement import from_formula, new_rows
 
@@ -183,6 +185,33 @@ def test_the_callers_functions_and_constants(table):
     np.testing.assert_array_equal(model.X[:, 3], np.arange(60.0))
     assert model.dropped == ("scale(z)",)
     np.testing.assert_array_equal(model.terms[0].Z[:, 1], 2 * table["z"])
+
+
+def test_a_response_is_arithmetic():
+    """R 4.2, lme4 1.1-31: lmer((Reaction - 250)/Days^2 ~ Days + (1 | Subject), subset(sleepstudy, Days > 0))."""
+    sleep = jm.datasets.load("sleepstudy").query("Days > 0")
+    for left in ("(Reaction - 250)/Days^2", "(Reaction - 250) / Days**2", "I((Reaction - 250) / Days**2)"):
+        result = jm.mixedlm(f"{left} ~ Days + (1 | Subject)", sleep).fit()
+        np.testing.assert_allclose(result.objective, 1246.7075474, rtol=1e-9)
+        np.testing.assert_allclose(result.fe_params, [9.0827947769, -1.09462014615], rtol=1e-7)
+        assert result.model.update(". ~ . - Days").endog_names == "I((Reaction - 250) / Days ** 2)"
+    odd = sleep.rename(columns={"Reaction": "yield", "Days": "t.d"})
+    model = jm.mixedlm("yield/100 - t.d ~ (1 | Subject)", odd)
+    np.testing.assert_allclose(model.endog, sleep["Reaction"] / 100 - sleep["Days"])
+
+
+def test_natural_splines_are_those_of_r():
+    """R 4.2: lmer(Reaction ~ ns(Days, df = 3) + (1 | Subject), sleepstudy), predictions of the fixed part."""
+    sleep = jm.datasets.load("sleepstudy")
+    words = "Reaction ~ cr(Days, df=3, constraints='center')"
+    for result in (
+        jm.mixedlm(f"{words} + (1 | Subject)", sleep).fit(),
+        jm.mixedlm(words, sleep, groups="Subject").fit(),
+    ):
+        found = result.predict({"Days": [0, 4.5, 9]})
+        np.testing.assert_allclose(found, [255.525371466, 295.708027624, 348.856497136], rtol=1e-9)
+    with pytest.raises(FormulaError, match=re.escape("cr(x, df=3, constraints='center')")):
+        jm.mixedlm("Reaction ~ ns(Days, 3) + (1 | Subject)", sleep)
 
 
 def test_offsets_add_up(table):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -271,3 +272,24 @@ class TestWithoutFixedEffects:
             data = jm.datasets.load("sleepstudy")
             alone = jm.mixedlm("Reaction ~ 0 + (1 | Subject)", data[data["Subject"] != "309"]).fit()
             np.testing.assert_allclose(found.ran_pars.loc["309"], alone.tidy("ran_pars")["estimate"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["poisson", "ordinal"])
+def test_groups_that_a_coefficient_rests_on_have_no_distance(family):
+    """Fits of a response with a family kept the start of such a coefficient, and had a distance all the same."""
+    rng = np.random.default_rng(1)
+    data = pd.DataFrame({"g": np.repeat(list("abcdef"), 8)})
+    data["arm"] = data["g"].map(dict(zip("abcdef", "xxyyzw", strict=True)))
+    data["n"] = np.minimum(rng.poisson(3, 48), 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.errors.SingularWarning)
+        result = jm.mixedglm("n ~ arm + (1 | g)", data, family=family).fit()
+        exact = result.influence()
+        linear = jm.mixedlm("n ~ arm + (1 | g)", data).fit()
+    for found in (exact, result.influence(method="onestep")):
+        assert found.cooks_distance.index[found.cooks_distance.isna()].tolist() == ["e", "f"]
+        assert not found.converged[["e", "f"]].any()
+        assert found.fixed.loc[["e", "f"]].isna().all(axis=None)
+    assert "without 2 of them some coefficients have no estimate" in " ".join(repr(exact).split())
+    assert linear.influence().cooks_distance.isna().tolist() == [False] * 4 + [True] * 2
+    assert "without g e a coefficient has no estimate" in repr(linear.check())

@@ -151,6 +151,36 @@ def test_adjusted_by_the_variance_of_the_model(cake):
     pd.testing.assert_frame_equal(own, given, rtol=1e-12)
 
 
+def test_what_an_offset_is_held_at():
+    frame = counts_frame()
+    frame["hours"], frame["log_hours"] = np.linspace(1, 4, len(frame)), np.log(np.linspace(1, 4, len(frame)))
+    stated = jm.mixedglm("y ~ x + offset(np.log(hours)) + (1 | g)", frame, family="poisson").fit()
+    beside = jm.mixedglm("y ~ x + (1 | g)", frame, family="poisson", offset="log_hours").fit()
+    assert "The offset is that of hours = 2.5." in str(stated.emmeans("x"))
+    assert f"log_hours = {frame['log_hours'].mean():.4g}." in str(beside.emmeans("x", kind="marginal"))
+    hour = stated.emmeans("x", at={"hours": 1, "x": 0}, kind="response")
+    assert "hours = 1." in str(hour)
+    np.testing.assert_allclose(hour.frame["estimate"], np.exp(stated.fe_params.iloc[0]), rtol=1e-12)
+
+
+def test_what_a_transformed_response_is_brought_back_to():
+    """R 4.2, emmeans 1.8.4: lmer(log(Reaction + 1) ~ Days + (1 | Subject), sleepstudy), type = "response"."""
+    sleep, days = jm.datasets.load("sleepstudy"), {"Days": [0, 9]}
+    sleep["rest"] = 600 - sleep["Reaction"]
+
+    def means(left):
+        return jm.mixedlm(f"{left} ~ Days + (1 | Subject)", sleep).fit().emmeans("Days", at=days, kind="response")
+
+    for left in ("np.log(Reaction + 1)", "np.log(1 + Reaction)", "np.log1p(Reaction)"):
+        np.testing.assert_allclose(means(left).frame["estimate"], [252.1602636, 341.4204909], rtol=1e-8)
+    # Not the response itself, but what stands in the call, by name.
+    turned, rest = means("np.log(600 - Reaction)"), means("np.log(rest)")
+    np.testing.assert_allclose(turned.frame["estimate"], rest.frame["estimate"], rtol=1e-9)
+    assert "to the scale of 600 - Reaction." in str(turned)
+    assert "to the scale of the response." in str(rest)
+    assert "On the scale of I(np.log(Reaction) - 1)." in str(means("np.log(Reaction) - 1"))
+
+
 @pytest.mark.parametrize("name", [name for name in SCALES if name != "identity"])
 def test_scales_have_their_derivatives(name):
     scale, x, step = SCALES[name], np.array([0.4, 1.3]), 1e-4

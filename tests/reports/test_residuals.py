@@ -436,3 +436,18 @@ def test_tables_and_sentences_have_a_deviation_for_each_position():
     assert not {"ICC", "R2 conditional"} & set(rows["Fit"].index)
     assert "conditional" not in visits().report()
     assert jm.table([dispersion()]).cells.iloc[:, 0]["Fit", "ICC"]
+
+
+def test_prediction_intervals_need_what_the_dispersion_is_made_of():
+    """A missing sex had the variance of the first one, and a table without it ended in a KeyError."""
+    data = jm.datasets.load("orthodont")
+    result = jm.mixedlm("distance ~ age + (1 | Subject)", data, dispersion="~ Sex").fit()
+    rows = pd.DataFrame({"age": [8.0, 8.0, 8.0], "Sex": ["Male", None, "Female"]})
+    found = result.predict(rows, interval="prediction")
+    assert found["lower"].isna().tolist() == found["se"].isna().tolist() == [False, True, False]
+    sds = result.residual_sd()
+    variances = found["se"] ** 2 - result.predict(rows, interval="confidence")["se"] ** 2 - result.cov_re.iloc[0, 0]
+    np.testing.assert_allclose(variances[[0, 2]], [sds["Male"] ** 2, sds["Female"] ** 2], rtol=1e-9)
+    assert result.predict(rows.iloc[[1]], interval="prediction")["upper"].isna().all()
+    with pytest.raises(jm.errors.DataError, match="dispersion='~ Sex' names the column 'Sex'"):
+        result.predict(rows[["age"]], interval="prediction")

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from generalized import counts
 
 import jmixed as jm
 
@@ -29,6 +30,16 @@ def test_the_report_has_the_numbers_of_the_tests(machines, slow):
     assert f"{100 * machines.r2().conditional:.1f}% (conditional R2)" in text
     assert "t(" not in slow.report()
     assert "z = 5.97, p < .001" in slow.report()
+
+
+def test_the_report_has_what_else_was_estimated(slow):
+    assert "A success is slow = True." in slow.report()
+    sleep = jm.datasets.load("sleepstudy")
+    sleep["pace"] = np.digitize(sleep["Reaction"], [260, 320])
+    ordered = jm.mixedglm("pace ~ Days + (1 | Subject)", sleep, family="ordinal").fit()
+    first = ordered.thresholds.iloc[0]
+    assert re.search(rf"Thresholds: 0\|1 {first:.3f} \(SE 0\.\d+\) and 1\|2 ", ordered.report())
+    assert re.search(r"Dispersion \(log\): Intercept -?\d\.\d+ \(SE 0\.\d+\)", counts().report())
 
 
 def test_what_is_unusual_is_said():
