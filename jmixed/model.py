@@ -958,6 +958,13 @@ class MixedGLM:
     labelled = True
     _words: dict[str, Any] | None
 
+    def __init__(self, *_: Any, **__: Any):
+        """Not for people, who call `mixedglm`: raises `ModelError`."""
+        raise ModelError(
+            'MixedGLM is made by mixedglm(formula, data, family), as in mixedglm("y ~ x + (1 | g)", data, "binomial"); '
+            "arrays become a table first, by pandas.DataFrame"
+        )
+
     @classmethod
     def _from_words(cls, formula, data, subset, env, words, of_rows) -> MixedGLM:
         family, timings = family_of(words["family"]), Timings()

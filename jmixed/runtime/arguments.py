@@ -238,7 +238,7 @@ ARGUMENTS: dict[str, Kind] = {
     "contrasts.method": text
     | Kind("a mapping of names to weights, or a list", lambda value, _: isinstance(value, Mapping | list | tuple)),
     **dict.fromkeys(
-        ("endog", "exog", "exog_re", "groups", "weights", "offset", "y", "Y", "X", "subset", "array"), even
+        ("endog", "exog", "exog_re", "groups", "weights", "offset", "trials", "y", "Y", "X", "subset", "array"), even
     ),
     **dict.fromkeys(("xname", "xname_fe", "xname_re", "drop_cols", "names"), texts),
     **dict.fromkeys(("colnames", "mats"), Kind("a list", lambda value, _: isinstance(value, list | tuple))),

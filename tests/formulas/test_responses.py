@@ -673,3 +673,11 @@ def test_files(kept, left, kind, more):
             np.testing.assert_array_equal(getattr(mine, part), getattr(theirs, part))
     used = {*model.recipe.columns(model.recipe.needs), "g"}
     pd.testing.assert_frame_equal(again.frame[sorted(used)], TABLE[sorted(used)])
+
+
+def test_a_model_is_made_by_its_function():
+    for arguments in ((), (np.ones(3), np.ones((3, 1)))):
+        with pytest.raises(jm.ModelError, match=r"made by mixedglm\(formula, data, family\)"):
+            jm.MixedGLM(*arguments)
+    with pytest.raises(jm.ModelError, match="made by mixedglm"):
+        jm.MixedGLM(endog=np.ones(3))
