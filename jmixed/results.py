@@ -1522,12 +1522,17 @@ class MixedGLMResults:
         return components.var_corr(self.fitted.spec, self.fitted.fit)
 
     def tidy(
-        self, effects: str | Collection[str] = "fixed", conf_int: bool = False, conf_level: float = 0.95
+        self,
+        effects: str | Collection[str] = "fixed",
+        conf_int: bool = False,
+        conf_level: float = 0.95,
+        exponentiate: bool = False,
     ) -> pd.DataFrame:
         """Estimates as rows, with the column names of broom.mixed; arguments as of `MixedLMResults.tidy`.
 
         With further predictors there is a column component, "cond", "disp" and "zi"; of categories coef.type,
-        "location" and "intercept". Raises `ModelError` for another kind of effects, or a level outside (0, 1).
+        "location" and "intercept". Raises `ModelError` for another kind of effects, a level outside (0, 1), and ratios
+        where the link has none.
 
         Parameters
         ----------
@@ -1537,6 +1542,9 @@ class MixedGLMResults:
             Add conf.low and conf.high, normal limits.
         conf_level
             Coverage.
+        exponentiate
+            Coefficients of the response as ratios of odds, means or hazards, with their limits; std.error is the
+            coefficient's times the ratio, and statistic the coefficient's.
 
         Examples
         --------
@@ -1545,7 +1553,8 @@ class MixedGLMResults:
         0  fixed  Intercept   -3.195     0.685    -4.662
         1  fixed       Days   0.5852    0.0981     5.968
         """
-        return components.tidy(self.fitted, effects, conf_int, conf_level)
+        table = components.tidy(self.fitted, effects, conf_int, conf_level)
+        return components.exponentiated(table, self.fitted) if exponentiate else table
 
     def summary(
         self,

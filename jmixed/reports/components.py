@@ -181,6 +181,10 @@ def glance(fitted: Fitted) -> pd.DataFrame:
     return noted(pd.DataFrame([values]))
 
 
+RATIOS = ("logit", "log", "cloglog")
+"""Links of which exponentials of coefficients are ratios: of odds, of means, of hazards."""
+
+
 def tidy(fitted: Fitted, effects: str | Collection[str], conf_int: bool, conf_level: float) -> pd.DataFrame:
     """Estimates as rows, with the column names of broom.mixed."""
     level, spec, fit = float(conf_level) if conf_int else None, fitted.spec, fitted.fit
@@ -196,6 +200,25 @@ def tidy(fitted: Fitted, effects: str | Collection[str], conf_int: bool, conf_le
             raise ModelError(f"tidy: effects={effect!r}; use 'fixed', 'ran_pars', 'ran_vals' or a list of these")
     table = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
     return noted(table if "component" not in table else table.assign(component=table["component"].fillna("cond")))
+
+
+def exponentiated(table: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
+    """A tidy table with the coefficients of the response as ratios; standard errors are those by the delta method."""
+    link = fitted.own_family.link
+    if link not in RATIOS:
+        raise ModelError(
+            f"tidy: exponentiate=True makes ratios of the coefficients of the links {', '.join(RATIOS)}, and this link "
+            f"is {link!r}; of others see emmeans(kind='response')"
+        )
+    main = table.get("component", table.get("coef.type", pd.Series("cond", table.index)))
+    there = (table["effect"] == "fixed") & main.isin(["cond", "location"])
+    ratios = np.exp(table["estimate"].astype(float))
+    out = table.copy()
+    out["estimate"] = out["estimate"].where(~there, ratios)
+    out["std.error"] = out["std.error"].where(~there, out["std.error"] * ratios)
+    for name in {"conf.low", "conf.high"} & set(table):
+        out[name] = out[name].where(~there, np.exp(out[name].astype(float)))
+    return noted(out)
 
 
 def tidy_fixed(fitted: Fitted, level: float | None) -> pd.DataFrame:

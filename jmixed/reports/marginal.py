@@ -585,7 +585,7 @@ class EMMeans:
         DataError
             For weights of another number than there are means.
         ModelError
-            For another method or adjustment, and an unknown level.
+            For another method or adjustment, an unknown level, and a single mean.
         """
         named = method if isinstance(method, str) else ""
         if adjust is not None:
@@ -607,6 +607,11 @@ class EMMeans:
             lost_names += [name for name, gone in zip(names, lost, strict=True) if gone]
             tests = max(tests, len(names))
             pieces.append(table)
+        if not tests:
+            raise ModelError(
+                "contrasts: there is one mean and nothing to compare it with; give the values of a number, as in "
+                "at={'age': [40, 50]}, or take its slope: result.slopes('age')"
+            )
         table = pd.concat(pieces, ignore_index=True)
         for name in self.by:
             table[name] = table[name].astype(self.labels[name].dtype)

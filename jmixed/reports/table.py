@@ -166,7 +166,7 @@ def _rule(grid: Any, place: int, side: str) -> None:
 
 @checked
 def table(
-    results: Sequence[Any],
+    results: Any,
     names: Sequence[str] | None = None,
     style: Style = "se",
     ddf: Literal["satterthwaite", "kenward-roger", "residual", "none"] = "none",
@@ -179,7 +179,7 @@ def table(
 
     Parameters
     ----------
-    results : list of results
+    results : list of results, or one
         Of `mixedlm` and `mixedglm`, in one table if need be.
     names
         What stands above the columns; by default (1), (2), ...
@@ -205,6 +205,7 @@ def table(
     >>> jm.table(fits, ["intercepts", "slopes"]).cells.loc["Fixed effects"].values.tolist()
     [['251.405 (9.747)', '251.405 (6.825)'], ['10.467 (0.804)', '10.467 (1.546)']]
     """
+    results = [results] if isinstance(getattr(results, "fitted", None), Fitted) else results
     fits = [getattr(result, "fitted", None) for result in results]
     for position, fitted in enumerate(fits):
         if not isinstance(fitted, Fitted):

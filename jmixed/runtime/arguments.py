@@ -219,8 +219,10 @@ table = numbers("an array of numbers", 1, 2)
 
 ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(("reml", "use_sqrt", "has_fe", "profile_fe", "calc_fe", "do_cg", "full_output", "progress"), flag),
-    **dict.fromkeys(("skip_single", "scalar", "use_t", "use_f", "cond_var", "full", "conf_int", "refit"), flag),
-    **dict.fromkeys(("remove_data", "transform", "use_sparse", "partial"), flag),
+    **dict.fromkeys(
+        ("skip_single", "scalar", "use_t", "use_f", "cond_var", "full", "conf_int", "exponentiate", "refit"), flag
+    ),
+    **dict.fromkeys(("remove_data", "transform", "use_sparse", "partial", "exponentiate"), flag),
     **dict.fromkeys(("level", "conf_level"), probability),
     "alpha": number("a number that lies between 0 and 1: limits of 95% have alpha=0.05", 0, 1),
     **dict.fromkeys(("gtol",), positive),
@@ -269,7 +271,7 @@ ARGUMENTS: dict[str, Kind] = {
         lambda value, _: isinstance(value, Mapping) and all(isinstance(name, str) for name in value.values()),
     ),
     "n_simulations": whole(1, 10_000_000),
-    "results": Kind("a list of results", lambda value, _: isinstance(value, list | tuple)),
+    "results": Kind("a list of results", lambda value, _: isinstance(value, list | tuple) or hasattr(value, "fitted")),
     "invcov": matrix,
     **dict.fromkeys(("theta0", "theta", "beta", "rho", "marginal_loss.residual"), for_jax),
     **dict.fromkeys(("residual", "dispersion", "condition"), text),

@@ -560,6 +560,24 @@ class TestTables:
         modes = cows().tidy("ran_vals")
         np.testing.assert_allclose(modes["std.error"] ** 2, cows().ranef(cond_var=True)[1]["herd"].ravel())
 
+    def test_ratios(self):
+        """Standard errors are slopes of the exponential, by differences; limits are those of the coefficients."""
+        plain, ratios = (ticks().tidy(["fixed", "ran_pars"], conf_int=True, exponentiate=e) for e in (False, True))
+        main = (plain["component"] == "cond") & (plain["effect"] == "fixed")
+        for column in ("estimate", "conf.low", "conf.high"):
+            np.testing.assert_allclose(ratios[column][main].astype(float), np.exp(plain[column][main].astype(float)))
+        step = 1e-6 * plain["std.error"][main]
+        slope = np.exp(plain["estimate"][main] + step) - np.exp(plain["estimate"][main] - step)
+        np.testing.assert_allclose(ratios["std.error"][main], 1e6 * slope / 2, rtol=1e-6)
+        pd.testing.assert_frame_equal(ratios[~main], plain[~main])
+        assert ratios["statistic"].equals(plain["statistic"])
+        assert (wine().tidy(exponentiate=True)["estimate"] > 0).tolist()[:2] == [True, True]
+        sleep = jm.datasets.load("sleepstudy")
+        family = jm.families.Binomial(link="probit")
+        probit = jm.mixedglm("slow ~ 1 + (1 | Subject)", sleep.assign(slow=sleep["Reaction"] > 300), family).fit()
+        with pytest.raises(jm.ModelError, match="this link is 'probit'"):
+            probit.tidy(exponentiate=True)
+
     def test_glance(self):
         row = cows().glance().iloc[0]
         assert "sigma" not in row

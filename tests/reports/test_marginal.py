@@ -236,6 +236,13 @@ def test_custom_contrasts_and_a_reference(cake):
     np.testing.assert_allclose(by_place["t"] ** 2, cake.test(by_place_columns(cake))["t"] ** 2)
 
 
+def test_a_single_mean_has_nothing_to_be_compared_with(cake):
+    for method in ("pairwise", "reference", "consecutive", "poly"):
+        with pytest.raises(jm.ModelError, match="one mean and nothing to compare it with"):
+            cake.contrasts("temp", method, at={"temp": [200.0]})
+    assert len(cake.contrasts("temp", "identity", at={"temp": [200.0]})) == 1
+
+
 def by_place_columns(cake):
     rows = cake.columns({"recipe": ["A", "B", "C"], "temp": 200.0})
     return np.array([[1, -0.5, -0.5]]) @ rows.to_numpy()

@@ -35,6 +35,7 @@ def test_cells_are_the_numbers_of_the_fits(fits):
     assert float(facts.loc["R2 conditional", "times"]) == pytest.approx(linear.r2().conditional, abs=1e-3)
     assert facts.loc["Family", "slow"] == "Binomial (logit)"
     assert "p < .001" in jm.table(fits, style="p").cells.iloc[0, 0]
+    assert str(jm.table(linear)) == str(jm.table([linear]))
     assert jm.table(fits, labels={"Days": "days awake"}).cells.loc[("Fixed effects", "days awake"), "(2)"]
 
 
