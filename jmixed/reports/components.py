@@ -210,14 +210,16 @@ def exponentiated(table: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
             f"tidy: exponentiate=True makes ratios of the coefficients of the links {', '.join(RATIOS)}, and this link "
             f"is {link!r}; of others see emmeans(kind='response')"
         )
-    main = table.get("component", table.get("coef.type", pd.Series("cond", table.index)))
-    there = (table["effect"] == "fixed") & main.isin(["cond", "location"])
-    ratios = np.exp(table["estimate"].astype(float))
+    there = table["effect"] == "fixed"
+    for told in {"component", "coef.type"} & set(table):
+        there &= table[told].isin(["cond", "location"])
     out = table.copy()
-    out["estimate"] = out["estimate"].where(~there, ratios)
-    out["std.error"] = out["std.error"].where(~there, out["std.error"] * ratios)
-    for name in {"conf.low", "conf.high"} & set(table):
-        out[name] = out[name].where(~there, np.exp(out[name].astype(float)))
+    if "std.error" in table:
+        out["std.error"] = table["std.error"].where(
+            ~there, table["std.error"] * np.exp(table["estimate"].astype(float))
+        )
+    for name in {"estimate", "conf.low", "conf.high"} & set(table):
+        out[name] = table[name].where(~there, np.exp(table[name].astype(float)))
     return noted(out)
 
 

@@ -571,6 +571,8 @@ class TestTables:
         np.testing.assert_allclose(ratios["std.error"][main], 1e6 * slope / 2, rtol=1e-6)
         pd.testing.assert_frame_equal(ratios[~main], plain[~main])
         assert ratios["statistic"].equals(plain["statistic"])
+        for effects in ("ran_pars", "ran_vals"):
+            pd.testing.assert_frame_equal(ticks().tidy(effects, exponentiate=True), ticks().tidy(effects))
         assert (wine().tidy(exponentiate=True)["estimate"] > 0).tolist()[:2] == [True, True]
         sleep = jm.datasets.load("sleepstudy")
         family = jm.families.Binomial(link="probit")
