@@ -215,7 +215,8 @@ def exponentiated(table: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
         there &= table[told].isin(["cond", "location"])
     out = table.copy()
     if "std.error" in table:
-        out["std.error"] = table["std.error"].where(
+        errors = table["std.error"] * np.exp(table["estimate"].astype(float))
+        out["std.error"] = table["std.error"].where(~there, errors)
             ~there, table["std.error"] * np.exp(table["estimate"].astype(float))
         )
     for name in {"estimate", "conf.low", "conf.high"} & set(table):
