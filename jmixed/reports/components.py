@@ -181,8 +181,8 @@ def glance(fitted: Fitted) -> pd.DataFrame:
     return noted(pd.DataFrame([values]))
 
 
-RATIOS = ("logit", "log", "cloglog")
-"""Links of which exponentials of coefficients are ratios: of odds, of means, of hazards."""
+RATIOS = {"logit": "odds", "log": "means", "cloglog": "hazards"}
+"""Links of which exponentials of coefficients are ratios, and what of."""
 
 
 def tidy(fitted: Fitted, effects: str | Collection[str], conf_int: bool, conf_level: float) -> pd.DataFrame:
@@ -217,8 +217,6 @@ def exponentiated(table: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
     if "std.error" in table:
         errors = table["std.error"] * np.exp(table["estimate"].astype(float))
         out["std.error"] = table["std.error"].where(~there, errors)
-            ~there, table["std.error"] * np.exp(table["estimate"].astype(float))
-        )
     for name in {"estimate", "conf.low", "conf.high"} & set(table):
         out[name] = table[name].where(~there, np.exp(table[name].astype(float)))
     return noted(out)

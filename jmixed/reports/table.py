@@ -1,6 +1,7 @@
 """Fits side by side, as a journal prints them: text, Markdown, HTML, LaTeX and Word from the same cells."""
 
 import html
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import pandas as pd
 from jmixed.errors import DataError, ModelError
 from jmixed.inference import tails
 from jmixed.reports import diagnostics, further
-from jmixed.reports.components import all_components
+from jmixed.reports.components import RATIOS, all_components
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed, latex, wrapped
 from jmixed.reports.residuals import named_deviations
@@ -171,6 +172,7 @@ def table(
     style: Style = "se",
     ddf: Literal["satterthwaite", "kenward-roger", "residual", "none"] = "none",
     labels: Mapping[str, str] | None = None,
+    exponentiate: bool = False,
 ) -> Table:
     """Put results side by side, as a journal prints them.
 
@@ -189,6 +191,9 @@ def table(
         Of intervals and p-values of linear models, as in `test`; z tests by default.
     labels
         Names of coefficients to print in place of the model's.
+    exponentiate
+        Of responses with a family, coefficients as ratios of odds, means or hazards, with their limits; the standard
+        error is the coefficient's times the ratio.
 
     Raises
     ------
@@ -219,7 +224,11 @@ def table(
     if len(headings) != len(fits):
         raise DataError(f"table: {len(headings)} names for {len(fits)} results; give one for each")
     every = [fitted for fitted in fits if fitted is not None]
-    columns = [_column(fitted, style, ddf, labels or {}) for fitted in every]
+    ratios = [_ratios(fitted) if exponentiate else None for fitted in every]
+    if exponentiate and not any(ratios):
+        raise ModelError(f"table: exponentiate=True, and no result has one of the links {', '.join(RATIOS)}")
+    pairs = zip(every, ratios, strict=True)
+    columns = [_column(fitted, style, ddf, labels or {}, ratio is not None) for fitted, ratio in pairs]
     order = [FIXED, RANDOM, FURTHER, FIT]
     rows = list(dict.fromkeys(key for column in columns for key in column))
     # Of several models the standard deviation of the residuals, and correlations, stay below all others.
@@ -227,17 +236,27 @@ def table(
     rows.sort(key=lambda key: (order.index(key[0]), *(key[0] == RANDOM and key[1].startswith(word) for word in last)))
     cells = [[column.get(key, "") for column in columns] for key in rows]
     frame = pd.DataFrame(cells, pd.MultiIndex.from_tuples(rows, names=["", ""]), headings, dtype=object)
-    return Table(frame, _notes(every, headings, style, ddf))
+    told = [
+        f"{name}: coefficients are ratios of {ratio}." for name, ratio in zip(headings, ratios, strict=True) if ratio
+    ]
+    return Table(frame, (*_notes(every, headings, style, ddf), *told))
 
 
-def _column(fitted: Fitted, style: str, ddf: str, labels: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """The cells of one result."""
+def _ratios(fitted: Fitted) -> str | None:
+    """What exponentials of the coefficients are ratios of."""
+    return None if fitted.family is None else RATIOS.get(fitted.own_family.link)
+
+
+def _column(
+    fitted: Fitted, style: str, ddf: str, labels: Mapping[str, str], ratios: bool
+) -> dict[tuple[str, str], str]:
+    """The cells of one result, coefficients of the response as they are or as ratios."""
     errors, df = tests_of_coefficients(fitted, ddf if fitted.family is None else "none")
     df = np.full(len(errors), np.inf) if df is None else df
     cell = _cell(style)
     out = {}
     for name, row in zip(fitted.names.fixed, zip(fitted.fit.beta, errors, df, strict=True), strict=True):
-        out[FIXED, labels.get(name, name)] = cell(*row)
+        out[FIXED, labels.get(name, name)] = cell(*row, ratios)
     # Standard deviations, then correlations, whichever term they are of.
     for part in sorted(all_components(fitted.spec, fitted.fit), key=lambda part: part.second is not None):
         kind = "SD" if part.second is None else "Correlation"
@@ -252,7 +271,7 @@ def _column(fitted: Fitted, style: str, ddf: str, labels: Mapping[str, str]) -> 
     if fitted.family is not None:
         for heading, names, estimates, deviations in further.headed(fitted):
             for name, value, error in zip(names, estimates, deviations, strict=True):
-                out[FURTHER, f"{heading}: {name}"] = cell(value, error, np.inf)
+                out[FURTHER, f"{heading}: {name}"] = cell(value, error, np.inf, False)
     return out | _of_fit(fitted)
 
 
@@ -275,18 +294,22 @@ def _of_fit(fitted: Fitted) -> dict[tuple[str, str], str]:
     return {(FIT, name): text for name, text in facts.items()}
 
 
-def _cell(style: str) -> Callable[[float, float, float], str]:
-    """How an estimate is written, from it, its standard error and the degrees of freedom."""
+def _cell(style: str) -> Callable[[float, float, float, bool], str]:
+    """How an estimate is written, from it, its standard error and the degrees of freedom, as it is or as a ratio."""
 
-    def cell(estimate: float, error: float, df: float) -> str:
-        value = fixed(estimate, decimals(error), least=0)
+    def cell(estimate: float, error: float, df: float, ratio: bool) -> str:
+        width = error * math.exp(estimate) if ratio else error
+
+        def shown(value: float) -> str:
+            return fixed(math.exp(value) if ratio else value, decimals(width), least=0)
+
+        value = shown(estimate)
         if not error > 0:
             return value
         if style == "ci":
             half = error * float(tails.t_reach(0.025, np.array(df)))
-            low, high = (fixed(estimate + side * half, decimals(error), least=0) for side in (-1, 1))
-            return f"{value} [{low}, {high}]"
-        text = f"{value} ({fixed(error, decimals(error), least=0)})"
+            return f"{value} [{shown(estimate - half)}, {shown(estimate + half)}]"
+        text = f"{value} ({fixed(width, decimals(width), least=0)})"
         if style == "p":
             p = float(tails.p_of_t(np.array([estimate / error]), np.array([df]))[0])
             text += f", {probability(p)}"

@@ -39,6 +39,21 @@ def test_cells_are_the_numbers_of_the_fits(fits):
     assert jm.table(fits, labels={"Days": "days awake"}).cells.loc[("Fixed effects", "days awake"), "(2)"]
 
 
+def test_coefficients_as_ratios(fits):
+    linear, general = fits
+    tidy = general.tidy(conf_int=True, exponentiate=True).set_index("term").loc["Days"]
+    cells = jm.table(fits, style="ci", exponentiate=True).cells.loc[("Fixed effects", "Days")]
+    numbers = [float(text) for text in re.findall(r"[\d.]+", cells["(2)"])]
+    np.testing.assert_allclose(numbers, tidy[["estimate", "conf.low", "conf.high"]].to_numpy(float), rtol=1e-3)
+    assert cells["(1)"] == jm.table(linear, style="ci").cells.loc[("Fixed effects", "Days"), "(1)"]
+    table = jm.table(general, style="p", exponentiate=True)
+    assert f"({tidy['std.error']:.3f})" in table.cells.loc[("Fixed effects", "Days"), "(1)"]
+    assert table.notes[-1] == "(1): coefficients are ratios of odds."
+    assert jm.table(general, style="p").cells.loc[("Fixed effects", "Days"), "(1)"].partition(", ")[2] in str(table)
+    with pytest.raises(jm.ModelError, match="no result has one of the links"):
+        jm.table(linear, exponentiate=True)
+
+
 def numbers(text):
     """The numbers of a cell, each with half a unit of its last digit."""
     found = re.findall(r"-?\d+\.?\d*", text)
