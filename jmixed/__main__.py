@@ -37,9 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The exit status is 0, or 2 for bad input or output that cannot be written, with one line on standard error.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    for name, command in {"cache": _cache, "warm": _warm}.items():
-        if arguments[:1] == [name]:
-            return command(arguments[1:])
+    if command := {"cache": _cache, "warm": _warm}.get(arguments[0] if arguments else ""):
+        return command(arguments[1:])
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -94,9 +93,10 @@ def _warm(arguments: Sequence[str]) -> int:
         table = read_table(options.data)
         if unknown := [name for name in options.groups if name not in table]:
             raise DataError(f"--data {options.data!r} has no column {unknown[0]!r}: it has {', '.join(table.columns)}")
+        factors = table.filter(items=options.groups).dropna()
         for effects in USUAL:
             random, start = " + ".join([f"({effects} {{}})", *["(1 | {})"] * (len(options.groups) - 1)]), time.time()
-            _compile(random, table.filter(items=options.groups).dropna())
+            _compile(random, factors)
             if status := _print_out(f"{random.format(*options.groups)}: {time.time() - start:.1f} s"):
                 return status
     except JmixedError as error:

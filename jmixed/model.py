@@ -35,7 +35,6 @@ from jmixed.layout.design import Design, with_family
 from jmixed.layout.incidence import incidence
 from jmixed.layout.stack import stack
 from jmixed.reports.files import KINDS
-from jmixed.reports.fitted import message_of
 from jmixed.reports.many import ManyResults, fit_many
 from jmixed.reports.names import left_out
 from jmixed.reports.responses import checked_quadrature, checked_responses
@@ -594,7 +593,7 @@ class MixedLM:
         with self.timings.step("stack"):
             rows = incidence(self.spec)
         fit = iterative.fit_iterative(rows, bool(reml), theta, maxiter, probes, int(seed))
-        options.warn_of_end(fit, self.spec.terms, [True] * len(self.spec.terms), message_of(fit))
+        options.warn_of_end(fit, self.spec.terms, [True] * len(self.spec.terms))
         hist = [options.history(fit, method)] if full_output else None
         return MixedLMResults(self, fit, bool(reml), hist=hist)
 
@@ -1073,7 +1072,7 @@ class MixedGLM:
             Where to start, in the order of ``theta_names``.
         """
         fit = host.fit(self.design, False, theta0, maxiter=maxiter)
-        options.warn_of_end(fit, self.spec.terms, [True] * len(self.spec.terms), message_of(fit, self.exog_names))
+        options.warn_of_end(fit, self.spec.terms, [True] * len(self.spec.terms), self.exog_names)
         return MixedGLMResults(self, fit)
 
     def fit_many(self, Y: ArrayLike, memory: int | None = None, progress: bool = False) -> ManyResults:

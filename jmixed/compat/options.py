@@ -51,16 +51,16 @@ def warn_of_options(names: Iterable[str], niter_sa: int = 0) -> None:
 def warn_of_outcome(fit: host.Fit, task: Task, terms: Sequence[RandomTerm]) -> None:
     """Warn of a fit without a certified optimum, and of a singular one."""
     moved = [bool(piece.any()) for piece in split(task.packing.structures, task.free_theta)]
-    warn_of_end(fit, terms, moved, message_of(fit))
+    warn_of_end(fit, terms, moved)
 
 
-def warn_of_end(fit: host.Fit, terms: Sequence[RandomTerm], moved: Sequence[bool], message: str) -> None:
-    """The same, of terms of which some have moved, in the words of a message."""
+def warn_of_end(fit: host.Fit, terms: Sequence[RandomTerm], moved: Sequence[bool], names: Sequence[str] = ()) -> None:
+    """The same, of terms of which some have moved, with the `names` of the columns of X."""
     if not fit.converged:
         # Some outcomes have a section of their own.
         has_section = fit.outcome in (Outcome.FLAT, Outcome.ROUNDED)
         page = f"singular.md#{fit.outcome.name.lower()}" if has_section else None
-        warn(f"{fit.outcome.name}: {message}", ConvergenceWarning, page)
+        warn(f"{fit.outcome.name}: {message_of(fit, names)}", ConvergenceWarning, page)
     flagged = zip(terms, fit.singular, moved, strict=True)
     labels = [repr(term.vc or term.label) for term, singular, free in flagged if singular and free]
     if labels:

@@ -247,7 +247,8 @@ class LaplaceDeviance(Criterion):
         `given` (q, q) and `others` are as of `jmixed.likelihood.profiled.ProfiledDeviance`.
         """
         layout, dtype = self.rows.layout, self.X.dtype
-        first, several = self._moment_covariances(), self.has_several_minima
+        score, weight = self._without_effects()
+        first, several = self._moment_covariances(score, weight), self._tell_little(weight)
         if given is not None:
             known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in given]))
             first = [jnp.where(known, start, guess) for start, guess in zip(given, first, strict=True)]
@@ -285,7 +286,11 @@ class LaplaceDeviance(Criterion):
     @property
     def has_several_minima(self) -> Any:
         """Whether more than one minimum is to be expected: terms compete, levels are few, or rows tell little."""
-        layout, (_, weight) = self.rows.layout, self._without_effects()
+        return self._tell_little(self._without_effects()[1])
+
+    def _tell_little(self, weight):
+        """The same, from working weights (n,) without random effects."""
+        layout = self.rows.layout
         compete = terms_compete(layout.terms, layout.factors)
         return compete | tells_little(layout, jnp.sum(jnp.minimum(weight, 1)))
 
@@ -294,9 +299,8 @@ class LaplaceDeviance(Criterion):
         score, weight, _, _ = self.responses.derivatives(*self.predictors(self.first[0]))
         return score, jnp.where(self.responses.factors > 0, jnp.maximum(weight, 1e-8), 0)
 
-    def _moment_covariances(self):
+    def _moment_covariances(self, score, weight):
         """Covariances by moments of the working response without random effects, within `SPAN`."""
-        score, weight = self._without_effects()
         there = self.responses.factors > 0
         working = jnp.where(there, score / jnp.where(there, weight, 1), 0)
         rows = replace(self.rows, y=working, offset=jnp.zeros_like(working), X=self.X, weights=weight)

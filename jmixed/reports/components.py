@@ -202,13 +202,17 @@ def tidy(fitted: Fitted, effects: str | Collection[str], conf_int: bool, conf_le
     return noted(table if "component" not in table else table.assign(component=table["component"].fillna("cond")))
 
 
+def ratios_of(fitted: Fitted) -> str | None:
+    """What exponentials of the coefficients are ratios of; None where they are none."""
+    return None if fitted.family is None else RATIOS.get(fitted.own_family.link)
+
+
 def exponentiated(table: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
     """A tidy table with the coefficients of the response as ratios; standard errors are those by the delta method."""
-    link = fitted.own_family.link
-    if link not in RATIOS:
+    if ratios_of(fitted) is None:
         raise ModelError(
             f"tidy: exponentiate=True makes ratios of the coefficients of the links {', '.join(RATIOS)}, and this link "
-            f"is {link!r}; of others see emmeans(kind='response')"
+            f"is {fitted.own_family.link!r}; of others see emmeans(kind='response')"
         )
     there = table["effect"] == "fixed"
     for told in {"component", "coef.type"} & set(table):

@@ -563,8 +563,10 @@ def message_of(fit: Fit, names: Sequence[str] = ()) -> str:
     about += [f"the predictor {name!r}" for name in fit.concerns.get("further", ())]
     if rows := fit.concerns.get("rows"):
         positions = ", ".join(map(str, rows))
-        about.append(f"the residual variance of the rows at positions {positions}, which the fixed effects fit exactly")
-        about.append("so that ML has no maximum; REML is bounded")
+        about.append(
+            f"the residual variance of the rows at positions {positions}, which the fixed effects fit exactly, so that "
+            "ML has no maximum; REML is bounded"
+        )
     return fit.outcome.message + (f". It is about: {', '.join(about)}" if about else "")
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from jmixed.errors import DataError, ModelError
 from jmixed.inference import tails
 from jmixed.reports import diagnostics, further
-from jmixed.reports.components import RATIOS, all_components
+from jmixed.reports.components import RATIOS, all_components, ratios_of
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed, latex, wrapped
 from jmixed.reports.residuals import named_deviations
@@ -224,7 +224,7 @@ def table(
     if len(headings) != len(fits):
         raise DataError(f"table: {len(headings)} names for {len(fits)} results; give one for each")
     every = [fitted for fitted in fits if fitted is not None]
-    ratios = [_ratios(fitted) if exponentiate else None for fitted in every]
+    ratios = [ratios_of(fitted) if exponentiate else None for fitted in every]
     if exponentiate and not any(ratios):
         raise ModelError(f"table: exponentiate=True, and no result has one of the links {', '.join(RATIOS)}")
     pairs = zip(every, ratios, strict=True)
@@ -240,11 +240,6 @@ def table(
         f"{name}: coefficients are ratios of {ratio}." for name, ratio in zip(headings, ratios, strict=True) if ratio
     ]
     return Table(frame, (*_notes(every, headings, style, ddf), *told))
-
-
-def _ratios(fitted: Fitted) -> str | None:
-    """What exponentials of the coefficients are ratios of."""
-    return None if fitted.family is None else RATIOS.get(fitted.own_family.link)
 
 
 def _column(
