@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from jmixed.covariance.scales import settled
 from jmixed.covariance.structure import factors_of_theta
@@ -207,6 +208,12 @@ def ratios_of(fitted: Fitted) -> str | None:
     return None if fitted.family is None else RATIOS.get(fitted.own_family.link)
 
 
+def exponentials(estimates: ArrayLike) -> np.ndarray:
+    """Coefficients as ratios; of what no number holds, infinity."""
+    with np.errstate(over="ignore"):
+        return np.exp(np.asarray(estimates, FLOAT))
+
+
 def exponentiated(table: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
     """A tidy table with the coefficients of the response as ratios; standard errors are those by the delta method."""
     if ratios_of(fitted) is None:
@@ -219,10 +226,10 @@ def exponentiated(table: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
         there &= table[told].isin(["cond", "location"])
     out = table.copy()
     if "std.error" in table:
-        errors = table["std.error"] * np.exp(table["estimate"].astype(float))
+        errors = table["std.error"] * exponentials(table["estimate"])
         out["std.error"] = table["std.error"].where(~there, errors)
     for name in {"estimate", "conf.low", "conf.high"} & set(table):
-        out[name] = table[name].where(~there, np.exp(table[name].astype(float)))
+        out[name] = table[name].where(~there, exponentials(table[name]))
     return noted(out)
 
 

@@ -1,7 +1,6 @@
 """Fits side by side, as a journal prints them: text, Markdown, HTML, LaTeX and Word from the same cells."""
 
 import html
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import pandas as pd
 from jmixed.errors import DataError, ModelError
 from jmixed.inference import tails
 from jmixed.reports import diagnostics, further
-from jmixed.reports.components import RATIOS, all_components, ratios_of
+from jmixed.reports.components import RATIOS, all_components, exponentials, ratios_of
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed, latex, wrapped
 from jmixed.reports.residuals import named_deviations
@@ -292,11 +291,11 @@ def _of_fit(fitted: Fitted) -> dict[tuple[str, str], str]:
 def _cell(style: str) -> Callable[[float, float, float, bool], str]:
     """How an estimate is written, from it, its standard error and the degrees of freedom, as it is or as a ratio."""
 
-    def cell(estimate: float, error: float, df: float, ratio: bool) -> str:
-        width = error * math.exp(estimate) if ratio else error
+    def cell(estimate: float, error: float, df: float, as_ratio: bool) -> str:
+        width = error * float(exponentials(estimate)) if as_ratio else error
 
         def shown(value: float) -> str:
-            return fixed(math.exp(value) if ratio else value, decimals(width), least=0)
+            return fixed(float(exponentials(value)) if as_ratio else value, decimals(width), least=0)
 
         value = shown(estimate)
         if not error > 0:
