@@ -20,6 +20,7 @@ from jmixed.families.registry import family_of
 from jmixed.model import mixedglm, mixedlm
 from jmixed.runtime import executables
 from jmixed.runtime.compilation import enable_compilation_cache, kept_directory
+from jmixed.runtime.interpreted import compiling_at_once
 
 EPILOG = """examples:
   python -m jmixed "Reaction ~ Days + (Days | Subject)" --data sleepstudy
@@ -111,7 +112,7 @@ def _compile(random: str, factors: pd.DataFrame) -> None:
     noise = np.random.default_rng(0).normal(size=(3, len(factors)))
     data = factors.set_axis(names, axis=1).assign(**dict(zip("yxz", noise, strict=True)))
     # Effects that are not there have variances of zero, which is no news.
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"), compiling_at_once():
         for reml in (True, False):
             result = mixedlm(f"y ~ x + z + {random.format(*names)}", data).fit(reml=reml)
             result.summary()

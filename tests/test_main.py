@@ -289,7 +289,7 @@ def test_a_later_process_does_not_even_trace_the_programs_of_a_fit(tmp_path):
     assert first == second
     assert traced == "True"
     assert run_once() == [first, first, "False"]
-    (program,) = tmp_path.glob("jmixed-*.program")
+    (program,) = tmp_path.glob("jmixed-*.steps")
     for useless in (program.read_bytes()[:1000], b"nothing of use"):
         program.write_bytes(useless)
         assert run_once() == [first, first, "True"]

@@ -200,7 +200,12 @@ def _has_few_rows(rows, **_):
     return rows.y.shape[0] * (sum(Z.shape[1] for Z in rows.Z) + rows.X.shape[1]) * often <= SMALL // 8
 
 
-@program(static_argnames=("counted",), brief=_has_few_rows)
+def _design(data, *_):
+    """What stays as it is when a model is fitted to another response."""
+    return (data.X, data.Z) if isinstance(data, Rows) else (data.R, data.T)
+
+
+@program(static_argnames=("counted",), brief=_has_few_rows, design=_design)
 def _cross_products(rows, counted):
     """A program of both ways would take half as long again to compile."""
     return moments_of(rows, counted)
@@ -229,7 +234,7 @@ def _of_columns(estimates, p):
     return estimates | {"beta": estimates["beta"][:p], "vcov_beta": estimates["vcov_beta"][:p, :p]}
 
 
-@program(static_argnames=("lbfgs", "counted"), brief=_is_small)
+@program(static_argnames=("lbfgs", "counted"), brief=_is_small, design=_design)
 def _fit_program(data, theta0, free, max_iterations, gradient_tolerance, reml, lbfgs, counted) -> Solved:
     search = Search(theta0, free, None, max_iterations, gradient_tolerance if lbfgs else None)
     return solve(data, reml, search, counted=counted)

@@ -19,6 +19,7 @@ import numpy as np
 from jmixed.covariance.scales import diagonal_blocks
 from jmixed.covariance.structure import Structure, factors_of_theta
 from jmixed.inference.constrained_fits import ConstrainedFit, Source, solve_all
+from jmixed.inference.residual_parameters import readable_beside
 from jmixed.likelihood.constrained import Border, Held, HeldResidual
 from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.moments import Moments
@@ -425,14 +426,9 @@ def _scale_of_residual(estimate, parameter):
     end = _bound(estimate, parameter, -1)
 
     def value(u):
-        with double_precision():
-            return residual.bounds[0] if u <= end else float(residual.value_beside(u, unit))
+        return residual.bounds[0] if u <= end else readable_beside(residual, u, unit)[0]
 
-    def rate(u):
-        with double_precision():
-            return float(jax.grad(residual.value_beside)(u, unit))
-
-    return value, rate
+    return value, lambda u: readable_beside(residual, u, unit)[1]
 
 
 def _bound(estimate: Optimum, parameter: Parameter, side: int) -> float:

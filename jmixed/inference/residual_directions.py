@@ -16,6 +16,7 @@ import numpy as np
 
 from jmixed.errors import ModelError
 from jmixed.layout.design import Rows
+from jmixed.runtime.compilation import program
 from jmixed.runtime.precision import FLOAT, double_precision
 
 LONGEST = 2000
@@ -80,13 +81,17 @@ def _covariances(rows: Rows, rho, members):
     """E (series, T, T) of series of one length, and its derivatives (k, series, T, T)."""
     residual, rank = rows.layout.residual, rows.series.rank
     places = np.asarray(rows.series.place)[members if rank is None else np.asarray(rank)[members]]
-    dispersion, weights = rows.series.dispersion[members], rows.weights[members]
+    dispersion, weights = np.asarray(rows.series.dispersion)[members], np.asarray(rows.weights)[members]
+    with double_precision():
+        E, slopes = jax.device_get(_covariance_program(rho, places, dispersion, weights, residual=residual))
+    return E, np.moveaxis(slopes, -1, 0)
 
+
+@program(static_argnames=("residual",))
+def _covariance_program(rho, places, dispersion, weights, residual):
     def covariance(rho, places, dispersion, weights):
         sd = jnp.exp(dispersion @ rho[: residual.columns]) / jnp.sqrt(weights)
         return sd[:, None] * residual.matrix(rho[residual.columns :], places, places) * sd[None]
 
-    with double_precision():
-        several = jax.vmap(covariance, in_axes=(None, 0, 0, 0))
-        E, slopes = several(rho, places, dispersion, weights), jax.jacfwd(several)(rho, places, dispersion, weights)
-    return np.asarray(E), np.moveaxis(np.asarray(slopes), -1, 0)
+    several = jax.vmap(covariance, in_axes=(None, 0, 0, 0))
+    return several(rho, places, dispersion, weights), jax.jacfwd(several)(rho, places, dispersion, weights)

@@ -1,9 +1,7 @@
 """What a residual structure was estimated to be: its parameters by name, standard deviations and correlations."""
 
-from functools import partial
 from typing import cast
 
-import jax
 import numpy as np
 import pandas as pd
 
@@ -14,6 +12,7 @@ from jmixed.formulas.factors import Factor
 from jmixed.formulas.frame import any_of, column, missing_rows, unknown_column, working_frame
 from jmixed.formulas.model_data import ORDER, ModelData, ResidualTerm
 from jmixed.formulas.recipe import Recipe, evaluate
+from jmixed.inference.residual_parameters import readable
 from jmixed.layout.stack import structure_of_residuals
 from jmixed.reports import rows
 from jmixed.reports.fitted import Fitted
@@ -40,10 +39,9 @@ def parameter_values(spec: ModelData, rho: np.ndarray) -> np.ndarray:
     residual = spec.residual
     if residual is None:
         return np.zeros((len(rho), 0))
-    k, readable = residual.columns.shape[1], _readable(residual)
-    with double_precision():
-        correlations = np.asarray(jax.vmap(readable)(rho[:, k:]))
-    return np.hstack([rho[:, :k] / residual.units, correlations.reshape(len(rho), -1)])
+    k = residual.columns.shape[1]
+    correlations = readable(structure_of_residuals(residual), rho[:, k:], residual.unit)[0] if rho.shape[1] > k else []
+    return np.hstack([rho[:, :k] / residual.units, np.reshape(correlations, (len(rho), -1))])
 
 
 def parameter_errors(spec: ModelData, fit: Fit) -> np.ndarray:
@@ -54,8 +52,7 @@ def parameter_errors(spec: ModelData, fit: Fit) -> np.ndarray:
     k, known = residual.columns.shape[1], cast(Information, fit.uncertainty)
     slopes = np.diag(np.append(1 / residual.units, np.zeros(len(fit.rho) - k)))
     if len(fit.rho) > k:
-        with double_precision():
-            slopes[k:, k:] = jax.jacfwd(_readable(residual))(fit.rho[k:])
+        slopes[k:, k:] = readable(structure_of_residuals(residual), fit.rho[None, k:], residual.unit)[1][0]
     variances = np.diag(slopes @ known.vcov_rho @ slopes.T)
     return np.sqrt(np.where(variances >= 0, variances, np.nan))
 
@@ -80,10 +77,6 @@ def parameter_limits(spec: ModelData, fit: Fit, half: float) -> np.ndarray:
     z = np.log(below / above)[:, None] + (error * (1 / below + 1 / above))[:, None] * sides
     limits[k:] = low + (high - low) / (1 + np.exp(-z))
     return limits
-
-
-def _readable(residual):
-    return partial(structure_of_residuals(residual).readable, unit=residual.unit)
 
 
 def relative_deviations(residual: ResidualTerm, rho: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Threads of the library that JAX takes the factorisations of matrices from: SciPy's OpenBLAS.
+"""Threads of the libraries that factor and multiply matrices: SciPy's OpenBLAS, which JAX takes, and NumPy's.
 
 Two threads that share a matrix of fifty rows wait for one another longer than either would work on it alone; on a
 machine with other work, twenty times as long.
@@ -9,45 +9,48 @@ import ctypes
 import functools
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import scipy
 
-NAMES = "scipy_openblas_{}_num_threads", "openblas_{}_num_threads"
+NAMES = tuple(f"{prefix}openblas_{{}}_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("", "64_"))
 """What such a library calls its functions `get` and `set`."""
 
 _lock = threading.Lock()
-_inside: list[int] = []
+_inside: dict[ModuleType, list[int]] = defaultdict(list)
 """For each that works on one thread at the moment, how many threads there were when the first of them began."""
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Have matrices factored by one thread. Where the library is another one, it goes on as it does."""
-    threads = _threads()
+def one_thread(package: ModuleType = scipy) -> Iterator[None]:
+    """Have a package's matrices handled by one thread. Where its library is another one, it goes on as it does."""
+    threads = _threads(package)
     if threads is None:
         yield
         return
     get, set_to = threads
     with _lock:
-        _inside.append(_inside[0] if _inside else get())
+        inside = _inside[package]
+        inside.append(inside[0] if inside else get())
         set_to(1)
     try:
         yield
     finally:
         with _lock:
-            before = _inside.pop()
-            if not _inside:
+            before = inside.pop()
+            if not inside:
                 set_to(before)
 
 
 @functools.cache
-def _threads() -> tuple[Any, Any] | None:
-    """Functions that tell and set the number of threads of the library that SciPy has loaded."""
-    package = Path(scipy.__file__).parent
-    for folder in (package.parent / "scipy.libs", package / ".dylibs"):
+def _threads(package: ModuleType = scipy) -> tuple[Any, Any] | None:
+    """Functions that tell and set the number of threads of the library that a package has loaded."""
+    home = Path(package.__file__ or "").parent
+    for folder in (home.parent / f"{package.__name__}.libs", home / ".dylibs"):
         for path in sorted(folder.glob("*openblas*")):
             with contextlib.suppress(OSError):
                 # One that is not loaded already is not the one that computes.

@@ -114,14 +114,21 @@ def _made(choice: str) -> Path | None:
     return directory
 
 
-def program(function: Callable | None = None, *, static_argnames=(), brief: Callable | None = None) -> Any:
+def program(
+    function: Callable | None = None,
+    *,
+    static_argnames=(),
+    brief: Callable | None = None,
+    design: executables.Design | None = None,
+) -> Any:
     """`jax.jit` with the options of XLA under which a fit compiles soonest, where this XLA knows them.
 
     Static arguments are given by keyword. `brief` tells from the shapes of the arguments whether the problem is so
-    small that optimised code would save less than compiling it costs.
+    small that optimised code would save less than compiling it costs; `design` gives the arrays of the arguments that
+    tell one design from another, for a program that loops are likely to call for the same one.
     """
     if function is None:
-        return functools.partial(program, static_argnames=static_argnames, brief=brief)
+        return functools.partial(program, static_argnames=static_argnames, brief=brief, design=design)
 
     @functools.cache
     def compiled(small):
@@ -138,13 +145,10 @@ def program(function: Callable | None = None, *, static_argnames=(), brief: Call
     def call_compiled(small, args, kwargs):
         jitted = compiled(small)
         known = _traces() + executables.count()
-        if (directory := kept_directory()) is not None:
-            static = {key: kwargs[key] for key in static_argnames if key in kwargs}
-            others = {key: value for key, value in kwargs.items() if key not in static}
-            name = f"{function.__module__}.{function.__qualname__}"
-            out = executables.call_from(directory, jitted, name, _options(small), static, args, others)
-        else:
-            out = jitted(*args, **kwargs)
+        static = {key: kwargs[key] for key in static_argnames if key in kwargs}
+        others = {key: value for key, value in kwargs.items() if key not in static}
+        name = f"{function.__module__}.{function.__qualname__}"
+        out = executables.call_from(kept_directory(), jitted, name, _options(small), static, args, others, design)
         return out, _traces() + executables.count() > known
 
     @functools.wraps(function)

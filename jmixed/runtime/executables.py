@@ -24,46 +24,100 @@ from jax.core import Tracer
 
 from jmixed.runtime import internals
 from jmixed.runtime.files import is_own, seal, seal_holds, write_whole
+from jmixed.runtime.interpreted import Design, GaveUpError, Interpreted, compiled_now, interpreted, is_wanted
 
 Kind = tuple[tuple[int, ...], str, bool]
 
 
-def call_from(directory: Path, jitted: Any, name: str, options: Any, static: dict, args: tuple, kwargs: dict):
+def call_from(
+    directory: Path | None,
+    jitted: Any,
+    name: str,
+    options: Any,
+    static: dict,
+    args: tuple,
+    kwargs: dict,
+    design: Design | None = None,
+):
     """Call a program, which `name` tells from others, by its executable: one in memory, else on disk, else a new one.
 
-    `options` are those of XLA it is compiled with, `static` the arguments by keyword that are part of the program.
+    A new one is first worked through by NumPy, and compiled when that is called again. `options` are those of XLA it is
+    compiled with, `static` the arguments by keyword that are part of the program, `design` what of all arguments tells
+    one design from another. Without a directory nothing is kept.
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
     if not (_is_plain() and all(isinstance(leaf, ARRAYS) and not isinstance(leaf, Tracer) for leaf in leaves)):
         return jitted(*args, **kwargs, **static)
     key = (name, tree, tuple(static.items()), tuple(map(_kind, leaves)), *map(_setting, SETTINGS))
-    if (executable := _memory.get((directory, key))) is None:
-        # Threads that want the same program wait for the one that makes it.
-        with _locks.setdefault((directory, key), threading.Lock()):
-            if (executable := _memory.get((directory, key))) is None:
-                executable = _executable(directory, jitted, key, options, static, args, kwargs)
-                _memory[directory, key] = executable
-        _locks.pop((directory, key), None)
-    return jitted(*args, **kwargs, **static) if executable is NOT_OURS else executable(*args, **kwargs)
+    while True:
+        executable: Any = _memory.get((directory, key))
+        if executable is None or (isinstance(executable, Interpreted) and _pays(executable, design, args)):
+            # Threads that want the same program wait for the one that makes it.
+            with _locks.setdefault((directory, key), threading.Lock()):
+                if (known := _memory.get((directory, key))) is executable:
+                    executable = _executable(directory, jitted, key, options, static, args, kwargs, known is None)
+                    _memory[directory, key] = executable
+                    if isinstance(executable, Interpreted):
+                        _pays(executable, design, args)
+                else:
+                    executable = known
+            _locks.pop((directory, key), None)
+        try:
+            return jitted(*args, **kwargs, **static) if executable is NOT_OURS else executable(*args, **kwargs)
+        except GaveUpError:
+            # What it has spent has it compiled in the next turn.
+            continue
 
 
-def _executable(directory: Path, jitted: Any, key: tuple, options: Any, static: dict, args: tuple, kwargs: dict) -> Any:
-    """A program from the disk, or a new one that is kept there; `NOT_OURS` where others have written part of it."""
+def _pays(program: Interpreted, design: Design | None, args: tuple) -> bool:
+    return program.is_to_be_compiled(None if design is None else jax.tree.leaves(design(*args)))
+
+
+def _executable(
+    directory, jitted, key: tuple, options: Any, static: dict, args: tuple, kwargs: dict, first: bool
+) -> Any:
+    """A program from the disk, or a new one that is kept there; `NOT_OURS` where JAX shall see to it."""
+    name, tree, *_ = key
+    if "<" in name:
+        # Two functions inside of others may bear one name.
+        return NOT_OURS
+    compiled, stepwise = _paths(directory, key, options)
+    if (kept := _read(compiled)) is not None:
+        content, example = kept
+        if (executable := _loaded(content, example, tree)) is not None:
+            return executable
+    lower = functools.partial(jitted.lower, *args, **kwargs, **static)
+    if first and is_wanted():
+        if (kept := _read(stepwise)) is not None:
+            steps, example = kept
+            return Interpreted(steps, jax.tree.structure(example))
+        traced = jitted.trace(*args, **kwargs, **static)
+        if (program := interpreted(traced)) is not None:
+            _write(stepwise, program.steps, program.results)
+            return program
+        lower = traced.lower
+    if compiled is None:
+        return NOT_OURS
+    executable, is_whole = internals.compile_afresh(lower())
+    compiled_now()
+    if is_whole and (serialised := internals.serialise(executable)) is not None and serialised[1] == tree:
+        content, _, results = serialised
+        _write(compiled, content, results)
+    return executable
+
+
+def _paths(directory: Path | None, key: tuple, options: Any) -> tuple[Path | None, Path | None]:
+    """Where a program is kept when it is compiled, and as steps; nowhere if part of it is of others' making."""
     name, tree, *rest = key
+    if directory is None:
+        return None, None
     try:
-        if "<" in name:
-            raise _ForeignError
         settings = options, jax.config.values["jax_disable_most_optimizations"]
         text = repr((versions(), settings, name, _described_tree(tree), *map(_described, rest)))
     except _ForeignError:
-        return NOT_OURS
-    path = directory / f"jmixed-{hashlib.sha256(text.encode()).hexdigest()}{SUFFIX}"
-    executable = _read(path, tree)
-    if executable is None:
-        executable, is_whole = internals.compile_afresh(jitted.lower(*args, **kwargs, **static))
-        if is_whole:
-            _write(path, executable, tree)
-    return executable
+        return None, None
+    stem = f"jmixed-{hashlib.sha256(text.encode()).hexdigest()}"
+    return directory / f"{stem}{SUFFIXES[0]}", directory / f"{stem}{SUFFIXES[1]}"
 
 
 class _ForeignError(Exception):
@@ -135,7 +189,7 @@ def kept(directory: Path) -> list[tuple[float, int, Path]]:
     """The programs in a directory, those that were used longest ago first: time of use, bytes, path."""
     programs = []
     with contextlib.suppress(OSError):
-        for path in directory.glob(f"jmixed-*{SUFFIX}"):
+        for path in [path for suffix in SUFFIXES for path in directory.glob(f"jmixed-*{suffix}")]:
             with contextlib.suppress(OSError):
                 status = path.stat()
                 programs.append((status.st_mtime, status.st_size, path))
@@ -150,7 +204,8 @@ def clear(directory: Path) -> int:
     return len(programs)
 
 
-SUFFIX = ".program"
+SUFFIXES = ".program", ".steps"
+"""Of files with a compiled program, and with what NumPy works through."""
 ROOM = 2**30
 """Bytes that the programs in a directory may take in all; those that were used longest ago make room for new ones."""
 ARRAYS = (np.ndarray, np.generic, jax.Array, bool, int, float)
@@ -164,11 +219,13 @@ def _kind(leaf) -> Kind:
     return np.shape(leaf), str(getattr(leaf, "dtype", type(leaf))), weak or getattr(leaf, "weak_type", False)
 
 
-def _read(path: Path, tree):
-    """The executable in a file; None where there is none, or none that can be used.
+def _read(path: Path | None) -> Any:
+    """What a file holds; None where there is none, or none that can be used.
 
     A program that is damaged, or that somebody else has put there, must not even be looked into.
     """
+    if path is None:
+        return None
     try:
         with path.open("rb") as file:
             if not (is_own(path.parent.stat()) and is_own(os.fstat(file.fileno()))):
@@ -177,22 +234,26 @@ def _read(path: Path, tree):
         if not seal_holds(kept):
             return None
         content, example = pickle.loads(kept)
-        internals.find_lapack()
         with contextlib.suppress(OSError):
             os.utime(path)
+        return content, example
+    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, ImportError, pickle.UnpicklingError):
+        return None
+
+
+def _loaded(content: bytes, example: Any, tree: Any) -> Any:
+    """The executable with the bytes and the results of a file; None where JAX cannot use it."""
+    internals.find_lapack()
+    try:
         return internals.deserialise(content, tree, jax.tree.structure(example))
-    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, ImportError):
-        return None
-    except (pickle.UnpicklingError, jax.errors.JaxRuntimeError):
+    except (ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError, jax.errors.JaxRuntimeError):
         return None
 
 
-def _write(path: Path, compiled, tree) -> None:
-    """Keep an executable. One that cannot be kept is no error: it works all the same."""
-    serialised = internals.serialise(compiled)
-    if serialised is None or serialised[1] != tree:
+def _write(path: Path | None, content: Any, results: Any) -> None:
+    """Keep a program. One that cannot be kept is no error: it works all the same."""
+    if path is None:
         return
-    content, _, results = serialised
     example = jax.tree.unflatten(results, range(results.num_leaves))
     with contextlib.suppress(OSError):
         if is_own(path.parent.stat()):

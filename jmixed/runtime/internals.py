@@ -56,6 +56,11 @@ def find_lapack() -> None:
         jax.jit(jax.lax.linalg.cholesky).lower(np.eye(1))
 
 
+def steps_of(traced: Any) -> Any:
+    """The steps of a traced program, without those that JAX writes out as others; None where JAX does not tell."""
+    return getattr(getattr(traced, "lojax", traced), "jaxpr", None)
+
+
 def look_at_cache_again() -> None:
     """Have JAX look at the options of its cache, which it does at its first compilation only."""
     reset = undocumented("jax.experimental.compilation_cache.compilation_cache", "reset_cache")

@@ -4,18 +4,24 @@ import threading
 
 import numpy as np
 import pytest
+import scipy
 import scipy.linalg
 
 import jmixed as jm
 from jmixed.runtime import blas
 
 
+@pytest.fixture(params=[scipy, np], ids=["scipy", "numpy"])
+def package(request):
+    return request.param
+
+
 @pytest.fixture
-def threads():
+def threads(package):
     """What tells the number of threads, which are three to begin with."""
-    found = blas._threads()
+    found = blas._threads(package)
     if found is None:
-        pytest.skip("SciPy has another library here")
+        pytest.skip(f"{package.__name__} has another library here")
     get, set_to = found
     before = get()
     set_to(3)
@@ -23,23 +29,23 @@ def threads():
     set_to(before)
 
 
-def test_one_thread_inside_and_as_many_as_before_outside(threads):
-    with blas.one_thread():
+def test_one_thread_inside_and_as_many_as_before_outside(threads, package):
+    with blas.one_thread(package):
         assert threads() == 1
-        with blas.one_thread():
+        with blas.one_thread(package):
             assert threads() == 1
         assert threads() == 1
     assert threads() == 3
-    with pytest.raises(ValueError, match="inside"), blas.one_thread():
+    with pytest.raises(ValueError, match="inside"), blas.one_thread(package):
         raise ValueError("inside")
     assert threads() == 3
 
 
-def test_threads_of_the_caller_that_overlap_leave_it_as_it_was(threads):
+def test_threads_of_the_caller_that_overlap_leave_it_as_it_was(threads, package):
     entered, leave = threading.Barrier(3, timeout=60), [threading.Event() for _ in range(2)]
 
     def work(mine):
-        with blas.one_thread():
+        with blas.one_thread(package):
             entered.wait()
             mine.wait(60)
 
@@ -55,7 +61,7 @@ def test_threads_of_the_caller_that_overlap_leave_it_as_it_was(threads):
 
 
 def test_another_library_goes_on_as_it_does(monkeypatch):
-    monkeypatch.setattr(blas, "_threads", lambda: None)
+    monkeypatch.setattr(blas, "_threads", lambda _: None)
     with blas.one_thread():
         np.testing.assert_allclose(scipy.linalg.cholesky(np.eye(2)), np.eye(2))
 

@@ -55,7 +55,8 @@ def test_programs_are_forgotten_before_linux_runs_out_of_maps(few_maps):
     np.testing.assert_array_equal(double(np.arange(5.0)), 2 * np.arange(5.0))
 
 
-def test_forgetting_gives_the_maps_back():
+def test_forgetting_gives_the_maps_back(monkeypatch):
+    monkeypatch.setenv("JMIXED_COMPILE", "first")
     before = compilation._memory_maps()
     for size in range(20, 30):
         double(np.arange(float(size)))

@@ -22,6 +22,12 @@ POSIX = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and permis
 X = np.arange(6.0).reshape(2, 3)
 
 
+@pytest.fixture(autouse=True)
+def _compiled_at_once(monkeypatch):
+    """What NumPy works through has its own tests."""
+    monkeypatch.setenv("JMIXED_COMPILE", "first")
+
+
 def jitted(factor):
     return jax.jit(lambda x: jnp.linalg.cholesky(factor * jnp.eye(2, dtype=x.dtype) + x @ x.T))
 

@@ -20,6 +20,12 @@ UNDOCUMENTED = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _compiled_at_once(monkeypatch):
+    """What NumPy works through has its own tests."""
+    monkeypatch.setenv("JMIXED_COMPILE", "first")
+
+
 def factored(x):
     return jnp.linalg.cholesky(jnp.eye(2, dtype=x.dtype) + x @ x.T)
 
@@ -53,6 +59,16 @@ def test_an_option_that_xla_does_not_know_leaves_a_program_that_is_not_kept(keep
     result = compilation.program(factored)(X)
     np.testing.assert_allclose(result, np.linalg.cholesky(np.eye(2) + X @ X.T), rtol=1e-6)
     assert not list(keeping.iterdir())
+
+
+def test_where_jax_does_not_tell_the_steps_a_program_is_compiled(keeping, monkeypatch):
+    assert internals.steps_of(jax.jit(factored).trace(X)) is not None
+    assert internals.steps_of(object()) is None
+    monkeypatch.delenv("JMIXED_COMPILE")
+    monkeypatch.setattr(internals, "steps_of", lambda _: None)
+    result = compilation.program(factored)(X)
+    np.testing.assert_allclose(result, np.linalg.cholesky(np.eye(2) + X @ X.T), rtol=1e-6)
+    assert [path.suffix for path in keeping.iterdir()] == [".program"]
 
 
 @pytest.mark.parametrize(("module", "name"), UNDOCUMENTED, ids=[name for _, name in UNDOCUMENTED])
