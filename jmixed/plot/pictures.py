@@ -335,12 +335,14 @@ def fitted(
     # At the categories of a predictor there are points, and what joins them is for the eye; those of a crowd are one.
     marks = {"marker": "o", "markersize": 5} if category else {}
     of_groups = marks if len(shown) <= LEGEND else {}
-    for k, level in enumerate(shown):
-        for j, which in enumerate(strata):
-            line = lines[(lines[factor] == level) & _of(lines, by, which)]
+    paths = _paths(lines, factor, by, strata, at(lines[across]))
+    if len(shown) <= LEGEND:
+        for k, j, path in paths:
             colour = f"C{k}" if few else INK if by is None else f"C{j}"
-            style = {"label": str(level), "linewidth": 1.5} if few else crowd
-            ax.plot(at(line[across]), line["fitted"], zorder=2, color=colour, **style, **of_groups)
+            style = {"label": str(shown[k]), "linewidth": 1.5} if few else crowd
+            ax.plot(*path.T, zorder=2, color=colour, **style, **of_groups)
+    else:
+        _crowd(ax, paths, [INK if by is None else f"C{j}" for j in range(len(strata))], crowd)
     averaged = ", mean over the rows" if others(result, across, by) else ""
     for j, which in enumerate(strata):
         whole = lines[lines[factor].isna() & _of(lines, by, which)]
@@ -425,6 +427,26 @@ def effects(
     if by is not None:
         _legend(ax)
     return ax
+
+
+def _paths(lines, factor, by, strata, x) -> list[tuple[int, int, np.ndarray]]:
+    """The lines of groups: the place of their level, that of the level of `by`, and points (k, 2)."""
+    level = pd.factorize(lines[factor])[0]
+    stratum = pd.Index(strata).get_indexer(lines[by]) if by is not None else np.zeros(len(lines), int)
+    points = np.column_stack([np.asarray(x, float), lines["fitted"]])
+    # The rows of a line are together.
+    starts = 1 + np.flatnonzero((np.diff(level) != 0) | (np.diff(stratum) != 0))
+    parts = np.split(np.arange(len(lines)), starts)
+    return [(int(level[part[0]]), int(stratum[part[0]]), points[part]) for part in parts if level[part[0]] >= 0]
+
+
+def _crowd(ax, paths, colours, style):
+    """Many lines as one thing to draw, each `colours` entry those of one level of `by`."""
+    from matplotlib.collections import LineCollection
+
+    for j, colour in enumerate(colours):
+        ax.add_collection(LineCollection([path for _, k, path in paths if k == j], colors=colour, zorder=2, **style))
+    ax.autoscale_view()
 
 
 def _partial_residuals(ax, result, table, variable, by, which, colour, shift):
