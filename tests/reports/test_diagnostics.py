@@ -243,7 +243,7 @@ class TestWithoutFixedEffects:
             assert result.anova(ddf=ddf).shape == (0, 6)
             assert "Subject Var" in str(result.summary(ddf=ddf))
         assert result.drop1().index.tolist() == ["<none>"]
-        assert result.tidy().shape == (0, 5)
+        assert result.tidy().shape == (0, 7)
         assert result.confint().index.tolist() == ["sd_Intercept|Subject", "sigma"]
         assert result.vcov_kenward_roger.shape == result.robust_cov().shape == (0, 0)
         assert result.wald_test_terms().table.shape == (0, 3)
