@@ -85,7 +85,7 @@ def caterpillar(
     count = len(table)
     ax = _axes(ax, (6, max(2.5, min(0.22 * count, 10) + 1) if count <= NAMED else 6))
     # In points; names of less would cover each other.
-    room = 72 * ax.get_position().height * ax.figure.get_figheight() / count
+    room = 72 * _height(ax) / count
     named = count <= NAMED and room >= 7
     place = np.arange(count)
     ax.hlines(place, table["lower"], table["upper"], color=PALE, linewidth=2 if named else max(0.4, 150 / count))
@@ -707,6 +707,11 @@ def _is_narrow(ax):
 def _width(ax):
     """Inches."""
     return ax.get_position().width * ax.figure.get_figwidth()
+
+
+def _height(ax):
+    """Inches."""
+    return ax.get_position().height * ax.figure.get_figheight()
 
 
 def _aside(count):

@@ -71,13 +71,13 @@ def _differs_by_combination(values: np.ndarray, outer: np.ndarray, inner: np.nda
     """Whether combinations differ clearly, and labels of `inner` within levels of `outer` not beyond that."""
     table = pd.DataFrame({"outer": outer, "inner": inner, "values": values})
     cells = table.groupby(["outer", "inner"])["values"].agg(["mean", "size"])
-    within = table["values"] - table.groupby(["outer", "inner"])["values"].transform("mean")
-    codes = [cells.index.get_level_values(name).to_numpy() for name in ("outer", "inner")]
+    within = (table["values"] - table.groupby(["outer", "inner"])["values"].transform("mean")).to_numpy(float)
+    levels_of, labels_of = (cells.index.get_level_values(name).to_numpy() for name in ("outer", "inner"))
     ones, sizes = np.ones(len(cells)), cells["size"].to_numpy(float)
     means = cells["mean"].to_numpy()
-    _, rest = two_way(means, *codes, sizes)
-    by_label, beyond = two_way(means, *codes, ones)
-    labels, levels = len(np.unique(codes[1])), len(np.unique(codes[0]))
+    _, rest = two_way(means, levels_of, labels_of, sizes)
+    by_label, beyond = two_way(means, levels_of, labels_of, ones)
+    labels, levels = len(np.unique(labels_of)), len(np.unique(levels_of))
     free = len(cells) - levels - labels + 1
     residual = len(table) - len(cells)
     if free < 1 or residual < 1 or not beyond > 0:

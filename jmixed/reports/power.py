@@ -246,7 +246,8 @@ def _in_turn(frame: pd.DataFrame, name: str, columns: Sequence[str]) -> tuple[np
     kinds = pd.DataFrame(index=range(len(labels)))
     for column in columns:
         # A predictor with a value of its own for each level makes no kinds of levels.
-        if (by_level[column].nunique(dropna=False) == 1).all() and 2 * frame[column].nunique() <= len(labels):
+        alike = np.asarray(by_level[column].nunique(dropna=False)) == 1
+        if alike.all() and 2 * len(set(frame[column])) <= len(labels):
             kinds[column] = by_level[column].first()
     if kinds.empty:
         return codes, np.arange(len(labels))
