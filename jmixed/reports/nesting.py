@@ -69,22 +69,22 @@ def _starts_anew(outer: RandomTerm, inner: RandomTerm) -> bool:
 
 def _differs_by_combination(values: np.ndarray, outer: np.ndarray, inner: np.ndarray) -> bool:
     """Whether combinations differ clearly, and labels of `inner` within levels of `outer` not beyond that."""
-    table = pd.DataFrame({"outer": outer, "inner": inner, "values": values})
-    cells = table.groupby(["outer", "inner"])["values"].agg(["mean", "size"])
-    within = (table["values"] - table.groupby(["outer", "inner"])["values"].transform("mean")).to_numpy(float)
-    levels_of, labels_of = (cells.index.get_level_values(name).to_numpy() for name in ("outer", "inner"))
-    ones, sizes = np.ones(len(cells)), cells["size"].to_numpy(float)
-    means = cells["mean"].to_numpy()
+    # Combinations by number, those that there are.
+    count = int(inner.max()) + 1
+    there, cell = np.unique(outer.astype(int) * count + inner, return_inverse=True)
+    levels_of, labels_of = there // count, there % count
+    sizes = np.bincount(cell).astype(float)
+    means = np.bincount(cell, values) / sizes
     _, rest = two_way(means, levels_of, labels_of, sizes)
-    by_label, beyond = two_way(means, levels_of, labels_of, ones)
+    by_label, beyond = two_way(means, levels_of, labels_of, np.ones(len(sizes)))
     labels, levels = len(np.unique(labels_of)), len(np.unique(levels_of))
-    free = len(cells) - levels - labels + 1
-    residual = len(table) - len(cells)
-    if free < 1 or residual < 1 or not beyond > 0:
+    free, left = len(sizes) - levels - labels + 1, len(values) - len(sizes)
+    within = float(np.sum((values - means[cell]) ** 2))
+    if free < 1 or left < 1 or not beyond > 0:
         return False
-    of_cells = rest / free / (within @ within / residual) if within @ within > 0 else np.inf
-    of_labels = by_label / (labels - 1) / (beyond / free)
-    clear = tails.p_of_F(of_cells, free, residual) < CLEAR
+    of_cells = float(rest / free / (within / left)) if within > 0 else float("inf")
+    of_labels = float(by_label / (labels - 1) / (beyond / free))
+    clear = tails.p_of_F(of_cells, free, left) < CLEAR
     return bool(clear and tails.p_of_F(of_labels, labels - 1, free) > NOTHING)
 
 
