@@ -253,7 +253,8 @@ def fitted_data(
         whole = _lines(result, frame, x, stratum, len(strata), False)
     labels = [(shown[line // len(strata)], strata[line % len(strata)]) for line in lines]
     labels += [(None, which) for which in strata]
-    points, values = ([pair[k] for pair in [*of_groups, *whole]] for k in (0, 1))
+    points: list[Any] = [at for at, _ in [*of_groups, *whole]]
+    values = [heights for _, heights in [*of_groups, *whole]]
     # One entry for each point, whatever type the labels have.
     which = np.repeat(np.arange(len(labels)), [len(part) for part in values])
     columns = {name: pd.Series([labels[line][k] for line in which], dtype=object) for k, name in enumerate([group, by])}
