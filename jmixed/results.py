@@ -39,6 +39,7 @@ from jmixed.reports import (
     sentences,
     summary,
     tests,
+    tidy,
 )
 from jmixed.reports.bootstrap import Bootstrap
 from jmixed.reports.checks import Checks
@@ -209,29 +210,37 @@ class MixedLMResults:
         return residuals.residual_sd(self.fitted.spec, self.fitted.fit)
 
     def tidy(
-        self, effects: str | Collection[str] = "fixed", conf_int: bool = False, conf_level: float = 0.95
+        self,
+        effects: str | Collection[str] = "fixed",
+        conf_int: bool = False,
+        conf_level: float = 0.95,
+        ddf: Ddf | None = None,
     ) -> pd.DataFrame:
-        """Estimates as rows, with the column names of broom.mixed.
+        """Estimates as rows, with the column names of broom.mixed; coefficients with the tests of `report`.
 
-        Raises `ModelError` for another kind of effects, or a level outside (0, 1).
+        Raises `ModelError` for another kind of effects, a level outside (0, 1), and for degrees of freedom that the fit
+        does not have.
 
         Parameters
         ----------
         effects
             "fixed" (coefficients), "ran_pars" (standard deviations and correlations), "ran_vals" (conditional modes).
         conf_int
-            Add conf.low and conf.high, normal limits; of "ran_pars" those of the residuals' parameters, else NaN.
+            Add conf.low and conf.high: of coefficients by the t distribution, of modes by the normal one; of "ran_pars"
+            those of the residuals' parameters, else NaN.
         conf_level
             Coverage.
+        ddf
+            Of df, p.value and the limits of coefficients, as in `report`.
 
         Examples
         --------
-        >>> result.tidy(conf_int=True)
-          effect       term estimate std.error statistic conf.low conf.high
-        0  fixed  Intercept  251.405     6.825    36.838  238.029   264.781
-        1  fixed       Days   10.467     1.546     6.771    7.438    13.497
+        >>> result.tidy()
+          effect       term estimate std.error statistic    df  p.value
+        0  fixed  Intercept  251.405     6.825    36.838  17.0  1.2e-17
+        1  fixed       Days   10.467     1.546     6.771  17.0  3.3e-06
         """
-        return components.tidy(self.fitted, effects, conf_int, conf_level)
+        return tidy.tidy(self.fitted, effects, conf_int, conf_level, ddf)
 
     def summary(
         self,
@@ -255,7 +264,7 @@ class MixedLMResults:
             The intervals have level 1 - alpha.
         ddf
             "none": z tests. "satterthwaite", "kenward-roger" or "residual": t tests, as in `test`. By default z tests
-            in statsmodels' style, and Satterthwaite's in lme4's, as lmerTest has them.
+            in statsmodels' style, and in lme4's as in `report`, and as lmerTest has them.
         style
             "lme4": the blocks that lme4 prints, in its order.
 
@@ -271,7 +280,7 @@ class MixedLMResults:
         >>> result.summary(ddf="satterthwaite").tables[1].loc["Days"].tolist()
         ['10.467', '1.546', '17.0', '6.771', '0.000', '7.206', '13.729']
         """
-        kind = ddf or ("satterthwaite" if style == "lme4" and self.converged else "none")
+        kind = tests.usual_ddf(self.fitted, ddf) if style == "lme4" else ddf or "none"
         usual = summary.summarise(self.fitted, yname, xname_fe, xname_re, title, alpha, kind)
         return as_lme4.in_style(self.fitted, usual, style, kind)
 
@@ -930,7 +939,7 @@ class MixedLMResults:
         """
         return checks.checks(self.fitted, key)
 
-    def report(self, ddf: Ddf = "satterthwaite", level: float = 0.95) -> str:
+    def report(self, ddf: Ddf | None = None, level: float = 0.95) -> str:
         """The fit in words, as a results section has it: the model, each effect with its test, what varies.
 
         Nothing is in it that was not computed. Raises `ModelError` for degrees of freedom that the fit does not have.
@@ -938,7 +947,8 @@ class MixedLMResults:
         Parameters
         ----------
         ddf
-            As in `test`.
+            As in `test`; by default Satterthwaite's, and z tests where there is none: of a fit that is not `converged`,
+            or that has lost its rows.
         level
             Coverage of the intervals.
 
@@ -949,7 +959,7 @@ class MixedLMResults:
         """
         return sentences.report(self.fitted, ddf, level)
 
-    def to_statsmodels(self, ddf: Ddf = "satterthwaite") -> FixedEffects:
+    def to_statsmodels(self, ddf: Ddf | None = None) -> FixedEffects:
         """The fixed effects under statsmodels' names, for its ``summary_col`` and packages that read results by name.
 
         Raises `ModelError` for degrees of freedom that the fit does not have.
@@ -957,7 +967,7 @@ class MixedLMResults:
         Parameters
         ----------
         ddf
-            Of the p-values and intervals, as in `test`.
+            Of the p-values and intervals, as in `report`.
 
         Examples
         --------
@@ -1549,12 +1559,12 @@ class MixedGLMResults:
         Examples
         --------
         >>> slow.tidy()
-          effect       term estimate std.error statistic
-        0  fixed  Intercept   -3.195     0.685    -4.662
-        1  fixed       Days   0.5852    0.0981     5.968
+          effect       term estimate std.error statistic  p.value
+        0  fixed  Intercept   -3.195     0.685    -4.662  3.1e-06
+        1  fixed       Days   0.5852    0.0981     5.968  2.4e-09
         """
-        table = components.tidy(self.fitted, effects, conf_int, conf_level)
-        return components.exponentiated(table, self.fitted) if exponentiate else table
+        table = tidy.tidy(self.fitted, effects, conf_int, conf_level, "none")
+        return tidy.exponentiated(table, self.fitted) if exponentiate else table
 
     def summary(
         self,

@@ -559,7 +559,7 @@ class TestTables:
     def test_tidy(self):
         fixed = sleep().tidy(conf_int=True)
         assert fixed.columns.tolist() == [
-            "effect", "term", "estimate", "std.error", "statistic", "conf.low", "conf.high",
+            "effect", "term", "estimate", "std.error", "statistic", "df", "p.value", "conf.low", "conf.high",
         ]  # fmt: skip
         np.testing.assert_allclose(fixed["statistic"], [36.838, 6.771], atol=1e-3)
         pars = sleep().tidy("ran_pars")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from jmixed.inference import tails
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.tests import tests_of_coefficients
+from jmixed.reports.tests import tests_of_coefficients, usual_ddf
 from jmixed.runtime.arguments import checked
 
 
@@ -70,9 +70,9 @@ class FixedEffects:
         return pd.DataFrame({0: self.params - half, 1: self.params + half})
 
 
-def for_statsmodels(fitted: Fitted, ddf: str, conditional: float, resid: Any, fittedvalues: Any) -> FixedEffects:
+def for_statsmodels(fitted: Fitted, ddf: str | None, conditional: float, resid: Any, fittedvalues: Any) -> FixedEffects:
     """The fixed effects of a fit under statsmodels' names."""
-    errors, df = tests_of_coefficients(fitted, ddf)
+    errors, df = tests_of_coefficients(fitted, usual_ddf(fitted, ddf))
     nu = np.full(len(errors), np.inf) if df is None else np.asarray(df)
     names = list(fitted.names.fixed)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -28,6 +28,8 @@ CHUNK = 8
 """Refits that run side by side."""
 ENTRIES = 2**25
 """Row entries that they may hold together."""
+FEW_PASSES = 2**20
+"""Rows times clusters up to which the refits take less time than to optimise their program."""
 NUMBERS = ("theta", "beta", "sigma", "vcov_beta", "rho")
 """Estimates of a refit that are kept."""
 ONE_STEP = 2
@@ -80,7 +82,11 @@ def _clustered(design: Design, clusters) -> tuple[Rows, np.ndarray, np.ndarray, 
     return rows, padded, chosen, count
 
 
-@program(static_argnames=("counted", "side_by_side"))
+def _takes_long_to_optimise(rows, clusters, chosen, *_, **__):
+    return rows.y.shape[0] * chosen.shape[0] <= FEW_PASSES
+
+
+@program(static_argnames=("counted", "side_by_side"), brief=_takes_long_to_optimise)
 def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
     columns, rows = preconditioners(rows), replace(rows, series=without_patterns(rows.series))
     X = rows.X @ columns.basis

@@ -252,13 +252,16 @@ def fitted_data(
     else:
         whole = _lines(result, frame, x, stratum, len(strata), False)
     labels = [(shown[line // len(strata)], strata[line % len(strata)]) for line in lines]
-    pieces = []
     labels += [(None, which) for which in strata]
-    for (level, which), (at, values) in zip(labels, [*of_groups, *whole], strict=True):
-        columns = {group: pd.Series([level] * len(values), dtype=object), x: at}
-        columns |= {by: pd.Series([which] * len(values), dtype=object)} if by is not None else {}
-        pieces.append(pd.DataFrame({**columns, "fitted": values}))
-    return pd.concat(pieces, ignore_index=True)
+    points: list[Any] = [at for at, _ in [*of_groups, *whole]]
+    values = [heights for _, heights in [*of_groups, *whole]]
+    # One entry for each point, whatever type the labels have.
+    which = np.repeat(np.arange(len(labels)), [len(part) for part in values])
+    columns = {name: pd.Series([labels[line][k] for line in which], dtype=object) for k, name in enumerate([group, by])}
+    if by is None:
+        columns.pop(by)
+    at = points[0].append(list(points[1:])) if isinstance(points[0], pd.Index) else np.concatenate(points)
+    return pd.DataFrame({group: columns[group], x: at, **columns, "fitted": np.concatenate(values)})
 
 
 @checked

@@ -48,6 +48,8 @@ BINS = 15
 """Points of the running mean through residuals."""
 KOLMOGOROV = 1.3581
 """The quantile of 95% of the root of n times the largest distance of a sample's distribution from its own."""
+PANEL = 2.2
+"""Inches of a panel of `check` in print."""
 NARROW = 4.5
 """Inches of width below which a legend stands above the axes: beside them it would leave no room."""
 JITTER = 0.08
@@ -81,8 +83,10 @@ def caterpillar(
     group, column = effect(result, group, column)
     table = caterpillar_data(result, group, column, level)
     count = len(table)
-    named = count <= NAMED
-    ax = _axes(ax, (6, max(2.5, min(0.22 * count, 10) + 1) if named else 6))
+    ax = _axes(ax, (6, max(2.5, min(0.22 * count, 10) + 1) if count <= NAMED else 6))
+    # In points; names of less would cover each other.
+    room = 72 * _height(ax) / count
+    named = count <= NAMED and room >= 7
     place = np.arange(count)
     ax.hlines(place, table["lower"], table["upper"], color=PALE, linewidth=2 if named else max(0.4, 150 / count))
     ax.plot(table["estimate"], place, "o", color=INK, markersize=4 if named else max(1, 300 / count))
@@ -90,7 +94,7 @@ def caterpillar(
     # A little air above and below, whatever the number of levels.
     ax.set_ylim(-0.02 * count - 0.6, 1.02 * count - 0.4)
     if named:
-        ax.set_yticks(place, [str(name) for name in table[group]], fontsize=9 if count <= 30 else 7)
+        ax.set_yticks(place, [str(name) for name in table[group]], fontsize=min(0.85 * room, 9))
         ax.set_ylabel(group)
     else:
         ax.set_yticks([])
@@ -321,32 +325,40 @@ def fitted(
     level_of_row, shown = term.levels.to_numpy()[term.codes], lines[factor].dropna().unique()
     few = len(shown) <= LEGEND and by is None
     # Many lines are one colour, so faint that their crowd is seen and not the last ones drawn.
-    crowd: dict[str, Any] = {"alpha": float(np.clip(15 / len(shown), 0.15, 0.8)), "linewidth": 0.8}
+    crowd: dict[str, Any] = {"alpha": float(np.clip(15 / len(shown), 0.03, 0.8)), "linewidth": 0.8}
     rows, values = np.isin(level_of_row, list(shown)), at(frame[across])
     category = is_category(spec, across)
     if category:
         values = values + _aside(len(frame))
     observed = responses.observed(result.fitted)
+    faint = float(np.clip(600 / rows.sum(), 0.1, 0.6))
     for k in range(len(shown) if few else len(strata)):
         mine = rows & (level_of_row == shown[k] if few else stratum == k)
         colour = f"C{k}" if few or by is not None else PALE
         dots = {"color": colour, "markersize": 4 if few else 2.5}
-        ax.plot(values[mine], observed[mine], "o", markeredgewidth=0, alpha=0.6, zorder=1, **dots)
+        ax.plot(values[mine], observed[mine], "o", markeredgewidth=0, alpha=faint, zorder=1, **dots)
     # At the categories of a predictor there are points, and what joins them is for the eye; those of a crowd are one.
     marks = {"marker": "o", "markersize": 5} if category else {}
     of_groups = marks if len(shown) <= LEGEND else {}
-    for k, level in enumerate(shown):
-        for j, which in enumerate(strata):
-            line = lines[(lines[factor] == level) & _of(lines, by, which)]
+    paths = _paths(lines, factor, by, strata, at(lines[across]))
+    if len(shown) <= LEGEND:
+        for k, j, path in paths:
             colour = f"C{k}" if few else INK if by is None else f"C{j}"
-            style = {"label": str(level), "linewidth": 1.5} if few else crowd
-            ax.plot(at(line[across]), line["fitted"], zorder=2, color=colour, **style, **of_groups)
+            style = {"label": str(shown[k]), "linewidth": 1.5} if few else crowd
+            ax.plot(*path.T, zorder=2, color=colour, **style, **of_groups)
+    else:
+        from matplotlib.collections import LineCollection
+
+        # One thing to draw, in the order of the groups, so that no level of `by` covers the others.
+        colours = [INK if by is None else f"C{j}" for _, j, _ in paths]
+        ax.add_collection(LineCollection([path for *_, path in paths], colors=colours, zorder=2, **crowd))
+        ax.autoscale_view()
     averaged = ", mean over the rows" if others(result, across, by) else ""
     for j, which in enumerate(strata):
         whole = lines[lines[factor].isna() & _of(lines, by, which)]
         name = f"fixed effects{averaged}" if by is None else f"{by} = {which}"
         colour = "black" if by is None else f"C{j}"
-        label = textwrap.fill(name, 16 if _is_narrow(ax) and by is None else 26)
+        label = textwrap.fill(name, 16 if _width(ax) < 2.4 and by is None else 26)
         style = {"linewidth": 2, "linestyle": "--", "label": label, "zorder": 3}
         ax.plot(at(whole[across]), whole["fitted"], color=colour, **style, **marks)
     ax.set_xlabel(across)
@@ -410,7 +422,9 @@ def effects(
             _partial_residuals(ax, result, table, variable, by, which, colour, shift if category else None)
         if category:
             ax.vlines(x, part["lower"], part["upper"], color=colour, linewidth=2.5, zorder=3)
-            ax.plot(x, part["estimate"], "o", color=colour, markersize=6, label=named, zorder=4)
+            ax.plot(
+                x, part["estimate"], "o", color=colour, markersize=4 if _is_narrow(ax) else 6, label=named, zorder=4
+            )
             continue
         for level, line in lines:
             if by is None or level == which:
@@ -425,6 +439,17 @@ def effects(
     if by is not None:
         _legend(ax)
     return ax
+
+
+def _paths(lines, factor, by, strata, x) -> list[tuple[int, int, np.ndarray]]:
+    """The lines of groups: the place of their level, that of the level of `by`, and points (k, 2)."""
+    level = pd.factorize(lines[factor])[0]
+    stratum = pd.Index(strata).get_indexer(lines[by]) if by is not None else np.zeros(len(lines), int)
+    points = np.column_stack([np.asarray(x, float), lines["fitted"]])
+    # The rows of a line are together.
+    starts = 1 + np.flatnonzero((np.diff(level) != 0) | (np.diff(stratum) != 0))
+    parts = np.split(np.arange(len(lines)), starts)
+    return [(int(level[part[0]]), int(stratum[part[0]]), points[part]) for part in parts if level[part[0]] >= 0]
 
 
 def _partial_residuals(ax, result, table, variable, by, which, colour, shift):
@@ -454,7 +479,7 @@ def _partial_residuals(ax, result, table, variable, by, which, colour, shift):
 
 
 @checked
-def check(result: MixedLMResults, key: Any = 0) -> Figure:
+def check(result: MixedLMResults, key: Any = 0, width: float | None = None) -> Figure:
     """The assumptions of a model in one picture, each panel with its line of words.
 
     Linearity, equal variances, quantiles of residuals and of random effects, influential groups, collinearity, and the
@@ -465,6 +490,9 @@ def check(result: MixedLMResults, key: Any = 0) -> Figure:
     ----------
     key : JAX random key, or int
         Of what is simulated.
+    width
+        In inches, as it will be printed, so that the letters are of a size that can be read there: 6.7 for the width of
+        a page (170 mm), 3.35 for a column of two (85 mm). By default as wide as a screen has room for.
 
     Examples
     --------
@@ -473,7 +501,6 @@ def check(result: MixedLMResults, key: Any = 0) -> Figure:
     6
     """
     data = check_data(result, key)
-    words = data["words"]
     drawn: list[tuple[Any, str, str]] = [(_bends, "residuals", "linearity"), (_spreads, "residuals", "equal variances")]
     drawn.append((_quantiles, "residual quantiles", "normal residuals"))
     if len(data["random effects"]):
@@ -484,23 +511,37 @@ def check(result: MixedLMResults, key: Any = 0) -> Figure:
         drawn.append((_factors, "collinearity", "collinearity"))
     drawn.append((_distributions, "responses", "distribution"))
     columns = 4 if len(drawn) > 6 else 3
-    figure = _figure((3.4 * columns, 3.1 * -(-len(drawn) // columns)))
-    for k, (draw, table, name) in enumerate(drawn):
-        ax = figure.add_subplot(-(-len(drawn) // columns), columns, k + 1)
-        draw(ax, data[table])
-        rows = words.loc[[row for row in words.index if row == name or _of_modes(row, name)]]
-        looked = rows[rows["look"]] if rows["look"].any() else rows.iloc[:1]
-        told = zip(looked.index, looked["words"], strict=True)
-        several = len(rows) > 1 and bool(rows["look"].any())
-        said = "; ".join(f"{row.removeprefix('normal ')}: {word}" if several else word for row, word in told)
-        colour = ACCENT if rows["look"].any() else "black"
-        ax.set_title(textwrap.fill(f"{name}: {said}", 46), fontsize=8, loc="left", color=colour)
-        ax.tick_params(labelsize=7)
-        if table not in ("influence", "responses"):
-            ax.locator_params(axis="x", nbins=5)
-        ax.xaxis.label.set_fontsize(8)
-        ax.yaxis.label.set_fontsize(8)
+    if width is not None:
+        columns = int(np.clip(round(width / PANEL), 2, columns))
+    across = 3.4 if width is None else width / columns
+    # In points.
+    size = 8 if across > 2.8 else 7 if across > 2 else 6
+    small = max(size - 1, 6)
+    plt, lines = _pyplot(), -(-len(drawn) // columns)
+    letters = {"font.size": small, "axes.titlesize": size, "axes.labelsize": size, "legend.fontsize": small}
+    with plt.rc_context(letters):
+        figure = plt.figure(figsize=(across * columns, (0.75 * across + 0.55) * lines), layout="constrained")
+        for k, panel in enumerate(drawn):
+            _panel(figure.add_subplot(lines, columns, k + 1), data, panel, int(72 * (across - 0.5) / (0.55 * size)))
     return figure
+
+
+def _panel(ax, data, panel, letters):
+    """One panel of `check` with its line of words, so many letters long."""
+    draw, table, name = panel
+    words = data["words"]
+    draw(ax, data[table])
+    rows = words.loc[[row for row in words.index if row == name or _of_modes(row, name)]]
+    if name == "distribution" and "dispersion" in words.index and words.loc["dispersion", "look"]:
+        rows, name = words.loc[["dispersion"]], "dispersion"
+    looked = rows[rows["look"]] if rows["look"].any() else rows.iloc[:1]
+    told = zip(looked.index, looked["words"], strict=True)
+    several = len(rows) > 1 and bool(rows["look"].any())
+    said = "; ".join(f"{row.removeprefix('normal ')}: {word}" if several else word for row, word in told)
+    colour = ACCENT if rows["look"].any() else "black"
+    ax.set_title(textwrap.fill(f"{name}: {said}", letters), loc="left", color=colour)
+    if table not in ("influence", "responses"):
+        ax.locator_params(axis="x", nbins=5)
 
 
 def _of_modes(row: str, name: str) -> bool:
@@ -544,10 +585,10 @@ def _quantiles(ax, table):
         if len(names) == 1:
             _points(ax, part["normal"], part["sample"])
         else:
-            ax.plot(part["normal"], part["sample"], "o", markeredgewidth=0, alpha=0.6, color=f"C{k}", label=name,
-                    markersize=4 if len(part) <= 500 else 2)  # fmt: skip
+            style: dict[str, Any] = {"markersize": 4 if len(part) <= 500 else 2, "markeredgewidth": 0, "alpha": 0.6}
+            ax.plot(part["normal"], part["sample"], "o", color=f"C{k}", label=_short(name, 22), **style)
     if 1 < len(names) <= 6:
-        ax.legend(frameon=False, fontsize=7, loc="upper left")
+        ax.legend(frameon=False, loc="upper left", handlelength=0.8, handletextpad=0.3, borderaxespad=0.2)
     ax.set_xlabel("normal quantile")
     ax.set_ylabel("sample quantile")
 
@@ -557,16 +598,16 @@ def _distances(ax, table):
     place = np.arange(1, count + 1)
     ax.vlines(place, 0, table["distance"], color=INK, linewidth=float(np.clip(150 / count, 0.4, 2)))
     if count <= LEGEND:
-        ax.set_xticks(place, [str(group) for group in table["group"]])
+        ax.set_xticks(place, [_short(group, max(3, int(18 * _width(ax) / count) - 1)) for group in table["group"]])
     else:
         # The levels at the left are named, as far as there is room.
         last = np.inf
         for k in range(3):
-            if last - table["distance"].iloc[k] < 0.06 * table["distance"].iloc[0]:
+            if last - table["distance"].iloc[k] < 0.09 * table["distance"].iloc[0]:
                 continue
             last = float(table["distance"].iloc[k])
-            ax.annotate(str(table["group"].iloc[k]), (place[k], table["distance"].iloc[k]), fontsize=7,
-                        xytext=(3, -2), textcoords="offset points")  # fmt: skip
+            name, end = _short(table["group"].iloc[k]), (place[k], table["distance"].iloc[k])
+            ax.annotate(name, end, xytext=(3, -2), textcoords="offset points").set_in_layout(False)
         ax.set_xticks([])
     ax.set_xlim(1 - max(0.5, 0.03 * count), count + max(0.5, 0.03 * count))
     ax.set_ylim(bottom=0)
@@ -577,11 +618,17 @@ def _distances(ax, table):
 def _factors(ax, table):
     place = np.arange(len(table))
     ax.barh(place, table["factor"], color=INK, height=0.6)
-    names = [str(term) if len(str(term)) <= 16 else f"{str(term)[:15]}…" for term in table["term"]]
+    names = [_short(term) for term in table["term"]]
     ax.set_yticks(place, names if len(table) <= 15 else [""] * len(table))
     ax.invert_yaxis()
     ax.axvline(5, color=ACCENT, linewidth=0.8, linestyle="--")
     ax.set_xlabel("variance inflation")
+
+
+def _short(name, letters=16):
+    """A name that leaves room for the panel; what tells apart is rather at its end."""
+    name = str(name)
+    return name if len(name) <= letters else f"…{name[1 - letters :]}"
 
 
 def _distributions(ax, table):
@@ -593,6 +640,9 @@ def _distributions(ax, table):
         low, high = np.quantile(table["value"], [0.001, 0.999])
         low, high = min(low, observed.min()), max(high, observed.max())
         edges = np.linspace(low, high, int(np.clip(np.sqrt(len(observed)), 10, 40)) + 1)
+        if np.all(distinct == np.round(distinct)):
+            # Of counts every bin holds equally many numbers.
+            edges = np.arange(np.floor(low) - 0.5, high + (step := max(1, round(edges[1] - edges[0]))), step)
     middle = (edges[1:] + edges[:-1]) / 2
     scale = len(observed) * np.diff(edges)
     for draw, part in table.groupby("draw"):
@@ -603,14 +653,11 @@ def _distributions(ax, table):
         ax.plot(middle, height, alpha=1.0 if draw == 0 else 0.5, label=label, **style)
     if len(distinct) <= 8:
         ax.set_xticks(distinct)
-    ax.set_ylim(bottom=0)
+    # With room for the legend.
+    ax.set_ylim(0, 1.25 * ax.dataLim.y1)
     ax.set_xlabel("response")
     ax.set_ylabel("density")
-    ax.legend(frameon=False, fontsize=7)
-
-
-def _figure(size):
-    return _pyplot().figure(figsize=size, layout="constrained")
+    ax.legend(frameon=False)
 
 
 def _of(lines, by, which):
@@ -662,6 +709,11 @@ def _width(ax):
     return ax.get_position().width * ax.figure.get_figwidth()
 
 
+def _height(ax):
+    """Inches."""
+    return ax.get_position().height * ax.figure.get_figheight()
+
+
 def _aside(count):
     """Shifts (count,) of points that stand at one category."""
     return np.random.default_rng(0).uniform(-JITTER, JITTER, count)
@@ -682,5 +734,6 @@ def _pyplot():
 def _points(ax, x, y):
     """A cloud that neither vanishes with few points nor clots with many."""
     count = len(x)
-    ax.plot(x, y, "o", color=INK, markersize=4 if count <= 500 else 2, alpha=float(np.clip(600 / count, 0.1, 0.7)),
+    size = (4 if count <= 500 else 2) * (0.6 if ax.figure.get_figwidth() < NARROW else 1)
+    ax.plot(x, y, "o", color=INK, markersize=size, alpha=float(np.clip(600 / count, 0.1, 0.7)),
             markeredgewidth=0)  # fmt: skip

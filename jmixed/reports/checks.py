@@ -19,9 +19,9 @@ SLICES = 10
 """Slices of rows with equal numbers, along the fixed part, whose means and spreads are compared."""
 DRAWN = 50
 """Simulated responses that the observed one is compared with."""
-LINEAR, SPREAD, STRAIGHT, GROUP, VIF, MIXED = 0.03, 0.2, 0.985, 0.5, 5.0, 0.1
-"""From where a number is worth a second look: of curvature, of unequal variance, of quantiles, Cook's distance of a
-group, a variance inflation factor, and the largest distance of distributions."""
+LINEAR, SPREAD, STRAIGHT, SCATTER, GROUP, VIF, MIXED = 0.03, 0.2, 0.985, 0.1, 0.5, 5.0, 0.1
+"""From where a number is worth a second look: of curvature, of unequal variance, of quantiles, of their spread beside
+one, Cook's distance of a group, a variance inflation factor, and the largest distance of distributions."""
 
 
 @checked
@@ -58,7 +58,10 @@ def checks(fitted: Fitted, key: Any = 0) -> Checks:
     residual, fixed = standardised(fitted, key), rows.fixed_part(fitted.spec, fitted.fit.beta)
     table["linearity"] = _linearity(residual, fixed)
     table["equal variances"] = _spread(residual, fixed)
-    table["normal residuals"] = _straight(residual, "residuals" if fitted.family is None else "quantile residuals")
+    if fitted.family is None:
+        table["normal residuals"] = _straight(residual, "residuals")
+    else:
+        table["normal residuals"] = _standard(residual)
     for name, modes in random_effects(fitted).items():
         table[f"normal {name}"] = _straight(modes, name)
     distances = _influence(fitted)
@@ -140,6 +143,16 @@ def _straight(sample: np.ndarray, what: str) -> tuple[float, bool, str]:
     # With few values the correlation is lower by chance: about a quarter of 1 / sqrt(n) below one.
     bent = value < STRAIGHT - 0.25 / np.sqrt(len(sample))
     return value, bent, f"{what} bend away from the normal line" if bent else "close to the normal line"
+
+
+def _standard(sample: np.ndarray) -> tuple[float, bool, str]:
+    """The same of quantile residuals, whose standard deviation is one if the model holds."""
+    value, bent, words = _straight(sample, "quantile residuals")
+    deviation = float(np.std(sample[np.isfinite(sample)]))
+    # That of n normal numbers differs from one by chance with a standard deviation of sqrt(1 / 2n).
+    if not bent and abs(deviation - 1) > SCATTER + 2 * np.sqrt(0.5 / max(len(sample), 1)):
+        return value, True, f"quantile residuals scatter {deviation:.2f} times as much as they should"
+    return value, bent, words
 
 
 def normal_quantiles(count: int) -> np.ndarray:

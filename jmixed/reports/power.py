@@ -116,7 +116,8 @@ def power(
         Of each combination of the grid.
     grid
         What varies, {"Days": [2, 5], "Subject": [20, 40]}: true values of parameters, and numbers of levels of grouping
-        factors that are columns. More levels than there are repeat the rows of those that there are, with new labels.
+        factors that are columns. More levels than there are repeat the rows of those that there are, with new labels;
+        levels of several kinds, as subjects in the arms of a trial, are taken in turn, so that their shares stay.
     test
         The coefficient that is tested; by default the one coefficient in `effects`, or the last one of the model.
     ddf
@@ -130,7 +131,7 @@ def power(
     Raises
     ------
     DataError
-        For a number of levels that is none, and a grouping factor that is no column.
+        For a number of levels that is none, or too few for the coefficients, and a grouping factor that is no column.
     ModelError
         For names that are no parameters, parameters that are missing, correlated residuals, related levels, and a
         response with a family and weights.
@@ -220,13 +221,39 @@ def _extended(model: Any, sizes: dict[str, Any]) -> Any:
             raise DataError(f"power: {name!r} is no column of the data, and its number of levels cannot be changed")
         if isinstance(size, bool) or int(size) != size or size < 2:
             raise DataError(f"power: {name!r} cannot have {size!r} levels; give a whole number from 2 on")
-        codes, labels = pd.factorize(frame[name], sort=True)
+        columns = model.spec.recipe.columns([part for part in model.spec.recipe.specs if part != "lhs"])
+        codes, levels = _in_turn(frame, name, [column for column in columns if column != name])
         pieces = []
         for k in range(int(size)):
-            piece = frame[codes == k % len(labels)]
+            piece = frame[codes == levels[k % len(levels)]]
             pieces.append(piece.assign(**{name: f"level {k + 1:05d}"}))
         frame = pd.concat(pieces, ignore_index=True)
-    return model.with_data(frame)
+    extended = model.with_data(frame)
+    if lost := [name for name in model.spec.exog_names if name not in extended.spec.exog_names]:
+        told = ", ".join(f"{size} levels of {name}" for name, size in sizes.items())
+        raise DataError(f"power: the rows of {told} do not determine {', '.join(lost)}; give more levels")
+    return extended
+
+
+def _in_turn(frame: pd.DataFrame, name: str, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The level of each row (n,), and the levels in an order in which any first few are like all of them.
+
+    Levels that differ in a predictor that is constant within levels, as the arms of a trial, take turns, each as often
+    as its share; otherwise they stand in their own order.
+    """
+    codes, labels = pd.factorize(frame[name], sort=True)
+    by_level = frame[list(columns)].groupby(codes)
+    kinds = pd.DataFrame(index=range(len(labels)))
+    for column in columns:
+        # A predictor with a value of its own for each level makes no kinds of levels.
+        alike = np.asarray(by_level[column].nunique(dropna=False)) == 1
+        if alike.all() and 2 * len(set(frame[column])) <= len(labels):
+            kinds[column] = by_level[column].first()
+    if kinds.empty:
+        return codes, np.arange(len(labels))
+    within = kinds.groupby(list(kinds.columns), observed=True, dropna=False)[kinds.columns[0]]
+    place = (within.cumcount() + 0.5) / within.transform("size")
+    return codes, np.argsort(place.to_numpy(), kind="stable")
 
 
 def _found(

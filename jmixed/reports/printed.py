@@ -20,7 +20,7 @@ BESIDE = {*ERRORS, "estimate", "coef", "bias", "lower", "upper", "conf.low", "co
 COUNTS = {"npar", "nobs", "num_df", "den_df", "df", "Df", "df.residual", "df constraint", "df_constraint"}
 LIKELIHOODS = {"AIC", "BIC", "logLik", "deviance", "REMLcrit", "objective"}
 STATISTICS = {"t", "z", "F", "chi2", "Chisq", "statistic"}
-PROBABILITIES = {"p", "pvalue", "P>|z|", "P>|t|", "P>chi2", "P>F"}
+PROBABILITIES = {"p", "pvalue", "p.value", "P>|z|", "P>|t|", "P>chi2", "P>F"}
 
 
 def fixed(value: float, places: int, least: float = 0.5) -> str:

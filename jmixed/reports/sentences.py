@@ -11,7 +11,7 @@ from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed
 from jmixed.reports.residuals import named_deviations
-from jmixed.reports.tests import tests_of_coefficients
+from jmixed.reports.tests import tests_of_coefficients, usual_ddf
 
 DDF = {
     "satterthwaite": "degrees of freedom by Satterthwaite's method",
@@ -21,8 +21,9 @@ DDF = {
 }
 
 
-def report(fitted: Fitted, ddf: str, level: float) -> str:
+def report(fitted: Fitted, ddf: str | None, level: float) -> str:
     """The fit in words: see `MixedLMResults.report`."""
+    ddf = usual_ddf(fitted, ddf)
     errors, df = tests_of_coefficients(fitted, ddf)
     paragraphs = [" ".join(_model(fitted)), " ".join(_effects(fitted, errors, df, level, ddf)), " ".join(_rest(fitted))]
     return "\n\n".join(paragraphs)

@@ -12,6 +12,7 @@ from jmixed.errors import DataError, Outcome
 from jmixed.inference import tails
 from jmixed.reports import further, residuals
 from jmixed.reports.fitted import Fitted
+from jmixed.reports.nesting import seemingly_nested
 from jmixed.reports.printed import decimals, fixed, latex
 from jmixed.reports.sentences import success
 from jmixed.reports.tests import DDF, tests_of_coefficients
@@ -137,7 +138,8 @@ def summarise(
             for heading, columns, estimates, errors in further.headed(fitted)
         ]
     usual = TITLE if fitted.family is None else GENERALIZED
-    return Summary(tables, title or usual, notes(spec, fit, fit.outcome, DDF[ddf]))
+    told = notes(spec, fit, fit.outcome, DDF[ddf]) + seemingly_nested(fitted)
+    return Summary(tables, title or usual, told)
 
 
 def _header(fitted: Fitted, yname: str) -> pd.DataFrame:

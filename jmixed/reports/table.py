@@ -1,7 +1,7 @@
 """Fits side by side, as a journal prints them: text, Markdown, HTML, LaTeX and Word from the same cells."""
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,12 +11,13 @@ import pandas as pd
 from jmixed.errors import DataError, ModelError
 from jmixed.inference import tails
 from jmixed.reports import diagnostics, further
-from jmixed.reports.components import RATIOS, all_components, exponentials, ratios_of
+from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed, latex, wrapped
 from jmixed.reports.residuals import named_deviations
 from jmixed.reports.sentences import probability
-from jmixed.reports.tests import DDF, tests_of_coefficients
+from jmixed.reports.tests import DDF, Ddf, tests_of_coefficients, usual_ddf
+from jmixed.reports.tidy import RATIOS, exponentials, ratios_of
 from jmixed.runtime.arguments import checked
 
 Style = Literal["se", "ci", "p"]
@@ -169,7 +170,7 @@ def table(
     results: Any,
     names: Sequence[str] | None = None,
     style: Style = "se",
-    ddf: Literal["satterthwaite", "kenward-roger", "residual", "none"] = "none",
+    ddf: Ddf | None = None,
     labels: Mapping[str, str] | None = None,
     exponentiate: bool = False,
 ) -> Table:
@@ -187,7 +188,9 @@ def table(
     style
         "se": estimates with standard errors. "ci": with 95% intervals. "p": with standard errors and p-values.
     ddf
-        Of intervals and p-values of linear models, as in `test`; z tests by default.
+        Of intervals and p-values of linear models, as in `test`; by default Satterthwaite's where there is one, as in
+        `report` and `tidy`. sjPlot's ``tab_model`` has by default nearly those of "residual" (it takes the variance
+        parameters off too), statsmodels those of "none".
     labels
         Names of coefficients to print in place of the model's.
     exponentiate
@@ -227,7 +230,13 @@ def table(
     if exponentiate and not any(ratios):
         raise ModelError(f"table: exponentiate=True, and no result has one of the links {', '.join(RATIOS)}")
     pairs = zip(every, ratios, strict=True)
-    columns = [_column(fitted, style, ddf, labels or {}, ratio is not None) for fitted, ratio in pairs]
+    # Where neither intervals nor p-values are printed, degrees of freedom are not computed.
+    kinds = [usual_ddf(fitted, "none" if style == "se" and ddf is None else ddf) for fitted in every]
+    kinds = [kind if fitted.family is None else "none" for kind, fitted in zip(kinds, every, strict=True)]
+    columns = [
+        _column(fitted, style, kind, labels or {}, ratio is not None)
+        for (fitted, ratio), kind in zip(pairs, kinds, strict=True)
+    ]
     order = [FIXED, RANDOM, FURTHER, FIT]
     rows = list(dict.fromkeys(key for column in columns for key in column))
     # Of several models the standard deviation of the residuals, and correlations, stay below all others.
@@ -238,14 +247,14 @@ def table(
     told = [
         f"{name}: coefficients are ratios of {ratio}." for name, ratio in zip(headings, ratios, strict=True) if ratio
     ]
-    return Table(frame, (*_notes(every, headings, style, ddf), *told))
+    return Table(frame, (*_notes(every, headings, style, kinds), *told))
 
 
 def _column(
     fitted: Fitted, style: str, ddf: str, labels: Mapping[str, str], ratios: bool
 ) -> dict[tuple[str, str], str]:
     """The cells of one result, coefficients of the response as they are or as ratios."""
-    errors, df = tests_of_coefficients(fitted, ddf if fitted.family is None else "none")
+    errors, df = tests_of_coefficients(fitted, ddf)
     df = np.full(len(errors), np.inf) if df is None else df
     cell = _cell(style)
     out = {}
@@ -312,11 +321,9 @@ def _cell(style: str) -> Callable[[float, float, float, bool], str]:
     return cell
 
 
-def _notes(fits: Sequence[Fitted], headings: Sequence[str], style: str, ddf: str) -> tuple[str, ...]:
-    """What a reader must know."""
-    notes = [STYLES[style]]
-    if style != "se" and any(fitted.family is None for fitted in fits):
-        notes.append(DDF[ddf])
+def _notes(fits: Sequence[Fitted], headings: Sequence[str], style: str, kinds: Sequence[str]) -> tuple[str, ...]:
+    """What a reader must know; `kinds` of degrees of freedom, one for each fit."""
+    notes = [STYLES[style], *_of_tests(fits, headings, style, kinds)]
     if len({fitted.method for fitted in fits}) > 1 or any(fitted.reml for fitted in fits):
         other = len({fitted.names.fixed for fitted in fits}) > 1
         beyond = ", and not comparable between other fixed effects: fit(reml=False)" if other else ""
@@ -327,3 +334,16 @@ def _notes(fits: Sequence[Fitted], headings: Sequence[str], style: str, ddf: str
         if not fitted.fit.converged:
             notes.append(f"{name}: not converged ({fitted.fit.outcome.name}).")
     return tuple(notes)
+
+
+def _of_tests(fits: Sequence[Fitted], headings: Sequence[str], style: str, kinds: Sequence[str]) -> Iterator[str]:
+    """By what p-values and intervals were computed; of standard errors alone, if they are adjusted."""
+    if all(fitted.family is not None for fitted in fits):
+        return
+    told = {kind: text if style == "p" else text.replace("t tests", "Intervals") for kind, text in DDF.items()}
+    if style == "se":
+        told = {"kenward-roger": "Standard errors adjusted by Kenward and Roger's method."}
+    for kind in dict.fromkeys(kind for kind in kinds if kind in told):
+        names = [name for name, used in zip(headings, kinds, strict=True) if used == kind]
+        about = f"{', '.join(names)}: " if len(names) < len(kinds) else ""
+        yield about + told[kind]

@@ -45,6 +45,18 @@ class Denominator:
     joint: Callable[[Any, Any], JointTest]
 
 
+def usual_ddf(fitted: Fitted, ddf: str | None) -> str:
+    """The kind that was asked for; else Satterthwaite's where there is one: at the optimum of a linear model.
+
+    It is the default of all that goes into a paper (report, table, tidy, lme4's summary), so that their numbers agree.
+    Of a fit whose rows were removed there is none, unless it was computed before.
+    """
+    if ddf is not None:
+        return ddf
+    known = fitted.has_data or "curvature" in vars(fitted)
+    return "satterthwaite" if fitted.family is None and fitted.fit.outcome.ok and known else "none"
+
+
 def denominator(fitted: Fitted, ddf: str) -> Denominator:
     """Degrees of freedom of the given kind, for contrasts of all coefficients."""
     if not isinstance(ddf, str) or ddf not in DDF:

@@ -225,7 +225,7 @@ ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(("remove_data", "transform", "use_sparse", "partial", "exponentiate"), flag),
     **dict.fromkeys(("level", "conf_level"), probability),
     "alpha": number("a number that lies between 0 and 1: limits of 95% have alpha=0.05", 0, 1),
-    **dict.fromkeys(("gtol",), positive),
+    **dict.fromkeys(("gtol", "width"), positive),
     **dict.fromkeys(("ceps", "ptol", "tol", "dist_low", "dist_high"), amount),
     **dict.fromkeys(("maxit", "num_low", "num_high"), whole(0, 2**31 - 1)),
     **dict.fromkeys(("memory", "simulations"), whole(1)),

@@ -373,15 +373,51 @@ class TestEffects:
             jm.plot.effects(sleep(), "Days", by="Days")
 
 
+@pytest.mark.parametrize("width", [None, 6.7, 3.35])
 @pytest.mark.parametrize("count", [3, 300])
-def test_all_checks_fit_into_one_picture(count):
+def test_all_checks_fit_into_one_picture(count, width):
+    """On a screen, a page and a column nothing covers anything else or is cut, and letters can be read."""
     result = schools(count)
-    figure = jm.plot.check(result)
+    figure = jm.plot.check(result, width=width)
     figure.canvas.draw()
     assert len(figure.axes) >= 6
+    assert width is None or figure.get_figwidth() == pytest.approx(width)
     renderer = figure.canvas.get_renderer()
     boxes = [ax.get_tightbbox(renderer) for ax in figure.axes]
     assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[k + 1 :])
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text() and text.get_visible()]
+    assert min(text.get_fontsize() for text in texts) >= 6
     data = jm.plot.check_data(result)
     assert len(data["influence"]) == count
     assert (data["responses"]["draw"] == 0).sum() == result.nobs
+
+
+def test_bins_of_counts_hold_equally_many_numbers():
+    """With bins between whole numbers the density of many counts fell to zero at every other one."""
+    rng = np.random.default_rng(1)
+    g = np.repeat(np.arange(40), 30)
+    y = rng.poisson(np.exp(1 + rng.normal(0, 0.7, 40)[g]))
+    result = jm.mixedglm("y ~ 1 + (1 | g)", pd.DataFrame({"y": y, "g": g}), family="poisson").fit()
+    ax = jm.plot.check(result).axes[-1]
+    observed = next(line for line in ax.lines if line.get_label() == "observed").get_ydata()
+    assert len(np.unique(y)) < 30 < len(np.unique(jm.plot.check_data(result)["responses"]["value"]))
+    assert (observed[: int(np.quantile(y, 0.9))] > 0).all()
+
+
+def test_names_that_would_cover_each_other_are_left_out():
+    _, ax = plt.subplots(figsize=(3.35, 2.6))
+    assert jm.plot.caterpillar(schools(30), ax=ax).get_ylabel() == "30 levels of school, in order"
+    assert jm.plot.caterpillar(schools(30)).get_ylabel() == "school"
+
+
+def test_many_lines_are_one_thing_to_draw():
+    """Of many groups the lines are those of the data, in the order of the groups and with the colours of `by`."""
+    result = schools(300)
+    ax, table = jm.plot.fitted(result), jm.plot.fitted_data(result)
+    (crowd,) = ax.collections
+    found = np.concatenate([path.vertices for path in crowd.get_paths()])
+    np.testing.assert_allclose(found, table[table["school"].notna()][["x", "fitted"]])
+    low, high = ax.get_ylim()
+    assert low <= found[:, 1].min()
+    assert found[:, 1].max() <= high

@@ -17,7 +17,7 @@ fit <- function(case, d) {
     if (!is.null(case$weights)) arguments$weights <- as.name(case$weights)
     return(do.call(lmerTest::lmer, arguments))
   }
-  family <- switch(case$family, binomial = binomial(), poisson = poisson(), nbinom2 = nbinom2(), beta = beta_family())
+  family <- switch(case$family, binomial = binomial(), poisson = poisson(), nbinom2 = nbinom2(), nbinom1 = nbinom1(), beta = beta_family())
   control <- glmmTMBControl(optCtrl = list(iter.max = 1e4, eval.max = 1e4, rel.tol = 1e-15, x.tol = 1e-13))
   m <- do.call(glmmTMB, list(f, data = d, family = family, control = control))
   # Newton steps with TMB's exact gradient, and standard errors from the Hessian there.

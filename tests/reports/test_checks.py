@@ -84,3 +84,5 @@ def test_overdispersed_counts_are_told():
     frame = result.check().frame
     assert frame.loc["dispersion", "look"]
     assert frame.loc["dispersion", "words"].endswith("overdispersion")
+    scatter = np.std(np.asarray(result.residuals("quantile", key=0)))
+    assert f"scatter {scatter:.2f} times" in frame.loc["normal residuals", "words"]

@@ -6,7 +6,7 @@ import numpy as np
 
 import jmixed as jm
 from jmixed.covariance.structure import factors_of_theta
-from jmixed.reports.components import all_components, exponentials, named_parameters, values_at
+from jmixed.reports.components import all_components, named_parameters, values_at
 
 
 def test_values_at_theta_are_those_of_the_tables():
@@ -23,7 +23,3 @@ def test_values_at_theta_are_those_of_the_tables():
         parts = all_components(model.spec, SimpleNamespace(covariances=covariances, sigma=sigma[k]))
         assert [name for name, _ in named_parameters(model.spec)] == ["Intercept", *(part.name for part in parts)]
         np.testing.assert_allclose(values[k], [beta[k, 0], *(part.sdcor for part in parts)], rtol=1e-13)
-
-
-def test_ratios_beyond_all_numbers_are_infinite():
-    np.testing.assert_array_equal(exponentials([0.0, 1.0, 1000.0, -1000.0]), [1.0, np.e, np.inf, 0.0])

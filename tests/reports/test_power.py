@@ -112,6 +112,52 @@ def test_more_groups_are_more_rows_of_the_same_kind(pilot):
     assert len(more.spec.terms[0].levels) == 36
 
 
+@pytest.mark.filterwarnings("ignore::jmixed.SingularWarning")
+@pytest.mark.parametrize("arms", ["blocks", "turns"])
+def test_arms_keep_their_shares(arms):
+    """Two arms of subjects, the first half and the second or every other one: a t test of subjects' means.
+
+    Any number of subjects has them as the planned data have: one is a fraction of these, one a multiple and a half.
+    """
+    subject = np.repeat(np.arange(20), 5)
+    treated = subject >= 10 if arms == "blocks" else subject % 2 == 1
+    data = pd.DataFrame({"subject": subject, "arm": np.where(treated, "drug", "placebo"), "y": np.arange(100) % 7})
+    truth = {"Intercept": 0, "arm[T.placebo]": 0.9, "sd_Intercept|subject": 0.8, "sigma": 1}
+    model = jm.mixedlm("y ~ arm + (1 | subject)", data)
+    found = jm.power(model, truth, n_simulations=1000, grid={"subject": [10, 30]}, key=5).frame
+    for row in found.to_dict("records"):
+        n = int(row["subject"])
+        shift, cut = 0.9 / np.sqrt((0.8**2 + 1 / 5) * 4 / n), student.ppf(0.975, n - 2)
+        expected = nct.sf(cut, n - 2, shift) + nct.cdf(-cut, n - 2, shift)
+        assert row["power"] == pytest.approx(expected, abs=3.5 * np.sqrt(expected * (1 - expected) / 1000) + 0.01)
+        assert row["df"] == pytest.approx(n - 2, rel=0.02)
+    dosed = data.assign(arm=np.where(subject < 19, "drug", "placebo"))
+    refused = pytest.raises(jm.DataError, match=r"rows of 3 levels of subject do not determine arm")
+    with pytest.warns(jm.RankWarning, match="single level"), refused:
+        jm.power(jm.mixedlm("y ~ arm + (1 | subject)", dosed), truth, grid={"subject": [3]})
+
+
+@pytest.mark.filterwarnings("ignore::jmixed.SingularWarning")
+def test_power_of_overdispersed_counts_is_that_of_fits_one_by_one():
+    """More subjects than the pilot has; responses drawn by NumPy, and each fitted on its own."""
+
+    def planned(rng, subjects, size):
+        subject, x = np.repeat(np.arange(subjects), 8), np.tile([0, 1], 4 * subjects)
+        mean = np.exp(1 + 0.35 * x + rng.normal(0, 0.4, subjects)[subject])
+        return pd.DataFrame({"y": rng.negative_binomial(size, size / (size + mean)), "x": x, "subject": subject})
+
+    rng = np.random.default_rng(6)
+    pilot = jm.mixedglm("y ~ x + (1 | subject)", planned(rng, 12, 2), "negativebinomial").fit()
+    size, truth = float(pilot.dispersion), {"Intercept": 1, "x": 0.35, "sd_Intercept|subject": 0.4}
+    power = jm.power(pilot, truth, n_simulations=400, grid={"subject": [25]}, key=7).frame.loc[0]
+    model, hits, fits = pilot.model.with_data(planned(rng, 25, size)), 0, 60
+    for _ in range(fits):
+        hits += model.with_response(planned(rng, 25, size)["y"]).fit().pvalues["x"] < 0.05
+    p = power["power"]
+    assert 0.1 < p < 0.95
+    assert hits / fits == pytest.approx(p, abs=3.5 * np.sqrt(p * (1 - p) * (1 / fits + 1 / 400)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -20,7 +20,7 @@ def fits():
 
 def test_cells_are_the_numbers_of_the_fits(fits):
     linear, general = fits
-    table = jm.table(fits, ["times", "slow"], style="ci", ddf="satterthwaite")
+    table = jm.table(fits, ["times", "slow"], style="ci")
     low, high = map(float, re.search(r"\[(.*), (.*)\]", table.cells.loc[("Fixed effects", "Days"), "times"]).groups())
     tested = linear.test().loc["Days"]
     np.testing.assert_allclose(
@@ -36,6 +36,9 @@ def test_cells_are_the_numbers_of_the_fits(fits):
     assert facts.loc["Family", "slow"] == "Binomial (logit)"
     assert "p < .001" in jm.table(fits, style="p").cells.iloc[0, 0]
     assert str(jm.table(linear)) == str(jm.table([linear]))
+    # Standard errors are not of a kind of degrees of freedom, but for adjusted ones.
+    assert len(jm.table(fits).notes) == len(jm.table(fits, ddf="residual").notes)
+    assert "Standard errors adjusted by Kenward and Roger's method." in str(jm.table(linear, ddf="kenward-roger"))
     assert jm.table(fits, labels={"Days": "days awake"}).cells.loc[("Fixed effects", "days awake"), "(2)"]
 
 
