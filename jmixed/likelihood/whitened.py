@@ -109,7 +109,8 @@ class WhitenedDeviance(Criterion):
         moments = self.moments(rho)
         if not moments.layout.terms:
             return Starts(Point((), rho[None]), jnp.ones((), jnp.int32))
-        starts = ProfiledDeviance(moments, self.reml).starts(given, others)
+        correlated = len(self.rows.layout.residual.starts[0]) > 0
+        starts = ProfiledDeviance(moments, self.reml).starts(given, others, correlated)
         rho = jnp.broadcast_to(rho[None], (len(starts.points.x), len(rho)))
         return Starts(Point(starts.points.frame, jnp.concatenate([starts.points.x, rho], axis=1)), starts.count)
 
