@@ -198,12 +198,12 @@ def _of_response(text: str) -> Scale:
     except SyntaxError:
         return SCALES["identity"]
     factor, call = _multiplied(node)
-    name = _called(call)
-    if name == "arcsin" and _called(call.args[0]) == "sqrt":
-        name, call = "arcsin of sqrt", call.args[0]
+    name, argument = _called(call)
+    if name == "arcsin" and _called(argument)[0] == "sqrt":
+        name, argument = "arcsin of sqrt", _called(argument)[1]
     if name not in SCALES:
         return SCALES["identity"]
-    scale, (shift, inner) = SCALES[name].multiplied(factor), _shifted(call.args[0])
+    scale, (shift, inner) = SCALES[name].multiplied(factor), _shifted(argument)
     if not isinstance(inner, ast.Name):
         shown = ast.unparse(inner)
         for stand_in, word in {**{alias: quoted(word) for alias, word in words.items()}, **keywords}.items():
@@ -212,17 +212,17 @@ def _of_response(text: str) -> Scale:
     return scale.shifted(shift)
 
 
-def _called(node: ast.expr) -> str:
-    """The function that a call of one argument names, without its module."""
+def _called(node: ast.expr) -> tuple[str, ast.expr]:
+    """The function that a call of one argument names, without its module, and the argument."""
     if not (isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords):
-        return ""
-    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        return "", node
+    return (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")), node.args[0]
 
 
 def _multiplied(node: ast.expr) -> tuple[float, ast.expr]:
     """The number that an expression is multiplied by, and what; ``I()`` is taken off."""
-    if _called(node) == "I":
-        return _multiplied(node.args[0])
+    if _called(node)[0] == "I":
+        return _multiplied(_called(node)[1])
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Div):
         right, left = _constant(node.right), _constant(node.left)
         if right:
