@@ -198,14 +198,14 @@ def test_normal_limits_are_those_of_nlme(name):
 
 
 @functools.cache
-def drifting():
+def drifting(seed=1, rho=0.45, sd=0.18, between=0.35):
     """Sixty people whose x is far between them and grows within: a random intercept, or residuals near phi = 0.93."""
-    r = np.random.default_rng(1)
-    g, t, noise = np.repeat(np.arange(60), 7), np.tile(np.arange(7), 60), 0.18 * r.normal(size=(60, 7))
+    r = np.random.default_rng(seed)
+    g, t, noise = np.repeat(np.arange(60), 7), np.tile(np.arange(7), 60), sd * r.normal(size=(60, 7))
     for k in range(1, 7):
-        noise[:, k] = 0.45 * noise[:, k - 1] + np.sqrt(1 - 0.45**2) * noise[:, k]
+        noise[:, k] = rho * noise[:, k - 1] + np.sqrt(1 - rho**2) * noise[:, k]
     x = r.integers(1, 40, 60)[g] + t
-    y = (6 + 0.1 * t + r.normal(0, 0.35, 60)[g] + noise.ravel()).round(3)
+    y = (6 + 0.1 * t + r.normal(0, between, 60)[g] + noise.ravel()).round(3)
     return pd.DataFrame({"g": g, "t": t, "x": x, "y": y})
 
 
@@ -222,3 +222,12 @@ def test_the_lower_of_two_minima_of_an_intercept_beside_a_correlation():
     deviations = result.tidy("ran_pars").set_index("term")["estimate"].astype(float)
     expected = {"sd__Intercept": 0.84099230, "sd__Observation": 0.15982907, "cor__phi": 0.33399781}
     np.testing.assert_allclose(deviations[list(expected)], list(expected.values()), rtol=1e-5)
+
+
+def test_the_lower_of_two_minima_with_alternating_residuals():
+    """nlme as above, which ends at 223.66 when it starts from phi = 0.9, and so did the fit."""
+    r = np.random.default_rng(180)
+    rho, noise, between = r.choice([-0.3, 0.2, 0.5, 0.8]), r.choice([0.1, 0.2, 0.4]), r.choice([0.05, 0.2, 0.4])
+    data = drifting(180, rho, noise, between)
+    result = jm.mixedlm("y ~ x + I(x**2) + (1 | g)", data, residual="ar1(t | g)").fit()
+    assert result.objective == pytest.approx(178.62936562, abs=1e-6)
