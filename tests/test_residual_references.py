@@ -4,6 +4,7 @@ import functools
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from references import covariance_of_all, residual_fits
 
@@ -194,3 +195,39 @@ def test_normal_limits_are_those_of_nlme(name):
     wanted = np.array([*INTERVALS[name].values()])
     found = result.confint().loc[[*INTERVALS[name]]].to_numpy()
     assert np.all(np.abs(found - wanted) < 0.004 * np.diff(wanted))
+
+
+@functools.cache
+def drifting(seed=1, rho=0.45, sd=0.18, between=0.35):
+    """Sixty people whose x is far between them and grows within: a random intercept, or residuals near phi = 0.93."""
+    r = np.random.default_rng(seed)
+    g, t, noise = np.repeat(np.arange(60), 7), np.tile(np.arange(7), 60), sd * r.normal(size=(60, 7))
+    for k in range(1, 7):
+        noise[:, k] = rho * noise[:, k - 1] + np.sqrt(1 - rho**2) * noise[:, k]
+    x = r.integers(1, 40, 60)[g] + t
+    y = (6 + 0.1 * t + r.normal(0, between, 60)[g] + noise.ravel()).round(3)
+    return pd.DataFrame({"g": g, "t": t, "x": x, "y": y})
+
+
+def test_the_lower_of_two_minima_of_an_intercept_beside_a_correlation():
+    """nlme 3.1.162 in R 4.2.2, lme(y ~ x + I(x^2), random = ~ 1 | g, correlation = corAR1(0.3, form = ~ t | g)).
+
+    With the intercept's variance at zero there is a minimum at -73.3, which was reported as the optimum.
+    """
+    result = jm.mixedlm("y ~ x + I(x**2) + (1 | g)", drifting(), residual="ar1(t | g)").fit()
+    assert result.converged
+    assert result.objective == pytest.approx(-84.16650936, abs=1e-6)
+    np.testing.assert_allclose(result.fe_params, [4.59575436, 0.08424284, -0.00009903], rtol=1e-4)
+    np.testing.assert_allclose(result.bse_fe, [0.156840979, 0.009769629, 0.000206247], rtol=1e-5)
+    deviations = result.tidy("ran_pars").set_index("term")["estimate"].astype(float)
+    expected = {"sd__Intercept": 0.84099230, "sd__Observation": 0.15982907, "cor__phi": 0.33399781}
+    np.testing.assert_allclose(deviations[list(expected)], list(expected.values()), rtol=1e-5)
+
+
+def test_the_lower_of_two_minima_with_alternating_residuals():
+    """nlme as above, which ends at 223.66 when it starts from phi = 0.9, and so did the fit."""
+    r = np.random.default_rng(180)
+    rho, noise, between = r.choice([-0.3, 0.2, 0.5, 0.8]), r.choice([0.1, 0.2, 0.4]), r.choice([0.05, 0.2, 0.4])
+    data = drifting(180, rho, noise, between)
+    result = jm.mixedlm("y ~ x + I(x**2) + (1 | g)", data, residual="ar1(t | g)").fit()
+    assert result.objective == pytest.approx(178.62936562, abs=1e-6)

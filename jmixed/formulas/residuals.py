@@ -21,6 +21,16 @@ VISITS = ("us", "toep")
 """Correlations that belong to numbered visits."""
 BY_POSITION = ("us", "ar1h", "csh", "toeph")
 """Words with a variance for each position."""
+ELSEWHERE = {
+    **dict.fromkeys(("ar1", "corar1"), "ar1"),
+    **dict.fromkeys(("car1", "corcar1", "corexp", "exp", "ou", "sp_exp"), "car1"),
+    **dict.fromkeys(("cs", "corcompsymm", "exchangeable"), "cs"),
+    **dict.fromkeys(("us", "un", "unstructured", "corsymm"), "us"),
+    **dict.fromkeys(("arh1", "hetar1", "ar1h"), "ar1h"),
+    **dict.fromkeys(("hcs", "hetcs", "csh"), "csh"),
+    **dict.fromkeys(("toep", "toeplitz", "homtoep"), "toep"),
+}
+"""Words of other packages in lower case, and ours."""
 PAGE = "structures.md"
 
 
@@ -52,11 +62,15 @@ def parse_residual(text: Any) -> ResidualPart:
         raise FormulaError(f"residual={text!r} cannot be read: {form}; the words are {words}", page=PAGE)
     word, position, group = (part.strip() for part in match.groups())
     if word not in RESIDUALS:
-        raise FormulaError(f"residual={text!r}: the word {word!r} is unknown; the words are {words}", page=PAGE)
+        here = ELSEWHERE.get(word.lower())
+        hint = f"; write {here}(position | group)" if here else ""
+        raise FormulaError(f"residual={text!r}: the word {word!r} is unknown; the words are {words}{hint}", page=PAGE)
     try:
         factors = parse(f"y ~ (1 | {group})").random[-1].factors
     except FormulaError as error:
         raise FormulaError(f"residual={text!r}: the group {group!r} cannot be read; {form} ({error.args[0]})") from None
+    # As terms of random effects are written, whose columns are indicators: ar1(0 + visit | subject).
+    position = re.sub(r"^0\s*\+|\+\s*0$|-\s*1$", "", position)
     return ResidualPart(text.strip(), word, bare_name(position) or ORDER, factors)
 
 
@@ -64,7 +78,13 @@ def columns_of(part: ResidualPart | None, frame: pd.DataFrame) -> list[str]:
     """The columns of the data that a residual structure uses."""
     if part is None:
         return []
-    names = [name for name in (part.position, *part.factors) if name != ORDER and "(" not in name]
+    if part.position not in frame.columns and re.search(r"[()|]", part.position):
+        raise FormulaError(
+            f"residual={part.text!r}: the position {part.position!r} is no column; name the column that holds it, or "
+            "write 1 for the order of rows, as in residual='ar1(visit | subject)'",
+            page=PAGE,
+        )
+    names = [part.position] * (part.position != ORDER) + [name for name in part.factors if "(" not in name]
     for name in names:
         if name not in frame.columns:
             raise DataError(unknown_column(name, frame.columns, f"residual={part.text!r}"))
@@ -139,13 +159,23 @@ def _dispersion(matrix, text, n, positions) -> tuple[np.ndarray, tuple[str, ...]
     if [name for name in constant if name != "Intercept"] or not varies.any():
         raise ModelError(
             f"dispersion={text!r}: the column {(constant or ['Intercept'])[-1]!r} is the same in all rows, and that is "
-            "sigma; name a column that differs between rows, as in dispersion='~ sex'",
+            "sigma; name a column that differs between rows, as in dispersion='~ sex'" + _without(text),
             page=PAGE,
         )
     names = tuple(name for name, column_varies in zip(matrix.names, varies, strict=True) if column_varies)
     columns = matrix.values[:, varies]
     _refuse_collinear(columns, names, None, text)
     return columns, names
+
+
+def _without(text: str | None) -> str:
+    """What glmmTMB's ``dispformula = ~ 0`` means: no residual beside random effects that hold a column for each row."""
+    zero = re.fullmatch(r"~?\s*(0|-\s*1)\s*", text or "")
+    return (
+        "; for no residual beside ar1(0 + visit | subject) write residual='ar1(visit | subject)' instead"
+        if zero
+        else ""
+    )
 
 
 def _refuse_collinear(columns: np.ndarray, names: tuple[str, ...], text: str | None, dispersion: str | None) -> None:

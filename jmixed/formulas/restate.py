@@ -14,6 +14,8 @@ from jmixed.runtime.arguments import caller_of
 
 ELSEWHERE = {
     **dict.fromkeys(("reml", "REML"), "that is an argument of fit: .fit(reml=False)"),
+    "method": "that of a fit is .fit(reml=True) or .fit(reml=False)",
+    "correlation": "that of residuals is stated by residual='ar1(visit | subject)'",
     "na_action": 'missing="drop" leaves rows with missing values out',
     "contrasts": "a coding is written in the formula, C(f, contr.sum)",
     "random": "random effects are bars in the formula, + (1 | g), or groups= and re_formula=",

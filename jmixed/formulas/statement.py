@@ -321,5 +321,6 @@ def _one_sided(formula: Any, what: str, response: str) -> str:
     if "|" in kinds:
         raise FormulaError(
             f"{what} is {formula!r}: random-effects bars belong to the main formula, used without groups="
+            + ("; a standard deviation for each sex is dispersion='~ sex'" if what == "dispersion" else "")
         )
     return parse_one_sided(text, response)

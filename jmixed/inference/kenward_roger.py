@@ -26,6 +26,9 @@ from jmixed.inference.satterthwaite import UNTESTED, JointTest, contrast_covaria
 FLAT = 1e-12
 """Directions whose information is below this fraction of the largest, on the scale of correlations, are left out."""
 
+NO_FREEDOM = 1e-6
+"""Denominators up to here are none: zero, but for rounding, or negative."""
+
 
 @dataclass(frozen=True)
 class KenwardRoger:
@@ -88,7 +91,9 @@ def degrees_of_freedom(pieces: KenwardRoger, L) -> np.ndarray:
 def joint_test(pieces: KenwardRoger, L, difference) -> JointTest:
     """F test of L beta = q: Wald's statistic with the adjusted covariance, scaled, and its denominator.
 
-    `difference` (k,) is the estimate of L beta less q, L (k, p).
+    `difference` (k,) is the estimate of L beta less q, L (k, p). Both are nan where no F distribution has the moments
+    of the statistic: r contrasts between columns that are random by no more than r groups, such as r + 1 treatments.
+    With more groups the denominator is their number less r, as of Hotelling's T^2.
     """
     weights = unit_contrasts(L, pieces.covariance)
     if not weights.shape[1] or not np.all(np.isfinite(contrast_covariance(L, pieces.adjusted))):
@@ -121,6 +126,8 @@ def _scale_and_denominator(pieces, L):
         return 1.0, float("inf")
     denominator = 4 + (r + 2) / (r * rho - 1)
     scale = 1.0 if abs(denominator - 2) < 0.01 else denominator * mean / (denominator - 2)
+    if not (denominator > NO_FREEDOM and scale > 0):
+        return float("nan"), float("nan")
     return scale, float(denominator)
 
 

@@ -78,18 +78,18 @@ class ProfiledDeviance(Criterion):
         """Far from the optimum of crossed factors the average information does as well, at half the price."""
         return NEAR if self.moments.layout.crossed else None
 
-    def starts(self, given=None, others=None) -> Starts:
+    def starts(self, given=None, others=None, correlated: bool = False) -> Starts:
         """Where to look for the optimum: by one policy (`jmixed.likelihood.starts`), or from relative covariances.
 
         `given` (q, q) are those of preconditioned columns to start from first. None, or entries of nan, have starts
         found: the two cases of nan and of numbers share a program. `others` says whether to search from other starts
-        than a given one as well; by default from that alone.
+        than a given one as well; by default from that alone. `correlated` is as of `starts_of`.
         """
         if self.entries is not None:
             phi, count = phis_beside(*self.entries, self.moments, self.reml)
             bases = tuple(jnp.broadcast_to(basis, (len(phi), *basis.shape)) for basis in self.entries.chart.bases)
             return Starts(Point(bases, phi), count)
-        covariances, count = starts_of(self.moments, self.reml, given, others)
+        covariances, count = starts_of(self.moments, self.reml, given, others, correlated)
         structures, dtype = self.moments.layout.terms, self.moments.G.dtype
         if len(covariances[0]) == 1:
             only = chart_at([stacked[0] for stacked in covariances], structures, dtype)

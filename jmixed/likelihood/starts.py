@@ -2,8 +2,8 @@
 
 The deviance of a single unstructured term with enough levels has one minimum. It can have several, of which one often
 has a variance of zero, where the gradient vanishes by symmetry, when terms compete for the same part of the response:
-terms that share a factor, those without an intercept of their own, and columns that are not free to be correlated. A
-search then starts
+terms that share a factor, those without an intercept of their own, columns that are not free to be correlated, and any
+term beside residuals that are correlated, which can stand for it. A search then starts
 
 * from the solution of moment equations, which tends to give a competitor all or nothing;
 * from the best common multiple of the identity, along which no term is favoured;
@@ -55,14 +55,14 @@ class StartingCovariances(NamedTuple):
     count: jax.Array
 
 
-def starts_of(moments: Moments, reml, given=None, others=None) -> StartingCovariances:
-    """Where to look for the optimum.
+def starts_of(moments: Moments, reml, given=None, others=None, correlated: bool = False) -> StartingCovariances:
+    """Where to look for the optimum; `correlated` says that residuals have correlations, with which all terms compete.
 
     First from relative covariances `given` (q, q), in preconditioned columns; without them, or where entries are nan,
     the solution of moment equations comes first. `others` says whether other starts than a given one are called for;
     by default that alone.
     """
-    covariances, count = _found_starts(moments, reml)
+    covariances, count = _found_starts(moments, reml, correlated)
     if given is None:
         return StartingCovariances(covariances, count)
     if others is None:
@@ -80,7 +80,7 @@ def starts_of(moments: Moments, reml, given=None, others=None) -> StartingCovari
     return StartingCovariances(stacked, count.astype(jnp.int32))
 
 
-def _found_starts(moments: Moments, reml) -> StartingCovariances:
+def _found_starts(moments: Moments, reml, correlated: bool) -> StartingCovariances:
     """Those that need no other; the solution of moment equations comes first."""
     layout, dtype = moments.layout, moments.G.dtype
     if layout.crossed == EQUATIONS:
@@ -88,7 +88,7 @@ def _found_starts(moments: Moments, reml) -> StartingCovariances:
     starts, thin, compete = (
         [moment_covariances(moments)],
         may_be_thin(layout),
-        terms_compete(layout.terms, layout.factors),
+        terms_compete(layout.terms, layout.factors) or correlated,
     )
     count, far = jnp.ones((), jnp.int32), FAR if compete and len(layout.terms) > 2 else ()
     starts.extend(_of_shapes(moments, reml))

@@ -90,7 +90,7 @@ class WhitenedDeviance(Criterion):
         return ProfiledDeviance(self.moments(point.x[m:]), self.reml), Point(point.frame, point.x[:m])
 
     def starts(self, given=None, others=None) -> Starts:
-        """Where to look for the optimum: rho by moments or uncorrelated, from all starts of psi; others, from one.
+        """Where to look for the optimum: rho by moments or uncorrelated, from all starts of psi; others, from two.
 
         `given` and `others` are as of `ProfiledDeviance`.
         """
@@ -100,16 +100,17 @@ class WhitenedDeviance(Criterion):
         if self.patterns is not None:
             first = first + start_by_pattern(self.patterns, cast(Visits, residual))
         begins = [self._starts_at(rho, given, others) for rho in (first, *more)]
-        # Of the others one start each, before those that are called for by number.
-        ahead = [Starts(jax.tree.map(lambda a: a[:1], begin.points), begin.count) for begin in begins[1:]]
+        # Of the others by moments and at the best multiple, before those that are called for by number.
+        ahead = [Starts(jax.tree.map(lambda a: a[:2], begin.points), begin.count) for begin in begins[1:]]
         points = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(begin.points for begin in (*ahead, begins[0])))
-        return Starts(points, begins[0].count + len(ahead))
+        return Starts(points, begins[0].count + sum(len(begin.points.x) for begin in ahead))
 
     def _starts_at(self, rho, given, others) -> Starts:
         moments = self.moments(rho)
         if not moments.layout.terms:
             return Starts(Point((), rho[None]), jnp.ones((), jnp.int32))
-        starts = ProfiledDeviance(moments, self.reml).starts(given, others)
+        correlated = len(self.rows.layout.residual.starts[0]) > 0
+        starts = ProfiledDeviance(moments, self.reml).starts(given, others, correlated)
         rho = jnp.broadcast_to(rho[None], (len(starts.points.x), len(rho)))
         return Starts(Point(starts.points.frame, jnp.concatenate([starts.points.x, rho], axis=1)), starts.count)
 

@@ -6,6 +6,7 @@ slopes in all parameters instead (the delta method). Both are `Functions`, and s
 """
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -15,7 +16,9 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError, ModelError
+from jmixed.formulas.formula import quoted, replace_keywords
 from jmixed.formulas.frame import few
+from jmixed.formulas.marks import without_backticks
 from jmixed.inference import multiplicity, tails
 from jmixed.inference.multiplicity import ADJUSTMENTS
 from jmixed.inference.satterthwaite import contrast_covariance
@@ -65,6 +68,27 @@ class Scale:
             inverse=lambda x: self.inverse(x) + half * self.bends(x)[0],
             slope=lambda x: self.slope(x) + half * self.bends(x)[1],
         )
+
+    def multiplied(self, factor: float) -> "Scale":
+        """That of a multiple of the transformed response, whose differences are no logarithms of ratios."""
+        if factor == 1:
+            return self
+
+        def bends(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            second, third = self.bends(x / factor)
+            return second / factor**2, third / factor**3
+
+        return Scale(
+            f"{factor:g} {self.name}",
+            lambda x: self.inverse(x / factor),
+            lambda x: self.slope(x / factor) / factor,
+            bends,
+            response=self.response,
+        )
+
+    def shifted(self, shift: float) -> "Scale":
+        """That of a response to which a number was added."""
+        return replace(self, inverse=lambda x: self.inverse(x) - shift) if shift else self
 
 
 def _expit(x):
@@ -136,6 +160,12 @@ SCALES = {
     "cloglog": Scale(
         "cloglog", lambda x: -np.expm1(-np.exp(x)), lambda x: np.exp(x - np.exp(x)), _cloglog_bends, forward=_cloglog
     ),
+    "arcsin of sqrt": Scale(
+        "arcsin of sqrt",
+        lambda x: np.sin(x) ** 2,
+        lambda x: np.sin(2 * x),
+        lambda x: (2 * np.cos(2 * x), -4 * np.sin(2 * x)),
+    ),
     "exp": Scale("exp", np.log, lambda x: 1 / x, lambda x: (-1 / x**2, 2 / x**3)),
     "square": Scale("square", np.sqrt, lambda x: 0.5 / np.sqrt(x), lambda x: (-0.25 * x**-1.5, 0.375 * x**-2.5)),
 }
@@ -155,23 +185,51 @@ def scale_of(fitted: Fitted) -> Scale:
 
 
 def _of_response(text: str) -> Scale:
-    """The transformation that a response's name states, as ``np.log(y)``; a number added, ``y + 1``, is taken off.
+    """The transformation that a response's name states, as ``np.log(y)``, or a multiple, ``2 * np.sqrt(y)``.
+
+    A number added to the response, ``y + 1``, is taken off.
 
     What else stands in the call is what the inverse gives: of ``np.log(y / 10)`` it is y / 10.
     """
+    code, words = without_backticks(text)
+    code, keywords = replace_keywords(code, set(re.findall(r"\w+", code)))
     try:
-        node: ast.expr = ast.parse(text, mode="eval").body
+        node: ast.expr = ast.parse(code, mode="eval").body
     except SyntaxError:
         return SCALES["identity"]
-    if not (isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords):
-        return SCALES["identity"]
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    factor, call = _multiplied(node)
+    name, argument = _called(call)
+    if name == "arcsin" and _called(argument)[0] == "sqrt":
+        name, argument = "arcsin of sqrt", _called(argument)[1]
     if name not in SCALES:
         return SCALES["identity"]
-    scale, (shift, inner) = SCALES[name], _shifted(node.args[0])
+    scale, (shift, inner) = SCALES[name].multiplied(factor), _shifted(argument)
     if not isinstance(inner, ast.Name):
-        scale = replace(scale, response=ast.unparse(inner))
-    return replace(scale, inverse=lambda x: SCALES[name].inverse(x) - shift) if shift else scale
+        shown = ast.unparse(inner)
+        for stand_in, word in {**{alias: quoted(word) for alias, word in words.items()}, **keywords}.items():
+            shown = re.sub(rf"\b{stand_in}\b", lambda _, word=word: word, shown)
+        scale = replace(scale, response=shown)
+    return scale.shifted(shift)
+
+
+def _called(node: ast.expr) -> tuple[str, ast.expr]:
+    """The function that a call of one argument names, without its module, and the argument."""
+    if not (isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords):
+        return "", node
+    return (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")), node.args[0]
+
+
+def _multiplied(node: ast.expr) -> tuple[float, ast.expr]:
+    """The number that an expression is multiplied by, and what; ``I()`` is taken off."""
+    if _called(node)[0] == "I":
+        return _multiplied(_called(node)[1])
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Div):
+        right, left = _constant(node.right), _constant(node.left)
+        if right:
+            return (right if isinstance(node.op, ast.Mult) else 1 / right), node.left
+        if left and isinstance(node.op, ast.Mult):
+            return left, node.right
+    return 1.0, node
 
 
 def _shifted(node: ast.expr) -> tuple[float, ast.expr]:

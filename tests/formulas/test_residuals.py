@@ -212,6 +212,25 @@ def test_an_unknown_word_is_refused(table):
     refused(FormulaError, message, table, "arma(visit | subject)")
 
 
+@pytest.mark.parametrize(
+    ("word", "here"), [("corAR1", "ar1"), ("AR1", "ar1"), ("corSymm", "us"), ("ou", "car1"), ("corCompSymm", "cs")]
+)
+def test_words_of_other_packages_are_told_in_ours(table, word, here):
+    refused(FormulaError, f"write {here}(position | group)", table, f"{word}(visit | subject)")
+
+
+@pytest.mark.parametrize("position", ["factor(visit)", "np.log(visit)", "visit | subject) + cs(visit"])
+def test_a_position_that_is_no_column_is_refused(table, position):
+    """It was a KeyError."""
+    text = f"ar1({position} | subject)"
+    refused(FormulaError, f"residual={text!r}: the position {position!r} is no column", table, text)
+
+
+@pytest.mark.parametrize("position", ["0 + visit", "visit + 0", "visit - 1"])
+def test_a_position_as_random_effects_have_it(position):
+    assert parse_residual(f"ar1({position} | subject)").position == "visit"
+
+
 def test_a_group_that_is_none_is_refused(table):
     message = "residual='ar1(visit | )': the group '' cannot be read; residual= is written"
     refused(FormulaError, message, table, "ar1(visit | )")

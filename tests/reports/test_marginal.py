@@ -181,6 +181,28 @@ def test_what_a_transformed_response_is_brought_back_to():
     assert "On the scale of I(np.log(Reaction) - 1)." in str(means("np.log(Reaction) - 1"))
 
 
+@pytest.mark.parametrize("name", ["Reaction", "yield", "reaction time", "Reaction.ms"])
+def test_multiples_of_transformed_responses_and_columns_that_are_no_words_of_python(name):
+    """The numbers are those of R 4.2, emmeans 1.8.4: lmer(2 * sqrt(Reaction) ~ Days + (1 | Subject), sleepstudy)."""
+    sleep, days = jm.datasets.load("sleepstudy").rename(columns={"Reaction": name}), {"Days": [0, 9]}
+    word = name if name.isidentifier() else f"`{name}`"
+
+    def means(left, **how):
+        model = jm.mixedlm(f"{left} ~ Days + (1 | Subject)", sleep, eval_env={"np": np})
+        return model.fit().emmeans("Days", at=days, kind="response", **how)
+
+    for left, error in ((f"2 * np.sqrt({word})", 2e-7), (f"np.sqrt({word})", 1e-7)):
+        frame = means(left).frame
+        np.testing.assert_allclose(frame["estimate"], [251.895971182, 343.528490124], rtol=1e-9)
+        np.testing.assert_allclose(frame["se"], [8.9586570, 10.4619749], rtol=error)
+    adjusted = means(f"2 * np.sqrt({word})", bias_adjust=1.3).frame
+    np.testing.assert_allclose(adjusted["estimate"], [252.318471182, 343.950990124], rtol=1e-9)
+    arcsin = means(f"np.arcsin(np.sqrt({word} / 600))")
+    np.testing.assert_allclose(arcsin.frame["estimate"], [0.418385985, 0.577342818], rtol=1e-8)
+    np.testing.assert_allclose(arcsin.frame["se"], [0.016338216, 0.016360992], rtol=1e-6)
+    assert f"to the scale of {word} / 600." in " ".join(str(arcsin).split())
+
+
 @pytest.mark.parametrize("name", [name for name in SCALES if name != "identity"])
 def test_scales_have_their_derivatives(name):
     scale, x, step = SCALES[name], np.array([0.4, 1.3]), 1e-4

@@ -77,6 +77,25 @@ def test_joint_tests(L, ddf):
     assert row.p == pytest.approx(p)
 
 
+@pytest.mark.parametrize("workers", [2, 6])
+def test_contrasts_need_more_groups_than_there_are(workers):
+    """Two contrasts that vary by worker are Hotelling's T^2, which two workers do not have: it was F = 0 with p = 1."""
+    data = jm.datasets.load("machines")
+    data = data[data["Worker"].isin(sorted(data["Worker"].unique())[-workers:])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.SingularWarning)
+        row = jm.mixedlm("score ~ Machine + (Machine | Worker)", data).fit().anova(ddf="kenward-roger").loc["Machine"]
+    if workers == 2:
+        assert row["num_df"] == 2
+        assert row.drop("num_df").isna().all()
+        return
+    means = data.pivot_table(index="Worker", columns="Machine", values="score", observed=True).to_numpy()
+    contrasts = means[:, 1:] - means[:, :1]
+    T2 = workers * contrasts.mean(0) @ np.linalg.solve(np.cov(contrasts.T), contrasts.mean(0))
+    assert row["F"] == pytest.approx(T2 * (workers - 2) / (workers - 1) / 2, rel=1e-6)
+    assert row["den_df"] == pytest.approx(workers - 2, rel=1e-6)
+
+
 def test_several_tests_of_different_sizes_are_F_tests():
     table = sleep().test({"both": np.eye(2), "slope": [0, 1]})
     assert list(table.num_df) == [2, 1]
