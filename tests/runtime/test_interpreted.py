@@ -1,12 +1,16 @@
 """When a program is worked through by NumPy, when it is compiled, and that nobody sees the difference."""
 
+import io
+import sys
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from jmixed.runtime import compilation, executables, interpreted, interpreter
+from jmixed.runtime import compilation, executables, interpreted, interpreter, waiting
 from jmixed.runtime.interpreted import Interpreted
 
 X = np.random.default_rng(0).normal(size=(4, 3))
@@ -184,3 +188,42 @@ def test_steps_of_a_damaged_file_are_made_again(held):
 def test_programs_of_another_backend_are_compiled(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not interpreted.is_wanted()
+
+
+class Terminal(io.StringIO):
+    """Standard error on a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_only_who_waits_for_the_compiler_is_told_so(held, monkeypatch):
+    shown, run = Terminal(), interpreter.run
+
+    def slowly(*args):
+        time.sleep(0.2)
+        return run(*args)
+
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.delenv("JMIXED_WORDS", raising=False)
+    monkeypatch.setattr(waiting, "_said", [])
+    monkeypatch.setattr(waiting, "PATIENCE", 0.1)
+    monkeypatch.setattr(interpreter, "run", slowly)
+    function = compilation.program(gram, design=lambda x, y: (x,))
+    for _ in range(2):
+        function(X, X[:, 0])
+    assert not shown.getvalue()
+    monkeypatch.setattr(waiting, "PATIENCE", 0.0)
+    function(X, X[:, 0])
+    assert shown.getvalue() == waiting.WORD + "\n"
+
+
+def test_compiling_counts_as_such_at_any_turn(held):
+    function = compilation.program(gram, design=lambda x, y: (x,))
+    seconds = []
+    for _ in range(4):
+        before = compilation.seconds_compiling()
+        function(X, X[:, 0])
+        seconds.append(compilation.seconds_compiling() - before)
+    # The first call traces, the third compiles.
+    assert [second > 0 for second in seconds] == [True, False, True, False]
