@@ -26,7 +26,7 @@ from jmixed.runtime import internals, waiting
 from jmixed.runtime.files import is_own, seal, seal_holds, write_whole
 from jmixed.runtime.interpreted import Design, GaveUpError, Interpreted, compiled_now, interpreted, is_wanted
 
-Kind = tuple[tuple[int, ...], str, bool]
+Kind = tuple[tuple[int, ...], np.dtype | str, bool]
 
 
 def call_from(
@@ -224,8 +224,11 @@ _locks: dict[Any, threading.Lock] = {}
 
 def _kind(leaf) -> Kind:
     """Shape, type and weakness of type: what a program depends on."""
-    weak = isinstance(leaf, (bool, int, float)) and not isinstance(leaf, np.generic)
-    return np.shape(leaf), str(getattr(leaf, "dtype", type(leaf))), weak or getattr(leaf, "weak_type", False)
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf.shape, leaf.dtype, False
+    if isinstance(leaf, jax.Array):
+        return leaf.shape, leaf.dtype, leaf.weak_type
+    return (), type(leaf).__name__, True
 
 
 def _read(path: Path | None) -> Any:

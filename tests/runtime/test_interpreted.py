@@ -114,6 +114,7 @@ def test_what_has_taken_as_long_as_compiling_is_compiled(held):
 
 def test_a_call_that_takes_too_long_ends_compiled(held, monkeypatch):
     monkeypatch.setattr(interpreted, "PER_STEP", 1e-9)
+    monkeypatch.setattr(interpreted, "PER_PROGRAM", 0.0)
     monkeypatch.setattr(interpreted, "DEAR", 1e9)
     out = compilation.program(refined)(X)
     assert ways() == [False]
@@ -162,6 +163,18 @@ def test_who_wants_programs_compiled_has_them_compiled(held, monkeypatch, word):
             compilation.program(gram)(X, X[:, 0])
     assert ways() == [False]
     assert interpreted.is_wanted() == (word == "ahead")
+
+
+def test_who_wants_the_same_digits_each_time_has_nothing_compiled(held, monkeypatch):
+    monkeypatch.setenv("JMIXED_COMPILE", "last")
+    function = compilation.program(gram, design=lambda x, y: (x,))
+    outs = [function(X, X[:, 0]) for _ in range(5)]
+    assert ways() == [True]
+    for out in outs:
+        np.testing.assert_array_equal(out[0], outs[0][0])
+    monkeypatch.setattr(interpreter, "run", lambda *_: np.reshape(X, (5, 5)))
+    function(X, X[:, 0])
+    assert ways() == [False]
 
 
 def test_without_a_directory_nothing_is_kept_and_all_else_is_the_same(monkeypatch, tmp_path):
