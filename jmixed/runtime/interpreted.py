@@ -21,7 +21,7 @@ PER_PROGRAM, PER_STEP = 0.05, 2.5e-3
 """Seconds that compiling takes, and those for each step of a program: 2 to 3 thousandths, by JAX's version."""
 DEAR = 1.0
 """Share of the time for compiling up to which NumPy is let work on a program, as far as can be told before."""
-AT_ONCE, OFTEN = 1.0, 50
+AT_ONCE, OFTEN = 1.0, 20
 """Seconds within which a call for the same design again is taken for a loop's, and how often that is taken to turn."""
 
 
