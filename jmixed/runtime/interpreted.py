@@ -43,9 +43,9 @@ class Interpreted:
 
     def __call__(self, *args, **kwargs) -> Any:
         """Work the program through. Raises `GaveUpError` where NumPy cannot, or takes as long as compiling would."""
-        started = time.thread_time()
+        started, seconds = time.thread_time(), np.inf if _when() == "last" else self.price
         try:
-            results = interpreter.run(self.steps, jax.tree.leaves((args, kwargs)), self.price)
+            results = interpreter.run(self.steps, jax.tree.leaves((args, kwargs)), seconds)
         except interpreter.TooLongError as error:
             raise GaveUpError from error
         except (ArithmeticError, IndexError, MemoryError, TypeError, ValueError, interpreter.UnknownStepError) as error:
@@ -64,7 +64,7 @@ class Interpreted:
         """
         if design is not None:
             known, self.design = self.design, _sketch(design)
-            again = _are_alike(known, self.design) and time.monotonic() - max(self.ended, *_compiled) < AT_ONCE
+            again = _are_alike(known, self.design) and time.monotonic() - max(self.ended, _compiled[0]) < AT_ONCE
             self.turns = self.turns + 1 if again else 0
         if _when() == "last":
             return self.price < 0
@@ -84,10 +84,10 @@ def interpreted(traced: Any) -> Interpreted | None:
 
 def compiled_now() -> None:
     """Take note of when a program was compiled last: that has taken time between two calls of a loop."""
-    _compiled[:] = [-np.inf, time.monotonic()]
+    _compiled[0] = time.monotonic()
 
 
-_compiled = [-np.inf, -np.inf]
+_compiled = [-np.inf]
 
 
 def is_wanted() -> bool:

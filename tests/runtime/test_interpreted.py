@@ -172,6 +172,10 @@ def test_who_wants_the_same_digits_each_time_has_nothing_compiled(held, monkeypa
     assert ways() == [True]
     for out in outs:
         np.testing.assert_array_equal(out[0], outs[0][0])
+    (program,) = executables._memory.values()
+    program.price = 1e-9
+    np.testing.assert_array_equal(function(X, X[:, 0])[0], outs[0][0])
+    assert ways() == [True]
     monkeypatch.setattr(interpreter, "run", lambda *_: np.reshape(X, (5, 5)))
     function(X, X[:, 0])
     assert ways() == [False]
