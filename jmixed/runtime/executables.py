@@ -86,7 +86,7 @@ def _executable(
         content, example = kept
         if (executable := _loaded(content, example, tree)) is not None:
             return executable
-    lower = functools.partial(jitted.lower, *args, **kwargs, **static)
+    traced = None
     if first and is_wanted():
         if (kept := _read(stepwise)) is not None:
             steps, example = kept
@@ -95,10 +95,10 @@ def _executable(
         if (program := interpreted(traced)) is not None:
             _write(stepwise, program.steps, program.results)
             return program
-        lower = traced.lower
+    traced = jitted.trace(*args, **kwargs, **static) if traced is None else traced
     if compiled is None:
-        return NOT_OURS
-    executable, is_whole = internals.compile_afresh(lower())
+        return internals.lower(traced).compile()
+    executable, is_whole = internals.compile_afresh(internals.lower(traced))
     compiled_now()
     if is_whole and (serialised := internals.serialise(executable)) is not None and serialised[1] == tree:
         content, _, results = serialised
