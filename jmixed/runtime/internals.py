@@ -52,7 +52,7 @@ def compile_afresh(lowered: Any) -> tuple[Any, bool]:
 WAITS = jax.__version_info__ < (0, 12)
 """Whether JAX may divide a stack of matrices among XLA's threads from one of them, which then waits for the others.
 
-Calls for as many stacks as there are threads, which nothing puts in an order, so wait for ever; with two threads, two.
+As many such calls as there are threads, when nothing puts them in an order, wait for ever: on two cores, two.
 """
 DIVIDED = 200_000
 """Operations, by its own count, from which on it does."""
