@@ -269,7 +269,8 @@ def test_a_cache_directory_is_the_users_alone(monkeypatch, tmp_path):
     assert done.stdout.split() == ["0o755", "0o700", "0o755"]
 
 
-def test_a_later_process_does_not_even_trace_the_programs_of_a_fit(tmp_path):
+def test_a_later_process_does_not_even_trace_the_programs_of_a_fit(tmp_path, monkeypatch):
+    monkeypatch.delenv("JMIXED_COMPILE", raising=False)
     code = (
         "import jax, jmixed as jm\n"
         f"path = jm.enable_compilation_cache({str(tmp_path)!r})\n"

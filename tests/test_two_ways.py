@@ -89,7 +89,6 @@ def test_other_responses(monkeypatch, name):
     def figures(result):
         return [result.objective, result.fe_params, result.bse_fe]
 
-    state = lambda: jm.mixedglm(formula, D, family, **words)  # noqa: E731
-    (first, ours), (second, theirs) = both(monkeypatch, state, figures)
+    (first, ours), (second, theirs) = both(monkeypatch, lambda: jm.mixedglm(formula, D, family, **words), figures)
     assert first.optimizer.outcome == second.optimizer.outcome
     agree(ours, theirs, ["objective", "coefficients", "errors"])

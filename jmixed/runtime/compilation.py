@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jmixed.errors import warn
-from jmixed.runtime import blas, executables, internals
+from jmixed.runtime import blas, executables, internals, waiting
 from jmixed.runtime.arguments import checked, out_of_memory
 from jmixed.runtime.files import is_own
 from jmixed.runtime.forks import refuse_fork
@@ -28,8 +28,6 @@ BRIEF: Any = {**QUICK, **PRODUCTS, "xla_backend_optimization_level": 0, "xla_cpu
 
 _options_of_jax: Any = jax.config
 """A single one is an attribute that type checkers do not know; the dict of all takes longer to make than a call."""
-
-OFF = ("off", "0", "none", "false", "no")
 
 
 @checked
@@ -103,7 +101,7 @@ def kept_directory() -> Path | None:
 
 def _made(choice: str) -> Path | None:
     """The directory that a path, or none, stands for, which is made if it is not there; None for the word `off`."""
-    if choice.strip().lower() in OFF:
+    if choice.strip().lower() in waiting.OFF:
         return None
     directory = Path(choice).expanduser() if choice.strip() else default_directory()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -136,7 +134,7 @@ def program(
         def traced(*args, **kwargs):
             # JAX runs this when it compiles the program, and at no other time.
             _clock.traces = _traces() + 1
-            _say_when_it_takes_long()
+            waiting.begins()
             return function(*args, **kwargs)
 
         _compiled.append(compiled)
@@ -144,12 +142,12 @@ def program(
 
     def call_compiled(small, args, kwargs):
         jitted = compiled(small)
-        known = _traces() + executables.count()
+        known = _traces() + executables.made()
         static = {key: kwargs[key] for key in static_argnames if key in kwargs}
         others = {key: value for key, value in kwargs.items() if key not in static}
         name = f"{function.__module__}.{function.__qualname__}"
         out = executables.call_from(kept_directory(), jitted, name, _options(small), static, args, others, design)
-        return out, _traces() + executables.count() > known
+        return out, _traces() + executables.made() > known
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -175,7 +173,7 @@ def program(
             compiled.cache_clear()
             return call(*args, **kwargs)
         finally:
-            _say_nothing()
+            waiting.ends()
         if afresh:
             _clock.seconds = seconds_compiling() + time.perf_counter() - started
             if _memory_maps() > MOST_MAPS * _memory_maps_allowed():
@@ -203,38 +201,6 @@ _compiled: list[Any] = []
 
 MOST_MAPS = 0.5
 """Share of the memory maps that Linux allows a process at which compiled programs are forgotten."""
-
-
-PATIENCE = 1.0
-"""Seconds of compiling after which a word is said."""
-WORD = "jmixed is compiling for a new shape of model, which happens once (JMIXED_WORDS=off: not a word)"
-
-
-def _say_when_it_takes_long() -> None:
-    """Have it said on a terminal or in a notebook that a program is being compiled, unless it is done very soon."""
-    shown = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    if not shown or os.environ.get("JMIXED_WORDS", "").strip().lower() in OFF:
-        return
-    if getattr(_clock, "word", None) is None and not _said:
-        _clock.word = threading.Timer(PATIENCE, _say)
-        _clock.word.daemon = True
-        _clock.word.start()
-
-
-def _say() -> None:
-    if not _said:
-        _said.append(WORD)
-        print(WORD, file=sys.stderr, flush=True)
-
-
-def _say_nothing() -> None:
-    if (timer := getattr(_clock, "word", None)) is not None:
-        timer.cancel()
-        _clock.word = None
-
-
-_said: list[str] = []
-"""What has been said to people who wait: each once in a process."""
 
 
 def forget_programs() -> None:

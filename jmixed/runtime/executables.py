@@ -22,11 +22,11 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jmixed.runtime import internals
+from jmixed.runtime import internals, waiting
 from jmixed.runtime.files import is_own, seal, seal_holds, write_whole
 from jmixed.runtime.interpreted import Design, GaveUpError, Interpreted, compiled_now, interpreted, is_wanted
 
-Kind = tuple[tuple[int, ...], str, bool]
+Kind = tuple[tuple[int, ...], np.dtype | str, bool]
 
 
 def call_from(
@@ -55,6 +55,7 @@ def call_from(
             # Threads that want the same program wait for the one that makes it.
             with _locks.setdefault((directory, key), threading.Lock()):
                 if (known := _memory.get((directory, key))) is executable:
+                    _made.append(None)
                     executable = _executable(directory, jitted, key, options, static, args, kwargs, known is None)
                     _memory[directory, key] = executable
                     if isinstance(executable, Interpreted):
@@ -93,8 +94,10 @@ def _executable(
             return Interpreted(steps, jax.tree.structure(example))
         traced = jitted.trace(*args, **kwargs, **static)
         if (program := interpreted(traced)) is not None:
+            waiting.ends()
             _write(stepwise, program.steps, program.results)
             return program
+    waiting.begins()
     traced = jitted.trace(*args, **kwargs, **static) if traced is None else traced
     if compiled is None:
         return internals.lower(traced).compile()
@@ -180,6 +183,11 @@ def count() -> int:
     return len(_memory)
 
 
+def made() -> int:
+    """How often this process has made a program ready, or read it."""
+    return len(_made)
+
+
 def forget() -> None:
     """Free the executables that this process holds; those on disk stay."""
     _memory.clear()
@@ -210,13 +218,17 @@ ROOM = 2**30
 """Bytes that the programs in a directory may take in all; those that were used longest ago make room for new ones."""
 ARRAYS = (np.ndarray, np.generic, jax.Array, bool, int, float)
 _memory: dict[Any, Any] = {}
+_made: list[None] = []
 _locks: dict[Any, threading.Lock] = {}
 
 
 def _kind(leaf) -> Kind:
     """Shape, type and weakness of type: what a program depends on."""
-    weak = isinstance(leaf, (bool, int, float)) and not isinstance(leaf, np.generic)
-    return np.shape(leaf), str(getattr(leaf, "dtype", type(leaf))), weak or getattr(leaf, "weak_type", False)
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf.shape, leaf.dtype, False
+    if isinstance(leaf, jax.Array):
+        return leaf.shape, leaf.dtype, leaf.weak_type
+    return (), type(leaf).__name__, True
 
 
 def _read(path: Path | None) -> Any:

@@ -17,11 +17,11 @@ from jmixed.runtime.interpreter import Steps
 Design = Callable[..., Any]
 """What of the arguments of a program, given by position, tells one design from another."""
 
-PER_STEP = 2.5e-3
-"""Seconds that compiling takes for a step of a program: 2 to 3 thousandths, by JAX's version."""
+PER_PROGRAM, PER_STEP = 0.05, 2.5e-3
+"""Seconds that compiling takes, and those for each step of a program: 2 to 3 thousandths, by JAX's version."""
 DEAR = 1.0
 """Share of the time for compiling up to which NumPy is let work on a program, as far as can be told before."""
-AT_ONCE, OFTEN = 1.0, 50
+AT_ONCE, OFTEN = 1.0, 20
 """Seconds within which a call for the same design again is taken for a loop's, and how often that is taken to turn."""
 
 
@@ -37,7 +37,7 @@ class Interpreted:
 
     def __init__(self, steps: Steps, results: Any):
         self.steps, self.results = steps, results
-        self.price = PER_STEP * steps.count
+        self.price = PER_PROGRAM + PER_STEP * steps.count
         self.spent = self.last = 0.0
         self.turns, self.design, self.ended = 0, None, -np.inf
 
@@ -66,6 +66,8 @@ class Interpreted:
             known, self.design = self.design, _sketch(design)
             again = _are_alike(known, self.design) and time.monotonic() - max(self.ended, *_compiled) < AT_ONCE
             self.turns = self.turns + 1 if again else 0
+        if _when() == "last":
+            return self.price < 0
         soon = self.turns > 1 or (self.turns == 1 and self.last * OFTEN > self.price)
         return soon or self.spent > self.price
 
@@ -89,9 +91,13 @@ _compiled = [-np.inf, -np.inf]
 
 
 def is_wanted() -> bool:
-    """Whether programs may be worked through first: on the CPU, unless ``JMIXED_COMPILE`` asks to compile at once."""
-    at_once = os.environ.get("JMIXED_COMPILE", "").strip().lower() in ("first", "always", "1")
-    return jax.default_backend() == "cpu" and not at_once and not getattr(_local, "ahead", False)
+    """Whether programs may be worked through first: on the CPU, unless they are to be compiled first."""
+    return jax.default_backend() == "cpu" and _when() != "first" and not getattr(_local, "ahead", False)
+
+
+def _when() -> str:
+    """When to compile, as ``JMIXED_COMPILE`` says: ``first``, ``last`` for where NumPy cannot; else when it pays."""
+    return os.environ.get("JMIXED_COMPILE", "").strip().lower()
 
 
 @contextmanager

@@ -117,7 +117,8 @@ class TestRefit:
     def test_of_a_series_goes_by_its_labels(self):
         result = jm.mixedlm("Reaction ~ Days + (1 | Subject)", jm.datasets.load("sleepstudy")).fit()
         y = pd.Series(result.model.endog + np.arange(180.0), index=result.model.data.row_labels)
-        assert result.refit(y.sample(frac=1, random_state=1)).objective == result.refit(y).objective
+        shuffled = result.refit(y.sample(frac=1, random_state=1))
+        assert shuffled.objective == pytest.approx(result.refit(y).objective, rel=1e-13)
 
     def test_of_a_transformed_response(self):
         model = jm.mixedlm("np.log(Reaction) ~ Days + (1 | Subject)", SLEEP)

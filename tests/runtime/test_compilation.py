@@ -11,7 +11,7 @@ import pytest
 
 import jmixed as jm
 from jmixed.fit import host
-from jmixed.runtime import compilation, executables
+from jmixed.runtime import compilation, executables, waiting
 
 
 @compilation.program
@@ -118,8 +118,8 @@ def test_people_who_wait_are_told_once_why(monkeypatch, stream, words, said):
     shown = stream()
     monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setenv("JMIXED_WORDS", words)
-    monkeypatch.setattr(compilation, "PATIENCE", 0.0)
-    monkeypatch.setattr(compilation, "_said", [])
+    monkeypatch.setattr(waiting, "PATIENCE", 0.0)
+    monkeypatch.setattr(waiting, "_said", [])
 
     def slow(x):
         time.sleep(0.2)
@@ -128,7 +128,7 @@ def test_people_who_wait_are_told_once_why(monkeypatch, stream, words, said):
     for size in (2, 3):
         compilation.program(slow)(np.arange(float(size)))
         compilation.program(slow)(np.arange(float(size)))
-    assert shown.getvalue() == said * (compilation.WORD + "\n")
+    assert shown.getvalue() == said * (waiting.WORD + "\n")
 
 
 def test_other_failures_are_not_taken_for_refused_options():

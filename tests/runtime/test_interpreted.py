@@ -1,12 +1,16 @@
 """When a program is worked through by NumPy, when it is compiled, and that nobody sees the difference."""
 
+import io
+import sys
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from jmixed.runtime import compilation, executables, interpreted, interpreter
+from jmixed.runtime import compilation, executables, interpreted, interpreter, waiting
 from jmixed.runtime.interpreted import Interpreted
 
 X = np.random.default_rng(0).normal(size=(4, 3))
@@ -110,6 +114,7 @@ def test_what_has_taken_as_long_as_compiling_is_compiled(held):
 
 def test_a_call_that_takes_too_long_ends_compiled(held, monkeypatch):
     monkeypatch.setattr(interpreted, "PER_STEP", 1e-9)
+    monkeypatch.setattr(interpreted, "PER_PROGRAM", 0.0)
     monkeypatch.setattr(interpreted, "DEAR", 1e9)
     out = compilation.program(refined)(X)
     assert ways() == [False]
@@ -160,6 +165,18 @@ def test_who_wants_programs_compiled_has_them_compiled(held, monkeypatch, word):
     assert interpreted.is_wanted() == (word == "ahead")
 
 
+def test_who_wants_the_same_digits_each_time_has_nothing_compiled(held, monkeypatch):
+    monkeypatch.setenv("JMIXED_COMPILE", "last")
+    function = compilation.program(gram, design=lambda x, y: (x,))
+    outs = [function(X, X[:, 0]) for _ in range(5)]
+    assert ways() == [True]
+    for out in outs:
+        np.testing.assert_array_equal(out[0], outs[0][0])
+    monkeypatch.setattr(interpreter, "run", lambda *_: np.reshape(X, (5, 5)))
+    function(X, X[:, 0])
+    assert ways() == [False]
+
+
 def test_without_a_directory_nothing_is_kept_and_all_else_is_the_same(monkeypatch, tmp_path):
     monkeypatch.setattr(compilation, "_kept", [None])
     function = compilation.program(gram, design=lambda x, y: (x,))
@@ -184,3 +201,42 @@ def test_steps_of_a_damaged_file_are_made_again(held):
 def test_programs_of_another_backend_are_compiled(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not interpreted.is_wanted()
+
+
+class Terminal(io.StringIO):
+    """Standard error on a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_only_who_waits_for_the_compiler_is_told_so(held, monkeypatch):
+    shown, run = Terminal(), interpreter.run
+
+    def slowly(*args):
+        time.sleep(0.2)
+        return run(*args)
+
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.delenv("JMIXED_WORDS", raising=False)
+    monkeypatch.setattr(waiting, "_said", [])
+    monkeypatch.setattr(waiting, "PATIENCE", 0.1)
+    monkeypatch.setattr(interpreter, "run", slowly)
+    function = compilation.program(gram, design=lambda x, y: (x,))
+    for _ in range(2):
+        function(X, X[:, 0])
+    assert not shown.getvalue()
+    monkeypatch.setattr(waiting, "PATIENCE", 0.0)
+    function(X, X[:, 0])
+    assert shown.getvalue() == waiting.WORD + "\n"
+
+
+def test_compiling_counts_as_such_at_any_turn(held):
+    function = compilation.program(gram, design=lambda x, y: (x,))
+    seconds = []
+    for _ in range(4):
+        before = compilation.seconds_compiling()
+        function(X, X[:, 0])
+        seconds.append(compilation.seconds_compiling() - before)
+    # The first call traces, the third compiles.
+    assert [second > 0 for second in seconds] == [True, False, True, False]
