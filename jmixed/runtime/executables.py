@@ -87,7 +87,7 @@ def _executable(
         content, example = kept
         if (executable := _loaded(content, example, tree)) is not None:
             return executable
-    lower = functools.partial(jitted.lower, *args, **kwargs, **static)
+    traced = None
     if first and is_wanted():
         if (kept := _read(stepwise)) is not None:
             steps, example = kept
@@ -97,11 +97,11 @@ def _executable(
             waiting.ends()
             _write(stepwise, program.steps, program.results)
             return program
-        lower = traced.lower
     waiting.begins()
+    traced = jitted.trace(*args, **kwargs, **static) if traced is None else traced
     if compiled is None:
-        return NOT_OURS
-    executable, is_whole = internals.compile_afresh(lower())
+        return internals.lower(traced).compile()
+    executable, is_whole = internals.compile_afresh(internals.lower(traced))
     compiled_now()
     if is_whole and (serialised := internals.serialise(executable)) is not None and serialised[1] == tree:
         content, _, results = serialised

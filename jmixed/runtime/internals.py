@@ -3,11 +3,14 @@
 import contextlib
 import functools
 import importlib
+import math
 import secrets
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core.primitives import cholesky_p, lu_p, triangular_solve_p
+from jax.interpreters import mlir
 
 
 def undocumented(module: str, name: str) -> Any:
@@ -44,6 +47,49 @@ def compile_afresh(lowered: Any) -> tuple[Any, bool]:
             if NEW_TO_JAX not in str(error):
                 raise
     return lowered.compile(), False
+
+
+WAITS = jax.__version_info__ < (0, 12)
+"""Whether JAX may divide a stack of matrices among XLA's threads from one of them, which then waits for the others.
+
+As many such calls as there are threads, when nothing puts them in an order, wait for ever: on two cores, two.
+"""
+DIVIDED = 200_000
+"""Operations, by its own count, from which on it does."""
+FACTORISATIONS = cholesky_p, lu_p, triangular_solve_p
+"""What our programs ask of LAPACK for whole stacks; it counts at most the cube of the largest side of a matrix."""
+
+
+def lower(traced: Any) -> Any:
+    """Lower a traced program, so that no call of LAPACK is one that JAX divides among threads.
+
+    Larger stacks are taken in pieces, one after the other. Where JAX has no place for that, it lowers as it does.
+    """
+    parameters = undocumented("jax._src.interpreters.mlir", "LoweringParameters")
+    usual = undocumented("jax._src.interpreters.mlir", "_platform_specific_lowerings")
+    if not WAITS or jax.default_backend() != "cpu" or None in (parameters, usual):
+        return traced.lower()
+    rules = tuple((step, functools.partial(_in_pieces, step, usual["cpu"][step].rule)) for step in FACTORISATIONS)
+    try:
+        return traced.lower(_private_parameters=parameters(override_lowering_rules=rules))
+    except TypeError:
+        return traced.lower()
+
+
+def _in_pieces(step: Any, usual: Any, context: Any, *operands: Any, **params: Any) -> Any:
+    """The rule by which a factorisation of a stack is lowered: as usual, or as a loop over pieces of the stack."""
+    shapes = [aval.shape for aval in context.avals_in]
+    batch = shapes[0][:-2]
+    piece = max((DIVIDED - 1) // max(max(*shape[-2:], 1) for shape in shapes) ** 3, 1)
+    if math.prod(batch) <= piece:
+        return usual(context, *operands, **params)
+
+    def loop(*stacks):
+        flat = [stack.reshape(-1, *stack.shape[-2:]) for stack in stacks]
+        found = jax.lax.map(lambda matrices: step.bind(*matrices, **params), flat, batch_size=piece)
+        return jax.tree.map(lambda stack: stack.reshape(*batch, *stack.shape[1:]), found)
+
+    return mlir.lower_fun(loop, multiple_results=step.multiple_results)(context, *operands)
 
 
 @functools.cache

@@ -1,9 +1,16 @@
 """What JAX does not promise to keep: without it programs are compiled, kept, counted and forgotten all the same."""
 
+import math
+import re
+import subprocess
+import sys
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import linalg
 
 from jmixed.runtime import compilation, executables, internals
 from jmixed.runtime.forks import refuse_fork
@@ -17,6 +24,8 @@ UNDOCUMENTED = [
     ("jax.experimental.compilation_cache.compilation_cache", "reset_cache"),
     ("jax.experimental.serialize_executable", "serialize"),
     ("jax.experimental.serialize_executable", "deserialize_and_load"),
+    ("jax._src.interpreters.mlir", "LoweringParameters"),
+    ("jax._src.interpreters.mlir", "_platform_specific_lowerings"),
 ]
 
 
@@ -84,3 +93,55 @@ def test_where_jax_does_not_tell_it_counts_as_running(monkeypatch):
     assert internals.backends_have_started()
     monkeypatch.setattr(internals, "undocumented", lambda *_: None)
     assert internals.backends_have_started()
+
+
+def factored_in_stacks(stack, other):
+    two, (factors, *_) = stack.reshape(4, -1, *stack.shape[1:]), jax.lax.linalg.lu(stack)
+    solutions = jax.lax.linalg.triangular_solve(stack, other, left_side=True, lower=True)
+    return jax.vmap(jnp.linalg.cholesky)(stack), jnp.linalg.cholesky(two).reshape(stack.shape), factors, solutions
+
+
+def largest_call(lowered):
+    """Matrices of a call of LAPACK times the cube of their largest side, at most."""
+    calls = [line for line in lowered.as_text().splitlines() if "@lapack_" in line]
+    shapes = [[int(n) for n in found.split("x")] for line in calls for found in re.findall(r"([\dx]+)xf64", line)]
+    return max(math.prod(shape[:-2]) * max(shape[-2:]) ** 3 for shape in shapes)
+
+
+@pytest.mark.parametrize("size", [2, 24, 70])
+@pytest.mark.parametrize("columns", [1, 30])
+def test_a_stack_of_matrices_is_factored_in_pieces(monkeypatch, size, columns):
+    rng = np.random.default_rng(size)
+    roots, other = rng.normal(size=(64, size, size)), rng.normal(size=(64, size, columns))
+    stack = roots @ roots.swapaxes(1, 2) + size * np.eye(size)
+    monkeypatch.setattr(internals, "WAITS", True)
+    with jax.enable_x64(True):
+        traced = jax.jit(factored_in_stacks).trace(stack, other)
+        lowered = internals.lower(traced)
+        factor, again, factors, solutions = lowered.compile()(stack, other)
+    assert largest_call(traced.lower()) == 64 * max(size, columns) ** 3
+    assert largest_call(lowered) < max(internals.DIVIDED, max(size, columns) ** 3 + 1)
+    close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
+    close(factor, np.linalg.cholesky(stack))
+    close(again, factor)
+    close(factors, [linalg.lu_factor(one)[0] for one in stack])
+    close(solutions, [linalg.solve_triangular(*pair, lower=True) for pair in zip(stack, other, strict=True)])
+
+
+UNORDERED = """
+import jax, numpy as np
+from jmixed.runtime.compilation import program
+
+@program
+def solved(stacks):
+    return [jax.lax.linalg.triangular_solve(stack, stack, left_side=True, lower=True) for stack in stacks]
+
+for _ in range(20):
+    jax.block_until_ready(solved([np.tile(np.eye(48, dtype=np.float32), (64, 1, 1)) for _ in range(24)]))
+"""
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_calls_of_lapack_that_nothing_puts_in_an_order_end(tmp_path, monkeypatch, keeps):
+    monkeypatch.setenv("JMIXED_CACHE", str(tmp_path / "programs") if keeps else "off")
+    subprocess.run([sys.executable, "-c", UNORDERED], timeout=100, check=True)
