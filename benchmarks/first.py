@@ -2,9 +2,9 @@
 
 Each model of 4,000 rows in 200 groups is fitted first thing in a process of its own: processor seconds of
 ``mixedlm(...).fit()``, of ``summary()`` and ``test()`` after it, of the same fit again, and of one in a loop; with no
-program on disk, and with those that a process before has kept. Beside it statsmodels' fit where statsmodels has the model, also
-first thing in a process. Then an analysis of thirty formulas on one data set, fitted one after the other in one
-process.
+program on disk, and with those that a process before has kept. Beside it statsmodels' fit where statsmodels has the
+model, also first thing in a process. Then an analysis of thirty formulas on one data set, fitted one after the other in
+one process.
 
     pip install ".[bench]"
     python benchmarks/first.py [--repeats 3] [--python PATH_OF_ANOTHER_PYTHON ...]
@@ -129,11 +129,13 @@ def main():
         versions = "import jax, sys; print(sys.version.split()[0], 'JAX', jax.__version__)"
         print("Python", subprocess.run([python, "-c", versions], check=True, capture_output=True, text=True).stdout)
         print(
-            f"{'processor seconds':34}{'nothing on disk':>17}{'on disk':>15}{'again':>8}{'looped':>8}{'statsmodels':>13}{'REML':>14}"
+            f"{'processor seconds':34}{'nothing on disk':>17}{'on disk':>15}{'again':>8}{'looped':>8}"
+            f"{'statsmodels':>13}{'REML':>14}"
         )
         for formula, words in MODELS.items():
             empty, filled = kept(python, OWN.replace("{formula!r}", repr(formula)), chosen.repeats)
-            line = f"{formula:34}{empty[0]:9.2f} {empty[1]:7.2f}{filled[0]:8.2f} {filled[1]:6.2f}{empty[2]:8.3f}{filled[3]:8.4f}"
+            line = f"{formula:34}{empty[0]:9.2f} {empty[1]:7.2f}{filled[0]:8.2f} {filled[1]:6.2f}"
+            line += f"{empty[2]:8.3f}{filled[3]:8.4f}"
             peer = ""
             if words is not None and not chosen.no_peer:
                 code = PEER.replace("{formula!r}", repr(words[0])).replace("{words!r}", repr(words[1]))

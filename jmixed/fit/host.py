@@ -34,6 +34,7 @@ from jmixed.likelihood.whitened import WhitenedDeviance, whitened_deviance
 from jmixed.runtime import memory
 from jmixed.runtime.compilation import program
 from jmixed.runtime.facts import Facts
+from jmixed.runtime.interpreted import aside
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
 from jmixed.runtime.timing import Timings
@@ -550,7 +551,7 @@ def design_moments(design: Design) -> Moments:
 def padded_moments(design: Design) -> Moments:
     """The same with as many columns of X as the programs of a fit have: those that are none are the last."""
     require_places(design)
-    with double_precision():
+    with double_precision(), aside():
         return jax.device_get(_moments_of(_rows_of(design)))
 
 

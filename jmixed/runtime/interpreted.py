@@ -62,7 +62,7 @@ class Interpreted:
         A person who explores calls a program for one model after the other; who calls it for the same one again and
         again, at once, will do so often. Without a word on that, it is compiled when that has been worth while.
         """
-        if design is not None:
+        if design is not None and not getattr(_local, "aside", False):
             known, self.design = self.design, _sketch(design)
             again = _are_alike(known, self.design) and time.monotonic() - max(self.ended, _compiled[0]) < AT_ONCE
             self.turns = self.turns + 1 if again else 0
@@ -100,15 +100,24 @@ def _when() -> str:
     return os.environ.get("JMIXED_COMPILE", "").strip().lower()
 
 
+def compiling_at_once():
+    """Context in which this thread's programs are compiled before their first call."""
+    return _marked("ahead")
+
+
+def aside():
+    """Context of calls that are no turns of a loop over one design: what is asked of a fit after it."""
+    return _marked("aside")
+
+
 @contextmanager
-def compiling_at_once() -> Iterator[None]:
-    """Have this thread's programs compiled before their first call."""
-    before = getattr(_local, "ahead", False)
-    _local.ahead = True
+def _marked(name: str) -> Iterator[None]:
+    before = getattr(_local, name, False)
+    setattr(_local, name, True)
     try:
         yield
     finally:
-        _local.ahead = before
+        setattr(_local, name, before)
 
 
 _local = threading.local()
@@ -124,8 +133,8 @@ def _sketch(arrays: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _are_alike(first: list[np.ndarray] | None, second: list[np.ndarray]) -> bool:
-    """Whether two sketches are of one design, but for rounding."""
+    """Whether two sketches are of one design, but for rounding, and for signs that are a factorisation's choice."""
     return first is not None and all(
-        np.allclose(a, b, rtol=0, atol=1e-9 * np.max(np.abs(b), initial=0), equal_nan=True)
+        np.allclose(np.abs(a), np.abs(b), rtol=0, atol=1e-9 * np.max(np.abs(b), initial=0), equal_nan=True)
         for a, b in zip(first, second, strict=True)
     )

@@ -84,6 +84,17 @@ def test_a_loop_over_one_design_is_compiled_at_its_third_turn(held):
         np.testing.assert_allclose(product, X.T @ (X[:, 0] + k), rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_asked_after_a_fit_is_no_turn(held):
+    function = compilation.program(gram, design=lambda x, y: (x,))
+    for _ in range(2):
+        function(X, X[:, 0])
+        with interpreted.aside():
+            function(X, X[:, 0])
+    assert ways() == [True]
+    function(-X, X[:, 0])
+    assert ways() == [False]
+
+
 def test_a_design_after_the_other_is_not(held):
     function = compilation.program(gram, design=lambda x, y: (x,))
     for k in range(6):
