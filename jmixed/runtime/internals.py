@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core.primitives import cholesky_p, lu_p, triangular_solve_p
-from jax.interpreters import mlir
 
 
 def undocumented(module: str, name: str) -> Any:
@@ -56,7 +54,7 @@ As many such calls as there are threads, when nothing puts them in an order, wai
 """
 DIVIDED = 200_000
 """Operations, by its own count, from which on it does."""
-FACTORISATIONS = cholesky_p, lu_p, triangular_solve_p
+FACTORISATIONS = "cholesky_p", "lu_p", "triangular_solve_p"
 """What our programs ask of LAPACK for whole stacks; it counts at most the cube of the largest side of a matrix."""
 
 
@@ -67,16 +65,19 @@ def lower(traced: Any) -> Any:
     """
     parameters = undocumented("jax._src.interpreters.mlir", "LoweringParameters")
     usual = undocumented("jax._src.interpreters.mlir", "_platform_specific_lowerings")
-    if not WAITS or jax.default_backend() != "cpu" or None in (parameters, usual):
+    steps = [undocumented("jax.extend.core.primitives", name) for name in FACTORISATIONS]
+    lower_fun = undocumented("jax.interpreters.mlir", "lower_fun")
+    if not WAITS or jax.default_backend() != "cpu" or None in (parameters, usual, lower_fun, *steps):
         return traced.lower()
-    rules = tuple((step, functools.partial(_in_pieces, step, usual["cpu"][step].rule)) for step in FACTORISATIONS)
+    pieces = functools.partial(_in_pieces, lower_fun)
+    rules = tuple((step, functools.partial(pieces, step, usual["cpu"][step].rule)) for step in steps)
     try:
         return traced.lower(_private_parameters=parameters(override_lowering_rules=rules))
     except TypeError:
         return traced.lower()
 
 
-def _in_pieces(step: Any, usual: Any, context: Any, *operands: Any, **params: Any) -> Any:
+def _in_pieces(lower_fun: Any, step: Any, usual: Any, context: Any, *operands: Any, **params: Any) -> Any:
     """The rule by which a factorisation of a stack is lowered: as usual, or as a loop over pieces of the stack."""
     shapes = [aval.shape for aval in context.avals_in]
     batch = shapes[0][:-2]
@@ -89,7 +90,7 @@ def _in_pieces(step: Any, usual: Any, context: Any, *operands: Any, **params: An
         found = jax.lax.map(lambda matrices: step.bind(*matrices, **params), flat, batch_size=piece)
         return jax.tree.map(lambda stack: stack.reshape(*batch, *stack.shape[1:]), found)
 
-    return mlir.lower_fun(loop, multiple_results=step.multiple_results)(context, *operands)
+    return lower_fun(loop, multiple_results=step.multiple_results)(context, *operands)
 
 
 @functools.cache

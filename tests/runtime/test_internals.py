@@ -26,6 +26,8 @@ UNDOCUMENTED = [
     ("jax.experimental.serialize_executable", "deserialize_and_load"),
     ("jax._src.interpreters.mlir", "LoweringParameters"),
     ("jax._src.interpreters.mlir", "_platform_specific_lowerings"),
+    ("jax.interpreters.mlir", "lower_fun"),
+    ("jax.extend.core.primitives", "lu_p"),
 ]
 
 
