@@ -158,13 +158,12 @@ def program(
         refuse_fork()
         started = time.perf_counter()
         small = brief is not None and brief(*args, **kwargs)
+        narrow = THREADED < _width(args) <= NARROW
         try:
-            if THREADED < _width(args) <= NARROW:
-                with blas.one_thread():
-                    out, afresh = call_compiled(small, args, kwargs)
-                    jax.block_until_ready(out)
-            else:
+            with blas.one_thread() if narrow else contextlib.nullcontext():
                 out, afresh = call_compiled(small, args, kwargs)
+                if narrow:
+                    jax.block_until_ready(out)
         except jax.errors.JaxRuntimeError as error:
             if (refusal := out_of_memory(error, function.__name__)) is not None:
                 raise refusal from error
@@ -175,12 +174,17 @@ def program(
         finally:
             waiting.ends()
         if afresh:
-            _clock.seconds = seconds_compiling() + time.perf_counter() - started
-            if _memory_maps() > MOST_MAPS * _memory_maps_allowed():
-                forget_programs()
+            _was_made(started)
         return out
 
     return call
+
+
+def _was_made(started: float) -> None:
+    """Count the time since then as compiling; and have programs forgotten where there are too many."""
+    _clock.seconds = seconds_compiling() + time.perf_counter() - started
+    if _memory_maps() > MOST_MAPS * _memory_maps_allowed():
+        forget_programs()
 
 
 THREADED, NARROW = 8, 256
