@@ -202,8 +202,11 @@ def _has_few_rows(rows, **_):
 
 
 def _design(data, *_):
-    """What stays as it is when a model is fitted to another response."""
-    return (data.X, data.Z) if isinstance(data, Rows) else (data.R, data.T)
+    """What stays as it is when a model is fitted to another response, whatever factors the columns have."""
+    if isinstance(data, Rows):
+        return data.X, data.Z
+    R, T = np.asarray(data.R), map(np.asarray, data.T)
+    return R.T @ R, [factor @ factor.T for factor in T]
 
 
 @program(static_argnames=("counted",), brief=_has_few_rows, design=_design)

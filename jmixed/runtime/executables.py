@@ -98,10 +98,8 @@ def _executable(
             _write(stepwise, program.steps, program.results)
             return program
     waiting.begins()
-    traced = jitted.trace(*args, **kwargs, **static) if traced is None else traced
-    if compiled is None:
-        return internals.lower(traced).compile()
-    executable, is_whole = internals.compile_afresh(internals.lower(traced))
+    lowered = internals.lower(jitted.trace(*args, **kwargs, **static) if traced is None else traced)
+    executable, is_whole = (lowered.compile(), False) if compiled is None else internals.compile_afresh(lowered)
     compiled_now()
     if is_whole and (serialised := internals.serialise(executable)) is not None and serialised[1] == tree:
         content, _, results = serialised

@@ -133,8 +133,8 @@ def _sketch(arrays: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _are_alike(first: list[np.ndarray] | None, second: list[np.ndarray]) -> bool:
-    """Whether two sketches are of one design, but for rounding, and for signs that are a factorisation's choice."""
+    """Whether two sketches are of one design, but for rounding."""
     return first is not None and all(
-        np.allclose(np.abs(a), np.abs(b), rtol=0, atol=1e-9 * np.max(np.abs(b), initial=0), equal_nan=True)
+        np.allclose(a, b, rtol=0, atol=1e-9 * np.max(np.abs(b), initial=0), equal_nan=True)
         for a, b in zip(first, second, strict=True)
     )

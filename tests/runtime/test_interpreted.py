@@ -91,7 +91,7 @@ def test_what_is_asked_after_a_fit_is_no_turn(held):
         with interpreted.aside():
             function(X, X[:, 0])
     assert ways() == [True]
-    function(-X, X[:, 0])
+    function(X, X[:, 0])
     assert ways() == [False]
 
 
