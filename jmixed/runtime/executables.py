@@ -225,7 +225,9 @@ def _kind(leaf) -> Kind:
     if isinstance(leaf, (np.ndarray, np.generic)):
         return leaf.shape, leaf.dtype, False
     if isinstance(leaf, jax.Array):
-        return leaf.shape, leaf.dtype, leaf.weak_type
+        # Keys of random numbers are of a type of JAX's own, and of no other kind.
+        dtype = leaf.dtype if isinstance(leaf.dtype, np.dtype) else str(leaf.dtype)
+        return leaf.shape, dtype, getattr(leaf, "weak_type", False)
     return (), type(leaf).__name__, True
 
 

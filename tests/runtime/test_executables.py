@@ -258,3 +258,18 @@ def test_threads_that_want_one_program_compile_it_once(tmp_path, monkeypatch):
         thread.join()
     assert len(compiled) == len(list(tmp_path.iterdir())) == 1
     executables.forget()
+
+
+def test_keys_of_random_numbers_are_arguments_as_any(tmp_path):
+    tmp_path.chmod(0o700)
+
+    def drawn(directory):
+        key, function = jax.random.key(3), jax.jit(lambda key: jax.random.bits(key, (3,)))
+        return np.asarray(executables.call_from(directory, function, "drawn", None, {}, (key,), {}))
+
+    expected = np.asarray(jax.random.bits(jax.random.key(3), (3,)))
+    for directory in (tmp_path, None):
+        np.testing.assert_array_equal(drawn(directory), expected)
+        executables.forget()
+    np.testing.assert_array_equal(drawn(tmp_path), expected)
+    executables.forget()
