@@ -75,7 +75,8 @@ def _until(end: float) -> Iterator[None]:
 
 
 def _look_at_clock() -> None:
-    if time.thread_time() > _clock.end:
+    # What depends on nothing is worked out while a program is translated, by no clock.
+    if time.thread_time() > getattr(_clock, "end", np.inf):
         raise TooLongError
 
 
@@ -100,7 +101,11 @@ def translated(traced: Any) -> Steps:
     closed = internals.steps_of(traced)
     if closed is None:
         raise UnknownStepError("JAX does not tell the steps of a program")
-    return _Translation().whole(closed.jaxpr, closed.consts, {})
+    try:
+        return _Translation().whole(closed.jaxpr, closed.consts, {})
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Another version of JAX describes its steps in other words.
+        raise UnknownStepError(repr(error)) from error
 
 
 # Loops and branches, which hold programs of their own
@@ -234,11 +239,7 @@ class _Translation:
         if name in NESTED:
             function, fixed = NESTED[name](self, equation, read)
         elif (translate := STEPS.get(name)) is not None:
-            try:
-                function, fixed = translate(equation)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                # Another version of JAX describes this step in other words.
-                raise UnknownStepError(f"{name}: {error!r}") from error
+            function, fixed = translate(equation)
             self.effort += CALL + 8 * numbers * BYTES
             if name == "dot_general":
                 self.effort += numbers * fixed[0][1][2] * PRODUCTS

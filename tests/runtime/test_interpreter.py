@@ -1,6 +1,7 @@
 """Programs worked through by NumPy: loops, branches, calls with rules of their own; what goes in and out."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,27 @@ def test_what_depends_on_nothing_is_worked_out_once():
     (loop,) = interpreter.translated(traced).steps
     assert [step.function for step in loop.fixed[0].steps].count(np.multiply) == 1
     assert len(loop.fixed[0].steps) == 2
+
+
+def test_a_loop_that_depends_on_nothing_is_worked_out_in_a_thread_that_has_run_none():
+    traced = jax.jit(lambda x: x + lax.fori_loop(0, 3, lambda k, s: s + k, 1)).trace(1)
+    with ThreadPoolExecutor(1) as pool:
+        steps = pool.submit(interpreter.translated, traced).result()
+    assert [step.function for step in steps.steps] == [np.add]
+    assert interpreter.run(steps, [2])[0] == 6
+
+
+def test_steps_in_other_words_are_unknown(monkeypatch):
+    """As of a version of JAX that is not there yet."""
+    traced = jax.jit(lambda x: jnp.sum(x, axis=0)).trace(X)
+    for error in (KeyError("axes"), AttributeError("params"), TypeError("axes"), IndexError("axes")):
+
+        def fail(_, error=error):
+            raise error
+
+        monkeypatch.setitem(interpreter.STEPS, "reduce_sum", fail)
+        with pytest.raises(UnknownStepError, match="axes|params"):
+            interpreter.translated(traced)
 
 
 def test_results_are_arrays_of_their_own():
