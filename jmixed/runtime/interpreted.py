@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jmixed.runtime import interpreter
@@ -54,7 +53,8 @@ class Interpreted:
         finally:
             self.last = time.thread_time() - started
             self.spent, self.ended = self.spent + self.last, time.monotonic()
-        return jax.tree.unflatten(self.results, map(jnp.asarray, results))
+        # All at once, and nothing is compiled for it, as for arrays one by one.
+        return jax.tree.unflatten(self.results, jax.device_put(results))
 
     def is_to_be_compiled(self, design: Sequence[Any] | None) -> bool:
         """Whether this call is better made by a compiled program; `design` has what tells a design from another.
