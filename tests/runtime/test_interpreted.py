@@ -95,6 +95,18 @@ def test_what_is_asked_after_a_fit_is_no_turn(held):
     assert ways() == [False]
 
 
+def test_a_later_process_begins_with_steps_and_reads_what_was_compiled_for_loops(held, monkeypatch):
+    function = compilation.program(gram, design=lambda x, y: (x,))
+    outs = [function(X, X[:, 0]) for _ in range(3)]
+    assert suffixes(held) == [".program", ".steps"]
+    executables.forget()
+    monkeypatch.setattr(executables.internals, "compile_afresh", lambda _: pytest.fail("compiled"))
+    for turn in range(3):
+        out = function(X, X[:, 0])
+        assert ways() == [turn < 2]
+        np.testing.assert_array_equal(out[0], outs[turn][0])
+
+
 def test_a_design_after_the_other_is_not(held):
     function = compilation.program(gram, design=lambda x, y: (x,))
     for k in range(6):
