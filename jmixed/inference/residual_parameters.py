@@ -10,10 +10,16 @@ from jmixed.runtime.compilation import program
 from jmixed.runtime.precision import FLOAT, double_precision
 
 
-def readable(residual: ResidualStructure, tau: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations (n, k) at parameters tau (n, k), and their derivatives (n, k, k); `unit` is that of the places."""
+def readable(residual: ResidualStructure, tau: np.ndarray, unit: float) -> np.ndarray:
+    """Correlations (n, k) at parameters tau (n, k); `unit` is that of the places."""
     with double_precision():
         return jax.device_get(_readable_program(np.asarray(tau, FLOAT), residual=residual, unit=float(unit)))
+
+
+def readable_slopes(residual: ResidualStructure, tau: np.ndarray, unit: float) -> np.ndarray:
+    """Derivatives (k, k) of the correlations in parameters tau (k,)."""
+    with double_precision():
+        return jax.device_get(_slopes_program(np.asarray(tau, FLOAT), residual=residual, unit=float(unit)))
 
 
 def readable_beside(residual: ResidualStructure, u: float, unit: float) -> tuple[float, float]:
@@ -25,8 +31,12 @@ def readable_beside(residual: ResidualStructure, u: float, unit: float) -> tuple
 
 @program(static_argnames=("residual", "unit"))
 def _readable_program(tau, residual, unit):
-    function = partial(residual.readable, unit=unit)
-    return jax.vmap(function)(tau), jax.vmap(jax.jacfwd(function))(tau)
+    return jax.vmap(partial(residual.readable, unit=unit))(tau)
+
+
+@program(static_argnames=("residual", "unit"))
+def _slopes_program(tau, residual, unit):
+    return jax.jacfwd(partial(residual.readable, unit=unit))(tau)
 
 
 @program(static_argnames=("residual", "unit"))

@@ -257,9 +257,10 @@ def fitted_data(
     values = [heights for _, heights in [*of_groups, *whole]]
     # One entry for each point, whatever type the labels have.
     which = np.repeat(np.arange(len(labels)), [len(part) for part in values])
-    columns = {name: pd.Series([labels[line][k] for line in which], dtype=object) for k, name in enumerate([group, by])}
-    if by is None:
-        columns.pop(by)
+    columns = {
+        name: pd.Series([labels[line][k] for line in which], dtype=object)
+        for k, name in enumerate([group, by][: 1 if by is None else 2])
+    }
     at = points[0].append(list(points[1:])) if isinstance(points[0], pd.Index) else np.concatenate(points)
     return pd.DataFrame({group: columns[group], x: at, **columns, "fitted": np.concatenate(values)})
 

@@ -12,7 +12,7 @@ from jmixed.formulas.factors import Factor
 from jmixed.formulas.frame import any_of, column, missing_rows, unknown_column, working_frame
 from jmixed.formulas.model_data import ORDER, ModelData, ResidualTerm
 from jmixed.formulas.recipe import Recipe, evaluate
-from jmixed.inference.residual_parameters import readable
+from jmixed.inference.residual_parameters import readable, readable_slopes
 from jmixed.layout.stack import structure_of_residuals
 from jmixed.reports import rows
 from jmixed.reports.fitted import Fitted
@@ -40,7 +40,7 @@ def parameter_values(spec: ModelData, rho: np.ndarray) -> np.ndarray:
     if residual is None:
         return np.zeros((len(rho), 0))
     k = residual.columns.shape[1]
-    correlations = readable(structure_of_residuals(residual), rho[:, k:], residual.unit)[0] if rho.shape[1] > k else []
+    correlations = readable(structure_of_residuals(residual), rho[:, k:], residual.unit) if rho.shape[1] > k else []
     return np.hstack([rho[:, :k] / residual.units, np.reshape(correlations, (len(rho), -1))])
 
 
@@ -52,7 +52,7 @@ def parameter_errors(spec: ModelData, fit: Fit) -> np.ndarray:
     k, known = residual.columns.shape[1], cast(Information, fit.uncertainty)
     slopes = np.diag(np.append(1 / residual.units, np.zeros(len(fit.rho) - k)))
     if len(fit.rho) > k:
-        slopes[k:, k:] = readable(structure_of_residuals(residual), fit.rho[None, k:], residual.unit)[1][0]
+        slopes[k:, k:] = readable_slopes(structure_of_residuals(residual), fit.rho[k:], residual.unit)
     variances = np.diag(slopes @ known.vcov_rho @ slopes.T)
     return np.sqrt(np.where(variances >= 0, variances, np.nan))
 

@@ -128,6 +128,8 @@ def program(
     if function is None:
         return functools.partial(program, static_argnames=static_argnames, brief=brief, design=design)
 
+    name = f"{function.__module__}.{function.__qualname__}"
+
     @functools.cache
     def compiled(small):
         @functools.wraps(function)
@@ -145,7 +147,6 @@ def program(
         known = _traces() + executables.made()
         static = {key: kwargs[key] for key in static_argnames if key in kwargs}
         others = {key: value for key, value in kwargs.items() if key not in static}
-        name = f"{function.__module__}.{function.__qualname__}"
         out = executables.call_from(kept_directory(), jitted, name, _options(small), static, args, others, design)
         return out, _traces() + executables.made() > known
 

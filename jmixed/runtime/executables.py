@@ -195,7 +195,7 @@ def kept(directory: Path) -> list[tuple[float, int, Path]]:
     """The programs in a directory, those that were used longest ago first: time of use, bytes, path."""
     programs = []
     with contextlib.suppress(OSError):
-        for path in [path for suffix in SUFFIXES for path in directory.glob(f"jmixed-*{suffix}")]:
+        for path in (path for path in directory.glob("jmixed-*") if path.suffix in SUFFIXES):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 programs.append((status.st_mtime, status.st_size, path))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jmixed.runtime import blas, decompositions, internals, primitives, windows
-from jmixed.runtime.primitives import STEPS, UnknownStepError, same
+from jmixed.runtime.primitives import STEPS, UnknownStepError, layers_where, same
 
 
 class Step(NamedTuple):
@@ -121,13 +121,10 @@ def repeated(*args):
     while np.any(goes_on := _work_through(test, [*asked, *state])[0]):
         _look_at_clock()
         turned = _work_through(body, [*given, *state])
-        state = turned if np.all(goes_on) else [_where(goes_on, *pair) for pair in zip(turned, state, strict=True)]
+        state = (
+            turned if np.all(goes_on) else [layers_where(goes_on, *pair) for pair in zip(turned, state, strict=True)]
+        )
     return state
-
-
-def _where(which, first, second):
-    """Layers of one array or the other."""
-    return np.where(np.reshape(which, np.shape(which) + (1,) * (np.ndim(first) - np.ndim(which))), first, second)
 
 
 def folded(*args):
@@ -155,10 +152,7 @@ KNOWN = primitives, windows, decompositions
 
 INLINED = {
     "jit": "jaxpr",
-    "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
     "remat2": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",

@@ -65,6 +65,11 @@ def chosen(which, *cases):
     return np.where(which, cases[1], cases[0]) if len(cases) == 2 else np.choose(which, cases)
 
 
+def layers_where(which, first, second):
+    """Layers of one array where `which` is true, which has its leading axes, and of the other elsewhere."""
+    return np.where(np.reshape(which, np.shape(which) + (1,) * (np.ndim(first) - np.ndim(which))), first, second)
+
+
 def converted(x, dtype):
     """The numbers in another type."""
     return np.asarray(x).astype(dtype, copy=False)
@@ -150,7 +155,6 @@ PLAIN: dict[str, Callable] = {
     "select_n": chosen,
     "stop_gradient": same,
     "copy": same,
-    "copy_p": same,
     "name": same,
     "optimization_barrier": same,
 }
@@ -250,8 +254,12 @@ def divided(x, cuts, axis):
 
 def counted(shape, axis, dtype):
     """0, 1, 2, ... along an axis."""
-    numbers = np.arange(shape[axis], dtype=dtype)
-    return np.broadcast_to(numbers.reshape([-1 if k == axis else 1 for k in range(len(shape))]), shape)
+    return np.broadcast_to(along(np.arange(shape[axis], dtype=dtype), axis, len(shape)), shape)
+
+
+def along(numbers, axis, axes):
+    """Numbers along one of several axes, the others of which are of one."""
+    return numbers.reshape([-1 if k == axis else 1 for k in range(axes)])
 
 
 def padded(x, value, shape, places, kept):
@@ -280,7 +288,7 @@ def _(equation):
     return np.reshape, (tuple(equation.params["new_sizes"]),)
 
 
-@step("squeeze", "expand_dims")
+@step("squeeze")
 def _(equation):
     return np.reshape, (tuple(equation.outvars[0].aval.shape),)
 
@@ -437,6 +445,7 @@ def product(x, y, left, right, shape):
 
 
 FEW_PRODUCTS = 64
+"""Products of two numbers in one matrix product of a stack up to which all are taken together."""
 
 
 @step("dot_general")

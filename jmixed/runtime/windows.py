@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jmixed.runtime.primitives import UnknownStepError, nothing, same, step
+from jmixed.runtime.primitives import UnknownStepError, along, layers_where, nothing, same, step
 
 
 def at(x, *args):
@@ -47,7 +47,7 @@ def gathered(x, indices, places, order, fill):
     index, inside = _indexed(x.shape, indices, places, keep=fill is None)
     out = x[index]
     if inside is not None and not inside.all():
-        out = np.where(inside.reshape(inside.shape + (1,) * (out.ndim - inside.ndim)), out, fill)
+        out = layers_where(inside, out, fill)
     return out.transpose(order)
 
 
@@ -71,15 +71,10 @@ def _indexed(shape, indices, places: Places, keep):
             inside &= (start >= 0) & (start <= last)
         index[axis] = np.clip(start, 0, last).astype(np.intp).reshape(batch + behind)
     for axis, follows in paired:
-        index[axis] = index[axis] + _numbers(shape[axis], follows, len(batch) + len(windows))
+        index[axis] = index[axis] + along(np.arange(shape[axis]), follows, len(batch) + len(windows))
     for k, axis in enumerate(windows):
-        index[axis] = index[axis] + _numbers(sizes[axis], len(batch) + k, len(batch) + len(windows))
+        index[axis] = index[axis] + along(np.arange(sizes[axis]), len(batch) + k, len(batch) + len(windows))
     return tuple(index), inside
-
-
-def _numbers(count, axis, axes):
-    """0, 1, 2, ... along one of several axes."""
-    return np.arange(count).reshape([-1 if k == axis else 1 for k in range(axes)])
 
 
 @step("gather")
@@ -155,15 +150,10 @@ def rows_added(x, indices, updates, in_order):
 SCATTERS = {
     "scatter": None,
     "scatter-sub": np.subtract,
-    "scatter_sub": np.subtract,
     "scatter-add": np.add,
-    "scatter_add": np.add,
     "scatter-mul": np.multiply,
-    "scatter_mul": np.multiply,
     "scatter-max": np.maximum,
-    "scatter_max": np.maximum,
     "scatter-min": np.minimum,
-    "scatter_min": np.minimum,
 }
 
 
