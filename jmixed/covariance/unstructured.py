@@ -42,22 +42,14 @@ class Unstructured(Structure):
         """Rows and columns of theta's entries: the lower triangle, column by column."""
         return _lower_triangle(self.q, by_column=True)
 
-    def _mirrored(self):
-        """Row and column in the lower triangle of every entry (q, q) of a symmetric matrix."""
-        row, column = np.indices((self.q, self.q))
-        return np.maximum(row, column), np.minimum(row, column)
-
     def factor(self, theta):
-        rows, columns = self._mirrored()
-        place = columns * self.q - columns * (columns - 1) // 2 + rows - columns
-        return take(theta, place) * np.tri(self.q, dtype=theta.dtype)
+        return take(theta, _places(self.q, by_column=True)) * np.tri(self.q, dtype=theta.dtype)
 
     def theta(self, factor):
         return take(factor, *self.theta_indices())
 
     def covariance(self, psi):
-        rows, columns = self._mirrored()
-        return take(psi, rows * (rows + 1) // 2 + columns)
+        return take(psi, _places(self.q))
 
     def psi(self, covariance):
         return take(covariance, *self.psi_indices())
@@ -166,10 +158,23 @@ def pivoted(root):
     return factor, order, int(np.argmin(np.append(positive, False)))
 
 
+# New arrays every time: JAX takes one that it has seen before for what it was then, in another precision perhaps.
 def _lower_triangle(q, by_column=False):
-    # New arrays every time: JAX takes one that it has seen before for what it was then, in another precision perhaps.
     rows, columns = _remembered_triangle(q, by_column)
     return rows.copy(), columns.copy()
+
+
+def _places(q, by_column=False):
+    """Place in the lower triangle of every entry (q, q) of a symmetric matrix."""
+    return _remembered_places(q, by_column).copy()
+
+
+@functools.cache
+def _remembered_places(q, by_column):
+    rows, columns = _remembered_triangle(q, by_column)
+    places = np.zeros((q, q), int)
+    places[rows, columns] = places[columns, rows] = np.arange(len(rows))
+    return places
 
 
 @functools.cache

@@ -220,15 +220,15 @@ def _moments_of(rows) -> Moments:
     return _cross_products(rows, counted=True)[0] if drowned else moments
 
 
-WIDTH, MOST_PADDED = 6, 1 << 16
-"""Columns of X are padded to a multiple of `WIDTH`, so that a covariate more is seldom another program, where so many
-numbers at most are read for it."""
+SLIM, WIDTH, MOST_PADDED = 3, 6, 1 << 16
+"""Columns of X are padded to `SLIM` or to a multiple of `WIDTH`, so that a covariate more is seldom another program,
+where so many numbers at most are read for it."""
 
 
 def _rows_of(design) -> Rows:
     """The rows for a program, with columns of X that are none where these cost next to nothing."""
     size, p = bucket(design.y.shape[0]), design.X.shape[1]
-    columns = -(-p // WIDTH) * WIDTH
+    columns = SLIM if p <= SLIM else -(-p // WIDTH) * WIDTH
     plain = design.layout.family is None and not design.layout.residual.size
     return design.rows(size, columns if plain and columns <= size <= MOST_PADDED // max(columns, 1) else None)
 

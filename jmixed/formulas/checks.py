@@ -1,5 +1,6 @@
 """What the data of a model must fulfil before it is fitted, and which fixed-effects columns are redundant."""
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -66,7 +67,7 @@ def without_redundant(
     candidates = X if len(allowed) == len(names) else np.ascontiguousarray(X[:, allowed])
     chosen = independent_columns(candidates)
     kept = allowed[chosen]
-    redundant = np.setdiff1d(allowed, kept)
+    redundant = np.setdiff1d(allowed, kept) if len(kept) < len(allowed) else allowed[:0]
     exog_names = tuple(names[j] for j in kept)
     require_rows(nobs, exog_names, "a residual variance" if fields.get("response") is None else "random effects")
     return ModelData(
@@ -214,8 +215,11 @@ def _covariance_steps(term: RandomTerm) -> list[tuple[np.ndarray, np.ndarray]]:
     these differ from the residual.
     """
     kind, q = term.structure, len(term.columns)
-    if term.relationship is not None:
-        return []
+    return [] if term.relationship is not None else _steps(kind, q)
+
+
+@functools.cache
+def _steps(kind: str, q: int) -> list[tuple[np.ndarray, np.ndarray]]:
     rows, columns = np.tril_indices(q)
     same = rows == columns
     if kind in (ONE_VARIANCE, *(ALIKE if q > 2 else ())):

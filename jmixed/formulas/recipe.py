@@ -182,7 +182,8 @@ def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: st
     """The columns that a formula uses; a name that is neither a column nor known to the caller is an error."""
     names = []
     for factor in factors_of(ModelSpec(formula)):
-        if factor.eval_method.value == "python":
+        is_call = factor.eval_method.value == "python"
+        if is_call:
             refuse_dotted(factor.expr, frame.columns, text)
         for name, called in names_in(factor, text):
             word = recipe.aliases.get(name, name)
@@ -193,7 +194,7 @@ def _needs(formula: SimpleFormula, frame: pd.DataFrame, recipe: Recipe, text: st
             elif factor.expr == name and not np.iterable(recipe.env.get(name, 0)):
                 message = f"{name!r} is no column of the data; use a constant inside a call, as in I({name} * x)"
                 raise FormulaError(mark(message, text, find(name, text)))
-        for name in re.findall(rf"(?<![\w.])(?:{_NUMERIC})\(\s*(\w+)\s*[,)]", factor.expr):
+        for name in re.findall(rf"(?<![\w.])(?:{_NUMERIC})\(\s*(\w+)\s*[,)]", factor.expr) if is_call else ():
             named = recipe.aliases.get(str(name), str(name))
             if named in frame.columns and holds_text(column(frame, named)):
                 raise text_error(f"{restore(factor.expr, recipe.aliases)}: the column {named!r}", column(frame, named))

@@ -330,9 +330,15 @@ def _extend(array, size, axis):
         return padded(array, size)
     if array.shape[axis] == size:
         return array
+    shape = list(array.shape)
+    if isinstance(array, np.ndarray):
+        shape[axis] = size
+        whole = np.zeros(shape, array.dtype)
+        whole[tuple(map(slice, array.shape))] = array
+        return whole
     widths = [(0, 0)] * array.ndim
-    widths[axis] = (0, size - array.shape[axis])
-    return np.pad(array, widths) if isinstance(array, np.ndarray) else jnp.pad(array, widths)
+    widths[axis] = (0, size - shape[axis])
+    return jnp.pad(array, widths)
 
 
 def _cut(array, size, axis):

@@ -26,7 +26,7 @@ from jmixed.layout.incidence import incidence
 from jmixed.layout.stack import unplaced
 from jmixed.reports import effects, rows
 from jmixed.reports.hypotheses import positional
-from jmixed.reports.names import parameter_names, patsy_order, structure
+from jmixed.reports.names import ParameterNames, parameter_names, patsy_order, structure
 from jmixed.runtime.facts import Facts
 
 
@@ -73,7 +73,7 @@ class Fitted:
     def __init__(self, model: Any, fit: Fit, reml: bool, held: Held | None = None, penalty: float = 0.0):
         self.model, self.fit, self.reml, self.held, self.penalty = model, fit, reml, held, penalty
         self.spec: ModelData = model.spec
-        self.names, self.labelled = parameter_names(self.spec), bool(model.labelled)
+        self.labelled = bool(model.labelled)
         self.nobs, self.has_data = self.spec.nobs, True
         self.told_of_positions = False
 
@@ -91,6 +91,11 @@ class Fitted:
         fitted.told_of_positions = parts["told_of_positions"]
         vars(fitted).update({name: parts["known"][name] for name in COMPUTED if name in parts["known"]})
         return fitted
+
+    @cached_property
+    def names(self) -> ParameterNames:
+        """The names of the parameters."""
+        return parameter_names(self.spec)
 
     @property
     def family(self) -> Family | None:

@@ -67,7 +67,7 @@ def padded(array: np.ndarray, size: int) -> np.ndarray:
     if (
         isinstance(whole, _Padded)
         and (whole.rows, len(whole), whole.size, whole.dtype) == (len(array), size, math.prod(shape), array.dtype)
-        and whole.ctypes.data == array.ctypes.data
+        and _address(whole) == _address(array)
         and array.flags.c_contiguous
     ):
         return whole.view(np.ndarray).reshape(shape)
@@ -87,8 +87,12 @@ def extended(index: np.ndarray, size: int, fill: int) -> np.ndarray:
 def _aligned(shape, dtype):
     size = math.prod(shape) * dtype.itemsize
     buffer = np.empty(size + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
+    start = -_address(buffer) % ALIGNMENT
     return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def give_back() -> None:
