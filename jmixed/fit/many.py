@@ -24,6 +24,7 @@ from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
 from jmixed.layout.design import Design
 from jmixed.layout.index import Array
 from jmixed.likelihood.collapse import Classes, classes_of
+from jmixed.likelihood.whitened import reads_rows
 from jmixed.residual.series import without_patterns
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
@@ -34,6 +35,8 @@ MEMORY = 2**28
 """Bytes that a batch may take, unless told otherwise."""
 LANES = 256
 """Fits in one batch at most: enough to hide what a step costs whatever its size, few enough to stay in the cache."""
+IN_TURN = 8
+"""Fits of one call that are made one after the other."""
 FIRST_ROUND = 12
 """Iterations after which the fits that have not ended go on in batches of their own: the others do not wait."""
 
@@ -153,7 +156,8 @@ def _estimate_many(rows, varying, classes, reml, chunks, apart):
         last = jnp.broadcast_to(array[-1:], (chunks * lanes - m, *array.shape[1:]))
         return jnp.concatenate([array, last]).reshape(chunks, lanes, *array.shape[1:])
 
-    batches = jax.lax.map(jax.vmap(fit), jax.tree.map(split, (varying, classes if apart else None)))
+    side_by_side = partial(jax.lax.map, fit) if reads_rows(rows) else jax.vmap(fit)
+    batches = jax.lax.map(side_by_side, jax.tree.map(split, (varying, classes if apart else None)))
     return jax.tree.map(lambda a: a.reshape(chunks * lanes, *a.shape[2:])[:m], batches)
 
 
@@ -191,7 +195,8 @@ def _fit_alike(fits: ManyFits, design, Y, members, masked, reml, memory, progres
     rows = replace(rows, series=without_patterns(rows.series)) if masked else rows
     weights = np.where(np.isnan(Y[members]), 0, rows.weights) if masked else None
     classes = classes_of(rows, weights) if linear else None
-    lanes = min(_lanes(design, classes, memory), bucket(len(members)))
+    in_turn = reads_rows(rows)
+    lanes = min(IN_TURN if in_turn else _lanes(design, classes, memory), bucket(len(members)))
 
     def fit_chosen(chosen, max_iterations):
         """The fits at positions `chosen` of `members`, the last repeated to fill the batch."""
@@ -212,7 +217,7 @@ def _fit_alike(fits: ManyFits, design, Y, members, masked, reml, memory, progres
 
     with double_precision():
         for chosen in batches(np.arange(len(members))):
-            fit_chosen(chosen, FIRST_ROUND)
+            fit_chosen(chosen, MAX_ITERATIONS if in_turn else FIRST_ROUND)
             progress(len(chosen))
         # Those that have not ended go on together, and nobody waits for them.
         for chosen in batches(np.flatnonzero(fits.outcome[members] == Outcome.MAX_ITERATIONS)):
@@ -221,16 +226,18 @@ def _fit_alike(fits: ManyFits, design, Y, members, masked, reml, memory, progres
 
 @program(static_argnames=("counted",))
 def _batch_program(rows, Y, weights, classes, reml, max_iterations, counted):
-    def fit(y, weights, classes):
+    def fit(of_fit):
+        y, weights, apart = of_fit
         filled = replace(rows, y=y) if weights is None else replace(rows, y=y, weights=weights)
-        solved = solve(filled, reml, Search(limit=max_iterations), counted=counted, classes=classes)
+        of_lane = classes if weights is None else apart
+        solved = solve(filled, reml, Search(limit=max_iterations), counted=counted, classes=of_lane)
         numbers = {
             name: value for name, value in solved.estimates.items() if name not in ("modes", "roots", "vcov_rho")
         }
         return numbers | {"nobs": solved.nobs, "outcome": solved.outcome}, solved.drowned
 
-    axis = None if weights is None else 0
-    return jax.vmap(fit, in_axes=(0, axis, axis))(Y, weights, classes)
+    fits = Y, weights, None if weights is None else classes
+    return jax.lax.map(fit, fits) if reads_rows(rows) else jax.vmap(fit)(fits)
 
 
 def _on_host(design):

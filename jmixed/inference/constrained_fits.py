@@ -55,6 +55,8 @@ def solve_all(held: Held, u, start, source: Source, batch: int) -> ConstrainedFi
     """Constrained optima for held parameters, values u (n,) and starts (n, m + 1 + k), `batch` of them at a time."""
 
     lanes = (held, u, start)
+    if batch == 1:
+        return jax.lax.map(lambda lane: _solve(*lane, source), lanes)
     solve = jax.vmap(partial(_solve, source=source))
     if batch == len(u):
         return solve(*lanes)

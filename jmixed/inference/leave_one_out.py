@@ -19,6 +19,7 @@ from jmixed.likelihood.contract import Starts, minimum
 from jmixed.likelihood.laplace import laplace_deviance
 from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.likelihood.quadrature import quadrature_deviance
+from jmixed.likelihood.whitened import reads_rows
 from jmixed.residual.series import without_patterns
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
@@ -59,7 +60,8 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     """
     rows, padded, chosen, count = _clustered(design, clusters)
     width = rows.X.shape[1] + sum(Z.shape[1] for Z in rows.Z)
-    side_by_side = max(1, min(CHUNK, len(chosen), ENTRIES // (len(rows.y) * width)))
+    in_turn = reads_rows(replace(rows, series=without_patterns(rows.series)))
+    side_by_side = 1 if in_turn else max(1, min(CHUNK, len(chosen), ENTRIES // (len(rows.y) * width)))
     limit = np.int32(ONE_STEP if one_step else MAX_ITERATIONS)
     with double_precision():
         arguments = rows, padded, chosen, fit.theta, limit, bool(reml)
@@ -83,7 +85,8 @@ def _clustered(design: Design, clusters) -> tuple[Rows, np.ndarray, np.ndarray, 
 
 
 def _takes_long_to_optimise(rows, clusters, chosen, *_, **__):
-    return rows.y.shape[0] * chosen.shape[0] <= FEW_PASSES
+    # Residuals with parameters are worked on row by row in every evaluation.
+    return not rows.layout.residual.size and rows.y.shape[0] * chosen.shape[0] <= FEW_PASSES
 
 
 @program(static_argnames=("counted", "side_by_side"), brief=_takes_long_to_optimise)
@@ -103,7 +106,7 @@ def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
         sound = jnp.all(told) & jnp.isfinite(result["objective"])
         return numbers, solved.outcome, sound
 
-    return jax.lax.map(without, chosen, batch_size=side_by_side)
+    return jax.lax.map(without, chosen, batch_size=side_by_side if side_by_side > 1 else None)
 
 
 def one_step_of_family(design: Design, fit: Fit, clusters) -> LeftOut:

@@ -24,7 +24,7 @@ from jmixed.likelihood.constrained import Border, Held, HeldResidual
 from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.quadrature import QuadratureDeviance
-from jmixed.likelihood.whitened import WhitenedDeviance
+from jmixed.likelihood.whitened import WhitenedDeviance, reads_rows
 from jmixed.residual.structure import ResidualStructure
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision
@@ -116,7 +116,7 @@ class Unconstrained:
     @property
     def at_once(self) -> int:
         """How many constrained fits are made in one batch: as many as memory has room for."""
-        return MEMORY // self._bytes
+        return 1 if self.whitened is not None and reads_rows(self.whitened.rows) else MEMORY // self._bytes
 
     @property
     def has_several_minima(self) -> bool:

@@ -41,11 +41,18 @@ class Combined:
         return replace(self.stacked, C=C, B=B, G=G, log_weights=self.log_weights - logdet)
 
 
+def can_be_combined(rows: Rows) -> bool:
+    """Whether a few sums say all that the deviance needs of the rows."""
+    residual = rows.layout.residual
+    plain = isinstance(residual, Markov) and not residual.columns and not rows.layout.crossed
+    return plain and rows.series.steps is not None
+
+
 def combined(rows: Rows, columns: Preconditioners) -> Combined | None:
     """The combinations that rows have, or None."""
-    residual, series = cast(Markov, rows.layout.residual), rows.series
-    if rows.layout.crossed or residual.columns or series.steps is None:
+    if not can_be_combined(rows):
         return None
+    residual, series = cast(Markov, rows.layout.residual), rows.series
     layout = replace(rows.layout, residual=Independent())
     plain = cross_products(replace(rows, layout=layout, series=None), columns, False)
     sets = [

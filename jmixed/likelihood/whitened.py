@@ -19,7 +19,7 @@ from jmixed.algebra.newton import Evaluation, Point
 from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots, chart_sizes
 from jmixed.covariance.structure import block_diagonal
 from jmixed.layout.design import Rows
-from jmixed.likelihood.combined import Combined, combined
+from jmixed.likelihood.combined import Combined, can_be_combined, combined
 from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.derivatives import Derivatives, MomentJets, derivatives_of, jets
 from jmixed.likelihood.gaussian import degrees, deviance, profile, psi_of, reduce, squares
@@ -30,8 +30,8 @@ from jmixed.likelihood.patterned import Patterns, has_patterns, jets_by_pattern,
 from jmixed.likelihood.preconditioning import Preconditioners
 from jmixed.likelihood.profiled import FLATNESS, InPsi, ProfiledDeviance
 from jmixed.likelihood.stages import covariances_of
-from jmixed.residual.autoregressive import Markov
 from jmixed.residual.visits import Visits
+from jmixed.runtime.device import on_cpu
 
 EDGE = 7.0
 """Size of tau beyond which a correlation is at its boundary, but for one part in a million."""
@@ -50,8 +50,15 @@ def whitened_deviance(rows: Rows, columns: Preconditioners, reml) -> "WhitenedDe
     """The criterion of rows, by sums where these say all of them."""
     if has_patterns(rows):
         return WhitenedDeviance(rows, columns, reml, patterns_of(rows, columns))
-    sums = combined(rows, columns) if isinstance(rows.layout.residual, Markov) else None
-    return WhitenedDeviance(rows, columns, reml, combined=sums)
+    return WhitenedDeviance(rows, columns, reml, combined=combined(rows, columns))
+
+
+def reads_rows(rows: Rows) -> bool:
+    """Whether every evaluation goes through the rows: residuals with parameters, of which no sums say all.
+
+    On a CPU such fits are made one after the other: side by side, their tables would leave its caches.
+    """
+    return bool(rows.layout.residual.size) and on_cpu() and not (has_patterns(rows) or can_be_combined(rows))
 
 
 @jax.tree_util.register_dataclass

@@ -15,6 +15,7 @@ import pickle
 import platform
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,13 @@ def _executable(
         return NOT_OURS
     compiled, stepwise = _paths(directory, key, options)
     wanted = first and is_wanted()
-    # Steps are read in a third of the time that a compiled program takes.
+    started = time.thread_time()
     if wanted and (kept := _read(stepwise)) is not None:
         steps, example = kept
-        return Interpreted(steps, jax.tree.structure(example))
+        program = Interpreted(steps, jax.tree.structure(example))
+        if compiled is not None and compiled.exists():
+            program.price = min(program.price, READING * (time.thread_time() - started))
+        return program
     if (kept := _read(compiled)) is not None:
         content, example = kept
         if (executable := _loaded(content, example, tree)) is not None:
@@ -126,6 +130,8 @@ class _ForeignError(Exception):
 
 
 NOT_OURS = object()
+READING = 3
+"""Times as long as the steps of a program it takes to read it compiled."""
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
 
 

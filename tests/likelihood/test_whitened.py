@@ -14,7 +14,7 @@ from jmixed.algebra.newton import Point
 from jmixed.likelihood.constrained import Border, ConstrainedDeviance, Held, HeldResidual
 from jmixed.likelihood.contract import minimum
 from jmixed.likelihood.preconditioning import preconditioners
-from jmixed.likelihood.whitened import whitened_deviance
+from jmixed.likelihood.whitened import reads_rows, whitened_deviance
 from jmixed.runtime.precision import double_precision
 
 # Without random effects, visits whose variances differ by visit alone are fitted from sums by pattern.
@@ -104,6 +104,26 @@ def test_value_gradient_and_hessian_are_those_of_the_dense_density(layout, word,
         (at.scale_gradient @ jacobian, slope),
     ):
         np.testing.assert_allclose(found, wanted, atol=1e-9 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("layout", "word", "columns", "reads"),
+    [
+        ("slope", "ar1", 0, False),
+        ("slope", "ar1", 2, True),
+        ("slope", "us", 0, True),
+        ("no random effects", "us", 0, False),
+        ("slope", None, 0, False),
+    ],
+)
+def test_evaluations_read_the_rows_where_no_sums_say_all(layout, word, columns, reads):
+    case = residual_cases.case(layout, word, columns, seed=1) if word else layouts.case(layout, seed=1)
+    rows = case.design.rows(64)
+    assert reads_rows(rows) is reads
+    if word:
+        rows = jax.tree.map(jnp.asarray, rows)
+        deviance = whitened_deviance(rows, preconditioners(rows), True)
+        assert reads is (deviance.patterns is None and deviance.combined is None)
 
 
 @pytest.mark.sweep(1)
