@@ -17,10 +17,14 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jmixed.algebra.newton import Minimum, Point
 from jmixed.errors import DataError, ModelError
 from jmixed.fit.solve import Search, Solution, minimise_deviance
 from jmixed.layout.design import Design
-from jmixed.layout.index import Index
+from jmixed.layout.index import Grouping, Index
+from jmixed.likelihood.contract import Starts, minimum
+from jmixed.likelihood.grouped import WIDEST, in_groups, is_grouped
+from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.moments import Moments
 
 
@@ -91,8 +95,7 @@ def minimise_shared(moments: Moments, reml, search: Search, mesh, axis: str, sha
     The layout of the moments is not crossed; of the search a `theta0` counts; shares are for as many devices as the
     mesh has along the axis.
     """
-    # Where a mesh is explicit, arrays that are not yet shared out would be refused.
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    mesh = _automatic(mesh)
     C, B, shift = (
         tuple(
             None if table is None else jnp.asarray(table).at[..., share.blocks.ravel()].get(mode="fill", fill_value=0)
@@ -105,13 +108,83 @@ def minimise_shared(moments: Moments, reml, search: Search, mesh, axis: str, sha
     index = Index(none, none, none, none, parents, none, none)
     layout = replace(moments.layout, blocks=tuple(share.blocks.shape[1] for share in shared_out))
     shared = replace(moments, C=C, B=B, shift=shift, index=index, layout=layout, axis=axis)
-    arguments = shared, search.theta0, jnp.asarray(reml)
     specs = _specs(shared, axis), PartitionSpec(), PartitionSpec()
+    return _on_mesh(_program(mesh, axis), (shared, search.theta0, jnp.asarray(reml)), specs, mesh)
+
+
+def _on_mesh(program, arguments, specs, mesh):
+    """What a program of the whole mesh gives, the same on all devices."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
-        return _program(mesh, axis)(*arguments)
+        return program(*arguments)
     # Arrays of this process become arrays of the mesh, and the solution, the same everywhere, one of this process.
     placed = [_placed(argument, spec, mesh) for argument, spec in zip(arguments, specs, strict=True)]
-    return jax.tree.map(jnp.asarray, jax.device_get(_program(mesh, axis)(*placed)))
+    return jax.tree.map(jnp.asarray, jax.device_get(program(*placed)))
+
+
+def shared_grouping(design: Design, devices: int) -> Grouping:
+    """The rows of a design with one factor by group, the groups of one device after those of another.
+
+    Devices have as many chunks of rows each; what fills up is padding, and numbers of groups begin anew on each device.
+    """
+    grouping, count = design.index.groupings[0], design.counts[0]
+    rows, size = _known(grouping.rows), -(-count // devices)
+    bounds = np.minimum(np.arange(devices + 1) * size, count)
+    of_chunk = np.arange(rows.shape[1]) if grouping.segments is None else _known(grouping.segments)
+    first = np.searchsorted(of_chunk, bounds)
+    place = first[:-1, None] + np.arange(int(np.diff(first).max()))
+    real = place < first[1:, None]
+    place = np.where(real, place, 0)
+    segments = None
+    if grouping.segments is not None:
+        segments = np.where(real, of_chunk[place] - bounds[:-1, None], size - 1).astype(np.int32).ravel()
+    return Grouping(np.where(real, rows[:, place], BEYOND).reshape(len(rows), -1), segments, size)
+
+
+def minimise_groups(known: LaplaceDeviance, starts: Starts, limit, mesh, axis: str, grouping: Grouping) -> Minimum:
+    """The lowest minimum for a response with a family and one factor, its groups shared out over a mesh.
+
+    `grouping` is of as many devices as the mesh has along the axis. The modes, of which each device has found those of
+    its groups, are not among what is returned.
+    """
+    mesh = _automatic(mesh)
+    groups = in_groups(known.rows, known.X, known.columns, known.responses, grouping, mesh.shape[axis])
+    shared = replace(known, groups=replace(groups, axis=axis))
+    everywhere = PartitionSpec()
+    specs = _specs_of_groups(shared, axis), everywhere, everywhere
+    lowest = _on_mesh(_program_of_groups(mesh, axis), (shared, starts, jnp.asarray(limit)), specs, mesh)
+    (bases,), x = lowest.at.point
+    return lowest._replace(at=lowest.at._replace(point=Point((bases, known.nowhere()), x)))
+
+
+def _specs_of_groups(shared: LaplaceDeviance, axis: str):
+    """Blocks of groups, and the chunks of each, along the axis; all else everywhere."""
+    specs = jax.tree.map(lambda _: PartitionSpec(), shared)
+    return replace(specs, groups=jax.tree.map(lambda _: PartitionSpec(axis), shared.groups))
+
+
+@cache
+def _program_of_groups(mesh, axis):
+    def search(shared, starts, limit):
+        # A device begins with what its own groups know: nothing.
+        (bases, _), x = starts.points
+        nowhere = shared.nowhere()
+        frames = bases, jnp.broadcast_to(nowhere, (len(x), *nowhere.shape))
+        lowest = minimum(shared, starts._replace(points=Point(frames, x)), limit)
+        (bases, _), x = lowest.at.point
+        return lowest._replace(at=lowest.at._replace(point=Point((bases,), x)))
+
+    def run(shared, starts, limit):
+        everywhere = PartitionSpec()
+        specs = (_specs_of_groups(shared, axis), everywhere, everywhere)
+        each = jax.shard_map(search, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
+        return each(shared, starts, limit)
+
+    return jax.jit(run)
+
+
+def _automatic(mesh) -> Mesh:
+    """The mesh without what is explicit, where arrays that are not yet shared out would be refused."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def axis_to_share(design: Design, mesh, axis: str | None) -> str | None:
@@ -139,6 +212,12 @@ def axis_to_share(design: Design, mesh, axis: str | None) -> str | None:
             f"mesh= shares out groups that have no level in common, and the {len(layout.factors)} crossed factors of "
             "this model hang together: leave mesh out, as one device works on all of it, or keep in the model the "
             "factors that lie inside the one to be shared out"
+        )
+    if layout.family is not None and (layout.quadrature > 1 or not is_grouped(layout)):
+        raise ModelError(
+            f"mesh= shares out the groups of a response with a family where there is one grouping factor, of at most "
+            f"{WIDEST} columns, and quadrature is 1: leave mesh out",
+            page="responses.md",
         )
     groups = _block_counts(design)[-1]
     if mesh.shape[axis] > groups:

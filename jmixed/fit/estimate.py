@@ -13,11 +13,11 @@ from jax.lax import stop_gradient
 
 from jmixed.algebra.newton import MAX_ITERATIONS, Point, pseudo_inverse
 from jmixed.errors import DataError, ModelError, Outcome, PrecisionWarning, warn
-from jmixed.fit.devices import axis_to_share, minimise_shared, shares
+from jmixed.fit.devices import axis_to_share, minimise_groups, minimise_shared, shared_grouping, shares
 from jmixed.fit.outcome import outcome_of
 from jmixed.fit.penalised import penalised_optimum
 from jmixed.fit.penalised_responses import ResponseAtTheta, criterion_of, laplace_of, penalised_response
-from jmixed.fit.solve import Certificate, Search, Solution, Solved, of_shape, solve, theta_of
+from jmixed.fit.solve import Certificate, Search, Solution, Solved, of_shape, solve, starts_of_response, theta_of
 from jmixed.layout.design import Design, Effects, Rows, names_of
 from jmixed.layout.index import Array
 from jmixed.layout.layout import Layout
@@ -348,7 +348,8 @@ def estimate(
     Raises
     ------
     ModelError
-        With a mesh: the model has crossed factors that hang together.
+        With a mesh: the model has crossed factors that hang together, or a response with a family and more than one
+        factor, or quadrature.
     DataError
         The mesh has no such axis, or more devices than there are groups; an axis without a mesh; `theta0` has another
         length; `theta` or `penalty` together with another of theta, penalty, theta0 and mesh.
@@ -365,8 +366,6 @@ def estimate(
     10.4673
     """
     say_once_if_narrowed(known_design(design))
-    if mesh is not None:
-        require_normal(design.layout, "mesh= in jm.estimate")
     theta0 = theta0 if theta0 is None or isinstance(theta0, jax.Array) else np.asarray(theta0)
     exclusive = {"theta": theta, "penalty": penalty, "theta0": theta0, "mesh": mesh}
     stated = [name for name, value in exclusive.items() if value is not None]
@@ -394,6 +393,11 @@ def estimate(
         raise ModelError("mesh= is there for independent residuals of one variance only", page="structures.md")
     if mesh is None or shared_over is None:
         return named_estimate(compiled(_estimate, design.padded_rows(), theta0, reml), design)
+    if design.layout.family is not None:
+        rows, grouping = design.padded_rows(), shared_grouping(design, mesh.shape[shared_over])
+        known, starts = compiled(_search_of_response, rows, theta0)
+        lowest = minimise_groups(known, starts, MAX_ITERATIONS, mesh, shared_over, grouping)
+        return named_estimate(compiled(_response_from, rows, lowest), design)
     shared_out = shares(design, mesh.shape[shared_over])
     minimise = partial(minimise_shared, mesh=mesh, axis=shared_over, shared_out=shared_out)
     solved = solve(moments(design), reml, Search(theta0), minimise=minimise, differentiable=implicit_optimum)
@@ -403,6 +407,18 @@ def estimate(
 def _estimate(rows, theta0, reml):
     rows = jax.tree.map(jnp.asarray, rows)
     return described(solve(rows, reml, Search(theta0), differentiable=implicit_optimum))
+
+
+def _search_of_response(rows, theta0):
+    """The criterion of a response with a family, as a constant, and where to begin."""
+    known = stop_gradient(laplace_deviance(jax.tree.map(jnp.asarray, rows)))
+    return known, starts_of_response(known, Search(theta0))
+
+
+def _response_from(rows, lowest):
+    """The estimate at the minimum of a search that was made elsewhere."""
+    rows = jax.tree.map(jnp.asarray, rows)
+    return described(solve(rows, False, minimise=lambda *_: lowest, differentiable=implicit_optimum))
 
 
 def _estimate_at_theta(rows, theta, reml):

@@ -21,7 +21,7 @@ from jmixed.likelihood import gaussian
 from jmixed.likelihood.collapse import Classes, collapse
 from jmixed.likelihood.contract import Criterion, Starts, minimum
 from jmixed.likelihood.estimates import by_level
-from jmixed.likelihood.laplace import laplace_deviance
+from jmixed.likelihood.laplace import LaplaceDeviance, laplace_deviance
 from jmixed.likelihood.moments import Moments, is_drowned
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.preconditioning import Preconditioners, preconditioners
@@ -113,7 +113,7 @@ def solve(
     counted: bool | None = None,
     columns: Preconditioners | None = None,
     classes: Classes | None = None,
-    minimise: Callable[..., Solution] | None = None,
+    minimise: Callable[..., Any] | None = None,
     differentiable: Callable[[Solution, Criterion], Point] | None = None,
 ) -> Solved:
     """Fit, as one pure function to be traced.
@@ -127,13 +127,13 @@ def solve(
     classes : Classes, optional
         Groups with the same Z'WZ, put together for the search.
     minimise : callable, optional
-        Another way of working out `minimise_deviance`, which it is called like.
+        Another way of working out `minimise_deviance`, or `minimum` of a response with a family, and called like it.
     differentiable : callable, optional
         ``differentiable(solution, criterion)`` gives the optimum as a function of the criterion's data. By default it
         is a constant.
     """
     if isinstance(data, Rows) and data.layout.family is not None:
-        return _solve_laplace(data, search or Search(), differentiable)
+        return _solve_laplace(data, search or Search(), minimise or minimum, differentiable)
     if isinstance(data, Rows) and data.layout.residual.size:
         return _solve_whitened(data, reml, search or Search(), columns, differentiable)
     moments, drowned = moments_of(data, counted, columns)
@@ -160,13 +160,19 @@ def _solve_whitened(rows, reml, search, columns, differentiable) -> Solved:
     return solved._replace(outcome=outcome.astype(jnp.int32))
 
 
-def _solve_laplace(rows, search, differentiable) -> Solved:
+def starts_of_response(known: LaplaceDeviance, search: Search) -> Starts:
+    """Where the search for the optimum of a response with a family begins."""
+    theta0, rows = search.theta0, known.rows
+    start = None if theta0 is None else _covariances_at(theta0, rows, known.columns.T)
+    return known.starts(start, search.others)
+
+
+def _solve_laplace(rows, search, minimise, differentiable) -> Solved:
     """The same for a response with a family: modes are part of the criterion."""
     deviance = laplace_deviance(rows)
     known, p = stop_gradient(deviance), rows.X.shape[1]
-    start = None if search.theta0 is None else _covariances_at(search.theta0, rows, deviance.columns.T)
-    starts = known.starts(start, search.others)
-    lowest, criterion = minimum(known, starts, search.limit), deviance
+    starts = starts_of_response(known, search)
+    lowest, criterion = minimise(known, starts, search.limit), deviance
     if rows.layout.quadrature > 1:
         criterion = quadrature_deviance(deviance, rows.layout.quadrature)
         begin = criterion.starts(known.as_entries(lowest.at.point))

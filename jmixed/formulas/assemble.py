@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,13 @@ class Rows:
     frame: pd.DataFrame  # the caller's rows
     beside: dict[str, pd.Series]  # groups, weights and offset row by row, as far as they were given
     positions: np.ndarray  # where these rows are in the caller's data
+
+    @cached_property
+    def ones(self) -> np.ndarray:
+        """The weights of rows that are alike, and the column of every intercept: one array, which nobody may change."""
+        ones = filled(1.0, len(self.frame))
+        ones.flags.writeable = False
+        return ones
 
     def take(self, keep: np.ndarray) -> "Rows":
         """The rows at positions `keep`."""
@@ -194,7 +201,7 @@ def random_terms(words: Words, recipe: Recipe, evaluated: Evaluated, grouping: d
     for part in words.random:
         grouping_factor = grouping[part.factors]
         key = words.effects.get(part.effects)
-        matrix = evaluated.matrices[key] if key else Matrix(("Intercept",), filled(1.0, len(evaluated.frame), 1))
+        matrix = evaluated.matrices[key] if key else Matrix(("Intercept",), evaluated.rows.ones[:, None])
         if part.word:
             effects, categories = _effects(recipe, key)
             require_columns(part.word, part.label, len(matrix.names), effects, categories)
@@ -370,7 +377,7 @@ def _no_numbers(series: pd.Series) -> DataError:
 
 def weights_of(rows: Rows) -> np.ndarray:
     if "weights" not in rows.beside:
-        return filled(1.0, len(rows.frame))
+        return rows.ones
     values = numbers(rows.beside["weights"], "weights")
     checks.require_positive(values, rows.positions)
     require_finite(values, ["weights"], rows.positions)

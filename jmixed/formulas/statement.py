@@ -88,7 +88,7 @@ def from_formula(
         words = replace(words, known=known_matrices(relationship, relationship_inverse))
     with timings.step("materialise"):
         columns = {name: per_row(value, table, name) for name, value in beside.items() if value is not None}
-        rows = Rows(table, columns, np.arange(len(table)))
+        rows = Rows(table, columns, np.arange(len(table), dtype=np.int32 if len(table) < 1 << 31 else np.int64))
         if subset is not None:
             rows = rows.take(subset_positions(table, subset))
         rows = leave_out_missing(rows, words, recipe, missing)

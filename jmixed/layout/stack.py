@@ -360,13 +360,25 @@ def _components(codes, counts, chain, core):
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    offsets = np.cumsum([0, *(counts[f] for f in (*core, *chain))])
-    nodes = [codes[f] + start for f, start in zip((*core, *chain), offsets, strict=False)]
-    edges = [
-        coo_array((np.ones(len(nodes[0]), bool), (nodes[0], other)), shape=(offsets[-1],) * 2) for other in nodes[1:]
-    ]
-    _, label = connected_components(sum(edges[1:], edges[0]), directed=False)
-    return np.unique(label[nodes[0]], return_inverse=True)[1].astype(np.int32)
+    first, *others = (*core, *chain)
+    starts = np.cumsum([counts[f] for f in (first, *others)]).tolist()
+    label = np.arange(starts[-1], dtype=np.int32)
+    for begin in range(0, len(codes[first]), EDGES):
+        rows = slice(begin, begin + EDGES)
+        for f, start in zip(others, starts, strict=False):
+            one, other = label[codes[first][rows]], label[codes[f][rows] + start]
+            if (apart := one != other).any():
+                edges = coo_array(
+                    (np.ones(apart.sum(), bool), (one[apart], other[apart])), shape=(label.max() + 1,) * 2
+                )
+                label = connected_components(edges, directed=False)[1][label]
+    of_level = label[: counts[first]]
+    names = np.unique(of_level[np.bincount(codes[first], minlength=counts[first]) > 0])
+    return np.searchsorted(names, of_level).astype(np.int32)[codes[first]]
+
+
+EDGES = 1 << 20
+"""Rows whose levels are joined at a time: after the first of them hardly any join what was apart."""
 
 
 def _slots(codes, count, component):

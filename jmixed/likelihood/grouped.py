@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jmixed.algebra.small import matmul, transpose
 from jmixed.algebra.sums import BLOCK, add_up, in_blocks
 from jmixed.layout.design import Rows
-from jmixed.layout.index import static
+from jmixed.layout.index import Grouping, static
 from jmixed.likelihood.eliminate import eliminate
 from jmixed.likelihood.inner import Inner, damped_newton
 from jmixed.likelihood.preconditioning import Preconditioners
@@ -49,6 +49,8 @@ class Groups:
         Number of groups of a block.
     positive : bool
         Whether weights are never negative.
+    axis : str or None
+        Axis of a mesh over which the blocks are shared out; a device then has its own.
     """
 
     responses: Responses
@@ -57,13 +59,20 @@ class Groups:
     segments: jax.Array | None
     size: int = static()
     positive: bool = static()
+    axis: str | None = static(default=None)
 
 
 def groups_of(rows: Rows, X, columns: Preconditioners, responses: Responses) -> Groups:
     """The rows of a layout with one factor, stacked by its groups."""
     grouping = rows.index.groupings[0]
-    index, length = jnp.asarray(grouping.rows), grouping.rows.shape[1]
+    length = grouping.rows.shape[1]
     blocks = length // BLOCK if grouping.segments is None and in_blocks(length) else 1
+    return in_groups(rows, X, columns, responses, grouping, blocks)
+
+
+def in_groups(rows: Rows, X, columns: Preconditioners, responses: Responses, grouping: Grouping, blocks: int) -> Groups:
+    """Rows stacked by the groups of a grouping, whose chunks make so many blocks of one length."""
+    index, length = jnp.asarray(grouping.rows), grouping.rows.shape[1]
 
     def stacked(values):
         out = values.at[..., index].get(mode="fill", fill_value=0)
@@ -86,7 +95,7 @@ def groups_of(rows: Rows, X, columns: Preconditioners, responses: Responses) -> 
         columns=tuple(stacked(columns) for columns in responses.columns),
     )
     segments = None if grouping.segments is None else jnp.asarray(grouping.segments)
-    size = grouping.size if blocks == 1 else BLOCK
+    size = grouping.size if segments is not None or blocks == 1 else length // blocks
     return Groups(arrays, stacked(X.T), stacked(Z), segments, size, rows.layout.has_positive_weights)
 
 
@@ -114,6 +123,7 @@ def evaluate(groups: Groups, sigma, root, M, N, free, a):
 
     parts, modes = over_blocks(lambda block, start: _evaluate_block(block, sigma, root, M, free, start), groups, a)
     parts = jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
+    parts = parts if groups.axis is None else jax.lax.psum(parts, groups.axis)
     return *_assembled(parts, M, N), modes
 
 

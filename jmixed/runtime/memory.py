@@ -45,16 +45,16 @@ def roomy(rows: int, *shape: int) -> np.ndarray:
     >>> whole.shape, bool((whole[1000:] == 0).all()), np.shares_memory(X, whole)
     ((1024, 2), True, True)
     """
-    whole = _aligned((bucket(rows), *shape), np.dtype(FLOAT)).view(_Padded)
+    whole = _aligned((bucket(rows), *shape), np.dtype(FLOAT), np.zeros).view(_Padded)
     whole.rows = rows
-    whole[rows:] = 0
     return whole[:rows].view(np.ndarray)
 
 
 def filled(value: float, rows: int, *shape: int) -> np.ndarray:
-    """A `roomy` array that holds one value."""
+    """A `roomy` array that holds one value. Zeros take no memory before they are written to."""
     array = roomy(rows, *shape)
-    array[:] = value
+    if value:
+        array[:] = value
     return array
 
 
@@ -84,9 +84,9 @@ def extended(index: np.ndarray, size: int, fill: int) -> np.ndarray:
     return whole
 
 
-def _aligned(shape, dtype):
+def _aligned(shape, dtype, new=np.empty):
     size = math.prod(shape) * dtype.itemsize
-    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    buffer = new(size + ALIGNMENT, np.uint8)
     start = -_address(buffer) % ALIGNMENT
     return buffer[start : start + size].view(dtype).reshape(shape)
 

@@ -11,9 +11,9 @@ import pytest
 
 import jmixed as jm
 from jmixed.errors import DataError, ModelError
-from jmixed.fit.devices import shares
+from jmixed.fit.devices import shared_grouping, shares
 
-# Eighteen subjects, ten batches of casks and seven schools on four devices.
+# Eighteen subjects, ten batches of casks, seven schools and sixty people, or clinics of many rows, on four devices.
 SHARED = """
 import sys
 import jax, numpy as np
@@ -35,18 +35,26 @@ own = rooms[0][schools["school"], schools["room"]] + rooms[1][schools["school"],
 at = effects[schools["school"]]
 schools["y"] = own + at[:, 0] + at[:, 1] * schools["x"] + at[:, 2] * schools["z"] + rng.normal(size=200)
 
+people = {"person": rng.permutation(600) % 60, "clinic": rng.integers(0, 7, 600), "x": rng.normal(size=600)}
+drift = 0.3 + 0.5 * people["x"] + rng.normal(size=60)[people["person"]] * (1 + 0.5 * people["x"])
+people |= {"answer": rng.binomial(1, 1 / (1 + np.exp(-drift))), "count": rng.poisson(np.exp(0.5 * drift))}
+
 sleep, pastes = jm.datasets.load("sleepstudy"), jm.datasets.load("pastes")
 CASES = {
     "slope": (jm.mixedlm("Reaction ~ Days + (Days | Subject)", sleep), True, line),
     "nested": (jm.mixedlm("strength ~ 1 + (1 | batch/cask)", pastes), False, square),
     "crossed inside": (jm.mixedlm("y ~ x + (1 | school/room) + (1 | school:arm)", schools, weights="w"), True, line),
+    "answers": (jm.mixedglm("answer ~ x + (x | person)", people), False, square),
+    "counts": (jm.mixedglm("count ~ x + (1 | clinic)", people, "negativebinomial", dispersion="~ x"), False, line),
 }
+assert CASES["answers"][0].design.index.groupings[0].segments is None
+assert CASES["counts"][0].design.index.groupings[0].segments is not None
 for name in sys.argv[4].split("; "):
     model, reml, mesh = CASES[name]
     design = model.design
     alone = jax.jit(lambda y: jm.estimate(design.replace(y=y), reml))(design.y)
     shared = jax.jit(lambda y: jm.estimate(design.replace(y=y), reml, mesh=mesh, axis="groups"))(design.y)
-    for field in ("theta", "beta", "sigma", "objective", "vcov_beta"):
+    for field in ("theta", "beta", "rho", "sigma", "objective", "vcov_beta"):
         one, all_of_them = np.asarray(getattr(alone, field)), np.asarray(getattr(shared, field))
         np.testing.assert_allclose(all_of_them, one, rtol=1e-10, atol=1e-10, err_msg=name + field)
     for label, modes in alone.b.items():
@@ -73,8 +81,11 @@ def run(processes, devices, cases):
             process.kill()
 
 
-@pytest.mark.sweep(1)
-@pytest.mark.parametrize(("processes", "devices", "cases"), [(2, 2, "slope"), (1, 4, "nested; crossed inside")])
+SHARES = [(2, 2, "slope"), (1, 4, "nested; crossed inside"), (1, 4, "answers"), (2, 2, "counts")]
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize(("processes", "devices", "cases"), SHARES)
 def test_shared_groups_give_the_estimate_of_one_device(processes, devices, cases):
     for output in run(processes, devices, cases):
         for name in cases.split("; "):
@@ -131,6 +142,36 @@ def test_what_a_mesh_cannot_do():
                 call()
         with pytest.raises(ModelError, match="the 2 crossed factors of this model hang together: leave mesh out"):
             jm.estimate(crossed, mesh=mesh())
+        counts = pastes.assign(count=pastes["strength"].round().astype(int))
+        nested = jm.mixedglm("count ~ 1 + (1 | batch/cask)", counts, "poisson")
+        nodes = jm.mixedglm("count ~ 1 + (1 | batch)", counts, "poisson", quadrature=5)
+        for model in (nested, nodes):
+            with pytest.raises(ModelError, match="where there is one grouping factor, of at most 8 columns, and quad"):
+                jm.estimate(model.design, mesh=mesh())
+
+
+def test_every_row_is_shared_out_once_by_group():
+    rng = np.random.default_rng(0)
+    for groups, rows in ((18, 60), (5, 400)):
+        data = {"g": np.append(np.arange(groups), rng.integers(0, groups, rows)), "y": np.ones(groups + rows, int)}
+        data["y"][::3] = 0
+        model = jm.mixedglm("y ~ 1 + (1 | g)", data)
+        codes = model.spec.terms[0].codes
+        for devices in (1, 2, 5):
+            shared = shared_grouping(model.design, devices)
+            chunks = shared.rows.reshape(len(shared.rows), devices, -1)
+            assert sorted(chunks[chunks < len(codes)]) == list(range(len(codes)))
+            for device in range(devices):
+                real = chunks[:, device] < len(codes)
+                local = (
+                    np.arange(chunks.shape[2])
+                    if shared.segments is None
+                    else shared.segments.reshape(devices, -1)[device]
+                )
+                of_rows = np.broadcast_to(local, real.shape)[real] + device * shared.size
+                np.testing.assert_array_equal(codes[chunks[:, device][real]], of_rows)
+                assert np.all(np.diff(local) >= 0)
+                assert local.max() < shared.size
 
 
 def test_every_block_is_shared_out_once_with_what_lies_inside_it():
