@@ -189,7 +189,12 @@ def _refuse_collinear(columns: np.ndarray, names: tuple[str, ...], text: str | N
     )
     raise ModelError(
         f"{asked}: the standard deviations cannot be told apart, since the column {lost!r} is a combination of those "
-        "before it and sigma; leave it out (of a category, leave out '0 +')",
+        "before it and sigma; leave it out (of a category, leave out '0 +'"
+        + (
+            "; of combinations that do not all have rows make one category, a column of the data)"
+            if ":" in lost
+            else ")"
+        ),
         page=PAGE,
     )
 
