@@ -276,6 +276,12 @@ def robust_cov(fitted: Fitted, kind: str, group: str | None) -> pd.DataFrame:
 
 def robust_test(fitted: Fitted, L: Any, kind: str, group: str | None) -> pd.DataFrame:
     """Tests of linear combinations with cluster-robust standard errors and their degrees of freedom."""
+    if not (outcome := fitted.fit.outcome).ok:
+        raise ModelError(
+            f"robust_test: the fit has no certified optimum ({outcome.name}: {outcome.message}), so that there are no "
+            "tests of its estimates",
+            page="singular.md#outcomes",
+        )
     codes = _separate_clusters(fitted, "robust_test", group)
     hypotheses = read_hypotheses(L, fitted.spec.exog_names, fitted.spec.dropped)
     if several := [hypothesis.label for hypothesis in hypotheses if len(hypothesis.R) > 1]:
