@@ -47,7 +47,7 @@ def typical_deviation(design, rho) -> np.ndarray:
     """
     columns = design.layout.residual.columns
     if not columns or rho is None:
-        return np.ones(np.shape(rho)[:-1])
+        return np.ones(())
     there = np.asarray(design.weights) > 0
     middle = np.mean(np.asarray(design.series.dispersion)[there], axis=0)
     return np.exp(np.asarray(rho)[..., :columns] @ middle)
@@ -99,7 +99,7 @@ def _preconditioner(structure, design, label):
     return structure.preconditioner(size, triangle)
 
 
-def singular_flags(structures, theta, T, typical=1.0):
+def singular_flags(structures, theta, T, typical: float | np.ndarray = 1.0):
     """Whether the covariance of each term is singular at theta (..., m), by a measure without units: (..., terms).
 
     In preconditioned columns, so that a standard deviation is compared with sigma as the rows of the data see it, and
@@ -112,6 +112,6 @@ def singular_flags(structures, theta, T, typical=1.0):
     return np.stack(flags, axis=-1) if flags else np.zeros((*np.shape(theta)[:-1], 0), bool)
 
 
-def singular_terms(structures, theta, T, typical=1.0):
+def singular_terms(structures, theta, T, typical: float | np.ndarray = 1.0):
     """The same for one theta (m,), as a tuple of bool."""
     return tuple(bool(flag) for flag in singular_flags(structures, theta, T, typical))

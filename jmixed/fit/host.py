@@ -385,7 +385,7 @@ def _collect(design, solved, reml, timings, settle, counted):
         vcov_beta=result["vcov_beta"],
         b=modes,
         covariances=covariances,
-        uncertainty=Information(structures, theta, solved.T, *certificate.in_psi, any(singular)),
+        uncertainty=Information(structures, theta, solved.T, *certificate.in_psi, singular=any(singular)),
         scale_variance=2 * sigma**4 / nu if design.layout.family is None else 0.0,
         outcome=outcome,
         singular=singular,

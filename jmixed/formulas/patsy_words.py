@@ -181,7 +181,7 @@ def _counted(columns: Any) -> FactorValues:
 
 
 @stateful_transform
-def scale(x, center=True, rescale=True, ddof=0, _state=None) -> Any:
+def scale(x, center=True, rescale=True, ddof=0, _state: Any = None) -> Any:
     """Deviations from the mean in standard deviations, with n as divisor."""
     scaled = transforms.scale(x, center=True, scale=rescale, ddof=ddof, _state=_state)
     # A standard deviation is about the mean, taken away or not; formulaic's and R's is then about zero.
