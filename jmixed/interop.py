@@ -147,7 +147,7 @@ def _mend_marginaleffects() -> None:
     """Replace two functions of marginaleffects by ones that call them with what they can take, once in a process."""
     formula = _module("marginaleffects.test.formula")
     _replace(formula, "eval_hypothesis_formula", _in_order)
-    for name in ("marginaleffects.comparisons", "marginaleffects.sanitize.newdata"):
+    for name in ("marginaleffects.utils", "marginaleffects.comparisons"):
         _replace(_module(name), "upcast", _with_categories)
 
 
@@ -175,7 +175,7 @@ def _in_order(theirs, x, hypothesis, lab):
 def _with_categories(theirs, df, reference):
     """Columns of `df` cast to the types of `reference`: to categories first, which Polars 2 no longer lists."""
     polars = _module("polars")
-    kinds = {name: kind for name, kind in reference.schema.items() if isinstance(kind, polars.Enum)}
+    kinds = {name: kind for name, kind in reference.schema.items() if kind in (polars.Enum, polars.Categorical)}
     same = [name for name, kind in kinds.items() if name in df.columns and df.schema[name] != kind]
     return theirs(df.with_columns(polars.col(name).cast(kinds[name]) for name in same), reference)
 

@@ -987,7 +987,7 @@ class MixedLMResults:
 
         A row for each test: columns estimate, se, df, t, p. Degrees of freedom are Satterthwaite's (Bell and McCaffrey
         2002; Pustejovsky and Tipton 2018), with the model as working covariance. Raises `ModelError` as `robust_cov`
-        does, and for a hypothesis of several equations.
+        does, for a hypothesis of several equations, and after a fit that has no certified optimum.
 
         Parameters
         ----------

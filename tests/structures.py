@@ -121,7 +121,7 @@ class Decay(Structure):
     def root_of_psi(self, psi):
         return None if psi[0] < 0 or abs(psi[1]) > 1 else self.factor(np.array([np.sqrt(psi[0]), psi[1]]))
 
-    def tangents(self, root, gradient):
+    def tangents(self, root, gradient, typical=1.0):
         v, r = self.psi(root @ root.T)
         kept = 2 * int(v > 0)
         return np.diag([2 * np.sqrt(v), 1.0])[:, :kept], np.diag([2 * gradient[0], 0.0])[:kept, :kept]

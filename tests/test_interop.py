@@ -105,6 +105,15 @@ class TestMarginaleffects:
         expected = (result.predict(data.assign(shift="night")) - result.predict(data.assign(shift="day"))).mean()
         assert found["estimate"].item() == pytest.approx(expected, rel=1e-8)
 
+    def test_new_rows_with_categories_as_text(self):
+        from marginaleffects import predictions
+
+        result = self.two_factors()
+        new = pd.DataFrame({"Machine": ["A", "C"], "shift": ["night", "day"], "load": [0.0, 0.5]})
+        for rows in (new, new.astype({"Machine": "category"}), result.model.data.frame.head(3)):
+            found = predictions(jm.interop.to_marginaleffects(result), newdata=rows)
+            np.testing.assert_allclose(found["estimate"], result.predict(rows), rtol=1e-10)
+
     def test_hypotheses_within_groups_are_the_same_every_time(self):
         from marginaleffects import predictions
 

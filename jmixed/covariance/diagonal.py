@@ -89,7 +89,7 @@ class Diagonal(Structure):
     def is_singular(self, factor, T):
         return np.any(np.abs(self.theta(factor)) <= SINGULAR * np.diag(T), axis=-1)
 
-    def tangents(self, root, gradient):
+    def tangents(self, root, gradient, typical=1.0):
         size = np.linalg.norm(root, axis=1)
-        kept = np.flatnonzero(size > SINGULAR)
+        kept = np.flatnonzero(size > SINGULAR * typical)
         return np.diag(2 * size)[:, kept], np.diag(2 * gradient)[np.ix_(kept, kept)]

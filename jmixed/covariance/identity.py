@@ -82,7 +82,7 @@ class Identity(Structure):
     def is_singular(self, factor, T):
         return np.abs(factor[..., 0, 0]) <= SINGULAR * T[0, 0]
 
-    def tangents(self, root, gradient):
+    def tangents(self, root, gradient, typical=1.0):
         size = abs(root[0, 0])
-        kept = int(size > SINGULAR)
+        kept = int(size > SINGULAR * typical)
         return np.array([[2 * size]])[:, :kept], 2 * gradient[:kept, None][:, :kept]

@@ -336,14 +336,14 @@ class Scaled(Structure):
     def root_of_psi(self, psi):
         return None if np.any(psi[: self.deviations] < 0) else super().root_of_psi(psi)
 
-    def tangents(self, root, gradient):
+    def tangents(self, root, gradient, typical=1.0):
         with double_precision():
             basis, phi = self.chart(root @ root.T, np.ones(self.q))
             slopes, bend = self.chart_slopes(basis, root, phi, gradient)
-            varies = [self._deviations(phi)[0] > SINGULAR]
+            varies = [self._deviations(phi)[0] > SINGULAR * typical]
             if self.correlations:
                 _, _, reach = self._turned(jnp.ones(self.q), phi)
-                varies.append((reach > UNSEEN) & (jnp.cos(phi[self.deviations :]) > SINGULAR))
+                varies.append((reach > UNSEEN * typical**2) & (jnp.cos(phi[self.deviations :]) > SINGULAR))
             moves = np.flatnonzero(np.concatenate(varies))
         return np.asarray(slopes)[:, moves], np.asarray(bend)[np.ix_(moves, moves)]
 

@@ -40,24 +40,37 @@ def diagonal_blocks(*blocks) -> np.ndarray:
     return out
 
 
-def vanished(design, label, sd):
+def typical_deviation(design, rho) -> np.ndarray:
+    """Standard deviations (...,) of a row in the middle of the data, relative to sigma, at rho (..., k).
+
+    sigma is that of rows whose columns of the dispersion are zero, which may be far from all.
+    """
+    columns = design.layout.residual.columns
+    if not columns or rho is None:
+        return np.ones(())
+    there = np.asarray(design.weights) > 0
+    middle = np.mean(np.asarray(design.series.dispersion)[there], axis=0)
+    return np.exp(np.asarray(rho)[..., :columns] @ middle)
+
+
+def vanished(design, label, sd, rho=None):
     """Which relative standard deviations (..., q) of a term count as zero.
 
-    The measure has no units. Weights count, so that a standard deviation is compared with that of the rows there are,
-    not of one of weight one.
+    The measure has no units. Weights count, and rho (..., k) of the residuals, so that a standard deviation is compared
+    with that of the rows there are, not of one of weight one.
     """
-    Z = design.Z[label]
-    return sd * np.sqrt(np.einsum("i,ij,ij->j", design.weights, Z, Z) / design.nobs) <= SINGULAR
+    Z, typical = design.Z[label], np.asarray(typical_deviation(design, rho))[..., None]
+    return sd / typical * np.sqrt(np.einsum("i,ij,ij->j", design.weights, Z, Z) / design.nobs) <= SINGULAR
 
 
-def settled(design, theta) -> np.ndarray:
+def settled(design, theta, rho=None) -> np.ndarray:
     """theta (..., m) with standard deviations of zero where they count as zero, not what an optimiser leaves of them.
 
-    They have no covariances then, and no correlation that rounding decides.
+    They have no covariances then, and no correlation that rounding decides. `rho` is as of `vanished`.
     """
     structures, pieces = design.layout.terms, []
     for structure, label, factor in zip(structures, design.labels, factors_of_theta(structures, theta), strict=True):
-        zero = vanished(design, label, np.sqrt(np.sum(factor**2, axis=-1)))
+        zero = vanished(design, label, np.sqrt(np.sum(factor**2, axis=-1)), rho)
         pieces.append(structure.settled(factor, zero))
     return np.concatenate(pieces, axis=-1) if pieces else theta
 
@@ -86,17 +99,19 @@ def _preconditioner(structure, design, label):
     return structure.preconditioner(size, triangle)
 
 
-def singular_flags(structures, theta, T):
+def singular_flags(structures, theta, T, typical: float | np.ndarray = 1.0):
     """Whether the covariance of each term is singular at theta (..., m), by a measure without units: (..., terms).
 
     In preconditioned columns, so that a standard deviation is compared with sigma as the rows of the data see it, and
-    so that neither the unit of a column nor, beside an intercept, its origin matters.
+    so that neither the unit of a column nor, beside an intercept, its origin matters. `typical` (...,) is the
+    `typical_deviation` of the residuals.
     """
     terms = zip(structures, factors_of_theta(structures, theta), T, strict=True)
-    flags = [structure.is_singular(factor, basis) for structure, factor, basis in terms]
+    typical = np.asarray(typical)[..., None, None]
+    flags = [structure.is_singular(factor / typical, basis) for structure, factor, basis in terms]
     return np.stack(flags, axis=-1) if flags else np.zeros((*np.shape(theta)[:-1], 0), bool)
 
 
-def singular_terms(structures, theta, T):
+def singular_terms(structures, theta, T, typical: float | np.ndarray = 1.0):
     """The same for one theta (m,), as a tuple of bool."""
-    return tuple(bool(flag) for flag in singular_flags(structures, theta, T))
+    return tuple(bool(flag) for flag in singular_flags(structures, theta, T, typical))

@@ -278,15 +278,15 @@ class Structure(ABC):
         values, vectors = np.linalg.eigh(self.covariance(psi))
         return None if values[0] < -1e-12 * max(values[-1], 0) else vectors * np.sqrt(np.maximum(values, 0))
 
-    def tangents(self, root: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def tangents(self, root: np.ndarray, gradient: np.ndarray, typical: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Directions (size, a) in psi that keep the rank of Sigma = root root', and the bend (a, a) of psi along them.
 
-        The bend is <gradient, second derivatives of psi>.
+        The bend is <gradient, second derivatives of psi>. What is nothing beside `typical` is zero.
         """
         with double_precision():
             basis, phi = self.chart(root @ root.T, np.ones(self.q))
             slopes, bend = self.chart_slopes(basis, self.chart_root(basis, phi), phi, gradient)
-        moves = np.flatnonzero(np.abs(np.asarray(phi)) > SINGULAR)
+        moves = np.flatnonzero(np.abs(np.asarray(phi)) > SINGULAR * typical)
         return np.asarray(slopes)[:, moves], np.asarray(bend)[moves[:, None], moves]
 
 

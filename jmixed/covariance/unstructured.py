@@ -132,10 +132,10 @@ class Unstructured(Structure):
         left = np.where(zero[..., None], 0, factor)
         return self.theta(np.where(np.any(zero, axis=-1)[..., None, None], rectified(left), factor))
 
-    def tangents(self, root, gradient):
+    def tangents(self, root, gradient, typical=1.0):
         # A covariance of rank r is F F' with r columns, triangular once its rows are in the order of pivoting: the
         # entries of F are coordinates of the covariances of that rank.
-        factor, order, rank = pivoted(root)
+        factor, order, rank = pivoted(root, typical)
         entries = [(row, column) for column in range(rank) for row in order[column:]]
         pairs = np.array(entries, int).reshape(-1, 2)
         rows, columns = pairs[:, 0], pairs[:, 1]
@@ -145,7 +145,7 @@ class Unstructured(Structure):
         return slopes, G[rows[:, None], rows] * (columns[:, None] == columns)
 
 
-def pivoted(root):
+def pivoted(root, typical=1.0):
     """A square root (q, q) that is lower triangular in the order of pivoting, that order, and the rank."""
     from scipy import linalg  # a sixth of a second, and no fit needs it
 
@@ -154,7 +154,7 @@ def pivoted(root):
     factor = np.zeros(root.shape)
     factor[order] = triangle.T
     length = np.linalg.norm(factor, axis=1)[order]
-    positive = (np.abs(np.diag(triangle)) > SINGULAR * length) & (length > SINGULAR)
+    positive = (np.abs(np.diag(triangle)) > SINGULAR * length) & (length > SINGULAR * typical)
     return factor, order, int(np.argmin(np.append(positive, False)))
 
 

@@ -14,7 +14,7 @@ from jax.lax import stop_gradient
 from jmixed.algebra.newton import MAX_ITERATIONS, Point, pseudo_inverse
 from jmixed.errors import DataError, ModelError, Outcome, PrecisionWarning, warn
 from jmixed.fit.devices import axis_to_share, minimise_groups, minimise_shared, shared_grouping, shares
-from jmixed.fit.outcome import outcome_of
+from jmixed.fit.outcome import is_unbounded, outcome_of
 from jmixed.fit.penalised import penalised_optimum
 from jmixed.fit.penalised_responses import ResponseAtTheta, criterion_of, laplace_of, penalised_response
 from jmixed.fit.solve import Certificate, Search, Solution, Solved, of_shape, solve, starts_of_response, theta_of
@@ -68,7 +68,8 @@ class Estimate:
     objective : scalar
         -2 log-likelihood or REML criterion, with all constants.
     outcome : int array
-        How the fit ended; `jmixed.Outcome(int(outcome))` names it.
+        How the fit ended; `jmixed.Outcome(int(outcome))` names it. A dispersion under which ML has no maximum is seen
+        in designs whose X can be looked at, which that of an argument of `jax.jit` cannot.
     rho : array (k,)
         Parameters of the residuals' structure on the whole real line, empty for independent residuals of one variance.
         Of a response with a family, coefficients of its further predictors, as of a dispersion; sigma is then one.
@@ -392,7 +393,8 @@ def estimate(
     if shared_over is not None and design.layout.residual.size:
         raise ModelError("mesh= is there for independent residuals of one variance only", page="structures.md")
     if mesh is None or shared_over is None:
-        return named_estimate(compiled(_estimate, design.padded_rows(), theta0, reml), design)
+        estimate = compiled(_estimate, design.padded_rows(), theta0, reml)
+        return named_estimate(unless_unbounded(estimate, design, reml), design)
     if design.layout.family is not None:
         rows, grouping = design.padded_rows(), shared_grouping(design, mesh.shape[shared_over])
         known, starts = compiled(_search_of_response, rows, theta0)
@@ -402,6 +404,20 @@ def estimate(
     minimise = partial(minimise_shared, mesh=mesh, axis=shared_over, shared_out=shared_out)
     solved = solve(moments(design), reml, Search(theta0), minimise=minimise, differentiable=implicit_optimum)
     return named_estimate(described(solved), design)
+
+
+def unless_unbounded(estimate: Estimate, design: Design, reml, X=None, weights=None) -> Estimate:
+    """An estimate by ML, DIVERGING where its design has no maximum, as far as that can be seen.
+
+    Of arrays that are traced it cannot.
+    """
+    parts = (reml, design.X, design.weights, design.series, X, weights)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts)) or reml:
+        return estimate
+    unbounded = is_unbounded(design, X, weights)
+    if not unbounded.any():
+        return estimate
+    return replace(estimate, outcome=jnp.where(unbounded, Outcome.DIVERGING.value, estimate.outcome))
 
 
 def _estimate(rows, theta0, reml):

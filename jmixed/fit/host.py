@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.newton import MAX_ITERATIONS, is_convex
-from jmixed.covariance.scales import diagonal_blocks, psi_map, roots_of_psi, settled, singular_terms
+from jmixed.covariance.scales import diagonal_blocks, psi_map, roots_of_psi, settled, singular_terms, typical_deviation
 from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.families.family import DISPERSION, INFLATION, Family
 from jmixed.fit.estimate import SMALL, level_count, white_at
 from jmixed.fit.information import Information, Uncertainty
+from jmixed.fit.outcome import unbounded_rows
 from jmixed.fit.penalised_responses import criterion_of
 from jmixed.fit.separation import EXTREME, separated_columns
 from jmixed.fit.solve import Search, Solved, moments_of, solve
@@ -294,24 +295,11 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
 
 
 def _unless_unbounded(fit: Fit, design: Design) -> Fit:
-    """The fit by ML, unless rows that coefficients can fit exactly have a residual variance of their own.
-
-    As that variance falls to zero, beside random effects without variance, the likelihood grows without bound, and the
-    minimum that was found is a local one. REML's has as many powers of that variance less as there are such rows.
-    """
+    """The fit by ML, unless rows that coefficients can fit exactly have a residual variance of their own."""
     if design.series is None or not design.layout.residual.columns:
         return fit
-    there = np.flatnonzero(np.asarray(design.weights) > 0)
-    X, dispersion = np.asarray(design.X)[there], np.asarray(design.series.dispersion)[there]
-    patterns, pattern, counts = np.unique(dispersion, axis=0, return_inverse=True, return_counts=True)
-    # A variance belongs to the rows of one pattern alone where a parameter does: where the leverage is one.
-    basis, sizes, _ = np.linalg.svd(np.column_stack([np.ones(len(patterns)), patterns]), full_matrices=False)
-    leverages = np.sum(basis[:, sizes > 1e-10 * sizes[0]] ** 2, axis=1)
-    for k in np.flatnonzero((leverages > 1 - 1e-9) & (counts <= X.shape[1])):
-        rows = np.flatnonzero(pattern == k)
-        if np.linalg.matrix_rank(X[rows]) == len(rows):
-            return replace(fit, outcome=Outcome.DIVERGING, concerns={"rows": there[rows].tolist()})
-    return fit
+    rows = unbounded_rows(design.X, design.series.dispersion, design.weights)
+    return replace(fit, outcome=Outcome.DIVERGING, concerns={"rows": rows.tolist()}) if len(rows) else fit
 
 
 VAST = 1e3
@@ -380,9 +368,11 @@ def _collect(design, solved, reml, timings, settle, counted):
         for t, (label, effects) in enumerate(zip(labels, result["modes"], strict=True))
     }
     # Held entries must keep the numbers that they were given.
-    singular = singular_terms(structures, theta, solved.T)
+    rho = None if design.layout.family is not None else np.asarray(result["rho"])
+    typical = 1.0 if rho is None else typical_deviation(design, rho)
+    singular = singular_terms(structures, theta, solved.T, typical)
     if settle and any(singular):
-        theta = settled(design, theta)
+        theta = settled(design, theta, rho)
         for label, factor in zip(labels, factors_of_theta(structures, theta), strict=True):
             there = np.any(factor != 0, axis=-1)
             covariances[label] = np.where(np.logical_and.outer(there, there), covariances[label], 0)
@@ -395,7 +385,7 @@ def _collect(design, solved, reml, timings, settle, counted):
         vcov_beta=result["vcov_beta"],
         b=modes,
         covariances=covariances,
-        uncertainty=Information(structures, theta, solved.T, *certificate.in_psi),
+        uncertainty=Information(structures, theta, solved.T, *certificate.in_psi, singular=any(singular)),
         scale_variance=2 * sigma**4 / nu if design.layout.family is None else 0.0,
         outcome=outcome,
         singular=singular,

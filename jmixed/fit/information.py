@@ -13,7 +13,6 @@ from jmixed.covariance.scales import (
     diagonal_blocks,
     factors_of_theta,
     psi_map,
-    singular_terms,
     theta_hessian,
     told_psi,
 )
@@ -39,7 +38,7 @@ class Information:
     """Derivatives of the deviance at an optimum, in psi of preconditioned columns; an `Uncertainty` when asked for one.
 
     Derivatives (m + k,) are in psi and then in rho; `slope` is that of the profiled sigma^2. T (q, q) are the
-    preconditioners of the terms.
+    preconditioners of the terms, and `singular` says whether one of their covariances is.
     """
 
     structures: tuple[Structure, ...]
@@ -48,6 +47,7 @@ class Information:
     gradient: np.ndarray
     hessian: np.ndarray
     slope: np.ndarray
+    singular: bool
 
     @cached_property
     def _vcov(self):
@@ -99,7 +99,7 @@ class Information:
     def vcov_theta(self) -> np.ndarray:
         """Inverse observed information of theta; nan where it is not positive definite, and beside a zero pivot."""
         factors = factors_of_theta(self.structures, self.theta)
-        if not any(singular_terms(self.structures, self.theta, self.T)):
+        if not self.singular:
             terms = zip(self.structures, factors, self.T, strict=True)
             slopes = diagonal_blocks(*(structure.theta_slopes(factor, T) for structure, factor, T in terms))
             return slopes @ self._vcov[: self._m, : self._m] @ slopes.T

@@ -488,7 +488,9 @@ def _collected(search: Search, state: State, outcome, iterations, starts, error,
         vcov_beta=scale * to_original @ at.inverse @ to_original.T,
         b=modes,
         covariances=covariances,
-        uncertainty=Information(structures, theta, T, state.gradient, state.hessian, state.slope / at.nu),
+        uncertainty=Information(
+            structures, theta, T, state.gradient, state.hessian, state.slope / at.nu, any(singular)
+        ),
         scale_variance=2 * scale**2 / at.nu,
         outcome=outcome,
         singular=singular,

@@ -19,7 +19,9 @@ from jmixed.fit.estimate import (
     known_design,
     named_estimate,
     say_once_if_narrowed,
+    unless_unbounded,
 )
+from jmixed.fit.outcome import is_unbounded
 from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
 from jmixed.layout.design import Design
 from jmixed.layout.index import Array
@@ -134,6 +136,7 @@ def estimate_many(
     if "Z" in varying:
         varying["Z"] = tuple(varying["Z"].get(label) for label in design.labels)
     estimates = compiled(_estimate_many, rows, varying, classes, reml, chunks=chunks, apart=weights is not None)
+    estimates = unless_unbounded(estimates, design, reml, varying.get("X"), weights)
     return named_estimate(estimates, design, m)
 
 
@@ -176,6 +179,9 @@ def fit_responses(design: Design, Y, reml: bool = True, *, memory: int = MEMORY,
     for members, masked in ((np.flatnonzero(~missing), False), (np.flatnonzero(missing), True)):
         if len(members):
             _fit_alike(fits, design, Y, members, masked, bool(reml), memory, progress or (lambda count: None))
+            if not reml:
+                there = np.where(np.isnan(Y[members]), 0, design.weights) if masked else None
+                fits.outcome[members[is_unbounded(design, weights=there)]] = Outcome.DIVERGING.value
     return fits
 
 

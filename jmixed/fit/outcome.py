@@ -1,6 +1,7 @@
 """How a fit ends: as its optimiser did, unless what it found is no estimate."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from jmixed.algebra.sums import diagonal
 from jmixed.covariance.structure import rectify
@@ -36,6 +37,49 @@ def outcome_of(ended, roots, sigma, vcov_beta, moments):
     outcome = jnp.where(rounded, Outcome.ROUNDED.value, ended)
     outcome = jnp.where(perfect, Outcome.PERFECT_FIT.value, outcome)
     return jnp.where(moments.redundant, Outcome.RANK_DEFICIENT.value, outcome).astype(jnp.int32)
+
+
+def unbounded_rows(X, dispersion, weights) -> np.ndarray:
+    """Rows with a residual variance of their own that coefficients can fit exactly, by position; none as a rule.
+
+    As that variance falls to zero, beside random effects without variance, the likelihood grows without bound, and a
+    minimum that is found by ML is a local one. REML's has as many powers of that variance less as there are such rows.
+
+    Parameters
+    ----------
+    X, dispersion, weights : arrays (n, p), (n, k), (n,)
+        The columns of the fixed effects and of the dispersion; rows of weight zero are not there.
+    """
+    there = np.flatnonzero(np.asarray(weights) > 0)
+    X, dispersion = np.asarray(X)[there], np.asarray(dispersion)[there]
+    patterns, pattern, counts = np.unique(dispersion, axis=0, return_inverse=True, return_counts=True)
+    # A variance belongs to the rows of one pattern alone where a parameter does: where the leverage is one.
+    basis, sizes, _ = np.linalg.svd(np.column_stack([np.ones(len(patterns)), patterns]), full_matrices=False)
+    leverages = np.sum(basis[:, sizes > 1e-10 * sizes[0]] ** 2, axis=1)
+    for k in np.flatnonzero((leverages > 1 - 1e-9) & (counts <= X.shape[1])):
+        rows = np.flatnonzero(pattern == k)
+        if np.linalg.matrix_rank(X[rows]) == len(rows):
+            return there[rows]
+    return there[:0]
+
+
+def is_unbounded(design, X=None, weights=None) -> np.ndarray:
+    """Whether ML has no maximum on a design, whatever the response: see `unbounded_rows`.
+
+    A bool array (), or (m,) where X (m, n, p) or weights (m, n) are those of m fits.
+    """
+    X, weights = np.asarray(design.X if X is None else X), np.asarray(design.weights if weights is None else weights)
+    if design.layout.family is not None or design.series is None or not design.layout.residual.columns:
+        return np.zeros(X.shape[:-2] or weights.shape[:-1], bool)
+    dispersion = np.asarray(design.series.dispersion)
+    if X.ndim == 2 and weights.ndim == 2:
+        # Responses that lack the same rows share the answer.
+        there, of_fit = np.unique(weights > 0, axis=0, return_inverse=True)
+        return np.array([len(unbounded_rows(X, dispersion, rows)) > 0 for rows in there])[of_fit.ravel()]
+    if X.ndim == 3:
+        weights = np.broadcast_to(weights, X.shape[:2])
+        return np.array([len(unbounded_rows(x, dispersion, w)) > 0 for x, w in zip(X, weights, strict=True)])
+    return np.array(len(unbounded_rows(X, dispersion, weights)) > 0)
 
 
 def _drowning(roots, moments: Moments):

@@ -141,13 +141,14 @@ def _row_materializer() -> type:
         def _check_for_nulls(self, name: str, values: Any, na_action: Any, drop_rows: set[int]) -> None:
             self.values[name] = getattr(values, "__wrapped__", values)
             require_rows(name, self.values[name], self.data.index)
-            super()._check_for_nulls(name, values, na_action, drop_rows)
+            looked_at = pd.Series(self.values[name]) if is_text(self.values[name]) else values
+            super()._check_for_nulls(name, looked_at, na_action, drop_rows)
             if self.look and len(self.values) == self.count:
                 self.look()
 
         @override
         def _is_categorical(self, values: Any) -> bool:
-            return is_truth(values) or super()._is_categorical(values)
+            return is_truth(values) or is_text(values) or super()._is_categorical(values)
 
     return RowMaterializer
 
@@ -161,6 +162,15 @@ def let_go(materializer: Any) -> None:
 def is_truth(values: Any) -> bool:
     """Whether a factor has truth values, which are two categories and no numbers, as in R and patsy."""
     return isinstance(values, pd.Series | np.ndarray) and values.ndim == 1 and values.dtype == "bool"
+
+
+def is_text(values: Any) -> bool:
+    """Whether a factor has text in an array of NumPy's, as ``np.where`` gives it."""
+    if not isinstance(values, np.ndarray) or values.ndim != 1:
+        return False
+    return values.dtype.kind == "U" or (
+        values.dtype.kind == "O" and pd.api.types.infer_dtype(values, skipna=True) == "string"
+    )
 
 
 def require_rows(name: str, values: Any, index: pd.Index) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import DataError
+from jmixed.runtime.precision import FLOAT
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,30 @@ def plain_labels(values: pd.Series | pd.Index | np.ndarray) -> Any:
     return values.to_numpy(np.uint64 if dtype.kind == "u" else np.int64) if dtype.kind in "iu" else values
 
 
+def _refuse_rounded(name: str, values: pd.Series | np.ndarray | pd.Index) -> None:
+    """Refuse identifiers that became floats, as pandas makes them of whole numbers beside missing values."""
+    if values.dtype.kind != "f":
+        return
+    labels = np.asarray(values, None if isinstance(values.dtype, np.dtype) else FLOAT)
+    # Where floats are further apart than one, neighbouring whole numbers are one and the same.
+    large = labels[np.isfinite(labels) & (np.spacing(np.abs(labels)) > 1)]
+    if len(large):
+        raise DataError(
+            f"the grouping factor {name!r} holds floats such as {large[0]:.0f}, where neighbouring whole numbers are "
+            "one and the same, so that groups may have been put together: read the column as whole numbers or as text, "
+            f"for example with dtype={{{name!r}: 'Int64'}}. If nothing was lost, give text, data[{name!r}].astype(str)"
+        )
+
+
 def _factorise(name: str, values: pd.Series | np.ndarray) -> tuple[np.ndarray, pd.Index]:
     values = plain_labels(values)
+    _refuse_rounded(name, values)
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         categorical = pd.Categorical(values)
         used, codes = compress(categorical.codes.astype(np.int64), len(categorical.categories))
         levels = categorical.categories.take(used)
+        _refuse_rounded(name, levels)
         _require_one_kind(name, levels, values)
         return codes, levels
     if isinstance(dtype, np.dtype) and dtype.kind in "iu":
@@ -170,6 +188,7 @@ def _lookup(name: str, table: pd.Index, values: pd.Series | np.ndarray) -> np.nd
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = np.asarray(values)
     wanted = pd.Index(values, tupleize_cols=False)
+    _refuse_rounded(name, wanted)
     places = table.get_indexer(wanted).astype(np.int64)
     if (places < 0).any():
         _refuse_other_kind(name, table, wanted[places < 0].dropna().unique())

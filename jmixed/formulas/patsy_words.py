@@ -181,9 +181,13 @@ def _counted(columns: Any) -> FactorValues:
 
 
 @stateful_transform
-def scale(x, center=True, rescale=True, ddof=0, _state=None) -> Any:
+def scale(x, center=True, rescale=True, ddof=0, _state: Any = None) -> Any:
     """Deviations from the mean in standard deviations, with n as divisor."""
-    return transforms.scale(x, center=center, scale=rescale, ddof=ddof, _state=_state)
+    scaled = transforms.scale(x, center=True, scale=rescale, ddof=ddof, _state=_state)
+    # A standard deviation is about the mean, taken away or not; formulaic's and R's is then about zero.
+    if center:
+        return scaled
+    return np.asarray(x) / (1.0 if _state["scale"] is None else _state["scale"])
 
 
 @stateful_transform
@@ -205,7 +209,7 @@ def cc(x, *args, _state=None, **more) -> FactorValues:
 
 
 PATSY = {
-    **{"scale": scale, "C": C, "bs": bs, "cr": cr, "cc": cc},
+    **{"scale": scale, "standardize": scale, "C": C, "bs": bs, "cr": cr, "cc": cc},
     **{"Treatment": Treatment, "Sum": Sum, "Helmert": Helmert, "Diff": Diff, "Poly": Poly},
 }
 """The words by name."""

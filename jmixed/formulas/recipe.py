@@ -5,7 +5,7 @@ import builtins
 import functools
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from jmixed.errors import DataError, FormulaError, JmixedError
 from jmixed.formulas.evaluate import (
     FormulaFactor,
     factors_of,
+    is_text,
     known_factors,
     let_go,
     materializer,
@@ -233,14 +234,15 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
         _require_here(recipe, factors_of(recipe.specs[part]), part)
     learnt = plain_columns({part: recipe.specs[part] for part in parts}, frame) if fresh else {}
     others, missing = [part for part in parts if part not in learnt], np.zeros(0, np.int64)
+    made: set[str] = set()
     if fresh:
         _refuse_objects(recipe, others, frame)
     if others:
-        materialised, missing = _materialise(recipe, others, frame, fresh)
+        materialised, missing, made = _materialise(recipe, others, frame, fresh)
         learnt |= materialised
     specs = {part: spec for part, (spec, _) in learnt.items()}
     if fresh:
-        _refuse_labels(recipe, specs, frame)
+        _refuse_labels(recipe, specs, frame, made)
     matrices = {part: Matrix(_column_names(spec, recipe), values) for part, (spec, values) in learnt.items()}
     for part in matrices:
         if part in ("lhs", "failures") or part.startswith("offset"):
@@ -319,8 +321,8 @@ def _truth_as_number(matrix: Matrix, spec: ModelSpec, recipe: Recipe) -> Matrix:
 
 def _materialise(
     recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool
-) -> tuple[dict[str, tuple[ModelSpec, np.ndarray]], np.ndarray]:
-    """The learnt spec and the columns of each part, and the positions of rows with missing values."""
+) -> tuple[dict[str, tuple[ModelSpec, np.ndarray]], np.ndarray, set[str]]:
+    """The learnt spec and the columns of each part, the positions of rows with missing values, and what made text."""
     shared: dict[str, dict] = {"transform_state": {}, "encoder_state": {}}
     specs: dict[str, Any] = {
         part: recipe.specs[part].update(**(shared if fresh else _own_state(recipe.specs[part]))) for part in parts
@@ -348,8 +350,11 @@ def _materialise(
     missing = np.array(sorted(dropped if fresh else _rows_with_nulls(rows.values.values())), np.int64)
     left_out = missing if fresh else missing[:0]
     learnt = {part: _floats(part, result[part], recipe, len(frame), left_out) for part in specs}
+    made = {
+        expr for expr, values in rows.values.items() if is_text(values) or getattr(values, "dtype", None) in OBJECTS
+    }
     let_go(rows)
-    return learnt, missing
+    return learnt, missing, made
 
 
 def _own_state(spec: ModelSpec) -> dict[str, dict]:
@@ -416,19 +421,48 @@ def _refuse_objects(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame) -
         _require_categories(recipe, part, name, labels)
 
 
-def _refuse_labels(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame) -> None:
-    """Refuse categories that mix text and numbers, and text of numbers that is not called a category."""
+OBJECTS = ("object", "str")
+"""Types of columns whose values are not called categories."""
+
+
+def _refuse_labels(recipe: Recipe, specs: Mapping[str, ModelSpec], frame: pd.DataFrame, made: Collection[str]) -> None:
+    """Refuse categories that mix text and numbers, and text of numbers or dates that is not called a category.
+
+    `made` has the factors that gave text or objects.
+    """
     for part, spec in specs.items():
         for factor, (kind, state) in known_factors(spec).items():
-            if kind == "categorical" and "categories" in state:
-                plain = factor.eval_method.value == "lookup" and column(frame, factor.expr).dtype in ("object", "str")
+            if kind != "categorical" or "categories" not in state:
+                continue
+            if factor.eval_method.value == "lookup":
+                plain = column(frame, factor.expr).dtype in OBJECTS
                 _require_categories(recipe, part, factor.expr, state["categories"], plain)
+            else:
+                _require_categories(recipe, part, factor.expr, state["categories"], plain=False)
+                columns = part not in ("lhs", "failures") and not part.startswith("offset")
+                if columns and factor.expr in made and not re.match(r"C\s*\(", factor.expr):
+                    _refuse_made(recipe, part, factor.expr, state["categories"])
+
+
+def _refuse_made(recipe: Recipe, part: str, expr: str, labels: Sequence[Any]) -> None:
+    """Refuse a function that hands on numbers as text, or dates, as `_refuse_objects` refuses such columns."""
+    dates = pd.api.types.infer_dtype(list(labels)) in DATES
+    if dates or (_unlike_labels(part) and spell_numbers(labels)):
+        message = (
+            f"{expr!r} gives {'dates or times' if dates else 'text'} (for example {labels[0]!r}) where numbers are "
+            f"needed; convert the column first, or write C({expr}) if these are categories"
+        )
+        raise _marked(message, expr, recipe, part)
+
+
+def _unlike_labels(part: str) -> bool:
+    """Whether text of numbers is no label, as it is in a variance component; the response has words of its own."""
+    return part != "lhs" and not part.startswith("v")
 
 
 def _require_categories(recipe: Recipe, part: str, expr: str, labels: Sequence[Any], plain: bool = True) -> None:
     kinds = label_kinds(labels)
-    # In a variance component, as in a grouping factor, text of numbers can be labels only; the response has own words.
-    numerals = plain and part != "lhs" and not part.startswith("v") and spell_numbers(labels)
+    numerals = plain and _unlike_labels(part) and spell_numbers(labels)
     if numerals or (plain and kinds.keys() == {"numbers", "text"}):
         error = text_error(f"the column {expr!r}", pd.Series(labels, dtype=object, name=expr))
         hint = f". If these are categories, write C({quoted(expr)})" if numerals else ""

@@ -164,8 +164,31 @@ def _dispersion(matrix, text, n, positions) -> tuple[np.ndarray, tuple[str, ...]
         )
     names = tuple(name for name, column_varies in zip(matrix.names, varies, strict=True) if column_varies)
     columns = matrix.values[:, varies]
+    _refuse_far(columns, names, text)
     _refuse_collinear(columns, names, None, text)
     return columns, names
+
+
+FAR = 10.0
+"""Mean of a covariate in standard deviations, beyond which zero is no origin for it.
+
+sigma is the standard deviation where the covariate is zero. Extrapolated so far, it differs from that of all rows by
+orders of magnitude, and what is measured by it, variances of random effects, looks like nothing beside it.
+"""
+
+
+def _refuse_far(columns: np.ndarray, names: tuple[str, ...], text: str | None) -> None:
+    """Refuse covariates whose origin is far from their values; a category has columns of zeros and ones."""
+    for name, values in zip(names, columns.T, strict=True):
+        if np.isin(values, (0, 1)).all() or np.abs(values.mean()) <= FAR * values.std():
+            continue
+        near = float(f"{values.mean():.{max(1, int(np.log10(np.abs(values.mean()) / values.std())) + 1)}g}")
+        raise ModelError(
+            f"dispersion={text!r}: the column {name!r} has the mean {values.mean():.6g} and differs from it by "
+            f"{values.std():.3g}, so that sigma, the standard deviation at zero, would be far from all rows; take an "
+            f"origin among them, as in I({name} - {near:.15g})",
+            page=PAGE,
+        )
 
 
 def _without(text: str | None) -> str:
@@ -189,7 +212,12 @@ def _refuse_collinear(columns: np.ndarray, names: tuple[str, ...], text: str | N
     )
     raise ModelError(
         f"{asked}: the standard deviations cannot be told apart, since the column {lost!r} is a combination of those "
-        "before it and sigma; leave it out (of a category, leave out '0 +')",
+        "before it and sigma; leave it out (of a category, leave out '0 +'"
+        + (
+            "; of combinations that do not all have rows make one category, a column of the data)"
+            if ":" in lost
+            else ")"
+        ),
         page=PAGE,
     )
 

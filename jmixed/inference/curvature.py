@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmixed.covariance.scales import diagonal_blocks, psi_map
+from jmixed.covariance.scales import diagonal_blocks, psi_map, typical_deviation
 from jmixed.covariance.structure import Straightened, factors_of_theta, split
 from jmixed.errors import ModelError
 from jmixed.fit import host
@@ -68,6 +68,8 @@ class Curvature:
         A square root of each term's relative covariance in preconditioned columns, and the preconditioner.
     nu : int
         Divisor of sigma^2: n, or n - p under REML.
+    typical : float
+        Standard deviation of a row in the middle of the data, relative to sigma.
     """
 
     to_beta: np.ndarray
@@ -87,6 +89,7 @@ class Curvature:
     nu: int
     nobs: int
     reml: bool
+    typical: float = 1.0
 
     @property
     def joint_covariance(self) -> np.ndarray:
@@ -142,6 +145,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()
     were estimated.
     """
     structures, k, p = design.layout.terms, len(rho), design.X.shape[1]
+    typical = float(typical_deviation(design, np.asarray(rho))) if k else 1.0
     if k:
         moments, roots, (at, inverse, logdet, A) = _of_whitened(design, theta, reml, rho)
     else:
@@ -154,7 +158,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()
     to_psi = diagonal_blocks(psi_map(structures, moments.T), np.eye(k))
     m, n = len(at.gradient), design.nobs
     if free is None:
-        directions, bend = tangents(structures, roots, at.gradient[: m - k])
+        directions, bend = tangents(structures, roots, at.gradient[: m - k], typical)
         directions, bend = diagonal_blocks(directions, np.eye(k)), diagonal_blocks(bend, np.zeros((k, k)))
         every = np.eye(m)
     else:
@@ -178,6 +182,7 @@ def curvature(design: Design, theta, sigma: float, reml: bool, free=None, rho=()
         nu=n - p if reml else n,
         nobs=n,
         reml=bool(reml),
+        typical=typical,
     )
 
 
@@ -272,16 +277,16 @@ def _whitened_program(rows, columns, roots, rho, reml, moved):
     return at, *_of_fixed(*_straight_jets(psi, roots, moments, *paths, earlier=straight))
 
 
-def tangents(structures, roots, gradient):
+def tangents(structures, roots, gradient, typical=1.0):
     """Directions (m, a) in psi that keep the rank of every covariance, and the bend (a, a) of psi along them.
 
     The bend is <gradient, second derivatives of psi>, with the deviance's `gradient` (m,) in psi; `roots` are any
-    square roots (q, q) of the covariances.
+    square roots (q, q) of the covariances; `typical` is the residuals' `typical_deviation`.
     """
     # An empty block makes the tables of a model without terms, and adds nothing to others.
     slopes, bends = [np.zeros((0, 0))], [np.zeros((0, 0))]
     for structure, root, slope in zip(structures, roots, split(structures, gradient), strict=True):
-        moves, bend = structure.tangents(root, slope)
+        moves, bend = structure.tangents(root, slope, typical)
         slopes.append(moves)
         bends.append(bend)
     return diagonal_blocks(*slopes), diagonal_blocks(*bends)

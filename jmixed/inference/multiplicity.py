@@ -37,9 +37,11 @@ def p_values(t: np.ndarray, df: np.ndarray, adjust: str, means: int, correlation
         adjusted = single
     elif adjust == "tukey":
         adjusted = np.array([_range_tail(float(value), means, float(nu)) for value, nu in zip(t, df, strict=True)])
+        adjusted = _between(single, adjusted, means * (means - 1) // 2)
     elif adjust == "mvt":
         tail = _Directions(correlation[np.ix_(known, known)]).tail
         adjusted = np.array([tail(float(value), float(nu)) for value, nu in zip(t, df, strict=True)])
+        adjusted = _between(single, adjusted, len(t))
     elif adjust == "sidak":
         adjusted = -np.expm1(count * np.log1p(-single))
     elif adjust == "bonferroni":
@@ -48,6 +50,14 @@ def p_values(t: np.ndarray, df: np.ndarray, adjust: str, means: int, correlation
         adjusted = _stepwise(single, adjust)
     out[known] = adjusted
     return out
+
+
+def _between(single: np.ndarray, joint: np.ndarray, tests: int) -> np.ndarray:
+    """Joint tails within what holds of any: no less than one test's, no more than Bonferroni's.
+
+    Integrals over a joint distribution have absolute errors, of which far tails consist.
+    """
+    return np.clip(joint, single, np.minimum(tests * single, 1))
 
 
 def _stepwise(p: np.ndarray, adjust: str) -> np.ndarray:
@@ -97,7 +107,7 @@ def _range_tail(t: float, means: int, df: float) -> float:
     """The probability of a studentized range beyond sqrt(2) t."""
     from scipy.stats import studentized_range
 
-    return float(np.clip(studentized_range.sf(np.sqrt(2) * t, means, df), 0, 1))
+    return float(studentized_range.sf(np.sqrt(2) * t, means, df))
 
 
 @lru_cache(maxsize=256)

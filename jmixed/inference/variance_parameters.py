@@ -34,8 +34,10 @@ def standard_deviations(curvature: Curvature, structures, theta) -> VariancePara
     sigma, values, slopes, start = curvature.sigma, [], [], 0
     factors = factors_of_theta(structures, np.asarray(theta))
     for structure, factor, T in zip(structures, factors, curvature.T, strict=True):
-        # Z T has columns of unit root mean square without correlations.
-        of_term, slope = _of_term(structure, factor @ factor.T, sigma, np.linalg.norm(np.linalg.inv(T), axis=0))
+        # Z T has columns of unit root mean square without correlations; sigma is that of a row in the middle.
+        of_term, slope = _of_term(
+            structure, factor @ factor.T, sigma, np.linalg.norm(np.linalg.inv(T), axis=0) / curvature.typical
+        )
         values += of_term
         wide = np.zeros((len(of_term), len(curvature.first) + 1))
         wide[:, start : start + structure.size], wide[:, -1] = slope[:, :-1], slope[:, -1]
@@ -82,7 +84,7 @@ def theta_and_sigma(curvature: Curvature, structures, theta) -> VarianceParamete
     blocks = []
     terms = zip(structures, factors_of_theta(structures, theta), curvature.T, curvature.roots, strict=True)
     for structure, factor, T, root in terms:
-        moves, _ = structure.tangents(root, np.zeros(structure.size))
+        moves, _ = structure.tangents(root, np.zeros(structure.size), curvature.typical)
         full = moves.shape[1] == structure.size
         blocks.append(structure.theta_slopes(factor, T) if full else np.full((structure.size,) * 2, np.nan))
     more = np.zeros((0, len(curvature.first) - len(theta)))

@@ -50,6 +50,8 @@ KOLMOGOROV = 1.3581
 """The quantile of 95% of the root of n times the largest distance of a sample's distribution from its own."""
 PANEL = 2.2
 """Inches of a panel of `check` in print."""
+LEAST = 2
+"""Inches of width in which two panels of `check` stand side by side."""
 NARROW = 4.5
 """Inches of width below which a legend stands above the axes: beside them it would leave no room."""
 JITTER = 0.08
@@ -492,7 +494,12 @@ def check(result: MixedLMResults, key: Any = 0, width: float | None = None) -> F
         Of what is simulated.
     width
         In inches, as it will be printed, so that the letters are of a size that can be read there: 6.7 for the width of
-        a page (170 mm), 3.35 for a column of two (85 mm). By default as wide as a screen has room for.
+        a page (170 mm), 3.35 for a column of two (85 mm), 2 at least. By default as wide as a screen has room for.
+
+    Raises
+    ------
+    ModelError
+        When no panel has room in the width.
 
     Examples
     --------
@@ -500,6 +507,8 @@ def check(result: MixedLMResults, key: Any = 0, width: float | None = None) -> F
     >>> len(jm.plot.check(result).axes)
     6
     """
+    if width is not None and width < LEAST:
+        raise ModelError(f"plot.check: width is {width:g} inches, and the panels need {LEAST}; a column of two is 3.35")
     data = check_data(result, key)
     drawn: list[tuple[Any, str, str]] = [(_bends, "residuals", "linearity"), (_spreads, "residuals", "equal variances")]
     drawn.append((_quantiles, "residual quantiles", "normal residuals"))

@@ -175,9 +175,9 @@ def random_effects(fitted: Fitted) -> dict[str, np.ndarray]:
 
 
 def _influence(fitted: Fitted) -> pd.Series:
-    """Cook's distances of groups; empty where there is no one factor, or refits would be needed."""
+    """Cook's distances of groups; empty where there is no one factor or coefficient, or refits would be needed."""
     nothing = pd.Series(dtype=float, name="cooks_distance")
-    if fitted.family is not None or fitted.held is not None or fitted.penalty:
+    if fitted.family is not None or fitted.held is not None or fitted.penalty or not fitted.k_fe:
         return nothing
     try:
         return diagnostics.influence(fitted, None, "onestep").cooks_distance

@@ -99,7 +99,7 @@ def values_at(spec, design: Design, theta, beta, sigma, rho=None, more=None) -> 
     At theta (k, m), beta (k, p), sigma (k,) and, where there are such, rho of the residuals, or with the values (k, u)
     of further predictors. A standard deviation that counts as zero is zero.
     """
-    factors = factors_of_theta(design.layout.terms, settled(design, theta))
+    factors = factors_of_theta(design.layout.terms, settled(design, theta, rho))
     values = parameter_values(spec, beta, [factor @ np.swapaxes(factor, 1, 2) for factor in factors], sigma)
     if more is not None:
         return np.hstack([values, more])

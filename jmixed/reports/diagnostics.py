@@ -71,7 +71,8 @@ class Influence(Shown):
         order = {"ascending": False, "kind": "stable", "na_position": "first"}
         first = table.sort_values("Cook's distance", **order).head(SHOWN)
         most = f"; the first {SHOWN}" if len(table) > SHOWN else ""
-        lost = int(self.cooks_distance.isna().sum())
+        # Without fixed effects there is nothing to lose, and no distance.
+        lost = int(self.cooks_distance.isna().sum()) if self.fixed.shape[1] else 0
         without = f"; without {lost} of them some coefficients have no estimate" if lost else ""
         return f"<Influence of {len(table)} levels of {self.group}{most}{without}>", first
 
@@ -275,11 +276,19 @@ def robust_cov(fitted: Fitted, kind: str, group: str | None) -> pd.DataFrame:
 
 def robust_test(fitted: Fitted, L: Any, kind: str, group: str | None) -> pd.DataFrame:
     """Tests of linear combinations with cluster-robust standard errors and their degrees of freedom."""
+    if not (outcome := fitted.fit.outcome).ok:
+        raise ModelError(
+            f"robust_test: the fit has no certified optimum ({outcome.name}: {outcome.message}), so that there are no "
+            "tests of its estimates",
+            page="singular.md#outcomes",
+        )
     codes = _separate_clusters(fitted, "robust_test", group)
     hypotheses = read_hypotheses(L, fitted.spec.exog_names, fitted.spec.dropped)
     if several := [hypothesis.label for hypothesis in hypotheses if len(hypothesis.R) > 1]:
         raise ModelError(f"robust_test: {several[0]!r} has several equations; give a list of single ones")
-    R, q = np.vstack([hypothesis.R for hypothesis in hypotheses]), np.concatenate([h.q for h in hypotheses])
+    # Without coefficients there is none to test.
+    R = np.vstack([np.zeros((0, fitted.k_fe)), *(hypothesis.R for hypothesis in hypotheses)])
+    q = np.concatenate([np.zeros(0), *(hypothesis.q for hypothesis in hypotheses)])
     V = cluster_sandwich(fitted.white, fitted.joint, fitted.fit.beta, codes, kind)
     df = degrees_of_freedom(fitted.white, fitted.joint, codes, kind, R)
     estimate, se = R @ fitted.fit.beta, np.sqrt(np.einsum("ki,ij,kj->k", R, V, R))

@@ -153,8 +153,8 @@ def _refuse_without_profile(fitted: Fitted, every: Sequence[tuple[str, Parameter
 def _trace_table(fitted: Fitted, columns: list[str], name: str, trace: profiles.Trace) -> pd.DataFrame:
     """The fits in which one parameter was held, with the values of all."""
     of_trace = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
-    design = fitted.model.design
-    known = [_without_zeros(design, *pair) for pair in zip(design.labels, trace.covariances, strict=True)]
+    design, rho = fitted.model.design, None if fitted.family is not None else trace.rho
+    known = [_without_zeros(design, *pair, rho) for pair in zip(design.labels, trace.covariances, strict=True)]
     values = parameter_values(fitted.spec, trace.beta, known, trace.sigma)
     more = residual_values(fitted.spec, trace.rho)
     if fitted.family is not None:
@@ -163,9 +163,9 @@ def _trace_table(fitted: Fitted, columns: list[str], name: str, trace: profiles.
     return pd.concat([of_trace, pd.DataFrame(values, columns=columns)], axis=1)
 
 
-def _without_zeros(design: Design, label: str, covariance: np.ndarray) -> np.ndarray:
+def _without_zeros(design: Design, label: str, covariance: np.ndarray, rho: np.ndarray | None) -> np.ndarray:
     """Relative covariances (k, q, q), with nan beside variances that count as zero, where rounding decides."""
-    zero = vanished(design, label, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
+    zero = vanished(design, label, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)), rho)
     beside = (zero[:, :, None] | zero[:, None, :]) & ~np.eye(covariance.shape[-1], dtype=bool)
     return np.where(beside, np.nan, covariance)
 

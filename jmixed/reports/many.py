@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jmixed.covariance.scales import preconditioners, settled, singular_flags
+from jmixed.covariance.scales import preconditioners, settled, singular_flags, typical_deviation
 from jmixed.errors import ConvergenceWarning, DataError, Outcome, warn
 from jmixed.fit import many
 from jmixed.formulas.frame import as_frame, refuse_tracer
@@ -85,8 +85,10 @@ def fit_many(model: Any, Y, reml: bool, memory: int | None, progress: bool) -> M
     with bar(len(names), progress, "fit_many") as advance:
         fits = many.fit_responses(design, values, reml, memory=memory or many.MEMORY, progress=advance)
     _warn(fits, names)
-    fixed, theta = list(spec.exog_names), settled(design, fits.theta)
-    flags = singular_flags(design.layout.terms, theta, preconditioners(design))
+    rho = None if family is not None else fits.rho
+    fixed, theta = list(spec.exog_names), settled(design, fits.theta, rho)
+    typical = 1.0 if rho is None else typical_deviation(design, rho)
+    flags = singular_flags(design.layout.terms, theta, preconditioners(design), typical)
     parameters = [name for name, _ in named_parameters(spec, further.parameter_names(model))][len(fixed) :]
     more = None if family is None else further.parameter_values(model, fits.rho)
     values = values_at(spec, design, fits.theta, fits.beta, fits.sigma, fits.rho, more)[:, len(fixed) :]

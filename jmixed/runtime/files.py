@@ -28,9 +28,12 @@ def write_whole(path: str | os.PathLike, content: bytes, mode: int = 0o666) -> N
         if path.exists():
             beside.chmod(path.stat().st_mode & 0o777)
         beside.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink()
+        if isinstance(error, OSError) and error.filename == str(beside):
+            # The caller knows nothing of the file beside.
+            error.filename = str(path)
         raise
 
 

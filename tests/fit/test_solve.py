@@ -280,6 +280,30 @@ def test_a_spread_on_its_way_to_zero_is_told_by_its_slope():
         assert diverges(-9.0, 0.0)
 
 
+def outcomes_of(model, y, reml):
+    """How two responses end by `fit_many`, one by `estimate`, and two by `estimate_many`."""
+    ignored = warnings.catch_warnings(category=jm.ConvergenceWarning, action="ignore")
+    with jax.enable_x64(True), ignored:
+        many = model.fit_many(np.stack([y, 2 * y]), reml=reml)
+        one, two = jm.estimate(model.design, reml), jm.estimate_many(model.design, np.stack([y, 2 * y]), reml)
+    numbers = [int(one.outcome), *np.asarray(two.outcome).tolist()]
+    return [*(jm.Outcome[name] for name in many.outcome), *map(jm.Outcome, numbers)]
+
+
+def test_a_missing_response_may_leave_rows_that_coefficients_fit_exactly():
+    rng, level = np.random.default_rng(1), np.repeat(["a", "b"], [3, 57])
+    data = pd.DataFrame({"x": rng.normal(size=60), "g": np.arange(60) % 10, "level": level})
+    y = np.asarray(1 + data.x + rng.normal(size=10)[data.g] + rng.normal(size=60))
+    model = jm.mixedlm("y ~ x + (1 | g)", data.assign(y=y), dispersion="~ level")
+    Y = np.stack([y, np.where(data.index == 0, np.nan, y), np.where(data.index == 9, np.nan, y)])
+    with pytest.warns(jm.ConvergenceWarning, match="1 of 3 responses .* DIVERGING"):
+        many = model.fit_many(Y, reml=False)
+    with jax.enable_x64(True):
+        estimates = jm.estimate_many(model.design, Y, reml=False)
+    assert many.outcome.tolist() == ["CONVERGED", "DIVERGING", "CONVERGED"]
+    assert [jm.Outcome(int(k)).name for k in estimates.outcome] == many.outcome.tolist()
+
+
 @pytest.mark.parametrize(("rows", "unbounded"), [(1, True), (2, True), (3, False), ("2 alike", False)])
 def test_rows_that_coefficients_fit_exactly_have_no_variance_of_their_own_by_ml(rows, unbounded):
     """Told by the dense density along the way down, where the variances of the level and of the intercepts vanish."""
@@ -299,6 +323,9 @@ def test_rows_that_coefficients_fit_exactly_have_no_variance_of_their_own_by_ml(
     assert (deviance(1e-9) < deviance(1e-6) - 5) == unbounded
     model = jm.mixedlm("y ~ x + (1 | g)", data, dispersion="~ level")
     assert model.fit().converged
+    outcome = jm.Outcome.DIVERGING if unbounded else jm.Outcome.CONVERGED
+    for reml, ended in ((True, jm.Outcome.CONVERGED), (False, outcome)):
+        assert outcomes_of(model, y, reml) == [ended] * 5
     if not unbounded:
         assert model.fit(reml=False).converged
         return

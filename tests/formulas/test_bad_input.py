@@ -339,6 +339,50 @@ def test_numbers_as_text_are_no_categories(table, words):
     says(table, words, DataError, """.str.replace(",", ".")""", spot, data=table.assign(v=comma))
 
 
+@pytest.mark.parametrize("call", ["I({})", 'Q("{}")', "np.asarray({})", "np.where(x > 0, {0}, {0})", "same({})"])
+def test_functions_that_hand_on_text_make_no_categories_of_it(table, call):
+    def same(values):
+        return values
+
+    days = [datetime.date(2020, 1, 1) + datetime.timedelta(days=int(k)) for k in table["row"]]
+    data = table.assign(v=table["x"].round(1).astype(str), d=pd.Series(days, dtype=object))
+    for words in ("y ~ {} + (1 | g)", "y ~ {}:x + (1 | g)", "y ~ x + ({} | g)"):
+        text = words.format(call.format("v"))
+        says(
+            table,
+            text,
+            DataError,
+            f"gives text (for example '{min(data['v'])}')",
+            "write C(",
+            data=data,
+            env={"same": same},
+        )
+    if "np." not in call:
+        text = f"y ~ {call.format('d')} + (1 | g)"
+        says(table, text, DataError, "gives dates or times", data=data, env={"same": same})
+    labels = from_formula(f"y ~ {call.format('f')} + (1 | g)", data, env={"same": same})
+    assert len(labels.exog_names) == 3
+    stated = from_formula(f"y ~ C({call.format('v')}) + (1 | g)", data, env={"same": same})
+    assert len(stated.exog_names) > 3
+
+
+def test_identifiers_that_became_floats(table):
+    """Whole numbers beside missing values are floats to pandas, of which those beyond 2^53 put neighbours together."""
+    whole = table.assign(v=2**53 + table["g"])
+    assert len(from_formula("y ~ x + (1 | v)", whole).terms[0].levels) == 10
+    floats = table.assign(v=whole["v"].where(table.index > 5))
+    said = ["grouping factor 'v' holds floats such as 900719925474", "dtype={'v': 'Int64'}", "astype(str)"]
+    for data in (floats, floats.astype({"v": "Float64"}), floats.assign(v=pd.Categorical(floats["v"]))):
+        says(table, "y ~ x + (1 | v)", DataError, *said, data=data, missing="drop")
+        says(table, "y ~ x + (1 | f:v)", DataError, *said, data=data, missing="drop")
+        says(table, "y ~ x", DataError, *said, data=data, missing="drop", groups="v")
+    small = table.assign(v=(2.0**24 + table["g"]).astype("float32"))
+    says(table, "y ~ x + (1 | v)", DataError, "floats such as 1677721", data=small)
+    for scale in (0.25, 2.0**49, np.inf):
+        data = table.assign(v=np.where(table["g"] == 1, scale, table["g"].astype(float)))
+        assert len(from_formula("y ~ x + (1 | v)", data).terms[0].levels) == 10
+
+
 def test_a_few_whole_numbers_in_text_are_codes(table):
     codes = table.assign(v=table["g"].mod(4).astype(str))
     assert from_formula("y ~ v + (1 | g)", codes).exog_names == ("Intercept", "v[T.1]", "v[T.2]", "v[T.3]")

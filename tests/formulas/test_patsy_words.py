@@ -29,6 +29,8 @@ def table():
 
 
 WORDS = [
+    *("scale(z, center=False)", "standardize(z, False, ddof=1)", "scale(z, False, False)"),
+    *("np.where(x > 0, 'a', 'b')", "0 + np.where(x > 1, 'a', f):x", "np.asarray(h)", "C(np.where(z > 1, 'a', h), Sum)"),
     *("scale(x)", "scale(x, ddof=1)", "standardize(x, rescale=False)", "center(x)", "scale(x):f"),
     *(
         "C(h, Treatment)",

@@ -325,6 +325,20 @@ def test_columns_of_a_dispersion_that_cannot_be_told_apart_are_refused(table, te
     refused(ModelError, message, table, dispersion=text)
 
 
+@pytest.mark.parametrize(
+    ("origin", "near"), [(-30, "I(x - -30)"), (2000, "I(x - 2000)"), (2_460_000, "I(x - 2460000)")]
+)
+def test_a_dispersion_far_from_its_origin_is_refused(table, origin, near):
+    """From 15 standard deviations on fits ended at other optima, or had variances of zero, CONVERGED."""
+    far = table.assign(x=table["x"] - table["x"].mean() + origin)
+    with pytest.raises(ModelError, match="so that sigma, the standard deviation at zero, would be far") as caught:
+        term_of(far, dispersion="~ x")
+    assert near in str(caught.value)
+    assert term_of(far.assign(x=far["x"] - origin), dispersion="~ x").columns.shape[1] == 1
+    rare = table.assign(rare=np.where(np.arange(len(table)) == 0, "a", "b"))
+    assert term_of(rare, dispersion="~ rare").names == ("rare[T.b]",)
+
+
 def test_a_dispersion_that_the_positions_hold_already_is_refused(table):
     message = "residual='us(visit | subject)' and dispersion='~ visit': the standard deviations cannot be told apart"
     refused(ModelError, message, table, "us(visit | subject)", "~ visit")

@@ -62,3 +62,14 @@ def test_letters_are_shared_by_what_does_not_differ():
         for i in range(k):
             for j in range(k):
                 assert any(i in members and j in members for members in sets) == (i == j or not differ[i, j])
+
+
+@pytest.mark.parametrize("adjust", ["tukey", "mvt"])
+def test_far_tails_are_between_those_of_one_test_and_bonferronis(adjust):
+    """Integrals ended at 2e-14, or at zero, where the probability is 1e-67."""
+    far, df = np.array([25.0, 12.0, 40.0]), np.array([226.0, 226.0, np.inf])
+    correlation = np.array([[1, 0.5, -0.5], [0.5, 1, 0.5], [-0.5, 0.5, 1]])
+    single = 2 * np.where(np.isinf(df), norm.sf(far), t.sf(far, 226))
+    found = p_values(far, df, adjust, 3, correlation)
+    assert np.all(found >= single * (1 - 1e-9))
+    assert np.all(found <= 3 * single * (1 + 1e-9))

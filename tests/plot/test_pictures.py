@@ -393,6 +393,13 @@ def test_all_checks_fit_into_one_picture(count, width):
     assert (data["responses"]["draw"] == 0).sum() == result.nobs
 
 
+def test_checks_need_room():
+    assert jm.plot.check(sleep(), width=2).get_figwidth() == pytest.approx(2)
+    for width in (1.9, np.array(0.4)):
+        with pytest.raises(jm.ModelError, match="the panels need 2"):
+            jm.plot.check(sleep(), width=width)
+
+
 def test_bins_of_counts_hold_equally_many_numbers():
     """With bins between whole numbers the density of many counts fell to zero at every other one."""
     rng = np.random.default_rng(1)

@@ -291,6 +291,9 @@ class TestWithoutFixedEffects:
         assert np.isnan(result.f_test(np.zeros((0, 0))).pvalue)
         assert result.t_test(np.zeros((0, 0))).effect.shape == (0,)
         assert result.r2().marginal == 0
+        assert result.robust_test().shape == (0, 5)
+        assert "influential groups" not in result.check().frame.index
+        assert "no estimate" not in str(result.influence(method="onestep"))
 
     def test_joint_covariance_is_that_of_the_random_effects(self):
         result, table = self.result(), self.result().vcov(full=True)

@@ -451,3 +451,29 @@ def test_prediction_intervals_need_what_the_dispersion_is_made_of():
     assert result.predict(rows.iloc[[1]], interval="prediction")["upper"].isna().all()
     with pytest.raises(jm.errors.DataError, match="dispersion='~ Sex' names the column 'Sex'"):
         result.predict(rows[["age"]], interval="prediction")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_variance_counts_as_zero_for_the_origin_of_a_dispersion(sign):
+    """sigma is that at zero, a thousand times that of the rows; variances were compared with it."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"g": np.repeat(np.arange(30), 20), "t": np.tile(np.linspace(0, 3, 20), 30)})
+    frame["y"] = 2 * frame["t"] + 0.08 * rng.normal(size=30)[frame["g"]]
+    frame["y"] += np.exp(0.8 * frame["t"]) * 0.2 * rng.normal(size=600)
+    centred = frame["t"] - frame["t"].mean()
+    near, far = (
+        jm.mixedlm("y ~ t + (1 | g)", frame.assign(w=sign * centred + at * frame["t"].std()), dispersion="~ w").fit()
+        for at in (0, 9.9)
+    )
+    assert far.converged
+    assert not near.singular
+    assert not far.singular
+    assert far.objective == pytest.approx(near.objective, abs=1e-6)
+    sd = [result.var_corr()["sdcor"].iloc[0] for result in (near, far)]
+    assert sd[1] == pytest.approx(sd[0], rel=1e-4)
+    assert 0.02 < sd[0] < 0.2
+    np.testing.assert_allclose(far.test()["df"], near.test()["df"], rtol=1e-3)
+    np.testing.assert_allclose(far.vcov_variance().iloc[0, 0], near.vcov_variance().iloc[0, 0], rtol=1e-3)
+    many = far.model.fit_many(np.stack([frame["y"]]))
+    assert not many.singular[0]
+    assert many.var_corr["sd_Intercept|g"][0] == pytest.approx(sd[0], rel=1e-4)

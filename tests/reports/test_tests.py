@@ -372,6 +372,8 @@ def test_a_fit_without_an_optimum_has_no_degrees_of_freedom(outcome, ddf):
     for call in (result.test, result.anova, result.summary):
         with pytest.raises(jm.ModelError, match=f"no certified optimum .{outcome.name}.*ddf='none'"):
             call(ddf=ddf)
+    with pytest.raises(jm.ModelError, match=f"robust_test: .* no certified optimum .{outcome.name}"):
+        result.robust_test()
     assert result.test(ddf="none").se["Days"] > 0
 
 

@@ -45,6 +45,14 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
 
 
 @POSIX
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "nowhere" / "result"
+    with pytest.raises(FileNotFoundError) as caught:
+        files.write_whole(path, b"first")
+    assert caught.value.filename == str(path)
+    assert str(path) in str(caught.value)
+
+
 def test_permissions_and_links_stay(tmp_path):
     path, link = tmp_path / "file", tmp_path / "link"
     link.symlink_to(path)
