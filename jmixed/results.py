@@ -937,7 +937,7 @@ class MixedLMResults:
         >>> result.check().frame.loc["linearity", "words"]
         'no bend in the residuals'
         """
-        return checks.checks(self.fitted, key)
+        return checks.checks(self.fitted, checks.material(self.fitted, key))
 
     def report(self, ddf: Ddf | None = None, level: float = 0.95) -> str:
         """The fit in words, as a results section has it: the model, each effect with its test, what varies.
@@ -2068,7 +2068,7 @@ class MixedGLMResults:
         >>> list(slow.check().frame.index)[:2]
         ['linearity', 'equal variances']
         """
-        return checks.checks(self.fitted, key)
+        return checks.checks(self.fitted, checks.material(self.fitted, key))
 
     def report(self, level: float = 0.95) -> str:
         """The fit in words, as a results section has it: the model, each effect with its test, what varies.

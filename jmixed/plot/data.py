@@ -31,6 +31,8 @@ STRATA = 12
 """Levels that can have a line each."""
 GROUPS = 100
 """Most groups whose lines are drawn."""
+SIMULATED, FEWEST, RESPONSES = 250, 50, 2**20
+"""Most and fewest new responses that residuals are ranks among, and how many numbers they may have."""
 PREDICTED = 2**18
 """Rows that are predicted at a time."""
 
@@ -98,7 +100,10 @@ def qq_data(result: MixedLMResults, group: str | None = None, column: str | None
 
 @checked
 def quantile_data(
-    result: MixedGLMResults, kind: Literal["simulated", "quantile"] = "simulated", key: Any = 0, simulations: int = 250
+    result: MixedGLMResults,
+    kind: Literal["simulated", "quantile"] = "simulated",
+    key: Any = 0,
+    simulations: int | None = None,
 ) -> pd.DataFrame:
     """What `quantile` shows, a row for each of the model's: columns fitted, residual, uniform, place.
 
@@ -116,6 +121,8 @@ def quantile_data(
         raise ModelError("quantile: this is a linear model, whose residuals are numbers: see jm.plot.qq and residuals")
     if kind not in ("simulated", "quantile"):
         raise ModelError(f"quantile: kind={kind!r}; use 'simulated' or 'quantile'")
+    if simulations is None:
+        simulations = int(np.clip(RESPONSES // result.fitted.nobs, FEWEST, SIMULATED))
     values = np.asarray(result.residuals(kind, key, simulations))
     if kind == "quantile":
         from scipy.special import ndtr
@@ -274,22 +281,19 @@ def check_data(result: MixedLMResults, key: Any = 0) -> dict[str, pd.DataFrame]:
     factor), "responses" (columns value, draw; 0 is the observed one), "words" (columns look and words).
     Arguments as of `check`: `key`, a JAX random key, or an int.
     """
-    fitted = result.fitted
-    told = result.check(key)
-    residual = checks.standardised(fitted, key)
-    fixed = rows.fixed_part(fitted.spec, fitted.fit.beta)
-    pieces = [("residuals", residual), *checks.random_effects(fitted).items()]
+    made_of = checks.material(result.fitted, key)
+    told, observed, drawn = checks.checks(result.fitted, made_of), made_of.observed, made_of.drawn
+    pieces = [("residuals", made_of.residual), *made_of.modes.items()]
     tables: list[Any] = []
     for name, sample in pieces:
         known = np.sort(sample[np.isfinite(sample)])
         tables.append(pd.DataFrame({"name": name, "normal": checks.normal_quantiles(len(known)), "sample": known}))
-    observed, drawn = checks.densities(fitted, key)
     values = np.concatenate([observed, drawn.ravel()])
     draw = np.repeat(np.arange(1 + len(drawn)), len(observed))
     words: Any = told.frame[["look", "words"]]
     influence = told.influence.dropna().sort_values(ascending=False)
     return {
-        "residuals": pd.DataFrame({"fixed": fixed, "residual": residual}),
+        "residuals": pd.DataFrame({"fixed": made_of.fixed, "residual": made_of.residual}),
         "residual quantiles": tables[0],
         "random effects": pd.concat(tables[1:]) if len(tables) > 1 else tables[0].iloc[:0],
         "influence": pd.DataFrame({"group": influence.index, "distance": influence.to_numpy()}),

@@ -157,7 +157,7 @@ def quantile(
     against: Literal["uniform", "fitted"] = "uniform",
     kind: Literal["simulated", "quantile"] = "simulated",
     key: Any = 0,
-    simulations: int = 250,
+    simulations: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Residuals of a generalized model between 0 and 1, which are uniform if it holds, as in R's DHARMa.
@@ -176,7 +176,8 @@ def quantile(
     key : JAX random key, or int
         Of what is random in them.
     simulations
-        Number of new responses for "simulated".
+        Number of new responses for "simulated": by default 250, of more than 4,000 rows fewer, but at least 50. The
+        residuals are uniform whatever their number.
     """
     if against not in ("uniform", "fitted"):
         raise ModelError(f"quantile: against={against!r}; use 'uniform' or 'fitted'")

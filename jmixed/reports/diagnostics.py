@@ -14,7 +14,7 @@ from jmixed.formulas.frame import new_table
 from jmixed.formulas.model_data import ModelData, RandomTerm
 from jmixed.inference import tails
 from jmixed.inference.leave_one_out import LeftOut, leave_one_out, one_step_of_family
-from jmixed.inference.leverage import RowDiagnostics, row_diagnostics
+from jmixed.inference.leverage import RowDiagnostics, cluster_distances, row_diagnostics
 from jmixed.inference.responses import averaged, evaluate
 from jmixed.inference.sandwich import cluster_sandwich, degrees_of_freedom
 from jmixed.inference.variance_explained import (
@@ -117,9 +117,36 @@ def augment(fitted: Fitted, data: Any) -> pd.DataFrame:
 
 def _by_row(fitted: Fitted) -> RowDiagnostics:
     """Leverages and distances of rows that are made independent."""
+    return row_diagnostics(fitted.white, fitted.joint, _left(fitted))
+
+
+def _left(fitted: Fitted) -> np.ndarray:
+    """Conditional residuals (n,) of rows that are made independent."""
     white = fitted.white
-    left = white.y - rows.mean(white, fitted.fit, rows.in_sample(white, range(len(white.terms))))
-    return row_diagnostics(white, fitted.joint, left)
+    return white.y - rows.mean(white, fitted.fit, rows.in_sample(white, range(len(white.terms))))
+
+
+def distances(fitted: Fitted) -> pd.Series:
+    """Cook's distances of groups at the estimated variance parameters, Series (groups,), named by the factor.
+
+    Of the coarsest factor that holds all others; of crossed ones those of the factor with the largest distance. Empty
+    where there is nothing to leave out, or it would take long.
+    """
+    spec = fitted.spec
+    factors = factors_of(spec)
+    related = any(term.relationship is not None for term in spec.terms)
+    tops = [] if related else [name for name, (codes, _) in factors.items() if _holds_all(spec, codes)]
+    if tops:
+        top = min(tops, key=lambda name: len(factors[name][1]))
+        factors = {top: factors[top]}
+    out = pd.Series(dtype=float, name="cooks_distance")
+    for name, (codes, levels) in factors.items():
+        if len(levels) < 2:
+            continue
+        values = cluster_distances(fitted.white, fitted.joint, _left(fitted), codes, bool(tops))
+        if values is not None and (out.empty or np.nanmax(values, initial=-np.inf) > out.max()):
+            out = pd.Series(values, pd.Index(levels, name=name), name=out.name)
+    return out
 
 
 def _augment_generalized(fitted: Fitted) -> pd.DataFrame:
@@ -232,13 +259,19 @@ def _fewest_levels_left(terms: Sequence[RandomTerm], codes: np.ndarray, count: i
     return fewest
 
 
-def clusters(spec: ModelData, what: str, group: str | None) -> tuple[str, np.ndarray, pd.Index]:
-    """Name, codes of the rows and labels of the factor whose groups are taken as clusters."""
+def factors_of(spec: ModelData) -> dict[str, tuple[np.ndarray, pd.Index]]:
+    """Codes of the rows and labels of every factor whose groups can be taken as clusters, by its name."""
     named = {term.group: (term.codes, term.levels) for term in spec.terms}
     if spec.residual is not None and (series := spec.residual.factor) is not None:
         named.setdefault(series.name, (series.codes, series.levels))
     if spec.groups is not None:
         named[spec.group_name or "Group"] = effects.top_level(spec)
+    return named
+
+
+def clusters(spec: ModelData, what: str, group: str | None) -> tuple[str, np.ndarray, pd.Index]:
+    """Name, codes of the rows and labels of the factor whose groups are taken as clusters."""
+    named = factors_of(spec)
     if group is None:
         tops = [name for name, (codes, _) in named.items() if _holds_all(spec, codes)]
         if not tops:
