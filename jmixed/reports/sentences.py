@@ -10,7 +10,7 @@ from jmixed.reports import diagnostics, further
 from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed
-from jmixed.reports.residuals import named_deviations
+from jmixed.reports.residuals import named_correlations, named_deviations
 from jmixed.reports.tests import tests_of_coefficients, usual_ddf
 
 DDF = {
@@ -93,6 +93,8 @@ def _rest(fitted: Fitted) -> list[str]:
         for part in all_components(fitted.spec, fitted.fit)
         if part.second is not None and np.isfinite(part.sdcor)
     ]
+    told = named_correlations(fitted.spec, fitted.fit).items()
+    related += [f"residuals ({name}) {fixed(value, 2)}" for name, value in told]
     if related:
         lines.append(f"Correlations: {_listed(related)}.")
     for heading, names, estimates, errors in further.headed(fitted) if fitted.family is not None else ():

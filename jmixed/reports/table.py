@@ -14,7 +14,7 @@ from jmixed.reports import diagnostics, further
 from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed, latex, wrapped
-from jmixed.reports.residuals import named_deviations
+from jmixed.reports.residuals import named_correlations, named_deviations
 from jmixed.reports.sentences import probability
 from jmixed.reports.tests import DDF, Ddf, tests_of_coefficients, usual_ddf
 from jmixed.reports.tidy import RATIOS, exponentials, ratios_of
@@ -239,6 +239,8 @@ def table(
     ]
     order = [FIXED, RANDOM, FURTHER, FIT]
     rows = list(dict.fromkeys(key for column in columns for key in column))
+    if len({fitted.spec.endog_name for fitted in every}) == 1:
+        rows.remove((FIT, "Response"))
     # Of several models the standard deviation of the residuals, and correlations, stay below all others.
     last = ["Correlation", "SD residual"]
     rows.sort(key=lambda key: (order.index(key[0]), *(key[0] == RANDOM and key[1].startswith(word) for word in last)))
@@ -269,6 +271,8 @@ def _column(
                 out[RANDOM, f"SD residual ({place})" if place else "SD residual"] = fixed(deviation, 3)
             continue
         out[RANDOM, f"{kind} {inside} ({part.group})"] = fixed(part.sdcor, 3) if np.isfinite(part.sdcor) else ""
+    for name, value in named_correlations(fitted.spec, fitted.fit).items():
+        out[RANDOM, f"Correlation residuals {name}"] = fixed(value, 3)
     if fitted.spec.residual is not None and fitted.spec.residual.text:
         out[RANDOM, "Residuals"] = fitted.spec.residual.text
     if fitted.family is not None:
@@ -280,7 +284,7 @@ def _column(
 
 def _of_fit(fitted: Fitted) -> dict[tuple[str, str], str]:
     """What is said of a fit as a whole."""
-    facts = {"N": f"{fitted.nobs:,}"}
+    facts = {"Response": fitted.spec.endog_name, "N": f"{fitted.nobs:,}"}
     facts |= {f"N {name}": f"{size.count:,}" for name, size in fitted.sizes.items()}
     if fitted.has_data and fitted.spec.represents is None:
         explained = diagnostics.r2(fitted)
@@ -328,6 +332,8 @@ def _notes(fits: Sequence[Fitted], headings: Sequence[str], style: str, kinds: S
         other = len({fitted.names.fixed for fitted in fits}) > 1
         beyond = ", and not comparable between other fixed effects: fit(reml=False)" if other else ""
         notes.append(f"AIC, BIC and log-likelihood after REML are those of the restricted likelihood{beyond}.")
+    if len({fitted.spec.endog_name for fitted in fits}) > 1:
+        notes.append("AIC, BIC and log-likelihood of different responses are not comparable.")
     for fitted, name in zip(fits, headings, strict=True):
         if any(fitted.fit.singular):
             notes.append(f"{name}: singular fit, a variance of zero or a correlation of one.")
