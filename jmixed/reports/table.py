@@ -28,6 +28,8 @@ STYLES = {
 }
 """What stands in a cell, and what a reader is told."""
 FIXED, RANDOM, FURTHER, FIT = "Fixed effects", "Random effects", "Further predictors", "Fit"
+OF_FITS = ("ICC", "R2 marginal", "R2 conditional", "AIC", "BIC", "Log-likelihood", "Method", "Family")
+"""What is said of a fit as a whole below its numbers of rows and groups."""
 
 
 @checked
@@ -241,9 +243,16 @@ def table(
     rows = list(dict.fromkeys(key for column in columns for key in column))
     if len({fitted.spec.endog_name for fitted in every}) == 1:
         rows.remove((FIT, "Response"))
-    # Of several models the standard deviation of the residuals, and correlations, stay below all others.
+    # Of several models the standard deviation of the residuals, and correlations, stay below all others, and what is said
+    # of fits as a whole in its order, whichever of them lacks some.
     last = ["Correlation", "SD residual"]
-    rows.sort(key=lambda key: (order.index(key[0]), *(key[0] == RANDOM and key[1].startswith(word) for word in last)))
+    rows.sort(
+        key=lambda key: (
+            order.index(key[0]),
+            *(key[0] == RANDOM and key[1].startswith(word) for word in last),
+            OF_FITS.index(key[1]) if key[0] == FIT and key[1] in OF_FITS else -1,
+        )
+    )
     cells = [[column.get(key, "") for column in columns] for key in rows]
     frame = pd.DataFrame(cells, pd.MultiIndex.from_tuples(rows, names=["", ""]), headings, dtype=object)
     told = [

@@ -92,4 +92,8 @@ def test_other_responses_are_named_in_the_table():
     table = jm.table(fits)
     assert table.cells.loc[("Fit", "Response")].tolist() == ["Reaction", "np.log(Reaction)"]
     assert "AIC, BIC and log-likelihood of different responses are not comparable." in table.notes
+    visits = jm.mixedlm("Reaction ~ Days", sleep, residual="ar1(Days | Subject)").fit()
+    order = ["N", "N Subject", "ICC", "R2 marginal", "R2 conditional", "AIC", "BIC", "Log-likelihood", "Method"]
+    for several in ([visits, fits[0]], [fits[0], visits]):
+        assert jm.table(several).cells.loc["Fit"].index.tolist() == order
     assert ("Fit", "Response") not in jm.table(fits[0]).cells.index
