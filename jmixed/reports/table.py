@@ -243,8 +243,8 @@ def table(
     rows = list(dict.fromkeys(key for column in columns for key in column))
     if len({fitted.spec.endog_name for fitted in every}) == 1:
         rows.remove((FIT, "Response"))
-    # Of several models the standard deviation of the residuals, and correlations, stay below all others, and what is said
-    # of fits as a whole in its order, whichever of them lacks some.
+    # Of several models the standard deviation of the residuals, and correlations, stay below all others, and what is
+    # said of fits as a whole in its order, whichever of them lacks some.
     last = ["Correlation", "SD residual"]
     rows.sort(
         key=lambda key: (

@@ -411,6 +411,30 @@ def test_names_that_would_cover_each_other_are_left_out():
     assert jm.plot.caterpillar(schools(30)).get_ylabel() == "school"
 
 
+def test_legends_of_means_and_of_power_leave_narrow_axes_their_width():
+    """They stood beside the axes at any width, and took half of a printed column."""
+    grid = {"school": [10, 20], "x": [0.5, 1.0]}
+    curve = jm.power(schools(30), {"x": 0.5}, n_simulations=20, grid=grid, ddf="none")
+    trial = jm.mixedlm(TRIAL, trial_data()).fit()
+    means = trial.emmeans("arm", by="dose")
+    for draw in (curve.plot, means.plot):
+        figure, ax = plt.subplots(figsize=(3.35, 2.8), layout="constrained")
+        draw(ax=ax)
+        figure.canvas.draw()
+        assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
+        assert ax.get_position().width > 0.6
+        plt.close(figure)
+    assert curve.plot().get_xticks().tolist() == [10, 20]
+
+
+def test_few_rows_have_no_line_of_quartiles():
+    data = pd.DataFrame({"y": [0, 1, 3, 2, 5, 0, 1, 2, 9, 4], "g": list("aabbccddee")})
+    result = jm.mixedglm("y ~ 1 + (1 | g)", data, family="poisson").fit()
+    ax = jm.plot.quantile(result, "fitted")
+    assert ax.get_legend() is None
+    assert len(ax.lines) == 4
+
+
 def test_many_lines_are_one_thing_to_draw():
     """Of many groups the lines are those of the data, in the order of the groups and with the colours of `by`."""
     result = schools(300)
