@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -343,19 +343,23 @@ def _separate_clusters(fitted: Fitted, what: str, group: str | None) -> np.ndarr
     return codes
 
 
-def r2(fitted: Fitted) -> VarianceExplained:
+Approximation = Literal["lognormal", "delta", "trigamma"]
+"""How the variance of a response is brought to the scale of the linear predictor."""
+
+
+def r2(fitted: Fitted, approximation: Approximation | None = None) -> VarianceExplained:
     """Marginal and conditional R2."""
     fitted.need_data("r2")
-    return variance_explained(*_predictors_and_residual(fitted))
+    return variance_explained(*_predictors_and_residual(fitted, approximation))
 
 
-def icc(fitted: Fitted) -> IntraclassCorrelation:
+def icc(fitted: Fitted, approximation: Approximation | None = None) -> IntraclassCorrelation:
     """Intraclass correlations."""
     fitted.need_data("icc")
-    return intraclass_correlation(*_predictors_and_residual(fitted))
+    return intraclass_correlation(*_predictors_and_residual(fitted, approximation))
 
 
-def _predictors_and_residual(fitted: Fitted) -> tuple[ModelData, Fit, float]:
+def _predictors_and_residual(fitted: Fitted, approximation: Approximation | None) -> tuple[ModelData, Fit, float]:
     """The model, with those of its terms that are no residuals, the fit, and the residual variance, a mean over rows.
 
     Of a family it is that of an observation on the scale of the predictor, with the random effects that have a level
@@ -367,7 +371,7 @@ def _predictors_and_residual(fitted: Fitted) -> tuple[ModelData, Fit, float]:
         others = tuple(term for term, alone in zip(spec.terms, by_row, strict=True) if not alone)
         by_rows = tuple(term for term, alone in zip(spec.terms, by_row, strict=True) if alone)
         overdispersion = variances_of_predictors(replace(spec, terms=by_rows), fit)[1]
-        variance = _observation_variance(fitted) + overdispersion
+        variance = _observation_variance(fitted, approximation) + overdispersion
         return replace(spec, terms=others), fit, variance
     variance = float(fit.sigma**2)
     if spec.residual is not None:
@@ -376,7 +380,7 @@ def _predictors_and_residual(fitted: Fitted) -> tuple[ModelData, Fit, float]:
     return spec, fit, variance
 
 
-def _observation_variance(fitted: Fitted) -> float:
+def _observation_variance(fitted: Fitted, approximation: Approximation | None) -> float:
     """The family's observation-level variance, a mean over the rows.
 
     It is that at the mean response that the model gives at the average of the fixed part: over predictors with the
@@ -388,7 +392,25 @@ def _observation_variance(fitted: Fitted) -> float:
     total = np.full(n, sum(variances_of_predictors(spec, fitted.fit)))
     has_mean = family.response != "categories"
     mean = averaged(family, "location", center, extras, total) if has_mean else np.zeros(n)
-    return float(np.mean(evaluate(family, "observation_variance", mean, extras, fitted.response.trials)))
+    known = get_args(Approximation) if family.link == "log" else ("delta",) if has_mean else ()
+    if approximation is not None and approximation not in known:
+        raise ModelError(
+            f"r2 and icc: approximation={approximation!r}; a {family.name} response with the link {family.link} has "
+            + (
+                f"{', '.join(map(repr, known))}, or None" if known else "None only, the variance of its latent variable"
+            ),
+            page="responses.md",
+        )
+    what = "delta_variance" if approximation == "delta" and family.link != "log" else "observation_variance"
+    values = evaluate(family, what, mean, extras, fitted.response.trials)
+    if family.link == "log" and approximation in ("delta", "trigamma"):
+        # The usual value is the logarithm of one and this.
+        values = np.expm1(values)
+    if approximation == "trigamma":
+        from scipy.special import polygamma
+
+        values = polygamma(1, 1 / values)
+    return float(np.mean(values))
 
 
 def re_pca(spec: ModelData, fit: Fit) -> dict[str, pd.DataFrame]:

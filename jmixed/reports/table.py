@@ -83,7 +83,7 @@ class Table:
 
     def to_html(self) -> str:
         """The table as an HTML fragment; every cell is escaped."""
-        right, width = 'style="text-align:right; padding:0 0.6em"', self.cells.shape[1] + 1
+        right, width = 'style="text-align:right; padding:0 0.6em; white-space:nowrap"', self.cells.shape[1] + 1
         head = "".join(f"<th {right}>{html.escape(str(name))}</th>" for name in self.cells.columns)
         rows = [f"<tr><th></th>{head}</tr>"]
         for name, block in self._blocks():
@@ -93,7 +93,9 @@ class Table:
                 cells = "".join(f"<td {right}>{html.escape(cell)}</td>" for cell in row)
                 rows.append(f'<tr><td style="text-align:left">{html.escape(str(label))}</td>{cells}</tr>')
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f'<table style="border-collapse:collapse">\n{chr(10).join(rows)}\n</table>{notes}'
+        return (
+            f'<table style="border-collapse:collapse; border-bottom:1px solid">\n{chr(10).join(rows)}\n</table>{notes}'
+        )
 
     def to_latex(self) -> str:
         """The table as a ``tabular`` with the rules of the package booktabs."""
