@@ -46,8 +46,6 @@ def cluster_distances(
     `clusters` (n,) has the cluster of each row. NaN for a cluster that alone determines a coefficient.
     """
     count, p = int(clusters.max()) + 1, data.X.shape[1]
-    if not p:
-        return np.full(count, np.nan)
     Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms], len(data.y))
     L = np.linalg.cholesky(joint.M)
     h, weights = (data.X - Z @ joint.K) @ L, data.weights

@@ -15,7 +15,7 @@ from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.marks import names_in
 from jmixed.inference import tails
 from jmixed.inference.variance_explained import known_variances
-from jmixed.reports import checks, effects, responses, rows
+from jmixed.reports import checks, diagnostics, effects, responses, rows
 from jmixed.reports.marginal import marginal_means
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.precision import FLOAT
@@ -63,8 +63,10 @@ def residuals_data(result: MixedLMResults) -> pd.DataFrame:
     Of a response with a family fitted is the linear predictor, and residuals are those of the linear model that the
     fit is like at the modes.
     """
-    table = result.augment()
-    return pd.DataFrame({"fitted": table[".fitted"], "residual": table[".std.resid"]})
+    of = result.fitted
+    of.need_data("residuals")
+    values = of.fittedvalues if of.family is None else of.predictor
+    return pd.DataFrame({"fitted": values, "residual": diagnostics.standardised(of)}, of.spec.index)
 
 
 @checked

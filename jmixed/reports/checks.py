@@ -76,10 +76,8 @@ class Material:
 def material(fitted: Fitted, key: Any = 0) -> Material:
     """What all checks of a fit, and their picture, are made of."""
     fitted.need_data("check")
-    if fitted.family is None:
-        residual = diagnostics.augment(fitted, None)[".std.resid"].to_numpy()
-    else:
-        residual = responses.quantile_residuals(fitted, key)
+    linear = fitted.family is None
+    residual = diagnostics.standardised(fitted) if linear else responses.quantile_residuals(fitted, key)
     fixed = rows.fixed_part(fitted.spec, fitted.fit.beta)
     # Of many rows a few draws tell as much.
     draws = int(np.clip(RESPONSES // fitted.nobs, FEWEST, DRAWN))

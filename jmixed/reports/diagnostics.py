@@ -120,6 +120,18 @@ def _by_row(fitted: Fitted) -> RowDiagnostics:
     return row_diagnostics(fitted.white, fitted.joint, _left(fitted))
 
 
+def standardised(fitted: Fitted) -> np.ndarray:
+    """Conditional residuals (n,) over their standard deviations.
+
+    After an iterative fit, whose leverages are not there, over that of the errors: of many rows in each level the
+    difference is small.
+    """
+    left = _left(fitted)
+    if fitted.is_iterative:
+        return left * np.sqrt(fitted.white.weights) / fitted.fit.sigma
+    return _by_row(fitted).standardised
+
+
 def _left(fitted: Fitted) -> np.ndarray:
     """Conditional residuals (n,) of rows that are made independent."""
     white = fitted.white
@@ -130,7 +142,7 @@ def distances(fitted: Fitted) -> pd.Series:
     """Cook's distances of groups at the estimated variance parameters, Series (groups,), named by the factor.
 
     Of the coarsest factor that holds all others; of crossed ones those of the factor with the largest distance. Empty
-    where there is nothing to leave out, or it would take long.
+    where there is nothing to leave out or to move, or it would take long.
     """
     spec = fitted.spec
     factors = factors_of(spec)
@@ -140,6 +152,8 @@ def distances(fitted: Fitted) -> pd.Series:
         top = min(tops, key=lambda name: len(factors[name][1]))
         factors = {top: factors[top]}
     out = pd.Series(dtype=float, name="cooks_distance")
+    if not fitted.k_fe:
+        return out
     for name, (codes, levels) in factors.items():
         if len(levels) < 2:
             continue

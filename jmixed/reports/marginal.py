@@ -920,6 +920,8 @@ def _custom(method: Mapping, names: Sequence[str]) -> np.ndarray:
             row = np.asarray(weights, float)
         except (TypeError, ValueError):
             raise DataError(f"contrasts: the weights of {name!r} are no numbers: {weights!r}") from None
+        if not np.isfinite(row).all():
+            raise DataError(f"contrasts: the weights of {name!r} are missing or infinite: {row.tolist()}")
         if row.shape != (len(names),):
             raise DataError(
                 f"contrasts: {name!r} has {row.size} weights, and there are {len(names)} means: {few(list(names))}"

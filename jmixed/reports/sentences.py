@@ -44,6 +44,7 @@ def _model(fitted: Fitted) -> list[str]:
         f"We fitted {kind}{stated} by {by} to {fitted.nobs:,} observations"
         + (f" of {_listed(groups)}." if groups else ".")
     ]
+    lines += left_out(spec)
     if spec.residual is not None:
         words = [text for text in (spec.residual.text, spec.residual.dispersion) if text]
         lines.append(f"Residuals were modelled as {_listed(words)}.")
@@ -114,6 +115,13 @@ def _rest(fitted: Fitted) -> list[str]:
     if singular:
         lines.append(f"The fit is singular: a variance of zero or a correlation of one in {_listed(singular)}.")
     return lines
+
+
+def left_out(spec: ModelData) -> list[str]:
+    """How many rows are not in the model because values were missing."""
+    if not spec.left_out:
+        return []
+    return [f"{spec.left_out:,} {'row was' if spec.left_out == 1 else 'rows were'} left out because of missing values."]
 
 
 def success(spec: ModelData) -> list[str]:

@@ -158,3 +158,26 @@ def test_of_many_rows_few_responses_are_drawn(monkeypatch):
     jm.plot.quantile_data(result)
     jm.plot.quantile_data(result, simulations=99)
     assert asked == [250, 60, 99]
+
+
+def test_a_model_without_coefficients_has_nothing_to_move():
+    told = fitted("y ~ 0 + (1 | g)").check()
+    assert told.influence.empty
+    assert "influential groups" not in told.frame.index
+
+
+def test_after_an_iterative_fit_residuals_are_not_corrected_for_their_leverage():
+    """Its leverages are not there; the checks, and the pictures of residuals, are all the same."""
+    rng = np.random.default_rng(2)
+    a, b = np.repeat(np.arange(30), 40), np.tile(np.arange(40), 30)
+    y = rng.normal(size=30)[a] + rng.normal(size=40)[b] + rng.normal(size=1200)
+    model = jm.mixedlm("y ~ x + (1 | a) + (1 | b)", {"y": y, "x": rng.normal(size=1200), "a": a, "b": b})
+    exact, rough = model.fit(), model.fit(crossed="iterative")
+    sample = jm.plot.residuals_data(rough)["residual"]
+    assert np.std(sample) == pytest.approx(np.std(rough.resid) / rough.sigma)
+    assert np.corrcoef(sample, jm.plot.residuals_data(exact)["residual"])[0, 1] > 0.9999
+    told = rough.check()
+    assert told.influence.empty
+    assert told.frame["look"].tolist() == exact.check().frame.drop("influential groups")["look"].tolist()
+    assert len(jm.plot.check(rough).axes) == len(jm.plot.check(exact).axes) - 1
+    assert len(jm.plot.qq_data(rough)) == 1200
