@@ -698,7 +698,7 @@ def _aside(count):
     return np.random.default_rng(0).uniform(-JITTER, JITTER, count)
 
 
-def _axes(ax, size):
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     return ax if ax is not None else pyplot().subplots(figsize=size, layout="constrained")[1]
 
 
