@@ -409,7 +409,9 @@ def _lines(result, frame, x, key, count, random_effects) -> list[tuple[Any, np.n
     means, together = [], max(1, PREDICTED // max(n, 1))
     for start in range(0, len(versions), together):
         block = [frame.assign(**{x: version}) for version in versions[start : start + together]]
-        predicted = result.predict(pd.concat(block, ignore_index=True), random_effects=random_effects)
+        # A predictor that is part of a group's name makes other groups, that may not be there; they are not drawn.
+        how: dict[str, Any] = {"random_effects": random_effects, "new_levels": "population"}
+        predicted = result.predict(pd.concat(block, ignore_index=True), **how)
         for part in np.asarray(predicted).reshape(len(block), n):
             means.append(np.bincount(key, part, minlength=count) / np.maximum(size, 1))
     table = np.array(means)
@@ -427,8 +429,9 @@ def _predictors(spec) -> list[str]:
     """The columns of the data that the model predicts from, numbers first."""
     frame_of(spec)
     names = spec.recipe.columns([part for part in spec.recipe.specs if part != "lhs"])
-    # A grouping factor is no predictor.
+    # A grouping factor is no predictor, unless it is one too, as the recipe in recipe:replicate.
     factors = {name for term in spec.terms for name in term.rebuild.factor.sources}
+    factors -= set(spec.recipe.columns(["rhs"]))
     return sorted((name for name in names if name not in factors), key=lambda name: is_category(spec, name))
 
 

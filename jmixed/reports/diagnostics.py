@@ -14,7 +14,7 @@ from jmixed.formulas.frame import new_table
 from jmixed.formulas.model_data import ModelData, RandomTerm
 from jmixed.inference import tails
 from jmixed.inference.leave_one_out import LeftOut, leave_one_out, one_step_of_family
-from jmixed.inference.leverage import RowDiagnostics, cluster_distances, row_diagnostics
+from jmixed.inference.leverage import ENTRIES, RowDiagnostics, cluster_distances, row_diagnostics
 from jmixed.inference.responses import averaged, evaluate
 from jmixed.inference.sandwich import cluster_sandwich, degrees_of_freedom
 from jmixed.inference.variance_explained import (
@@ -123,13 +123,18 @@ def _by_row(fitted: Fitted) -> RowDiagnostics:
 def standardised(fitted: Fitted) -> np.ndarray:
     """Conditional residuals (n,) over their standard deviations.
 
-    After an iterative fit, whose leverages are not there, over that of the errors: of many rows in each level the
-    difference is small.
+    After an iterative fit, whose leverages are not there, and where they would take seconds, over that of the errors:
+    of many rows in each level the difference is small.
     """
     left = _left(fitted)
-    if fitted.is_iterative:
+    if fitted.is_iterative or _width(fitted.joint.rest) * fitted.nobs > ENTRIES:
         return left * np.sqrt(fitted.white.weights) / fitted.fit.sigma
     return _by_row(fitted).standardised
+
+
+def _width(matrix: Any) -> float:
+    """Entries of a sparse array by row."""
+    return matrix.nnz / max(matrix.shape[0], 1)
 
 
 def _left(fitted: Fitted) -> np.ndarray:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from generalized import cows, wine
 from matplotlib import pyplot as plt
+from references import data as reference_data
 from scipy import stats
 
 import jmixed as jm
@@ -346,6 +347,25 @@ class TestGeneralized:
         np.testing.assert_array_equal(sample, np.sort(cows().residuals("quantile")))
         assert jm.plot.qq(cows()).get_ylabel() == "quantile residuals"
         assert len(jm.plot.caterpillar_data(cows())) == 15
+
+
+def test_a_predictor_may_be_part_of_a_grouping_factor():
+    """As the recipe of a cake in recipe:replicate: it was said to be no predictor."""
+    cake = reference_data("cake").astype({"temp": float})
+    result = jm.mixedlm("angle ~ recipe * temp + (1 | recipe:replicate)", cake).fit()
+    table = jm.plot.effects_data(result, "recipe")
+    np.testing.assert_allclose(table["estimate"], result.emmeans("recipe").frame["estimate"])
+    assert jm.plot.effects(result, "temp", by="recipe").get_xlabel() == "temp"
+    # Groups that there are not are asked for on the way, and not drawn.
+    rest = cake[~((cake["recipe"] == "B") & (cake["replicate"] == cake["replicate"].iloc[0]))]
+    fewer = jm.mixedlm("angle ~ recipe * temp + (1 | recipe:replicate)", rest).fit()
+    lines = jm.plot.fitted_data(fewer, "recipe")
+    of_groups = lines[lines["recipe:replicate"].notna()]
+    assert len(of_groups) == len(fewer.ranef()["recipe:replicate"])
+    for name, recipe, value in of_groups.itertuples(index=False):
+        own = rest[(rest["recipe"] + ":" + rest["replicate"]) == name]
+        assert set(own["recipe"]) == {recipe}
+        assert value == pytest.approx(np.mean(fewer.predict(own, random_effects=True)))
 
 
 class TestEffects:

@@ -181,3 +181,10 @@ def test_after_an_iterative_fit_residuals_are_not_corrected_for_their_leverage()
     assert told.frame["look"].tolist() == exact.check().frame.drop("influential groups")["look"].tolist()
     assert len(jm.plot.check(rough).axes) == len(jm.plot.check(exact).axes) - 1
     assert len(jm.plot.qq_data(rough)) == 1200
+
+
+def test_leverages_that_take_seconds_are_not_waited_for(monkeypatch):
+    result = jm.mixedlm("diameter ~ 1 + (1 | plate) + (1 | sample)", jm.datasets.load("penicillin")).fit()
+    np.testing.assert_allclose(jm.plot.residuals_data(result)["residual"], result.augment()[".std.resid"])
+    monkeypatch.setattr("jmixed.reports.diagnostics.ENTRIES", 100)
+    np.testing.assert_allclose(jm.plot.residuals_data(result)["residual"], result.resid / result.sigma)
