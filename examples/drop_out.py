@@ -1,5 +1,9 @@
-"""A trial with visits that people miss: an unstructured model of repeated measures, its means, contrasts and table."""
+"""From visits that people miss to a results section: an unstructured model, its means, checks, figure, table, words."""
 
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -23,18 +27,26 @@ def simulate(people=160, seed=11):
 
 
 def main():
+    plt.switch_backend("Agg")
     data = simulate()
     print(pd.crosstab(data["arm"], data["visit"]), "people seen\n")
     result = jm.mixedlm("score ~ arm * C(visit)", data, residual="us(visit | person)").fit()
     print(result.residual_corr().round(2), "\n")
+    print(result.check(), "\n")
 
     means = result.emmeans("arm", by="visit", ddf="kenward-roger")
-    print(means)
     contrasts = means.contrasts("reference", adjust="none")
-    print(contrasts)
-    print(result.report())
     simple = jm.mixedlm("score ~ arm * C(visit) + (1 | person)", data).fit()
-    print(jm.table([simple, result], names=["an intercept a person", "unstructured"]))
+    table = jm.table([simple, result], ["an intercept a person", "unstructured"], style="ci", ddf="kenward-roger")
+    print(means, contrasts, table, result.report(ddf="kenward-roger"), sep="\n\n")
+
+    with tempfile.TemporaryDirectory() as folder:
+        jm.plot.check(result).savefig(Path(folder) / "checks.png")
+        figure, ax = plt.subplots(figsize=(3.5, 3), layout="constrained")
+        jm.plot.effects(result, "visit", by="arm", partial=False, ax=ax)
+        figure.savefig(Path(folder) / "effect.png", dpi=300)
+        Path(folder, "table.html").write_text(table.to_html(), encoding="utf-8")
+        print("\n", sorted(path.name for path in Path(folder).iterdir()))
 
     last = contrasts.iloc[-1]
     if not last["lower"] < DIFFERENCE[-1] < last["upper"]:

@@ -937,7 +937,7 @@ class MixedLMResults:
         >>> result.check().frame.loc["linearity", "words"]
         'no bend in the residuals'
         """
-        return checks.checks(self.fitted, key)
+        return checks.checks(self.fitted, checks.material(self.fitted, key))
 
     def report(self, ddf: Ddf | None = None, level: float = 0.95) -> str:
         """The fit in words, as a results section has it: the model, each effect with its test, what varies.
@@ -2068,7 +2068,7 @@ class MixedGLMResults:
         >>> list(slow.check().frame.index)[:2]
         ['linearity', 'equal variances']
         """
-        return checks.checks(self.fitted, key)
+        return checks.checks(self.fitted, checks.material(self.fitted, key))
 
     def report(self, level: float = 0.95) -> str:
         """The fit in words, as a results section has it: the model, each effect with its test, what varies.
@@ -2270,20 +2270,35 @@ class MixedGLMResults:
         """
         return diagnostics.influence(self.fitted, group, method)
 
-    def r2(self) -> VarianceExplained:
+    def r2(self, approximation: diagnostics.Approximation | None = None) -> VarianceExplained:
         """Marginal and conditional R2 on the scale of the linear predictor (Nakagawa, Johnson and Schielzeth 2017).
 
         The residual variance is the observation-level variance of the family: of a log link log(1 + variance / mean^2),
         of a logit pi^2 / 3, of a probit 1, otherwise by the delta method. It is taken at the mean that the model gives
-        at the average of the fixed part over predictors with the variance that fixed and random effects have together;
-        R's performance and MuMIn take it at the mean of a model without predictors, fitted anew. Random effects with a
-        level for each row, which take up overdispersion, count as residuals.
-        """
-        return diagnostics.r2(self.fitted)
+        at the average of the fixed part, its offset included, over predictors with the variance that fixed and random
+        effects have together; R's performance and MuMIn take it at the mean of a model without predictors, fitted anew.
+        An offset is no effect: it has no part in the variance of the fixed effects. Random effects with a level for
+        each row, which take up overdispersion, count as residuals. Raises `ModelError` for an approximation that the
+        link does not have.
 
-    def icc(self) -> IntraclassCorrelation:
-        """Intraclass correlations on the scale of the linear predictor, with the residual variance of `r2`."""
-        return diagnostics.icc(self.fitted)
+        Parameters
+        ----------
+        approximation
+            Of the observation-level variance, in the place of what is usual: of a log link with v = variance / mean^2
+            "lognormal" is log(1 + v), "delta" v, and "trigamma" trigamma(1 / v); "delta" is there for other links of
+            means too. MuMIn's ``r.squaredGLMM`` has a row of each.
+        """
+        return diagnostics.r2(self.fitted, approximation)
+
+    def icc(self, approximation: diagnostics.Approximation | None = None) -> IntraclassCorrelation:
+        """Intraclass correlations on the scale of the linear predictor, with the residual variance of `r2`.
+
+        Parameters
+        ----------
+        approximation
+            As in `r2`.
+        """
+        return diagnostics.icc(self.fitted, approximation)
 
     def re_pca(self) -> dict[str, pd.DataFrame]:
         """Principal components of the random effects by grouping factor, as lme4's rePCA.

@@ -1,7 +1,7 @@
 """Arrays in, without words: statsmodels' array interface as a `ModelData`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,8 @@ def from_arrays(
         inner = tuple(block.inner[i] for i in before.get_indexer(top.levels))
         terms.append(_component(name, _Block(block.names, block.values[keep], inner), top))
     index = endog.index if isinstance(endog, (pd.Series, pd.DataFrame)) else pd.RangeIndex(n)
-    return _model(narrow, tuple(terms), labels, keep, index[keep], check)
+    model = _model(narrow, tuple(terms), labels, keep, index[keep], check)
+    return replace(model, left_out=n - model.nobs)
 
 
 def _matrix(value: Any, what: str) -> Matrix:

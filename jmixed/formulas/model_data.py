@@ -205,6 +205,7 @@ class ModelData:
     log_weights: float = 0.0  # sum of the log weights of those
     residual: ResidualTerm | None = field(default=None, repr=False)  # None for independent residuals of one variance
     response: ResponseTerm | None = field(default=None, repr=False)  # None for a linear model
+    left_out: int = 0  # rows that were left out because of missing values
 
     @property
     def nobs(self) -> int:

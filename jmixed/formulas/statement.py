@@ -91,8 +91,9 @@ def from_formula(
         rows = Rows(table, columns, np.arange(len(table), dtype=np.int32 if len(table) < 1 << 31 else np.int64))
         if subset is not None:
             rows = rows.take(subset_positions(table, subset))
-        rows = leave_out_missing(rows, words, recipe, missing)
-        return assemble(words, recipe, rows, missing, tuple(drop_cols or ()), check)
+        complete = leave_out_missing(rows, words, recipe, missing)
+        model = assemble(words, recipe, complete, missing, tuple(drop_cols or ()), check)
+        return replace(model, left_out=len(rows.positions) - model.nobs)
 
 
 def state(

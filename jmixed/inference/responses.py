@@ -41,6 +41,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "probabilities": lambda family, eta, extras: jnp.moveaxis(family.probabilities(eta, extras), -1, 0),
     "variance": lambda family, eta, extras, trials: family.variance(eta, extras, trials),
     "observation_variance": lambda family, mean, extras, trials: family.observation_variance(mean, extras, trials),
+    "delta_variance": lambda family, mean, extras, trials: Family.observation_variance(family, mean, extras, trials),
     "cdf": lambda family, eta, extras, trials, y: family.cdf(y, eta, extras, trials),
     "deviance": lambda family, eta, extras, trials, y: family.deviance(y, eta, extras, trials),
     "log_density": lambda family, eta, extras, trials, y: family.log_density(y, eta, extras, trials),

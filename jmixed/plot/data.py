@@ -15,7 +15,7 @@ from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.marks import names_in
 from jmixed.inference import tails
 from jmixed.inference.variance_explained import known_variances
-from jmixed.reports import checks, effects, responses, rows
+from jmixed.reports import checks, diagnostics, effects, responses, rows
 from jmixed.reports.marginal import marginal_means
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.precision import FLOAT
@@ -31,6 +31,8 @@ STRATA = 12
 """Levels that can have a line each."""
 GROUPS = 100
 """Most groups whose lines are drawn."""
+SIMULATED, FEWEST, RESPONSES = 250, 50, 2**20
+"""Most and fewest new responses that residuals are ranks among, and how many numbers they may have."""
 PREDICTED = 2**18
 """Rows that are predicted at a time."""
 
@@ -61,8 +63,10 @@ def residuals_data(result: MixedLMResults) -> pd.DataFrame:
     Of a response with a family fitted is the linear predictor, and residuals are those of the linear model that the
     fit is like at the modes.
     """
-    table = result.augment()
-    return pd.DataFrame({"fitted": table[".fitted"], "residual": table[".std.resid"]})
+    of = result.fitted
+    of.need_data("residuals")
+    values = of.fittedvalues if of.family is None else of.predictor
+    return pd.DataFrame({"fitted": values, "residual": diagnostics.standardised(of)}, of.spec.index)
 
 
 @checked
@@ -98,7 +102,10 @@ def qq_data(result: MixedLMResults, group: str | None = None, column: str | None
 
 @checked
 def quantile_data(
-    result: MixedGLMResults, kind: Literal["simulated", "quantile"] = "simulated", key: Any = 0, simulations: int = 250
+    result: MixedGLMResults,
+    kind: Literal["simulated", "quantile"] = "simulated",
+    key: Any = 0,
+    simulations: int | None = None,
 ) -> pd.DataFrame:
     """What `quantile` shows, a row for each of the model's: columns fitted, residual, uniform, place.
 
@@ -116,6 +123,8 @@ def quantile_data(
         raise ModelError("quantile: this is a linear model, whose residuals are numbers: see jm.plot.qq and residuals")
     if kind not in ("simulated", "quantile"):
         raise ModelError(f"quantile: kind={kind!r}; use 'simulated' or 'quantile'")
+    if simulations is None:
+        simulations = int(np.clip(RESPONSES // result.fitted.nobs, FEWEST, SIMULATED))
     values = np.asarray(result.residuals(kind, key, simulations))
     if kind == "quantile":
         from scipy.special import ndtr
@@ -274,22 +283,19 @@ def check_data(result: MixedLMResults, key: Any = 0) -> dict[str, pd.DataFrame]:
     factor), "responses" (columns value, draw; 0 is the observed one), "words" (columns look and words).
     Arguments as of `check`: `key`, a JAX random key, or an int.
     """
-    fitted = result.fitted
-    told = result.check(key)
-    residual = checks.standardised(fitted, key)
-    fixed = rows.fixed_part(fitted.spec, fitted.fit.beta)
-    pieces = [("residuals", residual), *checks.random_effects(fitted).items()]
+    made_of = checks.material(result.fitted, key)
+    told, observed, drawn = checks.checks(result.fitted, made_of), made_of.observed, made_of.drawn
+    pieces = [("residuals", made_of.residual), *made_of.modes.items()]
     tables: list[Any] = []
     for name, sample in pieces:
         known = np.sort(sample[np.isfinite(sample)])
         tables.append(pd.DataFrame({"name": name, "normal": checks.normal_quantiles(len(known)), "sample": known}))
-    observed, drawn = checks.densities(fitted, key)
     values = np.concatenate([observed, drawn.ravel()])
     draw = np.repeat(np.arange(1 + len(drawn)), len(observed))
     words: Any = told.frame[["look", "words"]]
     influence = told.influence.dropna().sort_values(ascending=False)
     return {
-        "residuals": pd.DataFrame({"fixed": fixed, "residual": residual}),
+        "residuals": pd.DataFrame({"fixed": made_of.fixed, "residual": made_of.residual}),
         "residual quantiles": tables[0],
         "random effects": pd.concat(tables[1:]) if len(tables) > 1 else tables[0].iloc[:0],
         "influence": pd.DataFrame({"group": influence.index, "distance": influence.to_numpy()}),
@@ -403,7 +409,9 @@ def _lines(result, frame, x, key, count, random_effects) -> list[tuple[Any, np.n
     means, together = [], max(1, PREDICTED // max(n, 1))
     for start in range(0, len(versions), together):
         block = [frame.assign(**{x: version}) for version in versions[start : start + together]]
-        predicted = result.predict(pd.concat(block, ignore_index=True), random_effects=random_effects)
+        # A predictor that is part of a group's name makes other groups, that may not be there; they are not drawn.
+        how: dict[str, Any] = {"random_effects": random_effects, "new_levels": "population"}
+        predicted = result.predict(pd.concat(block, ignore_index=True), **how)
         for part in np.asarray(predicted).reshape(len(block), n):
             means.append(np.bincount(key, part, minlength=count) / np.maximum(size, 1))
     table = np.array(means)
@@ -421,8 +429,9 @@ def _predictors(spec) -> list[str]:
     """The columns of the data that the model predicts from, numbers first."""
     frame_of(spec)
     names = spec.recipe.columns([part for part in spec.recipe.specs if part != "lhs"])
-    # A grouping factor is no predictor.
+    # A grouping factor is no predictor, unless it is one too, as the recipe in recipe:replicate.
     factors = {name for term in spec.terms for name in term.rebuild.factor.sources}
+    factors -= set(spec.recipe.columns(["rhs"]))
     return sorted((name for name in names if name not in factors), key=lambda name: is_category(spec, name))
 
 

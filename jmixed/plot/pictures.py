@@ -30,6 +30,7 @@ from jmixed.plot.data import (
     strata_of,
 )
 from jmixed.reports import responses
+from jmixed.reports.drawing import NARROW, is_narrow, legend, pyplot, width_of
 from jmixed.runtime.arguments import checked
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ PANEL = 2.2
 """Inches of a panel of `check` in print."""
 LEAST = 2
 """Inches of width in which two panels of `check` stand side by side."""
-NARROW = 4.5
-"""Inches of width below which a legend stands above the axes: beside them it would leave no room."""
 JITTER = 0.08
 """How far, of the distance of two categories, the points of rows are spread sideways, so that they are seen."""
 INK, ACCENT, PALE = "#1f4e79", "#c8501e", "#9aa5b1"
@@ -159,7 +158,7 @@ def quantile(
     against: Literal["uniform", "fitted"] = "uniform",
     kind: Literal["simulated", "quantile"] = "simulated",
     key: Any = 0,
-    simulations: int = 250,
+    simulations: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Residuals of a generalized model between 0 and 1, which are uniform if it holds, as in R's DHARMa.
@@ -178,7 +177,8 @@ def quantile(
     key : JAX random key, or int
         Of what is random in them.
     simulations
-        Number of new responses for "simulated".
+        Number of new responses for "simulated": by default 250, of more than 4,000 rows fewer, but at least 50. The
+        residuals are uniform whatever their number.
     """
     if against not in ("uniform", "fitted"):
         raise ModelError(f"quantile: against={against!r}; use 'uniform' or 'fitted'")
@@ -199,9 +199,12 @@ def quantile(
             ax.axhline(share, color=PALE, linewidth=1, linestyle="--")
             label = "quartiles" if share == 0.5 else None
             heights = [table["residual"].iloc[part].quantile(share) for part in slices]
-            ax.plot(at, heights, color=ACCENT, linewidth=1.5, label=label)
+            # Few rows are one slice, and no line.
+            if len(slices) > 1:
+                ax.plot(at, heights, color=ACCENT, linewidth=1.5, label=label)
         ax.set_xlabel("rank of the linear predictor")
-        ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
+        if len(slices) > 1:
+            ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
     ax.set_ylim(-0.02, 1.02)
     ax.set_ylabel(f"{kind} residual")
     return ax
@@ -360,15 +363,15 @@ def fitted(
         whole = lines[lines[factor].isna() & _of(lines, by, which)]
         name = f"fixed effects{averaged}" if by is None else f"{by} = {which}"
         colour = "black" if by is None else f"C{j}"
-        label = textwrap.fill(name, 16 if _width(ax) < 2.4 and by is None else 26)
+        label = textwrap.fill(name, 16 if width_of(ax) < 2.4 and by is None else 26)
         style = {"linewidth": 2, "linestyle": "--", "label": label, "zorder": 3}
         ax.plot(at(whole[across]), whole["fitted"], color=colour, **style, **marks)
     ax.set_xlabel(across)
     ax.set_ylabel(spec.endog_name)
     title = factor if few else f"{len(shown):,} levels of {factor}"
     if by is not None:
-        title = textwrap.fill(f"fixed effects{averaged}", 40 if _is_narrow(ax) else 26) + f"\nfaint: {title}"
-    _legend(ax, title)
+        title = textwrap.fill(f"fixed effects{averaged}", 40 if is_narrow(ax) else 26) + f"\nfaint: {title}"
+    legend(ax, title)
     return ax
 
 
@@ -424,9 +427,7 @@ def effects(
             _partial_residuals(ax, result, table, variable, by, which, colour, shift if category else None)
         if category:
             ax.vlines(x, part["lower"], part["upper"], color=colour, linewidth=2.5, zorder=3)
-            ax.plot(
-                x, part["estimate"], "o", color=colour, markersize=4 if _is_narrow(ax) else 6, label=named, zorder=4
-            )
+            ax.plot(x, part["estimate"], "o", color=colour, markersize=4 if is_narrow(ax) else 6, label=named, zorder=4)
             continue
         for level, line in lines:
             if by is None or level == which:
@@ -439,7 +440,7 @@ def effects(
     ax.set_xlabel(variable)
     ax.set_ylabel(spec.endog_name)
     if by is not None:
-        _legend(ax)
+        legend(ax)
     return ax
 
 
@@ -526,7 +527,7 @@ def check(result: MixedLMResults, key: Any = 0, width: float | None = None) -> F
     # In points.
     size = 8 if across > 2.8 else 7 if across > 2 else 6
     small = max(size - 1, 6)
-    plt, lines = _pyplot(), -(-len(drawn) // columns)
+    plt, lines = pyplot(), -(-len(drawn) // columns)
     letters = {"font.size": small, "axes.titlesize": size, "axes.labelsize": size, "legend.fontsize": small}
     with plt.rc_context(letters):
         figure = plt.figure(figsize=(across * columns, (0.75 * across + 0.55) * lines), layout="constrained")
@@ -607,7 +608,7 @@ def _distances(ax, table):
     place = np.arange(1, count + 1)
     ax.vlines(place, 0, table["distance"], color=INK, linewidth=float(np.clip(150 / count, 0.4, 2)))
     if count <= LEGEND:
-        ax.set_xticks(place, [_short(group, max(3, int(18 * _width(ax) / count) - 1)) for group in table["group"]])
+        ax.set_xticks(place, [_short(group, max(3, int(18 * width_of(ax) / count) - 1)) for group in table["group"]])
     else:
         # The levels at the left are named, as far as there is room.
         last = np.inf
@@ -689,33 +690,11 @@ def _name_categories(ax, categories):
     """Names of categories at 0, 1, ...: on several lines where they would touch, upright where that does not help."""
     names = [str(category) for category in categories]
     # In characters; a legend beside takes a third of the width.
-    room = max(1, int((_width(ax) if _is_narrow(ax) else 0.65 * _width(ax)) * 72 / 6.5 / len(names)) - 1)
+    room = max(1, int((width_of(ax) if is_narrow(ax) else 0.65 * width_of(ax)) * 72 / 6.5 / len(names)) - 1)
     words = max(len(word) for name in names for word in name.split() or [""])
     ax.set_xticks(range(len(names)), [textwrap.fill(name, room) if words <= room else name for name in names])
     if words > room:
         ax.tick_params(axis="x", labelrotation=90)
-
-
-def _legend(ax, title=None):
-    """Outside of the axes, where it covers no data: beside them, or above where they are narrow."""
-    style = {"frameon": False, "title": title, "alignment": "left", "handlelength": 2.6}
-    if not _is_narrow(ax):
-        ax.legend(**style, fontsize=9, title_fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
-        return
-    labels = [line for text in ax.get_legend_handles_labels()[1] for line in text.split("\n")]
-    # In points; what a letter of this size takes, and what stands beside the letters.
-    columns = int(72 * _width(ax) / (4.4 * max(map(len, labels)) + 40))
-    style |= {"ncols": max(1, columns), "columnspacing": 1.0, "borderpad": 0.1}
-    ax.legend(**style, fontsize=8, title_fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
-
-
-def _is_narrow(ax):
-    return _width(ax) < NARROW
-
-
-def _width(ax):
-    """Inches."""
-    return ax.get_position().width * ax.figure.get_figwidth()
 
 
 def _height(ax):
@@ -728,16 +707,8 @@ def _aside(count):
     return np.random.default_rng(0).uniform(-JITTER, JITTER, count)
 
 
-def _axes(ax, size):
-    return ax if ax is not None else _pyplot().subplots(figsize=size, layout="constrained")[1]
-
-
-def _pyplot():
-    try:
-        import matplotlib.pyplot as plt
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("pictures need matplotlib, an extra: pip install 'jmixed[plot]'") from error
-    return plt
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    return ax if ax is not None else pyplot().subplots(figsize=size, layout="constrained")[1]
 
 
 def _points(ax, x, y):

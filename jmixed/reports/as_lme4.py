@@ -63,6 +63,7 @@ def _as_lme4(fitted: Fitted, usual: Summary, ddf: str) -> SummaryAsLme4:
         _criteria(fitted),
         _scaled_residuals(fitted),
         _random(fitted),
+        _residual_parameters(fitted),
         _fixed(fitted, ddf),
         _correlations(fitted),
     ]
@@ -117,13 +118,28 @@ def _random(fitted: Fitted) -> str:
             variance, deviation = (number(value) for value in (part.vcov, part.sdcor))
             rows.append([term.group if k == 0 else "", str(part.first), variance, deviation, *known])
     if fitted.family is None:
-        rows.append(["Residual", "", number(fitted.fit.sigma**2), number(fitted.fit.sigma)])
+        told = residuals.named_deviations(fitted.spec, fitted.fit).items()
+        rows += [
+            ["" if k else "Residual", place, number(deviation**2), number(deviation)]
+            for k, (place, deviation) in enumerate(told)
+        ]
     head = ["Groups", "Name", "Variance", "Std.Dev.", *(["Corr"] if widest else [])]
     width = 4 + widest
     padded = [[*row, *[""] * (width - len(row))] for row in [head, *rows]]
     groups = "; ".join(f"{name}, {size.count}" for name, size in fitted.sizes.items())
-    counts = f"Number of obs: {fitted.nobs}, groups:  {groups}"
+    counts = f"Number of obs: {fitted.nobs}" + (f", groups:  {groups}" if groups else "")
     return "Random effects:\n" + _lines(padded, left=2) + f"\n{counts}"
+
+
+def _residual_parameters(fitted: Fitted) -> str:
+    """The parameters of a residual structure, as in the usual summary."""
+    names = residuals.parameter_names(fitted.spec)
+    if not names:
+        return ""
+    values = residuals.parameter_values(fitted.spec, fitted.fit.rho[None])[0]
+    errors = residuals.parameter_errors(fitted.spec, fitted.fit) if fitted.has_data else np.full(len(names), np.nan)
+    rows = [[name, number(b), number(s)] for name, b, s in zip(names, values, errors, strict=True)]
+    return "Residual parameters:\n" + _lines([["", "Estimate", "Std. Error"], *rows], left=1)
 
 
 def _fixed(fitted: Fitted, ddf: str) -> str:

@@ -17,8 +17,8 @@ from jmixed.runtime.arguments import checked
 
 SLICES = 10
 """Slices of rows with equal numbers, along the fixed part, whose means and spreads are compared."""
-DRAWN = 50
-"""Simulated responses that the observed one is compared with."""
+DRAWN, FEWEST, RESPONSES = 50, 10, 2**20
+"""Most and fewest simulated responses that the observed one is compared with, and how many numbers they may have."""
 LINEAR, SPREAD, STRAIGHT, SCATTER, GROUP, VIF, MIXED = 0.03, 0.2, 0.985, 0.1, 0.5, 5.0, 0.1
 """From where a number is worth a second look: of curvature, of unequal variance, of quantiles, of their spread beside
 one, Cook's distance of a group, a variance inflation factor, and the largest distance of distributions."""
@@ -37,8 +37,9 @@ class Checks(Shown):
         Variance inflation factors by term, of several columns generalised ones (Fox and Monette 1992), with the root
         that makes them comparable: GVIF^(1 / df).
     influence : Series (groups,)
-        Cook's distances of the groups by one Newton step each, NaN where a coefficient has no estimate without the
-        group; empty where they were not computed.
+        Cook's distances of the groups, named by the factor, at the estimated variance parameters; `influence` has those
+        that let them move. Of crossed factors it is the one with the largest. NaN where a coefficient has no estimate
+        without the group; empty where they were not computed.
     """
 
     frame: pd.DataFrame
@@ -51,18 +52,50 @@ class Checks(Shown):
         return f"<Checks: {count} of {len(self.frame)} are worth a second look>", shown
 
 
-def checks(fitted: Fitted, key: Any = 0) -> Checks:
-    """All checks: see `MixedLMResults.check`."""
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What the checks are made of.
+
+    Attributes
+    ----------
+    residual, fixed : arrays (n,)
+        Residuals that are standard normal if the model holds, and the fixed part.
+    modes : dict of str to array (levels,)
+        The conditional modes by column and factor, over their own standard deviation, if they vary.
+    observed, drawn : arrays (n,), (draws, n)
+        The responses, and new ones of the model.
+    """
+
+    residual: np.ndarray
+    fixed: np.ndarray
+    modes: dict[str, np.ndarray]
+    observed: np.ndarray
+    drawn: np.ndarray
+
+
+def material(fitted: Fitted, key: Any = 0) -> Material:
+    """What all checks of a fit, and their picture, are made of."""
     fitted.need_data("check")
+    linear = fitted.family is None
+    residual = diagnostics.standardised(fitted) if linear else responses.quantile_residuals(fitted, key)
+    fixed = rows.fixed_part(fitted.spec, fitted.fit.beta)
+    # Of many rows a few draws tell as much.
+    draws = int(np.clip(RESPONSES // fitted.nobs, FEWEST, DRAWN))
+    drawn = simulate(fitted, draws, generator(key).integers(2**31), "new")
+    return Material(residual, fixed, _modes(fitted), responses.observed(fitted), drawn / _trials(fitted))
+
+
+def checks(fitted: Fitted, made_of: Material) -> Checks:
+    """All checks: see `MixedLMResults.check`."""
     table: dict[str, tuple[float, bool, str]] = {}
-    residual, fixed = standardised(fitted, key), rows.fixed_part(fitted.spec, fitted.fit.beta)
+    residual, fixed = made_of.residual, made_of.fixed
     table["linearity"] = _linearity(residual, fixed)
     table["equal variances"] = _spread(residual, fixed)
     if fitted.family is None:
         table["normal residuals"] = _straight(residual, "residuals")
     else:
         table["normal residuals"] = _standard(residual)
-    for name, modes in random_effects(fitted).items():
+    for name, modes in made_of.modes.items():
         table[f"normal {name}"] = _straight(modes, name)
     distances = _influence(fitted)
     if len(distances):
@@ -81,19 +114,11 @@ def checks(fitted: Fitted, key: Any = 0) -> Checks:
         table["collinearity"] = (most, most > VIF and not inside, words)
     if fitted.family is not None and fitted.family.response != "categories":
         table["dispersion"] = _dispersion(fitted)
-    observed, drawn = densities(fitted, key)
     fewest = min([len(term.levels) for term in fitted.spec.terms], default=fitted.nobs)
-    table["distribution"] = _distance(observed, drawn, fewest)
+    table["distribution"] = _distance(made_of.observed, made_of.drawn, fewest)
     columns = {"number": [row[0] for row in table.values()], "words": [row[2] for row in table.values()]}
     frame = pd.DataFrame(columns, list(table)).assign(look=[row[1] for row in table.values()])
     return Checks(frame, factors, distances)
-
-
-def standardised(fitted: Fitted, key: Any = 0) -> np.ndarray:
-    """Residuals (n,) that are standard normal if the model holds."""
-    if fitted.family is None:
-        return diagnostics.augment(fitted, None)[".std.resid"].to_numpy()
-    return responses.quantile_residuals(fitted, key)
 
 
 def _slices(x: np.ndarray) -> list[np.ndarray]:
@@ -162,8 +187,7 @@ def normal_quantiles(count: int) -> np.ndarray:
     return ndtri((np.arange(count) + 0.5) / count)
 
 
-def random_effects(fitted: Fitted) -> dict[str, np.ndarray]:
-    """The conditional modes by column and factor, over their own standard deviation, if they vary."""
+def _modes(fitted: Fitted) -> dict[str, np.ndarray]:
     out = {}
     for group, table in effects.modes(fitted.spec.terms, fitted.fit.b).items():
         for name in table.columns:
@@ -175,14 +199,15 @@ def random_effects(fitted: Fitted) -> dict[str, np.ndarray]:
 
 
 def _influence(fitted: Fitted) -> pd.Series:
-    """Cook's distances of groups; empty where there is no one factor or coefficient, or refits would be needed."""
+    """Cook's distances of groups; empty where refits would be needed, or what they rest on is not there."""
     nothing = pd.Series(dtype=float, name="cooks_distance")
-    if fitted.family is not None or fitted.held is not None or fitted.penalty or not fitted.k_fe:
+    # Thresholds are no coefficients, and would be held.
+    of_thresholds = getattr(fitted.family, "response", None) == "categories"
+    if of_thresholds or fitted.held is not None or fitted.penalty or not fitted.k_fe:
         return nothing
     try:
-        return diagnostics.influence(fitted, None, "onestep").cooks_distance
+        return diagnostics.distances(fitted)
     except JmixedError:
-        # Crossed factors: no factor whose groups can be left out without asking which.
         return nothing
 
 
@@ -215,12 +240,6 @@ def _dispersion(fitted: Fitted) -> tuple[float, bool, str]:
     if value > 1.2:
         return value, True, "more variance than the family has: overdispersion"
     return value, value < 0.6, "less variance than the family has" if value < 0.6 else "the variance is the family's"
-
-
-def densities(fitted: Fitted, key: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The responses (n,), and new ones of the model (draws, n)."""
-    drawn = simulate(fitted, DRAWN, generator(key).integers(2**31), "new")
-    return responses.observed(fitted), drawn / _trials(fitted)
 
 
 def _trials(fitted: Fitted) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from jmixed.formulas.frame import new_table
 from jmixed.formulas.model_data import ModelData, RandomTerm
 from jmixed.inference import tails
 from jmixed.inference.leave_one_out import LeftOut, leave_one_out, one_step_of_family
-from jmixed.inference.leverage import RowDiagnostics, row_diagnostics
+from jmixed.inference.leverage import ENTRIES, RowDiagnostics, cluster_distances, row_diagnostics
 from jmixed.inference.responses import averaged, evaluate
 from jmixed.inference.sandwich import cluster_sandwich, degrees_of_freedom
 from jmixed.inference.variance_explained import (
@@ -118,9 +118,55 @@ def augment(fitted: Fitted, data: Any) -> pd.DataFrame:
 
 def _by_row(fitted: Fitted) -> RowDiagnostics:
     """Leverages and distances of rows that are made independent."""
+    return row_diagnostics(fitted.white, fitted.joint, _left(fitted))
+
+
+def standardised(fitted: Fitted) -> np.ndarray:
+    """Conditional residuals (n,) over their standard deviations.
+
+    After an iterative fit, whose leverages are not there, and where they would take seconds, over that of the errors:
+    of many rows in each level the difference is small.
+    """
+    left = _left(fitted)
+    if fitted.is_iterative or _width(fitted.joint.rest) * fitted.nobs > ENTRIES:
+        return left * np.sqrt(fitted.white.weights) / fitted.fit.sigma
+    return _by_row(fitted).standardised
+
+
+def _width(matrix: Any) -> float:
+    """Entries of a sparse array by row."""
+    return matrix.nnz / max(matrix.shape[0], 1)
+
+
+def _left(fitted: Fitted) -> np.ndarray:
+    """Conditional residuals (n,) of rows that are made independent."""
     white = fitted.white
-    left = white.y - rows.mean(white, fitted.fit, rows.in_sample(white, range(len(white.terms))))
-    return row_diagnostics(white, fitted.joint, left)
+    return white.y - rows.mean(white, fitted.fit, rows.in_sample(white, range(len(white.terms))))
+
+
+def distances(fitted: Fitted) -> pd.Series:
+    """Cook's distances of groups at the estimated variance parameters, Series (groups,), named by the factor.
+
+    Of the coarsest factor that holds all others; of crossed ones those of the factor with the largest distance. Empty
+    where there is nothing to leave out or to move, or it would take long.
+    """
+    spec = fitted.spec
+    factors = factors_of(spec)
+    related = any(term.relationship is not None for term in spec.terms)
+    tops = [] if related else [name for name, (codes, _) in factors.items() if _holds_all(spec, codes)]
+    if tops:
+        top = min(tops, key=lambda name: len(factors[name][1]))
+        factors = {top: factors[top]}
+    out = pd.Series(dtype=float, name="cooks_distance")
+    if not fitted.k_fe:
+        return out
+    for name, (codes, levels) in factors.items():
+        if len(levels) < 2:
+            continue
+        values = cluster_distances(fitted.white, fitted.joint, _left(fitted), codes, bool(tops))
+        if values is not None and (out.empty or np.nanmax(values, initial=-np.inf) > out.max()):
+            out = pd.Series(values, pd.Index(levels, name=name), name=out.name)
+    return out
 
 
 def _augment_generalized(fitted: Fitted) -> pd.DataFrame:
@@ -233,13 +279,19 @@ def _fewest_levels_left(terms: Sequence[RandomTerm], codes: np.ndarray, count: i
     return fewest
 
 
-def clusters(spec: ModelData, what: str, group: str | None) -> tuple[str, np.ndarray, pd.Index]:
-    """Name, codes of the rows and labels of the factor whose groups are taken as clusters."""
+def factors_of(spec: ModelData) -> dict[str, tuple[np.ndarray, pd.Index]]:
+    """Codes of the rows and labels of every factor whose groups can be taken as clusters, by its name."""
     named = {term.group: (term.codes, term.levels) for term in spec.terms}
     if spec.residual is not None and (series := spec.residual.factor) is not None:
         named.setdefault(series.name, (series.codes, series.levels))
     if spec.groups is not None:
         named[spec.group_name or "Group"] = effects.top_level(spec)
+    return named
+
+
+def clusters(spec: ModelData, what: str, group: str | None) -> tuple[str, np.ndarray, pd.Index]:
+    """Name, codes of the rows and labels of the factor whose groups are taken as clusters."""
+    named = factors_of(spec)
     if group is None:
         tops = [name for name, (codes, _) in named.items() if _holds_all(spec, codes)]
         if not tops:
@@ -319,19 +371,23 @@ def _separate_clusters(fitted: Fitted, what: str, group: str | None) -> np.ndarr
     return codes
 
 
-def r2(fitted: Fitted) -> VarianceExplained:
+Approximation = Literal["lognormal", "delta", "trigamma"]
+"""How the variance of a response is brought to the scale of the linear predictor."""
+
+
+def r2(fitted: Fitted, approximation: Approximation | None = None) -> VarianceExplained:
     """Marginal and conditional R2."""
     fitted.need_data("r2")
-    return variance_explained(*_predictors_and_residual(fitted))
+    return variance_explained(*_predictors_and_residual(fitted, approximation))
 
 
-def icc(fitted: Fitted) -> IntraclassCorrelation:
+def icc(fitted: Fitted, approximation: Approximation | None = None) -> IntraclassCorrelation:
     """Intraclass correlations."""
     fitted.need_data("icc")
-    return intraclass_correlation(*_predictors_and_residual(fitted))
+    return intraclass_correlation(*_predictors_and_residual(fitted, approximation))
 
 
-def _predictors_and_residual(fitted: Fitted) -> tuple[ModelData, Fit, float]:
+def _predictors_and_residual(fitted: Fitted, approximation: Approximation | None) -> tuple[ModelData, Fit, float]:
     """The model, with those of its terms that are no residuals, the fit, and the residual variance, a mean over rows.
 
     Of a family it is that of an observation on the scale of the predictor, with the random effects that have a level
@@ -343,7 +399,7 @@ def _predictors_and_residual(fitted: Fitted) -> tuple[ModelData, Fit, float]:
         others = tuple(term for term, alone in zip(spec.terms, by_row, strict=True) if not alone)
         by_rows = tuple(term for term, alone in zip(spec.terms, by_row, strict=True) if alone)
         overdispersion = variances_of_predictors(replace(spec, terms=by_rows), fit)[1]
-        variance = _observation_variance(fitted) + overdispersion
+        variance = _observation_variance(fitted, approximation) + overdispersion
         return replace(spec, terms=others), fit, variance
     variance = float(fit.sigma**2)
     if spec.residual is not None:
@@ -352,7 +408,7 @@ def _predictors_and_residual(fitted: Fitted) -> tuple[ModelData, Fit, float]:
     return spec, fit, variance
 
 
-def _observation_variance(fitted: Fitted) -> float:
+def _observation_variance(fitted: Fitted, approximation: Approximation | None) -> float:
     """The family's observation-level variance, a mean over the rows.
 
     It is that at the mean response that the model gives at the average of the fixed part: over predictors with the
@@ -364,7 +420,25 @@ def _observation_variance(fitted: Fitted) -> float:
     total = np.full(n, sum(variances_of_predictors(spec, fitted.fit)))
     has_mean = family.response != "categories"
     mean = averaged(family, "location", center, extras, total) if has_mean else np.zeros(n)
-    return float(np.mean(evaluate(family, "observation_variance", mean, extras, fitted.response.trials)))
+    known = get_args(Approximation) if family.link == "log" else ("delta",) if has_mean else ()
+    if approximation is not None and approximation not in known:
+        raise ModelError(
+            f"r2 and icc: approximation={approximation!r}; a {family.name} response with the link {family.link} has "
+            + (
+                f"{', '.join(map(repr, known))}, or None" if known else "None only, the variance of its latent variable"
+            ),
+            page="responses.md",
+        )
+    what = "delta_variance" if approximation == "delta" and family.link != "log" else "observation_variance"
+    values = evaluate(family, what, mean, extras, fitted.response.trials)
+    if family.link == "log" and approximation in ("delta", "trigamma"):
+        # The usual value is the logarithm of one and this.
+        values = np.expm1(values)
+    if approximation == "trigamma":
+        from scipy.special import polygamma
+
+        values = polygamma(1, 1 / values)
+    return float(np.mean(values))
 
 
 def re_pca(spec: ModelData, fit: Fit) -> dict[str, pd.DataFrame]:

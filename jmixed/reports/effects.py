@@ -24,8 +24,13 @@ class GroupSizes(NamedTuple):
 
 
 def group_sizes(spec) -> dict[str, GroupSizes]:
-    """Sizes of the top-level groups, if the model has them, else of the levels of each grouping factor."""
+    """Sizes of the top-level groups, if the model has them, else of the levels of each grouping factor.
+
+    Of a model without random effects they are those of the series of residuals.
+    """
     codes = {term.group: term.codes for term in spec.terms}
+    if not codes and spec.residual is not None and spec.residual.factor is not None:
+        codes = {spec.residual.factor.name: spec.residual.factor.codes}
     if spec.groups is not None:
         top, _ = top_level(spec)
         # One group for all rows is a device for crossed factors: then the components' own factors matter.

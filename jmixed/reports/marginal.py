@@ -24,6 +24,7 @@ from jmixed.inference.multiplicity import ADJUSTMENTS
 from jmixed.inference.satterthwaite import contrast_covariance
 from jmixed.inference.variance_explained import variances_of_predictors
 from jmixed.reports import diagnostics, expected
+from jmixed.reports.drawing import legend, pyplot
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.grid import Grid, cells, reference_grid
 from jmixed.reports.printed import as_html, as_text, noted
@@ -762,11 +763,9 @@ class EMMeans:
         -------
         Axes
         """
-        import matplotlib.pyplot as plt
-
         frame, names = self.frame, self._names(within=True)
         if ax is None:
-            ax = plt.subplots(figsize=(6, max(2.5, 0.35 * len(frame) + 1)), layout="constrained")[1]
+            ax = pyplot().subplots(figsize=(6, max(2.5, 0.35 * len(frame) + 1)), layout="constrained")[1]
         labels = list(dict.fromkeys(names))
         groups = self._groups()
         for k, rows in enumerate(groups):
@@ -784,7 +783,7 @@ class EMMeans:
         ax.set_ylabel(" ".join(self.specs))
         ax.set_xlabel(f"estimate, {100 * self.level:g}% intervals")
         if self.by:
-            ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+            legend(ax)
         return ax
 
     def __repr__(self) -> str:
@@ -921,6 +920,8 @@ def _custom(method: Mapping, names: Sequence[str]) -> np.ndarray:
             row = np.asarray(weights, float)
         except (TypeError, ValueError):
             raise DataError(f"contrasts: the weights of {name!r} are no numbers: {weights!r}") from None
+        if not np.isfinite(row).all():
+            raise DataError(f"contrasts: the weights of {name!r} are missing or infinite: {row.tolist()}")
         if row.shape != (len(names),):
             raise DataError(
                 f"contrasts: {name!r} has {row.size} weights, and there are {len(names)} means: {few(list(names))}"

@@ -19,6 +19,7 @@ from jmixed.inference.simulation import generator
 from jmixed.reports import further
 from jmixed.reports.bootstrap import count
 from jmixed.reports.components import all_estimates, all_names, named_parameters
+from jmixed.reports.drawing import legend, pyplot
 from jmixed.reports.names import structure
 from jmixed.reports.printed import Shown
 from jmixed.runtime.arguments import checked
@@ -66,13 +67,11 @@ class Power(Shown):
         ----------
         ax : axes of matplotlib, optional
         """
-        import matplotlib.pyplot as plt
-
         names = list(self.frame.columns[: list(self.frame.columns).index("power")])
         if not names:
             raise DataError("power: there is no grid, and so no curve: give grid={'subject': [20, 40, 80]}")
         if ax is None:
-            ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+            ax = pyplot().subplots(figsize=(6, 4), layout="constrained")[1]
         others = names[1:]
         groups: Any = self.frame.groupby(others, sort=False) if others else [("", self.frame)]
         for k, (levels, part) in enumerate(groups):
@@ -83,10 +82,12 @@ class Power(Shown):
             ax.plot(x, part["power"], "-o", color=colour, markersize=4, label=told or None)
         ax.axhline(0.8, color="#9aa5b1", linewidth=1, linestyle="--")
         ax.set_ylim(0, 1.02)
+        # There are no twelve and a half subjects.
+        ax.set_xticks(self.frame[names[0]].unique().astype(float))
         ax.set_xlabel(names[0])
         ax.set_ylabel(f"power for {self.test}")
         if others:
-            ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+            legend(ax)
         return ax
 
 

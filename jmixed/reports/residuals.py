@@ -120,6 +120,17 @@ def named_deviations(spec: ModelData, fit: Fit) -> dict[str, float]:
     return dict(zip(words, map(float, table), strict=True))
 
 
+def named_correlations(spec: ModelData, fit: Fit) -> dict[str, float]:
+    """The parameters of the residuals' correlations by name, as far as there is room for them."""
+    values = parameter_values(spec, fit.rho[None])[0]
+    told = {
+        name.removeprefix("cor_").partition("|")[0]: float(value)
+        for name, value in zip(parameter_names(spec), values, strict=True)
+        if name.startswith("cor_")
+    }
+    return told if len(told) <= FEW else {}
+
+
 def residual_corr(spec: ModelData, fit: Fit) -> pd.DataFrame:
     """Correlations of the residuals of a group between its positions."""
     residual = spec.residual

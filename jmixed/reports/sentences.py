@@ -10,7 +10,7 @@ from jmixed.reports import diagnostics, further
 from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed
-from jmixed.reports.residuals import named_deviations
+from jmixed.reports.residuals import named_correlations, named_deviations
 from jmixed.reports.tests import tests_of_coefficients, usual_ddf
 
 DDF = {
@@ -44,6 +44,7 @@ def _model(fitted: Fitted) -> list[str]:
         f"We fitted {kind}{stated} by {by} to {fitted.nobs:,} observations"
         + (f" of {_listed(groups)}." if groups else ".")
     ]
+    lines += left_out(spec)
     if spec.residual is not None:
         words = [text for text in (spec.residual.text, spec.residual.dispersion) if text]
         lines.append(f"Residuals were modelled as {_listed(words)}.")
@@ -93,6 +94,8 @@ def _rest(fitted: Fitted) -> list[str]:
         for part in all_components(fitted.spec, fitted.fit)
         if part.second is not None and np.isfinite(part.sdcor)
     ]
+    told = named_correlations(fitted.spec, fitted.fit).items()
+    related += [f"residuals ({name}) {fixed(value, 2)}" for name, value in told]
     if related:
         lines.append(f"Correlations: {_listed(related)}.")
     for heading, names, estimates, errors in further.headed(fitted) if fitted.family is not None else ():
@@ -112,6 +115,13 @@ def _rest(fitted: Fitted) -> list[str]:
     if singular:
         lines.append(f"The fit is singular: a variance of zero or a correlation of one in {_listed(singular)}.")
     return lines
+
+
+def left_out(spec: ModelData) -> list[str]:
+    """How many rows are not in the model because values were missing."""
+    if not spec.left_out:
+        return []
+    return [f"{spec.left_out:,} {'row was' if spec.left_out == 1 else 'rows were'} left out because of missing values."]
 
 
 def success(spec: ModelData) -> list[str]:

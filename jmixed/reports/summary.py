@@ -14,7 +14,7 @@ from jmixed.reports import further, residuals
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.nesting import seemingly_nested
 from jmixed.reports.printed import decimals, fixed, latex
-from jmixed.reports.sentences import success
+from jmixed.reports.sentences import left_out, success
 from jmixed.reports.tests import DDF, tests_of_coefficients
 from jmixed.runtime.arguments import checked
 
@@ -248,6 +248,10 @@ def header_table(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, str
 def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
     """What a reader of the table must know: how the tests are made, and anything that is unusual about the fit."""
     lines = [tests]
+    lines += left_out(spec)
+    if _has_only_components(spec):
+        wish = "with a vc_formula there is none unless re_formula='1' asks for it"
+        lines.append(f"No random intercept of {spec.group_name}: {wish}.")
     if spec.residual is not None:
         stated = {"residual": spec.residual.text, "dispersion": spec.residual.dispersion}
         shown = ", ".join(f"{word} {text}" for word, text in stated.items() if text is not None)
@@ -269,6 +273,14 @@ def notes(spec, fit, outcome: Outcome, tests: str) -> list[str]:
     if not fit.converged:
         lines.append(f"Not converged ({outcome.name}): {outcome.message}.")
     return lines
+
+
+def _has_only_components(spec) -> bool:
+    """Whether groups, of which there are several, have variance components inside them and no intercept."""
+    if spec.groups is None or all(term.vc is None for term in spec.terms):
+        return False
+    own = any(term.group == spec.group_name and "Intercept" in term.columns for term in spec.terms)
+    return not own and len(pd.unique(np.asarray(spec.groups))) > 1
 
 
 def _text_header(table, width):

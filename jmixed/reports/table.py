@@ -14,7 +14,7 @@ from jmixed.reports import diagnostics, further
 from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.printed import decimals, fixed, latex, wrapped
-from jmixed.reports.residuals import named_deviations
+from jmixed.reports.residuals import named_correlations, named_deviations
 from jmixed.reports.sentences import probability
 from jmixed.reports.tests import DDF, Ddf, tests_of_coefficients, usual_ddf
 from jmixed.reports.tidy import RATIOS, exponentials, ratios_of
@@ -28,6 +28,8 @@ STYLES = {
 }
 """What stands in a cell, and what a reader is told."""
 FIXED, RANDOM, FURTHER, FIT = "Fixed effects", "Random effects", "Further predictors", "Fit"
+OF_FITS = ("ICC", "R2 marginal", "R2 conditional", "AIC", "BIC", "Log-likelihood", "Method", "Family")
+"""What is said of a fit as a whole below its numbers of rows and groups."""
 
 
 @checked
@@ -81,7 +83,7 @@ class Table:
 
     def to_html(self) -> str:
         """The table as an HTML fragment; every cell is escaped."""
-        right, width = 'style="text-align:right; padding:0 0.6em"', self.cells.shape[1] + 1
+        right, width = 'style="text-align:right; padding:0 0.6em; white-space:nowrap"', self.cells.shape[1] + 1
         head = "".join(f"<th {right}>{html.escape(str(name))}</th>" for name in self.cells.columns)
         rows = [f"<tr><th></th>{head}</tr>"]
         for name, block in self._blocks():
@@ -91,7 +93,9 @@ class Table:
                 cells = "".join(f"<td {right}>{html.escape(cell)}</td>" for cell in row)
                 rows.append(f'<tr><td style="text-align:left">{html.escape(str(label))}</td>{cells}</tr>')
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f'<table style="border-collapse:collapse">\n{chr(10).join(rows)}\n</table>{notes}'
+        return (
+            f'<table style="border-collapse:collapse; border-bottom:1px solid">\n{chr(10).join(rows)}\n</table>{notes}'
+        )
 
     def to_latex(self) -> str:
         """The table as a ``tabular`` with the rules of the package booktabs."""
@@ -239,9 +243,18 @@ def table(
     ]
     order = [FIXED, RANDOM, FURTHER, FIT]
     rows = list(dict.fromkeys(key for column in columns for key in column))
-    # Of several models the standard deviation of the residuals, and correlations, stay below all others.
+    if len({fitted.spec.endog_name for fitted in every}) == 1:
+        rows.remove((FIT, "Response"))
+    # Of several models the standard deviation of the residuals, and correlations, stay below all others, and what is
+    # said of fits as a whole in its order, whichever of them lacks some.
     last = ["Correlation", "SD residual"]
-    rows.sort(key=lambda key: (order.index(key[0]), *(key[0] == RANDOM and key[1].startswith(word) for word in last)))
+    rows.sort(
+        key=lambda key: (
+            order.index(key[0]),
+            *(key[0] == RANDOM and key[1].startswith(word) for word in last),
+            OF_FITS.index(key[1]) if key[0] == FIT and key[1] in OF_FITS else -1,
+        )
+    )
     cells = [[column.get(key, "") for column in columns] for key in rows]
     frame = pd.DataFrame(cells, pd.MultiIndex.from_tuples(rows, names=["", ""]), headings, dtype=object)
     told = [
@@ -269,6 +282,8 @@ def _column(
                 out[RANDOM, f"SD residual ({place})" if place else "SD residual"] = fixed(deviation, 3)
             continue
         out[RANDOM, f"{kind} {inside} ({part.group})"] = fixed(part.sdcor, 3) if np.isfinite(part.sdcor) else ""
+    for name, value in named_correlations(fitted.spec, fitted.fit).items():
+        out[RANDOM, f"Correlation residuals {name}"] = fixed(value, 3)
     if fitted.spec.residual is not None and fitted.spec.residual.text:
         out[RANDOM, "Residuals"] = fitted.spec.residual.text
     if fitted.family is not None:
@@ -280,7 +295,7 @@ def _column(
 
 def _of_fit(fitted: Fitted) -> dict[tuple[str, str], str]:
     """What is said of a fit as a whole."""
-    facts = {"N": f"{fitted.nobs:,}"}
+    facts = {"Response": fitted.spec.endog_name, "N": f"{fitted.nobs:,}"}
     facts |= {f"N {name}": f"{size.count:,}" for name, size in fitted.sizes.items()}
     if fitted.has_data and fitted.spec.represents is None:
         explained = diagnostics.r2(fitted)
@@ -328,6 +343,8 @@ def _notes(fits: Sequence[Fitted], headings: Sequence[str], style: str, kinds: S
         other = len({fitted.names.fixed for fitted in fits}) > 1
         beyond = ", and not comparable between other fixed effects: fit(reml=False)" if other else ""
         notes.append(f"AIC, BIC and log-likelihood after REML are those of the restricted likelihood{beyond}.")
+    if len({fitted.spec.endog_name for fitted in fits}) > 1:
+        notes.append("AIC, BIC and log-likelihood of different responses are not comparable.")
     for fitted, name in zip(fits, headings, strict=True):
         if any(fitted.fit.singular):
             notes.append(f"{name}: singular fit, a variance of zero or a correlation of one.")

@@ -231,7 +231,7 @@ ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(("memory", "simulations"), whole(1)),
     **dict.fromkeys(("k_fe", "k_re", "k_vc", "niter_sa"), whole(0, 2**31)),
     **dict.fromkeys(("title", "yname", "parameter", "vtype", "ddf", "interval", "new_levels", "missing"), text),
-    **dict.fromkeys(("kind", "name", "what", "check", "against", "style"), text),
+    **dict.fromkeys(("kind", "name", "what", "check", "against", "style", "approximation"), text),
     **dict.fromkeys(("group", "x", "by", "variable"), label),
     **dict.fromkeys(("specs", "emmeans.by", "contrasts.by", "slopes.by"), text | texts),
     **dict.fromkeys(("emmeans.weights", "contrasts.weights", "slopes.weights", "adjust"), text),

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from generalized import cows, wine
 from matplotlib import pyplot as plt
+from references import data as reference_data
 from scipy import stats
 
 import jmixed as jm
@@ -348,6 +349,25 @@ class TestGeneralized:
         assert len(jm.plot.caterpillar_data(cows())) == 15
 
 
+def test_a_predictor_may_be_part_of_a_grouping_factor():
+    """As the recipe of a cake in recipe:replicate: it was said to be no predictor."""
+    cake = reference_data("cake").astype({"temp": float})
+    result = jm.mixedlm("angle ~ recipe * temp + (1 | recipe:replicate)", cake).fit()
+    table = jm.plot.effects_data(result, "recipe")
+    np.testing.assert_allclose(table["estimate"], result.emmeans("recipe").frame["estimate"])
+    assert jm.plot.effects(result, "temp", by="recipe").get_xlabel() == "temp"
+    # Groups that there are not are asked for on the way, and not drawn.
+    rest = cake[~((cake["recipe"] == "B") & (cake["replicate"] == cake["replicate"].iloc[0]))]
+    fewer = jm.mixedlm("angle ~ recipe * temp + (1 | recipe:replicate)", rest).fit()
+    lines = jm.plot.fitted_data(fewer, "recipe")
+    of_groups = lines[lines["recipe:replicate"].notna()]
+    assert len(of_groups) == len(fewer.ranef()["recipe:replicate"])
+    for name, recipe, value in of_groups.itertuples(index=False):
+        own = rest[(rest["recipe"] + ":" + rest["replicate"]) == name]
+        assert set(own["recipe"]) == {recipe}
+        assert value == pytest.approx(np.mean(fewer.predict(own, random_effects=True)))
+
+
 class TestEffects:
     def test_the_line_is_that_of_predictions(self):
         table = jm.plot.effects_data(sleep(), "Days")
@@ -416,6 +436,30 @@ def test_names_that_would_cover_each_other_are_left_out():
     _, ax = plt.subplots(figsize=(3.35, 2.6))
     assert jm.plot.caterpillar(schools(30), ax=ax).get_ylabel() == "30 levels of school, in order"
     assert jm.plot.caterpillar(schools(30)).get_ylabel() == "school"
+
+
+def test_legends_of_means_and_of_power_leave_narrow_axes_their_width():
+    """They stood beside the axes at any width, and took half of a printed column."""
+    grid = {"school": [10, 20], "x": [0.5, 1.0]}
+    curve = jm.power(schools(30), {"x": 0.5}, n_simulations=20, grid=grid, ddf="none")
+    trial = jm.mixedlm(TRIAL, trial_data()).fit()
+    means = trial.emmeans("arm", by="dose")
+    for draw in (curve.plot, means.plot):
+        figure, ax = plt.subplots(figsize=(3.35, 2.8), layout="constrained")
+        draw(ax=ax)
+        figure.canvas.draw()
+        assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
+        assert ax.get_position().width > 0.6
+        plt.close(figure)
+    assert curve.plot().get_xticks().tolist() == [10, 20]
+
+
+def test_few_rows_have_no_line_of_quartiles():
+    data = pd.DataFrame({"y": [0, 1, 3, 2, 5, 0, 1, 2, 9, 4], "g": list("aabbccddee")})
+    result = jm.mixedglm("y ~ 1 + (1 | g)", data, family="poisson").fit()
+    ax = jm.plot.quantile(result, "fitted")
+    assert ax.get_legend() is None
+    assert len(ax.lines) == 4
 
 
 def test_many_lines_are_one_thing_to_draw():

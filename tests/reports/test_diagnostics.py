@@ -116,6 +116,40 @@ def test_counts_as_nakagawa(name):
     assert at_their_mean[0] == pytest.approx(expected["residual"]["lognormal"], rel=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name, case in NAKAGAWA.items() if "lambda" in case])
+@pytest.mark.parametrize("approximation", ["lognormal", "delta", "trigamma"])
+def test_approximations_as_nakagawa(name, approximation, monkeypatch):
+    """At their mean all three variances of an observation, and the R2 that follow, are theirs."""
+    expected = NAKAGAWA[name]
+    result = jm.mixedglm(expected["r"], data("grouseticks"), family=COUNTED[expected["family"]]).fit()
+    monkeypatch.setattr("jmixed.reports.diagnostics.averaged", lambda *_: np.full(result.nobs, expected["lambda"]))
+    explained, shares = result.r2(approximation), result.icc(approximation)
+    assert explained.residual == pytest.approx(expected["residual"][approximation], rel=1e-6)
+    assert explained.conditional == pytest.approx(expected["conditional"][approximation], rel=1e-6)
+    assert shares.adjusted == pytest.approx(explained.random / (explained.random + explained.residual))
+
+
+def test_approximations_that_a_link_has(monkeypatch):
+    table = data("cbpp")
+    cows = jm.mixedglm("cbind(incidence, size - incidence) ~ period + (1 | herd)", table, "binomial").fit()
+    monkeypatch.setattr("jmixed.reports.diagnostics.averaged", lambda *_: np.full(len(table), 0.2))
+    assert cows.r2("delta").residual == pytest.approx(np.mean(1 / (table["size"] * 0.2 * 0.8)))
+    assert cows.r2().residual == pytest.approx(np.pi**2 / 3)
+    with pytest.raises(jm.ModelError, match="a Binomial response with the link logit has 'delta', or None"):
+        cows.r2("trigamma")
+
+
+def test_an_offset_is_no_fixed_effect_and_moves_the_mean():
+    """Twice the exposure of every row is another unit of the rate: the same predictions, and so the same R2."""
+    ticks = data("grouseticks").assign(area=lambda d: np.exp(d["cHEIGHT"] / 100))
+    once, twice = (
+        jm.mixedglm(f"TICKS ~ YEAR + (1 | BROOD) + offset(np.log({k} * area))", ticks, "poisson").fit().r2()
+        for k in (1, 2)
+    )
+    for name in ("fixed", "random", "residual", "marginal"):
+        assert getattr(once, name) == pytest.approx(getattr(twice, name), rel=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore::jmixed.SingularWarning")
 @pytest.mark.parametrize("link", ["logit", "probit", "cloglog"])
 def test_successes_with_slopes_as_performance(link):

@@ -341,8 +341,8 @@ FIELDS = {
     "recipe": "aliases dtypes env needs specs texts",
     "factor": "cells codes levels name sources tables",
     "random term": "Z codes columns group inner intercept label levels parents rebuild relationship structure vc",
-    "model data": "X dropped endog_name exog_names explained formula frame group_name groups index kept log_weights "
-    "offset offset_source recipe redundant represents residual response rows terms weights y",
+    "model data": "X dropped endog_name exog_names explained formula frame group_name groups index kept left_out "
+    "log_weights offset offset_source recipe redundant represents residual response rows terms weights y",
     "fit": "b beta checked_beyond_zero concerns counted covariances crossed evaluations fixed gradient "
     "hessian_eigenvalues iterations kappa monte_carlo objective outcome rho scale_variance sigma singular starts theta "
     "timings uncertainty vcov_beta vcov_kappa",

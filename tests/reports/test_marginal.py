@@ -311,3 +311,10 @@ def test_a_model_of_arrays_knows_no_factors(cake):
     result = jm.MixedLM(cake.model.endog, cake.model.exog, cake.model.spec.terms[0].codes).fit()
     with pytest.raises(jm.DataError, match="made of arrays, which know no factors"):
         result.emmeans("x")
+
+
+def test_weights_that_are_missing_are_no_contrast():
+    """They were said not to be estimable."""
+    result = jm.mixedlm("score ~ Machine + (1 | Worker)", jm.datasets.load("machines")).fit()
+    with pytest.raises(jm.DataError, match="the weights of 'c' are missing or infinite"):
+        result.contrasts("Machine", method={"c": [1, np.nan, 0]})

@@ -1,9 +1,12 @@
 """Power by simulation: that of a t test where the design is balanced, by the noncentral t distribution."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
-from generalized import wine
+from generalized import cows, wine
+from references import ROOT
 from scipy.stats import nct, norm
 from scipy.stats import t as student
 
@@ -172,3 +175,17 @@ def test_power_of_overdispersed_counts_is_that_of_fits_one_by_one():
 def test_bad_input_is_refused(pilot, arguments, error, message):
     with pytest.raises(error, match=message):
         jm.power(pilot, **arguments)
+
+
+def test_power_as_simr():
+    """Two examples by lme4's simulate and lmerTest's tests, as simr's powerSim has them, within Monte Carlo errors."""
+    expected = json.loads((ROOT / "power" / "references.json").read_text(encoding="utf-8"))
+    sleep = jm.mixedlm("Reaction ~ Days + (Days | Subject)", jm.datasets.load("sleepstudy")).fit()
+    cases = {"sleepstudy": (sleep, {"Days": 4.0}, "Subject"), "cbpp": (cows(), {"period[T.p4]": -0.8}, "herd")}
+    for name, (fit, effects, factor) in cases.items():
+        levels = [int(number) for number in expected[name]]
+        found = jm.power(fit, effects, 1000, {factor: levels}, key=4).frame
+        for power, theirs in zip(found["power"], expected[name].values(), strict=True):
+            share = theirs["found"] / theirs["simulations"]
+            error = np.sqrt(share * (1 - share) * (1 / theirs["simulations"] + 1 / 1000))
+            assert power == pytest.approx(share, abs=3.5 * error + 0.005)

@@ -64,3 +64,36 @@ def test_the_summary_has_lme4s_blocks(machines, slow):
     assert "z value" in general
     with pytest.raises(jm.ModelError, match="style='SPSS'; use 'statsmodels' or 'lme4'"):
         machines.summary(style="SPSS")
+
+
+def test_a_model_without_random_effects_says_whose_rows_they_are():
+    """Numbers of series, and the correlations of their residuals, stand wherever those of random effects would."""
+    sleep = jm.datasets.load("sleepstudy")
+    result = jm.mixedlm("Reaction ~ Days", sleep, residual="ar1(Days | Subject)").fit()
+    phi = result.residual_corr().iloc[0, 1]
+    assert "to 180 observations of 18 levels of Subject." in result.report()
+    assert f"Correlations: residuals (phi) {phi:.2f}." in result.report()
+    cells = jm.table(result).cells["(1)"]
+    assert cells["Fit", "N Subject"] == "18"
+    assert cells["Random effects", "Correlation residuals phi"] == f"{phi:.3f}"
+    text = str(result.summary(style="lme4"))
+    assert "Number of obs: 180, groups:  Subject, 18" in text
+    assert f"cor_phi|Subject    {phi:.3f}" in text
+    assert re.search(r"No\. Groups: +18 ", str(result.summary()))
+    visits = jm.mixedlm("Reaction ~ Days", sleep[sleep["Days"] < 3], residual="us(Days | Subject)").fit()
+    lines = [line.split() for line in str(visits.summary(style="lme4")).splitlines()]
+    for day, deviation in visits.residual_sd().items():
+        assert ["Days", str(day), f"{deviation**2:.3f}", f"{deviation:.3f}"] in [line[-4:] for line in lines]
+
+
+def test_other_responses_are_named_in_the_table():
+    sleep = jm.datasets.load("sleepstudy")
+    fits = [jm.mixedlm(f"{y} ~ Days + (1 | Subject)", sleep).fit() for y in ("Reaction", "np.log(Reaction)")]
+    table = jm.table(fits)
+    assert table.cells.loc[("Fit", "Response")].tolist() == ["Reaction", "np.log(Reaction)"]
+    assert "AIC, BIC and log-likelihood of different responses are not comparable." in table.notes
+    visits = jm.mixedlm("Reaction ~ Days", sleep, residual="ar1(Days | Subject)").fit()
+    order = ["N", "N Subject", "ICC", "R2 marginal", "R2 conditional", "AIC", "BIC", "Log-likelihood", "Method"]
+    for several in ([visits, fits[0]], [fits[0], visits]):
+        assert jm.table(several).cells.loc["Fit"].index.tolist() == order
+    assert ("Fit", "Response") not in jm.table(fits[0]).cells.index

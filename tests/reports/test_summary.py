@@ -209,3 +209,37 @@ class Reader(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.cells.append(data.strip())
+
+
+def test_what_people_overlook_is_said():
+    """Rows that missing values cost, and groups without an intercept of their own."""
+    data = jm.datasets.load("sleepstudy")
+    assert not any(
+        "left out" in note for note in jm.mixedlm("Reaction ~ Days + (1 | Subject)", data).fit().summary().notes
+    )
+    data.loc[[3, 50, 51], "Days"] = np.nan
+    result = jm.mixedlm("Reaction ~ Days + (1 | Subject)", data, missing="drop").fit()
+    told = "3 rows were left out because of missing values."
+    assert told in result.summary().notes
+    assert told in str(result.summary(style="lme4"))
+    assert told in result.report()
+    one = jm.mixedlm("Reaction ~ Days + (1 | Subject)", data.iloc[:40], missing="drop").fit()
+    assert "1 row was left out because of missing values." in one.summary().notes
+    arrays = jm.MixedLM(data["Reaction"], data[["Days"]], data["Subject"], missing="drop").fit()
+    assert told in arrays.summary().notes
+    transformed = jm.mixedlm(
+        "np.log(Reaction) ~ Days + (1 | Subject)", data, subset=data.index > 10, missing="drop"
+    ).fit()
+    assert "2 rows were left out because of missing values." in transformed.summary().notes
+
+    pastes = jm.datasets.load("pastes")
+    words = {"groups": "batch", "vc_formula": {"cask": "0 + C(cask)"}}
+    missed = "No random intercept of batch: with a vc_formula there is none unless re_formula='1' asks for it."
+    assert missed in jm.mixedlm("strength ~ 1", pastes, **words).fit().summary().notes
+    assert missed not in jm.mixedlm("strength ~ 1", pastes, **words, re_formula="1").fit().summary().notes
+    crossed = {"groups": np.ones(len(pastes)), "vc_formula": {"batch": "0 + C(batch)", "cask": "0 + C(cask)"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.SingularWarning)
+        assert not any(
+            "No random" in note for note in jm.mixedlm("strength ~ 1", pastes, **crossed).fit().summary().notes
+        )

@@ -3,7 +3,7 @@
 # Linear models are fitted by lme4 (lmerTest and pbkrtest give degrees of freedom), others by glmmTMB, whose standard
 # errors are of the kind that jmixed has. Optimisers run at far tighter tolerance than their default.
 suppressMessages({library(jsonlite); library(lme4); library(lmerTest); library(glmmTMB); library(emmeans)})
-emm_options(pbkrtest.limit = 3000, lmerTest.limit = 3000, msg.interaction = FALSE, msg.nesting = FALSE)
+emm_options(pbkrtest.limit = 5000, lmerTest.limit = 5000, msg.interaction = FALSE, msg.nesting = FALSE)
 
 source("../fit.R")
 
