@@ -56,7 +56,7 @@ def solve_all(held: Held, u, start, source: Source, batch: int) -> ConstrainedFi
 
     lanes = (held, u, start)
     if batch == 1:
-        return jax.lax.map(lambda lane: _solve(*lane, source), lanes)
+        return jax.lax.map(lambda lane: _solve(*lane, source=source), lanes)
     solve = jax.vmap(partial(_solve, source=source))
     if batch == len(u):
         return solve(*lanes)

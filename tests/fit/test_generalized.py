@@ -164,7 +164,7 @@ def test_derivatives_through_a_fit_are_those_of_refits(crossed):
 
     with jax.enable_x64(True):
         zero = np.zeros(180)
-        _, slope = jax.jit(lambda at: jax.jvp(fitted, (at,), (direction,)))(zero)
+        _, slope = layouts.quick_jit(lambda at: jax.jvp(fitted, (at,), (direction,)))(zero)
         up, down = (np.asarray(fitted(sign * 1e-4 * direction)) for sign in (1, -1))
     np.testing.assert_allclose(slope, (up - down) / 2e-4, rtol=1e-5, atol=1e-6)
 

@@ -195,12 +195,12 @@ def few_levels(seed):
 
 
 # Of sixty seeds the search by moments alone misses the optimum of the last.
-FEW = (*range(6), 26)
+FEW = (*range(3), 26)
 
 
 def test_few_levels_have_one_optimum_for_every_way_of_fitting():
     """Searches by moments alone end up to 2.9 above the lowest minimum in one of forty such models."""
-    ways = jax.jit(lambda design: jm.estimate(design, False).objective)
+    ways = layouts.quick_jit(lambda design: jm.estimate(design, False).objective)
     rng, apart, above = np.random.default_rng(0), [], []
     for seed in FEW:
         design = jm.mixedlm("y ~ x + (x + z | g)", few_levels(seed)).design
