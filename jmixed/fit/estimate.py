@@ -14,7 +14,7 @@ from jax.lax import stop_gradient
 from jmixed.algebra.newton import MAX_ITERATIONS, Point, pseudo_inverse
 from jmixed.errors import DataError, ModelError, Outcome, PrecisionWarning, warn
 from jmixed.fit.devices import axis_to_share, minimise_groups, minimise_shared, shared_grouping, shares
-from jmixed.fit.outcome import is_unbounded, outcome_of
+from jmixed.fit.outcome import is_unbounded, may_be_unbounded, outcome_of
 from jmixed.fit.penalised import penalised_optimum
 from jmixed.fit.penalised_responses import ResponseAtTheta, criterion_of, laplace_of, penalised_response
 from jmixed.fit.solve import Certificate, Search, Solution, Solved, of_shape, solve, starts_of_response, theta_of
@@ -411,6 +411,9 @@ def unless_unbounded(estimate: Estimate, design: Design, reml, X=None, weights=N
 
     Of arrays that are traced it cannot.
     """
+    # A design's arrays are not asked for without need: under jit its true number of rows is then part of the program.
+    if not may_be_unbounded(design.layout):
+        return estimate
     parts = (reml, design.X, design.weights, design.series, X, weights)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts)) or reml:
         return estimate

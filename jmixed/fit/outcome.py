@@ -63,13 +63,18 @@ def unbounded_rows(X, dispersion, weights) -> np.ndarray:
     return there[:0]
 
 
+def may_be_unbounded(layout) -> bool:
+    """Whether there are designs of a layout on which ML has no maximum: residual variances depend on columns."""
+    return layout.family is None and bool(layout.residual.columns)
+
+
 def is_unbounded(design, X=None, weights=None) -> np.ndarray:
     """Whether ML has no maximum on a design, whatever the response: see `unbounded_rows`.
 
     A bool array (), or (m,) where X (m, n, p) or weights (m, n) are those of m fits.
     """
     X, weights = np.asarray(design.X if X is None else X), np.asarray(design.weights if weights is None else weights)
-    if design.layout.family is not None or design.series is None or not design.layout.residual.columns:
+    if design.series is None or not may_be_unbounded(design.layout):
         return np.zeros(X.shape[:-2] or weights.shape[:-1], bool)
     dispersion = np.asarray(design.series.dispersion)
     if X.ndim == 2 and weights.ndim == 2:
