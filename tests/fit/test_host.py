@@ -357,3 +357,21 @@ def test_what_no_digits_are_left_for_is_said():
     y = 1e6 * rng.normal(size=20)[a] + 1e6 * rng.normal(size=12)[b] + rng.normal(size=240)
     with pytest.warns(jm.ConvergenceWarning, match="ROUNDED: .* few digits of the variances are certain"):
         assert jm.mixedlm("y ~ 1 + (1 | a) + (1 | b)", {"y": y, "a": a, "b": b}).fit().outcome is Outcome.ROUNDED
+
+
+def test_three_correlated_columns_of_very_different_size_have_the_optimum_of_equal_ones():
+    """A random column 5e4 times larger has a covariance as much smaller, and the same likelihood."""
+    rng = np.random.default_rng(3)
+    g = np.repeat(np.arange(10), 8)
+    root = np.tril(rng.normal(size=(3, 3)))
+    data = pd.DataFrame({"g": g, "x": rng.normal(size=80), "z": rng.normal(size=80) + 1})
+    effects = (rng.normal(size=(10, 3)) @ root.T)[g]
+    data["y"] = effects[:, 0] + effects[:, 1] * data["x"] + effects[:, 2] * data["z"] + rng.normal(size=80)
+    data["large"] = 5e4 * data["z"]
+    for reml in (True, False):
+        equal, apart = (host.fit(jm.mixedlm(f"y ~ x + (x + {z} | g)", data).design, reml) for z in ("z", "large"))
+        assert equal.outcome is apart.outcome is Outcome.CONVERGED
+        assert apart.objective == pytest.approx(equal.objective, abs=1e-8)
+        scale = np.array([1, 1, 1 / 5e4])
+        ((_, one),), ((_, other),) = equal.covariances.items(), apart.covariances.items()
+        np.testing.assert_allclose(other / (scale[:, None] * scale), one, rtol=1e-5)
