@@ -243,7 +243,7 @@ def fitted_data(
     if getattr(result.fitted.family, "response", None) == "categories":
         raise ModelError("fitted: a response in categories has a probability for each and no mean to draw a line of")
     x, spec, frame = predictor(result, x), result.fitted.spec, frame_of(result.fitted.spec)
-    group = known(group, list(effects.by_factor(spec.terms)), "grouping factor")
+    group = _factor(group, spec)
     term = next(term for term in spec.terms if term.group == group)
     names = term.levels.tolist()
     shown = names if levels is None else list(dict.fromkeys(known(level, names, "level") for level in levels))
@@ -465,9 +465,16 @@ def others(result, x: str, by: str | None) -> list[str]:
 def effect(result, group, column):
     """Names of a grouping factor and of one of its columns, by default the first."""
     terms = result.fitted.spec.terms
-    by_factor = effects.by_factor(terms)
-    group = known(group, list(by_factor), "grouping factor")
-    return group, known(column, effects.factor_columns([terms[t] for t in by_factor[group]]), f"column of {group!r}")
+    group = _factor(group, result.fitted.spec)
+    members = effects.by_factor(terms)[group]
+    return group, known(column, effects.factor_columns([terms[t] for t in members]), f"column of {group!r}")
+
+
+def _factor(name, spec):
+    """A grouping factor, by default the first."""
+    if not spec.terms:
+        raise ModelError("this model has no random effects to show; jm.plot.effects draws its fixed part")
+    return known(name, list(effects.by_factor(spec.terms)), "grouping factor")
 
 
 def known(name, names, what):

@@ -472,3 +472,12 @@ def test_many_lines_are_one_thing_to_draw():
     low, high = ax.get_ylim()
     assert low <= found[:, 1].min()
     assert found[:, 1].max() <= high
+
+
+def test_visits_without_random_effects_have_no_lines_of_groups():
+    data = pd.DataFrame({"id": np.repeat(np.arange(12), 3), "visit": np.tile([1, 2, 3], 12)})
+    data["y"] = np.random.default_rng(0).normal(size=36) + data["visit"]
+    result = jm.mixedlm("y ~ visit", data, residual="cs(visit | id)").fit()
+    for draw in (jm.plot.fitted, jm.plot.caterpillar):
+        with pytest.raises(jm.ModelError, match=r"no random effects to show; jm\.plot\.effects draws its fixed part"):
+            draw(result)
