@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.batched import eigh
-from jmixed.algebra.newton import Point
+from jmixed.algebra.newton import Point, first_radius, trust_region_step
+from jmixed.errors import Outcome
+from jmixed.fit.devices import shared_grouping
 from jmixed.fit.host import FEW_RESPONSES, Fit
 from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
 from jmixed.layout.design import Design, Rows
 from jmixed.likelihood.contract import Starts, minimum
+from jmixed.likelihood.grouped import in_groups, is_grouped
 from jmixed.likelihood.laplace import laplace_deviance
 from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.likelihood.quadrature import quadrature_deviance
@@ -58,7 +61,8 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
 
     With `one_step` one Newton step with exact derivatives is taken from the estimate of the whole data, no more.
     """
-    rows, padded, chosen, count = _clustered(design, clusters)
+    count = int(clusters.max()) + 1
+    rows, padded, chosen = _clustered(design, clusters, np.arange(count))
     width = rows.X.shape[1] + sum(Z.shape[1] for Z in rows.Z)
     in_turn = reads_rows(replace(rows, series=without_patterns(rows.series)))
     side_by_side = 1 if in_turn else max(1, min(CHUNK, len(chosen), ENTRIES // (len(rows.y) * width)))
@@ -73,15 +77,14 @@ def leave_one_out(design: Design, fit: Fit, clusters, reml: bool, one_step: bool
     return LeftOut(**_sound(none | numbers, sound), outcome=outcome, kappa=np.zeros((count, 0)))
 
 
-def _clustered(design: Design, clusters) -> tuple[Rows, np.ndarray, np.ndarray, int]:
-    """Rows with the cluster of each, -1 of none, and the clusters to leave out, both padded; how many these are."""
-    count, nobs = int(clusters.max()) + 1, len(clusters)
-    rows = design.rows(bucket(nobs))
+def _clustered(design: Design, clusters, wanted) -> tuple[Rows, np.ndarray, np.ndarray]:
+    """Rows with the cluster of each, -1 of none, and the `wanted` clusters (k,) to leave out, both padded."""
+    rows = design.rows(bucket(len(clusters)))
     padded = np.full(len(rows.y), -1, np.int32)
-    padded[:nobs] = clusters
-    chosen = np.full(bucket(count), count - 1, np.int32)
-    chosen[:count] = np.arange(count)
-    return rows, padded, chosen, count
+    padded[: len(clusters)] = clusters
+    chosen = np.full(bucket(len(wanted)), wanted[-1], np.int32)
+    chosen[: len(wanted)] = wanted
+    return rows, padded, chosen
 
 
 def _takes_long_to_optimise(rows, clusters, chosen, *_, **__):
@@ -109,25 +112,89 @@ def _program(rows, clusters, chosen, theta, limit, reml, counted, side_by_side):
     return jax.lax.map(without, chosen, batch_size=side_by_side if side_by_side > 1 else None)
 
 
-def one_step_of_family(design: Design, fit: Fit, clusters) -> LeftOut:
-    """One Newton step of the criterion without each cluster, from the `fit` of a response with a family."""
-    rows, padded, chosen, count = _clustered(design, clusters)
+def one_step_of_family(design: Design, fit: Fit, clusters, levels: bool = False) -> LeftOut:
+    """One Newton step of the criterion without each cluster, from the `fit` of a response with a family.
+
+    Where clusters are the `levels` of the one factor, steps that promise little are taken at their word.
+    """
+    count, p = int(clusters.max()) + 1, design.X.shape[1]
+    shapes = {"theta": fit.theta.shape, "beta": (p,), "vcov_beta": (p, p), "kappa": fit.kappa.shape}
+    numbers = {name: np.full((count, *shape), np.nan) for name, shape in shapes.items()}
+    outcome, others = np.full(count, Outcome.MAX_ITERATIONS.value), np.arange(count)
+    if levels and (steps := _steps_by_level(design, fit)) is not None:
+        numbers, short = steps
+        others = np.flatnonzero(~short)
+    if len(others):
+        rows, padded, chosen = _clustered(design, clusters, others)
+        with double_precision():
+            out = jax.device_get(_family_program(rows, padded, chosen, fit.theta, fit.beta, fit.kappa))
+        some, ended, sound = jax.tree.map(lambda part: part[: len(others)], out)
+        # JAX maps no empty arrays: what has no entries is left out.
+        for name, part in _sound(some, sound).items():
+            numbers[name][others] = part
+        outcome[others] = ended
+    return LeftOut(**numbers, sigma=np.ones(count), outcome=outcome, rho=np.zeros((count, 0)))
+
+
+def _has_few_rows(rows, *_, **__):
+    return rows.y.shape[0] <= FEW_RESPONSES
+
+
+SPARE = 8
+"""Rows with padding for each row, up to which the groups of a factor are laid out one by one."""
+SHORT = 0.5
+"""Gain of the criterion that a step promises, up to which nobody looks where it leads to."""
+
+
+def _steps_by_level(design: Design, fit: Fit) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
+    """Steps without each level of the one factor, by sums over the others, and which of them are short (levels,).
+
+    They are those of `_family_program`, which looks whether they lead down, and how the criterion bends there; here the
+    covariance of the coefficients is that by the curvature from where the step starts. None where there are several
+    factors.
+    """
+    layout, count = design.layout, design.counts[0]
+    if not is_grouped(layout) or layout.quadrature > 1:
+        return None
+    blocks = bucket(count)
+    grouping = shared_grouping(design, blocks)
+    if grouping.rows.size > SPARE * bucket(design.nobs):
+        return None
+    if grouping.segments is not None:
+        # All chunks of a block are of the one group in it.
+        grouping = replace(grouping, segments=np.zeros(grouping.rows.shape[1] // blocks, np.int32))
     with double_precision():
-        arguments = rows, padded, chosen, fit.theta, fit.beta, fit.kappa
-        numbers, outcome, sound = jax.tree.map(lambda part: part[:count], jax.device_get(_family_program(*arguments)))
-    # JAX maps no empty arrays: what has no entries is left out.
-    shapes = {"theta": (0,), "beta": (0,), "vcov_beta": (0, 0), "kappa": (0,)}
-    none = {name: np.zeros((count, *shape)) for name, shape in shapes.items()}
-    return LeftOut(**_sound(none | numbers, sound), sigma=np.ones(count), outcome=outcome, rho=np.zeros((count, 0)))
+        arguments = design.rows(bucket(design.nobs)), grouping, fit.theta, fit.beta, fit.kappa
+        out = _by_level_program(*arguments, blocks=blocks)
+        numbers, gain, sound = jax.tree.map(lambda part: part[:count], jax.device_get(out))
+    return _sound(numbers, sound), ~(gain > SHORT)
+
+
+@program(static_argnames=("blocks",), brief=_has_few_rows)
+def _by_level_program(rows, grouping, theta, beta, kappa, blocks):
+    whole, p = laplace_deviance(rows), rows.X.shape[1]
+    point = whole.at_theta(theta, whole.preconditioned(beta, kappa))
+    apart = in_groups(rows, whole.X, whole.columns, whole.responses, grouping, blocks)
+
+    def moved(gradient, hessian):
+        values, vectors = eigh(hessian)
+        step, gain, _ = trust_region_step(values, vectors.T @ gradient, first_radius(point.x))
+        theta, coefficients = whole.parameters(Point(point.frame, point.x + vectors @ step))
+        numbers = {"theta": theta, "beta": coefficients[:p], "kappa": coefficients[p:]}
+        return numbers | {"vcov_beta": whole.on_scale(hessian)[:p, :p]}, gain
+
+    numbers, gain = jax.vmap(moved)(*whole.without_each(point, apart))
+    there = (apart.responses.factors > 0).astype(rows.y.dtype)
+    own, rows_of = jnp.einsum("gpic,gqic,gic->gpq", apart.X, apart.X, there), jnp.sum(there, axis=(1, 2))
+    left = jnp.maximum(jnp.sum(rows_of) - rows_of, 1)
+    rest = (jnp.sum(own, axis=0, keepdims=True) - own) / left[:, None, None]
+    told = jnp.all(jax.vmap(eigh)(rest)[0] > 1e-10, axis=1) if p else jnp.ones(len(rest), bool)
+    return numbers, gain, told & jnp.all(jnp.isfinite(numbers["vcov_beta"]), axis=(1, 2))
 
 
 def _sound(numbers, sound):
     """What is told of each fit, by name, with nan where a fit is not sound."""
     return {name: np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for name, part in numbers.items()}
-
-
-def _has_few_rows(rows, *_):
-    return rows.y.shape[0] <= FEW_RESPONSES
 
 
 @program(brief=_has_few_rows)

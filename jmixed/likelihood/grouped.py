@@ -127,6 +127,12 @@ def evaluate(groups: Groups, sigma, root, M, N, free, a):
     return *_assembled(parts, M, N), modes
 
 
+def evaluate_apart(groups: Groups, sigma, root, M, N, free, a) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same of each block by itself: L (blocks,), its gradients (blocks, d) and its Hessians (blocks, d, d)."""
+    parts, _ = over_blocks(lambda block, start: _evaluate_block(block, sigma, root, M, free, start), groups, a)
+    return jax.vmap(lambda part: _assembled(part, M, N))(parts)
+
+
 def over_blocks(function, groups: Groups, a, mapped=None) -> Any:
     """``function(block, modes)`` of each block of groups, stacked along a first axis.
 

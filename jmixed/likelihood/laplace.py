@@ -37,7 +37,7 @@ from jmixed.layout.design import ResponseRows, Rows
 from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.estimates import by_level
 from jmixed.likelihood.gaussian import factors_of, precondition, psi_of, reduce, squares
-from jmixed.likelihood.grouped import Groups, evaluate, groups_of, is_grouped
+from jmixed.likelihood.grouped import Groups, evaluate, evaluate_apart, groups_of, is_grouped
 from jmixed.likelihood.inner import damped_newton
 from jmixed.likelihood.jets import directions
 from jmixed.likelihood.moments import moments
@@ -355,13 +355,43 @@ class LaplaceDeviance(Criterion):
         At square roots (q, q) of the terms' covariances in preconditioned columns, and beta and kappa of such columns.
         """
         covariances = squares(roots)
-        psi = psi_of(covariances, self.rows.layout.terms, free.dtype)
         if self.groups is None:
+            psi = psi_of(covariances, self.rows.layout.terms, free.dtype)
             modes = self.modes(covariances, roots, *self.predictors(free), start)
             return *self.derivatives(psi, roots, free, modes), modes.e
-        _, M, N = directions(self.rows.layout, 0, psi)
-        sigma, root = (stage_matrix(self.rows.layout, 0, matrices) for matrices in (covariances, roots))
-        return evaluate(self.groups, sigma, root, jnp.asarray(M), N, free, start)
+        return evaluate(self.groups, *self._of_groups(covariances, roots), free, start)
+
+    def _of_groups(self, covariances, roots):
+        """Sigma of a group, a square root of it, and its derivatives in psi."""
+        layout = self.rows.layout
+        _, M, N = directions(layout, 0, psi_of(covariances, layout.terms, self.X.dtype))
+        sigma, root = (stage_matrix(layout, 0, matrices) for matrices in (covariances, roots))
+        return sigma, root, jnp.asarray(M), N
+
+    def without_each(self, point: Point, apart: Groups) -> tuple[jax.Array, jax.Array]:
+        """Gradients (blocks, d) and Hessians (blocks, d, d) at a point, in its chart, of L without each block.
+
+        The blocks are those of `apart`, the rows of a layout with one factor.
+        """
+        m, structures = self.sizes[0], self.rows.layout.terms
+        roots, chart = self.roots(point), Chart(point.frame[0], point.x[:m])
+        nowhere = jnp.zeros((apart.Z.shape[0], apart.Z.shape[1], apart.size), self.X.dtype)
+        of_groups = self._of_groups(squares(roots), roots)
+        _, gradients, hessians = evaluate_apart(apart, *of_groups, point.x[m:], nowhere)
+
+        def in_chart(gradient, hessian):
+            jacobian, bend = chart_map(chart, structures, gradient[:m])
+            jacobian = block_diagonal([jacobian, jnp.eye(len(gradient) - m, dtype=jacobian.dtype)])
+            return gradient @ jacobian, jacobian.T @ hessian @ jacobian + jnp.pad(bend, (0, len(gradient) - m))
+
+        of_others = (jnp.sum(own, axis=0, keepdims=True) - own for own in (gradients, hessians))
+        return jax.vmap(in_chart)(*of_others)
+
+    def parameters(self, point: Point) -> tuple[jax.Array, jax.Array]:
+        """theta (m,) of columns as they are, and (beta, kappa) (p + k,) of such columns."""
+        on_scale = [T @ root for T, root in zip(self.columns.T, self.roots(point), strict=True)]
+        theta = theta_of_factors(self.rows.layout.terms, map(rectify, on_scale), point.x.dtype)
+        return theta, block_diagonal(self.bases) @ point.x[self.sizes[0] :]
 
     def blank(self) -> InPsi:
         """Nothing known."""

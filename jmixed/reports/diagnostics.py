@@ -257,7 +257,7 @@ def _refits_without(fitted: Fitted, codes: np.ndarray, method: str) -> LeftOut:
     """Refits of a response with a family without each group, whose rows get a weight of zero."""
     design, fits = fitted.model.design, []
     if method == "onestep":
-        return one_step_of_family(design, fitted.fit, codes)
+        return one_step_of_family(design, fitted.fit, codes, np.array_equal(codes, fitted.spec.terms[0].codes))
     for group in range(int(codes.max()) + 1):
         without = design.replace(weights=np.where(codes == group, 0.0, design.weights))
         fits.append(host.fit(without, reml=False, theta0=fitted.fit.theta))

@@ -5,11 +5,13 @@ import functools
 import layouts
 import numpy as np
 import pytest
-from generalized import cows
+from generalized import counts_frame, cows, wine
 
+import jmixed as jm
 from jmixed.errors import Outcome
 from jmixed.fit import host
-from jmixed.inference.leave_one_out import leave_one_out
+from jmixed.inference import leave_one_out as module
+from jmixed.inference.leave_one_out import _steps_by_level, leave_one_out, one_step_of_family
 
 
 @functools.cache
@@ -71,3 +73,40 @@ def test_one_step_of_a_family():
     sd = exact.ran_pars["sd_Intercept|herd"]
     far = np.max(np.abs(sd - cows().var_corr()["sdcor"][0]))
     assert np.max(np.abs(step.ran_pars["sd_Intercept|herd"] - sd)) < far / 2
+
+
+def long_groups():
+    """Counts with more rows in a group than one chunk of a stack has."""
+    data = counts_frame().assign(g=[int(g[1:]) % 7 for g in counts_frame()["g"]])
+    return jm.mixedglm("y ~ x + (1 | g)", data, "nbinom2", dispersion="~ w").fit()
+
+
+@pytest.mark.parametrize("fit", [cows, wine, long_groups])
+def test_one_step_by_sums_over_the_other_levels_is_that_of_weights_of_zero(fit, monkeypatch):
+    fitted = fit().fitted
+    arguments = fitted.model.design, fitted.fit, fitted.spec.terms[0].codes
+    found, wanted = one_step_of_family(*arguments, levels=True), one_step_of_family(*arguments)
+    for name in ("theta", "beta", "kappa"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-7, atol=1e-9, err_msg=name)
+    # With one evaluation less, the curvature is that of the same place; of long steps it is that of where they end.
+    monkeypatch.setattr(module, "ONE_STEP", 1)
+    monkeypatch.setattr(module, "_family_program", layouts.quick_jit(module._family_program.__wrapped__))
+    at_start = one_step_of_family(*arguments)
+    _, short = _steps_by_level(fitted.model.design, fitted.fit)
+    assert short.any()
+    curvature = np.where(short[:, None, None], at_start.vcov_beta, wanted.vcov_beta)
+    np.testing.assert_allclose(found.vcov_beta, curvature, rtol=1e-7)
+
+
+def test_a_coefficient_that_one_level_alone_tells_has_no_step():
+    data = counts_frame()
+    result = jm.mixedglm("y ~ x + only + (1 | g)", data.assign(only=1.0 * (data["g"] == "g03")), "nbinom2").fit()
+    found = one_step_of_family(result.model.design, result.fitted.fit, result.fitted.spec.terms[0].codes, levels=True)
+    assert np.isnan(found.beta[3]).all()
+    assert np.isfinite(np.delete(found.beta, 3, axis=0)).all()
+
+
+def test_several_factors_have_no_sums_by_level():
+    data = counts_frame().assign(h=np.arange(320) % 9)
+    result = jm.mixedglm("y ~ x + (1 | g) + (1 | h)", data, "poisson").fit()
+    assert _steps_by_level(result.model.design, result.fitted.fit) is None
