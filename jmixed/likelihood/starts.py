@@ -94,7 +94,13 @@ def _found_starts(moments: Moments, reml, correlated: bool) -> StartingCovarianc
     starts.extend(_of_shapes(moments, reml))
     if compete or thin:
         units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
-        multiples = best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
+
+        def look():
+            return best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
+
+        # Where the number of rows decides, and it is large, nobody starts from a multiple.
+        called_for = compete or is_thin(layout, moments.nobs)
+        multiples = look() if called_for is True else jax.lax.cond(called_for, look, lambda: jnp.ones(2, dtype))
         starts.extend([multiple * unit for unit in units] for multiple in (multiples[0], 1, *far, multiples[1]))
     certain = len(starts)
     if compete:
