@@ -17,7 +17,7 @@ from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.families.family import DISPERSION, INFLATION, Family
 from jmixed.fit.estimate import SMALL, level_count, white_at
 from jmixed.fit.information import Information, Uncertainty
-from jmixed.fit.outcome import unbounded_rows
+from jmixed.fit.outcome import may_be_unbounded, unbounded_rows
 from jmixed.fit.penalised_responses import criterion_of
 from jmixed.fit.separation import EXTREME, separated_columns
 from jmixed.fit.solve import Search, Solved, moments_of, solve
@@ -296,7 +296,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
 
 def _unless_unbounded(fit: Fit, design: Design) -> Fit:
     """The fit by ML, unless rows that coefficients can fit exactly have a residual variance of their own."""
-    if design.series is None or not design.layout.residual.columns:
+    if design.series is None or not may_be_unbounded(design.layout):
         return fit
     rows = unbounded_rows(design.X, design.series.dispersion, design.weights)
     return replace(fit, outcome=Outcome.DIVERGING, concerns={"rows": rows.tolist()}) if len(rows) else fit
@@ -368,11 +368,9 @@ def _collect(design, solved, reml, timings, settle, counted):
         for t, (label, effects) in enumerate(zip(labels, result["modes"], strict=True))
     }
     # Held entries must keep the numbers that they were given.
-    rho = None if design.layout.family is not None else np.asarray(result["rho"])
-    typical = 1.0 if rho is None else typical_deviation(design, rho)
-    singular = singular_terms(structures, theta, solved.T, typical)
+    singular = singular_terms(structures, theta, solved.T, typical_deviation(design, result["rho"]))
     if settle and any(singular):
-        theta = settled(design, theta, rho)
+        theta = settled(design, theta, result["rho"])
         for label, factor in zip(labels, factors_of_theta(structures, theta), strict=True):
             there = np.any(factor != 0, axis=-1)
             covariances[label] = np.where(np.logical_and.outer(there, there), covariances[label], 0)

@@ -21,7 +21,7 @@ from jmixed.fit.estimate import (
     say_once_if_narrowed,
     unless_unbounded,
 )
-from jmixed.fit.outcome import is_unbounded
+from jmixed.fit.outcome import is_unbounded, may_be_unbounded
 from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
 from jmixed.layout.design import Design
 from jmixed.layout.index import Array
@@ -179,7 +179,7 @@ def fit_responses(design: Design, Y, reml: bool = True, *, memory: int = MEMORY,
     for members, masked in ((np.flatnonzero(~missing), False), (np.flatnonzero(missing), True)):
         if len(members):
             _fit_alike(fits, design, Y, members, masked, bool(reml), memory, progress or (lambda count: None))
-            if not reml:
+            if not reml and may_be_unbounded(design.layout):
                 there = np.where(np.isnan(Y[members]), 0, design.weights) if masked else None
                 fits.outcome[members[is_unbounded(design, weights=there)]] = Outcome.DIVERGING.value
     return fits

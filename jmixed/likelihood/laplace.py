@@ -21,6 +21,7 @@ direction, in which the mode moves by (I + W K)^-1 dF, F = s(offset + X beta + K
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -336,18 +337,23 @@ class LaplaceDeviance(Criterion):
 
     def value_gradient_hessian(self, point: Point, exact=True) -> Evaluation:
         """L with its derivatives, in a chart around the point; those in (psi, beta, kappa), `InPsi`, come with them."""
-        (m, p, k), structures, dtype = self.sizes, self.rows.layout.terms, point.x.dtype
+        m, structures, dtype = self.sizes[0], self.rows.layout.terms, point.x.dtype
         roots, free = self.roots(point), point.x[m:]
         covariances = squares(roots)
         value, gradient, hessian, known = self.in_psi(roots, free, point.frame[1])
         back = block_diagonal([jnp.eye(m, dtype=dtype), *(jnp.linalg.inv(basis) for basis in self.bases)])
         in_psi = InPsi(back.T @ gradient, back.T @ hessian @ back, jnp.zeros_like(gradient))
         chart = chart_at(covariances, structures, dtype)
-        jacobian, bend = chart_map(chart, structures, gradient[:m])
-        jacobian = block_diagonal([jacobian, jnp.eye(p + k, dtype=dtype)])
-        hessian = jacobian.T @ hessian @ jacobian + jnp.pad(bend, (0, p + k))
+        gradient, hessian = self._in_chart(chart, gradient, hessian)
         point = Point((chart.bases, known), jnp.concatenate([chart.phi, free]))
-        return Evaluation(point, value, gradient @ jacobian, hessian, in_psi)
+        return Evaluation(point, value, gradient, hessian, in_psi)
+
+    def _in_chart(self, chart: Chart, gradient, hessian) -> tuple[jax.Array, jax.Array]:
+        """Derivatives in (phi, beta, kappa) from those in (psi, beta, kappa)."""
+        m, p, k = self.sizes
+        jacobian, bend = chart_map(chart, self.rows.layout.terms, gradient[:m])
+        jacobian = block_diagonal([jacobian, jnp.eye(p + k, dtype=gradient.dtype)])
+        return gradient @ jacobian, jacobian.T @ hessian @ jacobian + jnp.pad(bend, (0, p + k))
 
     def in_psi(self, roots, free, start) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """L, its gradient and its Hessian in (psi, beta, kappa), and the modes that were found from a `start`.
@@ -373,19 +379,13 @@ class LaplaceDeviance(Criterion):
 
         The blocks are those of `apart`, the rows of a layout with one factor.
         """
-        m, structures = self.sizes[0], self.rows.layout.terms
+        m = self.sizes[0]
         roots, chart = self.roots(point), Chart(point.frame[0], point.x[:m])
         nowhere = jnp.zeros((apart.Z.shape[0], apart.Z.shape[1], apart.size), self.X.dtype)
         of_groups = self._of_groups(squares(roots), roots)
         _, gradients, hessians = evaluate_apart(apart, *of_groups, point.x[m:], nowhere)
-
-        def in_chart(gradient, hessian):
-            jacobian, bend = chart_map(chart, structures, gradient[:m])
-            jacobian = block_diagonal([jacobian, jnp.eye(len(gradient) - m, dtype=jacobian.dtype)])
-            return gradient @ jacobian, jacobian.T @ hessian @ jacobian + jnp.pad(bend, (0, len(gradient) - m))
-
         of_others = (jnp.sum(own, axis=0, keepdims=True) - own for own in (gradients, hessians))
-        return jax.vmap(in_chart)(*of_others)
+        return jax.vmap(partial(self._in_chart, chart))(*of_others)
 
     def parameters(self, point: Point) -> tuple[jax.Array, jax.Array]:
         """theta (m,) of columns as they are, and (beta, kappa) (p + k,) of such columns."""

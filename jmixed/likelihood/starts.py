@@ -99,8 +99,8 @@ def _found_starts(moments: Moments, reml, correlated: bool) -> StartingCovarianc
             return best_multiples(moments, reml, lambda c: [jnp.sqrt(c) * unit for unit in units])
 
         # Where the number of rows decides, and it is large, nobody starts from a multiple.
-        called_for = compete or is_thin(layout, moments.nobs)
-        multiples = look() if called_for is True else jax.lax.cond(called_for, look, lambda: jnp.ones(2, dtype))
+        wanted = compete or is_thin(layout, moments.nobs)
+        multiples = look() if wanted is True else jax.lax.cond(wanted, look, lambda: jnp.ones(2, dtype))
         starts.extend([multiple * unit for unit in units] for multiple in (multiples[0], 1, *far, multiples[1]))
     certain = len(starts)
     if compete:

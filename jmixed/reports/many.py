@@ -85,9 +85,8 @@ def fit_many(model: Any, Y, reml: bool, memory: int | None, progress: bool) -> M
     with bar(len(names), progress, "fit_many") as advance:
         fits = many.fit_responses(design, values, reml, memory=memory or many.MEMORY, progress=advance)
     _warn(fits, names)
-    rho = None if family is not None else fits.rho
-    fixed, theta = list(spec.exog_names), settled(design, fits.theta, rho)
-    typical = 1.0 if rho is None else typical_deviation(design, rho)
+    fixed, theta = list(spec.exog_names), settled(design, fits.theta, fits.rho)
+    typical = typical_deviation(design, fits.rho)
     flags = singular_flags(design.layout.terms, theta, preconditioners(design), typical)
     parameters = [name for name, _ in named_parameters(spec, further.parameter_names(model))][len(fixed) :]
     more = None if family is None else further.parameter_values(model, fits.rho)
