@@ -138,11 +138,17 @@ def solve(
         return _solve_whitened(data, reml, search or Search(), columns, differentiable)
     moments, drowned = moments_of(data, counted, columns)
     known = stop_gradient(moments)
+    if classes is not None:
+        # A compiler that sees where they come from works them out again for each that reads them.
+        known = jax.lax.optimization_barrier(known)
+    together = known if classes is None else collapse(known, classes)
     minimise = minimise_deviance if minimise is None else minimise
-    solution = minimise(known if classes is None else collapse(known, classes), reml, search or Search())
+    solution = minimise(together, reml, search or Search())
+    if differentiable is None:
+        few = None if classes is None else ProfiledDeviance(together, reml)
+        return _solved(solution, ProfiledDeviance(known, reml), solution.point, known, drowned, few)
     deviance = ProfiledDeviance(moments, reml)
-    point = solution.point if differentiable is None else differentiable(solution, deviance)
-    return _solved(solution, deviance, point, moments, drowned)
+    return _solved(solution, deviance, differentiable(solution, deviance), moments, drowned)
 
 
 def _solve_whitened(rows, reml, search, columns, differentiable) -> Solved:
@@ -191,8 +197,12 @@ def _solve_laplace(rows, search, minimise, differentiable) -> Solved:
     return Solved(estimates, solution.certificate, deviance.columns.T, count, ended, jnp.zeros((), bool))
 
 
-def _solved(solution, deviance, point, moments, drowned) -> Solved:
+def _solved(solution, deviance, point, moments, drowned, few=None) -> Solved:
+    """`few` is the same deviance, of groups put together."""
     estimates = deviance.estimates(point)
+    if few is not None:
+        # The modes are each group's own; a program that does not keep them works out no more than the few.
+        estimates = few.estimates(point) | {"modes": estimates["modes"]}
     estimates["modes"] = by_level(estimates["modes"], moments)
     ended = stop_gradient((deviance.roots(point), estimates["sigma"], estimates["vcov_beta"]))
     outcome = outcome_of(solution.outcome, *ended, stop_gradient(moments))
