@@ -2,13 +2,15 @@
 
     python benchmarks/crossed.py --cases 100k 1m 3factors
     python benchmarks/crossed.py --cases 10m 32m
+    python benchmarks/crossed.py --sources 10m 32m
     python benchmarks/crossed.py --cases workers
     python benchmarks/crossed.py --designs 40
 
 Every case has a process of its own, for which another has made the data; peak memory is that of the process, with
 imports, data and all. Ratings are simulated, with users and films of very different popularity. Workers move between
 firms, one in ten a year: graphs that hang together by few rows, at three ratios of the firms' standard deviation to the
-residual's, beside the exact fit. `--designs` fits small random designs both ways, and counts by how many of the
+residual's, beside the exact fit. `--sources` takes the same ratings from arrays, from a DataFrame that is read from a
+Parquet file, and from that file in batches, of which the rows are never in memory together. `--designs` fits small random designs both ways, and counts by how many of the
 reported Monte Carlo errors they differ.
 """
 
@@ -29,6 +31,8 @@ SIZES = {
     "10m": (10_000_000, 100_000, 40_000),
     "32m": (32_000_000, 200_948, 84_432),
 }
+ARRAYS = ("y", "user", "film")
+SOURCES = ("arrays", "DataFrame", "batches")
 
 
 def ratings(rows: int, users: int, films: int) -> dict[str, np.ndarray]:
@@ -132,6 +136,29 @@ def run(case: str, folder: str) -> None:
         told(timed("exact", lambda: model.fit(crossed="exact")))
 
 
+def write(case: str, folder: str) -> None:
+    """The data of a case as arrays and as a Parquet file."""
+    data = ratings(*SIZES[case])
+    for name, column in data.items():
+        np.save(Path(folder) / f"{name}.npy", column)
+    pd.DataFrame(data).to_parquet(Path(folder) / "ratings.parquet", row_group_size=2**20)
+
+
+def read(source: str, folder: str) -> None:
+    """One fit of the ratings as a caller has them, in a process of its own: from the file to the result."""
+    import jmixed as jm
+
+    warnings.simplefilter("ignore")
+    path = Path(folder) / "ratings.parquet"
+    formula = "y ~ 1 + (1 | user) + (1 | film)"
+    ways = {
+        "arrays": lambda: jm.mixedlm(formula, {name: np.load(path.with_name(f"{name}.npy")) for name in ARRAYS}),
+        "DataFrame": lambda: jm.mixedlm(formula, pd.read_parquet(path)),
+        "batches": lambda: jm.from_batches(formula, path),
+    }
+    told(timed(f"from {source}", lambda: ways[source]().fit(crossed="iterative")))
+
+
 def design(k: int):
     """A small random design: its model, and whether by REML."""
     import jmixed as jm
@@ -177,18 +204,29 @@ def designs(count: int) -> None:
         )
 
 
+def _apart(step, *arguments) -> None:
+    """A step in a process of its own."""
+    process = multiprocessing.get_context("spawn").Process(target=step, args=arguments)
+    process.start()
+    process.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=[], choices=[*SIZES, "3factors", "workers"])
+    parser.add_argument("--sources", nargs="*", default=[], choices=SIZES)
     parser.add_argument("--designs", type=int, default=0, metavar="N")
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
     for case in options.cases:
         with tempfile.TemporaryDirectory() as folder:
             for step in (make, run)[case == "workers" :]:
-                process = spawn.Process(target=step, args=(case, folder))
-                process.start()
-                process.join()
+                _apart(step, case, folder)
+    for case in options.sources:
+        print(case, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            _apart(write, case, folder)
+            for source in SOURCES:
+                _apart(read, source, folder)
     if options.designs:
         designs(options.designs)
 
