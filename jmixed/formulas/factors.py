@@ -57,24 +57,24 @@ def factor(name: str, values: pd.Series | np.ndarray) -> Factor:
     return Factor(name, codes, levels, (name,), (levels,))
 
 
-def crossed(factors: Sequence[Factor]) -> Factor:
+def crossed(factors: Sequence[Factor], labelled: bool = True) -> Factor:
     """The factor of the combinations that occur of several, named by all of them."""
-    return reduce(lambda outer, inner: cross(f"{outer.name}:{inner.name}", outer, inner), factors)
+    return reduce(lambda outer, inner: cross(f"{outer.name}:{inner.name}", outer, inner, labelled), factors)
 
 
-def cross(name: str, outer: Factor, inner: Factor) -> Factor:
-    """The factor of the combinations that occur of a factor and a further column, sorted by the former first."""
+def cross(name: str, outer: Factor, inner: Factor, labelled: bool = True) -> Factor:
+    """The factor of the combinations that occur of a factor and a further column, sorted by the former first.
+
+    Levels that are not `labelled` are numbered: labels of many millions are most of what they would take.
+    """
     width = np.int64(len(inner.levels))
     cells, codes = compress(outer.codes * width + inner.codes, len(outer.levels) * int(width))
-    pairs = zip(outer.levels.take(cells // width).tolist(), inner.levels.take(cells % width).tolist(), strict=True)
-    return Factor(
-        name,
-        codes,
-        pd.Index([f"{a}:{b}" for a, b in pairs], dtype=object),
-        outer.sources + inner.sources,
-        outer.tables + inner.tables,
-        (*outer.cells, cells),
-    )
+    levels = pd.RangeIndex(len(cells))
+    if labelled:
+        pairs = zip(outer.levels.take(cells // width).tolist(), inner.levels.take(cells % width).tolist(), strict=True)
+        levels = pd.Index([f"{a}:{b}" for a, b in pairs], dtype=object)
+    sources, tables = outer.sources + inner.sources, outer.tables + inner.tables
+    return Factor(name, codes, levels, sources, tables, (*outer.cells, cells))
 
 
 def compress(keys: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,32 +23,47 @@ from jmixed.streams.sums import Plan, Sums
 TINY = 4 * np.finfo(FLOAT).eps
 """Least pivot of a cell, relative to its column's sum of squares: what rounding leaves of zero."""
 
+CHUNK = 2**18
+"""Cells that are worked on together: there may be as many as rows."""
+
 
 def represent(plan: Plan, total: Sums | None) -> ModelData:
     """The model in rows that have the cross-products of the data."""
     if total is None:
         raise changed("it has no rows")
     plan.checksum.require_same(total.checksum)
-    used = total.values[:, -1] > 0
-    cells, values = total.cells[used], total.values[used]
-    Z, fixed = _rows_of_cells(values, len(plan.columns), len(total.G))
+    used = np.flatnonzero(total.values[:, -1])
+    cells, rows_in = total.cells[used], total.values[used, -1]
+    Z, fixed = _rows_of_cells(total.values, used, len(plan.columns), len(total.G))
+    # Cells may be as many as rows: what is large goes as soon as it has been used.
+    total = replace(total, cells=used[:0], values=np.empty((0, plan.entries)))
     rest = total.G - np.einsum("kqa,kqb->ab", fixed, fixed)
     k, q = Z.shape[:2]
     # Rows without random effects may stand in any cell: in different ones, so that no cell becomes much larger.
-    place = np.concatenate([np.repeat(np.arange(k), q), np.arange(len(rest)) % k])
+    place = np.concatenate([np.repeat(np.arange(k, dtype=np.int32), q), np.arange(len(rest), dtype=np.int32) % k])
     represents = np.zeros(len(place), int)
-    represents[q * np.arange(k)] = values[:, -1].astype(int)
+    represents[q * np.arange(k)] = rows_in
     order = np.argsort(place, kind="stable")
     fixed = np.concatenate([fixed.reshape(k * q, len(rest)), _root(rest, np.diagonal(total.G))])[order]
     Z = np.concatenate([Z.reshape(k * q, q), np.zeros((len(rest), q))])[order] @ plan.T_inverse
+    place = place[order]
     X, y = fixed[:, :-1] @ plan.R, fixed[:, -1]
     y = y + X @ plan.beta0
-    groups, terms = _terms(plan, total, cells, place[order], Z)
+    groups, terms = _terms(plan, total, cells, place, Z)
     return _checked(plan, total, (y, X, represents[order]), terms, groups)
 
 
-def _rows_of_cells(values: np.ndarray, q: int, border: int) -> tuple[np.ndarray, np.ndarray]:
-    """L' (k, q, q) and L^-1 Z'W[X y] (k, q, p + 1) of every cell, the columns of Z in any order of elimination.
+def _rows_of_cells(values: np.ndarray, used: np.ndarray, q: int, border: int) -> tuple[np.ndarray, np.ndarray]:
+    """L' (k, q, q) and L^-1 Z'W[X y] (k, q, p + 1) of the cells at positions `used` (k,), some at a time."""
+    Z, fixed = np.empty((len(used), q, q)), np.empty((len(used), q, border))
+    for start in range(0, len(used), CHUNK):
+        some = slice(start, start + CHUNK)
+        Z[some], fixed[some] = _eliminated(values[used[some]], q, border)
+    return Z, fixed
+
+
+def _eliminated(values: np.ndarray, q: int, border: int) -> tuple[np.ndarray, np.ndarray]:
+    """L' and L^-1 Z'W[X y] of some cells, the columns of Z in any order of elimination.
 
     The largest pivot comes first, so that errors do not grow where columns explain each other, as they must in a cell
     of few rows. Pivots of rounding's size are raised to it: the products stay as they are.

@@ -110,7 +110,7 @@ def plan(statement: Statement, surveyed: Survey | None) -> Plan:
         raise DataError("batches have no rows for which the formula gives numbers; look at its transforms")
     statement, examples = learn(statement, surveyed)
     names = list(surveyed.cells.columns)
-    cell = crossed([factor(name, column(surveyed.cells, name)) for name in names])
+    cell = crossed([factor(name, column(surveyed.cells, name)) for name in names], labelled=False)
     ranked = _ranked(statement, surveyed, examples)
     evaluated = _evaluated(statement, examples)
     endog_name, y = response(statement.recipe, evaluated)
