@@ -10,8 +10,8 @@ Every case has a process of its own, for which another has made the data; peak m
 imports, data and all. Ratings are simulated, with users and films of very different popularity. Workers move between
 firms, one in ten a year: graphs that hang together by few rows, at three ratios of the firms' standard deviation to the
 residual's, beside the exact fit. `--sources` takes the same ratings from arrays, from a DataFrame that is read from a
-Parquet file, and from that file in batches, of which the rows are never in memory together. `--designs` fits small random designs both ways, and counts by how many of the
-reported Monte Carlo errors they differ.
+Parquet file, and from that file in batches, whose rows are never in memory together. `--designs` fits small random
+designs both ways, and counts by how many of the reported Monte Carlo errors they differ.
 """
 
 import argparse
