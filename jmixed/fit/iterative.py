@@ -22,11 +22,12 @@ from jmixed.covariance.structure import SINGULAR, factors_of_theta, rectified, s
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.fit.host import Fit, FixedSlopes, MonteCarlo
 from jmixed.fit.information import Information
+from jmixed.fit.many import ManyFits
 from jmixed.fit.outcome import BLUR
 from jmixed.layout.incidence import Incidence
 from jmixed.layout.stack import ModelRows, crossing
 from jmixed.likelihood.iterative import Evaluated, IterativeDeviance, Probes, probes_of
-from jmixed.likelihood.sparse_moments import SparseMoments, sparse_moments
+from jmixed.likelihood.sparse_moments import SparseMoments, of_response, sparse_moments
 from jmixed.likelihood.starts import FAR, USUAL, terms_compete
 from jmixed.runtime import device, memory
 from jmixed.runtime.compilation import program
@@ -295,11 +296,35 @@ def fit_iterative(
     """
     _require_memory(rows)
     timings = Timings()
-    limit = MAX_ITERATIONS if maxiter is None else max(int(maxiter), 1)
     with timings.step("cross_products"):
         moments = sparse_moments(rows)
         if rows.y.nbytes > memory.LARGE:
             memory.give_back()
+    return _fit(rows, moments, reml, theta0, maxiter, probes, seed, timings)
+
+
+def refit_iterative(rows: Incidence, Y: np.ndarray, reml: bool, probes: int, seed: int, progress) -> ManyFits:
+    """Fits of responses Y (m, n) on the same columns, one after the other: couplings are made once.
+
+    `progress` is called with one after each.
+    """
+    _require_memory(rows)
+    known, fits = sparse_moments(rows), []
+    for y in Y:
+        of_y = replace(rows, y=y)
+        fits.append(_fit(of_y, of_response(known, of_y), reml, None, None, probes, seed, Timings()))
+        progress(1)
+    arrays = {
+        name: np.stack([np.asarray(getattr(fit, name)) for fit in fits])
+        for name in ("theta", "beta", "sigma", "objective", "vcov_beta")
+    }
+    outcome = np.array([fit.outcome.value for fit in fits], np.int32)
+    return ManyFits(**arrays, outcome=outcome, nobs=np.full(len(fits), known.nobs), rho=np.zeros((len(fits), 0)))
+
+
+def _fit(rows, moments, reml, theta0, maxiter, probes, seed, timings) -> Fit:
+    """The same, from cross-products."""
+    limit = MAX_ITERATIONS if maxiter is None else max(int(maxiter), 1)
     if not np.isfinite(moments.G).all():
         raise DataError("the cross-products of the rows are not finite: look for extreme values in y, X, Z or weights")
     with timings.step("optimise"):

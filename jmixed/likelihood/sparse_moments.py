@@ -9,7 +9,7 @@ what is read often lies near.
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -194,25 +194,44 @@ def sparse_moments(rows: Incidence) -> SparseMoments:
     size = [count * width for count, width in zip(rows.counts, rows.widths, strict=True)]
     order = tuple(sorted(range(len(size)), key=lambda f: -size[f]))
     ranks = tuple(_ranks(rows.codes[f], rows.counts[f]) for f in order)
+    # Couplings first: what is as long as the rows comes when their own work is done.
+    C, A, within = _couplings(rows, T, order, ranks)
+    R, weights = _fixed(rows), _weights(rows)
+    logs = 0.0 if weights is None else float(np.sum(np.log(weights)))
+    logs, nobs = (logs, len(rows.y)) if rows.totals is None else rows.totals
+    # Of the border there is nothing yet.
+    none, beta0 = np.empty((0, 0)), np.zeros(len(R))
+    known = SparseMoments(order, ranks, C, (), A, within, none, R, beta0, T, sizes, float(logs), float(nobs))
+    return of_response(known, rows)
+
+
+def _couplings(rows, T, order, ranks):
+    """C, A and `within` of the cross-products."""
+    weights, counts = _weights(rows), [rows.counts[f] for f in order]
     codes = [rank[rows.codes[f]] for f, rank in zip(order, ranks, strict=True)]
     columns = [_columns(rows, T, f) for f in order]
-    counts = [rows.counts[f] for f in order]
-    weights = None if np.all(rows.weights == 1) else rows.weights
-    C = tuple(_within_levels(code, columns[f], weights, counts[f]) for f, code in enumerate(codes))
 
     def couple(f, g):
         return _couple((codes[f], codes[g]), (columns[f], columns[g]), weights, (counts[f], counts[g]))
 
+    C = tuple(_within_levels(code, columns[f], weights, counts[f]) for f, code in enumerate(codes))
     A = tuple(couple(0, f) for f in range(1, len(order)))
-    within = {(f - 1, g - 1): couple(f, g) for f in range(1, len(order)) for g in range(f + 1, len(order))}
-    # Couplings first: what is as long as the rows comes when their own work is done.
-    R, beta0 = _fixed(rows)
-    fixed = _border(rows, R, beta0)
-    B = tuple(_with_border(code, columns[f], fixed, weights, counts[f]) for f, code in enumerate(codes))
+    return C, A, {(f - 1, g - 1): couple(f, g) for f in range(1, len(order)) for g in range(f + 1, len(order))}
+
+
+def _weights(rows):
+    """The weights, None where all are one."""
+    return None if np.all(rows.weights == 1) else rows.weights
+
+
+def of_response(known: SparseMoments, rows: Incidence) -> SparseMoments:
+    """The cross-products of the rows, of which some are `known` that hold the same columns: all but those of y."""
+    weights, beta0 = _weights(rows), _least_squares(rows, known.R)
+    fixed, B = _border(rows, known.R, beta0), []
+    for f, rank in zip(known.order, known.ranks, strict=True):
+        B.append(_with_border(rank[rows.codes[f]], _columns(rows, known.T, f), fixed, weights, rows.counts[f]))
     G = np.array([[_dot(a, b, weights, len(rows.y)) for b in fixed] for a in fixed])
-    logs = 0.0 if weights is None else float(np.sum(np.log(weights)))
-    logs, nobs = (logs, len(rows.y)) if rows.totals is None else rows.totals
-    return SparseMoments(order, ranks, C, B, A, within, G, R, beta0, T, sizes, float(logs), float(nobs))
+    return replace(known, B=tuple(B), G=G, beta0=beta0)
 
 
 def _dot(a, b, weights, n):
@@ -284,25 +303,28 @@ def _ranks(codes, count):
 
 
 def _fixed(rows):
-    """The preconditioner R (p, p) of X, by two passes of Cholesky, and least-squares coefficients (p,)."""
+    """The preconditioner R (p, p) of X, by two passes of Cholesky."""
     p = rows.X.shape[1]
     R = np.eye(p)
-    for last in (False, True):
-        gram, cross = np.zeros((p, p)), np.zeros(p)
-        inverse = np.linalg.inv(R)
+    for _ in range(2 if p else 0):
+        gram, inverse = np.zeros((p, p)), np.linalg.inv(R)
         for start in range(0, len(rows.y), CHUNK):
             part = slice(start, start + CHUNK)
             X = rows.X[part] @ inverse
-            weighted = rows.weights[part, None] * X
-            gram += weighted.T @ X
-            cross += weighted.T @ (rows.y[part] - rows.offset[part])
-        if p:
-            size = np.sqrt(np.diag(gram))
-            triangle = np.linalg.cholesky(gram / np.outer(size, size)).T * size
-            if last:
-                beta0 = inverse @ np.linalg.solve(gram, cross)
-            R = triangle @ R
-    return R, beta0 if p else np.zeros(0)
+            gram += (rows.weights[part, None] * X).T @ X
+        size = np.sqrt(np.diag(gram))
+        R = np.linalg.cholesky(gram / np.outer(size, size)).T * size @ R
+    return R
+
+
+def _least_squares(rows, R):
+    """Coefficients (p,) of the response without random effects; X R^-1 has orthonormal columns."""
+    inverse, cross = np.linalg.inv(R), np.zeros(len(R))
+    for start in range(0, len(rows.y) if len(R) else 0, CHUNK):
+        part = slice(start, start + CHUNK)
+        weighted = rows.weights[part] * (rows.y[part] - rows.offset[part])
+        cross += (rows.X[part] @ inverse).T @ weighted
+    return inverse @ cross
 
 
 def _border(rows, R, beta0):

@@ -11,10 +11,12 @@ import pandas as pd
 from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.fit.host import draw_residuals
+from jmixed.fit.iterative import refit_iterative
 from jmixed.fit.many import fit_responses
 from jmixed.formulas.model_data import RandomTerm
 from jmixed.inference.responses import draw
 from jmixed.inference.simulation import draw_responses, generator
+from jmixed.layout.incidence import incidence
 from jmixed.reports import rows
 from jmixed.reports.components import all_estimates, all_names, all_values
 from jmixed.reports.fitted import Fitted
@@ -156,7 +158,6 @@ def bootstrap(fitted: Fitted, n: int, key: Any, random_effects: str | Collection
     n, rng, kept = count(n, "bootstrap"), generator(key), _kept(fitted.spec.terms, random_effects)
     fitted.need_data("bootstrap")
     fitted.refuse_held("bootstrap")
-    fitted.refuse_iterative("bootstrap", "simulate() and refit()")
     pieces, room = [], max(1, DRAWN // (8 * fitted.nobs))
     with bar(n, progress, "bootstrap") as advance:
         for start in range(0, n, room):
@@ -178,7 +179,11 @@ def bootstrap(fitted: Fitted, n: int, key: Any, random_effects: str | Collection
 
 def _refits(fitted: Fitted, Y: np.ndarray, advance: Callable[[int], Any]) -> tuple[np.ndarray, np.ndarray]:
     """All parameters (n, parameters) of fits to responses (n, nobs), and how each ended (n,)."""
-    fits = fit_responses(fitted.design, Y, fitted.reml, progress=advance)
+    if fitted.is_iterative:
+        again = fitted.again
+        fits = refit_iterative(incidence(fitted.spec), Y, fitted.reml, again["probes"], again["seed"], advance)
+    else:
+        fits = fit_responses(fitted.design, Y, fitted.reml, progress=advance)
     return all_values(fitted, fits.theta, fits.beta, fits.sigma, fits.rho, fits.rho), fits.outcome
 
 

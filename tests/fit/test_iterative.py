@@ -152,7 +152,6 @@ REFUSED = {
     "kenward-roger": lambda result: result.test(ddf="kenward-roger"),
     "the joint covariance": lambda result: result.vcov(full=True),
     "profile": lambda result: result.confint("profile"),
-    "bootstrap": lambda result: result.bootstrap(2, 1),
     "influence": lambda result: result.influence(),
     "robust_cov": lambda result: result.robust_cov(),
     "drop1": lambda result: result.drop1(),
@@ -171,6 +170,26 @@ def test_conditional_covariances_of_very_many_levels_are_refused(ratings, monkey
 def test_what_needs_the_dense_block_is_refused_by_name(both, name):
     with pytest.raises(jm.ModelError, match=rf"{name}.*crossed='exact'"):
         REFUSED[name](both[1])
+
+
+def test_the_bootstrap_draws_and_refits_what_the_exact_one_does(both):
+    exact, result = (fitted.bootstrap(6, key=3) for fitted in both)
+    assert exact.converged.all()
+    assert result.converged.all()
+    spread = both[1].bse
+    columns = list(both[0].fe_params.index)
+    moved = (result.replicates[columns] - exact.replicates[columns]) / spread[columns]
+    # Monte Carlo errors are at most a tenth of a standard error, and seldom half of that.
+    assert moved.abs().to_numpy().max() < 0.1
+    np.testing.assert_allclose(result.replicates, exact.replicates, rtol=0.02, atol=1e-3)
+
+
+def test_the_refits_of_the_bootstrap_are_fits(ratings, both):
+    result = both[1]
+    y = result.simulate(1, 5)[0]
+    again, replicates = result.refit(y), result.bootstrap(1, key=5).replicates
+    np.testing.assert_allclose(replicates[list(again.fe_params.index)].iloc[0], again.fe_params, rtol=1e-9)
+    assert replicates["sigma"].iloc[0] == pytest.approx(again.sigma, rel=1e-9)
 
 
 def test_what_does_not_need_it_is_there(ratings, both, tmp_path):
