@@ -99,7 +99,7 @@ def subjects() -> dict:
         moments = jm.moments(model.design)
     owners = [model, result, estimate, moments, model.design, result.params_object, result.summary(), result.r2()]
     owners += [
-        result.bootstrap(3),
+        simple.bootstrap(3),
         result.profile("sigma", steps=2),
         result.t_test(np.eye(2)),
         result.wald_test_terms(),
