@@ -6,7 +6,7 @@ installed is named and skipped; so is one that does not finish. Look at the crit
 responses on one design, as one batch and as a loop of a tenth of them, scaled up.
 
     pip install ".[bench]"
-    python benchmarks/generalized.py [--cases verbagg insteval] [--systems jmixed glmm lme4] [--repeats 3] [--limit 300]
+    python benchmarks/generalized.py [--cases verbagg insteval] [--systems jmixed glmm lme4] [--repeats 9] [--limit 300]
 """
 
 import importlib
@@ -188,4 +188,4 @@ def report(case, systems, folder, arguments):
 
 
 if __name__ == "__main__":
-    apart.run(__doc__, CASES, SYSTEMS, measure, report, repeats=3, budget=20.0, limit=300.0)
+    apart.run(__doc__, CASES, SYSTEMS, measure, report, repeats=9, budget=20.0, limit=300.0)
