@@ -174,7 +174,7 @@ class UnconstrainedResponse:
     @property
     def R(self) -> np.ndarray:
         """What takes (beta, kappa) to those of preconditioned columns (p + k, p + k)."""
-        return diagonal_blocks(*(np.linalg.inv(np.asarray(basis)) for basis in self._laplace.bases))
+        return np.linalg.inv(np.asarray(self._laplace.basis))
 
     @property
     def origin(self) -> np.ndarray:
@@ -544,9 +544,10 @@ def _coefficients(estimate: UnconstrainedResponse, parameter: Parameter):
         return border, steps, border.free.T @ y, None if place is None else values[place]
     # A later threshold is the first one with the steps to it.
     steps[p + 1 : place + 1] = 1 / np.diag(R)[p + 1 : place + 1]
-    free, padding, particular = np.eye(len(y)), np.zeros(len(y)), np.zeros(len(y))
-    free[p, p], padding[p], particular[p] = 0, 1, R[p, p]
-    return Border(free, padding, particular), steps, y, values[p] + np.sum(np.exp(values[p + 1 : place + 1]))
+    first, rest = _border(R[: p + 1, : p + 1], p), len(y) - p - 1
+    free, zeros = diagonal_blocks(first.free, np.eye(rest)), np.zeros(rest)
+    border = Border(free, np.append(first.padding, zeros), np.append(first.particular, zeros))
+    return border, steps, free.T @ y, values[p] + np.sum(np.exp(values[p + 1 : place + 1]))
 
 
 def _residual_chart(estimate: Optimum, parameter: Parameter):

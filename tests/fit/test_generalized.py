@@ -42,6 +42,34 @@ def test_a_normal_response_is_the_linear_model():
     np.testing.assert_allclose(np.exp(general.fitted.fit.kappa), [linear.sigma**2], rtol=1e-8)
 
 
+@pytest.mark.parametrize(("random", "nodes"), [("(1 | g)", 1), ("(x | g)", 1), ("(1 | g)", 5), ("(1 | g) + (1 | size)", 1)])
+def test_thresholds_take_up_the_origin_of_a_column(random, nodes):
+    """A day's number as astronomers count them; the optimum was missed by tens of units of deviance."""
+    rated = pd.cut(FRAME["amount"], [-np.inf, 1, 2, 3, np.inf], labels=False)
+    frame = FRAME.assign(rated=rated, z=np.tile([0.0, 1.0, 1.0], 60))
+    near, far = (
+        jm.mixedglm(f"rated ~ x + z + {random}", frame.assign(x=X + origin), "ordinal", quadrature=nodes).fit()
+        for origin in (0, 2_460_000)
+    )
+    assert near.converged
+    assert far.converged
+    assert far.objective == pytest.approx(near.objective, abs=1e-7)
+    np.testing.assert_allclose(far.fe_params, near.fe_params, rtol=1e-6)
+    np.testing.assert_allclose(far.bse_fe, near.bse_fe, rtol=1e-6)
+    shift = far.fe_params["x"] * 2_460_000
+    np.testing.assert_allclose(far.thresholds - shift, near.thresholds, atol=1e-6)
+    kinds = {"kind": "probability"}
+    np.testing.assert_allclose(far.predict(**kinds), near.predict(**kinds), atol=1e-6)
+    if random == "(1 | g)" and nodes == 1:
+        limits = [np.asarray(result.confint("profile")) for result in (near, far)]
+        np.testing.assert_allclose(limits[1][:3], limits[0][:3], rtol=1e-5)
+        # Where x is zero thresholds are not known to a million, and their order is.
+        assert np.isfinite(limits[1]).all()
+        assert (np.diff(limits[1][3:], axis=0) > 0).all()
+        many = far.model.fit_many(np.stack([rated, rated]))
+        np.testing.assert_allclose(many.objective, near.objective, rtol=1e-9)
+
+
 def test_trials_are_rows_of_zeros_and_ones():
     together = jm.mixedglm("cbind(won, lost) ~ x + (1 | g)", FRAME).fit()
     pieces = [
