@@ -61,7 +61,8 @@ class Unconstrained:
     """A maximum likelihood fit with its cross-products, in numpy arrays: theta (m,), beta (p,).
 
     Of residuals with parameters rho (k,), these cross-products are those at rho, and `whitened` has them at any other;
-    `unit` is that of their places, `units` (columns,) are those of the dispersion.
+    `unit` is that of their places, `units` and `shift` (columns,) are those of the dispersion: what log sigma
+    of rows whose columns are zero lacks is the shift times rho.
     """
 
     moments: Moments
@@ -73,6 +74,7 @@ class Unconstrained:
     whitened: WhitenedDeviance | None = None
     unit: float = 1.0
     units: np.ndarray | None = None
+    shift: np.ndarray | None = None
 
     @property
     def source(self) -> Source:
@@ -560,7 +562,11 @@ def _residual_chart(estimate: Optimum, parameter: Parameter):
         with double_precision():
             v[k:], u, at = estimate.residual.chart_beside(v[k:], place - k)
         number, moves[k + at] = np.asarray(place - k, np.int32), False
-    return HeldResidual(entries, number), moves, v, u
+    shift = np.zeros(len(v))
+    if parameter.kind == SIGMA and estimate.shift is not None:
+        shift[:k] = estimate.shift
+        u = np.log(estimate.sigma) - shift @ v
+    return HeldResidual(entries, number, shift), moves, v, u
 
 
 def _bases(estimate: Optimum, parameter: Parameter, factors) -> tuple[tuple[np.ndarray, ...], np.ndarray]:

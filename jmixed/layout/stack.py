@@ -278,7 +278,7 @@ def _series(residual: ResidualRows | None) -> Series | None:
     """The places of rows, with columns of the dispersion that have a unit of their own."""
     if residual is None:
         return None
-    columns = residual.columns / residual.units
+    columns = (residual.columns - residual.origins) / residual.units
     visits = residual.positions if residual.structure in VISITS else None
     return series_of(residual.codes, residual.places, residual.count, columns, visits)
 

@@ -42,7 +42,9 @@ def test_a_normal_response_is_the_linear_model():
     np.testing.assert_allclose(np.exp(general.fitted.fit.kappa), [linear.sigma**2], rtol=1e-8)
 
 
-@pytest.mark.parametrize(("random", "nodes"), [("(1 | g)", 1), ("(x | g)", 1), ("(1 | g)", 5), ("(1 | g) + (1 | size)", 1)])
+@pytest.mark.parametrize(
+    ("random", "nodes"), [("(1 | g)", 1), ("(x | g)", 1), ("(1 | g)", 5), ("(1 | g) + (1 | size)", 1)]
+)
 def test_thresholds_take_up_the_origin_of_a_column(random, nodes):
     """A day's number as astronomers count them; the optimum was missed by tens of units of deviance."""
     rated = pd.cut(FRAME["amount"], [-np.inf, 1, 2, 3, np.inf], labels=False)
