@@ -563,7 +563,7 @@ def _residual_chart(estimate: Optimum, parameter: Parameter):
             v[k:], u, at = estimate.residual.chart_beside(v[k:], place - k)
         number, moves[k + at] = np.asarray(place - k, np.int32), False
     shift = np.zeros(len(v))
-    if parameter.kind == SIGMA and estimate.shift is not None:
+    if isinstance(estimate, Unconstrained) and parameter.kind == SIGMA and estimate.shift is not None:
         shift[:k] = estimate.shift
         u = np.log(estimate.sigma) - shift @ v
     return HeldResidual(entries, number, shift), moves, v, u

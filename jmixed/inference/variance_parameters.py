@@ -25,7 +25,9 @@ class VarianceParameters:
     covariance: np.ndarray
 
 
-def standard_deviations(curvature: Curvature, structures, theta, at_zero: float, shift) -> VarianceParameters:
+def standard_deviations(
+    curvature: Curvature, structures, theta, at_zero: float | None = None, shift=()
+) -> VarianceParameters:
     """Standard deviations and correlations of the random effects at the estimate theta (m,), then sigma.
 
     That is `at_zero`, where all columns of a dispersion are zero: its logarithm lacks `shift` (columns,) times rho of
@@ -33,6 +35,7 @@ def standard_deviations(curvature: Curvature, structures, theta, at_zero: float,
     deviation, then the correlations of its column with the later ones. An identity term has one standard deviation.
     """
     sigma, values, slopes, start = curvature.sigma, [], [], 0
+    at_zero = sigma if at_zero is None else at_zero
     factors = factors_of_theta(structures, np.asarray(theta))
     for structure, factor, T in zip(structures, factors, curvature.T, strict=True):
         # Z T has columns of unit root mean square without correlations; sigma is that of a row in the middle.
@@ -53,7 +56,7 @@ def standard_deviations(curvature: Curvature, structures, theta, at_zero: float,
 def _last(curvature, at_zero, shift, terms):
     """Derivatives (m + k + 1,) of `at_zero` in psi, of which there are so many in `terms`, in rho, and in sigma^2."""
     last = np.append(np.zeros(len(curvature.first)), at_zero / (2 * curvature.sigma**2))
-    last[terms : terms + len(shift)] = -at_zero * shift
+    last[terms : terms + len(shift)] = -at_zero * np.asarray(shift)
     return last
 
 
@@ -84,12 +87,14 @@ def _of_term(structure, relative, sigma, size_of_Z):
     return values, np.array(slopes)
 
 
-def theta_and_sigma(curvature: Curvature, structures, theta, at_zero: float, shift) -> VarianceParameters:
+def theta_and_sigma(
+    curvature: Curvature, structures, theta, at_zero: float | None = None, shift=()
+) -> VarianceParameters:
     """theta (m,) and sigma with their covariance: twice the inverse Hessian of the deviance in them.
 
     At a singular fit the terms that are singular have nan.
     """
-    theta = np.asarray(theta)
+    theta, at_zero = np.asarray(theta), curvature.sigma if at_zero is None else at_zero
     blocks = []
     terms = zip(structures, factors_of_theta(structures, theta), curvature.T, curvature.roots, strict=True)
     for structure, factor, T, root in terms:

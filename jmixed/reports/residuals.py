@@ -90,7 +90,7 @@ def require_sigma(spec: ModelData, fit: Fit) -> None:
         return
     residual = cast(ResidualTerm, spec.residual)
     k = int(np.argmax(np.abs(residual.shift * fit.rho[: len(residual.names)])))
-    name, mean, spread = residual.names[k], residual.origins[k], residual.units[k]
+    name, mean, spread = residual.names[k], np.asarray(residual.origins)[k], residual.units[k]
     near = float(f"{mean:.{max(1, int(np.log10(np.abs(mean) / spread)) + 1)}g}")
     raise ModelError(
         f"dispersion={residual.dispersion!r}: sigma, the standard deviation where {name!r} is zero, is no number: the "
