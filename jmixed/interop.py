@@ -273,7 +273,7 @@ def _given_draws(result, predictor, rng) -> tuple[np.ndarray, np.ndarray]:
     """New responses and log densities of the observed ones, (draws, n), given linear predictors likewise."""
     fitted, spec = result.fitted, result.fitted.spec
     if fitted.family is None:
-        sd = result.sigma / np.sqrt(fitted.white.weights)
+        sd = fitted.fit.sigma / np.sqrt(fitted.white.weights)
         density = -0.5 * ((spec.y - predictor) / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi)
         return predictor + sd * rng.normal(size=predictor.shape), density
     family, extras, trials = fitted.family, fitted.at_modes.extras, fitted.response.trials

@@ -37,6 +37,7 @@ from jmixed.layout.stack import stack
 from jmixed.reports.files import KINDS
 from jmixed.reports.many import ManyResults, fit_many
 from jmixed.reports.names import left_out
+from jmixed.reports.residuals import require_sigma
 from jmixed.reports.responses import checked_quadrature, checked_responses
 from jmixed.results import MixedGLMResults, MixedLMResults
 from jmixed.runtime.arguments import checked
@@ -618,6 +619,7 @@ class MixedLM:
         timings = Timings(fit.timings)
         with timings.step("results"):
             whole = replace(task.restore(fit), timings=timings)
+            require_sigma(self.spec, whole)
             return MixedLMResults(self, whole, task.reml, free=task.pattern(), **record)
 
     def fit_many(

@@ -135,12 +135,12 @@ class MixedLMResults:
     @property
     def scale(self) -> float:
         """Residual variance, ``sigma ** 2``, in the squared unit of the response."""
-        return float(self.fitted.fit.sigma) ** 2
+        return self.fitted.sigma**2
 
     @property
     def sigma(self) -> float:
         """Residual standard deviation (at weight one), in the unit of the response."""
-        return float(self.fitted.fit.sigma)
+        return self.fitted.sigma
 
     @property
     def theta(self) -> np.ndarray:

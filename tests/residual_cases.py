@@ -26,6 +26,8 @@ class Residuals:
     positions: int
     by_position: int = 0
 
+    origins = 0.0
+
     @property
     def units(self):
         return self.columns.std(axis=0)

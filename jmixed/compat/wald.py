@@ -94,7 +94,7 @@ def cov_params(fitted: Fitted, r_matrix: Any, column: Any, scale: float | None, 
         raise DataError("cov_params: other needs r_matrix")
     cov = covariance(fitted) if cov_p is None else np.asarray(cov_p, FLOAT)
     if scale is not None and cov_p is None:
-        cov = cov / fitted.fit.sigma**2 * scale
+        cov = cov / fitted.sigma**2 * scale
     if column is not None:
         fitted.warn_of_positions(column)
         places = np.asarray(column)

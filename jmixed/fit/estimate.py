@@ -72,6 +72,8 @@ class Estimate:
         in designs whose X can be looked at, which that of an argument of `jax.jit` cannot.
     rho : array (k,)
         Parameters of the residuals' structure on the whole real line, empty for independent residuals of one variance.
+        sigma is that of rows whose columns of ``design.series.dispersion`` are zero: of a covariate far from its
+        origin, those at its mean.
         Of a response with a family, coefficients of its further predictors, as of a dispersion; sigma is then one.
 
     Examples

@@ -29,8 +29,9 @@ def outcome_of(ended, roots, sigma, vcov_beta, moments):
     ok = (ended == Outcome.CONVERGED.value) | (ended == Outcome.PRECISION_LIMIT.value)
     # A sigma that is nan is below no limit. What looks flat may be no more than digits that are lost.
     lost = ~(blur <= BLUR)
-    if any(shift is not None for shift in moments.shift):
-        lost |= _is_blurred(roots, vcov_beta / sigma**2, rss, moments)
+    # Where the data decide whether effects are counted from estimates, those that are not are counted from zeros.
+    if shifts := [jnp.any(shift != 0) for shift in moments.shift if shift is not None]:
+        lost |= jnp.any(jnp.stack(shifts)) & _is_blurred(roots, vcov_beta / sigma**2, rss, moments)
     rounded = (ok | (ended == Outcome.FLAT.value)) & lost
     if not moments.layout.is_nest() and len(moments.layout.factors) > 1:
         rounded |= ok & (jnp.sort(_drowning(roots, moments))[-2] > COMMON)

@@ -76,14 +76,14 @@ class ResponseAtTheta(Criterion):
         """All estimates on the scale of the data; without `vcov_beta`."""
         laplace, structures, free = laplace_of(self.source), self.source.rows.layout.terms, point.x
         theta = theta_of_factors(structures, map(rectify, self._factors), free.dtype)
-        original, p = block_diagonal(laplace.bases) @ free, laplace.X.shape[1]
+        original, p = laplace.basis @ free, laplace.X.shape[1]
         levels = laplace.effects_at(self.theta, original[:p], original[p:])
         return laplace.described(self._factors, theta, free, self.value(point), levels)
 
     def covariance(self, point: Point):
         """That of beta (p, p), by the curvature in beta and kappa."""
         laplace = laplace_of(self.source)
-        basis, p = block_diagonal(laplace.bases), laplace.X.shape[1]
+        basis, p = laplace.basis, laplace.X.shape[1]
         return (2 * basis @ pseudo_inverse(self.value_gradient_hessian(point).hessian) @ basis.T)[:p, :p]
 
 
@@ -106,7 +106,7 @@ class PenalisedResponse(Criterion):
         free = point.x[: len(point.x) - m]
         theta = point.x[len(free) :] / self.scale
         factors = factors_of_theta(structures, theta)
-        return free, (block_diagonal(laplace.bases) @ free)[:p], factors
+        return free, (laplace.basis @ free)[:p], factors
 
     def value(self, point: Point):
         """The criterion plus the penalty."""

@@ -99,6 +99,8 @@ RESIDUALS = {
     "toeph": "toep",
 }
 """The words for residuals, and the correlations that each stands for."""
+LARGEST = 350.0
+"""Logarithm of a standard deviation whose square is a number, as is its inverse."""
 ORDER = "1"
 """The position that stands for the order of the rows."""
 
@@ -122,6 +124,13 @@ class ResidualTerm:
     place_names: tuple[str, ...] = ()  # of places that are counted: of visits
     positions: int = 1  # how many places a series may have: visits, or rows of the longest
     by_position: int = 0  # how many of the columns, the first ones, stand for positions
+    # (k,) where the columns are counted from inside: zero, or the mean of a covariate whose zero is far from it
+    origins: np.ndarray | float = 0.0
+
+    @property
+    def shift(self) -> np.ndarray:
+        """What log sigma, the standard deviation where all columns are zero, lacks per unit of rho: (k,)."""
+        return self.origins / self.units
 
     @property
     def structure(self) -> str:
@@ -211,6 +220,19 @@ class ModelData:
     def nobs(self) -> int:
         """Number of rows of the data."""
         return len(self.y) if self.represents is None else int(self.represents.sum())
+
+    def sigma_at_zero(self, sigma: Any, rho: np.ndarray) -> np.ndarray:
+        """Residual standard deviations (...,) where all columns of the dispersion are zero; NaN for what is no number.
+
+        From those (...,) where the columns are counted from, and rho (..., k).
+        """
+        residual = self.residual
+        if residual is None or not np.any(residual.origins):
+            return np.asarray(sigma)
+        lacks = rho[..., : residual.columns.shape[1]] @ residual.shift
+        logs = np.log(np.where(np.asarray(sigma) > 0, sigma, 1)) - lacks
+        told = np.where(np.abs(logs) < LARGEST, np.exp(np.clip(logs, -LARGEST, LARGEST)), np.nan)
+        return np.where(np.asarray(sigma) > 0, told, sigma)
 
     @property
     def has_offset(self) -> bool:

@@ -110,7 +110,14 @@ def residual_term(
     columns, names = _dispersion(matrix, dispersion, n, positions)
     if part is None:
         return ResidualTerm(
-            "independent", None, dispersion, columns, names, columns.std(axis=0), places=np.zeros(n, FLOAT)
+            "independent",
+            None,
+            dispersion,
+            columns,
+            names,
+            columns.std(axis=0),
+            places=np.zeros(n, FLOAT),
+            origins=_origins(columns),
         )
     series = _series(part, frame, recipe)
     labels = None if part.position == ORDER else column(frame, part.position)
@@ -139,6 +146,7 @@ def residual_term(
         place_names=places.names,
         positions=len(places.names) if RESIDUALS[part.word] in VISITS else int(np.bincount(series.codes).max()),
         by_position=by_position,
+        origins=_origins(columns),
     )
     _refuse_unseen_pairs(part, term)
     _refuse_crossing(part, series, terms)
@@ -164,31 +172,23 @@ def _dispersion(matrix, text, n, positions) -> tuple[np.ndarray, tuple[str, ...]
         )
     names = tuple(name for name, column_varies in zip(matrix.names, varies, strict=True) if column_varies)
     columns = matrix.values[:, varies]
-    _refuse_far(columns, names, text)
     _refuse_collinear(columns, names, None, text)
     return columns, names
 
 
 FAR = 10.0
-"""Mean of a covariate in standard deviations, beyond which zero is no origin for it.
+"""Mean of a covariate in standard deviations, from which on it is counted from there inside.
 
 sigma is the standard deviation where the covariate is zero. Extrapolated so far, it differs from that of all rows by
 orders of magnitude, and what is measured by it, variances of random effects, looks like nothing beside it.
 """
 
 
-def _refuse_far(columns: np.ndarray, names: tuple[str, ...], text: str | None) -> None:
-    """Refuse covariates whose origin is far from their values; a category has columns of zeros and ones."""
-    for name, values in zip(names, columns.T, strict=True):
-        if np.isin(values, (0, 1)).all() or np.abs(values.mean()) <= FAR * values.std():
-            continue
-        near = float(f"{values.mean():.{max(1, int(np.log10(np.abs(values.mean()) / values.std())) + 1)}g}")
-        raise ModelError(
-            f"dispersion={text!r}: the column {name!r} has the mean {values.mean():.6g} and differs from it by "
-            f"{values.std():.3g}, so that sigma, the standard deviation at zero, would be far from all rows; take an "
-            f"origin among them, as in I({name} - {near:.15g})",
-            page=PAGE,
-        )
+def _origins(columns: np.ndarray) -> np.ndarray:
+    """Where columns (n, k) are counted from: (k,). Indicators keep zero, however rare a category is."""
+    middle = columns.mean(axis=0)
+    far = (np.abs(middle) > FAR * columns.std(axis=0)) & ~np.isin(columns, (0, 1)).all(axis=0)
+    return np.where(far, middle, 0.0)
 
 
 def _without(text: str | None) -> str:

@@ -19,7 +19,6 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from jmixed.algebra.newton import Point, pseudo_inverse
-from jmixed.covariance.structure import block_diagonal
 from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
 from jmixed.likelihood.gaussian import factors_of, precondition, reduce, squares
@@ -70,7 +69,7 @@ def accuracy(design: Design, fit: Fit, draws: int, key: Any) -> Accuracy:
 def _by_quadrature(rows, theta, free, count):
     """The criterion with so many nodes, and its Newton step in beta and kappa."""
     deviance = quadrature_deviance(laplace_deviance(rows), count)
-    basis = block_diagonal(deviance.laplace.bases)
+    basis = deviance.laplace.basis
     m, nowhere = len(theta), deviance.nowhere()
     x = jnp.concatenate([theta, jnp.linalg.solve(basis, free)])
     at = deviance.value_gradient_hessian(Point(nowhere, x))
@@ -83,7 +82,7 @@ def _by_sampling(rows, theta, free, key, draws):
     deviance, layout = laplace_deviance(rows), rows.layout
     roots = precondition(factors_of(theta, rows), deviance.columns.T)
     covariances = squares(roots)
-    xi, extras = deviance.predictors(jnp.linalg.solve(block_diagonal(deviance.bases), free))
+    xi, extras = deviance.predictors(jnp.linalg.solve(deviance.basis, free))
     modes = deviance.modes(covariances, roots, xi, extras, jnp.zeros_like(xi))
     eta = xi + modes.spread
     table = deviance.responses.table(eta, extras)

@@ -61,7 +61,8 @@ class Unconstrained:
     """A maximum likelihood fit with its cross-products, in numpy arrays: theta (m,), beta (p,).
 
     Of residuals with parameters rho (k,), these cross-products are those at rho, and `whitened` has them at any other;
-    `unit` is that of their places, `units` (columns,) are those of the dispersion.
+    `unit` is that of their places, `units` and `shift` (columns,) are those of the dispersion: what log sigma
+    of rows whose columns are zero lacks is the shift times rho.
     """
 
     moments: Moments
@@ -73,6 +74,7 @@ class Unconstrained:
     whitened: WhitenedDeviance | None = None
     unit: float = 1.0
     units: np.ndarray | None = None
+    shift: np.ndarray | None = None
 
     @property
     def source(self) -> Source:
@@ -174,7 +176,7 @@ class UnconstrainedResponse:
     @property
     def R(self) -> np.ndarray:
         """What takes (beta, kappa) to those of preconditioned columns (p + k, p + k)."""
-        return diagonal_blocks(*(np.linalg.inv(np.asarray(basis)) for basis in self._laplace.bases))
+        return np.linalg.inv(np.asarray(self._laplace.basis))
 
     @property
     def origin(self) -> np.ndarray:
@@ -544,9 +546,10 @@ def _coefficients(estimate: UnconstrainedResponse, parameter: Parameter):
         return border, steps, border.free.T @ y, None if place is None else values[place]
     # A later threshold is the first one with the steps to it.
     steps[p + 1 : place + 1] = 1 / np.diag(R)[p + 1 : place + 1]
-    free, padding, particular = np.eye(len(y)), np.zeros(len(y)), np.zeros(len(y))
-    free[p, p], padding[p], particular[p] = 0, 1, R[p, p]
-    return Border(free, padding, particular), steps, y, values[p] + np.sum(np.exp(values[p + 1 : place + 1]))
+    first, rest = _border(R[: p + 1, : p + 1], p), len(y) - p - 1
+    free, zeros = diagonal_blocks(first.free, np.eye(rest)), np.zeros(rest)
+    border = Border(free, np.append(first.padding, zeros), np.append(first.particular, zeros))
+    return border, steps, free.T @ y, values[p] + np.sum(np.exp(values[p + 1 : place + 1]))
 
 
 def _residual_chart(estimate: Optimum, parameter: Parameter):
@@ -559,7 +562,11 @@ def _residual_chart(estimate: Optimum, parameter: Parameter):
         with double_precision():
             v[k:], u, at = estimate.residual.chart_beside(v[k:], place - k)
         number, moves[k + at] = np.asarray(place - k, np.int32), False
-    return HeldResidual(entries, number), moves, v, u
+    shift = np.zeros(len(v))
+    if isinstance(estimate, Unconstrained) and parameter.kind == SIGMA and estimate.shift is not None:
+        shift[:k] = estimate.shift
+        u = np.log(estimate.sigma) - shift @ v
+    return HeldResidual(entries, number, shift), moves, v, u
 
 
 def _bases(estimate: Optimum, parameter: Parameter, factors) -> tuple[tuple[np.ndarray, ...], np.ndarray]:

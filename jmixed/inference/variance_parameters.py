@@ -25,13 +25,17 @@ class VarianceParameters:
     covariance: np.ndarray
 
 
-def standard_deviations(curvature: Curvature, structures, theta) -> VarianceParameters:
+def standard_deviations(
+    curvature: Curvature, structures, theta, at_zero: float | None = None, shift=()
+) -> VarianceParameters:
     """Standard deviations and correlations of the random effects at the estimate theta (m,), then sigma.
 
-    Term after term the lower triangle column by column: a standard deviation, then the correlations of its column with
-    the later ones. An identity term has one standard deviation.
+    That is `at_zero`, where all columns of a dispersion are zero: its logarithm lacks `shift` (columns,) times rho of
+    the logarithm of sigma where these are counted from. Term after term the lower triangle column by column: a standard
+    deviation, then the correlations of its column with the later ones. An identity term has one standard deviation.
     """
     sigma, values, slopes, start = curvature.sigma, [], [], 0
+    at_zero = sigma if at_zero is None else at_zero
     factors = factors_of_theta(structures, np.asarray(theta))
     for structure, factor, T in zip(structures, factors, curvature.T, strict=True):
         # Z T has columns of unit root mean square without correlations; sigma is that of a row in the middle.
@@ -43,9 +47,17 @@ def standard_deviations(curvature: Curvature, structures, theta) -> VariancePara
         wide[:, start : start + structure.size], wide[:, -1] = slope[:, :-1], slope[:, -1]
         slopes.append(wide)
         start += structure.size
-    last = np.append(np.zeros(len(curvature.first)), 1 / (2 * sigma))
     moves = curvature.to_psi @ curvature.directions
-    return _delta(curvature, np.array([*values, sigma]), np.vstack([*slopes, last]), moves)
+    return _delta(
+        curvature, np.array([*values, at_zero]), np.vstack([*slopes, _last(curvature, at_zero, shift, start)]), moves
+    )
+
+
+def _last(curvature, at_zero, shift, terms):
+    """Derivatives (m + k + 1,) of `at_zero` in psi, of which there are so many in `terms`, in rho, and in sigma^2."""
+    last = np.append(np.zeros(len(curvature.first)), at_zero / (2 * curvature.sigma**2))
+    last[terms : terms + len(shift)] = -at_zero * np.asarray(shift)
+    return last
 
 
 def _of_term(structure, relative, sigma, size_of_Z):
@@ -75,21 +87,23 @@ def _of_term(structure, relative, sigma, size_of_Z):
     return values, np.array(slopes)
 
 
-def theta_and_sigma(curvature: Curvature, structures, theta) -> VarianceParameters:
+def theta_and_sigma(
+    curvature: Curvature, structures, theta, at_zero: float | None = None, shift=()
+) -> VarianceParameters:
     """theta (m,) and sigma with their covariance: twice the inverse Hessian of the deviance in them.
 
     At a singular fit the terms that are singular have nan.
     """
-    theta = np.asarray(theta)
+    theta, at_zero = np.asarray(theta), curvature.sigma if at_zero is None else at_zero
     blocks = []
     terms = zip(structures, factors_of_theta(structures, theta), curvature.T, curvature.roots, strict=True)
     for structure, factor, T, root in terms:
         moves, _ = structure.tangents(root, np.zeros(structure.size), curvature.typical)
         full = moves.shape[1] == structure.size
         blocks.append(structure.theta_slopes(factor, T) if full else np.full((structure.size,) * 2, np.nan))
-    more = np.zeros((0, len(curvature.first) - len(theta)))
-    slopes = diagonal_blocks(*blocks, more, np.array([[1 / (2 * curvature.sigma)]]))
-    return _delta(curvature, np.append(theta, curvature.sigma), slopes, curvature.directions)
+    more = np.zeros((0, len(curvature.first) + 1 - len(theta)))
+    slopes = np.vstack([diagonal_blocks(*blocks, more), _last(curvature, at_zero, shift, len(theta))])
+    return _delta(curvature, np.append(theta, at_zero), slopes, curvature.directions)
 
 
 def _delta(curvature, values, slopes, moves):

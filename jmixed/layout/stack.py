@@ -77,6 +77,8 @@ class ResidualRows(Protocol):
     @property
     def units(self) -> np.ndarray: ...
     @property
+    def origins(self) -> np.ndarray | float: ...
+    @property
     def codes(self) -> np.ndarray: ...
     @property
     def count(self) -> int: ...
@@ -278,7 +280,7 @@ def _series(residual: ResidualRows | None) -> Series | None:
     """The places of rows, with columns of the dispersion that have a unit of their own."""
     if residual is None:
         return None
-    columns = residual.columns / residual.units
+    columns = (residual.columns - residual.origins) / residual.units
     visits = residual.positions if residual.structure in VISITS else None
     return series_of(residual.codes, residual.places, residual.count, columns, visits)
 

@@ -13,7 +13,7 @@ A L L' A', its columns ordered so that those of the held parameter come first; t
 
     a standard deviation v has       L_00 = v exp(-t)
     a correlation sin(u) has         L_00 = s^2, L_10 = r sin(u), L_11 = r cos(u), r = x^2, s and x free
-    sigma has                        t = u
+    sigma has                        t = u, or u + s'rho where it is sigma elsewhere than t's
 
 and a coefficient is the linear constraint. Of residuals with parameters rho one is held, or one correlation that they
 amount to (see `ResidualStructure.beside`). The squares keep the standard deviations beside a correlation from changing
@@ -120,11 +120,12 @@ class HeldResidual(NamedTuple):
     """Which parameter of the residuals is held: constants of one chart.
 
     `entries` (k,) of rho are one for the one that is held itself, else zero; `number` of the correlation that is held,
-    negative if none is.
+    negative if none is. `shift` (k,), times rho, is what log sigma lacks where it is held: zeros but for sigma.
     """
 
     entries: Array
     number: Array
+    shift: Array
 
 
 class Held(NamedTuple):
@@ -218,8 +219,9 @@ class ConstrainedDeviance(Criterion):
 
     def chart(self, point: Point):
         """The chart of the covariances, and t."""
-        x, t, _ = self._parts(point)
-        t = jnp.where(self.held.sigma > 0, self.u, t)
+        x, t, v = self._parts(point)
+        beyond = 0 if self.held.residual is None else self.held.residual.shift @ v
+        t = jnp.where(self.held.sigma > 0, self.u + beyond, t)
         return Chart(self.held.bases, self.held.phi(x, self.u, jnp.exp(-t))), t
 
     def _parts(self, point: Point):
@@ -265,6 +267,8 @@ class ConstrainedDeviance(Criterion):
         if k:
             slopes = self._rho_derivatives(v, constrained.gradient[m : m + k])
             jacobian, bends = _beside_rho(jacobian, bends, *slopes)
+            if self.held.residual is not None:
+                jacobian = jacobian.at[m + k, m + 1 : m + 1 + k].add(self.held.sigma * self.held.residual.shift)
         hessian = jacobian.T @ constrained.hessian @ jacobian + bends
         return Constrained(constrained.value, constrained.gradient @ jacobian, hessian, constrained.beta)
 

@@ -86,8 +86,8 @@ class LaplaceDeviance(Criterion):
         Those of the terms.
     responses : Responses
         With preconditioned columns of the further predictors.
-    bases : tuple of arrays (k, k)
-        What the columns of X and of each further predictor were multiplied by.
+    basis : array (p + k, p + k)
+        What takes (beta, kappa) of preconditioned columns to those of columns as they are.
     component : int array (n,)
         The part of the data that each row belongs to; parts do not share random effects.
     first : array (2, p + k)
@@ -102,7 +102,7 @@ class LaplaceDeviance(Criterion):
     X: jax.Array
     columns: Preconditioners
     responses: Responses
-    bases: tuple[jax.Array, ...]
+    basis: jax.Array
     component: jax.Array
     first: jax.Array
     redundant: jax.Array
@@ -341,7 +341,7 @@ class LaplaceDeviance(Criterion):
         roots, free = self.roots(point), point.x[m:]
         covariances = squares(roots)
         value, gradient, hessian, known = self.in_psi(roots, free, point.frame[1])
-        back = block_diagonal([jnp.eye(m, dtype=dtype), *(jnp.linalg.inv(basis) for basis in self.bases)])
+        back = block_diagonal([jnp.eye(m, dtype=dtype), jnp.linalg.inv(self.basis)])
         in_psi = InPsi(back.T @ gradient, back.T @ hessian @ back, jnp.zeros_like(gradient))
         chart = chart_at(covariances, structures, dtype)
         gradient, hessian = self._in_chart(chart, gradient, hessian)
@@ -391,7 +391,7 @@ class LaplaceDeviance(Criterion):
         """theta (m,) of columns as they are, and (beta, kappa) (p + k,) of such columns."""
         on_scale = [T @ root for T, root in zip(self.columns.T, self.roots(point), strict=True)]
         theta = theta_of_factors(self.rows.layout.terms, map(rectify, on_scale), point.x.dtype)
-        return theta, block_diagonal(self.bases) @ point.x[self.sizes[0] :]
+        return theta, self.basis @ point.x[self.sizes[0] :]
 
     def blank(self) -> InPsi:
         """Nothing known."""
@@ -442,7 +442,7 @@ class LaplaceDeviance(Criterion):
 
     def preconditioned(self, beta, kappa) -> jax.Array:
         """(beta, kappa) (p + k,) of preconditioned columns."""
-        return jnp.linalg.solve(block_diagonal(self.bases), jnp.concatenate([beta, kappa]))
+        return jnp.linalg.solve(self.basis, jnp.concatenate([beta, kappa]))
 
     def by_part(self, theta, beta, kappa) -> jax.Array:
         """L of each part of the data (parts,), which share no random effects, at theta, beta and kappa likewise."""
@@ -471,7 +471,7 @@ class LaplaceDeviance(Criterion):
 
     def described(self, roots, theta, free, value, levels) -> dict[str, Any]:
         """The estimates by name."""
-        original, p, sigma = block_diagonal(self.bases) @ free, self.X.shape[1], jnp.ones((), free.dtype)
+        original, p, sigma = self.basis @ free, self.X.shape[1], jnp.ones((), free.dtype)
         parts = {"beta": original[:p], "rho": original[p:], "sigma": sigma}
         return parts | {"roots": roots, "theta": theta, "objective": value, "modes": levels}
 
@@ -487,8 +487,7 @@ class LaplaceDeviance(Criterion):
     def on_scale(self, hessian) -> jax.Array:
         """Covariance (p + k, p + k) of beta and kappa of original columns, from the Hessian in a chart."""
         m = self.sizes[0]
-        basis = block_diagonal(self.bases)
-        return 2 * basis @ pseudo_inverse(hessian)[m:, m:] @ basis.T
+        return 2 * self.basis @ pseudo_inverse(hessian)[m:, m:] @ self.basis.T
 
 
 class _Places(NamedTuple):
@@ -538,10 +537,16 @@ def laplace_deviance(rows: Rows) -> LaplaceDeviance:
     further = cast(ResponseRows, rows.response).extras
     plain = responses_of(rows, further)
     begin = jnp.where(there > 0, family.start(plain.y, plain.trials), 0)
-    linear = replace(rows, y=stop_gradient(begin), weights=there)
+    # The first threshold takes up a shift of the predictor, as an intercept does, which X has none of beside it.
+    middle = stop_gradient(there @ rows.X) / count if family.response == "categories" else None
+    centred = rows.X if middle is None else rows.X - middle[None]
+    linear = replace(rows, X=centred, y=stop_gradient(begin), weights=there)
     columns = preconditioners(linear)
     bases = (columns.basis * jnp.sqrt(count), *(orthonormal(a, there) * jnp.sqrt(count) for a in further))
-    X = rows.X @ bases[0]
+    X = centred @ bases[0]
+    basis = block_diagonal(bases)
+    if middle is not None:
+        basis = basis.at[X.shape[1], : X.shape[1]].set(middle @ bases[0])
     extras = tuple(a @ basis for a, basis in zip(further, bases[1:], strict=True))
     responses = responses_of(rows, extras)
     coefficients = (columns.R @ columns.beta0) / jnp.sqrt(count)
@@ -550,7 +555,7 @@ def laplace_deviance(rows: Rows) -> LaplaceDeviance:
     length = jnp.sqrt(jnp.sum(there[:, None] * stop_gradient(X) ** 2, axis=0) / count)
     redundant = jnp.any(length < 0.5) | (X.shape[1] > count)
     groups = groups_of(rows, X, columns, responses) if is_grouped(rows.layout) else None
-    return LaplaceDeviance(rows, X, columns, responses, bases, component, first, redundant, groups)
+    return LaplaceDeviance(rows, X, columns, responses, basis, component, first, redundant, groups)
 
 
 def _first(X, responses: Responses, beta):

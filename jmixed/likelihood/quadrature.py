@@ -155,7 +155,7 @@ class QuadratureDeviance(Criterion):
         def psi(theta):
             return psi_of(squares(precondition(factors_of(theta, rows), T)), rows.layout.terms, theta.dtype)
 
-        back = block_diagonal([jnp.linalg.pinv(jax.jacfwd(psi)(x[:m])), *map(jnp.linalg.inv, self.laplace.bases)])
+        back = block_diagonal([jnp.linalg.pinv(jax.jacfwd(psi)(x[:m])), jnp.linalg.inv(self.laplace.basis)])
         return InPsi(back.T @ gradient, back.T @ hessian @ back, jnp.zeros(m + p + k, x.dtype))
 
     def blank(self) -> InPsi:

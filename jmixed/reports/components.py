@@ -58,7 +58,10 @@ def all_components(spec, fit) -> list[Component]:
 
 def _residual(spec, fit) -> list[Component]:
     """The residual variance, which a response with a family has not."""
-    return [Component("Residual", None, None, fit.sigma**2, fit.sigma)] if spec.response is None else []
+    if spec.response is not None:
+        return []
+    sigma = float(spec.sigma_at_zero(fit.sigma, fit.rho))
+    return [Component("Residual", None, None, sigma**2, sigma)]
 
 
 def named_parameters(spec, more: Sequence[str] = ()) -> list[tuple[str, Parameter]]:
@@ -79,8 +82,10 @@ def named_parameters(spec, more: Sequence[str] = ()) -> list[tuple[str, Paramete
     return [*parameters, ("sigma", Parameter(SIGMA)), *residuals]
 
 
-def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma: np.ndarray) -> np.ndarray:
-    """The parameters (k, parameters) from beta (k, p), covariances (k, q, q) relative to sigma^2, and sigma (k,).
+def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], sigma, rho) -> np.ndarray:
+    """The parameters (k, parameters) from beta (k, p), covariances (k, q, q) relative to sigma^2, sigma (k,) and rho.
+
+    Those of the residuals are not among them, nor is sigma where their dispersion is counted from, but at zero.
 
     A correlation with a standard deviation of zero is NaN. Of a response with a family sigma is one, and not listed.
     """
@@ -90,7 +95,7 @@ def parameter_values(spec, beta: np.ndarray, covariances: Sequence[np.ndarray], 
         values = of_term.values(covariance)
         for entry, value in zip(of_term.readable(term.columns), values.T, strict=True):
             columns.append(sigma * value if entry.second is None else value)
-    return np.column_stack([*columns, sigma] if spec.response is None else columns)
+    return np.column_stack([*columns, spec.sigma_at_zero(sigma, rho)] if spec.response is None else columns)
 
 
 def values_at(spec, design: Design, theta, beta, sigma, rho=None, more=None) -> np.ndarray:
@@ -100,7 +105,7 @@ def values_at(spec, design: Design, theta, beta, sigma, rho=None, more=None) -> 
     of further predictors. A standard deviation that counts as zero is zero.
     """
     factors = factors_of_theta(design.layout.terms, settled(design, theta, rho))
-    values = parameter_values(spec, beta, [factor @ np.swapaxes(factor, 1, 2) for factor in factors], sigma)
+    values = parameter_values(spec, beta, [factor @ np.swapaxes(factor, 1, 2) for factor in factors], sigma, rho)
     if more is not None:
         return np.hstack([values, more])
     return values if rho is None else np.hstack([values, residual_values(spec, rho)])
@@ -169,7 +174,7 @@ def glance(fitted: Fitted) -> pd.DataFrame:
     criterion = "REMLcrit" if fitted.reml else "deviance"
     values = {
         "nobs": nobs,
-        **({"sigma": fit.sigma} if fitted.family is None else {}),
+        **({"sigma": fitted.sigma} if fitted.family is None else {}),
         "logLik": fit.log_likelihood,
         "AIC": fit.objective + 2 * n_params,
         "BIC": fit.objective + np.log(nobs) * n_params,

@@ -261,6 +261,11 @@ class Fitted:
 
     # Variance parameters.
 
+    @property
+    def sigma(self) -> float:
+        """Residual standard deviation where all columns of a dispersion are zero."""
+        return float(self.spec.sigma_at_zero(self.fit.sigma, self.fit.rho))
+
     @cached_property
     def psi(self) -> np.ndarray:
         """Variance parameters relative to the residual variance, array (m,)."""

@@ -155,7 +155,7 @@ def _trace_table(fitted: Fitted, columns: list[str], name: str, trace: profiles.
     of_trace = pd.DataFrame({"parameter": name, "value": trace.value, "zeta": trace.zeta, "slope": trace.slope})
     design, rho = fitted.model.design, None if fitted.family is not None else trace.rho
     known = [_without_zeros(design, *pair, rho) for pair in zip(design.labels, trace.covariances, strict=True)]
-    values = parameter_values(fitted.spec, trace.beta, known, trace.sigma)
+    values = parameter_values(fitted.spec, trace.beta, known, trace.sigma, trace.rho)
     more = residual_values(fitted.spec, trace.rho)
     if fitted.family is not None:
         more = further.parameter_values(fitted.model, trace.kappa)
@@ -178,7 +178,7 @@ def ml_estimate(design: Design, fit: host.Fit | None, residual: ResidualTerm | N
     if residual is None:
         return profiles.Unconstrained(host.design_moments(design), *known)
     whitened, moments = host.design_whitened(design, fit.rho)
-    return profiles.Unconstrained(moments, *known, whitened, residual.unit, residual.units)
+    return profiles.Unconstrained(moments, *known, whitened, residual.unit, residual.units, residual.shift)
 
 
 def response_estimate(fitted: Fitted) -> profiles.UnconstrainedResponse:

@@ -100,7 +100,7 @@ def fit_many(model: Any, Y, reml: bool, memory: int | None, progress: bool) -> M
         fe_params=pd.DataFrame(fits.beta, index=names, columns=fixed),
         bse_fe=pd.DataFrame(np.sqrt(np.diagonal(fits.vcov_beta, axis1=1, axis2=2)), index=names, columns=fixed),
         theta=pd.DataFrame(theta, index=names, columns=theta_names),
-        sigma=series(fits.sigma, "sigma"),
+        sigma=series(spec.sigma_at_zero(fits.sigma, fits.rho), "sigma"),
         var_corr=pd.DataFrame(values, index=names, columns=parameters),
         converged=series(fits.converged, "converged"),
         singular=series(np.any(flags, axis=1), "singular"),

@@ -80,8 +80,24 @@ def parameter_limits(spec: ModelData, fit: Fit, half: float) -> np.ndarray:
 
 
 def relative_deviations(residual: ResidualTerm, rho: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """d (n,): standard deviations relative to sigma of rows with the given columns (n, k) of the dispersion."""
-    return np.exp(columns @ (rho[: columns.shape[1]] / residual.units))
+    """d (n,): standard deviations of rows with the given columns (n, k), relative to where these are counted from."""
+    return np.exp((columns - residual.origins) @ (rho[: columns.shape[1]] / residual.units))
+
+
+def require_sigma(spec: ModelData, fit: Fit) -> None:
+    """Refuse a fit whose sigma is beyond the range of numbers, with the origin that it has a sigma for."""
+    if not np.isnan(spec.sigma_at_zero(fit.sigma, fit.rho)) or np.isnan(fit.sigma):
+        return
+    residual = cast(ResidualTerm, spec.residual)
+    k = int(np.argmax(np.abs(residual.shift * fit.rho[: len(residual.names)])))
+    name, mean, spread = residual.names[k], np.asarray(residual.origins)[k], residual.units[k]
+    near = float(f"{mean:.{max(1, int(np.log10(np.abs(mean) / spread)) + 1)}g}")
+    raise ModelError(
+        f"dispersion={residual.dispersion!r}: sigma, the standard deviation where {name!r} is zero, is no number: the "
+        f"column has the mean {mean:.6g}, differs from it by {spread:.3g}, and its coefficient is "
+        f"{fit.rho[k] / spread:.4g}; take an origin among the rows, as in I({name} - {near:.15g})",
+        page="structures.md",
+    )
 
 
 def residual_sd(spec: ModelData, fit: Fit) -> pd.Series:
@@ -113,7 +129,7 @@ def named_deviations(spec: ModelData, fit: Fit) -> dict[str, float]:
     """The same with what they are of in words; sigma under no name where all are one, or there are many of them."""
     table = residual_sd(spec, fit)
     if not 1 < len(table) <= FEW:
-        return {"": float(fit.sigma)}
+        return {"": float(spec.sigma_at_zero(fit.sigma, fit.rho))}
     places = table.index if isinstance(table.index, pd.MultiIndex) else pd.MultiIndex.from_arrays([table.index])
     names = table.index.names
     words = [", ".join(f"{name} {value}" for name, value in zip(names, place, strict=True)) for place in places]

@@ -148,7 +148,7 @@ def _header(fitted: Fitted, yname: str) -> pd.DataFrame:
     right, ended = [("Dependent Variable:", yname)], ("Converged:", "Yes" if fitted.fit.converged else "No")
     likelihood = ("Log-Likelihood:", short(fitted.llf))
     if fitted.family is None:
-        right += [("Method:", fitted.method), ("Scale:", short(float(fitted.fit.sigma) ** 2)), likelihood, ended]
+        right += [("Method:", fitted.method), ("Scale:", short(fitted.sigma**2)), likelihood, ended]
     else:
         left += [("Family:", fitted.family.name), ("Link:", fitted.family.link)]
         criteria = [("AIC:", short(fitted.aic)), ("BIC:", short(fitted.bic))]

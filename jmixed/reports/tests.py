@@ -139,7 +139,7 @@ def anova(fitted: Fitted, ddf: str, kind: int | str) -> pd.DataFrame:
     table = _table_of_F(contrasts, [by.joint(L, L @ fitted.fit.beta) for L in contrasts.values()])
     if fitted.family is not None:
         return _by_chi_square(table)
-    mean = table["F"] * float(fitted.fit.sigma) ** 2
+    mean = table["F"] * fitted.sigma**2
     table.insert(0, "sum_sq", mean * table["num_df"])
     table.insert(1, "mean_sq", mean)
     return table.reindex(columns=["sum_sq", "mean_sq", "num_df", "den_df", "F", "p"])
@@ -160,12 +160,13 @@ def vcov_variance(fitted: Fitted, scale: str) -> pd.DataFrame:
     """Covariance of the variance parameters."""
     fitted.refuse_family("vcov_variance", "cov_params(), which has their variances")
     structures, theta = fitted.design.layout.terms, fitted.fit.theta
+    at_zero = fitted.sigma, np.zeros(0) if fitted.spec.residual is None else fitted.spec.residual.shift
     if scale == "sd":
         names = [part.name for part in all_components(fitted.spec, fitted.fit)]
-        parameters = standard_deviations(fitted.curvature, structures, theta)
+        parameters = standard_deviations(fitted.curvature, structures, theta, *at_zero)
     elif scale == "theta":
         names = [*fitted.model.theta_names, "sigma"]
-        parameters = theta_and_sigma(fitted.curvature, structures, theta)
+        parameters = theta_and_sigma(fitted.curvature, structures, theta, *at_zero)
     else:
         raise ModelError(f"vcov_variance: scale is {scale!r}; use 'sd' or 'theta'")
     return pd.DataFrame(parameters.covariance, index=names, columns=names)

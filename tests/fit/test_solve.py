@@ -15,6 +15,10 @@ from scipy import optimize as scipy_optimize
 import jmixed as jm
 from jmixed.errors import Outcome
 from jmixed.fit.host import fit
+from jmixed.fit.outcome import outcome_of
+from jmixed.likelihood.estimates import estimates
+from jmixed.likelihood.gaussian import precondition
+from jmixed.likelihood.moments import moments
 from jmixed.runtime.precision import double_precision
 
 # ---- the optimum ---------------------------------------------------------------------------------------------------
@@ -351,3 +355,17 @@ def test_an_autoregression_next_to_minus_one_is_at_its_optimum():
     assert result.converged
     assert phi < -0.9999
     assert result.objective == pytest.approx(dense + (len(y) - 2) * np.log(2 * np.pi), abs=1e-4)
+
+
+def test_a_ridge_is_flat_whether_the_data_or_the_caller_decide_how_effects_are_counted():
+    """Far out on it, where fixed effects absorb intercepts that are not counted from estimates."""
+    rng, g = np.random.default_rng(3), np.repeat(np.arange(12), 6)
+    data = pd.DataFrame({"x": rng.normal(size=72), "g": g, "y": rng.normal(size=12)[g] + rng.normal(size=72)})
+    design = jm.mixedlm("y ~ C(g) + x + (1 | g)", data).design
+    flat = jnp.asarray(Outcome.FLAT.value)
+    with jax.enable_x64(True):
+        for counted in (None, False):
+            sums = moments(design.rows(), counted=counted)
+            roots = precondition([np.array([[1e7]])], sums.T)
+            at = estimates(roots, sums, True)
+            assert outcome_of(flat, roots, at["sigma"], at["vcov_beta"], sums) == flat

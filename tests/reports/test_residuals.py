@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from references import covariance_of_all, data, residual_fits
+from scipy import stats
 
 import jmixed as jm
 from jmixed.errors import DataError, ModelError
@@ -477,3 +478,75 @@ def test_no_variance_counts_as_zero_for_the_origin_of_a_dispersion(sign):
     many = far.model.fit_many(np.stack([frame["y"]]))
     assert not many.singular[0]
     assert many.var_corr["sd_Intercept|g"][0] == pytest.approx(sd[0], rel=1e-4)
+
+
+def growing():
+    """Residuals that grow with t, from 0 to 3, in 30 groups."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"g": np.repeat(np.arange(30), 20), "t": np.tile(np.linspace(0, 3, 20), 30)})
+    frame["sex"], frame["visit"] = np.where(frame["g"] % 2, "f", "m"), np.tile(np.arange(20), 30)
+    frame["y"] = 2 * frame["t"] + 0.5 * rng.normal(size=30)[frame["g"]]
+    frame["y"] += np.exp(0.4 * frame["t"]) * 0.2 * rng.normal(size=600)
+    return frame
+
+
+def apart_from_sigma(result):
+    """What does not depend on the origin of the dispersion's covariate, in one vector."""
+    fit = result.fitted.fit
+    parts = [fit.beta, np.sqrt(np.diag(fit.vcov_beta)), result.var_corr()["sdcor"][:1], result.test()["df"]]
+    parts += [result.residual_sd(), result.simulate(1, key=1)[0], np.sqrt(result.vcov_variance().iloc[0, :1])]
+    parts += [result.confint("wald").loc["logsd_w"], result.residuals("normalized")]
+    return np.concatenate([*map(np.ravel, parts), [result.objective]])
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": "ar1(visit | g)"}, {"dispersion": "~ sex + w"}])
+@pytest.mark.parametrize("origin", [-200, 29, 600])
+def test_a_dispersion_is_the_same_from_any_origin(origin, options):
+    frame, options = growing(), {"dispersion": "~ w"} | options
+    near, far = (jm.mixedlm("y ~ t + (1 | g)", frame.assign(w=frame["t"] + at), **options).fit() for at in (0, origin))
+    assert far.converged
+    assert not far.singular
+    assert far.objective == pytest.approx(near.objective, rel=1e-9)
+    np.testing.assert_allclose(apart_from_sigma(far), apart_from_sigma(near), rtol=1e-5, atol=1e-6)
+    slope = far.confint("wald").loc["logsd_w"].mean()
+    assert np.log(far.sigma) + slope * origin == pytest.approx(np.log(near.sigma), abs=1e-5)
+    assert far.scale == far.sigma**2
+    many = far.model.fit_many(np.stack([frame["y"]]))
+    assert np.log(many.sigma[0]) == pytest.approx(np.log(far.sigma), abs=1e-6)
+
+
+def test_a_dispersion_far_from_its_origin_has_the_density_of_its_parameters():
+    frame = growing().assign(w=lambda frame: frame["t"] + 29)
+    result = jm.mixedlm("y ~ t + (1 | g)", frame, dispersion="~ w").fit(reml=False)
+    sd, slope = result.var_corr()["sdcor"][0], result.confint("wald").loc["logsd_w"].mean()
+    variances = result.sigma**2 * np.exp(2 * slope * frame["w"][:20])
+    V = sd**2 + np.diag(variances)
+    left = (frame["y"] - result.predict(frame)).to_numpy().reshape(30, 20)
+    density = stats.multivariate_normal(np.zeros(20), V).logpdf(left).sum()
+    assert result.llf == pytest.approx(density, abs=1e-7)
+
+
+def test_what_is_told_of_sigma_at_zero_does_not_depend_on_where_columns_are_counted_from(monkeypatch):
+    """Of a covariate near enough to zero for both ways: standard errors, profiles, draws and refits."""
+    frame = growing().assign(w=lambda frame: frame["t"] + 3)
+    tables = []
+    for far in (10.0, 2.0):
+        monkeypatch.setattr("jmixed.formulas.residuals.FAR", far)
+        result = jm.mixedlm("y ~ t + (1 | g)", frame, dispersion="~ w").fit(reml=False)
+        assert bool(np.any(result.model.spec.residual.origins)) == (far == 2)
+        parts = [np.sqrt(np.diag(result.vcov_variance())), np.sqrt(np.diag(result.vcov_variance("theta")))[1:]]
+        parts += [result.confint("profile"), result.bootstrap(5, key=1).replicates, result.glance()["sigma"]]
+        tables.append(np.concatenate([np.ravel(part) for part in parts]))
+    np.testing.assert_allclose(tables[1], tables[0], rtol=2e-5)
+
+
+def test_a_sigma_at_zero_that_is_no_number_is_refused_with_an_origin_among_the_rows():
+    frame = growing()
+    far = frame.assign(w=frame["t"] + 2_460_000)
+    model = jm.mixedlm("y ~ t + (1 | g)", far, dispersion="~ w")
+    with pytest.raises(ModelError, match="where 'w' is zero, is no number: .* origin among the rows, as in I"):
+        model.fit()
+    assert np.isnan(model.fit_many(np.stack([frame["y"]])).sigma[0])
+    near = jm.mixedlm("y ~ t + (1 | g)", far, dispersion="~ I(w - 2460000)").fit()
+    many = model.fit_many(np.stack([frame["y"]]))
+    assert many.objective[0] == pytest.approx(near.objective, rel=1e-9)
