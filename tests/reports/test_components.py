@@ -20,6 +20,6 @@ def test_values_at_theta_are_those_of_the_tables():
     for k, row in enumerate(theta):
         factors = factors_of_theta(model.design.layout.terms, row)
         covariances = {t.label: sigma[k] ** 2 * f @ f.T for t, f in zip(model.spec.terms, factors, strict=True)}
-        parts = all_components(model.spec, SimpleNamespace(covariances=covariances, sigma=sigma[k]))
+        parts = all_components(model.spec, SimpleNamespace(covariances=covariances, sigma=sigma[k], rho=np.zeros(0)))
         assert [name for name, _ in named_parameters(model.spec)] == ["Intercept", *(part.name for part in parts)]
         np.testing.assert_allclose(values[k], [beta[k, 0], *(part.sdcor for part in parts)], rtol=1e-13)
