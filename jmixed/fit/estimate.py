@@ -516,12 +516,16 @@ SMALL = 1 << 17
 """Bytes of a fit's tables of derivatives up to which its programs are compiled for small problems."""
 
 
-def _is_small(data, *_, **__):
-    """Whether all steps are so little work that optimised code would save less than compiling it costs."""
+def _is_small(data, varying=None, *_, **__):
+    """Whether all steps are so little work that optimised code would save less than compiling it costs.
+
+    `varying`, where it is a dict, has the responses of many fits.
+    """
     if isinstance(data, Moments):
         return data.layout.fit_bytes(data.beta0.shape[0]) <= SMALL
+    fits = len(varying["y"]) if isinstance(varying, dict) else 1
     numbers = data.y.shape[0] * (sum(Z.shape[1] for Z in data.Z) + data.X.shape[1]) * (1 + data.layout.residual.size)
-    return numbers <= SMALL // 8 and data.layout.fit_bytes(data.X.shape[1]) <= SMALL
+    return fits * numbers <= SMALL // 8 and fits * data.layout.fit_bytes(data.X.shape[1]) <= SMALL
 
 
 @cache

@@ -54,10 +54,13 @@ def whitened_deviance(rows: Rows, columns: Preconditioners, reml) -> "WhitenedDe
 
 
 def reads_rows(rows: Rows) -> bool:
-    """Whether every evaluation goes through the rows: residuals with parameters, of which no sums say all.
+    """Whether every evaluation goes through the rows: other responses, and residuals of which no sums say all.
 
-    On a CPU such fits are made one after the other: side by side, their tables would leave its caches.
+    On a CPU such fits are made one after the other: side by side, their tables would leave its caches, and each would
+    wait for the longest search.
     """
+    if rows.layout.family is not None:
+        return on_cpu()
     return bool(rows.layout.residual.size) and on_cpu() and not (has_patterns(rows) or can_be_combined(rows))
 
 
