@@ -31,7 +31,7 @@ SIZES = {
     "10m": (10_000_000, 100_000, 40_000),
     "32m": (32_000_000, 200_948, 84_432),
 }
-ARRAYS = ("y", "user", "film")
+RATINGS = "y ~ 1 + (1 | user) + (1 | film)"
 SOURCES = ("arrays", "DataFrame", "batches")
 
 
@@ -110,6 +110,11 @@ def make(case: str, folder: str) -> None:
         np.save(Path(folder) / f"{name}.npy", column)
 
 
+def arrays(folder: str) -> dict[str, np.ndarray]:
+    """What `make` has left."""
+    return {path.stem: np.load(path) for path in Path(folder).glob("*.npy")}
+
+
 def run(case: str, folder: str) -> None:
     """One case, in a process of its own."""
     import jmixed as jm
@@ -123,10 +128,8 @@ def run(case: str, folder: str) -> None:
             told(timed("iterative", lambda model=model: model.fit(crossed="iterative")))
             told(timed("exact", lambda model=model: model.fit(crossed="exact")))
         return
-    data = {path.stem: np.load(path) for path in Path(folder).glob("*.npy")}
-    formula = "y ~ 1 + (1 | user) + (1 | film)"
-    if case == "3factors":
-        formula = "y ~ x + (x | pupil) + (1 | teacher) + (1 | item)"
+    data = arrays(folder)
+    formula = "y ~ x + (x | pupil) + (1 | teacher) + (1 | item)" if case == "3factors" else RATINGS
     print(f"  {len(data['y']):,} rows, {peak()}", flush=True)
     model = timed("state the model", lambda: jm.mixedlm(formula, data))
     told(timed("first fit", lambda: model.fit(crossed="iterative")))
@@ -138,10 +141,8 @@ def run(case: str, folder: str) -> None:
 
 def write(case: str, folder: str) -> None:
     """The data of a case as arrays and as a Parquet file."""
-    data = ratings(*SIZES[case])
-    for name, column in data.items():
-        np.save(Path(folder) / f"{name}.npy", column)
-    pd.DataFrame(data).to_parquet(Path(folder) / "ratings.parquet", row_group_size=2**20)
+    make(case, folder)
+    pd.DataFrame(arrays(folder)).to_parquet(Path(folder) / "ratings.parquet", row_group_size=2**20)
 
 
 def read(source: str, folder: str) -> None:
@@ -150,11 +151,10 @@ def read(source: str, folder: str) -> None:
 
     warnings.simplefilter("ignore")
     path = Path(folder) / "ratings.parquet"
-    formula = "y ~ 1 + (1 | user) + (1 | film)"
     ways = {
-        "arrays": lambda: jm.mixedlm(formula, {name: np.load(path.with_name(f"{name}.npy")) for name in ARRAYS}),
-        "DataFrame": lambda: jm.mixedlm(formula, pd.read_parquet(path)),
-        "batches": lambda: jm.from_batches(formula, path),
+        "arrays": lambda: jm.mixedlm(RATINGS, arrays(folder)),
+        "DataFrame": lambda: jm.mixedlm(RATINGS, pd.read_parquet(path)),
+        "batches": lambda: jm.from_batches(RATINGS, path),
     }
     told(timed(f"from {source}", lambda: ways[source]().fit(crossed="iterative")))
 

@@ -524,8 +524,14 @@ def _is_small(data, varying=None, *_, **__):
     if isinstance(data, Moments):
         return data.layout.fit_bytes(data.beta0.shape[0]) <= SMALL
     fits = len(varying["y"]) if isinstance(varying, dict) else 1
-    numbers = data.y.shape[0] * (sum(Z.shape[1] for Z in data.Z) + data.X.shape[1]) * (1 + data.layout.residual.size)
-    return fits * numbers <= SMALL // 8 and fits * data.layout.fit_bytes(data.X.shape[1]) <= SMALL
+    return has_few_rows(data, fits) and fits * data.layout.fit_bytes(data.X.shape[1]) <= SMALL
+
+
+def has_few_rows(rows: Rows, fits: int = 1, **_) -> bool:
+    """The same of what goes through the rows, of so many fits."""
+    # Residuals with parameters are worked on row by row in every evaluation.
+    often = fits * (1 + rows.layout.residual.size)
+    return rows.y.shape[0] * (sum(Z.shape[1] for Z in rows.Z) + rows.X.shape[1]) * often <= SMALL // 8
 
 
 @cache

@@ -15,7 +15,7 @@ from jmixed.covariance.scales import diagonal_blocks, psi_map, roots_of_psi, set
 from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import DataError, ModelError, Outcome
 from jmixed.families.family import DISPERSION, INFLATION, Family
-from jmixed.fit.estimate import SMALL, level_count, white_at
+from jmixed.fit.estimate import SMALL, has_few_rows, level_count, white_at
 from jmixed.fit.information import Information, Uncertainty
 from jmixed.fit.outcome import may_be_unbounded, unbounded_rows
 from jmixed.fit.penalised_responses import criterion_of
@@ -188,18 +188,12 @@ FEW = 1 << 15
 def _is_small(data, *_, **__):
     if data.layout.family is not None:
         return data.y.shape[0] <= FEW_RESPONSES
-    if data.layout.residual.size and not _has_few_rows(data):
+    if data.layout.residual.size and not has_few_rows(data):
         return False
     if data.layout.crossed == EQUATIONS:
         return sum(data.layout.levels) <= FEW
     fixed = data.X.shape[1] if isinstance(data, Rows) else data.beta0.shape[0]
     return data.layout.fit_bytes(fixed) <= SMALL
-
-
-def _has_few_rows(rows, **_):
-    # Residuals with parameters are worked on row by row in every evaluation.
-    often = 1 + rows.layout.residual.size
-    return rows.y.shape[0] * (sum(Z.shape[1] for Z in rows.Z) + rows.X.shape[1]) * often <= SMALL // 8
 
 
 def _design(data, *_):
@@ -210,7 +204,7 @@ def _design(data, *_):
     return R.T @ R, [factor @ factor.T for factor in T]
 
 
-@program(static_argnames=("counted",), brief=_has_few_rows, design=_design)
+@program(static_argnames=("counted",), brief=has_few_rows, design=_design)
 def _cross_products(rows, counted):
     """A program of both ways would take half as long again to compile."""
     return moments_of(rows, counted)
@@ -270,7 +264,7 @@ def fit(design: Design, reml=True, theta0=None, method="newton", maxiter=None, g
     # One program for both steps starts sooner; a second one of many rows would have to read them again. Where residuals
     # have parameters, or the response a family, cross-products are part of the search.
     of_rows = design.layout.residual.size or design.layout.family is not None
-    if not of_rows and not _has_few_rows(data):
+    if not of_rows and not has_few_rows(data):
         with double_precision(), timings.step("cross_products"):
             data = _moments_of(data)
             jax.block_until_ready(data.G)

@@ -6,6 +6,7 @@ estimate, so that a step is refused only where the deviance rises by more than w
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -303,23 +304,30 @@ def fit_iterative(
     return _fit(rows, moments, reml, theta0, maxiter, probes, seed, timings)
 
 
-def refit_iterative(rows: Incidence, Y: np.ndarray, reml: bool, probes: int, seed: int, progress) -> ManyFits:
-    """Fits of responses Y (m, n) on the same columns, one after the other: couplings are made once.
+def refits_iterative(
+    rows: Incidence, reml: bool, probes: int, seed: int, progress: Callable[[int], Any]
+) -> Callable[[np.ndarray], ManyFits]:
+    """A function that fits responses (m, n) on these columns, one after the other: couplings are made once, here.
 
     `progress` is called with one after each.
     """
     _require_memory(rows)
-    known, fits = sparse_moments(rows), []
-    for y in Y:
-        of_y = replace(rows, y=y)
-        fits.append(_fit(of_y, of_response(known, of_y), reml, None, None, probes, seed, Timings()))
-        progress(1)
-    arrays = {
-        name: np.stack([np.asarray(getattr(fit, name)) for fit in fits])
-        for name in ("theta", "beta", "sigma", "objective", "vcov_beta")
-    }
-    outcome = np.array([fit.outcome.value for fit in fits], np.int32)
-    return ManyFits(**arrays, outcome=outcome, nobs=np.full(len(fits), known.nobs), rho=np.zeros((len(fits), 0)))
+    known = sparse_moments(rows)
+
+    def fits_of(Y):
+        fits = []
+        for y in Y:
+            of_y = replace(rows, y=y)
+            fits.append(_fit(of_y, of_response(known, of_y), reml, None, None, probes, seed, Timings()))
+            progress(1)
+        arrays = {
+            name: np.stack([np.asarray(getattr(fit, name)) for fit in fits])
+            for name in ("theta", "beta", "sigma", "objective", "vcov_beta")
+        }
+        outcome = np.array([fit.outcome.value for fit in fits], np.int32)
+        return ManyFits(**arrays, outcome=outcome, nobs=np.full(len(fits), known.nobs), rho=np.zeros((len(fits), 0)))
+
+    return fits_of
 
 
 def _fit(rows, moments, reml, theta0, maxiter, probes, seed, timings) -> Fit:

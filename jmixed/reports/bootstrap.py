@@ -11,8 +11,8 @@ import pandas as pd
 from jmixed.covariance.structure import factors_of_theta
 from jmixed.errors import ConvergenceWarning, DataError, ModelError, Outcome, warn
 from jmixed.fit.host import draw_residuals
-from jmixed.fit.iterative import refit_iterative
-from jmixed.fit.many import fit_responses
+from jmixed.fit.iterative import refits_iterative
+from jmixed.fit.many import ManyFits, fit_responses
 from jmixed.formulas.model_data import RandomTerm
 from jmixed.inference.responses import draw
 from jmixed.inference.simulation import draw_responses, generator
@@ -160,9 +160,10 @@ def bootstrap(fitted: Fitted, n: int, key: Any, random_effects: str | Collection
     fitted.refuse_held("bootstrap")
     pieces, room = [], max(1, DRAWN // (8 * fitted.nobs))
     with bar(n, progress, "bootstrap") as advance:
+        fits_of = _refits(fitted, advance)
         for start in range(0, n, room):
-            Y = _draw(fitted, min(room, n - start), rng, kept)
-            pieces.append(_refits(fitted, Y, advance))
+            fits = fits_of(_draw(fitted, min(room, n - start), rng, kept))
+            pieces.append((all_values(fitted, fits.theta, fits.beta, fits.sigma, fits.rho, fits.rho), fits.outcome))
     values = np.concatenate([piece[0] for piece in pieces])
     outcome, names = np.concatenate([piece[1] for piece in pieces]), all_names(fitted)
     converged = np.isin(outcome, [end.value for end in Outcome if end.ok])
@@ -177,14 +178,12 @@ def bootstrap(fitted: Fitted, n: int, key: Any, random_effects: str | Collection
     return Bootstrap(estimates, pd.DataFrame(values, columns=names), outcome, converged)
 
 
-def _refits(fitted: Fitted, Y: np.ndarray, advance: Callable[[int], Any]) -> tuple[np.ndarray, np.ndarray]:
-    """All parameters (n, parameters) of fits to responses (n, nobs), and how each ended (n,)."""
+def _refits(fitted: Fitted, advance: Callable[[int], Any]) -> Callable[[np.ndarray], ManyFits]:
+    """What fits responses (n, nobs) in the way of the fit."""
     if fitted.is_iterative:
         again = fitted.again
-        fits = refit_iterative(incidence(fitted.spec), Y, fitted.reml, again["probes"], again["seed"], advance)
-    else:
-        fits = fit_responses(fitted.design, Y, fitted.reml, progress=advance)
-    return all_values(fitted, fits.theta, fits.beta, fits.sigma, fits.rho, fits.rho), fits.outcome
+        return refits_iterative(incidence(fitted.spec), fitted.reml, again["probes"], again["seed"], advance)
+    return lambda Y: fit_responses(fitted.design, Y, fitted.reml, progress=advance)
 
 
 def count(n: int, what: str) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 import jmixed as jm
 from jmixed.errors import Outcome
-from jmixed.fit import host
+from jmixed.fit import estimate, host
 from jmixed.inference.curvature import curvature
 from jmixed.runtime import compilation, memory
 
@@ -95,7 +95,7 @@ def assert_inverse(covariance, hessian, singular, tolerance=1e-6):
 @pytest.mark.parametrize("name", ["slope", "crossed"])
 def test_one_program_or_two_give_the_same(name, monkeypatch):
     together = fitted(name)
-    monkeypatch.setattr(host, "SMALL", 0)
+    monkeypatch.setattr(estimate, "SMALL", 0)
     apart = host.fit(layouts.case(name, seed=1).design)
     assert "cross_products" not in together.timings
     assert apart.timings["cross_products"] > 0
@@ -155,7 +155,7 @@ def test_freed_memory_is_given_back_by_large_fits_alone(monkeypatch):
     host.fit(design)
     assert given == []
     monkeypatch.setattr(memory, "LARGE", 0)
-    monkeypatch.setattr(host, "SMALL", 0)
+    monkeypatch.setattr(estimate, "SMALL", 0)
     host.fit(design)
     assert len(given) == 2
 
