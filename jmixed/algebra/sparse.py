@@ -12,12 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from jmixed.algebra.batched import sweep
 from jmixed.algebra.ordering import Plan, Stage, plan
 from jmixed.algebra.sums import less
 
-__all__ = ["Factor", "Plan", "factorise", "log_determinant", "plan", "selected_inverse", "solve", "times"]
+__all__ = [
+    "Factor", "Inverse", "Plan", "factorise", "invert", "log_determinant", "moved_inverse", "plan", "selected_inverse",
+    "solve", "times",
+]  # fmt: skip
 
 Array = Any
 
@@ -45,6 +49,24 @@ class Factor:
     numbers: Numbers
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Inverse:
+    """The inverse of a matrix of a plan where its fronts have entries.
+
+    Attributes
+    ----------
+    entries : array (entries,)
+        At the places of the pattern. Forward derivatives of any order are exact.
+    fronts : array
+        All numbers, stage after stage, and the core; a constant for derivatives.
+    """
+
+    factor: Factor
+    entries: Array
+    fronts: Array
+
+
 def factorise(plan: Plan, values) -> Factor:
     """Eliminate the matrix whose entries, in the order of the plan's pattern, have these values.
 
@@ -60,9 +82,20 @@ def log_determinant(factor: Factor):
     return _log_determinant(factor.plan, factor.values, factor.numbers)
 
 
+def invert(factor: Factor) -> Inverse:
+    """The inverse, from the core back to the first stage."""
+    return Inverse(factor, *_inverse(factor.plan, factor.values, factor.numbers))
+
+
 def selected_inverse(factor: Factor):
     """The entries of the inverse at the places of the pattern. Forward derivatives of any order are exact."""
-    return _selected_inverse(factor.plan, factor.values, factor.numbers)
+    return invert(factor).entries
+
+
+def moved_inverse(inverse: Inverse, direction):
+    """How the entries of the inverse move with the values, (entries,), in a direction, likewise."""
+    factor = inverse.factor
+    return _moved(factor.plan, factor.values, factor.numbers, inverse.fronts, direction)
 
 
 def solve(factor: Factor, b):
@@ -84,19 +117,50 @@ def _log_determinant(plan, values, numbers):
 def _log_determinant_tangent(primals, tangents):
     plan, values, numbers = primals
     twice = jnp.where(plan.rows == plan.columns, 1, 2).astype(values.dtype)[: len(values)]
-    inverse = _selected_inverse(plan, values, numbers)
+    inverse, _ = _inverse(plan, values, numbers)
     return numbers.log_determinant, jnp.sum(twice * inverse * tangents[1])
 
 
 @jax.custom_jvp
-def _selected_inverse(plan, values, numbers):
-    return _inverted(plan, numbers, len(values))
+def _inverse(plan, values, numbers):
+    """The entries of the inverse, and the numbers of its fronts."""
+    fronts = _inverted(plan, numbers)
+    return _at_pattern(plan, fronts)[: len(values)], fronts
 
 
-@_selected_inverse.defjvp
-def _selected_inverse_tangent(primals, tangents):
-    plan, values, _ = primals
-    return jax.jvp(lambda values: _inverted(plan, _eliminated(plan, values), len(values)), (values,), (tangents[1],))
+@_inverse.defjvp
+def _inverse_tangent(primals, tangents):
+    plan, values, numbers = primals
+    inverse, fronts = _inverse(plan, values, numbers)
+    return (inverse, fronts), (_moved(plan, values, numbers, fronts, tangents[1]), jnp.zeros_like(fronts))
+
+
+@jax.custom_jvp
+def _moved(plan, values, numbers, fronts, direction):
+    """Differentiate elimination and inversion, of which the numbers are known."""
+    columns, core = _moved_elimination(plan, numbers, direction)
+    return _at_pattern(plan, _moved_inversion(plan, numbers, fronts, columns, core))[: len(values)]
+
+
+def _moved_tangent(primals, tangents):
+    plan, values, *known, direction = primals
+    moved, (_, by_values, *_, by_direction) = _moved(*primals), tangents
+
+    def at(values):
+        return _at_pattern(plan, _inverted(plan, _eliminated(plan, values)))[: len(values)]
+
+    def slope(values):
+        return jax.jvp(at, (values,), (direction,))[1]
+
+    tangent = jnp.zeros_like(moved)
+    if not isinstance(by_values, SymbolicZero):
+        tangent += jax.jvp(slope, (values,), (by_values,))[1]
+    if not isinstance(by_direction, SymbolicZero):
+        tangent += _moved(plan, values, *known, by_direction)
+    return moved, tangent
+
+
+_moved.defjvp(_moved_tangent, symbolic_zeros=True)
 
 
 def _offsets(plan):
@@ -112,7 +176,8 @@ def _rows(stage: Stage, array, k):
 def _by_width(stage: Stage, k, function, fronts, *rows):
     """``function(fronts, *rows)`` of a batch at the width of its fronts, (batch, width, width) and (batch, width, ...).
 
-    It returns fronts, or None, and then rows or scalars; all come back as the stage holds them.
+    There may be several arrays of fronts, or None. It returns one, or None, and then rows or scalars; all come back as
+    the stage holds them.
     """
 
     def as_rows(values, count):
@@ -121,7 +186,7 @@ def _by_width(stage: Stage, k, function, fronts, *rows):
     def of_width(width, fronts, *rows):
         count = stage.numbers // width
         fronts, *rows = function(
-            None if fronts is None else fronts.reshape(-1, width, width),
+            jax.tree.map(lambda array: array.reshape(-1, width, width), fronts),
             *(array[:count].reshape(-1, width, *array.shape[1:]) for array in rows),
         )
         return None if fronts is None else fronts.reshape(-1), *(as_rows(values, count) for values in rows)
@@ -141,90 +206,158 @@ def _in_parent(stage: Stage, k):
 
 def _eliminated(plan: Plan, values) -> Numbers:
     """Eliminate stage by stage, and invert the core that remains."""
+
+    def eliminated(front, of):
+        columns: list[Any] = []
+        for j in range(plan.pivots):
+            unused = (of[:, j] == plan.size).astype(front.dtype)
+            column = less(front[:, :, j], (before * before[:, j, None] for before in columns))
+            column = column.at[:, j].add(unused).at[:, :j].set(0)
+            columns.append(column / jnp.sqrt(column[:, j, None]))
+        rest = less(front, (column[:, :, None] * column[:, None, :] for column in columns))
+        logs = sum(jnp.sum(jnp.log(column[:, j])) for j, column in enumerate(columns))
+        return rest, jnp.stack(columns, axis=-1), logs
+
+    columns, core, logs = _forward_through(plan, values, eliminated, [stage.columns for stage in plan.stages])
+    core += jnp.diag((plan.core == plan.size).astype(values.dtype))
+    inverse, of_core = _inverse_and_log_determinant(core)
+    return Numbers(columns, inverse, 2 * logs + of_core)
+
+
+def _moved_elimination(plan: Plan, numbers: Numbers, direction):
+    """How the columns of the factor, and the core before it is inverted, move with the values."""
+
+    def moved(front, lower):
+        pairs: list[Any] = []
+        for j in range(plan.pivots):
+            column = lower[:, :, j]
+            slope = less(front[:, :, j], (c * d[:, j, None] + d * c[:, j, None] for c, d in pairs)).at[:, :j].set(0)
+            pivot = column[:, j, None]
+            pairs.append((column, (slope - column * slope[:, j, None] / (2 * pivot)) / pivot))
+        rest = less(front, (c[:, :, None] * d[:, None, :] + d[:, :, None] * c[:, None, :] for c, d in pairs))
+        return rest, jnp.stack([slope for _, slope in pairs], axis=-1), jnp.zeros((), front.dtype)
+
+    return _forward_through(plan, direction, moved, numbers.columns)[:2]
+
+
+def _forward_through(plan: Plan, values, eliminate, known):
+    """Columns by stage, the core, and a sum of ``eliminate(front, rows)``, which returns what is left of fronts,
+    columns and a number; the rows are those of `known`, an array a stage."""
     offsets, width = _offsets(plan), len(plan.core)
     values = _padded(values, len(plan.position))
     everything = jnp.zeros(int(offsets[-1]) + width**2, values.dtype).at[plan.position].add(values)
-    log_determinant, columns = jnp.zeros((), values.dtype), []
-    for stage, offset in zip(plan.stages, offsets, strict=False):
-        everything, factor, logs = _eliminate_stage(stage, int(offset), plan.size, plan.pivots, everything)
-        columns.append(factor)
-        log_determinant += logs
+    total, columns = jnp.zeros((), values.dtype), []
+    for stage, offset, rows in zip(plan.stages, offsets, known, strict=False):
+        everything, of_stage, more = _eliminate_stage(stage, int(offset), plan.pivots, everything, eliminate, rows)
+        columns.append(of_stage)
+        total += more
     core = everything[int(offsets[-1]) :].reshape(width, width)
-    core = jnp.tril(core) + jnp.tril(core, -1).T + jnp.diag((plan.core == plan.size).astype(values.dtype))
-    inverse, logs = _inverse_and_log_determinant(core)
-    return Numbers(tuple(columns), inverse, log_determinant + logs)
+    return tuple(columns), jnp.tril(core) + jnp.tril(core, -1).T, total
 
 
-def _eliminate_stage(stage: Stage, offset, size, pivots, everything):
-    """The stage's columns of the factor, the sum of the logarithms of its pivots, and what is added to its parents.
+def _fronts(stage: Stage, offset, everything, k):
+    return jax.lax.dynamic_slice_in_dim(everything, offset + k * stage.numbers, stage.numbers)
+
+
+def _eliminate_stage(stage: Stage, offset, pivots, everything, eliminate, known):
+    """All numbers, the stage's columns, and the sum.
 
     A step is handed its fronts by the one before, as the inverse's steps are: whoever reads from all numbers and
     writes to them in one step makes XLA copy them all.
     """
 
-    def fronts(everything, k):
-        return jax.lax.dynamic_slice_in_dim(everything, offset + k * stage.numbers, stage.numbers)
-
-    def eliminated(front, of):
+    def eliminated(front, rows):
+        rest, columns, more = eliminate(front, rows)
         is_row = np.arange(front.shape[-1]) >= pivots
-        columns: list[Any] = []
-        for j in range(pivots):
-            unused = (of[:, j] == size).astype(front.dtype)
-            column = less(front[:, :, j], (before * before[:, j, None] for before in columns))
-            column = column.at[:, j].add(unused).at[:, :j].set(0)
-            columns.append(column / jnp.sqrt(column[:, j, None]))
-        rest = less(front, (column[:, :, None] * column[:, None, :] for column in columns))
-        rest = jnp.where((is_row[:, None] & is_row[None])[None], rest, 0)
-        logs = sum(jnp.sum(jnp.log(column[:, j])) for j, column in enumerate(columns))
-        return rest, jnp.stack(columns, axis=-1), logs
+        return jnp.where((is_row[:, None] & is_row[None])[None], rest, 0), columns, more
 
     def step(k, carry):
-        everything, front, factor, logs = carry
-        rest, columns, more = _by_width(stage, k, eliminated, front, _rows(stage, stage.columns, k))
+        everything, front, columns, total = carry
+        rest, of_batch, more = _by_width(stage, k, eliminated, front, _rows(stage, known, k))
         everything = everything.at[_in_parent(stage, k)].add(rest, mode="promise_in_bounds")
         # Rows beyond those of the batch are written by the next one.
-        factor = jax.lax.dynamic_update_slice_in_dim(factor, columns, stage.start[k], 0)
-        return everything, fronts(everything, k + 1), factor, logs + more
+        columns = jax.lax.dynamic_update_slice_in_dim(columns, of_batch, stage.start[k], 0)
+        return everything, _fronts(stage, offset, everything, k + 1), columns, total + more
 
-    factor = jnp.zeros((len(stage.columns), pivots), everything.dtype)
-    carry = everything, fronts(everything, 0), factor, jnp.zeros((), everything.dtype)
-    everything, _, factor, logs = jax.lax.fori_loop(np.int32(0), stage.count, step, carry)
-    return everything, factor, 2 * logs
+    columns = jnp.zeros((len(stage.columns), pivots), everything.dtype)
+    carry = everything, _fronts(stage, offset, everything, 0), columns, jnp.zeros((), everything.dtype)
+    everything, _, columns, total = jax.lax.fori_loop(np.int32(0), stage.count, step, carry)
+    return everything, columns, total
 
 
-def _inverted(plan: Plan, numbers: Numbers, entries):
-    """The entries of the inverse, from the core back to the first stage."""
+def _at_pattern(plan: Plan, fronts):
+    """What stands at the places of the pattern."""
+    return jnp.where(plan.rows < plan.size, fronts[plan.position], 0)
+
+
+def _inverted(plan: Plan, numbers: Numbers):
+    """The numbers of the inverse's fronts."""
+
+    def inverted(fronts, lower):
+        (inverse,) = fronts
+        for j in reversed(range(plan.pivots)):
+            pivot, below = _below(lower, j)
+            across = -jnp.einsum("bij,bj->bi", inverse, below)
+            inverse = _bordered(inverse, j, across, 1 / pivot**2 - jnp.sum(across * below, axis=1))
+        return (inverse,)
+
+    return _back_through(plan, numbers.core, inverted, [(factor,) for factor in numbers.columns])
+
+
+def _moved_inversion(plan: Plan, numbers: Numbers, fronts, columns, core):
+    """How the numbers of the inverse's fronts move with the columns of the factor and with the core."""
+
+    def moved(fronts, lower, slopes):
+        slope, inverse = fronts
+        for j in reversed(range(plan.pivots)):
+            pivot, below = _below(lower, j)
+            pivot_slope, below_slope = slopes[:, j, j], _later(slopes, j) / pivot[:, None]
+            below_slope -= below * (pivot_slope / pivot)[:, None]
+            across = -jnp.einsum("bij,bj->bi", slope, below) - jnp.einsum("bij,bj->bi", inverse, below_slope)
+            corner = -2 * pivot_slope / pivot**3 - jnp.sum(across * below + inverse[:, j] * below_slope, axis=1)
+            slope = _bordered(slope, j, across, corner)
+        return (slope,)
+
+    of_core = -numbers.core @ core @ numbers.core
+    return _back_through(plan, of_core, moved, list(zip(numbers.columns, columns, strict=True)), fronts)
+
+
+def _later(columns, j):
+    """Column j of fronts below its pivot, (batch, width)."""
+    return jnp.where((np.arange(columns.shape[1]) > j)[None], columns[:, :, j], 0)
+
+
+def _below(lower, j):
+    """A pivot of the factor, (batch,), and what stands below it as a part of it."""
+    pivot = lower[:, j, j]
+    return pivot, _later(lower, j) / pivot[:, None]
+
+
+def _bordered(inverse, j, across, corner):
+    across = across.at[:, j].set(corner)
+    return inverse.at[:, j].set(across).at[:, :, j].set(across)
+
+
+def _back_through(plan: Plan, core, invert, known, *others):
+    """All numbers, from the core back: ``invert(fronts, *rows)`` adds those of its pivots to fronts that have their
+    parents' numbers. The fronts of `others` go with them, and the rows of `known`, some arrays a stage."""
     offsets = _offsets(plan)
-    everything = jnp.zeros(int(offsets[-1]), numbers.core.dtype)
-    everything = jnp.concatenate([everything, numbers.core.reshape(-1)])
-    for stage, factor, offset in reversed(list(zip(plan.stages, numbers.columns, offsets, strict=False))):
-        everything = _invert_stage(stage, int(offset), factor, everything)
-    inverse = jnp.where(plan.rows < plan.size, everything[plan.position], 0)
-    return inverse[:entries]
+    everything = jnp.concatenate([jnp.zeros(int(offsets[-1]), core.dtype), core.reshape(-1)])
+    for stage, rows, offset in reversed(list(zip(plan.stages, known, offsets, strict=False))):
+        everything = _invert_stage(stage, int(offset), everything, invert, rows, others)
+    return everything
 
 
-def _invert_stage(stage: Stage, offset, factor, everything):
-    pivots = factor.shape[-1]
-
+def _invert_stage(stage: Stage, offset, everything, invert, known, others):
     def parents(everything, k):
         return everything.at[_in_parent(stage, k)].get(mode="promise_in_bounds")
 
-    def inverted(inverse, lower):
-        width = inverse.shape[-1]
-        for j in reversed(range(pivots)):
-            pivot = lower[:, j, j][:, None]
-            below = jnp.where((np.arange(width) > j)[None], lower[:, :, j], 0) / pivot
-            across = -jnp.einsum("bij,bj->bi", inverse, below)
-            corner = 1 / pivot[:, 0] ** 2 - jnp.sum(across * below, axis=1)
-            across = across.at[:, j].set(corner)
-            inverse = inverse.at[:, j].set(across).at[:, :, j].set(across)
-        return (inverse,)
-
     def step(k, carry):
-        everything, inverse = carry
+        everything, front = carry
         k = stage.count - 1 - k
-        (inverse,) = _by_width(stage, k, inverted, inverse, _rows(stage, factor, k))
-        everything = jax.lax.dynamic_update_slice_in_dim(everything, inverse, offset + k * stage.numbers, 0)
+        fronts = front, *(_fronts(stage, offset, other, k) for other in others)
+        (front,) = _by_width(stage, k, invert, fronts, *(_rows(stage, array, k) for array in known))
+        everything = jax.lax.dynamic_update_slice_in_dim(everything, front, offset + k * stage.numbers, 0)
         return everything, parents(everything, k - 1)
 
     carry = everything, parents(everything, stage.count - 1)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.batched import eigh
-from jmixed.algebra.sparse import factorise, log_determinant, selected_inverse, solve, times
+from jmixed.algebra.sparse import factorise, invert, log_determinant, moved_inverse, selected_inverse, solve, times
 from jmixed.covariance.structure import block_diagonal
 from jmixed.likelihood.jets import Jet
 from jmixed.likelihood.moments import Moments
@@ -123,13 +123,11 @@ def _log_determinant_jet(equations: _Equations, factor, exact) -> Jet:
     plan, F = factor.plan, equations.slopes()[0]
     # An entry stands for its mirror image, too.
     counts = jnp.where(plan.rows == plan.columns, 1, 2).astype(F.dtype)[: F.shape[1]]
-    counted = counts * selected_inverse(factor)
-
-    def moved(direction):
-        return jax.jvp(lambda values: selected_inverse(factorise(plan, values)), (factor.values,), (direction,))[1]
+    inverse = invert(factor)
+    counted = counts * inverse.entries
 
     def curvature():
-        traces = (counts[None] * jax.lax.map(moved, F)) @ F.T
+        traces = (counts[None] * jax.lax.map(partial(moved_inverse, inverse), F)) @ F.T
         return (traces + traces.T) / 2 + equations.over_pairs(lambda _, other, F_2, b_2: jnp.sum(counted * F_2))
 
     def none():
