@@ -438,8 +438,12 @@ def _search_of_response(rows, theta0):
 
 def _response_from(rows, lowest):
     """The estimate at the minimum of a search that was made elsewhere."""
+
+    def found(known, *_):
+        return lowest._replace(at=lowest.at._replace(point=known.with_modes(lowest.at.point)))
+
     rows = jax.tree.map(jnp.asarray, rows)
-    return described(solve(rows, False, minimise=lambda *_: lowest, differentiable=implicit_optimum))
+    return described(solve(rows, False, minimise=found, differentiable=implicit_optimum))
 
 
 def _estimate_at_theta(rows, theta, reml):

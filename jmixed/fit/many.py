@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision, exact_products
+from jmixed.runtime.threads import in_threads, threads
 
 MEMORY = 2**28
 """Bytes that a batch may take, unless told otherwise."""
@@ -130,14 +132,29 @@ def estimate_many(
         and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts))
     )
     classes = classes_of(_on_host(design), None if weights is None else np.asarray(weights)) if concrete else None
-    chunks = -(-m // _lanes(design, classes, MEMORY))
-    rows = design.rows()
+    rows, lanes = design.rows(), _lanes(design, classes, MEMORY)
     rows = rows if weights is None else replace(rows, series=without_patterns(rows.series))
     if "Z" in varying:
         varying["Z"] = tuple(varying["Z"].get(label) for label in design.labels)
-    estimates = compiled(_estimate_many, rows, varying, classes, reml, chunks=chunks, apart=weights is not None)
+
+    def fit(varying):
+        chunks = -(-varying["y"].shape[0] // lanes)
+        return compiled(_estimate_many, rows, varying, classes, reml, chunks=chunks, apart=weights is not None)
+
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((rows, varying, classes, reml)))
+    in_parts = reads_rows(rows) and not traced and m >= IN_TURN * threads()
+    estimates = _in_parts(fit, varying, m) if in_parts else fit(varying)
     estimates = unless_unbounded(estimates, design, reml, varying.get("X"), weights)
     return named_estimate(estimates, design, m)
+
+
+def _in_parts(fit, varying, m):
+    """All fits, shared by threads; the last part is filled up."""
+    size = -(-m // threads())
+    places = (np.minimum(np.arange(start, start + size), m - 1) for start in range(0, m, size))
+    parts = [jax.tree.map(itemgetter(place), varying) for place in places]
+    fitted = in_threads(lambda part: jax.block_until_ready(fit(part)), parts)
+    return jax.tree.map(lambda *of_parts: jnp.concatenate(of_parts)[:m], *fitted)
 
 
 def _estimate_many(rows, varying, classes, reml, chunks, apart):
@@ -217,14 +234,15 @@ def _fit_alike(fits: ManyFits, design, Y, members, masked, reml, memory, progres
             out, _ = jax.device_get(fit(counted=True))
         for name, values in out.items():
             getattr(fits, name)[members[chosen]] = values[: len(chosen)]
+        return len(chosen)
 
     def batches(chosen):
         return (chosen[start : start + lanes] for start in range(0, len(chosen), lanes))
 
     with double_precision():
-        for chosen in batches(np.arange(len(members))):
-            fit_chosen(chosen, MAX_ITERATIONS if in_turn else FIRST_ROUND)
-            progress(len(chosen))
+        first = MAX_ITERATIONS if in_turn else FIRST_ROUND
+        for count in in_threads(partial(fit_chosen, max_iterations=first), batches(np.arange(len(members)))):
+            progress(count)
         # Those that have not ended go on together, and nobody waits for them.
         for chosen in batches(np.flatnonzero(fits.outcome[members] == Outcome.MAX_ITERATIONS)):
             fit_chosen(chosen, MAX_ITERATIONS)

@@ -38,7 +38,7 @@ from jmixed.layout.design import ResponseRows, Rows
 from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.estimates import by_level
 from jmixed.likelihood.gaussian import factors_of, precondition, psi_of, reduce, squares
-from jmixed.likelihood.grouped import Groups, evaluate, evaluate_apart, groups_of, is_grouped
+from jmixed.likelihood.grouped import Groups, evaluate, evaluate_apart, groups_of, is_grouped, modes, over_blocks
 from jmixed.likelihood.inner import damped_newton
 from jmixed.likelihood.jets import directions
 from jmixed.likelihood.moments import moments
@@ -57,9 +57,10 @@ MULTIPLES = (0.1, 3.0, 100.0)
 """Other multiples of the identity from which to start where terms compete, or levels are few or data thin."""
 CALMER = 3.0
 """How much larger the logarithm of a precision is where large random effects leave less to a dispersion."""
-SCORING = 8
-"""Steps of Fisher scoring to the coefficients without random effects, each of at most `LONGEST`."""
+SCORING, SHORT = 8, 1e-3
+"""Steps of Fisher scoring to the coefficients without random effects, at most, and the length of the last of them."""
 LONGEST = 3.0
+"""Length of a step at most."""
 
 
 class Modes(NamedTuple):
@@ -374,6 +375,17 @@ class LaplaceDeviance(Criterion):
         sigma, root = (stage_matrix(layout, 0, matrices) for matrices in (covariances, roots))
         return sigma, root, jnp.asarray(M), N
 
+    def with_modes(self, point: Point) -> Point:
+        """The point, with the modes there in its frame."""
+        roots, free = self.roots(point), point.x[self.sizes[0] :]
+        covariances, groups = squares(roots), self.groups
+        if groups is None:
+            found = self.modes(covariances, roots, *self.predictors(free), point.frame[1]).e
+        else:
+            sigma, root, _, _ = self._of_groups(covariances, roots)
+            found = over_blocks(lambda block, a: modes(block, sigma, root, free, a).dual, groups, point.frame[1])
+        return Point((point.frame[0], found), point.x)
+
     def without_each(self, point: Point, apart: Groups) -> tuple[jax.Array, jax.Array]:
         """Gradients (blocks, d) and Hessians (blocks, d, d) at a point, in its chart, of L without each block.
 
@@ -400,14 +412,15 @@ class LaplaceDeviance(Criterion):
     def estimates(self, point: Point, value: Any = None) -> dict[str, Any]:
         """All estimates on the scale of the data: as of `jmixed.likelihood.estimates`, sigma one, and rho kappa.
 
-        The modes are those of the terms' levels, padding too. Where the `value` of L at the point is known, the frame
-        has the modes; else both are functions of the point.
+        The modes are those of the terms' levels, padding too, which the frame has. Where the `value` of L at the point
+        is not given, both are functions of the point.
         """
         roots, free = self.roots(point), point.x[self.sizes[0] :]
         covariances, known = squares(roots), point.frame[1]
         if value is None:
             xi, extras = self.predictors(free)
-            known = _modes(self, covariances, stop_gradient(roots), xi, extras, jnp.zeros_like(xi))
+            there = stop_gradient((self, covariances, roots, xi, extras, known))
+            known = _settled(self, covariances, there[2], xi, extras, _by_row(*there))
             value = self.deviance(covariances, roots, xi, extras, known)
         levels = self.effects(covariances, known)
         on_scale = [T @ root for T, root in zip(self.columns.T, roots, strict=True)]
@@ -416,12 +429,15 @@ class LaplaceDeviance(Criterion):
 
     def effects(self, covariances, known) -> list[jax.Array]:
         """Effects (levels, q) by term, of columns as they are, from modes by row or by group."""
+        return self.levels_of([block[:, 0] for block in self.blocks_of(covariances, known)], self.columns.T)
+
+    def blocks_of(self, covariances, known) -> list[jax.Array]:
+        """Effects (Q, 1, blocks) by stage, likewise."""
         if known.ndim == 1:
             blocks = to_blocks(known[:, None], self.rows, self.columns)
         else:
             blocks = [jnp.moveaxis(known, 0, 1).reshape(known.shape[1], 1, -1)]
-        blocks = scaled(blocks, covariances, self.rows.layout)
-        return self.levels_of([block[:, 0] for block in blocks], self.columns.T)
+        return scaled(blocks, covariances, self.rows.layout)
 
     def effects_at(self, theta, beta, kappa) -> list[jax.Array]:
         """The modes of the effects, likewise, at theta, beta and kappa of columns as they are."""
@@ -503,20 +519,34 @@ def _within(covariance, least, largest):
     return (vectors * jnp.clip(values, least, largest)[None]) @ vectors.T
 
 
-@jax.custom_jvp
 def _modes(deviance: LaplaceDeviance, covariances, roots, xi, extras, start):
-    """The modes e (n,) as a function of everything but where the search starts.
+    """The modes e (n,) as a function of everything but where the search starts."""
+    still = stop_gradient((deviance, covariances, roots, xi, extras, start))
+    return _settled(deviance, covariances, roots, xi, extras, still[0].modes(*still[1:]).e)
+
+
+def _by_row(deviance: LaplaceDeviance, covariances, _, xi, extras, known):
+    """The modes e (n,) from modes by row or by group."""
+    if known.ndim == 1:
+        return known
+    spread = to_rows(deviance.blocks_of(covariances, known), deviance.rows, deviance.columns)[:, 0]
+    return deviance.responses.derivatives(xi + spread, extras).score
+
+
+@jax.custom_jvp
+def _settled(deviance: LaplaceDeviance, covariances, roots, xi, extras, e):
+    """Modes e (n,) that are known, as a function of everything else.
 
     With e = F(e), F = s(xi + K e), the implicit function theorem gives de = (I + W K)^-1 dF, and (I + W K)^-1 is
     I - W Z P Z'. The rule is written with functions that can be differentiated again.
     """
-    return deviance.modes(covariances, roots, xi, extras, start).e
+    return e
 
 
-@_modes.defjvp
-def _modes_tangent(primals, tangents):
-    deviance, covariances, roots, xi, extras, start = primals
-    e = _modes(*primals)
+@_settled.defjvp
+def _settled_tangent(primals, tangents):
+    deviance, covariances, roots, xi, extras, _ = primals
+    e = _settled(*primals)
 
     def scores(deviance, covariances, xi, extras):
         return deviance.responses.derivatives(xi + deviance.spread(covariances, e), extras).score
@@ -550,7 +580,7 @@ def laplace_deviance(rows: Rows) -> LaplaceDeviance:
     extras = tuple(a @ basis for a, basis in zip(further, bases[1:], strict=True))
     responses = responses_of(rows, extras)
     coefficients = (columns.R @ columns.beta0) / jnp.sqrt(count)
-    first = stop_gradient(_first(X, responses, coefficients))
+    first = _first(*stop_gradient((X, responses, coefficients)))
     component = component_of_rows(rows)
     length = jnp.sqrt(jnp.sum(there[:, None] * stop_gradient(X) ** 2, axis=0) / count)
     redundant = jnp.any(length < 0.5) | (X.shape[1] > count)
@@ -575,16 +605,23 @@ def _first(X, responses: Responses, beta):
     ]
     extras = responses.extras(kappa)
 
-    def score(_, beta):
+    def score(scored):
+        beta, _, steps = scored
         at = responses.derivatives(responses.offset + X @ beta, extras)
         weight = jnp.where(there, jnp.maximum(at.weight, 1e-4 * responses.factors), 0)
         information = X.T @ (weight[:, None] * X)
         damped = information + 1e-9 * (1 + jnp.trace(information)) * jnp.eye(len(beta), dtype=X.dtype)
         step = jnp.linalg.solve(damped, X.T @ at.score)
         step = jnp.where(jnp.all(jnp.isfinite(step)), step, 0)
-        return beta + step * jnp.minimum(1, LONGEST / jnp.maximum(jnp.max(jnp.abs(step), initial=0), 1e-30))
+        length = jnp.max(jnp.abs(step))
+        return beta + step * jnp.minimum(1, LONGEST / jnp.maximum(length, 1e-30)), length, steps + 1
 
-    beta = jax.lax.fori_loop(0, SCORING, score, beta) if len(beta) else beta
+    def goes_on(scored):
+        return (scored[1] > SHORT) & (scored[2] < SCORING)
+
+    if len(beta):
+        begin = beta, jnp.full((), jnp.inf, beta.dtype), np.int32(0)
+        beta, *_ = jax.lax.while_loop(goes_on, score, begin)
     return jnp.stack([jnp.concatenate([beta, kappa]), jnp.concatenate([beta, kappa + join(less, X.dtype)])])
 
 

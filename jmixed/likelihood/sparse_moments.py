@@ -6,7 +6,6 @@ lock, so that threads share a product by its rows. Levels are renumbered by thei
 what is read often lies near.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 
 from jmixed.layout.incidence import Incidence
 from jmixed.runtime.precision import FLOAT, double_precision
+from jmixed.runtime.threads import threads
 
 CHUNK = 1 << 21
 """Rows, or entries, that are worked on at a time."""
@@ -130,11 +130,6 @@ def _product(parts, X):
     if len(parts) == 1:
         return parts[0] @ X
     return np.concatenate(list(_pool().map(lambda part: part @ X, parts)))
-
-
-def threads() -> int:
-    """How many threads share a product."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
