@@ -13,7 +13,7 @@ from jmixed.families.chains import composed, log_logistic_derivatives, times
 from jmixed.families.family import DISPERSION, EtaDerivatives, OfMean
 from jmixed.families.gammas import log_choose, log_rising, log_rising_derivatives
 from jmixed.families.normal import log_ndtr, log_ndtr_derivatives
-from jmixed.families.special import bounded, bounded_exp, log1m_exp_minus, ratio_of_sums, relative_entropy
+from jmixed.families.special import bounded, bounded_exp, log1m_exp_minus, ratio_of_sums, relative_entropy, softplus
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Binomial(Successes):
     def log_probabilities(self, eta: Any) -> tuple[Any, Any]:
         """log p and log(1 - p)."""
         if self.link == "logit":
-            return -jax.nn.softplus(-eta), -jax.nn.softplus(eta)
+            return -softplus(-eta), -softplus(eta)
         if self.link == "probit":
             return log_ndtr(eta), log_ndtr(-eta)
         hazard = bounded_exp(eta)
@@ -62,20 +62,22 @@ class Binomial(Successes):
         return self.log_constant(y, trials) + self.log_kernel(y, eta, extras, trials)
 
     def log_constant(self, y, trials):
-        """log choose(m, y)."""
-        return log_choose(trials, y)
+        """log choose(m, y): of single trials it is zero, for which no gamma function is needed."""
+        trials, y = jnp.broadcast_arrays(trials, y)
+        return jax.lax.cond(jnp.any(trials > 1), log_choose, lambda trials, y: jnp.zeros_like(y), trials, y)
 
     def log_kernel(self, y, eta, extras, trials):
         if self.link == "logit":
-            return y * eta - trials * jax.nn.softplus(eta)
+            return y * eta - trials * softplus(eta)
         success, failure = self.log_probabilities(eta)
         return y * success + (trials - y) * failure
 
     def derivatives(self, y, eta, extras, trials):
         """Closed forms; of the logit, W = m p (1 - p)."""
         if self.link == "logit":
-            p = jax.nn.sigmoid(eta)
-            v = p * jax.nn.sigmoid(-eta)
+            small = jnp.exp(-jnp.abs(eta))
+            larger = 1 / (1 + small)
+            p, v = jnp.where(eta >= 0, larger, small * larger), small * larger * larger
             weight = trials * v
             return EtaDerivatives(y - trials * p, weight, weight * (1 - 2 * p), weight * (1 - 6 * v))
         if self.link == "probit":
@@ -148,7 +150,7 @@ class BetaBinomial(Successes):
     def log_density(self, y, eta, extras, trials):
         """The binomial one with ratios of gamma functions, a = mu phi and b = (1 - mu) phi."""
         log_phi = bounded(extras[0])
-        success, failure = -jax.nn.softplus(-eta), -jax.nn.softplus(eta)
+        success, failure = -softplus(-eta), -softplus(eta)
         log_a, log_b = log_phi + success, log_phi + failure
         return (
             log_choose(trials, y)
@@ -162,7 +164,7 @@ class BetaBinomial(Successes):
     def derivatives(self, y, eta, extras, trials):
         """Closed forms: the binomial ones, and those of the ratios in log a and log b."""
         log_phi, failures = bounded(extras[0]), trials - y
-        log_a, log_b = log_phi - jax.nn.softplus(-eta), log_phi - jax.nn.softplus(eta)
+        log_a, log_b = log_phi - softplus(-eta), log_phi - softplus(eta)
         log_success, log_failure = log_logistic_derivatives(eta)
         rising_a = composed(log_rising_derivatives(jnp.exp(log_a), log_a, y), log_success)
         rising_b = composed(log_rising_derivatives(jnp.exp(log_b), log_b, failures), log_failure)

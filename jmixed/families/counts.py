@@ -18,6 +18,7 @@ from jmixed.families.special import (
     bounded_exp,
     ratio_of_sums,
     relative_entropy,
+    softplus,
 )
 from jmixed.families.tails import negative_binomial_cdf
 
@@ -118,7 +119,7 @@ class NegativeBinomial(Count):
         """The Poisson one with log Gamma(size + y) / (Gamma(size) size^y) and (1 + mu / size)^-(size + y)."""
         log_size = bounded(extras[0])
         size = jnp.exp(log_size)
-        return y * eta - (size + y) * jax.nn.softplus(eta - log_size) + log_rising(size, log_size, y) - gammaln(y + 1)
+        return y * eta - (size + y) * softplus(eta - log_size) + log_rising(size, log_size, y) - gammaln(y + 1)
 
     def derivatives(self, y, eta, extras, trials):
         """Those of size + y trials whose probability is mu / (mu + size)."""
@@ -170,12 +171,12 @@ class NegativeBinomial1(Count):
     def log_density(self, y, eta, extras, trials):
         """As of NB2, of a size mu / phi."""
         log_phi, log_size, size = self._sizes(eta, extras)
-        return y * eta - (size + y) * jax.nn.softplus(log_phi) + log_rising(size, log_size, y) - gammaln(y + 1)
+        return y * eta - (size + y) * softplus(log_phi) + log_rising(size, log_size, y) - gammaln(y + 1)
 
     def derivatives(self, y, eta, extras, trials):
         """Closed forms, with those of the ratio in log size."""
         log_phi, log_size, size = self._sizes(eta, extras)
-        rising, mean = log_rising_derivatives(size, log_size, y), size * jax.nn.softplus(log_phi)
+        rising, mean = log_rising_derivatives(size, log_size, y), size * softplus(log_phi)
         return EtaDerivatives.of(rising + Derivatives(y - mean, -mean, -mean, -mean))
 
     def start_extras(self, y, mean, trials, weights):

@@ -11,7 +11,7 @@ from jmixed.errors import ModelError
 from jmixed.families.chains import composed
 from jmixed.families.counts import Poisson
 from jmixed.families.family import INFLATION, EtaDerivatives, Family
-from jmixed.families.special import ratio_of_sums
+from jmixed.families.special import ratio_of_sums, softplus
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ZeroInflated(Family):
     def log_density(self, y, eta, extras, trials):
         """log((1 - p) f(y) + p [y = 0]), p / (1 - p) = exp(theta)."""
         count = self.family.log_density(y, eta, extras[:-1], trials)
-        return jnp.where(y == 0, jnp.logaddexp(count, extras[-1]), count) - jax.nn.softplus(extras[-1])
+        return jnp.where(y == 0, jnp.logaddexp(count, extras[-1]), count) - softplus(extras[-1])
 
     def derivatives(self, y, eta, extras, trials):
         """Those of the count; at zero, of a logistic function of its log density."""

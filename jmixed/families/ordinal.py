@@ -13,7 +13,7 @@ from jmixed.errors import ModelError
 from jmixed.families.chains import composed, log_logistic_derivatives
 from jmixed.families.family import EtaDerivatives, Family
 from jmixed.families.normal import log_ndtr_between, log_ndtr_between_derivatives
-from jmixed.families.special import bounded, bounded_exp, log1m_exp_minus
+from jmixed.families.special import bounded, bounded_exp, log1m_exp_minus, softplus
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Ordinal(Family):
         lower, upper, log_gap, has_lower, has_upper = self._ends(y, extras)
         gap, inner = jnp.exp(log_gap), has_lower & has_upper
         if self.link == "logit":
-            below = jnp.where(has_upper, -jax.nn.softplus(eta - upper), 0)
-            above = jnp.where(has_lower, -jax.nn.softplus(lower - eta), 0)
+            below = jnp.where(has_upper, -softplus(eta - upper), 0)
+            above = jnp.where(has_lower, -softplus(lower - eta), 0)
             return below + above + jnp.where(inner, log1m_exp_minus(gap, log_gap), 0)
         return log_ndtr_between(jnp.where(has_upper, upper - eta, eta - lower), gap, log_gap, ~inner)
 

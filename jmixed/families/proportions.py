@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jmixed.families.chains import Derivatives, composed, log_logistic_derivatives, times
 from jmixed.families.family import DISPERSION, EtaDerivatives, OfMean
 from jmixed.families.gammas import log_gamma_derivatives, log_gamma_rest
-from jmixed.families.special import at_least_tiny, bounded, bounded_exp, mean_over_rows
+from jmixed.families.special import at_least_tiny, bounded, bounded_exp, mean_over_rows, softplus
 from jmixed.families.tails import beta_cdf
 
 
@@ -25,7 +25,7 @@ class Beta(OfMean):
     def log_density(self, y, eta, extras, trials):
         """phi times minus an entropy of y relative to mu, and what gamma functions of a, b, phi leave beside it."""
         log_phi = bounded(extras[0])
-        success, failure = -jax.nn.softplus(-eta), -jax.nn.softplus(eta)
+        success, failure = -softplus(-eta), -softplus(eta)
         log_a, log_b = log_phi + success, log_phi + failure
         log_y, log_rest = jnp.log(at_least_tiny(y)), jnp.log(at_least_tiny(1 - y))
         phi, mean, z = jnp.exp(log_phi), jax.nn.sigmoid(eta), log_y - log_rest - eta
@@ -40,7 +40,7 @@ class Beta(OfMean):
     def derivatives(self, y, eta, extras, trials):
         """Closed forms, with those of the gamma functions in log a and log b."""
         log_phi = bounded(extras[0])
-        log_a, log_b = log_phi - jax.nn.softplus(-eta), log_phi - jax.nn.softplus(eta)
+        log_a, log_b = log_phi - softplus(-eta), log_phi - softplus(eta)
         log_success, log_failure = log_logistic_derivatives(eta)
         gamma_a = composed(log_gamma_derivatives(jnp.exp(log_a), log_a), log_success)
         gamma_b = composed(log_gamma_derivatives(jnp.exp(log_b), log_b), log_failure)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
@@ -22,6 +23,32 @@ def bounded_exp(x: Any) -> Any:
 def at_least_tiny(x: Any) -> Any:
     """x, or the least normal number where it is less: what a logarithm may be taken of."""
     return jnp.maximum(x, float(jnp.finfo(x.dtype).tiny))
+
+
+TERMS = 16
+"""Of the series of 2 artanh(z) / z in z^2, which is a ninth at most: what comes after them is below rounding."""
+
+
+@jax.custom_jvp
+def softplus(x: Any) -> Any:
+    """log(1 + exp(x)).
+
+    Of the small e = exp(-|x|), log(1 + e) is 2 artanh(e / (2 + e)), whose series takes a fraction of a logarithm's
+    time.
+    """
+    small = jnp.exp(-jnp.abs(x))
+    square = (small / (2 + small)) ** 2
+    series = jnp.full_like(square, 2 / (2 * TERMS - 1))
+    for n in range(TERMS - 2, -1, -1):
+        series = 2 / (2 * n + 1) + square * series
+    # XLA works a chain of products out again for everyone who reads it, but not a quotient.
+    return jnp.maximum(x, 0) + small * series / (2 + small)
+
+
+@softplus.defjvp
+def _softplus_tangent(primals, tangents):
+    (x,), (moved,) = primals, tangents
+    return softplus(x), moved * jax.nn.sigmoid(x)
 
 
 def log1m_exp_minus(hazard: Any, log_hazard: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import jax
 
-P, R = TypeVar("P"), TypeVar("R")
+P = TypeVar("P")
+R = TypeVar("R")
 
 
 def threads() -> int:

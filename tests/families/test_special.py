@@ -18,6 +18,7 @@ from jmixed.families.special import (
     mean_over_rows,
     ratio_of_sums,
     relative_entropy,
+    softplus,
 )
 from jmixed.runtime.precision import double_precision
 
@@ -97,6 +98,23 @@ def test_its_derivatives_far_in_the_tail_are_those_of_a_parabola():
     np.testing.assert_allclose(second, -1 + 1 / x**2, rtol=1e-11)
     np.testing.assert_allclose(third, -2 / x**3, rtol=2e-5)
     np.testing.assert_allclose(fourth, 6 / x**4, rtol=1e-4)
+
+
+def test_softplus_keeps_its_digits_and_has_all_derivatives():
+    x = np.concatenate([np.linspace(-60, 60, 2001), [-700.0, 700.0, 1e9, -np.inf, np.inf]])
+    whole = np.array([-3.0, -0.5, 0.0, 0.5, 3.0])
+    derivatives = [softplus]
+    for _ in range(3):
+        derivatives.append(jax.grad(derivatives[-1]))
+    with double_precision():
+        values = softplus(jnp.asarray(x))
+        first, second, third = (jax.vmap(function)(whole) for function in derivatives[1:])
+    np.testing.assert_allclose(values, np.logaddexp(0, x), rtol=1e-15)
+    assert np.isnan(softplus(jnp.nan))
+    p = scipy.special.expit(whole)
+    np.testing.assert_allclose(first, p, rtol=1e-15)
+    np.testing.assert_allclose(second, p * (1 - p), rtol=1e-15)
+    np.testing.assert_allclose(third, p * (1 - p) * (1 - 2 * p), rtol=1e-14, atol=1e-17)
 
 
 def test_log1m_exp_minus_keeps_its_digits():

@@ -13,7 +13,9 @@ from scipy import optimize, special
 from scipy.optimize import minimize
 
 import jmixed as jm
+from jmixed.fit import many
 from jmixed.fit.separation import separated_columns
+from jmixed.runtime.precision import double_precision
 
 RNG = np.random.default_rng(3)
 G = np.repeat(np.arange(30), 6)
@@ -68,8 +70,8 @@ def test_thresholds_take_up_the_origin_of_a_column(random, nodes):
         # Where x is zero thresholds are not known to a million, and their order is.
         assert np.isfinite(limits[1]).all()
         assert (np.diff(limits[1][3:], axis=0) > 0).all()
-        many = far.model.fit_many(np.stack([rated, rated]))
-        np.testing.assert_allclose(many.objective, near.objective, rtol=1e-9)
+        fits = far.model.fit_many(np.stack([rated, rated]))
+        np.testing.assert_allclose(fits.objective, near.objective, rtol=1e-9)
 
 
 def test_trials_are_rows_of_zeros_and_ones():
@@ -203,12 +205,25 @@ def test_many_responses_are_fitted_as_each_by_itself():
     model = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson")
     Y = np.random.default_rng(2).poisson(1.5, (5, 180)).astype(float)
     Y[1, :7] = np.nan
-    many = model.fit_many(Y)
+    fits = model.fit_many(Y)
     for k in (0, 4):
         alone = model.with_response(Y[k]).fit()
-        np.testing.assert_allclose(many.objective[k], alone.objective, rtol=1e-10)
-        np.testing.assert_allclose(many.fe_params.loc[k], alone.fe_params, rtol=1e-6, atol=1e-8)
-    assert many.nobs.tolist() == [180, 173, 180, 180, 180]
+        np.testing.assert_allclose(fits.objective[k], alone.objective, rtol=1e-10)
+        np.testing.assert_allclose(fits.fe_params.loc[k], alone.fe_params, rtol=1e-6, atol=1e-8)
+    assert fits.nobs.tolist() == [180, 173, 180, 180, 180]
+
+
+def test_threads_share_a_batch_without_a_trace(monkeypatch):
+    design = jm.mixedglm("count ~ x + (1 | g)", FRAME, "poisson").design
+    Y = np.random.default_rng(3).poisson(1.5, (17, 180)).astype(float)
+    with double_precision():
+        alone = jm.estimate_many(design, Y[:7], reml=False)
+        # Two parts, of which the second is filled up; each thread has its own part.
+        monkeypatch.setattr(many, "threads", lambda: 2)
+        shared = jm.estimate_many(design, Y, reml=False)
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
+        np.testing.assert_allclose(other[:7], one, rtol=1e-10, atol=1e-10)
+    assert shared.sigma.shape == (17,)
 
 
 def test_a_network_and_a_mini_batch():
