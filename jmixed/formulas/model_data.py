@@ -10,7 +10,7 @@ import pandas as pd
 from jmixed.formulas.factors import Factor
 from jmixed.formulas.recipe import Recipe
 from jmixed.formulas.relationships import Relationship, SparseRelationship
-from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED, WORDS
+from jmixed.formulas.structures import OF_STRUCTURE, UNSTRUCTURED, WORDS
 
 
 class LocalColumns(Protocol):
@@ -79,7 +79,7 @@ class RandomTerm:
     @property
     def shares_variance(self) -> bool:
         """Whether all coefficients have one variance, which a single level tells too."""
-        return self.structure in (ONE_VARIANCE, "homcs", "ar1")
+        return OF_STRUCTURE[self.structure].one_variance
 
     @property
     def word(self) -> str:

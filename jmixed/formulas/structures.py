@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jmixed.errors import ModelError
 
@@ -23,6 +24,15 @@ class Word:
         Columns that it can have.
     ordered : bool
         Whether the columns are positions one after the other.
+    one_variance : bool
+        Whether all columns share their variance.
+    beyond : str
+        The word for more columns than `most`, if there is one.
+    entries : str
+        Which entries of the covariance vary freely: "each" by itself, each of the "variances", or "alike", variances
+        together and covariances together; "" where these are no linear space, and of components.
+    linear : int
+        Columns up to which that is so.
     """
 
     structure: str
@@ -30,19 +40,46 @@ class Word:
     least: int = 1
     most: int = 10**9
     ordered: bool = False
+    one_variance: bool = False
+    beyond: str = ""
+    entries: Literal["each", "variances", "alike", ""] = ""
+    linear: int = 10**9
 
 
 WORDS = {
-    "us": Word(UNSTRUCTURED, "unstructured, as without a word"),
-    "diag": Word("diag", "a variance for each column"),
-    "homdiag": Word(ONE_VARIANCE, "one variance"),
-    "cs": Word("cs", "one correlation, a variance for each column", 2, 50),
-    "homcs": Word("homcs", "one correlation, one variance", 2, 200),
-    "ar1": Word("ar1", "autoregressive, one variance", 2, 200, ordered=True),
-    "hetar1": Word("hetar1", "autoregressive, a variance for each column", 2, 50, ordered=True),
-    "toep": Word("toep", "a correlation for each distance, a variance for each column", 2, 50, ordered=True),
+    "us": Word(UNSTRUCTURED, "unstructured, as without a word", entries="each"),
+    "diag": Word("diag", "a variance for each column", entries="variances"),
+    "homdiag": Word(ONE_VARIANCE, "one variance", one_variance=True),
+    "cs": Word("cs", "one correlation, a variance for each column", 2, 50, beyond="homcs", entries="each", linear=2),
+    "homcs": Word("homcs", "one correlation, one variance", 2, 200, one_variance=True, entries="alike"),
+    "ar1": Word(
+        "ar1", "autoregressive, one variance", 2, 200, ordered=True, one_variance=True, entries="alike", linear=2
+    ),
+    "hetar1": Word(
+        "hetar1",
+        "autoregressive, a variance for each column",
+        2,
+        50,
+        ordered=True,
+        beyond="ar1",
+        entries="each",
+        linear=2,
+    ),
+    "toep": Word(
+        "toep",
+        "a correlation for each distance, a variance for each column",
+        2,
+        50,
+        ordered=True,
+        beyond="ar1",
+        entries="each",
+        linear=2,
+    ),
 }
 """The words, in the order in which messages list them."""
+
+OF_STRUCTURE = {meaning.structure: meaning for meaning in WORDS.values()}
+"""The same by structure."""
 
 PAGE = "formula.md#covariance-structures"
 
@@ -78,7 +115,7 @@ def require_columns(
             page=PAGE,
         )
     if count > meaning.most:
-        other = {"cs": "homcs", "hetar1": "ar1", "toep": "ar1"}.get(word)
+        other = meaning.beyond
         alike = f"{other}, which has one variance, takes up to {WORDS[other].most}; or " if other else ""
         raise ModelError(
             f"{label!r} has {count} columns, and {word} takes up to {meaning.most}: {alike}use fewer levels (wider "
