@@ -1,7 +1,10 @@
-"""Words before a bar, as in ``cs(0 + f | g)``: which covariance the columns have, and what they must be for that."""
+"""Words for covariances: before a bar, as in ``cs(0 + f | g)``, and of residuals, as in ``ar1(visit | subject)``.
+
+What a word asks of columns or positions is said here once, beside it.
+"""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jmixed.errors import ModelError
@@ -82,6 +85,56 @@ OF_STRUCTURE = {meaning.structure: meaning for meaning in WORDS.values()}
 """The same by structure."""
 
 PAGE = "formula.md#covariance-structures"
+
+
+@dataclass(frozen=True)
+class ResidualWord:
+    """What a word for residuals asks for.
+
+    Attributes
+    ----------
+    structure : str
+        A word of `jmixed.residual.registry`.
+    by_position : bool
+        Whether each position has its variance.
+    positions : str
+        What they are: "times", "steps" where they are numbers, or "labels".
+    ordered : bool
+        Whether it matters which labels are neighbours.
+    correlations : str
+        What has one of its own, of numbered visits: "pairs" of them, or "lags"; "" where visits have no number.
+    holds : str
+        The random effects of the same groups that say nothing more: "intercepts", "all", or "".
+    elsewhere : tuple of str
+        What other packages call it, in lower case.
+    """
+
+    structure: str
+    by_position: bool = False
+    positions: Literal["times", "steps", "labels"] = "labels"
+    ordered: bool = False
+    correlations: Literal["pairs", "lags", ""] = ""
+    holds: Literal["intercepts", "all", ""] = ""
+    elsewhere: tuple[str, ...] = ()
+
+
+_AR1 = ResidualWord("ar1", positions="steps", ordered=True, elsewhere=("corar1",))
+_CS = ResidualWord("cs", holds="intercepts", elsewhere=("corcompsymm", "exchangeable"))
+_TOEP = ResidualWord("toep", ordered=True, correlations="lags", elsewhere=("toeplitz", "homtoep"))
+
+RESIDUALS = {
+    "ar1": _AR1,
+    "car1": ResidualWord("car1", positions="times", elsewhere=("corcar1", "corexp", "exp", "ou", "sp_exp")),
+    "cs": _CS,
+    "toep": _TOEP,
+    "us": ResidualWord(
+        "us", by_position=True, correlations="pairs", holds="all", elsewhere=("un", "unstructured", "corsymm")
+    ),
+    "ar1h": replace(_AR1, by_position=True, elsewhere=("arh1", "hetar1")),
+    "csh": replace(_CS, by_position=True, elsewhere=("hcs", "hetcs")),
+    "toeph": replace(_TOEP, by_position=True, elsewhere=()),
+}
+"""The words for residuals, in the order in which messages list them."""
 
 
 def listed() -> str:
