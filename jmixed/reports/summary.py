@@ -13,7 +13,7 @@ from jmixed.inference import tails
 from jmixed.reports import further, residuals
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.nesting import seemingly_nested
-from jmixed.reports.printed import decimals, fixed, latex
+from jmixed.reports.printed import beside, latex
 from jmixed.reports.sentences import left_out, success
 from jmixed.reports.tests import DDF, tests_of_coefficients
 from jmixed.runtime.arguments import checked
@@ -195,7 +195,7 @@ def _beside(value, error):
     """A number with as many decimals as its standard error needs, if there is one."""
     if not error > 0 or np.isnan(value):
         return number(value)
-    return fixed(value, decimals(error), least=0)
+    return beside(value, error)
 
 
 def _degrees(value):
