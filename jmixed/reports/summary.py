@@ -167,8 +167,7 @@ def parameter_table(
     of the data, not divided by the residual variance. Intervals have level 1 - alpha. With degrees of freedom (p,)
     tests are t tests, and there is a column of them.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(errors > 0, estimates / errors, np.nan)
+    t = tails.statistics(estimates, errors)
     normal = df is None
     if df is None:
         half, p = tails.quantile(tails.outer(alpha)) * errors, tails.two_sided(t)
