@@ -12,7 +12,7 @@ from jmixed.errors import DataError, FormulaError, ModelError
 from jmixed.formulas.checks import independent_columns, warn_of_order
 from jmixed.formulas.factors import Factor, crossed, factor
 from jmixed.formulas.formula import bare_name, parse
-from jmixed.formulas.frame import column, holds_text, require_finite, unknown_column
+from jmixed.formulas.frame import column, holds_text, require_finite, require_known
 from jmixed.formulas.model_data import ORDER, ResidualTerm
 from jmixed.formulas.recipe import Matrix, Recipe, source
 from jmixed.formulas.structures import RESIDUALS, ResidualWord
@@ -79,9 +79,7 @@ def columns_of(part: ResidualPart | None, frame: pd.DataFrame) -> list[str]:
             page=PAGE,
         )
     names = [part.position] * (part.position != ORDER) + [name for name in part.factors if "(" not in name]
-    for name in names:
-        if name not in frame.columns:
-            raise DataError(unknown_column(name, frame.columns, f"residual={part.text!r}"))
+    require_known(names, frame, f"residual={part.text!r}")
     return names
 
 
