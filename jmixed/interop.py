@@ -124,7 +124,7 @@ def _model_class(base: Any, result) -> Any:
 def _vault(container: Any, result) -> Any:
     """What marginaleffects keeps of a model: coefficients, rows, and the names of its variables, the response first."""
     spec = result.model.spec
-    predictors = spec.recipe.columns(["rhs", *(part for part in spec.recipe.specs if part.startswith("offset"))])
+    predictors = spec.recipe.columns(["rhs", *spec.recipe.offsets])
     response = next(iter(spec.recipe.columns(["lhs"])), spec.endog_name)
     frame = _categories(spec.frame, predictors)
     # Whatever holds a missing value is no part of the model, and rows must not be dropped for it.

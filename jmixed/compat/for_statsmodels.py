@@ -75,8 +75,7 @@ def for_statsmodels(fitted: Fitted, ddf: str | None, conditional: float, resid: 
     errors, df = tests_of_coefficients(fitted, usual_ddf(fitted, ddf))
     nu = np.full(len(errors), np.inf) if df is None else np.asarray(df)
     names = list(fitted.names.fixed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(errors > 0, fitted.fit.beta / errors, np.nan)
+    t = tails.statistics(fitted.fit.beta, errors)
     return FixedEffects(
         params=pd.Series(fitted.fit.beta, names),
         bse=pd.Series(errors, names),

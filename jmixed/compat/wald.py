@@ -64,8 +64,7 @@ def covariance(fitted: Fitted) -> np.ndarray:
 def errors(fitted: Fitted) -> np.ndarray:
     """Their standard errors, array (k,)."""
     variances = np.concatenate([np.diag(fitted.fit.vcov_beta), np.diag(fitted.fit.uncertainty.vcov_psi)])
-    # A negative variance is no variance: the information was not positive definite there.
-    return np.sqrt(np.where(variances >= 0, variances, np.nan))
+    return tails.standard_errors(variances)
 
 
 def tvalues(fitted: Fitted) -> np.ndarray:

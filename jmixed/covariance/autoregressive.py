@@ -15,6 +15,8 @@ from jmixed.covariance.scaled import Scaled, arcsine, arrays_of
 class Autoregressive(Scaled):
     """Correlations that fall with the distance of columns in their order; see `Scaled`."""
 
+    word_in_files = "autoregressive"
+
     def _lag(self):
         return np.abs(np.subtract.outer(np.arange(self.q), np.arange(self.q)))
 

@@ -19,6 +19,8 @@ from jmixed.covariance.scaled import Scaled, arcsine, arrays_of
 class CompoundSymmetry(Scaled):
     """One correlation between all pairs of columns; see `Scaled`."""
 
+    word_in_files = "compound symmetry"
+
     @property
     def _range(self):
         """Middle and half of the length of r's range."""

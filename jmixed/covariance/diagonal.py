@@ -17,6 +17,8 @@ from jmixed.covariance.structure import SINGULAR, Readable, Structure
 class Diagonal(Structure):
     """Independent columns, each with its variance; see `Structure`."""
 
+    word_in_files = "a variance a column"
+
     q: int
     intercept: int | None = None
 

@@ -17,6 +17,8 @@ from jmixed.covariance.structure import SINGULAR, Readable, Structure, shared_na
 class Identity(Structure):
     """One variance, as that of a variance component or of the levels of a category; see `Structure`."""
 
+    word_in_files = "one variance"
+
     q: int
     intercept: int | None = None
 

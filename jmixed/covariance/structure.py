@@ -13,9 +13,10 @@ A term with q columns has the relative covariance ``Sigma = lambda lambda'`` (re
 The columns of Z are preconditioned, Z~ = Z T, before anything is computed, and ``Sigma~ = T^-1 Sigma T^-T`` must have
 the structure again. An unstructured covariance allows any T; others fewer, and say so by `preconditioner`.
 
-A structure is one file: a frozen dataclass with the methods below, and a line in `jmixed.covariance.registry`. What has
-a definition here follows from the rest and is replaced where a structure knows better. Arrays may be numpy's, with
-leading axes in `factor`, or traced ones of JAX.
+A structure is one file: a frozen dataclass with the methods below, and a line in `jmixed.covariance.registry`; what its
+columns must be is said beside the word that states it, in `formulas/structures.py`. What has a definition here follows
+from the rest and is replaced where a structure knows better. Arrays may be numpy's, with leading axes in `factor`, or
+traced ones of JAX.
 """
 
 import re
@@ -23,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,9 @@ class Structure(ABC):
 
     q: int
     intercept: int | None
+
+    word_in_files: ClassVar[str]
+    """What saved results call the structure: it stays, however the class is named."""
 
     @property
     def name(self) -> str:

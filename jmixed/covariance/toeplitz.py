@@ -16,6 +16,8 @@ from jmixed.covariance.scaled import Scaled, arcsine, arrays_of
 class Toeplitz(Scaled):
     """A correlation for each distance of columns; see `Scaled`."""
 
+    word_in_files = "toeplitz"
+
     def kinds(self):
         return np.abs(np.subtract.outer(np.arange(self.q), np.arange(self.q))) - 1
 

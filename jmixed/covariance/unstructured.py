@@ -23,6 +23,8 @@ from jmixed.covariance.structure import SINGULAR, Readable, Structure, rectified
 class Unstructured(Structure):
     """Variances and correlations of all columns; see `Structure`."""
 
+    word_in_files = "unstructured covariance"
+
     q: int
     intercept: int | None = None
 

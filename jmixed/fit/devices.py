@@ -8,7 +8,7 @@ are smaller than others is empty, which is exact: its log-determinant is log|I| 
 """
 
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -108,17 +108,38 @@ def minimise_shared(moments: Moments, reml, search: Search, mesh, axis: str, sha
     index = Index(none, none, none, none, parents, none, none)
     layout = replace(moments.layout, blocks=tuple(share.blocks.shape[1] for share in shared_out))
     shared = replace(moments, C=C, B=B, shift=shift, index=index, layout=layout, axis=axis)
-    specs = _specs(shared, axis), PartitionSpec(), PartitionSpec()
-    return _on_mesh(_program(mesh, axis), (shared, search.theta0, jnp.asarray(reml)), specs, mesh)
+    return _on_mesh(_minimise, _specs, (shared, search.theta0, jnp.asarray(reml)), mesh, axis)
 
 
-def _on_mesh(program, arguments, specs, mesh):
-    """What a program of the whole mesh gives, the same on all devices."""
+def _on_mesh(minimise, specs_of, arguments, mesh, axis):
+    """What `minimise` gives of arguments of which the first is shared out by `specs_of`, the same on all devices."""
+    program = _program(minimise, specs_of, mesh, axis)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         return program(*arguments)
     # Arrays of this process become arrays of the mesh, and the solution, the same everywhere, one of this process.
+    specs = _specs_by_argument(specs_of, arguments, axis)
     placed = [_placed(argument, spec, mesh) for argument, spec in zip(arguments, specs, strict=True)]
     return jax.tree.map(jnp.asarray, jax.device_get(program(*placed)))
+
+
+def _specs_by_argument(specs_of, arguments, axis):
+    shared, *everywhere = arguments
+    return specs_of(shared, axis), *(PartitionSpec() for _ in everywhere)
+
+
+@cache
+def _program(minimise, specs_of, mesh, axis):
+    def run(*arguments):
+        specs = _specs_by_argument(specs_of, arguments, axis)
+        # Every device does the same with the same sums: the solution needs no check that it is the same.
+        each = jax.shard_map(minimise, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+        return each(*arguments)
+
+    return jax.jit(run)
+
+
+def _minimise(shared, theta0, reml):
+    return minimise_deviance(shared, reml, Search(theta0))
 
 
 def shared_grouping(design: Design, devices: int) -> Grouping:
@@ -149,9 +170,7 @@ def minimise_groups(known: LaplaceDeviance, starts: Starts, limit, mesh, axis: s
     mesh = _automatic(mesh)
     groups = in_groups(known.rows, known.X, known.columns, known.responses, grouping, mesh.shape[axis])
     shared = replace(known, groups=replace(groups, axis=axis))
-    everywhere = PartitionSpec()
-    specs = _specs_of_groups(shared, axis), everywhere, everywhere
-    lowest = _on_mesh(_program_of_groups(mesh, axis), (shared, starts, jnp.asarray(limit)), specs, mesh)
+    lowest = _on_mesh(_minimise_of_groups, _specs_of_groups, (shared, starts, jnp.asarray(limit)), mesh, axis)
     (bases,), x = lowest.at.point
     return lowest._replace(at=lowest.at._replace(point=Point((bases, known.nowhere()), x)))
 
@@ -162,24 +181,14 @@ def _specs_of_groups(shared: LaplaceDeviance, axis: str):
     return replace(specs, groups=jax.tree.map(lambda _: PartitionSpec(axis), shared.groups))
 
 
-@cache
-def _program_of_groups(mesh, axis):
-    def search(shared, starts, limit):
-        # A device begins with what its own groups know: nothing.
-        (bases, _), x = starts.points
-        nowhere = shared.nowhere()
-        frames = bases, jnp.broadcast_to(nowhere, (len(x), *nowhere.shape))
-        lowest = minimum(shared, starts._replace(points=Point(frames, x)), limit)
-        (bases, _), x = lowest.at.point
-        return lowest._replace(at=lowest.at._replace(point=Point((bases,), x)))
-
-    def run(shared, starts, limit):
-        everywhere = PartitionSpec()
-        specs = (_specs_of_groups(shared, axis), everywhere, everywhere)
-        each = jax.shard_map(search, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
-        return each(shared, starts, limit)
-
-    return jax.jit(run)
+def _minimise_of_groups(shared, starts, limit):
+    # A device begins with what its own groups know: nothing.
+    (bases, _), x = starts.points
+    nowhere = shared.nowhere()
+    frames = bases, jnp.broadcast_to(nowhere, (len(x), *nowhere.shape))
+    lowest = minimum(shared, starts._replace(points=Point(frames, x)), limit)
+    (bases, _), x = lowest.at.point
+    return lowest._replace(at=lowest.at._replace(point=Point((bases,), x)))
 
 
 def _automatic(mesh) -> Mesh:
@@ -246,19 +255,3 @@ def _placed(tree, spec, mesh):
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
     return jax.tree.map(place, tree, specs)
-
-
-@cache
-def _program(mesh, axis):
-    return jax.jit(partial(_minimise, mesh, axis))
-
-
-def _minimise(mesh, axis, shared, theta0, reml):
-    def minimise(shared, theta0, reml):
-        return minimise_deviance(shared, reml, Search(theta0))
-
-    everywhere = PartitionSpec()
-    specs = (_specs(shared, axis), everywhere, everywhere)
-    # Every device does the same with the same sums: the solution needs no check that it is the same.
-    run = jax.shard_map(minimise, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
-    return run(shared, theta0, reml)

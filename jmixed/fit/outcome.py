@@ -78,14 +78,14 @@ def is_unbounded(design, X=None, weights=None) -> np.ndarray:
     if design.series is None or not may_be_unbounded(design.layout):
         return np.zeros(X.shape[:-2] or weights.shape[:-1], bool)
     dispersion = np.asarray(design.series.dispersion)
-    if X.ndim == 2 and weights.ndim == 2:
-        # Responses that lack the same rows share the answer.
-        there, of_fit = np.unique(weights > 0, axis=0, return_inverse=True)
-        return np.array([len(unbounded_rows(X, dispersion, rows)) > 0 for rows in there])[of_fit.ravel()]
-    if X.ndim == 3:
-        weights = np.broadcast_to(weights, X.shape[:2])
-        return np.array([len(unbounded_rows(x, dispersion, w)) > 0 for x, w in zip(X, weights, strict=True)])
-    return np.array(len(unbounded_rows(X, dispersion, weights)) > 0)
+    each = np.vectorize(
+        lambda x, w: len(unbounded_rows(x, dispersion, w)) > 0, signature="(n,p),(n)->()", otypes=[bool]
+    )
+    if X.ndim > 2:
+        return each(X, weights)
+    # Responses that lack the same rows share the answer.
+    there, of_fit = np.unique(weights.reshape(-1, len(X)) > 0, axis=0, return_inverse=True)
+    return each(X, there)[of_fit.ravel()].reshape(weights.shape[:-1])
 
 
 def _drowning(roots, moments: Moments):

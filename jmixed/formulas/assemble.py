@@ -57,7 +57,7 @@ class NoRowsError(DataError):
 
 
 @dataclass(frozen=True)
-class Rows:
+class DataRows:
     """Rows that may be in the model."""
 
     frame: pd.DataFrame  # the caller's rows
@@ -71,19 +71,19 @@ class Rows:
         ones.flags.writeable = False
         return ones
 
-    def take(self, keep: np.ndarray) -> "Rows":
+    def take(self, keep: np.ndarray) -> "DataRows":
         """The rows at positions `keep`."""
         if not len(keep):
             raise NoRowsError("no rows are left after leaving out those with missing values; look at the columns used")
         beside = {name: values.iloc[keep] for name, values in self.beside.items()}
-        return Rows(self.frame.iloc[keep], beside, self.positions[keep])
+        return DataRows(self.frame.iloc[keep], beside, self.positions[keep])
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """Rows with everything that was evaluated on them."""
 
-    rows: Rows
+    rows: DataRows
     frame: pd.DataFrame
     matrices: dict[str, Matrix]
     sources: dict[str, Any]
@@ -101,7 +101,7 @@ class Evaluated:
         return Evaluated(self.rows.take(keep), self.frame.iloc[keep], matrices, labels)
 
 
-def leave_out_missing(rows: Rows, words: Words, recipe: Recipe, missing: str) -> Rows:
+def leave_out_missing(rows: DataRows, words: Words, recipe: Recipe, missing: str) -> DataRows:
     """Rows without missing values in any column that is used."""
     columns = [*recipe.columns(recipe.specs), *_grouping_columns(words, rows.frame.columns)]
     columns += columns_of(words.residual, rows.frame)
@@ -123,7 +123,7 @@ def _grouping_columns(words: Words, columns: pd.Index) -> list[str]:
 
 
 def assemble(
-    words: Words, recipe: Recipe, rows: Rows, missing: str, drop_cols: tuple[str, ...], check: str
+    words: Words, recipe: Recipe, rows: DataRows, missing: str, drop_cols: tuple[str, ...], check: str
 ) -> ModelData:
     """Evaluate the formulas on rows whose columns have no missing values, and build the model.
 
@@ -147,7 +147,7 @@ def assemble(
 
 
 def _evaluate(
-    words: Words, recipe: Recipe, plans: list[components.Plan], rows: Rows, frame: pd.DataFrame, missing: str
+    words: Words, recipe: Recipe, plans: list[components.VCPlan], rows: DataRows, frame: pd.DataFrame, missing: str
 ) -> tuple[Evaluated, Recipe]:
     """Evaluate all formulas but those of components made per group, together."""
     together = components.on_all_rows(recipe, plans)
@@ -157,7 +157,7 @@ def _evaluate(
 
 
 def on_complete_rows(
-    words: Words, rows: Rows, frame: pd.DataFrame, evaluation: Evaluation, labels: dict[str, Any], missing: str
+    words: Words, rows: DataRows, frame: pd.DataFrame, evaluation: Evaluation, labels: dict[str, Any], missing: str
 ) -> Evaluated:
     """What was evaluated, leaving out or refusing rows in which transforms make missing values."""
     masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in labels.items()}
@@ -171,7 +171,7 @@ def _mask(rows: np.ndarray, n: int) -> np.ndarray:
     return mask
 
 
-def sources(words: Words, rows: Rows, recipe: Recipe) -> dict[str, Any]:
+def sources(words: Words, rows: DataRows, recipe: Recipe) -> dict[str, Any]:
     """The labels of every column or expression that a grouping factor is made of."""
     if words.group_name is not None:
         return {words.group_name: rows.beside["groups"]}
@@ -238,7 +238,7 @@ def _effects(recipe: Recipe, part: str | None) -> tuple[list[tuple[str, ...]], s
 
 
 def _components(
-    plans: list[components.Plan], recipe: Recipe, evaluated: Evaluated, grouping: dict
+    plans: list[components.VCPlan], recipe: Recipe, evaluated: Evaluated, grouping: dict
 ) -> dict[str, components.Built]:
     """The components whose columns are made per group."""
     local = [plan for plan in plans if plan.way in ("ranks", "groups")]
@@ -253,7 +253,7 @@ def _component_masks(built: dict[str, components.Built], n: int) -> dict[str, np
 
 
 def component_terms(
-    words: Words, plans: Sequence[components.Plan], recipe: Recipe, evaluated: Evaluated, grouping: dict, built: dict
+    words: Words, plans: Sequence[components.VCPlan], recipe: Recipe, evaluated: Evaluated, grouping: dict, built: dict
 ) -> list[RandomTerm]:
     """The terms that variance components stand for."""
     if not plans:
@@ -375,7 +375,7 @@ def _no_numbers(series: pd.Series) -> DataError:
     return DataError(f"{error.args[0]}. A response of {which} is stated by mixedglm(..., family={family!r})")
 
 
-def weights_of(rows: Rows) -> np.ndarray:
+def weights_of(rows: DataRows) -> np.ndarray:
     if "weights" not in rows.beside:
         return rows.ones
     values = numbers(rows.beside["weights"], "weights")
@@ -397,5 +397,5 @@ def offset_of(words: Words, evaluated: Evaluated) -> np.ndarray:
     return reduce(np.add, values, filled(0.0, len(evaluated.frame)))
 
 
-def offset_source(rows: Rows) -> str | None:
+def offset_source(rows: DataRows) -> str | None:
     return str(rows.beside["offset"].name or "") if "offset" in rows.beside else None

@@ -11,7 +11,7 @@ import pandas as pd
 
 from jmixed.errors import DataError, ModelError, warn
 from jmixed.formulas.model_data import ModelData, RandomTerm
-from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED
+from jmixed.formulas.structures import OF_STRUCTURE, UNSTRUCTURED
 
 REDUNDANT = 1e-7
 """Columns of unit length that are closer than this to the span of the columns on their left are redundant."""
@@ -214,24 +214,18 @@ def _covariance_steps(term: RandomTerm) -> list[tuple[np.ndarray, np.ndarray]]:
     None for components of one variance, for covariances that are no linear space, and for levels that are related:
     these differ from the residual.
     """
-    kind, q = term.structure, len(term.columns)
-    return [] if term.relationship is not None else _steps(kind, q)
+    meaning, q = OF_STRUCTURE[term.structure], len(term.columns)
+    return _steps(meaning.entries, q) if term.relationship is None and q <= meaning.linear else []
 
 
 @functools.cache
-def _steps(kind: str, q: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _steps(entries: str, q: int) -> list[tuple[np.ndarray, np.ndarray]]:
     rows, columns = np.tril_indices(q)
     same = rows == columns
-    if kind in (ONE_VARIANCE, *(ALIKE if q > 2 else ())):
-        return []
-    if kind in ("homcs", "ar1"):
+    if entries == "alike":
         return [(rows[which], columns[which]) for which in (same, ~same) if which.any()]
-    chosen = same if kind == "diag" else np.ones(len(rows), bool)
-    return [(rows[k : k + 1], columns[k : k + 1]) for k in np.flatnonzero(chosen)]
-
-
-ALIKE = ("cs", "ar1", "hetar1", "toep")
-"""Structures that, of two columns, are the general one or compound symmetry."""
+    moving = {"each": np.ones_like(same), "variances": same, "": np.zeros_like(same)}[entries]
+    return [(rows[k : k + 1], columns[k : k + 1]) for k in np.flatnonzero(moving)]
 
 
 def _same_levels(term: RandomTerm, other: RandomTerm) -> bool:

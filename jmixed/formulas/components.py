@@ -27,7 +27,7 @@ from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED
 
 
 @dataclass(frozen=True)
-class Plan:
+class VCPlan:
     """How a variance component is evaluated.
 
     "indicators": levels of a nested factor, times a numeric column if `numeric`; "whole": one evaluation for all rows;
@@ -42,7 +42,7 @@ class Plan:
     spelling: tuple[str, ...] = ()  # all factors of an "indicators" component in the order of the formula
 
 
-def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
+def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> VCPlan:
     """Decide how to evaluate the component `name`; `frame` is the working frame."""
     terms = [term.factors for term in recipe.specs[part].formula]
     kinds = {f: _kind(f, recipe, frame) for factors in terms for f in factors}
@@ -50,18 +50,18 @@ def plan(name: str, part: str, recipe: Recipe, frame: pd.DataFrame) -> Plan:
     many = ("categorical",) if len(terms) > 1 else ("categorical", "truth")
     categories = tuple((f.expr, bare_name(f.expr)) for f, kind in kinds.items() if kind in many)
     if "other" in kinds.values():
-        return Plan(name, part, "groups")
+        return VCPlan(name, part, "groups")
     if not categories:
-        return Plan(name, part, "whole")
+        return VCPlan(name, part, "whole")
     if len(terms) > 1:
-        return Plan(name, part, "ranks", categories)
+        return VCPlan(name, part, "ranks", categories)
     numeric = tuple(f for f, kind in kinds.items() if kind == "numeric")
     if any(_gives_truth(f, part, recipe, frame) for f in numeric):
-        return Plan(name, part, "groups")
-    return Plan(name, part, "indicators", categories, numeric, tuple(f.expr for f in terms[0]))
+        return VCPlan(name, part, "groups")
+    return VCPlan(name, part, "indicators", categories, numeric, tuple(f.expr for f in terms[0]))
 
 
-def on_all_rows(recipe: Recipe, plans: Sequence[Plan]) -> Recipe:
+def on_all_rows(recipe: Recipe, plans: Sequence[VCPlan]) -> Recipe:
     """The formulas that are evaluated on all rows together: not those of components that are made per group."""
     specs = dict(recipe.specs)
     for plan in plans:
@@ -169,13 +169,13 @@ class Built:
     inner: tuple[tuple[str | None, ...], ...]
 
 
-def build_local(plan: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+def build_local(plan: VCPlan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     """Evaluate a component of the kinds "ranks" and "groups" on the working frame."""
     return (_by_rank if plan.way == "ranks" else _by_group)(plan, recipe, frame, top)
 
 
 def make_term(
-    plan: Plan,
+    plan: VCPlan,
     label: str,
     matrices: Mapping[str, Matrix],
     built: Built | None,
@@ -212,7 +212,7 @@ def of_columns(name: str, label: str, matrix: Matrix, inner: tuple, top: Factor,
 
 
 def _indicators(
-    plan: Plan, label: str, matrices: Mapping[str, Matrix], frame: pd.DataFrame, top: Factor, aliases: dict
+    plan: VCPlan, label: str, matrices: Mapping[str, Matrix], frame: pd.DataFrame, top: Factor, aliases: dict
 ) -> RandomTerm:
     """Levels of a factor nested in the groups; without groups to speak of, the factor by itself."""
     constant = len(top.levels) == 1
@@ -272,7 +272,7 @@ def _tokens(k: int, crossed: Factor) -> list[str]:
     return [f"<{k}:{rank:08d}>" for rank in range(int(_ranks(crossed).max()) + 1)]
 
 
-def _by_rank(plan: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+def _by_rank(plan: VCPlan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     recoded, factors = frame.copy(deep=False), []
     for k, (_, name) in enumerate(plan.categories):
         crossed = cross(name, top, factor(name, column(frame, name)))
@@ -324,7 +324,7 @@ class GroupColumns:
         return values
 
 
-def _by_group(plan: Plan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
+def _by_group(plan: VCPlan, recipe: Recipe, frame: pd.DataFrame, top: Factor) -> Built:
     order = np.argsort(top.codes, kind="stable")
     bounds = np.searchsorted(top.codes[order], np.arange(len(top.levels) + 1))
     pieces = []

@@ -146,6 +146,13 @@ def unknown_column(name: str, columns: Iterable[Any], where: str, among: str = "
     return f"{where} names the column {name!r}, which is not in {among}; {hint}"
 
 
+def require_known(names: Iterable[str], frame: pd.DataFrame, where: str) -> None:
+    """Refuse a name that is no column of the data."""
+    for name in names:
+        if name not in frame.columns:
+            raise DataError(unknown_column(name, frame.columns, where))
+
+
 def few(texts: Sequence[str], most: int = 5) -> str:
     """The first of several texts, and how many more there are."""
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
@@ -174,8 +181,7 @@ def per_row(value: Any, frame: pd.DataFrame, what: str) -> pd.Series:
     """A column by name, or an array with one value for each row of the data."""
     if isinstance(value, str):
         name = value if value in frame.columns else bare_name(value)
-        if name not in frame.columns:
-            raise DataError(unknown_column(name, frame.columns, what + "="))
+        require_known([name], frame, what + "=")
         return column(frame, name)
     array = value if isinstance(value, (pd.Series, pd.Categorical)) else one_dimensional(value, what)
     if isinstance(array, pd.Series) and reordered(array.index, frame.index):

@@ -10,7 +10,7 @@ import pandas as pd
 from jmixed.formulas.factors import Factor
 from jmixed.formulas.recipe import Recipe
 from jmixed.formulas.relationships import Relationship, SparseRelationship
-from jmixed.formulas.structures import ONE_VARIANCE, UNSTRUCTURED, WORDS
+from jmixed.formulas.structures import OF_STRUCTURE, RESIDUALS, UNSTRUCTURED, WORDS
 
 
 class LocalColumns(Protocol):
@@ -79,7 +79,7 @@ class RandomTerm:
     @property
     def shares_variance(self) -> bool:
         """Whether all coefficients have one variance, which a single level tells too."""
-        return self.structure in (ONE_VARIANCE, "homcs", "ar1")
+        return OF_STRUCTURE[self.structure].one_variance
 
     @property
     def word(self) -> str:
@@ -88,17 +88,6 @@ class RandomTerm:
         return "" if self.vc is not None else words.get(self.structure, "")
 
 
-RESIDUALS = {
-    "ar1": "ar1",
-    "car1": "car1",
-    "cs": "cs",
-    "toep": "toep",
-    "us": "us",
-    "ar1h": "ar1",
-    "csh": "cs",
-    "toeph": "toep",
-}
-"""The words for residuals, and the correlations that each stands for."""
 LARGEST = 350.0
 """Logarithm of a standard deviation whose square is a number, as is its inverse."""
 ORDER = "1"
@@ -109,7 +98,7 @@ ORDER = "1"
 class ResidualTerm:
     """The residuals of a model: k columns of log standard deviations, and correlations within series of rows."""
 
-    word: str  # of `RESIDUALS`; "independent" without correlations
+    word: str  # of `structures.RESIDUALS`; "independent" without correlations
     text: str | None  # as the caller gave it
     dispersion: str | None  # likewise
     columns: np.ndarray  # (n, k)
@@ -135,13 +124,13 @@ class ResidualTerm:
     @property
     def structure(self) -> str:
         """The word of its correlations."""
-        return RESIDUALS.get(self.word, self.word)
+        return RESIDUALS[self.word].structure if self.word in RESIDUALS else self.word
 
     @property
     def stepped(self) -> bool:
         """Whether places are differences of the caller's numbers, not numbers of labels."""
         labels = None if self.counted is None else self.counted.levels
-        return labels is None or (self.structure == "ar1" and pd.api.types.is_numeric_dtype(labels))
+        return labels is None or (RESIDUALS[self.word].positions == "steps" and pd.api.types.is_numeric_dtype(labels))
 
     @property
     def codes(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from jmixed.formulas.frame import (
     new_table,
     numbers,
     per_row,
-    unknown_column,
+    require_known,
     working_frame,
 )
 from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
@@ -49,16 +49,14 @@ def new_rows(model: ModelData, data: Any, random: bool = False, further: Collect
         return _from_array(model, data, random)
     recipe = model.recipe
     rebuilds = [term.rebuild for term in model.terms if term.rebuild] if random else []
-    parts = ["rhs", *(part for part in recipe.specs if part.startswith("offset"))]
+    parts = ["rhs", *recipe.offsets]
     others = [part for part in further if part in recipe.specs] if model.response is not None else []
     parts = list(dict.fromkeys([*parts, *others, *(rebuild.part for rebuild in rebuilds if rebuild.part)]))
     needed = recipe.columns([*parts, *(rebuild.local.part for rebuild in rebuilds if rebuild.local)])
     frame = new_table(data, needed)
     # An expression as a grouping factor is looked at when it is evaluated.
     sources = [name for rebuild in rebuilds for name in rebuild.factor.sources if "(" not in name]
-    for name in [*needed, *sources]:
-        if name not in frame.columns:
-            raise DataError(unknown_column(name, frame.columns, "the model"))
+    require_known([*needed, *sources], frame, "the model")
     masks = missing_rows({name: column(frame, name) for name in needed})
     missing = any_of(masks) if masks else np.zeros(len(frame), bool)
     X, offset = np.full((len(frame), len(model.kept)), np.nan), np.full(len(frame), np.nan)
@@ -136,12 +134,10 @@ def fixed_columns(model: ModelData, data: Any) -> FixedColumns:
     """The fixed part of new rows without missing values, for a model that was stated by a formula."""
     assert model.recipe is not None
     recipe = model.recipe
-    parts = ["rhs", *(part for part in recipe.specs if part.startswith("offset"))]
+    parts = ["rhs", *recipe.offsets]
     needed = recipe.columns(parts)
     frame = new_table(data, needed)
-    for name in needed:
-        if name not in frame.columns:
-            raise DataError(unknown_column(name, frame.columns, "the model"))
+    require_known(needed, frame, "the model")
     working = working_frame(frame, needed, recipe.aliases, recipe.dtypes)
     _require_row_by_row(model, parts, frame)
     evaluation = evaluate(recipe, parts, working, fresh=False)

@@ -78,6 +78,11 @@ class Recipe:
     # of the columns of the working frame that was fitted, to which new data is brought
     dtypes: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def offsets(self) -> list[str]:
+        """The parts that are offsets."""
+        return [part for part in self.specs if part.startswith("offset")]
+
     def columns(self, parts: Iterable[str]) -> list[str]:
         """The columns of the data that some parts use, each once."""
         return list(dict.fromkeys(name for part in parts for name in self.needs[part]))

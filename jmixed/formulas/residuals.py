@@ -12,24 +12,13 @@ from jmixed.errors import DataError, FormulaError, ModelError
 from jmixed.formulas.checks import independent_columns, warn_of_order
 from jmixed.formulas.factors import Factor, crossed, factor
 from jmixed.formulas.formula import bare_name, parse
-from jmixed.formulas.frame import column, holds_text, require_finite, unknown_column
-from jmixed.formulas.model_data import ORDER, RESIDUALS, ResidualTerm
+from jmixed.formulas.frame import column, holds_text, require_finite, require_known
+from jmixed.formulas.model_data import ORDER, ResidualTerm
 from jmixed.formulas.recipe import Matrix, Recipe, source
+from jmixed.formulas.structures import RESIDUALS, ResidualWord
 from jmixed.runtime.precision import FLOAT
 
-VISITS = ("us", "toep")
-"""Correlations that belong to numbered visits."""
-BY_POSITION = ("us", "ar1h", "csh", "toeph")
-"""Words with a variance for each position."""
-ELSEWHERE = {
-    **dict.fromkeys(("ar1", "corar1"), "ar1"),
-    **dict.fromkeys(("car1", "corcar1", "corexp", "exp", "ou", "sp_exp"), "car1"),
-    **dict.fromkeys(("cs", "corcompsymm", "exchangeable"), "cs"),
-    **dict.fromkeys(("us", "un", "unstructured", "corsymm"), "us"),
-    **dict.fromkeys(("arh1", "hetar1", "ar1h"), "ar1h"),
-    **dict.fromkeys(("hcs", "hetcs", "csh"), "csh"),
-    **dict.fromkeys(("toep", "toeplitz", "homtoep"), "toep"),
-}
+ELSEWHERE = {name: word for word, meaning in RESIDUALS.items() for name in (word, *meaning.elsewhere)}
 """Words of other packages in lower case, and ours."""
 PAGE = "structures.md"
 
@@ -42,6 +31,11 @@ class ResidualPart:
     word: str  # of `RESIDUALS`
     position: str  # a column, or `ORDER`
     factors: tuple[str, ...]  # the columns whose combinations are the series
+
+    @property
+    def meaning(self) -> ResidualWord:
+        """What the word asks for."""
+        return RESIDUALS[self.word]
 
 
 def parse_residual(text: Any) -> ResidualPart:
@@ -85,9 +79,7 @@ def columns_of(part: ResidualPart | None, frame: pd.DataFrame) -> list[str]:
             page=PAGE,
         )
     names = [part.position] * (part.position != ORDER) + [name for name in part.factors if "(" not in name]
-    for name in names:
-        if name not in frame.columns:
-            raise DataError(unknown_column(name, frame.columns, f"residual={part.text!r}"))
+    require_known(names, frame, f"residual={part.text!r}")
     return names
 
 
@@ -121,12 +113,12 @@ def residual_term(
         )
     series = _series(part, frame, recipe)
     labels = None if part.position == ORDER else column(frame, part.position)
-    if labels is not None and RESIDUALS[part.word] in ("ar1", "toep"):
+    if labels is not None and part.meaning.ordered:
         warn_of_order(f"residual={part.text}", labels)
     places = _places(part, labels, series.codes)
     _refuse_repeats(part, places.steps, series, labels, positions)
     by_position = 0
-    if part.word in BY_POSITION:
+    if part.meaning.by_position:
         place_columns, place_names = _by_position(part, places)
         columns, names, by_position = np.hstack([place_columns, columns]), place_names + names, place_columns.shape[1]
     _refuse_collinear(columns, names, part.text, dispersion)
@@ -144,7 +136,7 @@ def residual_term(
         origin=places.origin,
         counted=places.counted,
         place_names=places.names,
-        positions=len(places.names) if RESIDUALS[part.word] in VISITS else int(np.bincount(series.codes).max()),
+        positions=len(places.names) if part.meaning.correlations else int(np.bincount(series.codes).max()),
         by_position=by_position,
         origins=_origins(columns),
     )
@@ -238,8 +230,7 @@ class _Places:
 
 def _places(part: ResidualPart, labels: pd.Series | None, codes: np.ndarray) -> _Places:
     """Where each row is in its series: times in a unit, whole steps, or the number of its label."""
-    structure = RESIDUALS[part.word]
-    if structure == "car1":
+    if part.meaning.positions == "times":
         return _times(part, labels, codes)
     if labels is None:
         order = np.argsort(codes, kind="stable")
@@ -249,7 +240,8 @@ def _places(part: ResidualPart, labels: pd.Series | None, codes: np.ndarray) -> 
         # Counted as people do, the first row is number one.
         return _Places(steps, counted=factor(ORDER, steps.astype(np.int64) + 1))
     counted = factor(part.position, labels)
-    if structure != "ar1" or isinstance(labels.dtype, pd.CategoricalDtype) or holds_text(labels):
+    labelled = isinstance(labels.dtype, pd.CategoricalDtype) or holds_text(labels)
+    if part.meaning.positions != "steps" or labelled:
         return _Places(counted.codes.astype(FLOAT), counted=counted)
     values = np.asarray(labels, FLOAT)
     if not np.all(values == np.round(values)):
@@ -310,7 +302,7 @@ def _by_position(part: ResidualPart, places: _Places) -> tuple[np.ndarray, tuple
     if width > max(len(codes) // 2, 1):
         raise ModelError(
             f"residual={part.text!r}: {width} positions in {len(codes)} rows: a variance for each cannot be told; use "
-            f"{RESIDUALS[part.word]}(...) of fewer positions",
+            f"{part.meaning.structure}(...) of fewer positions",
             page=PAGE,
         )
     columns = (codes[:, None] == np.arange(1, width)[None]).astype(FLOAT)
@@ -320,13 +312,13 @@ def _by_position(part: ResidualPart, places: _Places) -> tuple[np.ndarray, tuple
 
 def _refuse_unseen_pairs(part: ResidualPart, term: ResidualTerm) -> None:
     """Refuse correlations of visits that no series, or one alone, has both of."""
-    if term.structure not in VISITS:
+    if not part.meaning.correlations:
         return
     T = term.positions
     there = np.zeros((term.count, T))
     there[term.codes, term.places.astype(int)] = 1
     together, names = there.T @ there, term.place_names
-    if term.structure == "us":
+    if part.meaning.correlations == "pairs":
         i, j = np.tril_indices(T, -1)
         pairs = {f"both {names[b]} and {names[a]}": together[a, b] for a, b in zip(i, j, strict=True)}
     else:
@@ -336,7 +328,7 @@ def _refuse_unseen_pairs(part: ResidualPart, term: ResidualTerm) -> None:
         raise ModelError(
             f"residual={part.text!r}: {int(count)} of {term.count} groups {'have' if count != 1 else 'has'} rows "
             f"at {what}, too few for a correlation of their own; merge positions, or use "
-            f"{'toep(...) or ' if term.structure == 'us' else ''}ar1(...)",
+            f"{'toep(...) or ' if part.meaning.correlations == 'pairs' else ''}ar1(...)",
             page=PAGE,
         )
 
@@ -357,9 +349,8 @@ def _refuse_crossing(part: ResidualPart, series: Factor, terms: Sequence[Any]) -
                 page=PAGE,
             )
         equal = len(term.levels) == len(series.levels)
-        same = part.word in ("us",) or (
-            RESIDUALS[part.word] == "cs" and term.intercept is not None and term.Z.shape[1] == 1
-        )
+        is_intercept = term.intercept is not None and term.Z.shape[1] == 1
+        same = part.meaning.holds == "all" or (part.meaning.holds == "intercepts" and is_intercept)
         if equal and same:
             raise ModelError(
                 f"residual={part.text!r}: the random-effects term {term.label!r} says nothing that {part.word} within "

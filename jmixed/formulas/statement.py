@@ -11,7 +11,7 @@ import pandas as pd
 
 from jmixed.errors import DataError, FormulaError, ModelError
 from jmixed.formulas.arrays import from_arrays
-from jmixed.formulas.assemble import Rows, Words, assemble, leave_out_missing
+from jmixed.formulas.assemble import DataRows, Words, assemble, leave_out_missing
 from jmixed.formulas.formula import (
     FormulaParts,
     RandomPart,
@@ -88,7 +88,7 @@ def from_formula(
         words = replace(words, known=known_matrices(relationship, relationship_inverse))
     with timings.step("materialise"):
         columns = {name: per_row(value, table, name) for name, value in beside.items() if value is not None}
-        rows = Rows(table, columns, np.arange(len(table), dtype=np.int32 if len(table) < 1 << 31 else np.int64))
+        rows = DataRows(table, columns, np.arange(len(table), dtype=np.int32 if len(table) < 1 << 31 else np.int64))
         if subset is not None:
             rows = rows.take(subset_positions(table, subset))
         complete = leave_out_missing(rows, words, recipe, missing)

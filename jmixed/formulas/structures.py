@@ -1,7 +1,11 @@
-"""Words before a bar, as in ``cs(0 + f | g)``: which covariance the columns have, and what they must be for that."""
+"""Words for covariances: before a bar, as in ``cs(0 + f | g)``, and of residuals, as in ``ar1(visit | subject)``.
+
+What a word asks of columns or positions is said here once, beside it.
+"""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from jmixed.errors import ModelError
 
@@ -23,6 +27,15 @@ class Word:
         Columns that it can have.
     ordered : bool
         Whether the columns are positions one after the other.
+    one_variance : bool
+        Whether all columns share their variance.
+    beyond : str
+        The word for more columns than `most`, if there is one.
+    entries : str
+        Which entries of the covariance vary freely: "each" by itself, each of the "variances", or "alike", variances
+        together and covariances together; "" where these are no linear space, and of components.
+    linear : int
+        Columns up to which that is so.
     """
 
     structure: str
@@ -30,21 +43,98 @@ class Word:
     least: int = 1
     most: int = 10**9
     ordered: bool = False
+    one_variance: bool = False
+    beyond: str = ""
+    entries: Literal["each", "variances", "alike", ""] = ""
+    linear: int = 10**9
 
 
 WORDS = {
-    "us": Word(UNSTRUCTURED, "unstructured, as without a word"),
-    "diag": Word("diag", "a variance for each column"),
-    "homdiag": Word(ONE_VARIANCE, "one variance"),
-    "cs": Word("cs", "one correlation, a variance for each column", 2, 50),
-    "homcs": Word("homcs", "one correlation, one variance", 2, 200),
-    "ar1": Word("ar1", "autoregressive, one variance", 2, 200, ordered=True),
-    "hetar1": Word("hetar1", "autoregressive, a variance for each column", 2, 50, ordered=True),
-    "toep": Word("toep", "a correlation for each distance, a variance for each column", 2, 50, ordered=True),
+    "us": Word(UNSTRUCTURED, "unstructured, as without a word", entries="each"),
+    "diag": Word("diag", "a variance for each column", entries="variances"),
+    "homdiag": Word(ONE_VARIANCE, "one variance", one_variance=True),
+    "cs": Word("cs", "one correlation, a variance for each column", 2, 50, beyond="homcs", entries="each", linear=2),
+    "homcs": Word("homcs", "one correlation, one variance", 2, 200, one_variance=True, entries="alike"),
+    "ar1": Word(
+        "ar1", "autoregressive, one variance", 2, 200, ordered=True, one_variance=True, entries="alike", linear=2
+    ),
+    "hetar1": Word(
+        "hetar1",
+        "autoregressive, a variance for each column",
+        2,
+        50,
+        ordered=True,
+        beyond="ar1",
+        entries="each",
+        linear=2,
+    ),
+    "toep": Word(
+        "toep",
+        "a correlation for each distance, a variance for each column",
+        2,
+        50,
+        ordered=True,
+        beyond="ar1",
+        entries="each",
+        linear=2,
+    ),
 }
 """The words, in the order in which messages list them."""
 
+OF_STRUCTURE = {meaning.structure: meaning for meaning in WORDS.values()}
+"""The same by structure."""
+
 PAGE = "formula.md#covariance-structures"
+
+
+@dataclass(frozen=True)
+class ResidualWord:
+    """What a word for residuals asks for.
+
+    Attributes
+    ----------
+    structure : str
+        A word of `jmixed.residual.registry`.
+    by_position : bool
+        Whether each position has its variance.
+    positions : str
+        What they are: "times", "steps" where they are numbers, or "labels".
+    ordered : bool
+        Whether it matters which labels are neighbours.
+    correlations : str
+        What has one of its own, of numbered visits: "pairs" of them, or "lags"; "" where visits have no number.
+    holds : str
+        The random effects of the same groups that say nothing more: "intercepts", "all", or "".
+    elsewhere : tuple of str
+        What other packages call it, in lower case.
+    """
+
+    structure: str
+    by_position: bool = False
+    positions: Literal["times", "steps", "labels"] = "labels"
+    ordered: bool = False
+    correlations: Literal["pairs", "lags", ""] = ""
+    holds: Literal["intercepts", "all", ""] = ""
+    elsewhere: tuple[str, ...] = ()
+
+
+_AR1 = ResidualWord("ar1", positions="steps", ordered=True, elsewhere=("corar1",))
+_CS = ResidualWord("cs", holds="intercepts", elsewhere=("corcompsymm", "exchangeable"))
+_TOEP = ResidualWord("toep", ordered=True, correlations="lags", elsewhere=("toeplitz", "homtoep"))
+
+RESIDUALS = {
+    "ar1": _AR1,
+    "car1": ResidualWord("car1", positions="times", elsewhere=("corcar1", "corexp", "exp", "ou", "sp_exp")),
+    "cs": _CS,
+    "toep": _TOEP,
+    "us": ResidualWord(
+        "us", by_position=True, correlations="pairs", holds="all", elsewhere=("un", "unstructured", "corsymm")
+    ),
+    "ar1h": replace(_AR1, by_position=True, elsewhere=("arh1", "hetar1")),
+    "csh": replace(_CS, by_position=True, elsewhere=("hcs", "hetcs")),
+    "toeph": replace(_TOEP, by_position=True, elsewhere=()),
+}
+"""The words for residuals, in the order in which messages list them."""
 
 
 def listed() -> str:
@@ -78,7 +168,7 @@ def require_columns(
             page=PAGE,
         )
     if count > meaning.most:
-        other = {"cs": "homcs", "hetar1": "ar1", "toep": "ar1"}.get(word)
+        other = meaning.beyond
         alike = f"{other}, which has one variance, takes up to {WORDS[other].most}; or " if other else ""
         raise ModelError(
             f"{label!r} has {count} columns, and {word} takes up to {meaning.most}: {alike}use fewer levels (wider "

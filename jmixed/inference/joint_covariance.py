@@ -22,6 +22,7 @@ from jmixed.covariance.scales import diagonal_blocks, preconditioners
 from jmixed.covariance.structure import factors_of_theta
 from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
+from jmixed.layout.stack import ModelRows
 from jmixed.runtime.precision import FLOAT
 
 
@@ -103,6 +104,10 @@ class JointCovariance:
         """
         columns = [Z @ T for Z, T in zip(columns, self.bases, strict=True)]
         return _rows(self.places, codes, columns, self.size, count, self.spreads)
+
+    def rows_of(self, data: ModelRows) -> Any:
+        """The same of the model's own rows."""
+        return self.rows([term.codes for term in data.terms], [term.Z for term in data.terms], len(data.y))
 
     def original(self, B) -> list[np.ndarray]:
         """Coefficients b from b~, B (N, r): one array (levels, q, r) per term."""

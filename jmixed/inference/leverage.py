@@ -46,7 +46,7 @@ def cluster_distances(
     `clusters` (n,) has the cluster of each row. NaN for a cluster that alone determines a coefficient.
     """
     count, p = int(clusters.max()) + 1, data.X.shape[1]
-    Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms], len(data.y))
+    Z = joint.rows_of(data)
     L = np.linalg.cholesky(joint.M)
     h, weights = (data.X - Z @ joint.K) @ L, data.weights
     if apart:
@@ -77,7 +77,7 @@ def row_diagnostics(data: ModelRows, joint: JointCovariance, residuals) -> RowDi
     Med. 24, 893-909): the hat matrix of the least-squares problem augmented by the random effects' penalty. What rests
     on a residual is NaN where a leverage of one leaves none, and so is Cook's distance without fixed effects.
     """
-    Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms], len(data.y))
+    Z = joint.rows_of(data)
     hat = data.weights * joint.variances(data.X, Z) / joint.sigma**2
     left = np.where(1 - hat > 1e-10, 1 - hat, np.nan)
     standardised = residuals * np.sqrt(data.weights / left) / joint.sigma

@@ -21,7 +21,7 @@ def posterior_draws(data: ModelRows, joint: JointCovariance, fit: Fit, draws: in
         root = joint.sigma * vectors * np.sqrt(np.maximum(values, 0))
         B[place] = np.einsum("ij,ljd->lid", root, rng.normal(size=(*place.shape, draws)))
     weights = data.weights[:, None]
-    Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms], len(data.y))
+    Z = joint.rows_of(data)
     Y = Z @ B + joint.sigma / np.sqrt(weights) * rng.normal(size=(len(data.y), draws))
     values, vectors = np.linalg.eigh(joint.M)
     beta = joint.sigma * (vectors * np.sqrt(np.maximum(values, 0))) @ rng.normal(size=(len(values), draws))

@@ -23,7 +23,7 @@ def cluster_sandwich(data: ModelRows, joint: JointCovariance, beta, clusters, ki
     count = int(clusters.max()) + 1
     if count < 2:
         raise ModelError("robust_cov: all rows are in one cluster; a sandwich needs at least two, better thirty")
-    Z = joint.rows([term.codes for term in data.terms], [term.Z for term in data.terms], len(data.y))
+    Z = joint.rows_of(data)
     residuals = data.y - data.offset - data.X @ beta
     if kind == "CR2":
         residuals = _adjusted(data, joint, residuals, clusters)

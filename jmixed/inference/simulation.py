@@ -69,3 +69,12 @@ def draw_responses(
         for k in range(q):
             predictor += effects[:, codes, k] * Z[:, k]
     return respond(predictor, draws[-1])
+
+
+NUMBERS = 2**20
+"""Numbers of simulated responses that are enough to compare those of a model with."""
+
+
+def how_many(nobs: int, fewest: int, most: int) -> int:
+    """How many responses of `nobs` rows to simulate for that: of many rows few tell as much."""
+    return int(np.clip(NUMBERS // nobs, fewest, most))

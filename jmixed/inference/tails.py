@@ -38,6 +38,17 @@ def outer(alpha: float) -> float:
     return 1 - float(alpha) / 2
 
 
+def standard_errors(variances: np.ndarray) -> np.ndarray:
+    """The roots of variances; NaN of one below zero, which is none: the information was not positive definite there."""
+    return np.sqrt(np.where(variances >= 0, variances, np.nan))
+
+
+def statistics(estimates: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Estimates over their standard errors; NaN where there is none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(errors > 0, estimates / errors, np.nan)
+
+
 def p_of_t(t: np.ndarray, df: np.ndarray) -> np.ndarray:
     """Two-sided p-values of t statistics; infinite degrees of freedom are the normal distribution."""
     from scipy import special

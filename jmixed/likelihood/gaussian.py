@@ -68,7 +68,7 @@ def reduce(covariances, roots, moments: Moments) -> Reduced:
     return Reduced(moments.G - explained_fixed, logdet, tuple(results), tuple(B))
 
 
-class Profile(NamedTuple):
+class Profiled(NamedTuple):
     """What is left when beta is profiled out: log-determinants, residual sum of squares and the fixed effects.
 
     ``logdet`` is log|V W|; ``logdet_fixed`` is log|X'V^-1 X| in the original columns; ``beta`` and ``inverse`` belong
@@ -84,14 +84,14 @@ class Profile(NamedTuple):
     borders: tuple[jax.Array, ...]
 
 
-def profile(covariances, roots, moments: Moments) -> Profile:
+def profile(covariances, roots, moments: Moments) -> Profiled:
     """Profile beta out of the reduced problem."""
     reduced = reduce(covariances, roots, moments)
     fixed = profile_fixed(reduced.G)
     logdet_R = jnp.sum(jnp.log(jnp.abs(diagonal(moments.R))))
     logdet_fixed = fixed.logdet + 2 * logdet_R
     beta = fixed.rss, fixed.beta, fixed.inverse
-    return Profile(reduced.logdet, logdet_fixed, *beta, reduced.stages, reduced.borders)
+    return Profiled(reduced.logdet, logdet_fixed, *beta, reduced.stages, reduced.borders)
 
 
 def degrees(moments: Moments, reml: bool):

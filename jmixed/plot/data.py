@@ -14,6 +14,7 @@ from jmixed.formulas import statement
 from jmixed.formulas.evaluate import known_factors
 from jmixed.formulas.marks import names_in
 from jmixed.inference import tails
+from jmixed.inference.simulation import how_many
 from jmixed.inference.variance_explained import known_variances
 from jmixed.reports import checks, diagnostics, effects, responses, rows
 from jmixed.reports.marginal import marginal_means
@@ -31,8 +32,8 @@ STRATA = 12
 """Levels that can have a line each."""
 GROUPS = 100
 """Most groups whose lines are drawn."""
-SIMULATED, FEWEST, RESPONSES = 250, 50, 2**20
-"""Most and fewest new responses that residuals are ranks among, and how many numbers they may have."""
+FEWEST, MOST = 50, 250
+"""Simulated responses that residuals are ranks among."""
 PREDICTED = 2**18
 """Rows that are predicted at a time."""
 
@@ -124,7 +125,7 @@ def quantile_data(
     if kind not in ("simulated", "quantile"):
         raise ModelError(f"quantile: kind={kind!r}; use 'simulated' or 'quantile'")
     if simulations is None:
-        simulations = int(np.clip(RESPONSES // result.fitted.nobs, FEWEST, SIMULATED))
+        simulations = how_many(result.fitted.nobs, FEWEST, MOST)
     values = np.asarray(result.residuals(kind, key, simulations))
     if kind == "quantile":
         from scipy.special import ndtr

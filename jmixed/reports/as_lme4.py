@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jmixed.errors import ModelError
+from jmixed.inference import tails
 from jmixed.reports import further, residuals, responses
 from jmixed.reports.components import components
 from jmixed.reports.fitted import Fitted
@@ -144,11 +145,8 @@ def _residual_parameters(fitted: Fitted) -> str:
 
 def _fixed(fitted: Fitted, ddf: str) -> str:
     errors, df = tests_of_coefficients(fitted, ddf)
-    from scipy.special import ndtr, stdtr
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(errors > 0, fitted.fit.beta / errors, np.nan)
-    p = 2 * (ndtr(-np.abs(t)) if df is None else stdtr(df, -np.abs(t)))
+    t = tails.statistics(fitted.fit.beta, errors)
+    p = tails.p_of_t(t, np.full(len(t), np.inf) if df is None else df)
     letter = "z" if df is None else "t"
     head = ["", "Estimate", "Std. Error", *([] if df is None else ["df"]), f"{letter} value", f"Pr(>|{letter}|)"]
     rows = [head]

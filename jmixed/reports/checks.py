@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from jmixed.errors import JmixedError
-from jmixed.inference.simulation import generator
+from jmixed.inference.simulation import generator, how_many
 from jmixed.reports import diagnostics, effects, responses, rows
 from jmixed.reports.bootstrap import simulate
 from jmixed.reports.fitted import Fitted
@@ -17,8 +17,8 @@ from jmixed.runtime.arguments import checked
 
 SLICES = 10
 """Slices of rows with equal numbers, along the fixed part, whose means and spreads are compared."""
-DRAWN, FEWEST, RESPONSES = 50, 10, 2**20
-"""Most and fewest simulated responses that the observed one is compared with, and how many numbers they may have."""
+FEWEST, MOST = 10, 50
+"""Simulated responses that the observed one is compared with."""
 LINEAR, SPREAD, STRAIGHT, SCATTER, GROUP, VIF, MIXED = 0.03, 0.2, 0.985, 0.1, 0.5, 5.0, 0.1
 """From where a number is worth a second look: of curvature, of unequal variance, of quantiles, of their spread beside
 one, Cook's distance of a group, a variance inflation factor, and the largest distance of distributions."""
@@ -79,9 +79,7 @@ def material(fitted: Fitted, key: Any = 0) -> Material:
     linear = fitted.family is None
     residual = diagnostics.standardised(fitted) if linear else responses.quantile_residuals(fitted, key)
     fixed = rows.fixed_part(fitted.spec, fitted.fit.beta)
-    # Of many rows a few draws tell as much.
-    draws = int(np.clip(RESPONSES // fitted.nobs, FEWEST, DRAWN))
-    drawn = simulate(fitted, draws, generator(key).integers(2**31), "new")
+    drawn = simulate(fitted, how_many(fitted.nobs, FEWEST, MOST), generator(key).integers(2**31), "new")
     return Material(residual, fixed, _modes(fitted), responses.observed(fitted), drawn / _trials(fitted))
 
 

@@ -27,7 +27,7 @@ from jmixed.reports.bootstrap import count
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.names import structure
 from jmixed.reports.predict import Spread, from_data, left_out_variances, refuse_unknown, spread
-from jmixed.reports.rows import Rows, in_sample, mean, select_terms
+from jmixed.reports.rows import RowsToPredict, in_sample, mean, select_terms
 
 Kind = Literal["response", "link", "probability", "marginal"]
 KINDS = ("response", "link", "probability", "marginal")
@@ -90,7 +90,7 @@ def predict(
     return _with_confidence(fitted, rows, request)
 
 
-def _with_interval_of_predictor(fitted: Fitted, rows: Rows, request: Request) -> pd.DataFrame:
+def _with_interval_of_predictor(fitted: Fitted, rows: RowsToPredict, request: Request) -> pd.DataFrame:
     """Predictors with their standard errors and normal limits: columns fit, se, lower, upper."""
     kept = _Kept(fitted, rows, request.own_rows)
     error = np.sqrt(_predictor_variances(kept))
@@ -106,7 +106,7 @@ def _what(family: Family) -> str:
     return "probabilities" if family.response == "categories" else "mean"
 
 
-def _rows(fitted: Fitted, data, request: Request, new_levels: str) -> Rows:
+def _rows(fitted: Fitted, data, request: Request, new_levels: str) -> RowsToPredict:
     spec, family = fitted.spec, fitted.own_family
     if data is None:
         fitted.need_data("predictions of the model's own rows")
@@ -126,7 +126,7 @@ def _rows(fitted: Fitted, data, request: Request, new_levels: str) -> Rows:
 class _Kept:
     """What is known of the rows without missing values."""
 
-    def __init__(self, fitted: Fitted, rows: Rows, own_rows: bool):
+    def __init__(self, fitted: Fitted, rows: RowsToPredict, own_rows: bool):
         self.fitted, self.there = fitted, np.flatnonzero(~rows.missing)
         self.eta = mean(fitted.spec, fitted.fit, rows)[self.there]
         self.X = rows.X[self.there]
@@ -145,7 +145,7 @@ class _Kept:
         return spread(self.fitted, self.X, self.codes, self.Z)
 
 
-def _with_confidence(fitted: Fitted, rows: Rows, request: Request) -> Any:
+def _with_confidence(fitted: Fitted, rows: RowsToPredict, request: Request) -> Any:
     family, kept = fitted.own_family, _Kept(fitted, rows, request.own_rows)
     what = _what(family)
     v = kept.variance() if request.averaged else None
@@ -251,7 +251,9 @@ def _logit_limits(p: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.where(inside, low, p), np.where(inside, high, p)
 
 
-def _table(fitted: Fitted, rows: Rows, kept: _Kept, columns: dict[str, np.ndarray], interval: str | None) -> Any:
+def _table(
+    fitted: Fitted, rows: RowsToPredict, kept: _Kept, columns: dict[str, np.ndarray], interval: str | None
+) -> Any:
     """Values by row, NaN for rows with missing values: an array, a Series, or a table of several columns."""
     size = len(rows.X)
     categories = fitted.response.categories if _what(fitted.own_family) == "probabilities" else None
@@ -275,7 +277,7 @@ def _table(fitted: Fitted, rows: Rows, kept: _Kept, columns: dict[str, np.ndarra
     return beside[[(label, name) for label in labels for name in columns]]
 
 
-def _trials(fitted: Fitted, data, trials, rows: Rows) -> np.ndarray:
+def _trials(fitted: Fitted, data, trials, rows: RowsToPredict) -> np.ndarray:
     """Numbers of trials (k,) of rows whose responses are drawn."""
     response = fitted.response
     if data is None and trials is None:
@@ -295,7 +297,7 @@ def _trials(fitted: Fitted, data, trials, rows: Rows) -> np.ndarray:
     return values
 
 
-def _with_draws(fitted: Fitted, rows: Rows, request: Request, trials: np.ndarray) -> pd.DataFrame:
+def _with_draws(fitted: Fitted, rows: RowsToPredict, request: Request, trials: np.ndarray) -> pd.DataFrame:
     """Means with the quantiles of new responses: columns fit, se (their standard deviation), lower, upper."""
     family, kept = fitted.own_family, _Kept(fitted, rows, request.own_rows)
     value = responses.evaluate(family, "mean", kept.eta, kept.extras)

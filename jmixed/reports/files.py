@@ -15,12 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from jmixed.covariance.autoregressive import Autoregressive
-from jmixed.covariance.compound import CompoundSymmetry
-from jmixed.covariance.diagonal import Diagonal
-from jmixed.covariance.identity import Identity
-from jmixed.covariance.toeplitz import Toeplitz
-from jmixed.covariance.unstructured import Unstructured
+from jmixed.covariance.registry import STRUCTURES, structure_of
 from jmixed.errors import DataError, Outcome
 from jmixed.families.family import Family
 from jmixed.families.inflation import ZeroInflated
@@ -179,12 +174,8 @@ KINDS.add("recipe", Recipe, stored.recipe_apart)
 KINDS.add("formula", stored.ModelSpec, stored.formula_apart, stored.formula_together)
 KINDS.add("elsewhere", Elsewhere)
 KINDS.add("word", stored.Word, None, stored.word_together)
-KINDS.add("unstructured covariance", Unstructured)
-KINDS.add("one variance", Identity)
-KINDS.add("a variance a column", Diagonal)
-KINDS.add("compound symmetry", CompoundSymmetry)
-KINDS.add("autoregressive", Autoregressive)
-KINDS.add("toeplitz", Toeplitz)
+for _structure in dict.fromkeys(type(structure_of(word, 2)) for word in STRUCTURES):
+    KINDS.add(_structure.word_in_files, _structure)
 
 KINDS.add("family", Family, family_apart, family_together)
 

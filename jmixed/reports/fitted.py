@@ -100,7 +100,7 @@ class Fitted:
     @property
     def family(self) -> Family | None:
         """The family of the response; None for a linear mixed model."""
-        return getattr(self.model, "family", None)
+        return None if self.spec.response is None else self.own_family
 
     @property
     def own_family(self) -> Family:

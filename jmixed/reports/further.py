@@ -72,8 +72,7 @@ def parameter_slopes(model: Any, kappa: np.ndarray) -> np.ndarray:
 def parameter_errors(fitted: Fitted) -> np.ndarray:
     """Standard errors (k,) of `parameter_values` at the fit, by the delta method."""
     slopes = parameter_slopes(fitted.model, fitted.fit.kappa)
-    variances = np.diag(slopes @ fitted.fit.vcov_kappa @ slopes.T)
-    return np.sqrt(np.where(variances >= 0, variances, np.nan))
+    return tails.standard_errors(np.diag(slopes @ fitted.fit.vcov_kappa @ slopes.T))
 
 
 def table(fitted: Fitted) -> pd.DataFrame:
@@ -83,8 +82,7 @@ def table(fitted: Fitted) -> pd.DataFrame:
         index = [("threshold", name) for name in threshold_names(fitted.model)]
     else:
         index = [(part.name, column) for part in parts(fitted.model) for column in part.columns]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(error > 0, estimate / error, np.nan)
+    z = tails.statistics(estimate, error)
     columns = {"estimate": estimate, "se": error, "z": z, "p": tails.two_sided(z)}
     return noted(pd.DataFrame(columns, pd.MultiIndex.from_tuples(index, names=["predictor", "column"])))
 

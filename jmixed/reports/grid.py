@@ -123,7 +123,7 @@ class Grid:
         """What is said of the values at which the columns of an offset are held."""
         spec = self.fitted.spec
         assert spec.recipe is not None
-        names = spec.recipe.columns([part for part in spec.recipe.specs if part.startswith("offset")])
+        names = spec.recipe.columns(spec.recipe.offsets)
         names = list(dict.fromkeys([*names, *([spec.offset_source] if spec.offset_source else [])]))
         held = [axis for axis in self.axes if axis.name in names and axis.numeric and len(axis.values) == 1]
         values = [f"{axis.name} = {float(axis.values.iloc[0]):.4g}" for axis in held]
@@ -141,7 +141,7 @@ def reference_grid(fitted: Fitted, at: Mapping[str, Any] | None, what: str, ever
         raise DataError(f"{what}: the model was made of arrays, which know no factors: state it by a formula")
     if at is not None and not isinstance(at, Mapping):
         raise DataError(f"{what}: at is {at!r}; give a mapping of predictors to values, at={{'x': [1, 2]}}")
-    parts = ["rhs", *(part for part in spec.recipe.specs if part.startswith("offset"))]
+    parts = ["rhs", *spec.recipe.offsets]
     if every:
         parts += [term.rebuild.part for term in spec.terms if term.rebuild is not None and term.rebuild.part]
         parts += [part for part in ("zero", "dispersion") if part in spec.recipe.specs]

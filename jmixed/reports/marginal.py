@@ -580,7 +580,7 @@ class EMMeans:
 
     def _table(self) -> pd.DataFrame:
         values, V, df, lost = self.functions.told()
-        error = _root(np.diag(V))
+        error = tails.standard_errors(np.diag(V))
         half = multiplicity.half_widths(self.level, df, "none", 1, V) * error
         scale = self.scale.adjusted(self.sigma)
         back, slope = scale.inverse, scale.slope
@@ -693,9 +693,9 @@ class EMMeans:
         whole = np.zeros((len(C), len(self.labels)))
         whole[:, rows] = C
         values, V, df, lost = self.functions.combined(whole).told()
-        error = _root(np.diag(V))
+        error = tails.standard_errors(np.diag(V))
+        t = tails.statistics(values, error)
         with np.errstate(invalid="ignore", divide="ignore"):
-            t = np.where(error > 0, values / error, np.nan)
             correlation = V / np.outer(error, error)
         p = multiplicity.p_values(t, df, adjust, len(rows), correlation)
         half = multiplicity.half_widths(self.level, df, adjust, len(rows), correlation) * error
@@ -809,10 +809,6 @@ _ADJUSTED = {
 def _known_adjustment(adjust: str) -> None:
     if adjust not in ADJUSTMENTS:
         raise ModelError(f"contrasts: adjust={adjust!r}; use one of {', '.join(map(repr, ADJUSTMENTS))}")
-
-
-def _root(variances: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.where(variances >= 0, variances, np.nan))
 
 
 def _level_name(labels: pd.DataFrame, name: str, row: int) -> str:

@@ -312,7 +312,7 @@ def _root(term: Any, truth: dict[str, float]) -> np.ndarray:
         if entry.second is None:
             value = truth[f"sd_{entry.first}|{term.group}"]
             # One variance may be that of all columns.
-            deviations[slice(None) if term.structure == ONE_VARIANCE else entry.row] = value
+            deviations[slice(None) if term.shares_variance else entry.row] = value
         else:
             value = truth[f"cor_{entry.second}.{entry.first}|{term.group}"]
             R[entry.row, entry.column] = R[entry.column, entry.row] = 0.0 if np.isnan(value) else value

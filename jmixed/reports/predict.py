@@ -13,7 +13,7 @@ from jmixed.formulas.statement import new_rows
 from jmixed.inference import tails
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.residuals import conditional_means, new_columns, relative_deviations
-from jmixed.reports.rows import Rows, in_sample, mean, select_terms
+from jmixed.reports.rows import RowsToPredict, in_sample, mean, select_terms
 from jmixed.runtime.precision import FLOAT
 
 NewLevels = Literal["raise", "population"]
@@ -58,7 +58,7 @@ def predict(
     return values if rows.index is None else pd.Series(values, index=rows.index)
 
 
-def _given_residuals(fitted: Fitted, data: Any, selected: Collection[int], rows: Rows) -> np.ndarray:
+def _given_residuals(fitted: Fitted, data: Any, selected: Collection[int], rows: RowsToPredict) -> np.ndarray:
     """Means of the residuals of new rows, given those of the rows of the same series that were fitted."""
     spec = fitted.spec
     if len(selected) != len(spec.terms):
@@ -75,7 +75,7 @@ def _given_residuals(fitted: Fitted, data: Any, selected: Collection[int], rows:
     return means
 
 
-def _rows(fitted: Fitted, data, transform, selected, new_levels, interval) -> Rows:
+def _rows(fitted: Fitted, data, transform, selected, new_levels, interval) -> RowsToPredict:
     spec = fitted.spec
     if data is None:
         fitted.need_data("predictions of the model's own rows")
@@ -101,7 +101,7 @@ def _rows(fitted: Fitted, data, transform, selected, new_levels, interval) -> Ro
     return from_columns(spec, data)
 
 
-def from_columns(spec, exog) -> Rows:
+def from_columns(spec, exog) -> RowsToPredict:
     """Rows of given columns of X, (k, p) or (p,), matched by position as in statsmodels: no random effects."""
     index = exog.index if isinstance(exog, pd.DataFrame | pd.Series) else None
     try:
@@ -127,7 +127,7 @@ def from_columns(spec, exog) -> Rows:
     k = len(X)
     codes = tuple(np.full(k, -1, np.int32) for _ in spec.terms)
     Z = tuple(np.zeros((k, len(term.columns))) for term in spec.terms)
-    return Rows(X, np.zeros(k), codes, Z, np.ones(k), index, np.zeros(k, bool))
+    return RowsToPredict(X, np.zeros(k), codes, Z, np.ones(k), index, np.zeros(k, bool))
 
 
 def from_data(
@@ -138,7 +138,7 @@ def from_data(
     every: bool,
     further: Collection[str] = (),
     named: str = "a prediction interval",
-) -> Rows:
+) -> RowsToPredict:
     """New rows through the model's formulas, with the conditional modes of the terms at the selected positions.
 
     With `every` the columns of the other terms are made as well, whose variance belongs to what is `named`; `further`
@@ -171,7 +171,7 @@ def from_data(
     columns = {"dispersion": made_rows.dispersion, "zero": made_rows.zero}
     stated = {name: values for name, values in columns.items() if values is not None}
     of_rows = made_rows.X, made_rows.offset, tuple(codes), tuple(Z), np.ones(len(frame)), made_rows.index, missing
-    return Rows(*of_rows, stated)
+    return RowsToPredict(*of_rows, stated)
 
 
 def _sources(term):
@@ -220,7 +220,7 @@ class Spread(NamedTuple):
 
 
 def spread(fitted: Fitted, X: np.ndarray, codes, Z) -> Spread:
-    """How uncertain predictors are at the estimated variances: of X (k, p), with levels and columns as of `Rows`."""
+    """How uncertain predictors are at the estimated variances: of X (k, p), levels and columns as of rows."""
     if not any((code >= 0).any() for code in codes):
         return Spread(X, np.zeros(len(X)))
     if fitted.is_iterative:
@@ -240,7 +240,7 @@ def left_out_variances(fitted: Fitted, codes, Z, count: int) -> np.ndarray:
     return total
 
 
-def with_interval(fitted: Fitted, rows: Rows, interval: str, level: float) -> pd.DataFrame:
+def with_interval(fitted: Fitted, rows: RowsToPredict, interval: str, level: float) -> pd.DataFrame:
     """Predictions with their standard errors and normal limits: columns fit, se, lower, upper.
 
     The interval is that of the mean that is predicted, or of a new observation, with the residual variance and the

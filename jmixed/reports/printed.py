@@ -43,7 +43,12 @@ def fixed(value: float, places: int, least: float = 0.5) -> str:
     return f"{round(float(value), places) + 0.0:.{places}f}"
 
 
-def decimals(error: float) -> int:
+def beside(value: float, error: float) -> str:
+    """A number with as many decimals as its standard error needs."""
+    return fixed(value, _decimals(error), least=0)
+
+
+def _decimals(error: float) -> int:
     """Decimals that show three digits of a standard error, and three decimals at least: 3 of 6.8, 5 of 0.008265."""
     if not np.isfinite(error) or error <= 0:
         return 3
@@ -80,7 +85,7 @@ def _column(table, k) -> list[str]:
     if name in BESIDE or str(name).startswith("[") or str(name).endswith("]"):
         known = _errors(table)
         errors = np.where(np.isfinite(known) & (known > 0), known, np.abs(numbers))
-        return [fixed(*pair, least=0) for pair in zip(numbers, map(decimals, errors), strict=True)]
+        return list(map(beside, numbers, errors))
     sizes = np.abs(numbers[np.isfinite(numbers) & (numbers != 0)])
     if not len(sizes):
         return [fixed(value, 3) for value in numbers]

@@ -9,9 +9,10 @@ from jmixed.errors import DataError, ModelError
 from jmixed.fit.host import Fit
 from jmixed.fit.information import Information
 from jmixed.formulas.factors import Factor
-from jmixed.formulas.frame import any_of, column, missing_rows, unknown_column, working_frame
+from jmixed.formulas.frame import any_of, column, missing_rows, require_known, working_frame
 from jmixed.formulas.model_data import ORDER, ModelData, ResidualTerm
 from jmixed.formulas.recipe import Recipe, evaluate
+from jmixed.inference import tails
 from jmixed.inference.residual_parameters import readable, readable_slopes
 from jmixed.layout.stack import structure_of_residuals
 from jmixed.reports import rows
@@ -53,8 +54,7 @@ def parameter_errors(spec: ModelData, fit: Fit) -> np.ndarray:
     slopes = np.diag(np.append(1 / residual.units, np.zeros(len(fit.rho) - k)))
     if len(fit.rho) > k:
         slopes[k:, k:] = readable_slopes(structure_of_residuals(residual), fit.rho[k:], residual.unit)
-    variances = np.diag(slopes @ known.vcov_rho @ slopes.T)
-    return np.sqrt(np.where(variances >= 0, variances, np.nan))
+    return tails.standard_errors(np.diag(slopes @ known.vcov_rho @ slopes.T))
 
 
 def parameter_limits(spec: ModelData, fit: Fit, half: float) -> np.ndarray:
@@ -184,9 +184,7 @@ def new_columns(spec: ModelData, frame: pd.DataFrame) -> np.ndarray:
     if residual.dispersion is None:
         return by_position
     needed = recipe.columns(["dispersion"])
-    for name in needed:
-        if name not in frame.columns:
-            raise DataError(unknown_column(name, frame.columns, f"dispersion={residual.dispersion!r}"))
+    require_known(needed, frame, f"dispersion={residual.dispersion!r}")
     names = residual.names[residual.by_position :]
     columns, masks = np.full((len(frame), len(names)), np.nan), missing_rows({n: column(frame, n) for n in needed})
     there = np.flatnonzero(~any_of(masks)) if masks else np.arange(len(frame))
@@ -215,8 +213,7 @@ def _positions(residual: ResidualTerm, frame: pd.DataFrame) -> pd.Series:
             f"predict: the positions of residual={residual.text!r} are the order of the rows, which new rows have not; "
             "state the model with a column of positions"
         )
-    if residual.position not in frame:
-        raise DataError(unknown_column(residual.position, frame.columns, f"residual={residual.text!r}"))
+    require_known([residual.position], frame, f"residual={residual.text!r}")
     return column(frame, residual.position)
 
 
@@ -234,9 +231,7 @@ def conditional_means(
             page="structures.md",
         )
     sources = residual.factor.sources
-    for name in sources:
-        if name not in frame:
-            raise DataError(unknown_column(name, frame.columns, f"residual={residual.text!r}"))
+    require_known(sources, frame, f"residual={residual.text!r}")
     series = residual.factor.match([column(frame, name) for name in sources])
     if residual.stepped:
         places = (np.asarray(_positions(residual, frame), FLOAT) - residual.origin) / residual.unit

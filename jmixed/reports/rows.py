@@ -41,7 +41,7 @@ def select_terms(terms, random_effects) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowsToPredict:
     """Rows to predict: k of them, with the columns and levels of the model's terms.
 
     Attributes
@@ -67,17 +67,17 @@ class Rows:
     further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def in_sample(spec, selected: Collection[int]) -> Rows:
+def in_sample(spec, selected: Collection[int]) -> RowsToPredict:
     """The model's own rows."""
     unknown = np.full(len(spec.y), -1, np.int32)
     codes = tuple(term.codes if k in selected else unknown for k, term in enumerate(spec.terms))
     Z = tuple(term.Z for term in spec.terms)
     named = {} if spec.response is None else {"dispersion": spec.response.dispersion, "zero": spec.response.zero}
     further = {name: part.columns for name, part in named.items() if part is not None}
-    return Rows(spec.X, spec.offset, codes, Z, spec.weights, None, np.zeros(len(spec.y), bool), further)
+    return RowsToPredict(spec.X, spec.offset, codes, Z, spec.weights, None, np.zeros(len(spec.y), bool), further)
 
 
-def mean(spec, fit, rows: Rows) -> np.ndarray:
+def mean(spec, fit, rows: RowsToPredict) -> np.ndarray:
     """``X beta + offset + Z b``, array (k,); NaN for rows with a missing value."""
     values = rows.X @ fit.beta + rows.offset
     if len(spec.terms):

@@ -9,7 +9,7 @@ from jmixed.inference import tails
 from jmixed.reports import diagnostics, further
 from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.printed import decimals, fixed
+from jmixed.reports.printed import beside, fixed
 from jmixed.reports.residuals import named_correlations, named_deviations
 from jmixed.reports.tests import tests_of_coefficients, usual_ddf
 
@@ -64,13 +64,11 @@ def _effects(fitted: Fitted, errors: np.ndarray, df: np.ndarray | None, level: f
             lines.append(f"{name} was held at {fixed(estimate, 3)}.")
             continue
         nu = np.inf if df is None else float(df[k])
-        places, t = decimals(error), estimate / error
+        t = estimate / error
         half = error * float(tails.t_reach((1 - level) / 2, np.array(nu)))
         statistic = f"z = {t:.2f}" if np.isinf(nu) else f"t({nu:.1f}) = {t:.2f}"
         p = float(tails.p_of_t(np.array([t]), np.array([nu]))[0])
-        value, se, low, high = (
-            fixed(number, places, least=0) for number in (estimate, error, estimate - half, estimate + half)
-        )
+        value, se, low, high = (beside(number, error) for number in (estimate, error, estimate - half, estimate + half))
         lines.append(
             f"{name}: b = {value}, SE = {se}, {statistic}, {probability(p)}, {100 * level:g}% CI [{low}, {high}]."
         )
@@ -100,7 +98,7 @@ def _rest(fitted: Fitted) -> list[str]:
         lines.append(f"Correlations: {_listed(related)}.")
     for heading, names, estimates, errors in further.headed(fitted) if fitted.family is not None else ():
         told = [
-            f"{name} {fixed(estimate, decimals(error), least=0)} (SE {fixed(error, decimals(error), least=0)})"
+            f"{name} {beside(estimate, error)} (SE {beside(error, error)})"
             for name, estimate, error in zip(names, estimates.tolist(), errors.tolist(), strict=True)
         ]
         lines.append(f"{heading}: {_listed(told)}.")

@@ -13,7 +13,7 @@ from jmixed.inference import tails
 from jmixed.reports import further, residuals
 from jmixed.reports.fitted import Fitted
 from jmixed.reports.nesting import seemingly_nested
-from jmixed.reports.printed import decimals, fixed, latex
+from jmixed.reports.printed import beside, latex
 from jmixed.reports.sentences import left_out, success
 from jmixed.reports.tests import DDF, tests_of_coefficients
 from jmixed.runtime.arguments import checked
@@ -167,8 +167,7 @@ def parameter_table(
     of the data, not divided by the residual variance. Intervals have level 1 - alpha. With degrees of freedom (p,)
     tests are t tests, and there is a column of them.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(errors > 0, estimates / errors, np.nan)
+    t = tails.statistics(estimates, errors)
     normal = df is None
     if df is None:
         half, p = tails.quantile(tails.outer(alpha)) * errors, tails.two_sided(t)
@@ -195,7 +194,7 @@ def _beside(value, error):
     """A number with as many decimals as its standard error needs, if there is one."""
     if not error > 0 or np.isnan(value):
         return number(value)
-    return fixed(value, decimals(error), least=0)
+    return beside(value, error)
 
 
 def _degrees(value):

@@ -13,7 +13,7 @@ from jmixed.inference import tails
 from jmixed.reports import diagnostics, further
 from jmixed.reports.components import all_components
 from jmixed.reports.fitted import Fitted
-from jmixed.reports.printed import decimals, fixed, latex, wrapped
+from jmixed.reports.printed import beside, fixed, latex, wrapped
 from jmixed.reports.residuals import named_correlations, named_deviations
 from jmixed.reports.sentences import probability
 from jmixed.reports.tests import DDF, Ddf, tests_of_coefficients, usual_ddf
@@ -319,7 +319,7 @@ def _cell(style: str) -> Callable[[float, float, float, bool], str]:
         width = error * float(exponentials(estimate)) if as_ratio else error
 
         def shown(value: float) -> str:
-            return fixed(float(exponentials(value)) if as_ratio else value, decimals(width), least=0)
+            return beside(float(exponentials(value)) if as_ratio else value, width)
 
         value = shown(estimate)
         if not error > 0:
@@ -327,7 +327,7 @@ def _cell(style: str) -> Callable[[float, float, float, bool], str]:
         if style == "ci":
             half = error * float(tails.t_reach(0.025, np.array(df)))
             return f"{value} [{shown(estimate - half)}, {shown(estimate + half)}]"
-        text = f"{value} ({fixed(width, decimals(width), least=0)})"
+        text = f"{value} ({beside(width, width)})"
         if style == "p":
             p = float(tails.p_of_t(np.array([estimate / error]), np.array([df]))[0])
             text += f", {probability(p)}"

@@ -125,8 +125,7 @@ def _by_chi_square(table: pd.DataFrame) -> pd.DataFrame:
 def tests_of_coefficients(fitted: Fitted, ddf: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Standard errors of the coefficients and their degrees of freedom, None for normal tests."""
     by = denominator(fitted, ddf)
-    variances = np.diag(by.covariance)
-    errors = np.sqrt(np.where(variances >= 0, variances, np.nan))
+    errors = tails.standard_errors(np.diag(by.covariance))
     return errors, None if ddf == "none" else by.single(np.eye(fitted.k_fe))
 
 
@@ -177,8 +176,7 @@ def _single_table(tests, beta, by) -> pd.DataFrame:
     q = np.concatenate([np.zeros(0), *(hypothesis.q for hypothesis in tests)])
     estimate, df = R @ beta, by.single(R)
     se = np.sqrt(np.diag(contrast_covariance(R, by.covariance)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(se > 0, (estimate - q) / se, np.nan)
+    t = tails.statistics(estimate - q, se)
     columns = {"estimate": estimate, "se": se, "df": df, "t": t, "p": tails.p_of_t(t, df)}
     return noted(pd.DataFrame(columns, index=[hypothesis.label for hypothesis in tests]))
 

@@ -14,7 +14,7 @@ import pandas as pd
 from pandas import util
 
 from jmixed.errors import DataError, JmixedError
-from jmixed.formulas.frame import as_frame, column, unknown_column
+from jmixed.formulas.frame import as_frame, column, require_known, unknown_column
 from jmixed.runtime.precision import FLOAT
 
 ALLOWED = (
@@ -243,9 +243,8 @@ def _kind(series: pd.Series) -> Any:
 
 def require_alike(frame: pd.DataFrame, first: Mapping[str, Any]) -> None:
     """The columns of the first batch, and in each of them the same kind of values or the same categories."""
+    require_known(first, frame, "the model")
     for name, kind in first.items():
-        if name not in frame.columns:
-            raise DataError(unknown_column(name, frame.columns, "the model"))
         series = column(frame, name)
         here = _kind(series)
         if here == kind or series.isna().all():

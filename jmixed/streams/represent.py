@@ -12,13 +12,13 @@ import pandas as pd
 
 from jmixed.errors import ModelError
 from jmixed.formulas import checks
-from jmixed.formulas.assemble import Evaluated, Rows, component_terms, grouping_factors, random_terms
+from jmixed.formulas.assemble import DataRows, Evaluated, component_terms, grouping_factors, random_terms
 from jmixed.formulas.frame import working_frame
 from jmixed.formulas.model_data import ModelData, RandomTerm
 from jmixed.formulas.recipe import Matrix, restore
 from jmixed.runtime.precision import FLOAT
 from jmixed.streams.reading import changed
-from jmixed.streams.sums import Plan, Sums
+from jmixed.streams.sums import FirstPass, Sums
 
 TINY = 4 * np.finfo(FLOAT).eps
 """Least pivot of a cell, relative to its column's sum of squares: what rounding leaves of zero."""
@@ -27,7 +27,7 @@ CHUNK = 2**18
 """Cells that are worked on together: there may be as many as rows."""
 
 
-def represent(plan: Plan, total: Sums | None) -> ModelData:
+def represent(plan: FirstPass, total: Sums | None) -> ModelData:
     """The model in rows that have the cross-products of the data."""
     if total is None:
         raise changed("it has no rows")
@@ -103,7 +103,7 @@ def _root(matrix: np.ndarray, squares: np.ndarray) -> np.ndarray:
 
 
 def _terms(
-    plan: Plan, total: Sums, cells: np.ndarray, place: np.ndarray, Z: np.ndarray
+    plan: FirstPass, total: Sums, cells: np.ndarray, place: np.ndarray, Z: np.ndarray
 ) -> tuple[np.ndarray | None, tuple[RandomTerm, ...]]:
     """The label of each row's top-level group, and the random-effects terms; a row has the levels of its cell."""
     words, built = plan.statement.words, plan.ranked.built
@@ -129,7 +129,7 @@ def _terms(
     return None if top is None else top.levels.to_numpy()[top.codes[place]], terms
 
 
-def _at_cells(plan: Plan, cells: np.ndarray) -> Evaluated:
+def _at_cells(plan: FirstPass, cells: np.ndarray) -> Evaluated:
     """The labels of the cells, and the names of the columns: their values belong to rows."""
     read, specs = plan.statement.read, plan.statement.recipe.specs
     labels = {
@@ -143,11 +143,11 @@ def _at_cells(plan: Plan, cells: np.ndarray) -> Evaluated:
         if part[0] in "zv"
     }
     frame = pd.DataFrame(labels)
-    rows = Rows(frame, {}, np.arange(len(cells)))
+    rows = DataRows(frame, {}, np.arange(len(cells)))
     return Evaluated(rows, working_frame(frame, labels, read.aliases), matrices, labels)
 
 
-def _checked(plan: Plan, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...], groups: Any) -> ModelData:
+def _checked(plan: FirstPass, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...], groups: Any) -> ModelData:
     """The whole model, after the checks that any model undergoes."""
     y, X, represents = rows
     words, recipe, n = plan.statement.words, plan.statement.recipe, len(y)

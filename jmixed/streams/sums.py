@@ -15,9 +15,9 @@ import pandas as pd
 from jmixed.errors import DataError
 from jmixed.formulas import components
 from jmixed.formulas.assemble import (
+    DataRows,
     Evaluated,
     NoRowsError,
-    Rows,
     offset_of,
     offset_source,
     on_complete_rows,
@@ -66,7 +66,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FirstPass:
     """What the second pass needs of the first."""
 
     statement: Statement  # with the categories of all batches
@@ -104,7 +104,7 @@ class Sums:
     checksum: Checksum
 
 
-def plan(statement: Statement, surveyed: Survey | None) -> Plan:
+def plan(statement: Statement, surveyed: Survey | None) -> FirstPass:
     """Learn categories, cells and preconditioners from a survey of all batches."""
     if surveyed is None:
         raise DataError("batches have no rows for which the formula gives numbers; look at its transforms")
@@ -121,7 +121,7 @@ def plan(statement: Statement, surveyed: Survey | None) -> Plan:
     Z, X, y = shown[:, : len(columns)], shown[:, len(columns) : -1], shown[:, -1]
     R, basis = _preconditioner(X)
     T_inverse, T = _preconditioner(Z)
-    return Plan(
+    return FirstPass(
         statement=statement,
         cell=cell,
         ranked=ranked,
@@ -138,14 +138,14 @@ def plan(statement: Statement, surveyed: Survey | None) -> Plan:
     )
 
 
-def _evaluated(statement: Statement, rows: Rows) -> Evaluated:
+def _evaluated(statement: Statement, rows: DataRows) -> Evaluated:
     """Evaluate the formulas on rows, leaving out or refusing what transforms make missing."""
     recipe, frame = statement.recipe, statement.working(rows.frame)
     evaluation = evaluate(recipe, recipe.specs, frame, fresh=False)
     return on_complete_rows(statement.words, rows, frame, evaluation, statement.labels(rows), statement.missing)
 
 
-def _ranked(statement: Statement, surveyed: Survey, examples: Rows) -> Ranked:
+def _ranked(statement: Statement, surveyed: Survey, examples: DataRows) -> Ranked:
     """Components made from ranks within groups, learnt from the groups and categories that occur.
 
     Columns of numbers are filled up: what they are does not change which columns there are.
@@ -162,7 +162,7 @@ def _ranked(statement: Statement, surveyed: Survey, examples: Rows) -> Ranked:
     return Ranked(top, {component.name: components.build_local(component, read, frame, top) for component in plans})
 
 
-def _columns(plan: Plan, rows: Rows) -> Columns:
+def _columns(plan: FirstPass, rows: DataRows) -> Columns:
     """The rows in numbers, checked."""
     statement, evaluated = plan.statement, _evaluated(plan.statement, rows)
     name, y = response(statement.recipe, evaluated)
@@ -206,7 +206,7 @@ def _preconditioner(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return triangle * length, solve_triangular(triangle, np.eye(p)) / length[:, None]
 
 
-def sums(plan: Plan, batch: pd.DataFrame) -> Sums | None:
+def sums(plan: FirstPass, batch: pd.DataFrame) -> Sums | None:
     """Cross-products of one batch; None if it has no usable rows."""
     rows = plan.statement.rows(batch)
     if rows is not None and plan.statement.missing == "drop":
@@ -255,7 +255,7 @@ def _add_totals(first: Sums, other: Sums) -> tuple:
     return first.G + other.G, first.nobs + other.nobs, logs, low, high, seen
 
 
-def sums_of(plan: Plan, tables: Iterable[pd.DataFrame]) -> Sums | None:
+def sums_of(plan: FirstPass, tables: Iterable[pd.DataFrame]) -> Sums | None:
     """Cross-products of all batches, added up in place."""
     total: Sums | None = None
     for number, table in enumerate(tables):

@@ -15,7 +15,7 @@ import pandas as pd
 
 from jmixed.errors import DataError, FormulaError, JmixedError, ModelError
 from jmixed.formulas import components
-from jmixed.formulas.assemble import NoRowsError, Rows, Words, leave_out_missing, sources
+from jmixed.formulas.assemble import DataRows, NoRowsError, Words, leave_out_missing, sources
 from jmixed.formulas.evaluate import factors_of, known_factors
 from jmixed.formulas.formula import bare_name
 from jmixed.formulas.frame import as_frame, column, complete_rows, per_row, require_missing, working_frame
@@ -39,7 +39,7 @@ class Statement:
     words: Words
     read: Recipe  # the formulas as read
     recipe: Recipe  # those evaluated on all rows; of those that look at several rows, with what they learnt
-    components: tuple[components.Plan, ...]  # how variance components are evaluated
+    components: tuple[components.VCPlan, ...]  # how variance components are evaluated
     beside: dict[str, str]  # the columns given as groups, weights and offset
     missing: str
     kinds: dict[str, Any]  # what each column that is used holds, in the first batch
@@ -50,7 +50,7 @@ class Statement:
         """The columns of the data that are used."""
         return list(self.kinds)
 
-    def rows(self, batch: pd.DataFrame) -> Rows | None:
+    def rows(self, batch: pd.DataFrame) -> DataRows | None:
         """The rows of a batch without missing values in the columns that are used; None if there are none."""
         if not len(batch):
             return None
@@ -58,12 +58,12 @@ class Statement:
         frame = batch.loc[:, self.columns]
         beside = {name: per_row(value, frame, name) for name, value in self.beside.items()}
         try:
-            rows = Rows(frame, beside, np.arange(len(frame)))
+            rows = DataRows(frame, beside, np.arange(len(frame)))
             return leave_out_missing(rows, self.words, self.read, self.missing)
         except NoRowsError:
             return None
 
-    def evaluable(self, rows: Rows) -> Rows | None:
+    def evaluable(self, rows: DataRows) -> DataRows | None:
         """The rows of which transforms make no missing values, as `rows`; None if there are none.
 
         Categories that only other rows have are none of the model's.
@@ -79,7 +79,7 @@ class Statement:
         keep = complete_rows(masks, rows.positions, self.missing)
         return rows.take(keep) if len(keep) else None
 
-    def labels(self, rows: Rows) -> dict[str, Any]:
+    def labels(self, rows: DataRows) -> dict[str, Any]:
         """The labels that grouping factors and variance components are made of."""
         labels = sources(self.words, rows, self.recipe)
         for name in (name for plan in self.components for _, name in plan.categories):
@@ -144,7 +144,7 @@ def _kinds(words: Words, recipe: Recipe, named: Mapping[str, str], table: pd.Dat
     return kinds | {k: ANY_CATEGORIES if isinstance(v, tuple) else v for k, v in kinds_of(table, others).items()}
 
 
-def _planned(statement: Statement, few: Rows) -> Statement:
+def _planned(statement: Statement, few: DataRows) -> Statement:
     """The statement with the ways to evaluate its formulas, found from a few rows."""
     read, frame = statement.read, statement.working(few.frame)
     plans = tuple(components.plan(name, part, read, frame) for name, part in statement.words.components)
@@ -242,11 +242,11 @@ def survey_of(statement: Statement, tables: Iterable[pd.DataFrame]) -> Survey | 
     return reduce_in_pairs(parts(), partial(merge, statement))
 
 
-def learn(statement: Statement, shown: Survey) -> tuple[Statement, Rows]:
+def learn(statement: Statement, shown: Survey) -> tuple[Statement, DataRows]:
     """The statement with the categories of all batches, and example rows to look at columns with."""
     frame = pd.concat([shown.novel, shown.sample], ignore_index=True)
     beside = {name: per_row(value, frame, name) for name, value in statement.beside.items()}
-    rows, recipe = Rows(frame, beside, np.arange(len(frame))), statement.recipe
+    rows, recipe = DataRows(frame, beside, np.arange(len(frame))), statement.recipe
     working = statement.working(frame)
     dtypes = {name: column(working, name).dtype for name in working}
     learnt = replace(recipe, specs=evaluate(recipe, recipe.specs, working, fresh=True).specs, dtypes=dtypes)
@@ -254,7 +254,7 @@ def learn(statement: Statement, shown: Survey) -> tuple[Statement, Rows]:
     return replace(statement, recipe=learnt), rows
 
 
-def _require_row_by_row(statement: Statement, rows: Rows, working: pd.DataFrame) -> None:
+def _require_row_by_row(statement: Statement, rows: DataRows, working: pd.DataFrame) -> None:
     """Refuse formulas whose value in one row depends on others: halves and single rows must give what all give."""
     recipe, n = statement.recipe, len(working)
     if found := of_whole_columns(recipe, recipe.specs, working):
@@ -266,7 +266,7 @@ def _require_row_by_row(statement: Statement, rows: Rows, working: pd.DataFrame)
             _compare_labels(statement, labels, rows.take(places), places)
 
 
-def _compare_labels(statement: Statement, labels: dict, some: Rows, places: np.ndarray) -> None:
+def _compare_labels(statement: Statement, labels: dict, some: DataRows, places: np.ndarray) -> None:
     for name, expected in labels.items():
         if name in some.frame.columns or statement.words.group_name is not None:
             continue

@@ -148,13 +148,13 @@ def test_of_many_rows_few_responses_are_drawn(monkeypatch):
     data = simulated(groups=20)
     data["n"] = np.random.default_rng(1).poisson(np.exp(data["y"] / 4))
     result = jm.mixedglm("n ~ x + (1 | g)", data, "poisson").fit()
-    monkeypatch.setattr("jmixed.reports.checks.RESPONSES", 20 * len(data))
-    assert jm.plot.check_data(result)["responses"]["draw"].max() == 20
     asked = []
     drawn = type(result).residuals
     monkeypatch.setattr(type(result), "residuals", lambda *given: asked.append(given[3]) or drawn(*given))
     jm.plot.quantile_data(result)
-    monkeypatch.setattr("jmixed.plot.data.RESPONSES", 60 * len(data))
+    monkeypatch.setattr("jmixed.inference.simulation.NUMBERS", 20 * len(data))
+    assert jm.plot.check_data(result)["responses"]["draw"].max() == 20
+    monkeypatch.setattr("jmixed.inference.simulation.NUMBERS", 60 * len(data))
     jm.plot.quantile_data(result)
     jm.plot.quantile_data(result, simulations=99)
     assert asked == [250, 60, 99]

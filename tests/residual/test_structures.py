@@ -16,9 +16,9 @@ from jmixed.residual.registry import residual_structure
 from jmixed.residual.series import series_of, taken
 from jmixed.runtime.precision import double_precision
 
-CORRELATED = [word for word in WORDS if word != "independent"]
 PADDED = layouts.ROWS + 4
 VISITS = residual_cases.VISITS
+CORRELATED = [word for word in WORDS if residual_structure(word, 0, VISITS, 0).correlations]
 ABSENT = (3, 10, 11, 27)
 
 
