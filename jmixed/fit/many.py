@@ -133,6 +133,7 @@ def estimate_many(
     )
     classes = classes_of(_on_host(design), None if weights is None else np.asarray(weights)) if concrete else None
     rows, lanes = design.rows(), _lanes(design, classes, MEMORY)
+    parts = min(threads(), lanes) if reads_rows(rows) else 1
     rows = rows if weights is None else replace(rows, series=without_patterns(rows.series))
     if "Z" in varying:
         varying["Z"] = tuple(varying["Z"].get(label) for label in design.labels)
@@ -142,18 +143,18 @@ def estimate_many(
         return compiled(_estimate_many, rows, varying, classes, reml, chunks=chunks, apart=weights is not None)
 
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((rows, varying, classes, reml)))
-    in_parts = reads_rows(rows) and not traced and m >= IN_TURN * threads()
-    estimates = _in_parts(fit, varying, m) if in_parts else fit(varying)
+    estimates = fit(varying) if traced or m < IN_TURN * parts else _in_parts(fit, varying, m, parts)
     estimates = unless_unbounded(estimates, design, reml, varying.get("X"), weights)
     return named_estimate(estimates, design, m)
 
 
-def _in_parts(fit, varying, m):
-    """All fits, shared by threads; the last part is filled up."""
-    size = -(-m // threads())
+def _in_parts(fit, varying, m, parts):
+    """All fits, in parts of one size that threads share; the last one is filled up."""
+    size = -(-m // parts)
     places = (np.minimum(np.arange(start, start + size), m - 1) for start in range(0, m, size))
-    parts = [jax.tree.map(itemgetter(place), varying) for place in places]
-    fitted = in_threads(lambda part: jax.block_until_ready(fit(part)), parts)
+    fitted = in_threads(
+        lambda place: jax.block_until_ready(fit(jax.tree.map(itemgetter(place), varying))), places, parts
+    )
     return jax.tree.map(lambda *of_parts: jnp.concatenate(of_parts)[:m], *fitted)
 
 
@@ -219,7 +220,9 @@ def _fit_alike(fits: ManyFits, design, Y, members, masked, reml, memory, progres
     weights = np.where(np.isnan(Y[members]), 0, rows.weights) if masked else None
     classes = classes_of(rows, weights) if linear else None
     in_turn = reads_rows(rows)
-    lanes = min(IN_TURN if in_turn else _lanes(design, classes, memory), bucket(len(members)))
+    lanes, room = bucket(len(members)), _room(design, classes, memory)
+    lanes = min(IN_TURN if in_turn else _lanes(design, classes, memory), lanes)
+    workers = min(threads(), room if in_turn else room // lanes)
 
     def fit_chosen(chosen, max_iterations):
         """The fits at positions `chosen` of `members`, the last repeated to fill the batch."""
@@ -241,7 +244,8 @@ def _fit_alike(fits: ManyFits, design, Y, members, masked, reml, memory, progres
 
     with double_precision():
         first = MAX_ITERATIONS if in_turn else FIRST_ROUND
-        for count in in_threads(partial(fit_chosen, max_iterations=first), batches(np.arange(len(members)))):
+        fit_first = partial(fit_chosen, max_iterations=first)
+        for count in in_threads(fit_first, batches(np.arange(len(members))), workers):
             progress(count)
         # Those that have not ended go on together, and nobody waits for them.
         for chosen in batches(np.flatnonzero(fits.outcome[members] == Outcome.MAX_ITERATIONS)):
@@ -270,13 +274,18 @@ def _on_host(design):
 
 
 def _lanes(design, classes, memory):
-    """How many fits a batch may hold."""
+    """How many fits a batch holds."""
+    return bucket(max(min(LANES, _room(design, classes, memory)), 1))
+
+
+def _room(design, classes, memory):
+    """How many fits there is memory for at a time."""
     layout = design.layout
     blocks = layout.blocks if classes is None else (classes.example.shape[-1],)
     rows, border = design.X.shape[0] * 8, (design.X.shape[1] + 1) * 8
     apart = sum(layout.stage_width(s) * count for s, count in enumerate(layout.blocks)) * border
     each = 8 * rows + 4 * apart + replace(layout, blocks=blocks).fit_bytes(design.X.shape[1])
-    return bucket(max(min(LANES, memory // each), 1))
+    return memory // each
 
 
 def _as_arrays(name, value):

@@ -16,11 +16,15 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(function: Callable[[P], R], parts: Iterable[P]) -> Iterator[R]:
-    """``function(part)`` of each part, in their order, under this thread's settings of JAX.
+def in_threads(function: Callable[[P], R], parts: Iterable[P], workers: int) -> Iterator[R]:
+    """``function(part)`` of each part, in their order, by so many threads under this one's settings of JAX.
 
-    XLA runs one program after the other for a thread that calls them, and side by side for several.
+    XLA runs one program after the other for a thread that calls them, and side by side for several. Where one would
+    do, it is this one.
     """
+    if workers < 2:
+        yield from map(function, parts)
+        return
     wide, exact, device = (
         getattr(jax.config, f"jax_{name}") for name in ("enable_x64", "default_matmul_precision", "default_device")
     )
@@ -29,5 +33,5 @@ def in_threads(function: Callable[[P], R], parts: Iterable[P]) -> Iterator[R]:
         with jax.enable_x64(wide), jax.default_matmul_precision(exact), jax.default_device(device):
             return function(part)
 
-    with ThreadPoolExecutor(threads()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(work, parts)
