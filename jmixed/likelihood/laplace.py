@@ -214,7 +214,7 @@ class LaplaceDeviance(Criterion):
         return value + jnp.sum(e * (spread + drift) - 2 * table.value), gradient
 
     def derivatives(self, psi, roots, free, modes: Modes) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """L, its gradient and its Hessian in (psi, beta, kappa), at the modes, and how e moves (n, m + p + k) along each.
+        """L, its gradient and its Hessian in (psi, beta, kappa), at the modes, and how e moves, (n, m + p + k).
 
         Large weights leave K e few digits, since e is then a small difference. What it lacks of Z b, which is known
         well, is added to it, and to how it moves.
