@@ -303,3 +303,9 @@ def test_derivatives_of_a_generalized_estimate_are_those_of_the_dense_matrix():
     with jax.enable_x64(True):
         slopes = [jax.grad(total)(np.zeros(140), design) for design in designs]
     np.testing.assert_allclose(*slopes, rtol=1e-7, atol=1e-10)
+
+
+def test_quadrature_is_refused_of_related_levels():
+    for large in (10, 1000):
+        with pytest.raises(jm.ModelError, match="relationship= relates those of animal: leave it out"):
+            generalized("y ~ x + (1 | animal)", "poisson", large, quadrature=5)

@@ -59,14 +59,12 @@ from jmixed.likelihood.spans import (
 )
 from jmixed.likelihood.stages import covariances_of, stage_matrix, sum_by_parent
 from jmixed.likelihood.start import moment_covariances
-from jmixed.likelihood.starts import tells_little, terms_compete
+from jmixed.likelihood.starts import USUAL, tells_little, terms_compete
 
 SPAN = (0.05, 4.0)
 """Bounds of the variances from which searches start, of columns of unit size: responses tell little of larger ones."""
 MULTIPLES = (0.1, 3.0, 100.0)
 """Other multiples of the identity from which to start where terms compete, or levels are few or data thin."""
-FIRST = 0.3
-"""Multiple of the identity from which to start where covariances by moments are not to be had."""
 CALMER = 3.0
 """How much larger the logarithm of a precision is where large random effects leave less to a dispersion."""
 SCORING = 8
@@ -262,18 +260,20 @@ class LaplaceDeviance(Criterion):
         """
         layout, dtype = self.rows.layout, self.X.dtype
         score, weight = self._without_effects()
-        units = [np.eye(term.q, dtype=dtype) for term in layout.terms]
-        # Moments of related levels would cost more than the steps they save.
-        first = self._moment_covariances(score, weight) if self.prior is None else [FIRST * unit for unit in units]
-        several = self._tell_little(weight)
+        units, several = [np.eye(term.q, dtype=dtype) for term in layout.terms], self._tell_little(weight)
+        if self.prior is None:
+            first, multiples = self._moment_covariances(score, weight), MULTIPLES
+        else:
+            # As in a linear model: moments of related levels would cost more than the steps they save.
+            first, multiples = [USUAL[0] * unit for unit in units], USUAL[1:]
         if given is not None:
             known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in given]))
             first = [jnp.where(known, start, guess) for start, guess in zip(given, first, strict=True)]
             several &= ~known if others is None else jnp.asarray(others) | ~known
-        multiples = [np.multiply.outer(MULTIPLES, unit).astype(dtype) for unit in units]
-        starts = [jnp.concatenate([start[None], others]) for start, others in zip(first, multiples, strict=True)]
+        several_units = [np.multiply.outer(multiples, unit).astype(dtype) for unit in units]
+        starts = [jnp.concatenate([start[None], unit]) for start, unit in zip(first, several_units, strict=True)]
         # Large random effects leave little for a dispersion to explain.
-        free = self.first[np.array([0, *(multiple > 1 for multiple in MULTIPLES)], int)]
+        free = self.first[np.array([0, *(multiple > 1 for multiple in multiples)], int)]
         charts = jax.vmap(lambda covariances: chart_at(covariances, layout.terms, dtype))(starts)
         nowhere = self.nowhere()
         frames = charts.bases, jnp.broadcast_to(nowhere, (len(free), *nowhere.shape))
