@@ -309,3 +309,15 @@ def test_quadrature_is_refused_of_related_levels():
     for large in (10, 1000):
         with pytest.raises(jm.ModelError, match="relationship= relates those of animal: leave it out"):
             generalized("y ~ x + (1 | animal)", "poisson", large, quadrature=5)
+
+
+def test_related_effects_of_one_row_each_are_no_overdispersion():
+    pedigree, frame = counts()
+    result = jm.mixedglm("y ~ x + (1 | animal)", frame[:70], "poisson", relationship={"animal": pedigree}).fit()
+    variance = result.theta[0] ** 2
+    center = np.mean(result.fe_params.iloc[0] + result.fe_params.iloc[1] * frame["x"][:70])
+    inbred = np.mean(1 + pedigree.inbreeding.loc[frame["animal"][:70]])
+    lognormal = np.log1p(
+        np.exp(-center - (variance * inbred + np.var(result.fe_params.iloc[1] * frame["x"][:70], ddof=1)) / 2)
+    )
+    assert result.icc().adjusted == pytest.approx(variance / (variance + lognormal), rel=1e-5)
