@@ -31,7 +31,7 @@ FLOOR = 1e-8
 derivatives are brought back by the next ones, so that it shows in second derivatives at a zero alone."""
 
 
-def _in_covariances(function):
+def _in_covariances(function) -> Callable[..., Any]:
     """``function(roots, factor, moments, ...)`` as one of (covariances, roots, factor, moments, ...).
 
     Derivatives flow through `covariances`; of `roots`, any square roots of them, only the value is used. `factor` is F
@@ -102,9 +102,9 @@ class Eliminated:
 
 
 def eliminated(covariances, roots, moments: Moments) -> Eliminated:
-    """Eliminate all coefficients at any square roots of the covariances; at None, by Cholesky, these are regular."""
+    """Eliminate all coefficients at any square roots of the covariances; at None, at those of derivatives."""
     if roots is None:
-        covariances, roots = None, [jnp.linalg.cholesky(sigma) for sigma in covariances]
+        covariances, roots = None, _cholesky(covariances, [_floor(sigma) for sigma in covariances])
     return Eliminated(covariances, roots, _factor(roots, moments), moments)
 
 

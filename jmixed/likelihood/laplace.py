@@ -388,7 +388,8 @@ class LaplaceDeviance(Criterion):
     def _near_psi(self, psi, free, start) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """The same of sparse equations, whose derivatives are those through roots of covariances that are regular.
 
-        Beside a singular covariance value, gradient and modes are brought back by the derivatives there.
+        Beside a singular covariance value, gradient and modes are brought back by the derivatives there; of a structure
+        that is not linear in psi they are those of a variance of a hundred-millionth, in columns of unit size.
         """
         terms = self.rows.layout.terms
         shift = away_from_singular(psi, terms)

@@ -103,7 +103,7 @@ def eliminate_effects(
 ) -> Elimination:
     """The elimination at covariances, and any square roots of them of which only the value is used.
 
-    With a `prior` there may be none: then it is by Cholesky, and covariances are regular.
+    With a `prior` there may be none: they are then those by Cholesky, which derivatives flow through.
     """
     moments = working_moments(weight, rows, columns)
     if prior is not None:
