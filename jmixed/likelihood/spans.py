@@ -80,7 +80,7 @@ class Elimination:
     ----------
     logdet : scalar
         log|I + Sigma Z'WZ|.
-    stages : tuple or Eliminated
+    stages : Reduced or Eliminated
         What the elimination leaves.
     """
 
