@@ -29,8 +29,8 @@ def simulated_pedigree(rng, animals, sires, dams):
     return parents
 
 
-def records(rng, pedigree, parents, variance):
-    """One record of each animal, from breeding values of that variance beside residuals of variance two."""
+def records(rng, pedigree, parents, variance, residual=2.0):
+    """One record of each animal, from breeding values of that variance beside residuals of another one."""
     animals, size = len(parents), len(parents) // GENERATIONS
     mendelian = np.sqrt(variance * pedigree.variances) * rng.normal(size=animals)
     values = np.zeros(animals)
@@ -39,18 +39,23 @@ def records(rng, pedigree, parents, variance):
         of_parents = values[parents[own]].mean(axis=1) if start else 0
         values[own] = mendelian[own] + of_parents
     data = pd.DataFrame({"animal": np.arange(animals) + 1, "sex": rng.integers(0, 2, animals)})
-    return data.assign(y=10 + data.sex + values + np.sqrt(2) * rng.normal(size=animals))
+    return data.assign(y=10 + data.sex + values + np.sqrt(residual) * rng.normal(size=animals))
 
 
-def timed(name, formula, data, related):
+def timed(name, formula, data, related, family=None):
     for when in ("first", "again"):
         start, processor = time.perf_counter(), time.process_time()
-        result = jm.mixedlm(formula, data, relationship=related).fit()
+        if family is None:
+            model = jm.mixedlm(formula, data, relationship=related)
+        else:
+            model = jm.mixedglm(formula, data, family, relationship=related)
+        result = model.fit()
         seconds = time.perf_counter() - start, time.process_time() - processor
+        sigma = result.sigma if family is None else 1.0
         print(
             f"{name:28s} {when:6s} {seconds[0]:7.2f} s wall {seconds[1]:7.2f} s processor; "
             f"{result.optimizer.evaluations} evaluations, {result.outcome.name}, "
-            f"sd {np.round(result.theta * result.sigma, 3)}, sigma {result.sigma:.3f}",
+            f"sd {np.round(result.theta * sigma, 3)}, sigma {sigma:.3f}",
             flush=True,
         )
 
@@ -85,6 +90,12 @@ def main():
         print(f"{pedigree} in {time.perf_counter() - start:.2f} s; made with sd 1, sigma 1.414")
         data = records(rng, pedigree, parents, 1.0)
         timed(f"{sires} sires, {dams} dams", "y ~ sex + (1 | animal)", data, {"animal": pedigree})
+        if sires == 20:
+            # The same values as logarithms of means, without what a normal response has beside them.
+            other = np.random.default_rng(1)
+            counts = records(other, pedigree, parents, 1.0, residual=0.0)
+            counts = counts.assign(y=other.poisson(np.exp(counts.y - 10)))
+            timed(f"counts, {sires} sires", "y ~ sex + (1 | animal)", counts, {"animal": pedigree}, "poisson")
     for levels in (500, 1000, 2000):
         dense(rng, levels)
 

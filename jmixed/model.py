@@ -1047,19 +1047,13 @@ class MixedGLM:
     def design(self) -> Design:
         """The model as a pytree of row arrays, for `jm.estimate` and JAX's transformations.
 
-        Raises `DataError` after `remove_data`, and `ModelError` where levels are related by a sparse matrix.
+        Raises `DataError` after `remove_data`.
         """
         if not len(self.spec.y):
             raise DataError("the rows of this model's data were removed by remove_data(); use a model that has them")
         response = self._beside
         named = {DISPERSION: response.dispersion, INFLATION: response.zero}
         columns = {name: part.columns for name, part in named.items() if part is not None}
-        if sparse := [term.group for term in self.spec.terms if term.precision is not None]:
-            raise ModelError(
-                f"the levels of {sparse[0]} are related by a sparse matrix of many levels, which is there for linear "
-                "mixed models only; give a dense relationship of fewer levels",
-                page="relationships.md#large-pedigrees",
-            )
         with self.timings.step("stack"):
             return with_family(stack(self.spec), self.family, response.trials, columns, self.quadrature)
 

@@ -2278,8 +2278,8 @@ class MixedGLMResults:
         at the average of the fixed part, its offset included, over predictors with the variance that fixed and random
         effects have together; R's performance and MuMIn take it at the mean of a model without predictors, fitted anew.
         An offset is no effect: it has no part in the variance of the fixed effects. Random effects with a level for
-        each row, which take up overdispersion, count as residuals. Raises `ModelError` for an approximation that the
-        link does not have.
+        each row, which take up overdispersion, count as residuals, unless the levels are related. Raises `ModelError`
+        for an approximation that the link does not have.
 
         Parameters
         ----------

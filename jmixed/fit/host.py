@@ -30,13 +30,14 @@ from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.moments import Moments, without_padding
 from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.likelihood.quadrature import QuadratureDeviance
+from jmixed.likelihood.spans import working_moments
 from jmixed.likelihood.stages import covariances_of
 from jmixed.likelihood.whitened import WhitenedDeviance, whitened_deviance
 from jmixed.runtime import memory
 from jmixed.runtime.compilation import program
 from jmixed.runtime.facts import Facts
 from jmixed.runtime.interpreted import aside
-from jmixed.runtime.memory import bucket
+from jmixed.runtime.memory import bucket, padded
 from jmixed.runtime.precision import FLOAT, double_precision
 from jmixed.runtime.timing import Timings
 
@@ -458,25 +459,28 @@ def evaluate(design: Design, psi, beta=None, reml=True, order=0):
     return (-float(value) / 2, gradient) if order == 1 else (-float(value) / 2, gradient, -back.T @ hessian @ back / 2)
 
 
-def level_covariances(design: Design, fit: Fit) -> list[np.ndarray]:
+def level_covariances(design: Design, fit: Fit, weights: np.ndarray) -> list[np.ndarray]:
     """Covariances given the response of the effects of every level of each factor, arrays (levels, q, q).
 
-    For a sparse relationship, those of its levels without rows among them.
+    Of a sparse relationship, with those of its levels without rows. `weights` (n,) are those of the rows of a linear
+    model, or the working weights of another response, of which some may be negative.
     """
-    moments = design_moments(design)
-    with double_precision():
-        blocks = jax.device_get(_conditional_program(moments, fit.theta))
+    rows = design.rows(bucket(design.y.shape[0]))
+    with double_precision(), aside():
+        bases, blocks = jax.device_get(_conditional_program(rows, padded(weights, len(rows.y)), fit.theta))
     out = []
     for f, (members, block) in enumerate(zip(design.layout.factors, blocks, strict=True)):
-        T = diagonal_blocks(*(moments.T[t] for t in members))
+        T = diagonal_blocks(*(bases[t] for t in members))
         levels = len(design.index.position[f]) if design.index.system.related[f] else design.counts[f]
         out.append(fit.sigma**2 * np.einsum("ia,abl,jb->lij", T, block[..., :levels], T))
     return out
 
 
 @program
-def _conditional_program(moments, theta):
-    return conditional_covariances(gaussian.precondition(gaussian.factors_of(theta, moments), moments.T), moments)
+def _conditional_program(rows, weights, theta):
+    columns = preconditioners(rows)
+    roots = gaussian.precondition(gaussian.factors_of(theta, rows), columns.T)
+    return columns.T, conditional_covariances(roots, working_moments(weights, rows, columns))
 
 
 def require_places(design: Design) -> None:

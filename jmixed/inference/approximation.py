@@ -21,11 +21,11 @@ from jax.scipy.special import logsumexp
 from jmixed.algebra.newton import Point, pseudo_inverse
 from jmixed.fit.host import Fit
 from jmixed.layout.design import Design
-from jmixed.likelihood.gaussian import factors_of, precondition, reduce, squares
+from jmixed.likelihood.gaussian import factors_of, precondition, squares
 from jmixed.likelihood.grouped import is_grouped
 from jmixed.likelihood.laplace import laplace_deviance
 from jmixed.likelihood.quadrature import quadrature_deviance
-from jmixed.likelihood.spans import solve, to_blocks, to_rows, working_moments
+from jmixed.likelihood.spans import to_rows
 from jmixed.likelihood.stages import stage_blocks
 from jmixed.runtime.compilation import program
 from jmixed.runtime.memory import bucket
@@ -88,8 +88,7 @@ def _by_sampling(rows, theta, free, key, draws):
     table = deviance.responses.table(eta, extras)
     there = (deviance.responses.factors > 0).astype(eta.dtype)
     weight = jnp.maximum(table.weight, 1e-10 * there)
-    moments = working_moments(weight, rows, deviance.columns)
-    reduced = reduce(covariances, roots, moments)
+    eliminated = deviance.eliminate(covariances, roots, weight)
     of_rows, *of_blocks = jax.random.split(key, 1 + len(layout.stages))
     normal = jax.random.normal(of_rows, (len(eta), draws), eta.dtype)
     prior = []
@@ -97,8 +96,7 @@ def _by_sampling(rows, theta, free, key, draws):
         shape = (layout.stage_width(s), draws, layout.blocks[s])
         prior.append(stage_blocks(layout, s, roots).times(jax.random.normal(block_key, shape, eta.dtype)))
     wide = to_rows(prior, rows, deviance.columns)
-    border = to_blocks(jnp.sqrt(weight)[:, None] * normal - weight[:, None] * wide, rows, deviance.columns)
-    moved = wide + to_rows(solve(reduced, moments, border), rows, deviance.columns)
+    moved = wide + eliminated.reach(jnp.sqrt(weight)[:, None] * normal - weight[:, None] * wide)
 
     def log_weights(step):
         value = deviance.responses.log_densities(eta + step, extras) - table.value
@@ -108,5 +106,5 @@ def _by_sampling(rows, theta, free, key, draws):
     logs = jax.lax.map(log_weights, moved.T)
     mean = logsumexp(logs, axis=0) - jnp.log(draws)
     spread = jnp.mean(jnp.expm1(logs - mean[None]) ** 2, axis=0)
-    plain = jnp.sum(modes.e * modes.spread - 2 * table.value) + reduced.logdet
+    plain = jnp.sum(modes.e * modes.spread - 2 * table.value) + eliminated.logdet
     return plain - 2 * jnp.sum(mean), 2 * jnp.sqrt(jnp.sum(spread) / draws)

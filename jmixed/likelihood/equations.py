@@ -11,6 +11,7 @@ are those through the Cholesky factors of Sigma.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmixed.algebra.batched import eigh
-from jmixed.algebra.sparse import factorise, invert, log_determinant, moved_inverse, selected_inverse, solve, times
+from jmixed.algebra.sparse import (
+    Factor,
+    factorise,
+    invert,
+    log_determinant,
+    moved_inverse,
+    selected_inverse,
+    solve,
+    times,
+)
 from jmixed.covariance.structure import block_diagonal
 from jmixed.likelihood.jets import Jet
 from jmixed.likelihood.moments import Moments
@@ -30,35 +40,100 @@ FLOOR = 1e-8
 derivatives are brought back by the next ones, so that it shows in second derivatives at a zero alone."""
 
 
-@jax.custom_jvp
+def _in_covariances(function) -> Callable[..., Any]:
+    """``function(roots, factor, moments, ...)`` as one of (covariances, roots, factor, moments, ...).
+
+    Derivatives flow through `covariances`; of `roots`, any square roots of them, only the value is used. `factor` is F
+    at these roots.
+    """
+
+    @jax.custom_jvp
+    def in_covariances(covariances, roots, factor, *others):
+        return function(roots, factor, *others)
+
+    @in_covariances.defjvp
+    def tangents_of(primals, tangents):
+        covariances, _, _, *others = primals
+        floors = [_floor(sigma) for sigma in covariances]
+
+        def at(covariances, moments, *others):
+            roots = _cholesky(covariances, floors)
+            return function(roots, _factor(roots, moments), moments, *others)
+
+        _, out = jax.jvp(at, (covariances, *others), (tangents[0], *tangents[3:]))
+        return in_covariances(*primals), out
+
+    return in_covariances
+
+
 def reduce_equations(covariances, roots, moments: Moments):
     """Eliminate all coefficients: (G, logdet, pieces), as `gaussian.reduce`; the pieces are Lambda U by factor.
 
     Derivatives flow through `covariances`; of `roots`, any square roots of them, only the value is used.
     """
-    return _reduced(roots, moments)
+    return _reduced(covariances, roots, _factor(roots, moments), moments)
 
 
-def _reduced(roots, moments):
-    roots = _by_factor(roots, moments.layout)
-    factor = factorise(moments.index.system.plan, _entries(roots, moments))
-    border = _border(roots, moments)
-    U = solve(factor, border)
-    explained = border.T @ U
+@_in_covariances
+def _reduced(roots, factor, moments):
+    border = _scaled(roots, moments.B, moments.layout)
+    U = solve(factor, joined(border))
+    explained = joined(border).T @ U
     G = moments.G - (explained + explained.T) / 2
-    return G, log_determinant(factor), tuple(_effects(roots, moments, U))
+    return G, log_determinant(factor), tuple(_scaled(roots, apart(U, moments.layout), moments.layout, False))
 
 
-@reduce_equations.defjvp
-def _reduce_equations_tangents(primals, tangents):
-    covariances, roots, moments = primals
-    floors = [_floor(sigma) for sigma in covariances]
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Eliminated:
+    """F at square roots of the covariances, eliminated, for what is asked of it more than once.
 
-    def reduced(covariances, moments):
-        return _reduced(_cholesky(covariances, floors), moments)
+    Derivatives flow through `covariances`, which may be singular; where there are none, through the roots.
+    """
 
-    _, out = jax.jvp(reduced, (covariances, moments), (tangents[0], tangents[2]))
-    return reduce_equations(covariances, roots, moments), out
+    covariances: Any
+    roots: Any
+    factor: Factor
+    moments: Moments
+
+    @property
+    def logdet(self):
+        """log|F|."""
+        if self.covariances is None:
+            return log_determinant(self.factor)
+        return _log_determinant(self.covariances, self.roots, self.factor, self.moments)
+
+    def solve(self, border) -> list[jax.Array]:
+        """P B by factor, (q, r, levels), of borders B likewise, with P = Lambda F^-1 Lambda'."""
+        if self.covariances is None:
+            return _solved(self.roots, self.factor, self.moments, border)
+        return _solved_in_covariances(self.covariances, self.roots, self.factor, self.moments, border)
+
+
+def eliminated(covariances, roots, moments: Moments) -> Eliminated:
+    """Eliminate all coefficients at any square roots of the covariances; at None, at those of derivatives."""
+    if roots is None:
+        covariances, roots = None, _cholesky(covariances, [_floor(sigma) for sigma in covariances])
+    return Eliminated(covariances, roots, _factor(roots, moments), moments)
+
+
+@_in_covariances
+def _log_determinant(roots, factor, moments):
+    return log_determinant(factor)
+
+
+def _solved(roots, factor, moments, border):
+    layout = moments.layout
+    solved = solve(factor, joined(_scaled(roots, border, layout)))
+    return _scaled(roots, apart(solved, layout), layout, False)
+
+
+_solved_in_covariances = _in_covariances(_solved)
+
+
+def away_from_singular(psi, terms):
+    """What to add to psi (m,) so that no covariance is singular, and no floor is called for."""
+    return 2 * _floors(psi, terms)[0]
 
 
 def equations_jets(psi, moments: Moments, exact: jax.Array | bool):
@@ -74,8 +149,8 @@ def equations_jets(psi, moments: Moments, exact: jax.Array | bool):
     shift, floors = _floors(psi, layout.terms)
 
     def at(psi):
-        roots = _by_factor(_cholesky(covariances_of(psi, layout.terms), floors), layout)
-        return _entries(roots, moments), _border(roots, moments)
+        roots = _cholesky(covariances_of(psi, layout.terms), floors)
+        return _entries(roots, moments), joined(_scaled(roots, moments.B, layout))
 
     equations = _Equations(at, psi + shift)
     values, border = at(psi + shift)
@@ -165,10 +240,8 @@ def _explained_jet(equations: _Equations, factor, border) -> Jet:
 
 def conditional_covariances(roots, moments: Moments):
     """Covariances given the response, over sigma^2, of the effects of every level of each factor, (q, q, levels)."""
-    roots = _by_factor(roots, moments.layout)
-    system, start = moments.index.system, len(moments.index.system.prior)
-    inverse = selected_inverse(factorise(system.plan, _entries(roots, moments)))
-    out = []
+    inverse, start = selected_inverse(_factor(roots, moments)), len(moments.index.system.prior)
+    roots, out = _by_factor(roots, moments.layout), []
     for root, C in zip(roots, moments.C, strict=True):
         i, j = np.tril_indices(len(root))
         blocks = inverse[start : start + len(i) * C.shape[2]].reshape(len(i), -1)
@@ -213,9 +286,14 @@ def _by_factor(roots, layout):
     return [block_diagonal([roots[t] for t in members]) for members in layout.factors]
 
 
+def _factor(roots, moments: Moments) -> Factor:
+    """F at square roots of the terms' covariances, eliminated."""
+    return factorise(moments.index.system.plan, _entries(roots, moments))
+
+
 def _entries(roots, moments: Moments):
     """The entries of F, in the order of its plan's pattern."""
-    system = moments.index.system
+    system, roots = moments.index.system, _by_factor(roots, moments.layout)
     parts = [jnp.asarray(system.prior).astype(moments.G.dtype)]
     for root, C in zip(roots, moments.C, strict=True):
         block = jnp.einsum("ia,ijg,jb->abg", root, C, root)
@@ -225,17 +303,22 @@ def _entries(roots, moments: Moments):
     return jnp.concatenate(parts)
 
 
-def _border(roots, moments: Moments):
-    """Lambda'B of all coefficients, level by level, (N, p + 1)."""
-    parts = [jnp.einsum("ia,irg->gar", root, B) for root, B in zip(roots, moments.B, strict=True)]
-    return jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+def _scaled(roots, blocks, layout, transposed=True) -> list[jax.Array]:
+    """Lambda'B of each factor, (q, r, levels), or Lambda B."""
+    spec = "ia,irg->arg" if transposed else "ai,irg->arg"
+    return [jnp.einsum(spec, root, B) for root, B in zip(_by_factor(roots, layout), blocks, strict=True)]
 
 
-def _effects(roots, moments: Moments, U):
-    """Lambda U of each factor, (q, p + 1, levels)."""
-    start = 0
-    for root, B in zip(roots, moments.B, strict=True):
-        q, r, levels = B.shape
-        of_factor = U[start : start + q * levels].reshape(levels, q, r)
-        yield jnp.einsum("ij,gjr->irg", root, of_factor)
-        start += q * levels
+def joined(blocks):
+    """Coefficients (q, r, levels) of each factor in the order of the equations, level by level, (N, r)."""
+    return jnp.concatenate([jnp.moveaxis(block, -1, 0).reshape(-1, block.shape[1]) for block in blocks])
+
+
+def apart(coefficients, layout) -> list[jax.Array]:
+    """The coefficients of each factor, (q, r, levels), from all of them, (N, r)."""
+    blocks, start = [], 0
+    for f, levels in enumerate(layout.levels):
+        stop = start + levels * layout.factor_width(f)
+        blocks.append(jnp.moveaxis(coefficients[start:stop].reshape(levels, -1, coefficients.shape[1]), 0, -1))
+        start = stop
+    return blocks

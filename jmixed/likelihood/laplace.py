@@ -31,11 +31,13 @@ from jax.lax import stop_gradient
 
 from jmixed.algebra.batched import eigh
 from jmixed.algebra.newton import Evaluation, Point, pseudo_inverse
+from jmixed.algebra.sparse import Factor
 from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots
 from jmixed.covariance.structure import block_diagonal, join, rectify, theta_of_factors
 from jmixed.families.family import DISPERSION, Family
 from jmixed.layout.design import ResponseRows, Rows
 from jmixed.likelihood.contract import Criterion, Starts
+from jmixed.likelihood.equations import away_from_singular
 from jmixed.likelihood.estimates import by_level
 from jmixed.likelihood.gaussian import factors_of, precondition, psi_of, reduce, squares
 from jmixed.likelihood.grouped import Groups, evaluate, evaluate_apart, groups_of, is_grouped, modes, over_blocks
@@ -46,10 +48,18 @@ from jmixed.likelihood.preconditioning import Preconditioners, orthonormal, prec
 from jmixed.likelihood.products import level_of_rows
 from jmixed.likelihood.profiled import InPsi
 from jmixed.likelihood.responses import Responses, responses_of
-from jmixed.likelihood.spans import scaled, solve, to_blocks, to_rows, working_moments
+from jmixed.likelihood.spans import (
+    Elimination,
+    eliminate_effects,
+    prior_of,
+    scaled,
+    to_blocks,
+    to_rows,
+    working_moments,
+)
 from jmixed.likelihood.stages import covariances_of, stage_matrix, sum_by_parent
 from jmixed.likelihood.start import moment_covariances
-from jmixed.likelihood.starts import tells_little, terms_compete
+from jmixed.likelihood.starts import USUAL, tells_little, terms_compete
 
 SPAN = (0.05, 4.0)
 """Bounds of the variances from which searches start, of columns of unit size: responses tell little of larger ones."""
@@ -97,6 +107,8 @@ class LaplaceDeviance(Criterion):
         Whether the other columns of X explain one of them in the rows at hand.
     groups : Groups or None
         The rows by group where there is one factor: then the frame of a point holds the modes of groups in place of e.
+    prior : Factor or None
+        The inverse known covariance of related levels where it is sparse, eliminated.
     """
 
     rows: Rows
@@ -108,6 +120,7 @@ class LaplaceDeviance(Criterion):
     first: jax.Array
     redundant: jax.Array
     groups: Groups | None = None
+    prior: Factor | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -123,8 +136,12 @@ class LaplaceDeviance(Criterion):
     def spread(self, covariances, e) -> jax.Array:
         """K e (n, ...) for e likewise."""
         wide = e.reshape(e.shape[0], -1)
-        blocks = scaled(to_blocks(wide, self.rows, self.columns), covariances, self.rows.layout)
+        blocks = scaled(to_blocks(wide, self.rows, self.columns), covariances, self.rows.layout, self.prior)
         return to_rows(blocks, self.rows, self.columns).reshape(e.shape)
+
+    def eliminate(self, covariances, roots, weight) -> Elimination:
+        """The random effects eliminated, with working weights (n,)."""
+        return eliminate_effects(covariances, roots, weight, self.rows, self.columns, self.prior)
 
     # ---- modes ----
 
@@ -160,10 +177,7 @@ class LaplaceDeviance(Criterion):
         """
         score, weight, _, _ = self.responses.derivatives(xi + spread, extras)
         weight = jnp.where(cautious[self.component], jnp.maximum(weight, 0), weight)
-        moments = working_moments(weight, self.rows, self.columns)
-        reduced = reduce(covariances, roots, moments)
-        border = to_blocks((weight * spread + score)[:, None], self.rows, self.columns)
-        move = to_rows(solve(reduced, moments, border), self.rows, self.columns)[:, 0] - spread
+        move = self.eliminate(covariances, roots, weight).reach(weight * spread + score) - spread
         # After a step e is the score but for what is of second order, whether or not spread is K e to the last digit.
         gains = jnp.stack([(score - e) * move, jnp.abs(weight) * move**2], axis=1)
         gain = jax.ops.segment_sum(gains, self.component, num_segments=self.components)
@@ -179,15 +193,13 @@ class LaplaceDeviance(Criterion):
         table = self.responses.table(xi + spread, extras)
 
         def logdet(psi, weight):
-            moments = working_moments(weight, self.rows, self.columns)
-            reduced = reduce(covariances_of(psi, self.rows.layout.terms), roots, moments)
-            return reduced.logdet, (reduced, moments)
+            eliminated = self.eliminate(covariances_of(psi, self.rows.layout.terms), roots, weight)
+            return eliminated.logdet, eliminated
 
         at = jax.value_and_grad(logdet, argnums=(0, 1), has_aux=True)(psi, table.weight)
-        (value, (reduced, moments)), (in_sigma, h) = at
+        (value, eliminated), (in_sigma, h) = at
         rho = h * table.slope
-        reached = solve(reduced, moments, to_blocks(rho[:, None], self.rows, self.columns))
-        g = to_rows(reached, self.rows, self.columns)[:, 0]
+        g = eliminated.reach(rho)
         v = rho - table.weight * g
 
         def along(psi):
@@ -200,8 +212,8 @@ class LaplaceDeviance(Criterion):
         # Of what rounding does to e only squares remain: this is 2 e'Z b - e'K e.
         return value + jnp.sum(e * (spread + drift) - 2 * table.value), gradient
 
-    def derivatives(self, psi, roots, free, modes: Modes) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """L, its gradient and its Hessian in (psi, beta, kappa), at the modes.
+    def derivatives(self, psi, roots, free, modes: Modes) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """L, its gradient and its Hessian in (psi, beta, kappa), at the modes, and how e moves, (n, m + p + k).
 
         Large weights leave K e few digits, since e is then a small difference. What it lacks of Z b, which is known
         well, is added to it, and to how it moves.
@@ -213,9 +225,10 @@ class LaplaceDeviance(Criterion):
             return self.value_and_gradient(x[:m], roots, x[m:], e, drift)
 
         (value, gradient), slopes = jax.linearize(value_gradient, x, e, drift)
-        directions = (jnp.eye(len(x), dtype=x.dtype), *(rates.T for rates in self._rates(x, roots, e, drift)))
+        rates, drifts = self._rates(x, roots, e, drift)
+        directions = jnp.eye(len(x), dtype=x.dtype), rates.T, drifts.T
         hessian = jax.lax.map(lambda direction: slopes(*direction)[1], directions)
-        return value, gradient, (hessian + hessian.T) / 2
+        return value, gradient, (hessian + hessian.T) / 2, rates
 
     def _rates(self, x, roots, e, drift) -> tuple[jax.Array, jax.Array]:
         """How the modes e and the drift move (n, m + p + k) along each of (psi, beta, kappa)."""
@@ -230,9 +243,7 @@ class LaplaceDeviance(Criterion):
         in_eta, in_extras = jax.vmap(moved)(jnp.eye(len(x), dtype=x.dtype))
         rates = jnp.einsum("un,kun->nk", table.in_extras[1], in_extras) - (table.weight[None] * in_eta).T
         covariances = covariances_of(x[:m], self.rows.layout.terms)
-        moments = working_moments(table.weight, self.rows, self.columns)
-        border = to_blocks(rates, self.rows, self.columns)
-        reached = to_rows(solve(reduce(covariances, roots, moments), moments, border), self.rows, self.columns)
+        reached = self.eliminate(covariances, roots, table.weight).reach(rates)
         rates = rates - table.weight[:, None] * reached
         return rates, reached - self.spread(covariances, rates)
 
@@ -250,15 +261,20 @@ class LaplaceDeviance(Criterion):
         """
         layout, dtype = self.rows.layout, self.X.dtype
         score, weight = self._without_effects()
-        first, several = self._moment_covariances(score, weight), self._tell_little(weight)
+        units, several = [np.eye(term.q, dtype=dtype) for term in layout.terms], self._tell_little(weight)
+        if self.prior is None:
+            first, multiples = self._moment_covariances(score, weight), MULTIPLES
+        else:
+            # As in a linear model: moments of related levels would cost more than the steps they save.
+            first, multiples = [USUAL[0] * unit for unit in units], USUAL[1:]
         if given is not None:
             known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(covariance)) for covariance in given]))
             first = [jnp.where(known, start, guess) for start, guess in zip(given, first, strict=True)]
             several &= ~known if others is None else jnp.asarray(others) | ~known
-        units = [np.multiply.outer(MULTIPLES, np.eye(term.q)).astype(dtype) for term in layout.terms]
-        starts = [jnp.concatenate([start[None], unit]) for start, unit in zip(first, units, strict=True)]
+        several_units = [np.multiply.outer(multiples, unit).astype(dtype) for unit in units]
+        starts = [jnp.concatenate([start[None], unit]) for start, unit in zip(first, several_units, strict=True)]
         # Large random effects leave little for a dispersion to explain.
-        free = self.first[np.array([0, *(multiple > 1 for multiple in MULTIPLES)], int)]
+        free = self.first[np.array([0, *(multiple > 1 for multiple in multiples)], int)]
         charts = jax.vmap(lambda covariances: chart_at(covariances, layout.terms, dtype))(starts)
         nowhere = self.nowhere()
         frames = charts.bases, jnp.broadcast_to(nowhere, (len(free), *nowhere.shape))
@@ -328,7 +344,7 @@ class LaplaceDeviance(Criterion):
         """L at the modes e."""
         spread = self.spread(covariances, e)
         weight = self.responses.derivatives(xi + spread, extras).weight
-        logdet = reduce(covariances, roots, working_moments(weight, self.rows, self.columns)).logdet
+        logdet = self.eliminate(covariances, roots, weight).logdet
         return logdet + jnp.sum(e * spread - 2 * self.responses.log_densities(xi + spread, extras))
 
     def at(self, theta, beta, kappa):
@@ -362,11 +378,28 @@ class LaplaceDeviance(Criterion):
         At square roots (q, q) of the terms' covariances in preconditioned columns, and beta and kappa of such columns.
         """
         covariances = squares(roots)
-        if self.groups is None:
-            psi = psi_of(covariances, self.rows.layout.terms, free.dtype)
-            modes = self.modes(covariances, roots, *self.predictors(free), start)
-            return *self.derivatives(psi, roots, free, modes), modes.e
-        return evaluate(self.groups, *self._of_groups(covariances, roots), free, start)
+        if self.groups is not None:
+            return evaluate(self.groups, *self._of_groups(covariances, roots), free, start)
+        psi = psi_of(covariances, self.rows.layout.terms, free.dtype)
+        if self.prior is not None:
+            return self._near_psi(psi, free, start)
+        modes = self.modes(covariances, roots, *self.predictors(free), start)
+        return *self.derivatives(psi, roots, free, modes)[:3], modes.e
+
+    def _near_psi(self, psi, free, start) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """The same of sparse equations, whose derivatives are those through roots of covariances that are regular.
+
+        Beside a singular covariance value, gradient and modes are brought back by the derivatives there; of a structure
+        that is not linear in psi they are those of a variance of a hundred-millionth, in columns of unit size.
+        """
+        terms = self.rows.layout.terms
+        shift = away_from_singular(psi, terms)
+        covariances = covariances_of(psi + shift, terms)
+        modes = self.modes(covariances, None, *self.predictors(free), start)
+        value, gradient, hessian, rates = self.derivatives(psi + shift, None, free, modes)
+        shift = jnp.pad(shift, (0, len(free)))
+        bend = hessian @ shift
+        return value - shift @ gradient + shift @ bend / 2, gradient - bend, hessian, modes.e - rates @ shift
 
     def _of_groups(self, covariances, roots):
         """Sigma of a group, a square root of it, and its derivatives in psi."""
@@ -437,7 +470,7 @@ class LaplaceDeviance(Criterion):
             blocks = to_blocks(known[:, None], self.rows, self.columns)
         else:
             blocks = [jnp.moveaxis(known, 0, 1).reshape(known.shape[1], 1, -1)]
-        return scaled(blocks, covariances, self.rows.layout)
+        return scaled(blocks, covariances, self.rows.layout, self.prior)
 
     def effects_at(self, theta, beta, kappa) -> list[jax.Array]:
         """The modes of the effects, likewise, at theta, beta and kappa of columns as they are."""
@@ -554,10 +587,7 @@ def _settled_tangent(primals, tangents):
     moved = (tangents[0], tangents[1], tangents[3], tangents[4])
     _, change = jax.jvp(scores, (deviance, covariances, xi, extras), moved)
     weight = deviance.responses.derivatives(xi + deviance.spread(covariances, e), extras).weight
-    working = working_moments(weight, deviance.rows, deviance.columns)
-    border = to_blocks(change[:, None], deviance.rows, deviance.columns)
-    moved = solve(reduce(covariances, roots, working), working, border)
-    return e, change - weight * to_rows(moved, deviance.rows, deviance.columns)[:, 0]
+    return e, change - weight * deviance.eliminate(covariances, roots, weight).reach(change)
 
 
 def laplace_deviance(rows: Rows) -> LaplaceDeviance:
@@ -585,7 +615,8 @@ def laplace_deviance(rows: Rows) -> LaplaceDeviance:
     length = jnp.sqrt(jnp.sum(there[:, None] * stop_gradient(X) ** 2, axis=0) / count)
     redundant = jnp.any(length < 0.5) | (X.shape[1] > count)
     groups = groups_of(rows, X, columns, responses) if is_grouped(rows.layout) else None
-    return LaplaceDeviance(rows, X, columns, responses, basis, component, first, redundant, groups)
+    known = groups, prior_of(rows)
+    return LaplaceDeviance(rows, X, columns, responses, basis, component, first, redundant, *known)
 
 
 def _first(X, responses: Responses, beta):

@@ -7,7 +7,7 @@ so that the levels stand in one block, a core. Nothing else in the likelihood, i
 
 import jax.numpy as jnp
 
-from jmixed.algebra.sparse import factorise, log_determinant
+from jmixed.algebra.sparse import Factor, factorise, log_determinant
 
 
 def times_roots(layout, index, stage, x, transposed=False):
@@ -52,8 +52,13 @@ def related_draws(index, factor, normal):
     return jnp.pad(drawn, ((0, 0), (0, levels - size), (0, 0)))
 
 
-def prior_log_determinant(system, dtype):
-    """log|Q|."""
+def prior_factor(system, dtype) -> Factor:
+    """Q of sparse equations, eliminated: the inverse covariance of coefficients whose own variances are one."""
     size = system.plan.rows.shape[0]
     prior = jnp.asarray(system.prior).astype(dtype)
-    return log_determinant(factorise(system.plan, jnp.zeros(size, dtype).at[: len(prior)].set(prior)))
+    return factorise(system.plan, jnp.zeros(size, dtype).at[: len(prior)].set(prior))
+
+
+def prior_log_determinant(system, dtype):
+    """log|Q|."""
+    return log_determinant(prior_factor(system, dtype))

@@ -1,21 +1,31 @@
 """Random effects between rows and blocks: Z b, its transpose, and (Z'WZ + Sigma^-1)^-1 applied to many columns.
 
 The blocks of each stage of the elimination (see `jmixed.layout.layout`) hold the effects u of independent levels in
-preconditioned columns, Z b = Z~ (L (x) I) u with L the roots of known covariances.
+preconditioned columns, Z b = Z~ (L (x) I) u with L the roots of known covariances. Of sparse equations they hold the
+effects of levels as they are, and what stands for Sigma here is its product with their known covariance.
 """
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import stop_gradient
 
+from jmixed.algebra.sparse import Factor, log_determinant
+from jmixed.algebra.sparse import solve as solve_sparse
 from jmixed.layout.design import Rows
+from jmixed.layout.layout import EQUATIONS
 from jmixed.likelihood.couplings import couplings
+from jmixed.likelihood.equations import apart, joined
+from jmixed.likelihood.equations import eliminated as equations_eliminated
+from jmixed.likelihood.gaussian import reduce
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.preconditioning import Preconditioners
 from jmixed.likelihood.products import at_rows, border_of_stage, crossproduct, random_columns, stack_stages
-from jmixed.likelihood.related import times_roots
+from jmixed.likelihood.related import prior_factor, times_roots
 from jmixed.likelihood.stages import stage_blocks, sum_by_parent
 
 
@@ -50,9 +60,58 @@ def to_rows(blocks, rows: Rows, columns: Preconditioners) -> jax.Array:
     return total
 
 
-def scaled(blocks, covariances, layout) -> list[jax.Array]:
-    """Sigma a of every stage's blocks."""
-    return [stage_blocks(layout, s, covariances).times(block) for s, block in enumerate(blocks)]
+def scaled(blocks, covariances, layout, prior: Factor | None = None) -> list[jax.Array]:
+    """Sigma a of every stage's blocks; of sparse equations by the inverse known covariance, the `prior`."""
+    moved = [stage_blocks(layout, s, covariances).times(block) for s, block in enumerate(blocks)]
+    return moved if prior is None else apart(solve_sparse(stop_gradient(prior), joined(moved)), layout)
+
+
+def prior_of(rows: Rows) -> Factor | None:
+    """The inverse known covariance of the coefficients of sparse equations, eliminated; else None."""
+    return prior_factor(rows.index.system, rows.y.dtype) if rows.layout.crossed == EQUATIONS else None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Elimination:
+    """The random effects eliminated from rows with working weights W (n,).
+
+    Attributes
+    ----------
+    logdet : scalar
+        log|I + Sigma Z'WZ|.
+    stages : Reduced or Eliminated
+        What the elimination leaves.
+    """
+
+    logdet: jax.Array
+    stages: Any
+    moments: Moments
+    rows: Rows
+    columns: Preconditioners
+
+    def reach(self, values) -> jax.Array:
+        """Z P Z'v (n, ...) for v likewise, with P = (Z'WZ + Sigma^-1)^-1."""
+        border = to_blocks(values.reshape(values.shape[0], -1), self.rows, self.columns)
+        equations = self.rows.layout.crossed == EQUATIONS
+        solved = self.stages.solve(border) if equations else solve(self.stages, self.moments, border)
+        return to_rows(solved, self.rows, self.columns).reshape(values.shape)
+
+
+def eliminate_effects(
+    covariances, roots, weight, rows: Rows, columns: Preconditioners, prior: Factor | None
+) -> Elimination:
+    """The elimination at covariances, and any square roots of them of which only the value is used.
+
+    With a `prior` there may be none: they are then those by Cholesky, which derivatives flow through.
+    """
+    moments = working_moments(weight, rows, columns)
+    if prior is not None:
+        equations = equations_eliminated(covariances, roots, moments)
+        logdet = equations.logdet - log_determinant(stop_gradient(prior))
+        return Elimination(logdet, equations, moments, rows, columns)
+    reduced = reduce(covariances, roots, moments)
+    return Elimination(reduced.logdet, reduced, moments, rows, columns)
 
 
 def working_moments(weights, rows: Rows, columns: Preconditioners) -> Moments:

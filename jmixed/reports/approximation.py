@@ -70,6 +70,10 @@ def approximation(fitted: Fitted, draws: int, key: Any) -> Approximation:
         raise DataError(f"draws is {draws!r}; give their number, a whole number of 2 or more")
     if isinstance(key, bool) or not isinstance(key, int | np.integer) or key < 0:
         raise DataError(f"key is {key!r}; give a seed, a whole number of zero or more")
+    fitted.refuse_sparse(
+        "approximation()",
+        "draws of thousands of related effects at once tell nothing. A bootstrap shows what it costs the estimates",
+    )
     told = accuracy(fitted.model.design, fitted.fit, int(draws), int(key))
     method = f"quadrature, {told.nodes} nodes" if told.nodes else f"importance sampling, {told.draws} draws"
     shift = None if told.shift is None else fitted.vector(told.shift, fitted.names.fixed)

@@ -391,11 +391,11 @@ def _predictors_and_residual(fitted: Fitted, approximation: Approximation | None
     """The model, with those of its terms that are no residuals, the fit, and the residual variance, a mean over rows.
 
     Of a family it is that of an observation on the scale of the predictor, with the random effects that have a level
-    for each row, which take up overdispersion.
+    for each row, which take up overdispersion; those of related levels do not.
     """
     spec, fit = fitted.spec, fitted.fit
     if fitted.family is not None:
-        by_row = [len(term.levels) == len(spec.y) for term in spec.terms]
+        by_row = [term.relationship is None and len(term.levels) == len(spec.y) for term in spec.terms]
         others = tuple(term for term, alone in zip(spec.terms, by_row, strict=True) if not alone)
         by_rows = tuple(term for term, alone in zip(spec.terms, by_row, strict=True) if alone)
         overdispersion = variances_of_predictors(replace(spec, terms=by_rows), fit)[1]

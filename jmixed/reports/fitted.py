@@ -29,6 +29,12 @@ from jmixed.reports.hypotheses import positional
 from jmixed.reports.names import ParameterNames, parameter_names, patsy_order, structure
 from jmixed.runtime.facts import Facts
 
+JOINT = (
+    "the joint covariance of all effects (variances of predictions with random effects, leverages)",
+    "it is dense. ranef(cond_var=True) has the variances of the levels",
+)
+"""What is refused of many related levels, and why."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -422,7 +428,7 @@ class Fitted:
         self.need_data("the joint covariance of fixed and random effects", rows=False)
         terms = self.spec.terms
         self.refuse_iterative("the joint covariance of fixed and random effects (leverages)")
-        self._refuse_sparse()
+        self.refuse_sparse(*JOINT)
         codes, related = [term.codes for term in terms], [cast(Any, term.relationship) for term in terms]
         return joint_covariance(self.white_design, codes, self.fit, related, self._weights)
 
@@ -437,13 +443,11 @@ class Fitted:
         """Weights (n,) of the rows of `white_design`, negative where a log density is not concave at the mode."""
         return self.white_design.weights if self.family is None else self.at_modes.weight
 
-    def _refuse_sparse(self) -> None:
-        """Refuse what is dense where levels are too many for it."""
+    def refuse_sparse(self, what: str, why: str) -> None:
+        """Refuse what is not there where related levels are many."""
         if any(term.precision is not None for term in self.spec.terms):
             raise ModelError(
-                "the joint covariance of all effects (variances of predictions with random effects, leverages) is not "
-                "there for a sparse relationship of many levels: it is dense. ranef(cond_var=True) has the variances "
-                "of the levels",
+                f"{what} is not there for a sparse relationship of many levels: {why}",
                 page="relationships.md#large-pedigrees",
             )
 
@@ -456,7 +460,7 @@ class Fitted:
                 f"conditional covariances of more than {MOST:,} random effects", "predict(data, interval=...) for some"
             )
         if any(term.precision is not None for term in self.spec.terms):
-            of_factor = level_covariances(self.white_design, self.fit)
+            of_factor = level_covariances(self.white_design, self.fit, self._weights)
             return {
                 self.spec.terms[members[0]].group: block[: len(self.spec.terms[members[0]].known_levels)]
                 for members, block in zip(self.design.layout.factors, of_factor, strict=True)
@@ -491,7 +495,7 @@ class Fitted:
         """Conditional covariances of `random_effects`, given the parameters."""
         self.need_data("random_effects_cov", rows=False)
         self.refuse_iterative("random_effects_cov")
-        self._refuse_sparse()
+        self.refuse_sparse(*JOINT)
         return self.groups.covariances(self.white_design, self.fit, self._weights)
 
     def without_rows(self) -> "Fitted":

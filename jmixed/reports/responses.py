@@ -45,6 +45,12 @@ def checked_quadrature(quadrature: int, terms) -> None:
             f"quadrature={quadrature} is there for one grouping factor, and this model has {', '.join(groups)}: leave "
             "it out (Laplace's approximation), and let result.approximation() say how good that is"
         )
+    if related := [term.group for term in terms if term.relationship is not None]:
+        raise ModelError(
+            f"quadrature={quadrature} is there for groups that are independent of each other, and relationship= "
+            f"relates those of {related[0]}: leave it out (Laplace's approximation)",
+            page="relationships.md",
+        )
     if width > WIDEST:
         raise ModelError(
             f"quadrature={quadrature} is there for up to {WIDEST} random effects of a group, and this model has {width}"
