@@ -105,7 +105,8 @@ def measure(system, case, path, repeats, budget):
         objective = float(fit(data, formula))
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return {"first": seconds[0], "repeated": seconds[1 + SETTLING :] or seconds[-1:], "objective": objective, "memory": peak}
+    repeated = seconds[1 + SETTLING :] or seconds[-1:]
+    return {"first": seconds[0], "repeated": repeated, "objective": objective, "memory": peak}
 
 
 LME4 = """
