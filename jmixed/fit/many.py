@@ -31,6 +31,7 @@ from jmixed.likelihood.whitened import reads_rows
 from jmixed.residual.series import without_patterns
 from jmixed.runtime.arguments import checked
 from jmixed.runtime.compilation import program
+from jmixed.runtime.executables import is_plain
 from jmixed.runtime.memory import bucket
 from jmixed.runtime.precision import FLOAT, double_precision, exact_products
 from jmixed.runtime.threads import in_threads, threads
@@ -133,7 +134,7 @@ def estimate_many(
     )
     classes = classes_of(_on_host(design), None if weights is None else np.asarray(weights)) if concrete else None
     rows, lanes = design.rows(), _lanes(design, classes, MEMORY)
-    parts = min(threads(), lanes) if reads_rows(rows) else 1
+    parts = _workers(lanes) if reads_rows(rows) else 1
     rows = rows if weights is None else replace(rows, series=without_patterns(rows.series))
     if "Z" in varying:
         varying["Z"] = tuple(varying["Z"].get(label) for label in design.labels)
@@ -222,7 +223,7 @@ def _fit_alike(fits: ManyFits, design, Y, members, masked, reml, memory, progres
     in_turn = reads_rows(rows)
     lanes, room = bucket(len(members)), _room(design, classes, memory)
     lanes = min(IN_TURN if in_turn else _lanes(design, classes, memory), lanes)
-    workers = min(threads(), room if in_turn else room // lanes)
+    workers = _workers(room if in_turn else room // lanes)
 
     def fit_chosen(chosen, max_iterations):
         """The fits at positions `chosen` of `members`, the last repeated to fill the batch."""
@@ -276,6 +277,14 @@ def _on_host(design):
 def _lanes(design, classes, memory):
     """How many fits a batch holds."""
     return bucket(max(min(LANES, _room(design, classes, memory)), 1))
+
+
+def _workers(room):
+    """How many threads share fits, of whose batches there is memory for so many.
+
+    Where JAX compiles programs by itself, their calls of LAPACK may wait for those of another thread without end.
+    """
+    return min(threads(), room) if is_plain() else 1
 
 
 def _room(design, classes, memory):

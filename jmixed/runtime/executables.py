@@ -47,7 +47,7 @@ def call_from(
     one design from another. Without a directory nothing is kept.
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
-    if not (_is_plain() and all(isinstance(leaf, ARRAYS) and not isinstance(leaf, Tracer) for leaf in leaves)):
+    if not (is_plain() and all(isinstance(leaf, ARRAYS) and not isinstance(leaf, Tracer) for leaf in leaves)):
         return jitted(*args, **kwargs, **static)
     key = (name, tree, tuple(static.items()), tuple(map(_kind, leaves)), *map(_setting, SETTINGS))
     while True:
@@ -177,7 +177,7 @@ def _setting(name: str) -> Any:
 _settings: Any = jax.config
 
 
-def _is_plain() -> bool:
+def is_plain() -> bool:
     """Whether programs run as always: on the one device, and nobody watches them for nan."""
     return jax.device_count() == 1 and _setting("jax_default_device") is None and not _setting("jax_debug_nans")
 

@@ -221,6 +221,10 @@ def test_threads_share_a_batch_without_a_trace(monkeypatch):
         # Two parts, of which the second is filled up; each thread has its own part.
         monkeypatch.setattr(many, "threads", lambda: 2)
         shared = jm.estimate_many(design, Y, reml=False)
+        with jax.debug_nans(True):
+            assert many._workers(5) == 1
+        assert many._workers(5) == 2
+        assert many._workers(1) == 1
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
         np.testing.assert_allclose(other[:7], one, rtol=1e-10, atol=1e-10)
     assert shared.sigma.shape == (17,)
