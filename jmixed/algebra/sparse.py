@@ -142,6 +142,7 @@ def _moved(plan, values, numbers, fronts, direction):
     return _at_pattern(plan, _moved_inversion(plan, numbers, fronts, columns, core))[: len(values)]
 
 
+@partial(_moved.defjvp, symbolic_zeros=True)
 def _moved_tangent(primals, tangents):
     plan, values, *known, direction = primals
     moved, (_, by_values, *_, by_direction) = _moved(*primals), tangents
@@ -158,9 +159,6 @@ def _moved_tangent(primals, tangents):
     if not isinstance(by_direction, SymbolicZero):
         tangent += _moved(plan, values, *known, by_direction)
     return moved, tangent
-
-
-_moved.defjvp(_moved_tangent, symbolic_zeros=True)
 
 
 def _offsets(plan):
@@ -241,8 +239,10 @@ def _moved_elimination(plan: Plan, numbers: Numbers, direction):
 
 
 def _forward_through(plan: Plan, values, eliminate, known):
-    """Columns by stage, the core, and a sum of ``eliminate(front, rows)``, which returns what is left of fronts,
-    columns and a number; the rows are those of `known`, an array a stage."""
+    """Columns by stage, the core, and a sum, of ``eliminate(front, rows)`` of all fronts.
+
+    It returns what is left of the fronts, their columns and a number; the rows are those of `known`, an array a stage.
+    """
     offsets, width = _offsets(plan), len(plan.core)
     values = _padded(values, len(plan.position))
     everything = jnp.zeros(int(offsets[-1]) + width**2, values.dtype).at[plan.position].add(values)
@@ -339,8 +339,11 @@ def _bordered(inverse, j, across, corner):
 
 
 def _back_through(plan: Plan, core, invert, known, *others):
-    """All numbers, from the core back: ``invert(fronts, *rows)`` adds those of its pivots to fronts that have their
-    parents' numbers. The fronts of `others` go with them, and the rows of `known`, some arrays a stage."""
+    """All numbers, from the core back.
+
+    ``invert(fronts, *rows)`` adds those of its pivots to fronts that have their parents' numbers. The fronts of
+    `others` go with them, and the rows of `known`, some arrays a stage.
+    """
     offsets = _offsets(plan)
     everything = jnp.concatenate([jnp.zeros(int(offsets[-1]), core.dtype), core.reshape(-1)])
     for stage, rows, offset in reversed(list(zip(plan.stages, known, offsets, strict=False))):

@@ -13,7 +13,15 @@ from jmixed.families.chains import composed, log_logistic_derivatives, times
 from jmixed.families.family import DISPERSION, EtaDerivatives, OfMean
 from jmixed.families.gammas import log_choose, log_rising, log_rising_derivatives
 from jmixed.families.normal import log_ndtr, log_ndtr_derivatives
-from jmixed.families.special import bounded, bounded_exp, log1m_exp_minus, ratio_of_sums, relative_entropy, softplus
+from jmixed.families.special import (
+    bounded,
+    bounded_exp,
+    log1m_exp_minus,
+    logistic,
+    ratio_of_sums,
+    relative_entropy,
+    softplus,
+)
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,9 @@ class Binomial(Successes):
     def derivatives(self, y, eta, extras, trials):
         """Closed forms; of the logit, W = m p (1 - p)."""
         if self.link == "logit":
-            small = jnp.exp(-jnp.abs(eta))
-            larger = 1 / (1 + small)
-            p, v = jnp.where(eta >= 0, larger, small * larger), small * larger * larger
+            p, q, v = logistic(eta)
             weight = trials * v
-            return EtaDerivatives(y - trials * p, weight, weight * (1 - 2 * p), weight * (1 - 6 * v))
+            return EtaDerivatives(y - trials * p, weight, weight * (q - p), weight * (1 - 6 * v))
         if self.link == "probit":
             turned = composed(log_ndtr_derivatives(-eta), (-1, 0, 0, 0))
             return EtaDerivatives.of(times(y, log_ndtr_derivatives(eta)) + times(trials - y, turned))

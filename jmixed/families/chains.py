@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-import jax
+from jmixed.families.special import logistic
 
 
 class Derivatives(NamedTuple):
@@ -40,7 +40,6 @@ def composed(outer: tuple, inner: tuple) -> Derivatives:
 
 def log_logistic_derivatives(eta: Any) -> tuple[Derivatives, Derivatives]:
     """Of log p and of log(1 - p), p = 1 / (1 + exp(-eta))."""
-    p, q = jax.nn.sigmoid(eta), jax.nn.sigmoid(-eta)
-    v = p * q
+    p, q, v = logistic(eta)
     higher = -v, -v * (q - p), -v * (1 - 6 * v)
     return Derivatives(q, *higher), Derivatives(-p, *higher)

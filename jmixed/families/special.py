@@ -51,6 +51,24 @@ def _softplus_tangent(primals, tangents):
     return softplus(x), moved * jax.nn.sigmoid(x)
 
 
+@jax.custom_jvp
+def logistic(eta: Any) -> tuple[Any, Any, Any]:
+    """p = 1 / (1 + exp(-eta)), 1 - p and p (1 - p), by one exponential."""
+    small = jnp.exp(-jnp.abs(eta))
+    larger = 1 / (1 + small)
+    smaller = small * larger
+    upper = eta >= 0
+    return jnp.where(upper, larger, smaller), jnp.where(upper, smaller, larger), smaller * larger
+
+
+@logistic.defjvp
+def _logistic_tangent(primals, tangents):
+    # What the values tell, and no side of zero.
+    (eta,), (moved,) = primals, tangents
+    p, q, v = logistic(eta)
+    return (p, q, v), (v * moved, -v * moved, v * (q - p) * moved)
+
+
 def log1m_exp_minus(hazard: Any, log_hazard: Any) -> Any:
     """log(1 - exp(-h)) of h >= 0, also where h, but not log h, is zero to rounding."""
     small = hazard < 0.05

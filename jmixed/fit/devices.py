@@ -26,6 +26,7 @@ from jmixed.likelihood.contract import Starts, minimum
 from jmixed.likelihood.grouped import WIDEST, in_groups, is_grouped
 from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.moments import Moments
+from jmixed.runtime.arguments import is_traced
 
 
 class Share(NamedTuple):
@@ -114,7 +115,7 @@ def minimise_shared(moments: Moments, reml, search: Search, mesh, axis: str, sha
 def _on_mesh(minimise, specs_of, arguments, mesh, axis):
     """What `minimise` gives of arguments of which the first is shared out by `specs_of`, the same on all devices."""
     program = _program(minimise, specs_of, mesh, axis)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
+    if is_traced(arguments):
         return program(*arguments)
     # Arrays of this process become arrays of the mesh, and the solution, the same everywhere, one of this process.
     specs = _specs_by_argument(specs_of, arguments, axis)

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.lax import stop_gradient
 
 from jmixed.algebra.newton import MAX_ITERATIONS, Point, pseudo_inverse
@@ -29,7 +28,7 @@ from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.moments import moments as cross_products
 from jmixed.likelihood.quadrature import quadrature_deviance
 from jmixed.residual.independent import Independent
-from jmixed.runtime.arguments import checked
+from jmixed.runtime.arguments import checked, is_traced
 from jmixed.runtime.compilation import program
 from jmixed.runtime.precision import exact_products
 
@@ -416,8 +415,7 @@ def unless_unbounded(estimate: Estimate, design: Design, reml, X=None, weights=N
     # A design's arrays are not asked for without need: under jit its true number of rows is then part of the program.
     if not may_be_unbounded(design.layout):
         return estimate
-    parts = (reml, design.X, design.weights, design.series, X, weights)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts)) or reml:
+    if is_traced(reml, design.X, design.weights, design.series, X, weights) or reml:
         return estimate
     unbounded = is_unbounded(design, X, weights)
     if not unbounded.any():
@@ -505,7 +503,7 @@ def modes_of_residuals(roots, moments):
 
 def compiled(function, *args, **static):
     """Call a pure function of arrays by its compiled program, or as part of the program that is being traced."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+    if is_traced(args):
         return _traced(function, tuple(static))(*args, **static)
     with jax.ensure_compile_time_eval():
         return _program(function, tuple(static))(*args, **static)

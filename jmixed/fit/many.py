@@ -29,7 +29,7 @@ from jmixed.layout.index import Array
 from jmixed.likelihood.collapse import Classes, classes_of
 from jmixed.likelihood.whitened import reads_rows
 from jmixed.residual.series import without_patterns
-from jmixed.runtime.arguments import checked
+from jmixed.runtime.arguments import checked, is_traced
 from jmixed.runtime.compilation import program
 from jmixed.runtime.executables import is_plain
 from jmixed.runtime.memory import bucket
@@ -126,15 +126,11 @@ def estimate_many(
         present = jnp.asarray(design.weights if weights is None else varying["weights"])
         varying |= {"y": jnp.where(missing, 0, jnp.asarray(Y)), "weights": jnp.where(missing, 0, present)}
     weights = varying.get("weights")
-    parts = (design.Z, design.weights, design.index, weights)
-    concrete = (
-        Z is None
-        and design.layout.family is None
-        and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts))
-    )
+    linear = Z is None and design.layout.family is None
+    concrete = linear and not is_traced(design.Z, design.weights, design.index, weights)
     classes = classes_of(_on_host(design), None if weights is None else np.asarray(weights)) if concrete else None
     rows, lanes = design.rows(), _lanes(design, classes, MEMORY)
-    parts = _workers(lanes) if reads_rows(rows) else 1
+    workers = _workers(lanes) if reads_rows(rows) else 1
     rows = rows if weights is None else replace(rows, series=without_patterns(rows.series))
     if "Z" in varying:
         varying["Z"] = tuple(varying["Z"].get(label) for label in design.labels)
@@ -143,19 +139,21 @@ def estimate_many(
         chunks = -(-varying["y"].shape[0] // lanes)
         return compiled(_estimate_many, rows, varying, classes, reml, chunks=chunks, apart=weights is not None)
 
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((rows, varying, classes, reml)))
-    estimates = fit(varying) if traced or m < IN_TURN * parts else _in_parts(fit, varying, m, parts)
+    together = workers < 2 or m < IN_TURN * workers or is_traced(rows, varying, classes, reml)
+    estimates = fit(varying) if together else _in_parts(fit, varying, m, workers)
     estimates = unless_unbounded(estimates, design, reml, varying.get("X"), weights)
     return named_estimate(estimates, design, m)
 
 
-def _in_parts(fit, varying, m, parts):
-    """All fits, in parts of one size that threads share; the last one is filled up."""
-    size = -(-m // parts)
+def _in_parts(fit, varying, m, workers):
+    """All fits, in parts of one size, one for each thread; the last one is filled up."""
+    size = -(-m // workers)
     places = (np.minimum(np.arange(start, start + size), m - 1) for start in range(0, m, size))
-    fitted = in_threads(
-        lambda place: jax.block_until_ready(fit(jax.tree.map(itemgetter(place), varying))), places, parts
-    )
+
+    def fit_at(place):
+        return jax.block_until_ready(fit(jax.tree.map(itemgetter(place), varying)))
+
+    fitted = in_threads(fit_at, places, workers)
     return jax.tree.map(lambda *of_parts: jnp.concatenate(of_parts)[:m], *fitted)
 
 
@@ -221,8 +219,8 @@ def _fit_alike(fits: ManyFits, design, Y, members, masked, reml, memory, progres
     weights = np.where(np.isnan(Y[members]), 0, rows.weights) if masked else None
     classes = classes_of(rows, weights) if linear else None
     in_turn = reads_rows(rows)
-    lanes, room = bucket(len(members)), _room(design, classes, memory)
-    lanes = min(IN_TURN if in_turn else _lanes(design, classes, memory), lanes)
+    lanes = min(IN_TURN if in_turn else _lanes(design, classes, memory), bucket(len(members)))
+    room = _room(design, classes, memory)
     workers = _workers(room if in_turn else room // lanes)
 
     def fit_chosen(chosen, max_iterations):

@@ -230,6 +230,11 @@ def modes(groups: Groups, sigma, root, free, a) -> Inner:
     return damped_newton(objective, direction, matmul(sigma, a[:, None])[:, 0], a, lambda of_group: of_group[None])
 
 
+def modes_from(groups: Groups, sigma, root, free, a) -> jax.Array:
+    """The modes of all groups, (blocks, q, groups), from those of another point."""
+    return over_blocks(lambda block, start: modes(block, sigma, root, free, start).dual, groups, a)
+
+
 class _Pieces(NamedTuple):
     """What sums of a block are made of: derivatives of rows, and how rows (d, chunk, chunks), effects (d, q, groups)
     and cross-products (d, q, q, groups) move along each direction."""

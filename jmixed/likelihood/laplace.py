@@ -40,7 +40,7 @@ from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.equations import away_from_singular
 from jmixed.likelihood.estimates import by_level
 from jmixed.likelihood.gaussian import factors_of, precondition, psi_of, reduce, squares
-from jmixed.likelihood.grouped import Groups, evaluate, evaluate_apart, groups_of, is_grouped, modes, over_blocks
+from jmixed.likelihood.grouped import Groups, evaluate, evaluate_apart, groups_of, is_grouped, modes_from
 from jmixed.likelihood.inner import damped_newton
 from jmixed.likelihood.jets import directions
 from jmixed.likelihood.moments import moments
@@ -411,12 +411,12 @@ class LaplaceDeviance(Criterion):
     def with_modes(self, point: Point) -> Point:
         """The point, with the modes there in its frame."""
         roots, free = self.roots(point), point.x[self.sizes[0] :]
-        covariances, groups = squares(roots), self.groups
-        if groups is None:
+        covariances = squares(roots)
+        if self.groups is None:
             found = self.modes(covariances, roots, *self.predictors(free), point.frame[1]).e
         else:
             sigma, root, _, _ = self._of_groups(covariances, roots)
-            found = over_blocks(lambda block, a: modes(block, sigma, root, free, a).dual, groups, point.frame[1])
+            found = modes_from(self.groups, sigma, root, free, point.frame[1])
         return Point((point.frame[0], found), point.x)
 
     def without_each(self, point: Point, apart: Groups) -> tuple[jax.Array, jax.Array]:
@@ -452,8 +452,8 @@ class LaplaceDeviance(Criterion):
         covariances, known = squares(roots), point.frame[1]
         if value is None:
             xi, extras = self.predictors(free)
-            there = stop_gradient((self, covariances, roots, xi, extras, known))
-            known = _settled(self, covariances, there[2], xi, extras, _by_row(*there))
+            still = stop_gradient((self, covariances, xi, extras, known))
+            known = _settled(self, covariances, stop_gradient(roots), xi, extras, still[0].by_row(*still[1:]))
             value = self.deviance(covariances, roots, xi, extras, known)
         levels = self.effects(covariances, known)
         on_scale = [T @ root for T, root in zip(self.columns.T, roots, strict=True)]
@@ -471,6 +471,13 @@ class LaplaceDeviance(Criterion):
         else:
             blocks = [jnp.moveaxis(known, 0, 1).reshape(known.shape[1], 1, -1)]
         return scaled(blocks, covariances, self.rows.layout, self.prior)
+
+    def by_row(self, covariances, xi, extras, known) -> jax.Array:
+        """Modes e (n,) from modes by row or by group."""
+        if known.ndim == 1:
+            return known
+        spread = to_rows(self.blocks_of(covariances, known), self.rows, self.columns)[:, 0]
+        return self.responses.derivatives(xi + spread, extras).score
 
     def effects_at(self, theta, beta, kappa) -> list[jax.Array]:
         """The modes of the effects, likewise, at theta, beta and kappa of columns as they are."""
@@ -556,14 +563,6 @@ def _modes(deviance: LaplaceDeviance, covariances, roots, xi, extras, start):
     """The modes e (n,) as a function of everything but where the search starts."""
     still = stop_gradient((deviance, covariances, roots, xi, extras, start))
     return _settled(deviance, covariances, roots, xi, extras, still[0].modes(*still[1:]).e)
-
-
-def _by_row(deviance: LaplaceDeviance, covariances, _, xi, extras, known):
-    """The modes e (n,) from modes by row or by group."""
-    if known.ndim == 1:
-        return known
-    spread = to_rows(deviance.blocks_of(covariances, known), deviance.rows, deviance.columns)[:, 0]
-    return deviance.responses.derivatives(xi + spread, extras).score
 
 
 @jax.custom_jvp

@@ -29,7 +29,15 @@ from jmixed.covariance.structure import block_diagonal, rectify, theta_of_factor
 from jmixed.layout.design import Rows
 from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.gaussian import factors_of, precondition, psi_of, squares
-from jmixed.likelihood.grouped import Groups, modes, over_blocks, rows_of_effects, sum_rows, working_cross
+from jmixed.likelihood.grouped import (
+    Groups,
+    modes,
+    modes_from,
+    over_blocks,
+    rows_of_effects,
+    sum_rows,
+    working_cross,
+)
 from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.profiled import InPsi
 
@@ -141,11 +149,7 @@ class QuadratureDeviance(Criterion):
 
     def modes_from(self, start, factor, free) -> jax.Array:
         """The modes of all groups at lambda (q, q), beta and kappa, from those of another point."""
-
-        def of_block(groups, start):
-            return modes(groups, factor @ factor.T, factor, free, start).dual
-
-        return over_blocks(of_block, self._groups, start)
+        return modes_from(self._groups, factor @ factor.T, factor, free, start)
 
     def _in_psi(self, x, gradient, hessian) -> InPsi:
         """Derivatives in psi of preconditioned columns, beta and kappa, as far as theta tells them."""

@@ -39,6 +39,11 @@ def _either(first, second, value, owner):
     return first.holds(value, owner) or second.holds(value, owner)
 
 
+def is_traced(*trees) -> bool:
+    """Whether JAX is tracing an array among these, so that its values cannot be looked at."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
+
+
 def _is_flag(value, _) -> bool:
     if value is True or value is False:
         return True

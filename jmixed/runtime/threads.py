@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -17,7 +17,7 @@ def threads() -> int:
 
 
 def in_threads(function: Callable[[P], R], parts: Iterable[P], workers: int) -> Iterator[R]:
-    """``function(part)`` of each part, in their order, by so many threads under this one's settings of JAX.
+    """``function(part)`` of each part, in their order, by so many threads in this one's precision.
 
     XLA runs one program after the other for a thread that calls them, and side by side for several. Where one would
     do, it is this one.
@@ -25,12 +25,11 @@ def in_threads(function: Callable[[P], R], parts: Iterable[P], workers: int) -> 
     if workers < 2:
         yield from map(function, parts)
         return
-    wide, exact, device = (
-        getattr(jax.config, f"jax_{name}") for name in ("enable_x64", "default_matmul_precision", "default_device")
-    )
+    settings: Any = jax.config
+    wide, exact = settings.jax_enable_x64, settings.jax_default_matmul_precision
 
     def work(part: P) -> R:
-        with jax.enable_x64(wide), jax.default_matmul_precision(exact), jax.default_device(device):
+        with jax.enable_x64(wide), jax.default_matmul_precision(exact):
             return function(part)
 
     with ThreadPoolExecutor(workers) as pool:

@@ -15,6 +15,7 @@ from jmixed.families.normal import log_ndtr, log_ndtr_derivatives
 from jmixed.families.special import (
     bounded_exp,
     log1m_exp_minus,
+    logistic,
     mean_over_rows,
     ratio_of_sums,
     relative_entropy,
@@ -115,6 +116,22 @@ def test_softplus_keeps_its_digits_and_has_all_derivatives():
     np.testing.assert_allclose(first, p, rtol=1e-15)
     np.testing.assert_allclose(second, p * (1 - p), rtol=1e-15)
     np.testing.assert_allclose(third, p * (1 - p) * (1 - 2 * p), rtol=1e-14, atol=1e-17)
+
+
+def test_logistic_functions_have_all_derivatives_at_zero_too():
+    eta = np.array([-800.0, -40.0, -1.0, 0.0, 1.0, 40.0, 800.0])
+    p, q = scipy.special.expit(eta), scipy.special.expit(-eta)
+    with double_precision():
+        values = logistic(jnp.asarray(eta))
+        first = jax.vmap(jax.jacfwd(logistic))(jnp.asarray(eta))
+        second = jax.vmap(jax.jacfwd(jax.jacfwd(logistic)))(jnp.asarray(eta))
+    for found, expected in zip(values, (p, q, p * q), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=4e-16)
+    for found, expected in zip(first, (p * q, -p * q, p * q * (q - p)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-15)
+    v = p * q
+    for found, expected in zip(second, (v * (q - p), v * (p - q), v * (1 - 6 * v)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
 def test_log1m_exp_minus_keeps_its_digits():
