@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -25,22 +26,31 @@ def at_least_tiny(x: Any) -> Any:
     return jnp.maximum(x, float(jnp.finfo(x.dtype).tiny))
 
 
-TERMS = 16
-"""Of the series of 2 artanh(z) / z in z^2, which is a ninth at most: what comes after them is below rounding."""
+def _near_series(terms: int = 9) -> list[float]:
+    """Coefficients in s = z^2 of a polynomial that is 2 artanh(z) / z to rounding, where z is a third at most.
+
+    Behind the 2 it goes through the series at Chebyshev's points, which takes fewer terms than the series does.
+    """
+    ninths = (1 + np.cos(np.pi * (np.arange(terms) + 0.5) / terms)) / 2
+    behind = sum(2 / (2 * n + 3) * (ninths / 9) ** n for n in range(20))
+    in_ninths = np.linalg.solve(np.vander(ninths, increasing=True), behind)
+    return [2.0, *(in_ninths * 9.0 ** np.arange(terms)).tolist()]
+
+
+_SERIES = _near_series()
 
 
 @jax.custom_jvp
 def softplus(x: Any) -> Any:
     """log(1 + exp(x)).
 
-    Of the small e = exp(-|x|), log(1 + e) is 2 artanh(e / (2 + e)), whose series takes a fraction of a logarithm's
-    time.
+    Of the small e = exp(-|x|), log(1 + e) is 2 artanh(e / (2 + e)), which takes a fraction of a logarithm's time.
     """
     small = jnp.exp(-jnp.abs(x))
     square = (small / (2 + small)) ** 2
-    series = jnp.full_like(square, 2 / (2 * TERMS - 1))
-    for n in range(TERMS - 2, -1, -1):
-        series = 2 / (2 * n + 1) + square * series
+    series = jnp.full_like(square, _SERIES[-1])
+    for coefficient in reversed(_SERIES[:-1]):
+        series = coefficient + square * series
     # XLA works a chain of products out again for everyone who reads it, but not a quotient.
     return jnp.maximum(x, 0) + small * series / (2 + small)
 

@@ -347,7 +347,8 @@ def _products(left, right):
 
 def _sums(left, right):
     """Sums of all products of (d, ...) with another."""
-    return left.reshape(len(left), -1) @ right.reshape(len(right), -1).T
+    # Contracted as they lie: a transpose would be copied.
+    return jnp.einsum("kn,ln->kl", left.reshape(len(left), -1), right.reshape(len(right), -1))
 
 
 def _kappa_rows(responses: Responses, values):

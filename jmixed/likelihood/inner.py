@@ -50,8 +50,6 @@ def damped_newton(
     at_entries : callable
         From what is known by part to the entries of effects and dual.
     """
-    better = at_entries(objective(effects, dual)[0] <= objective(0 * effects, 0 * dual)[0])
-    effects, dual = jnp.where(better, effects, 0), jnp.where(better, dual, 0)
 
     def step(search: Inner) -> Inner:
         length = at_entries(search.length)
@@ -65,12 +63,12 @@ def damped_newton(
         value = jnp.where(good, value, search.value)
         return Inner(effects, dual, value, move, change, length, decrement, search.steps + 1)
 
-    # Any finite value betters infinity: the first step stays where it is, and learns where to go.
-    shape = jax.eval_shape(objective, effects, dual)[0]
-    unknown, none, zero = jnp.full(shape.shape, jnp.inf, shape.dtype), jnp.zeros_like(effects), jnp.zeros((), jnp.int32)
-    still = jnp.zeros_like(dual)
-    first = Inner(effects, dual, unknown, none, still, jnp.ones_like(unknown), jnp.full((), jnp.inf, shape.dtype), zero)
-    least = jnp.maximum(SETTLED, 64 * jnp.finfo(shape.dtype).eps ** 2)
+    # The place is the first trial, from no effects: where it is no better a whole step follows, as where it is.
+    none, still = jnp.zeros_like(effects), jnp.zeros_like(dual)
+    value, _ = objective(none, still)
+    unknown, zero = jnp.full((), jnp.inf, value.dtype), jnp.zeros((), jnp.int32)
+    first = Inner(none, still, value, effects / 4, dual / 4, jnp.full_like(value, 4), unknown, zero)
+    least = jnp.maximum(SETTLED, 64 * jnp.finfo(value.dtype).eps ** 2)
     search = jax.lax.while_loop(lambda s: ~(s.decrement <= least) & (s.steps < INNER), step, first)
     # The last step is known, and squares the error.
     full = at_entries((search.length >= 1) & (search.decrement <= least))

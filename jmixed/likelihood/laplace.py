@@ -67,7 +67,7 @@ MULTIPLES = (0.1, 3.0, 100.0)
 """Other multiples of the identity from which to start where terms compete, or levels are few or data thin."""
 CALMER = 3.0
 """How much larger the logarithm of a precision is where large random effects leave less to a dispersion."""
-SCORING, SHORT = 8, 1e-3
+SCORING, SHORT = 8, 0.05
 """Steps of Fisher scoring to the coefficients without random effects, at most, and the length of the last of them."""
 LONGEST = 3.0
 """Length of a step at most."""
