@@ -144,12 +144,12 @@ def minimize(
         best = _select(ended & _is_better(search, run), run, search.best)
         start = search.start + ended.astype(jnp.int32)
         following = jax.tree.map(lambda a: a[jnp.minimum(start, a.shape[0] - 1)], starts)
-        return _Search(_select(ended, begin(following), run), best, start, search.evaluations + 1)
+        return _Searches(_select(ended, begin(following), run), best, start, search.evaluations + 1)
 
     search = jax.lax.while_loop(
         lambda search: (search.start < count) & (search.evaluations < limit * count),
         turn,
-        _Search(first, first, none, none),
+        _Searches(first, first, none, none),
     )
     # A run that the limit has cut off may have come lower than those that have ended.
     cut = search.start < count
@@ -158,7 +158,7 @@ def minimize(
     return _ended(best, search.evaluations)
 
 
-class _Search(NamedTuple):
+class _Searches(NamedTuple):
     """The run from one start, the best of those that have ended, how many have, and all evaluations."""
 
     run: Run
@@ -171,7 +171,7 @@ def _select(condition, chosen, other):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)
 
 
-def _is_better(search: _Search, run: Run):
+def _is_better(search: _Searches, run: Run):
     """Whether a run ended lower than those before it by more than rounding.
 
     Where a run came lower without reaching an optimum, as where a function has no minimum, it is no optimum that is to

@@ -19,8 +19,8 @@ from jmixed.algebra.ordering import Plan, Stage, plan
 from jmixed.algebra.sums import less
 
 __all__ = [
-    "Factor", "Inverse", "Plan", "factorise", "invert", "log_determinant", "moved_inverse", "plan", "selected_inverse",
-    "solve", "times",
+    "Inverse", "Plan", "SparseFactor", "factorise", "invert", "log_determinant", "moved_inverse", "plan",
+    "selected_inverse", "solve", "times",
 ]  # fmt: skip
 
 Array = Any
@@ -41,7 +41,7 @@ class Numbers:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Factor:
+class SparseFactor:
     """A matrix of a plan with these values, (entries,), eliminated."""
 
     plan: Plan
@@ -62,32 +62,32 @@ class Inverse:
         All numbers, stage after stage, and the core; a constant for derivatives.
     """
 
-    factor: Factor
+    factor: SparseFactor
     entries: Array
     fronts: Array
 
 
-def factorise(plan: Plan, values) -> Factor:
+def factorise(plan: Plan, values) -> SparseFactor:
     """Eliminate the matrix whose entries, in the order of the plan's pattern, have these values.
 
     There may be more values than entries, up to the plan's padded number: the others do not count, so that matrices
     of similar size can share a program. Where the matrix is not positive definite the results are not numbers.
     """
     plan, values = jax.tree.map(jnp.asarray, (plan, values))
-    return Factor(plan, values, jax.lax.stop_gradient(_eliminated(plan, jax.lax.stop_gradient(values))))
+    return SparseFactor(plan, values, jax.lax.stop_gradient(_eliminated(plan, jax.lax.stop_gradient(values))))
 
 
-def log_determinant(factor: Factor):
+def log_determinant(factor: SparseFactor):
     """The log-determinant; its derivative is the selected inverse."""
     return _log_determinant(factor.plan, factor.values, factor.numbers)
 
 
-def invert(factor: Factor) -> Inverse:
+def invert(factor: SparseFactor) -> Inverse:
     """The inverse, from the core back to the first stage."""
     return Inverse(factor, *_inverse(factor.plan, factor.values, factor.numbers))
 
 
-def selected_inverse(factor: Factor):
+def selected_inverse(factor: SparseFactor):
     """The entries of the inverse at the places of the pattern. Forward derivatives of any order are exact."""
     return invert(factor).entries
 
@@ -98,7 +98,7 @@ def moved_inverse(inverse: Inverse, direction):
     return _moved(factor.plan, factor.values, factor.numbers, inverse.fronts, direction)
 
 
-def solve(factor: Factor, b):
+def solve(factor: SparseFactor, b):
     """The solution of ``F x = b`` for b (size, r)."""
     plan, values, numbers = factor.plan, factor.values, factor.numbers
 

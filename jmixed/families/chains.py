@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from jmixed.families.special import logistic
 
 
-class Derivatives(NamedTuple):
+class FourDerivatives(NamedTuple):
     """The first four derivatives of a function of one variable."""
 
     first: Any
@@ -14,23 +14,23 @@ class Derivatives(NamedTuple):
     fourth: Any
 
     def __add__(self, other):
-        return Derivatives(*(a + b for a, b in zip(self, other, strict=True)))
+        return FourDerivatives(*(a + b for a, b in zip(self, other, strict=True)))
 
     def __sub__(self, other):
-        return Derivatives(*(a - b for a, b in zip(self, other, strict=True)))
+        return FourDerivatives(*(a - b for a, b in zip(self, other, strict=True)))
 
 
-def times(factor: Any, derivatives: tuple) -> Derivatives:
+def times(factor: Any, derivatives: tuple) -> FourDerivatives:
     """Derivatives of a function that is multiplied by a constant."""
-    return Derivatives(*(factor * derivative for derivative in derivatives))
+    return FourDerivatives(*(factor * derivative for derivative in derivatives))
 
 
-def composed(outer: tuple, inner: tuple) -> Derivatives:
+def composed(outer: tuple, inner: tuple) -> FourDerivatives:
     """Derivatives of f(g(x)) in x from those of f at g(x) and of g: the formula of Faa di Bruno."""
     f1, f2, f3, f4 = outer
     g1, g2, g3, g4 = inner
     square = g1 * g1
-    return Derivatives(
+    return FourDerivatives(
         f1 * g1,
         f2 * square + f1 * g2,
         f3 * square * g1 + 3 * f2 * g1 * g2 + f1 * g3,
@@ -38,8 +38,8 @@ def composed(outer: tuple, inner: tuple) -> Derivatives:
     )
 
 
-def log_logistic_derivatives(eta: Any) -> tuple[Derivatives, Derivatives]:
+def log_logistic_derivatives(eta: Any) -> tuple[FourDerivatives, FourDerivatives]:
     """Of log p and of log(1 - p), p = 1 / (1 + exp(-eta))."""
     p, q, v = logistic(eta)
     higher = -v, -v * (q - p), -v * (1 - 6 * v)
-    return Derivatives(q, *higher), Derivatives(-p, *higher)
+    return FourDerivatives(q, *higher), FourDerivatives(-p, *higher)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaincc, gammaln
 
-from jmixed.families.chains import Derivatives
+from jmixed.families.chains import FourDerivatives
 from jmixed.families.family import DISPERSION, EtaDerivatives, OfMean
 from jmixed.families.gammas import log_rising, log_rising_derivatives
 from jmixed.families.special import (
@@ -177,7 +177,7 @@ class NegativeBinomial1(Count):
         """Closed forms, with those of the ratio in log size."""
         log_phi, log_size, size = self._sizes(eta, extras)
         rising, mean = log_rising_derivatives(size, log_size, y), size * softplus(log_phi)
-        return EtaDerivatives.of(rising + Derivatives(y - mean, -mean, -mean, -mean))
+        return EtaDerivatives.of(rising + FourDerivatives(y - mean, -mean, -mean, -mean))
 
     def start_extras(self, y, mean, trials, weights):
         """From the mean of (y - mu)^2 / mu - 1, which is phi."""

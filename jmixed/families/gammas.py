@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
-from jmixed.families.chains import Derivatives
+from jmixed.families.chains import FourDerivatives
 from jmixed.families.special import LOG_SQRT_2PI, at_least_tiny
 
 SHIFT = 8
@@ -53,13 +53,13 @@ def log_choose(trials: Any, y: Any) -> Any:
     return gammaln(trials + 1) - gammaln(y + 1) - gammaln(trials - y + 1)
 
 
-def log_gamma_derivatives(a: Any, log_a: Any) -> Derivatives:
+def log_gamma_derivatives(a: Any, log_a: Any) -> FourDerivatives:
     """Derivatives in log a of log Gamma(a) - a log a + a."""
     a = at_least_tiny(a)
     return _in_logarithm(_polygamma_rests(a, log_a, a))
 
 
-def log_rising_derivatives(a: Any, log_a: Any, y: Any) -> Derivatives:
+def log_rising_derivatives(a: Any, log_a: Any, y: Any) -> FourDerivatives:
     """Derivatives of `log_rising` in log a."""
     a = at_least_tiny(a)
     growth, share = _log_growth(a, log_a, y), a / (a + y)
@@ -69,7 +69,7 @@ def log_rising_derivatives(a: Any, log_a: Any, y: Any) -> Derivatives:
     first, *higher = _in_logarithm(
         [main + (raised - base) for main, (raised, base) in zip(leading, rests, strict=True)]
     )
-    return Derivatives(first - y, *higher)
+    return FourDerivatives(first - y, *higher)
 
 
 def _log_growth(a: Any, log_a: Any, y: Any) -> Any:
@@ -115,7 +115,7 @@ def _polygamma_rests(z: Any, log_z: Any, scale: Any) -> list:
     return rests
 
 
-def _in_logarithm(scaled: Any) -> Derivatives:
+def _in_logarithm(scaled: Any) -> FourDerivatives:
     """Derivatives of F in log a from a^k times those in a."""
     f1, f2, f3, f4 = scaled
-    return Derivatives(f1, f1 + f2, f1 + 3 * f2 + f3, f1 + 7 * f2 + 6 * f3 + f4)
+    return FourDerivatives(f1, f1 + f2, f1 + 3 * f2 + f3, f1 + 7 * f2 + 6 * f3 + f4)

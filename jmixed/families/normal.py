@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.scipy.special import erfc
 
-from jmixed.families.chains import Derivatives, composed
+from jmixed.families.chains import FourDerivatives, composed
 from jmixed.families.special import LOG_SQRT_2PI, log1m_exp_minus
 
 STEPS = 16
@@ -70,7 +70,7 @@ def log_ndtr(x: Any) -> Any:
     return _logarithms(x)[0]
 
 
-def log_ndtr_derivatives(x: Any) -> Derivatives:
+def log_ndtr_derivatives(x: Any) -> FourDerivatives:
     """The first four derivatives of log Phi."""
     tail, t, center = _split(x)
     m = jnp.exp(log_density(center) - _log_ndtr_center(center))
@@ -83,7 +83,7 @@ def log_ndtr_derivatives(x: Any) -> Derivatives:
     ddd1 = h1 * d1 * d1 + h1 * dd1 - h2 * d2 * d2 - h2 * dd2
     inner = d1 * d1 + dd1
     tails = t + h1, -1 - h1 * d1, h1 * inner, -h1 * (d1 * inner + 2 * d1 * dd1 + ddd1)
-    return Derivatives(*(jnp.where(tail, a, b) for a, b in zip(tails, (m, first, second, third), strict=True)))
+    return FourDerivatives(*(jnp.where(tail, a, b) for a, b in zip(tails, (m, first, second, third), strict=True)))
 
 
 def log_ndtr_between(x: Any, gap: Any, log_gap: Any, whole: Any) -> Any:
@@ -94,20 +94,20 @@ def log_ndtr_between(x: Any, gap: Any, log_gap: Any, whole: Any) -> Any:
     return jnp.where(parts.close, near, log_top + jnp.where(whole, 0, log1m_exp_minus(apart, jnp.log(apart))))
 
 
-def log_ndtr_between_derivatives(x: Any, gap: Any, whole: Any) -> Derivatives:
+def log_ndtr_between_derivatives(x: Any, gap: Any, whole: Any) -> FourDerivatives:
     """Derivatives of `log_ndtr_between` in x."""
     parts = _parts(x, gap, whole)
     bulge, *bulges = _bulges(parts)
     share, middle = 1 / (1 + bulge), parts.middle
     near = composed((share, -(share**2), 2 * share**3, -6 * share**4), tuple(bulges))
-    near = near + Derivatives(-middle, -jnp.ones_like(middle), jnp.zeros_like(middle), jnp.zeros_like(middle))
+    near = near + FourDerivatives(-middle, -jnp.ones_like(middle), jnp.zeros_like(middle), jnp.zeros_like(middle))
     at_top = log_ndtr_derivatives(parts.top)
     e = jnp.where(whole, 0, 1 / jnp.expm1(_apart(parts, whole)[1]))
     product = e * (1 + e)
     outer = e, -product, product * (1 + 2 * e), -product * (1 + 6 * product)
     far = at_top + composed(outer, at_top - log_ndtr_derivatives(parts.bottom))
     far = composed(far, (parts.side, 0, 0, 0))
-    return Derivatives(*(jnp.where(parts.close, a, b) for a, b in zip(near, far, strict=True)))
+    return FourDerivatives(*(jnp.where(parts.close, a, b) for a, b in zip(near, far, strict=True)))
 
 
 class _Parts(NamedTuple):

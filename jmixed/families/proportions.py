@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jmixed.families.chains import Derivatives, composed, log_logistic_derivatives, times
+from jmixed.families.chains import FourDerivatives, composed, log_logistic_derivatives, times
 from jmixed.families.family import DISPERSION, EtaDerivatives, OfMean
 from jmixed.families.gammas import log_gamma_derivatives, log_gamma_rest
 from jmixed.families.special import at_least_tiny, bounded, bounded_exp, mean_over_rows, softplus
@@ -47,7 +47,7 @@ class Beta(OfMean):
         z = jnp.log(at_least_tiny(y)) - jnp.log(at_least_tiny(1 - y)) - eta
         _, v, slope, bend = (-derivative for derivative in log_failure)
         turned = slope * (1 - 12 * v)
-        entropy = Derivatives(v * z, slope * z - v, bend * z - 2 * slope, turned * z - 3 * bend)
+        entropy = FourDerivatives(v * z, slope * z - v, bend * z - 2 * slope, turned * z - 3 * bend)
         return EtaDerivatives.of(times(jnp.exp(log_phi), entropy) - gamma_a - gamma_b)
 
     def start(self, y, trials):

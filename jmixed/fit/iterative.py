@@ -27,7 +27,7 @@ from jmixed.fit.many import ManyFits
 from jmixed.fit.outcome import BLUR
 from jmixed.layout.incidence import Incidence
 from jmixed.layout.stack import ModelRows, crossing
-from jmixed.likelihood.iterative import Evaluated, IterativeDeviance, Probes, probes_of
+from jmixed.likelihood.iterative import EvaluatedCriterion, IterativeDeviance, Probes, probes_of
 from jmixed.likelihood.sparse_moments import SparseMoments, of_response, sparse_moments
 from jmixed.likelihood.starts import FAR, USUAL, terms_compete
 from jmixed.runtime import device, memory
@@ -65,7 +65,7 @@ class State:
     ----------
     covariances : tuple of arrays (q, q)
         Relative covariances of preconditioned columns, by term.
-    at : Evaluated
+    at : EvaluatedCriterion
     gradient, hessian : arrays (m,), (m, m)
         Of the deviance in psi; the Hessian by average information.
     slope : array (m,)
@@ -77,7 +77,7 @@ class State:
     """
 
     covariances: tuple[np.ndarray, ...]
-    at: Evaluated
+    at: EvaluatedCriterion
     gradient: np.ndarray
     hessian: np.ndarray
     slope: np.ndarray
@@ -118,7 +118,7 @@ def _chart_program(covariances, gradient, hessian, radius, structures):
     }
 
 
-class Search:
+class ProbedSearch:
     """The search for the optimum at fixed probes."""
 
     def __init__(self, rows: Incidence, moments: SparseMoments, reml: bool):
@@ -336,7 +336,7 @@ def _fit(rows, moments, reml, theta0, maxiter, probes, seed, timings) -> Fit:
     if not np.isfinite(moments.G).all():
         raise DataError("the cross-products of the rows are not finite: look for extreme values in y, X, Z or weights")
     with timings.step("optimise"):
-        search = Search(rows, moments, reml)
+        search = ProbedSearch(rows, moments, reml)
         starts = search.starts() if theta0 is None else [_covariances_at(theta0, rows, moments)]
         roots = [_root(covariance) for covariance in starts[0]]
         first = FIRST_PROBES if moments.entries < MANY else FEW_PROBES
@@ -392,7 +392,7 @@ def _covariances_at(theta, rows, moments):
     return [root @ root.T for root in roots]
 
 
-def _monte_carlo(search: Search, state: State, count: int, seed: int) -> MonteCarlo:
+def _monte_carlo(search: ProbedSearch, state: State, count: int, seed: int) -> MonteCarlo:
     """What the probes leave open of the estimates: their spread of the gradient, through the Newton step."""
     at, chart, moments = state.at, state.chart, search.moments
     inverse, allowance = _inverse(chart["hessian"]), _allowance(count)
@@ -484,7 +484,7 @@ def _outcome(search, state, outcome):
     return outcome
 
 
-def _collected(search: Search, state: State, outcome, iterations, starts, error, timings) -> Fit:
+def _collected(search: ProbedSearch, state: State, outcome, iterations, starts, error, timings) -> Fit:
     """The estimates on the scale of the data."""
     rows, moments, at = search.rows, search.moments, state.at
     structures, labels, T = rows.structures, rows.labels, moments.T

@@ -20,7 +20,7 @@ AWAY = 0.1
 """Standard deviations, relative to the residual one, from which on the search starts: a penalty may exclude zero."""
 
 
-class Penalised(NamedTuple):
+class PenalisedOptimum(NamedTuple):
     """An optimum: the coefficients, the factors, how the search ended, and the criterion without the penalty."""
 
     beta: jax.Array
@@ -86,7 +86,7 @@ class PenalisedDeviance(Criterion):
         return beta, theta, value, sigma
 
 
-def penalised_optimum(moments: Moments, penalty, start, reml) -> Penalised:
+def penalised_optimum(moments: Moments, penalty, start, reml) -> PenalisedOptimum:
     """Minimise the deviance at a given beta, profiled over sigma alone, plus a penalty.
 
     First derivatives are those of the optimum: at it, one Newton step with a known Hessian is written out, whose
@@ -100,7 +100,7 @@ def penalised_optimum(moments: Moments, penalty, start, reml) -> Penalised:
     fixed = replace(criterion, moments=known, hoisted=hoisted)
     lowest = stop_gradient(minimum(fixed, fixed.starts(stop_gradient(start)), MAX_ITERATIONS))
     beta, theta, value, sigma = criterion.estimates(one_step_from(lowest, criterion))
-    return Penalised(beta, theta, lowest.outcome, value, sigma)
+    return PenalisedOptimum(beta, theta, lowest.outcome, value, sigma)
 
 
 def one_step_from(lowest: Minimum, criterion: Criterion) -> Point:

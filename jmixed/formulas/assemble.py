@@ -26,7 +26,7 @@ from jmixed.formulas.frame import (
 )
 from jmixed.formulas.marks import mark
 from jmixed.formulas.model_data import ModelData, RandomTerm, Rebuild, ResidualTerm
-from jmixed.formulas.recipe import Evaluation, Matrix, Recipe, evaluate, restore, source
+from jmixed.formulas.recipe import Matrix, PartMatrices, Recipe, evaluate, restore, source
 from jmixed.formulas.relationships import KnownMatrix, relationships_of
 from jmixed.formulas.residuals import ResidualPart, columns_of, residual_term
 from jmixed.formulas.responses import Response, ResponsePart, further_columns, merged, read_response
@@ -157,7 +157,7 @@ def _evaluate(
 
 
 def on_complete_rows(
-    words: Words, rows: DataRows, frame: pd.DataFrame, evaluation: Evaluation, labels: dict[str, Any], missing: str
+    words: Words, rows: DataRows, frame: pd.DataFrame, evaluation: PartMatrices, labels: dict[str, Any], missing: str
 ) -> Evaluated:
     """What was evaluated, leaving out or refusing rows in which transforms make missing values."""
     masks = {f"the grouping factor {name}": np.asarray(pd.isna(values)) for name, values in labels.items()}

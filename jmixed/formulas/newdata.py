@@ -20,7 +20,7 @@ from jmixed.formulas.frame import (
     working_frame,
 )
 from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
-from jmixed.formulas.recipe import Evaluation, Recipe, evaluate, may_need_others, of_whole_columns, source
+from jmixed.formulas.recipe import PartMatrices, Recipe, evaluate, may_need_others, of_whole_columns, source
 from jmixed.runtime.precision import FLOAT
 
 ESTIMABLE = 1e-6
@@ -168,7 +168,7 @@ def _not_estimable(model: ModelData, index: pd.Index, lost: np.ndarray) -> str:
     )
 
 
-def _offset(model: ModelData, evaluation: Evaluation, frame: pd.DataFrame) -> np.ndarray:
+def _offset(model: ModelData, evaluation: PartMatrices, frame: pd.DataFrame) -> np.ndarray:
     """Offsets of the formula and of the column that offset= named."""
     offset = np.zeros(len(frame))
     for part, matrix in evaluation.matrices.items():
@@ -185,7 +185,7 @@ def _offset(model: ModelData, evaluation: Evaluation, frame: pd.DataFrame) -> np
 
 
 def _random(
-    terms: tuple[RandomTerm, ...], recipe: Recipe, evaluation: Evaluation, frame: pd.DataFrame, working: pd.DataFrame
+    terms: tuple[RandomTerm, ...], recipe: Recipe, evaluation: PartMatrices, frame: pd.DataFrame, working: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Levels and columns of each term."""
     for term in terms:

@@ -220,7 +220,7 @@ def _unknown(name: str, called: bool, frame: pd.DataFrame, text: str) -> JmixedE
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class PartMatrices:
     """What formulas give on a table: the matrix of each part and the positions of rows with missing values."""
 
     matrices: dict[str, Matrix]
@@ -228,7 +228,7 @@ class Evaluation:
     missing: np.ndarray
 
 
-def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool) -> Evaluation:
+def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: bool) -> PartMatrices:
     """Evaluate parts of a recipe together on a working frame, each factor once.
 
     `fresh` learns levels and states of transforms, from rows without missing values: what it gives in the others is not
@@ -252,7 +252,7 @@ def evaluate(recipe: Recipe, parts: Iterable[str], frame: pd.DataFrame, fresh: b
     for part in matrices:
         if part in ("lhs", "failures") or part.startswith("offset"):
             matrices[part] = _truth_as_number(matrices[part], specs[part], recipe)
-    return Evaluation(matrices, specs, missing)
+    return PartMatrices(matrices, specs, missing)
 
 
 def of_whole_columns(recipe: Recipe, parts: Iterable[str], working: pd.DataFrame) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ SETTINGS = ("materializer", "materializer_params", "ensure_full_rank", "output")
 
 
 @dataclass(frozen=True)
-class Word:
+class StoredName:
     """A function or module that comes with this package, or with one that it needs: where it is found, and its name."""
 
     place: str
@@ -55,7 +55,7 @@ def _of_caller(name: str, value: Any) -> Any:
     for place, known in PLACES.items():
         for word, function in known.items():
             if function is value:
-                return Word(place, word)
+                return StoredName(place, word)
     absent = Elsewhere(name, nature(value))
     is_data = not callable(value) and type(value).__module__.partition(".")[0] in DATA
     return Otherwise(value, absent) if is_data else absent

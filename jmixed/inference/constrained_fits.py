@@ -8,7 +8,7 @@ import jax
 from jmixed.algebra.newton import MAX_ITERATIONS, first_radius, pseudo_inverse
 from jmixed.errors import Outcome
 from jmixed.layout.index import Array
-from jmixed.likelihood.constrained import ConstrainedDeviance, Held
+from jmixed.likelihood.constrained import ConstrainedDeviance, HeldParameter
 from jmixed.likelihood.constrained_responses import ConstrainedResponse
 from jmixed.likelihood.contract import minimum
 from jmixed.likelihood.laplace import LaplaceDeviance
@@ -51,7 +51,7 @@ def _is_small(held, u, start, source, batch):
 
 
 @program(static_argnames=("batch",), brief=_is_small)
-def solve_all(held: Held, u, start, source: Source, batch: int) -> ConstrainedFit:
+def solve_all(held: HeldParameter, u, start, source: Source, batch: int) -> ConstrainedFit:
     """Constrained optima for held parameters, values u (n,) and starts (n, m + 1 + k), `batch` of them at a time."""
 
     lanes = (held, u, start)
@@ -65,7 +65,7 @@ def solve_all(held: Held, u, start, source: Source, batch: int) -> ConstrainedFi
     return jax.tree.map(lambda leaf: leaf.reshape(len(u), *leaf.shape[2:]), fits)
 
 
-def _solve(held: Held, u, start, source: Source) -> ConstrainedFit:
+def _solve(held: HeldParameter, u, start, source: Source) -> ConstrainedFit:
     of_normal = isinstance(source, Moments | WhitenedDeviance)
     deviance = ConstrainedDeviance(held, source, u) if of_normal else ConstrainedResponse(held, source, u)
     m = held.keep.shape[0]

@@ -26,7 +26,7 @@ from jmixed.layout.stack import ModelRows
 from jmixed.runtime.precision import FLOAT
 
 
-class Related(Protocol):
+class RelatedLevels(Protocol):
     """How the levels of a term are related; the fields are those of `Relationship` on the side of tables."""
 
     @property
@@ -187,7 +187,7 @@ class JointCovariance:
 
 
 def joint_covariance(
-    design: Design, codes, fit: Fit, related: Sequence[Related | None] = (), weights: np.ndarray | None = None
+    design: Design, codes, fit: Fit, related: Sequence[RelatedLevels | None] = (), weights: np.ndarray | None = None
 ) -> JointCovariance:
     """The joint covariance at a fit; `codes` (n,) are the levels of the rows, one array per term.
 
@@ -225,7 +225,7 @@ def conditional_covariance(
     places: Sequence[np.ndarray],
     codes: Sequence[np.ndarray],
     fit: Fit,
-    related: Sequence[Related | None],
+    related: Sequence[RelatedLevels | None],
     weights: np.ndarray | None,
 ) -> Any:
     """Conditional covariance of the random coefficients given the parameters, a sparse array (N, N).

@@ -20,7 +20,7 @@ from jmixed.covariance.scales import diagonal_blocks
 from jmixed.covariance.structure import Structure, factors_of_theta
 from jmixed.inference.constrained_fits import ConstrainedFit, Source, solve_all
 from jmixed.inference.residual_parameters import readable_beside
-from jmixed.likelihood.constrained import Border, Held, HeldResidual
+from jmixed.likelihood.constrained import Border, HeldParameter, HeldResidual
 from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.moments import Moments
 from jmixed.likelihood.quadrature import QuadratureDeviance
@@ -497,7 +497,7 @@ def _others(estimate: Optimum, parameter: Parameter) -> list[np.ndarray]:
     return points
 
 
-def _chart(estimate: Optimum, parameter: Parameter, factors=None) -> tuple[Held, float, np.ndarray]:
+def _chart(estimate: Optimum, parameter: Parameter, factors=None) -> tuple[HeldParameter, float, np.ndarray]:
     """The chart in which a parameter is a coordinate, its value u at the estimate, and the other coordinates there.
 
     The other coordinates (m + 1 + k,) are those of the terms, log sigma, and those of the residuals' parameters.
@@ -525,15 +525,15 @@ def _chart(estimate: Optimum, parameter: Parameter, factors=None) -> tuple[Held,
         border, steps, c, value = _coefficients(estimate, parameter)
         active = np.concatenate([active[:-1], border.padding == 0])
         held_at = u if value is None else value
-        return Held(*of_terms, border, active, steps=steps), float(held_at), np.append(x, c)
+        return HeldParameter(*of_terms, border, active, steps=steps), float(held_at), np.append(x, c)
     border, place = _border(estimate.R, _coefficient(estimate, parameter)), _coefficient(estimate, parameter)
     u = u if place is None else estimate.beta[place] - _shift(estimate, parameter)
     x = np.append(x, np.log(estimate.sigma))
     if not len(estimate.rho):
-        return Held(*of_terms, border, active), float(u), x
+        return HeldParameter(*of_terms, border, active), float(u), x
     residual, moves, v, value = _residual_chart(estimate, parameter)
     active, u = np.append(active, moves), u if value is None else value
-    return Held(*of_terms, border, active, residual), float(u), np.append(x, v)
+    return HeldParameter(*of_terms, border, active, residual), float(u), np.append(x, v)
 
 
 def _coefficients(estimate: UnconstrainedResponse, parameter: Parameter):

@@ -27,7 +27,7 @@ def generator(key: Any) -> np.random.Generator:
     return np.random.default_rng(words)
 
 
-class Related(Protocol):
+class DrawnLevels(Protocol):
     """How levels are related; the fields are those of a relationship on the side of tables."""
 
     @property
@@ -42,7 +42,7 @@ class Related(Protocol):
 
 def draw_responses(
     mean: np.ndarray,
-    terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, Related | None]],
+    terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, DrawnLevels | None]],
     respond: Callable[[np.ndarray, np.ndarray], np.ndarray],
     numbers: int,
     n: int,

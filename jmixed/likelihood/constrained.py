@@ -128,7 +128,7 @@ class HeldResidual(NamedTuple):
     shift: Array
 
 
-class Held(NamedTuple):
+class HeldParameter(NamedTuple):
     """Which parameter is held: constants of one chart. Arrays (m,) are zero but for the entries of L that they name.
 
     Attributes
@@ -187,7 +187,7 @@ class InHeld(NamedTuple):
     beta: jax.Array
 
     @classmethod
-    def blank(cls, held: Held, u) -> Self:
+    def blank(cls, held: HeldParameter, u) -> Self:
         """Nothing known."""
         zero = jnp.zeros_like(u)
         return cls(zero, zero, jnp.zeros(held.active.shape, zero.dtype), jnp.zeros_like(held.border.padding))
@@ -200,7 +200,7 @@ class ConstrainedDeviance(Criterion):
     `source` are cross-products, or what has them at any rho.
     """
 
-    held: Held
+    held: HeldParameter
     source: Moments | WhitenedDeviance
     u: jax.Array
 
@@ -304,7 +304,7 @@ class ConstrainedDeviance(Criterion):
         return chart_roots(chart, self._layout.terms), t, self.rho(v, self.u)
 
 
-def _chart_derivatives(held: Held, z, t, slope):
+def _chart_derivatives(held: HeldParameter, z, t, slope):
     """Derivatives of (phi, t, w) in z, (m + 2, m + 2), and the second derivatives of slope'phi in z."""
     m, u, unit = len(z) - 2, z[-1], jnp.eye(len(z), dtype=z.dtype)
     x, shrink = held.second @ z[:m], jnp.exp(-t)

@@ -20,7 +20,7 @@ import numpy as np
 from jmixed.algebra.newton import Evaluation, Point
 from jmixed.covariance.chart import Chart, chart_map, chart_roots
 from jmixed.covariance.structure import block_diagonal
-from jmixed.likelihood.constrained import Held, InHeld
+from jmixed.likelihood.constrained import HeldParameter, InHeld
 from jmixed.likelihood.contract import Criterion, Starts
 from jmixed.likelihood.laplace import LaplaceDeviance
 from jmixed.likelihood.quadrature import QuadratureDeviance
@@ -33,7 +33,7 @@ class ConstrainedResponse(Criterion):
     A point's frame holds the modes, from which the next search for them starts.
     """
 
-    held: Held
+    held: HeldParameter
     source: LaplaceDeviance | QuadratureDeviance
     u: jax.Array
 

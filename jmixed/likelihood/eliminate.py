@@ -188,7 +188,7 @@ def _tangents(summed, semidefinite, primals, tangents):
     return out, jax.tree.map(lambda *terms: add_up(terms), *parts)
 
 
-class FixedEffects(NamedTuple):
+class ProfiledEffects(NamedTuple):
     """What `profile_fixed` returns: log|A|, the residual sum of squares, A^-1, and the coefficients, A = G[:p, :p]."""
 
     logdet: jax.Array
@@ -202,7 +202,7 @@ def profile_fixed(G):
     """Eliminate the fixed effects from ``G = [X y]'V^-1[X y]`` (p + 1, p + 1), with the closed rule for derivatives."""
     p = G.shape[0] - 1
     swept, logdet = sweep(G, p)
-    return FixedEffects(logdet, swept[p, p], -swept[:p, :p], swept[:p, p])
+    return ProfiledEffects(logdet, swept[p, p], -swept[:p, :p], swept[:p, p])
 
 
 @profile_fixed.defjvp
@@ -214,7 +214,7 @@ def _profile_fixed_tangents(primals, tangents):
     # The symmetric part, once for all: G is symmetric, its tangent may be handed over as one triangle.
     dG = (dG + dG.T) / 2
     dA = dG[:p, :p]
-    return out, FixedEffects(
+    return out, ProfiledEffects(
         jnp.sum(out.inverse * dA),
         contrast @ dG @ contrast,
         -out.inverse @ dA @ out.inverse,

@@ -21,7 +21,7 @@ import numpy as np
 
 from jmixed.algebra.batched import eigh
 from jmixed.algebra.sparse import (
-    Factor,
+    SparseFactor,
     factorise,
     invert,
     log_determinant,
@@ -93,7 +93,7 @@ class Eliminated:
 
     covariances: Any
     roots: Any
-    factor: Factor
+    factor: SparseFactor
     moments: Moments
 
     @property
@@ -286,7 +286,7 @@ def _by_factor(roots, layout):
     return [block_diagonal([roots[t] for t in members]) for members in layout.factors]
 
 
-def _factor(roots, moments: Moments) -> Factor:
+def _factor(roots, moments: Moments) -> SparseFactor:
     """F at square roots of the terms' covariances, eliminated."""
     return factorise(moments.index.system.plan, _entries(roots, moments))
 

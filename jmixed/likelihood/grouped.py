@@ -99,7 +99,7 @@ def in_groups(rows: Rows, X, columns: Preconditioners, responses: Responses, gro
     return Groups(arrays, stacked(X.T), stacked(Z), segments, size, rows.layout.has_positive_weights)
 
 
-class Sums(NamedTuple):
+class GroupSums(NamedTuple):
     """Sums over groups of what the value and the derivatives are made of.
 
     ``in_sigma`` (q, q) is dL/dSigma, ``in_free`` (p + k,) the gradient in beta and kappa. ``mixed`` (d, q, q) has what
@@ -253,8 +253,8 @@ class _Pieces(NamedTuple):
     C_all: jax.Array
 
 
-def _evaluate_block(groups: Groups, sigma, root, M, free, start) -> tuple[Sums, jax.Array]:
-    """`Sums` of a block at its modes, and these as a (q, groups)."""
+def _evaluate_block(groups: Groups, sigma, root, M, free, start) -> tuple[GroupSums, jax.Array]:
+    """`GroupSums` of a block at its modes, and these as a (q, groups)."""
     search = modes(groups, sigma, root, free, start)
 
     def pieces(groups, b):
@@ -303,7 +303,7 @@ def _pieces(groups: Groups, sigma, root, M, free, b) -> _Pieces:
     return _Pieces(wide, h, g, v, P, T, out.S, out.logdet, a, eta, a_all, _cross(groups, change))
 
 
-def _sums_of(groups: Groups, sigma, b, at: _Pieces) -> Sums:
+def _sums_of(groups: Groups, sigma, b, at: _Pieces) -> GroupSums:
     table, q = at.wide.narrow, len(b)
     s, W, r = table.score, table.weight, table.slope
     value = jnp.sum(at.logdet) + jnp.sum(at.a * b) - 2 * jnp.sum(table.value)
@@ -322,7 +322,7 @@ def _sums_of(groups: Groups, sigma, b, at: _Pieces) -> Sums:
     mixed = _products(TC, at.T) + jnp.stack([at.a_all @ row for row in at.v], axis=1)
     flat = at.S.reshape(q * q, -1)
     squares = _sums(flat, flat).reshape(q, q, q, q)
-    return Sums(value, in_sigma, jnp.concatenate([in_beta, in_kappa]), hessian, mixed, squares)
+    return GroupSums(value, in_sigma, jnp.concatenate([in_beta, in_kappa]), hessian, mixed, squares)
 
 
 def _times(A, x):
@@ -371,7 +371,7 @@ def _of_kappa(responses: Responses, at: _Pieces):
     return across + across.T + jnp.pad(of_rows, ((size, 0), (size, 0)))
 
 
-def _assembled(parts: Sums, M, N):
+def _assembled(parts: GroupSums, M, N):
     """L, its gradient and Hessian in (psi, beta, kappa) from the sums."""
     m = len(M)
     gradient = jnp.concatenate([jnp.einsum("kij,ij->k", M, parts.in_sigma), parts.in_free])

@@ -62,7 +62,7 @@ class Probes:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluated:
+class EvaluatedCriterion:
     """The criterion at relative covariances of preconditioned columns, with all that follows.
 
     Attributes
@@ -227,7 +227,7 @@ class IterativeDeviance:
     reml: bool
     probes: Probes
 
-    def evaluate(self, roots) -> Evaluated:
+    def evaluate(self, roots) -> EvaluatedCriterion:
         """The deviance at roots (q, q) of the factors' relative covariances, with its first derivatives."""
         moments, at = self.moments, Operator(self.moments, roots)
         b0, bc, e0, ec, solves = at.solve(moments.B[0], np.concatenate(moments.B[1:]))
@@ -254,7 +254,7 @@ class IterativeDeviance:
                 gradient = gradient - np.einsum("lap,pr,lbr->ab", X, inverse, X, optimize=True)
             gradients.append(gradient)
         steps = max(solves.steps, random.steps)
-        return Evaluated(
+        return EvaluatedCriterion(
             value=float(value),
             value_error=random.error,
             gradients=tuple(gradients),
@@ -271,7 +271,7 @@ class IterativeDeviance:
             operator=at,
         )
 
-    def average_information(self, at: Evaluated, directions) -> tuple[np.ndarray, np.ndarray, bool]:
+    def average_information(self, at: EvaluatedCriterion, directions) -> tuple[np.ndarray, np.ndarray, bool]:
         """The average information in directions of the covariances, as second derivatives of the deviance.
 
         `directions` are pairs (factor, D (q, q)). Returned are the Hessian (m, m), the slope (m,) of the residual sum

@@ -31,7 +31,7 @@ from jax.lax import stop_gradient
 
 from jmixed.algebra.batched import eigh
 from jmixed.algebra.newton import Evaluation, Point, pseudo_inverse
-from jmixed.algebra.sparse import Factor
+from jmixed.algebra.sparse import SparseFactor
 from jmixed.covariance.chart import Chart, chart_at, chart_map, chart_roots
 from jmixed.covariance.structure import block_diagonal, join, rectify, theta_of_factors
 from jmixed.families.family import DISPERSION, Family
@@ -107,7 +107,7 @@ class LaplaceDeviance(Criterion):
         Whether the other columns of X explain one of them in the rows at hand.
     groups : Groups or None
         The rows by group where there is one factor: then the frame of a point holds the modes of groups in place of e.
-    prior : Factor or None
+    prior : SparseFactor or None
         The inverse known covariance of related levels where it is sparse, eliminated.
     """
 
@@ -120,7 +120,7 @@ class LaplaceDeviance(Criterion):
     first: jax.Array
     redundant: jax.Array
     groups: Groups | None = None
-    prior: Factor | None = None
+    prior: SparseFactor | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int]:

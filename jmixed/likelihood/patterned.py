@@ -26,7 +26,7 @@ from jmixed.likelihood.products import count_rows, fixed_columns
 from jmixed.residual.visits import Unstructured, Visits
 
 
-class _Sums(NamedTuple):
+class _PatternSums(NamedTuple):
     """What of cross-products the deviance asks for beside its jets."""
 
     G: jax.Array
@@ -220,7 +220,7 @@ def derivatives_by_pattern(rho, patterns: Patterns, residual: Visits, columns: P
 def sums_of(patterns: Patterns, columns: Preconditioners) -> Any:
     """What of cross-products the deviance asks for beside its jets."""
     c = columns.R.shape[0] + 1
-    return _Sums(jnp.zeros((c, c), patterns.S.dtype), columns.R, patterns.nobs, patterns.log_weights, c - 1)
+    return _PatternSums(jnp.zeros((c, c), patterns.S.dtype), columns.R, patterns.nobs, patterns.log_weights, c - 1)
 
 
 def jets_by_pattern(rho, patterns: Patterns, residual: Visits) -> tuple[Jet, Jet]:

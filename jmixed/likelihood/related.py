@@ -7,7 +7,7 @@ so that the levels stand in one block, a core. Nothing else in the likelihood, i
 
 import jax.numpy as jnp
 
-from jmixed.algebra.sparse import Factor, factorise, log_determinant
+from jmixed.algebra.sparse import SparseFactor, factorise, log_determinant
 
 
 def times_roots(layout, index, stage, x, transposed=False):
@@ -52,7 +52,7 @@ def related_draws(index, factor, normal):
     return jnp.pad(drawn, ((0, 0), (0, levels - size), (0, 0)))
 
 
-def prior_factor(system, dtype) -> Factor:
+def prior_factor(system, dtype) -> SparseFactor:
     """Q of sparse equations, eliminated: the inverse covariance of coefficients whose own variances are one."""
     size = system.plan.rows.shape[0]
     prior = jnp.asarray(system.prior).astype(dtype)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
-from jmixed.algebra.sparse import Factor, log_determinant
+from jmixed.algebra.sparse import SparseFactor, log_determinant
 from jmixed.algebra.sparse import solve as solve_sparse
 from jmixed.layout.design import Rows
 from jmixed.layout.layout import EQUATIONS
@@ -60,13 +60,13 @@ def to_rows(blocks, rows: Rows, columns: Preconditioners) -> jax.Array:
     return total
 
 
-def scaled(blocks, covariances, layout, prior: Factor | None = None) -> list[jax.Array]:
+def scaled(blocks, covariances, layout, prior: SparseFactor | None = None) -> list[jax.Array]:
     """Sigma a of every stage's blocks; of sparse equations by the inverse known covariance, the `prior`."""
     moved = [stage_blocks(layout, s, covariances).times(block) for s, block in enumerate(blocks)]
     return moved if prior is None else apart(solve_sparse(stop_gradient(prior), joined(moved)), layout)
 
 
-def prior_of(rows: Rows) -> Factor | None:
+def prior_of(rows: Rows) -> SparseFactor | None:
     """The inverse known covariance of the coefficients of sparse equations, eliminated; else None."""
     return prior_factor(rows.index.system, rows.y.dtype) if rows.layout.crossed == EQUATIONS else None
 
@@ -99,7 +99,7 @@ class Elimination:
 
 
 def eliminate_effects(
-    covariances, roots, weight, rows: Rows, columns: Preconditioners, prior: Factor | None
+    covariances, roots, weight, rows: Rows, columns: Preconditioners, prior: SparseFactor | None
 ) -> Elimination:
     """The elimination at covariances, and any square roots of them of which only the value is used.
 

@@ -27,7 +27,7 @@ SMALLEST, LARGEST = 1e-2, 1e4
 """Bounds of the relative variances: from zero no derivative leads away."""
 
 
-class Part(NamedTuple):
+class BlockPart(NamedTuple):
     """A term in a stage's block: its vectors u (k, q), and which of all v is whose, as indicators (variances, k)."""
 
     place: Place
@@ -83,7 +83,7 @@ def _of_shift(part, C, shift, moments):
     return _bounded(squares / levels * moments.nobs / moments.G[-1, -1], jnp.inf)
 
 
-def _parts(layout, dtype) -> list[list[Part]]:
+def _parts(layout, dtype) -> list[list[BlockPart]]:
     """The terms of every stage."""
     stages = [[(place, *_vectors(layout, s, place)) for place in places(layout, s)] for s in range(len(layout.stages))]
     counts = {place.term: owner.max() + 1 for parts in stages for place, _, owner in parts}
@@ -92,7 +92,7 @@ def _parts(layout, dtype) -> list[list[Part]]:
     def part(place, vectors, owner):
         owners = np.zeros((starts[-1], len(vectors)), dtype)
         owners[starts[place.term] + owner, np.arange(len(vectors))] = 1
-        return Part(place, vectors.astype(dtype), owners)
+        return BlockPart(place, vectors.astype(dtype), owners)
 
     return [[part(*of_term) for of_term in parts] for parts in stages]
 

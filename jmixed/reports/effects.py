@@ -92,7 +92,7 @@ def modes(terms, b) -> dict[str, pd.DataFrame]:
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
+class CoefficientsByGroup:
     """The random coefficients of each top-level group, in statsmodels' order and with its names.
 
     Attributes
@@ -156,7 +156,7 @@ class Groups:
         }
 
 
-def groups(spec, random_names) -> Groups:
+def groups(spec, random_names) -> CoefficientsByGroup:
     """Arrange a model's random coefficients by top-level group: terms in the model's order, levels in theirs.
 
     `random_names` are those of the columns of all terms that are not variance components.
@@ -182,7 +182,7 @@ def groups(spec, random_names) -> Groups:
             inner = term.inner or [term.columns] * len(term.levels)
             of_levels = [[None if name is None else f"{term.vc}[{name}]" for name in level] for level in inner]
             names[places[-1]] = np.array(of_levels, object).reshape(places[-1].shape)
-    return Groups(tuple(spec.terms), labels, sizes, places, names)
+    return CoefficientsByGroup(tuple(spec.terms), labels, sizes, places, names)
 
 
 def without_rows(spec):

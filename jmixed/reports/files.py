@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Kind:
+class StoredKind:
     """How objects of a type are stored.
 
     Attributes
@@ -60,15 +60,15 @@ class Kinds:
     """The kinds that there are, by word and by type."""
 
     def __init__(self):
-        self.by_word: dict[str, Kind] = {}
-        self.by_type: dict[type, Kind] = {}
+        self.by_word: dict[str, StoredKind] = {}
+        self.by_type: dict[type, StoredKind] = {}
 
     def add(self, word: str, kind: type, apart: Callable | None = None, together: Callable | None = None) -> None:
         """Add a kind; without more words its objects are made of their fields."""
         assert word not in self.by_word, f"there is a kind {word!r}: take another word, which stands in files for good"
-        self.by_word[word] = self.by_type[kind] = Kind(word, kind, apart or by_field, together or named(kind))
+        self.by_word[word] = self.by_type[kind] = StoredKind(word, kind, apart or by_field, together or named(kind))
 
-    def of(self, value: Any) -> Kind:
+    def of(self, value: Any) -> StoredKind:
         """The kind of a value."""
         for base in type(value).__mro__:
             if base in self.by_type:
@@ -173,7 +173,7 @@ KINDS.add("columns by group", components.GroupColumns)
 KINDS.add("recipe", Recipe, stored.recipe_apart)
 KINDS.add("formula", stored.ModelSpec, stored.formula_apart, stored.formula_together)
 KINDS.add("elsewhere", Elsewhere)
-KINDS.add("word", stored.Word, None, stored.word_together)
+KINDS.add("word", stored.StoredName, None, stored.word_together)
 for _structure in dict.fromkeys(type(structure_of(word, 2)) for word in STRUCTURES):
     KINDS.add(_structure.word_in_files, _structure)
 

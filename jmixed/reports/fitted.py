@@ -480,7 +480,7 @@ class Fitted:
         return effects.group_sizes(self.spec)
 
     @cached_property
-    def groups(self) -> effects.Groups:
+    def groups(self) -> effects.CoefficientsByGroup:
         """The random coefficients by top-level group."""
         self.need_data("random effects by group", rows=False)
         return effects.groups(self.spec, self.names.random)

@@ -17,7 +17,7 @@ HEADINGS = {DISPERSION: "Dispersion (log)", INFLATION: "Zero inflation (logit)",
 """What stands above them in a table."""
 
 
-class Part(NamedTuple):
+class FurtherPart(NamedTuple):
     """The coefficients of one further predictor: its name, its columns, and where they stand in kappa."""
 
     name: str
@@ -25,11 +25,11 @@ class Part(NamedTuple):
     places: slice
 
 
-def parts(model: Any) -> list[Part]:
+def parts(model: Any) -> list[FurtherPart]:
     """The further predictors of a model, in the order of kappa."""
     out, start = [], 0
     for name, columns in model.further.items():
-        out.append(Part(name, columns, slice(start, start + len(columns))))
+        out.append(FurtherPart(name, columns, slice(start, start + len(columns))))
         start += len(columns)
     return out
 

@@ -30,7 +30,7 @@ class _InTurn:
     def survey(self, statement) -> survey.Survey | None:
         return survey.survey_of(statement, self.tables(statement.columns))
 
-    def sums(self, plan) -> sums.Sums | None:
+    def sums(self, plan) -> sums.CrossSums | None:
         return sums.sums_of(plan, self.tables(plan.statement.columns))
 
 
@@ -49,7 +49,7 @@ class _OnDask:
     def survey(self, statement) -> survey.Survey | None:
         return self._reduced(statement.columns, lambda part: survey.survey(statement, part), statement)
 
-    def sums(self, plan) -> sums.Sums | None:
+    def sums(self, plan) -> sums.CrossSums | None:
         return self._reduced(plan.statement.columns, lambda part: sums.sums(plan, part), None)
 
     def _reduced(self, columns, function: Callable, statement) -> Any:

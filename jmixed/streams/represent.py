@@ -18,7 +18,7 @@ from jmixed.formulas.model_data import ModelData, RandomTerm
 from jmixed.formulas.recipe import Matrix, restore
 from jmixed.runtime.precision import FLOAT
 from jmixed.streams.reading import changed
-from jmixed.streams.sums import FirstPass, Sums
+from jmixed.streams.sums import CrossSums, FirstPass
 
 TINY = 4 * np.finfo(FLOAT).eps
 """Least pivot of a cell, relative to its column's sum of squares: what rounding leaves of zero."""
@@ -27,7 +27,7 @@ CHUNK = 2**18
 """Cells that are worked on together: there may be as many as rows."""
 
 
-def represent(plan: FirstPass, total: Sums | None) -> ModelData:
+def represent(plan: FirstPass, total: CrossSums | None) -> ModelData:
     """The model in rows that have the cross-products of the data."""
     if total is None:
         raise changed("it has no rows")
@@ -103,7 +103,7 @@ def _root(matrix: np.ndarray, squares: np.ndarray) -> np.ndarray:
 
 
 def _terms(
-    plan: FirstPass, total: Sums, cells: np.ndarray, place: np.ndarray, Z: np.ndarray
+    plan: FirstPass, total: CrossSums, cells: np.ndarray, place: np.ndarray, Z: np.ndarray
 ) -> tuple[np.ndarray | None, tuple[RandomTerm, ...]]:
     """The label of each row's top-level group, and the random-effects terms; a row has the levels of its cell."""
     words, built = plan.statement.words, plan.ranked.built
@@ -147,7 +147,7 @@ def _at_cells(plan: FirstPass, cells: np.ndarray) -> Evaluated:
     return Evaluated(rows, working_frame(frame, labels, read.aliases), matrices, labels)
 
 
-def _checked(plan: FirstPass, total: Sums, rows: tuple, terms: tuple[RandomTerm, ...], groups: Any) -> ModelData:
+def _checked(plan: FirstPass, total: CrossSums, rows: tuple, terms: tuple[RandomTerm, ...], groups: Any) -> ModelData:
     """The whole model, after the checks that any model undergoes."""
     y, X, represents = rows
     words, recipe, n = plan.statement.words, plan.statement.recipe, len(y)

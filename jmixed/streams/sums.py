@@ -85,13 +85,13 @@ class FirstPass:
 
     @property
     def entries(self) -> int:
-        """Numbers that are kept for a cell: see `Sums`."""
+        """Numbers that are kept for a cell: see `CrossSums`."""
         q = len(self.columns)
         return q * (q + 1) // 2 + q * (len(self.exog_names) + 1) + 1
 
 
 @dataclass(frozen=True)
-class Sums:
+class CrossSums:
     """Cross-products of some rows."""
 
     cells: np.ndarray  # (k,) those that occur, ascending
@@ -206,7 +206,7 @@ def _preconditioner(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return triangle * length, solve_triangular(triangle, np.eye(p)) / length[:, None]
 
 
-def sums(plan: FirstPass, batch: pd.DataFrame) -> Sums | None:
+def sums(plan: FirstPass, batch: pd.DataFrame) -> CrossSums | None:
     """Cross-products of one batch; None if it has no usable rows."""
     rows = plan.statement.rows(batch)
     if rows is not None and plan.statement.missing == "drop":
@@ -230,7 +230,7 @@ def sums(plan: FirstPass, batch: pd.DataFrame) -> Sums | None:
     numbers = np.column_stack([columns.Z, columns.y])
     G = fixed.T @ (columns.weights[:, None] * fixed)
     logs = float(np.sum(np.log(columns.weights)))
-    return Sums(cells, values, G, len(Z), logs, numbers.min(axis=0), numbers.max(axis=0), columns.checksum)
+    return CrossSums(cells, values, G, len(Z), logs, numbers.min(axis=0), numbers.max(axis=0), columns.checksum)
 
 
 def _by_cell(code: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -243,21 +243,21 @@ def _by_cell(code: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return cells, indicator.T @ values
 
 
-def merge(first: Sums, other: Sums) -> Sums:
+def merge(first: CrossSums, other: CrossSums) -> CrossSums:
     """Cross-products of the rows of two parts."""
     cells, values = _by_cell(np.concatenate([first.cells, other.cells]), np.concatenate([first.values, other.values]))
-    return Sums(cells, values, *_add_totals(first, other))
+    return CrossSums(cells, values, *_add_totals(first, other))
 
 
-def _add_totals(first: Sums, other: Sums) -> tuple:
+def _add_totals(first: CrossSums, other: CrossSums) -> tuple:
     low, high = np.minimum(first.low, other.low), np.maximum(first.high, other.high)
     logs, seen = first.log_weights + other.log_weights, first.checksum.plus(other.checksum)
     return first.G + other.G, first.nobs + other.nobs, logs, low, high, seen
 
 
-def sums_of(plan: FirstPass, tables: Iterable[pd.DataFrame]) -> Sums | None:
+def sums_of(plan: FirstPass, tables: Iterable[pd.DataFrame]) -> CrossSums | None:
     """Cross-products of all batches, added up in place."""
-    total: Sums | None = None
+    total: CrossSums | None = None
     for number, table in enumerate(tables):
         with naming(number):
             of_batch = sums(plan, table)
@@ -267,6 +267,6 @@ def sums_of(plan: FirstPass, tables: Iterable[pd.DataFrame]) -> Sums | None:
             everywhere = np.arange(len(plan.cell.levels))
             total = replace(of_batch, cells=everywhere, values=np.zeros((len(everywhere), plan.entries)))
         else:
-            total = Sums(total.cells, total.values, *_add_totals(total, of_batch))
+            total = CrossSums(total.cells, total.values, *_add_totals(total, of_batch))
         total.values[of_batch.cells] += of_batch.values
     return total

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from jmixed.families.chains import Derivatives, composed, log_logistic_derivatives, times
+from jmixed.families.chains import FourDerivatives, composed, log_logistic_derivatives, times
 from jmixed.families.gammas import log_gamma_derivatives, log_gamma_rest, log_rising, log_rising_derivatives
 from jmixed.families.links import LINKS
 from jmixed.families.normal import log_ndtr, log_ndtr_derivatives
@@ -46,7 +46,7 @@ def test_log_gamma_at_nothing_and_at_much_has_its_limits():
 
 
 def powers(a, polygammas):
-    """Derivatives in log a from those in a."""
+    """FourDerivatives in log a from those in a."""
     f1, f2, f3, f4 = (a**k * value for k, value in enumerate(polygammas, 1))
     return np.array([f1, f1 + f2, f1 + 3 * f2 + f3, f1 + 7 * f2 + 6 * f3 + f4])
 
@@ -180,7 +180,7 @@ def test_derivatives_of_compositions_are_those_of_jax():
 
     x = 0.3
     with double_precision():
-        sine = Derivatives(jnp.cos(jnp.exp(x)), -jnp.sin(jnp.exp(x)), -jnp.cos(jnp.exp(x)), jnp.sin(jnp.exp(x)))
+        sine = FourDerivatives(jnp.cos(jnp.exp(x)), -jnp.sin(jnp.exp(x)), -jnp.cos(jnp.exp(x)), jnp.sin(jnp.exp(x)))
         chained = composed(sine, times(1, (jnp.exp(x),) * 4))
         np.testing.assert_allclose(chained, nested(lambda x: jnp.sin(jnp.exp(x)), x), rtol=1e-12)
         success, failure = log_logistic_derivatives(jnp.asarray(x))

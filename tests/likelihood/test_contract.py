@@ -8,7 +8,7 @@ import pytest
 
 from jmixed.algebra.newton import Point
 from jmixed.fit.penalised import PenalisedDeviance
-from jmixed.likelihood.constrained import Border, ConstrainedDeviance, Held
+from jmixed.likelihood.constrained import Border, ConstrainedDeviance, HeldParameter
 from jmixed.likelihood.contract import minimum
 from jmixed.likelihood.moments import moments
 from jmixed.likelihood.profiled import ProfiledDeviance, with_held_entries
@@ -31,7 +31,7 @@ def constrained(held):
     none, one = jnp.zeros(m), jnp.zeros(m).at[0].set(1)
     border = Border(jnp.eye(p), jnp.zeros(p), jnp.zeros(p))
     bases = tuple(jnp.eye(term.q) for term in held.layout.terms)
-    first = Held(bases, 1 - one, none, one, none, none, jnp.zeros(()), border, jnp.append(one == 0, True))
+    first = HeldParameter(bases, 1 - one, none, one, none, none, jnp.zeros(()), border, jnp.append(one == 0, True))
     return ConstrainedDeviance(first, held, jnp.asarray(0.5)), jnp.linspace(0.4, 0.8, m + 1)
 
 

@@ -8,7 +8,7 @@ import layouts
 import numpy as np
 import pytest
 
-from jmixed.likelihood.eliminate import Elimination, FixedEffects, eliminate, profile_fixed
+from jmixed.likelihood.eliminate import Elimination, ProfiledEffects, eliminate, profile_fixed
 from jmixed.runtime.precision import double_precision
 
 BLOCKS, BORDER = 3, 4
@@ -128,7 +128,7 @@ def test_fixed_effects(p):
     def plainly(G):
         A, c = G[:p, :p], G[:p, p]
         beta = jnp.linalg.solve(A, c)
-        return FixedEffects(jnp.linalg.slogdet(A)[1], G[p, p] - c @ beta, jnp.linalg.inv(A), beta)
+        return ProfiledEffects(jnp.linalg.slogdet(A)[1], G[p, p] - c @ beta, jnp.linalg.inv(A), beta)
 
     r = np.random.default_rng(p)
     G, *directions = (x.T @ x for x in r.normal(size=(4, 9, p + 1)))

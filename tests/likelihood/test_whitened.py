@@ -11,7 +11,7 @@ import residual_cases
 from scipy.linalg import block_diag
 
 from jmixed.algebra.newton import Point
-from jmixed.likelihood.constrained import Border, ConstrainedDeviance, Held, HeldResidual
+from jmixed.likelihood.constrained import Border, ConstrainedDeviance, HeldParameter, HeldResidual
 from jmixed.likelihood.contract import minimum
 from jmixed.likelihood.preconditioning import preconditioners
 from jmixed.likelihood.whitened import reads_rows, whitened_deviance
@@ -201,7 +201,9 @@ def test_derivatives_with_a_parameter_of_the_residuals_held(layout, word, column
         bases = tuple(jnp.eye(term.q) for term in rows.layout.terms)
         entries = jnp.zeros(k) if entry is None else jnp.zeros(k).at[entry].set(1)
         residual = HeldResidual(entries, jnp.asarray(number, jnp.int32), jnp.zeros_like(entries))
-        held = Held(bases, none + 1, none, none, none, none, jnp.zeros(()), border, jnp.ones(m + 1 + k, bool), residual)
+        held = HeldParameter(
+            bases, none + 1, none, none, none, none, jnp.zeros(()), border, jnp.ones(m + 1 + k, bool), residual
+        )
         deviance = ConstrainedDeviance(held, whitened_deviance(rows, preconditioners(rows), False), jnp.asarray(0.3))
         return layouts.at_the_same_place(deviance, Point((), x))
 
