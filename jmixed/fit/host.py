@@ -186,9 +186,14 @@ FEW = 1 << 15
 """Levels up to which sparse equations are solved in less time than it takes to optimise their programs."""
 
 
+def has_few_responses(rows, *_, **__):
+    """Whether rows of other responses are so few."""
+    return rows.y.shape[0] <= FEW_RESPONSES
+
+
 def _is_small(data, *_, **__):
     if data.layout.family is not None:
-        return data.y.shape[0] <= FEW_RESPONSES
+        return has_few_responses(data)
     if data.layout.residual.size and not has_few_rows(data):
         return False
     if data.layout.crossed == EQUATIONS:

@@ -14,7 +14,7 @@ from jmixed.algebra.batched import eigh
 from jmixed.algebra.newton import Point, first_radius, trust_region_step
 from jmixed.errors import Outcome
 from jmixed.fit.devices import shared_grouping
-from jmixed.fit.host import FEW_RESPONSES, Fit
+from jmixed.fit.host import Fit, has_few_responses
 from jmixed.fit.solve import MAX_ITERATIONS, Search, solve
 from jmixed.layout.design import Design, Rows
 from jmixed.likelihood.contract import Starts, minimum
@@ -136,10 +136,6 @@ def one_step_of_family(design: Design, fit: Fit, clusters, levels: bool = False)
     return LeftOut(**numbers, sigma=np.ones(count), outcome=outcome, rho=np.zeros((count, 0)))
 
 
-def _has_few_rows(rows, *_, **__):
-    return rows.y.shape[0] <= FEW_RESPONSES
-
-
 SPARE = 8
 """Rows with padding for each row, up to which the groups of a factor are laid out one by one."""
 SHORT = 0.5
@@ -170,7 +166,7 @@ def _steps_by_level(design: Design, fit: Fit) -> tuple[dict[str, np.ndarray], np
     return _sound(numbers, sound), ~(gain > SHORT)
 
 
-@program(static_argnames=("blocks",), brief=_has_few_rows)
+@program(static_argnames=("blocks",), brief=has_few_responses)
 def _by_level_program(rows, grouping, theta, beta, kappa, blocks):
     whole, p = laplace_deviance(rows), rows.X.shape[1]
     point = whole.at_theta(theta, whole.preconditioned(beta, kappa))
@@ -197,7 +193,7 @@ def _sound(numbers, sound):
     return {name: np.where(sound.reshape(-1, *(1,) * (part.ndim - 1)), part, np.nan) for name, part in numbers.items()}
 
 
-@program(brief=_has_few_rows)
+@program(brief=has_few_responses)
 def _family_program(rows, clusters, chosen, theta, beta, kappa):
     whole, nodes, p = laplace_deviance(rows), rows.layout.quadrature, rows.X.shape[1]
     free = whole.preconditioned(beta, kappa)

@@ -23,7 +23,7 @@ from jmixed.likelihood.derivatives import Derivatives, derivatives_of
 from jmixed.likelihood.jets import Jet
 from jmixed.likelihood.preconditioning import Preconditioners
 from jmixed.likelihood.products import count_rows, fixed_columns
-from jmixed.residual.visits import Unstructured, Visits
+from jmixed.residual.visits import Visits
 
 
 class _PatternSums(NamedTuple):
@@ -175,13 +175,15 @@ def start_by_pattern(patterns: Patterns, residual: Visits) -> Any:
     """
     dtype, T = patterns.S.dtype, residual.positions
     none = jnp.zeros(residual.size, dtype)
-    if not isinstance(residual, Unstructured) or residual.columns != T - 1:
+    if residual.columns != T - 1:
         return none
     seen = patterns.seen.astype(dtype)
     together = _packed(jnp.einsum("s,st,su->tu", patterns.count, seen, seen))
     E = _whole(jnp.sum(patterns.of_y[..., -1], axis=0) * _halves(T, dtype) / jnp.maximum(together, 1), T)
     sd = jnp.sqrt(jnp.diagonal(E))
     tau = residual.parameters(E / (sd[:, None] * sd[None]))
+    if tau is None:
+        return none
     rho = jnp.concatenate([jnp.log(sd[1:] / sd[0]) / jnp.diagonal(patterns.deviations[1:]), tau])
     return jnp.where(jnp.all(jnp.abs(rho) < FAR), rho, none)
 

@@ -30,6 +30,10 @@ class Visits(ResidualStructure):
     def correlation(self, tau) -> Any:
         """R (T, T)."""
 
+    def parameters(self, R) -> Any:
+        """tau of any correlations R (T, T), nan where R is not positive definite; None where R must have a form."""
+        return None
+
     def matrix(self, tau, first, second):
         return self.correlation(tau)[first.astype(np.int32)[:, None], second.astype(np.int32)[None]]
 
@@ -155,8 +159,6 @@ class Unstructured(Visits):
         return self.parameters(self.correlation(v.at[0].set(jnp.sinh(u)))[back][:, back])
 
     def parameters(self, R):
-        """tau of correlations R (T, T); nan where R is not positive definite."""
-
         def visit(R, j):
             column = R[:, j] / jnp.sqrt(R[j, j])
             return R - column[:, None] * column[None], column
