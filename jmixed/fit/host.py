@@ -187,7 +187,7 @@ FEW = 1 << 15
 
 
 def has_few_responses(rows, *_, **__):
-    """Whether rows of other responses are so few."""
+    """Whether the rows of a response with a family are `FEW_RESPONSES` at most."""
     return rows.y.shape[0] <= FEW_RESPONSES
 
 

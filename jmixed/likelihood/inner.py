@@ -55,7 +55,8 @@ def damped_newton(
         length = at_entries(search.length)
         effects, dual = search.effects + length * search.move, search.dual + length * search.change
         value, size = objective(effects, dual)
-        good = value <= search.value + 1e-9 * (1 + size)
+        # A value without bound has a size without bound, beside which it would pass for rounding.
+        good = jnp.isfinite(value) & (value <= search.value + 1e-9 * (1 + size))
         chosen = at_entries(good)
         effects, dual = jnp.where(chosen, effects, search.effects), jnp.where(chosen, dual, search.dual)
         move, change, decrement = direction(effects, dual, ~good)

@@ -46,7 +46,7 @@ def test_log_gamma_at_nothing_and_at_much_has_its_limits():
 
 
 def powers(a, polygammas):
-    """FourDerivatives in log a from those in a."""
+    """Derivatives in log a from those in a."""
     f1, f2, f3, f4 = (a**k * value for k, value in enumerate(polygammas, 1))
     return np.array([f1, f1 + f2, f1 + 3 * f2 + f3, f1 + 7 * f2 + 6 * f3 + f4])
 
