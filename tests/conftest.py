@@ -3,6 +3,7 @@
 import gc
 import os
 import zlib
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -24,8 +25,11 @@ def pytest_configure(config):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     # Programs of jmixed's own are kept whole: what one worker has compiled, no module and no other worker traces again.
-    if "JMIXED_CACHE" not in os.environ:
-        programs = config.cache.mkdir("programs")
+    # In a directory of the suite's own: they lack the second way of counting, which users' programs have.
+    cache = os.environ.get("JMIXED_CACHE", "")
+    if cache != "off" and not hasattr(config, "workerinput"):
+        programs = Path(cache) / "suite" if cache else config.cache.mkdir("programs")
+        programs.mkdir(mode=0o700, parents=True, exist_ok=True)
         programs.chmod(0o700)
         os.environ["JMIXED_CACHE"] = str(programs)
     # Tracing makes millions of objects that live on: looking through them again and again frees nothing.
@@ -72,9 +76,10 @@ def _forget_programs():
 def _one_way_of_counting(request):
     """Traced functions hold a second program, for effects that drown all else, which takes as long again to compile.
 
-    The tests whose data need it, marked `drowned`, have it; the others are compiled without.
+    The tests whose data need it, marked `drowned`, have it; the others are compiled without, which a test of
+    `tests/fit/test_estimate.py` looks after.
     """
-    from jmixed.fit import estimate
+    from jmixed.fit import estimate, solve
     from jmixed.likelihood.moments import moments
     from jmixed.runtime import compilation
 
@@ -86,12 +91,16 @@ def _one_way_of_counting(request):
             estimate._traced.cache_clear()
             jax.clear_caches()
 
+    def counted_one_way(rows, columns=None, counted=None, rho=()):
+        return moments(rows, columns, bool(counted), rho)
+
     patch = pytest.MonkeyPatch()
     if drowned or "monkeypatch" in request.fixturenames:
         # A kept program does not know what a test has put in the place of a part of it.
         patch.setattr(compilation, "_kept", [None])
     if not drowned:
-        patch.setattr(moments, "__defaults__", (None, False, ()))
+        for user in (estimate, solve):
+            patch.setattr(user, "cross_products", counted_one_way)
     forget()
     yield
     forget()

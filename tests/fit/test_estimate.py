@@ -13,6 +13,7 @@ from scipy import optimize
 import jmixed as jm
 from jmixed.errors import Outcome
 from jmixed.fit import host
+from jmixed.likelihood import moments
 from jmixed.runtime.precision import FLOAT, double_precision
 
 FIELDS = ("theta", "beta", "sigma", "b", "vcov_beta", "objective", "log_likelihood")
@@ -350,6 +351,16 @@ def test_what_excludes_each_other_is_named():
             jm.estimate(design, penalty=1.0)
         with pytest.raises(jm.DataError, match="design is a Moments"):
             jm.estimate(jm.moments(design))
+
+
+def test_the_suite_traces_the_second_way_of_counting_only_where_a_test_asks_for_it(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the second way of counting was traced")
+
+    monkeypatch.setattr(moments, "counted_from_estimates", refuse)
+    design = layouts.case("intercept").design
+    with double_precision():
+        jax.eval_shape(lambda y: jm.estimate(design.replace(y=y)).theta, design.y)
 
 
 @pytest.mark.drowned
