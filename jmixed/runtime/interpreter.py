@@ -146,6 +146,12 @@ def folded(*args):
     return [*state, *out]
 
 
+def ahead(*args):
+    """What the turns of a loop have in common."""
+    *values, program = args
+    return _work_through(program, values)
+
+
 def branched(which, *args):
     """One of several programs."""
     *values, branches = args
@@ -193,7 +199,7 @@ class _Translation:
         return Steps(
             self.values,
             tuple(inputs),
-            self._with_freed(outputs),
+            _with_freed(self.steps, outputs, self.values),
             tuple(outputs),
             tuple((_type(variable), tuple(variable.aval.shape)) for variable in jaxpr.outvars),
             tuple(_type(variable) for variable in jaxpr.invars),
@@ -236,7 +242,7 @@ class _Translation:
         """Take one step; where its results are."""
         numbers = sum(_size(variable) for variable in equation.outvars)
         if name in NESTED:
-            function, fixed = NESTED[name](self, equation, read)
+            function, fixed, read = NESTED[name](self, equation, read)
         elif (translate := STEPS.get(name)) is not None:
             function, fixed = translate(equation)
             self.effort += CALL + 8 * numbers * BYTES
@@ -259,6 +265,32 @@ class _Translation:
         self.steps.append(Step(function, tuple(read), fixed, tuple(written), equation.primitive.multiple_results, ()))
         return written
 
+    def turns(self, closed: Any, read: Sequence[int], state: int) -> tuple[Steps, list[int]]:
+        """The body of a loop, and the places that all turns read; its last arguments, of which `state` says how many,
+        change from turn to turn.
+
+        Steps that read nothing of what changes are taken before the loop.
+        """
+        body = self.nested(closed, [*read, *[None] * state])
+        lasting, changing = body.inputs[: len(read)], body.inputs[len(read) :]
+        known = {place for place, value in enumerate(body.values) if value is not None} | set(lasting)
+        early, late = [], []
+        for step in body.steps:
+            if known.issuperset(step.read):
+                early.append(step)
+                known.update(step.written)
+            else:
+                late.append(step)
+        made = {place for step in early for place in step.written}
+        shared = sorted(made & {*body.outputs, *(place for step in late for place in step.read)})
+        if not shared:
+            return body, [*read]
+        first = body._replace(inputs=lasting, steps=_with_freed(early, shared, body.values), outputs=tuple(shared))
+        found = [self._new(None) for _ in shared]
+        self.steps.append(Step(ahead, tuple(read), (first,), tuple(found), True, ()))
+        rest = _with_freed(late, body.outputs, body.values)
+        return body._replace(inputs=(*lasting, *shared, *changing), steps=rest), [*read, *found]
+
     def nested(self, closed: Any, read: Sequence[int | None]) -> Steps:
         """A program inside this one, whose arguments are at places, or at none for what changes from turn to turn."""
         known = {k: self.values[place] for k, place in enumerate(read) if place is not None and self.constant[place]}
@@ -266,15 +298,16 @@ class _Translation:
         self.inner += steps.count
         return steps
 
-    def _with_freed(self, outputs: Sequence[int]) -> tuple[Step, ...]:
-        """The steps, each with the places that nothing reads after it."""
-        read_later = set(outputs)
-        steps = []
-        for step in reversed(self.steps):
-            free = [place for place in {*step.read, *step.written} - read_later if not self.constant[place]]
-            read_later.update(step.read)
-            steps.append(step._replace(free=tuple(free)))
-        return tuple(reversed(steps))
+
+def _with_freed(steps: Sequence[Step], outputs: Sequence[int], values: Sequence[Any]) -> tuple[Step, ...]:
+    """The steps, each with the places that nothing reads after it; constants, which have values already, stay."""
+    read_later = set(outputs)
+    freed = []
+    for step in reversed(steps):
+        free = [place for place in {*step.read, *step.written} - read_later if values[place] is None]
+        read_later.update(step.read)
+        freed.append(step._replace(free=tuple(free)))
+    return tuple(reversed(freed))
 
 
 def _inlined(equation: Any, name: str, read: list[int]) -> tuple[Any, list[int]]:
@@ -316,11 +349,11 @@ LABOUR |= {
 def _while(translation: _Translation, equation: Any, read: list[int]):
     params = equation.params
     of_test, of_body = params["cond_nconsts"], params["body_nconsts"]
-    state = [None] * (len(read) - of_test - of_body)
-    test = translation.nested(params["cond_jaxpr"], [*read[:of_test], *state])
-    body = translation.nested(params["body_jaxpr"], [*read[of_test : of_test + of_body], *state])
+    asked, given, state = read[:of_test], read[of_test : of_test + of_body], read[of_test + of_body :]
+    test = translation.nested(params["cond_jaxpr"], [*asked, *[None] * len(state)])
+    body, given = translation.turns(params["body_jaxpr"], given, len(state))
     translation.effort += TURNS * (test.effort + body.effort)
-    return repeated, (test, body, of_test, of_body)
+    return repeated, (test, body, of_test, len(given)), [*asked, *given, *state]
 
 
 def _scan(translation: _Translation, equation: Any, read: list[int]):
@@ -329,20 +362,21 @@ def _scan(translation: _Translation, equation: Any, read: list[int]):
         consts, carried = params["num_consts"], params["num_carry"]
     else:
         consts, carried = (len(list(part)) for part in params["ft_in"].unpack()[:2])
-    body = translation.nested(params["jaxpr"], [*read[:consts], *[None] * (len(read) - consts)])
+    body, given = translation.turns(params["jaxpr"], read[:consts], len(read) - consts)
     length = params["length"]
     translation.effort += length * body.effort
     shapes = tuple((tuple(v.aval.shape), _type(v)) for v in equation.outvars[carried:])
-    return folded, (body, length, bool(params["reverse"]), consts, carried, shapes)
+    fixed = body, length, bool(params["reverse"]), len(given), carried, shapes
+    return folded, fixed, [*given, *read[consts:]]
 
 
 def _cond(translation: _Translation, equation: Any, read: list[int]):
     branches = tuple(translation.nested(branch, read[1:]) for branch in equation.params["branches"])
     translation.effort += max(branch.effort for branch in branches)
-    return branched, (branches,)
+    return branched, (branches,), read
 
 
-NESTED: dict[str, Callable[[_Translation, Any, list[int]], tuple[Callable, tuple]]] = {
+NESTED: dict[str, Callable[[_Translation, Any, list[int]], tuple[Callable, tuple, list[int]]]] = {
     "while": _while,
     "scan": _scan,
     "cond": _cond,

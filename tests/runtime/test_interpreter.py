@@ -95,6 +95,33 @@ def test_what_depends_on_nothing_is_worked_out_once():
     assert len(loop.fixed[0].steps) == 2
 
 
+def test_what_turns_have_in_common_is_worked_out_before_the_loop():
+    A = X @ X.T / 10
+
+    def inner(A, x, turns):
+        return lax.fori_loop(0, turns, lambda k, s: (jnp.sin(jnp.exp(A) @ s[0] + k), jnp.cos(A[0])), (x, x))
+
+    def outer(A, x, turns):
+        return lax.scan(lambda s, layer: (sum(inner(A, s, turns)), jnp.log1p(A) @ layer), x, A)
+
+    first, loop = interpreter.translated(jax.jit(inner).trace(A, X[:, 0], 3)).steps[-2:]
+    assert (first.function, loop.function) == (interpreter.ahead, interpreter.repeated)
+    assert [step.function for step in first.fixed[0].steps].count(np.exp) == 1
+    assert np.exp not in [step.function for step in loop.fixed[1].steps]
+    # From the inner loop and then from the outer one.
+    steps = interpreter.translated(jax.jit(outer).trace(A, X[:, 0], 3)).steps
+    (before,) = (step for step in steps if step.function is interpreter.ahead)
+    assert {np.exp, np.cos, np.log1p} <= _all_functions(before.fixed[0])
+    for function in (inner, outer):
+        for turns in (0, 1, 3):
+            agree(function, A, X[:, 0], turns)
+
+
+def _all_functions(program):
+    inner = [part for step in program.steps for part in step.fixed if isinstance(part, interpreter.Steps)]
+    return {step.function for step in program.steps}.union(*map(_all_functions, inner))
+
+
 def test_a_loop_that_depends_on_nothing_is_worked_out_in_a_thread_that_has_run_none():
     traced = jax.jit(lambda x: x + lax.fori_loop(0, 3, lambda k, s: s + k, 1)).trace(1)
     with ThreadPoolExecutor(1) as pool:
