@@ -862,3 +862,24 @@ def test_estimates_know_by_what_they_were_estimated(data):
     packed = params.get_packed(use_sqrt=True, has_fe=False)
     assert model.loglike(packed, reml=False) == pytest.approx(result.llf, abs=1e-9)
     assert model.loglike(packed) == pytest.approx(model.loglike(params, reml=True), abs=1e-9)
+
+
+def test_results_are_those_of_the_rows_that_were_fitted_whatever_becomes_of_the_table():
+    """They were those of other numbers: of a table that was standardised or put in order after the fit."""
+    data = jm.datasets.load("sleepstudy")
+    data["late"] = np.where(data["Days"] > 5, "late", "early")
+    found = []
+    for edits in (False, True):
+        table = data.copy()
+        result = jm.mixedlm("Reaction ~ Days * late + (1 | Subject)", table).fit()
+        if edits:
+            table["Days"] = (table["Days"] - table["Days"].mean()) / table["Days"].std()
+            table.loc[:, "late"] = table["late"].to_numpy()[::-1]
+            table["Reaction"] = 0.0
+        rows = result.augment()
+        np.testing.assert_allclose(rows["Reaction"], rows[".fitted"] + rows[".resid"], rtol=1e-12)
+        later = result.model.update("Reaction ~ Days + (1 | Subject)").fit()
+        tables = result.anova(), result.emmeans("late").frame, result.drop1()
+        found.append([*(table.select_dtypes("number").to_numpy() for table in tables), later.objective])
+    for untouched, edited in zip(*found, strict=True):
+        np.testing.assert_allclose(edited, untouched, rtol=1e-7)

@@ -8,7 +8,7 @@ evaluation serves all groups.
 
 import ast
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jmixed.formulas.evaluate import FormulaFactor, known_factors, new_spec, vocabulary
+from jmixed.formulas.evaluate import FormulaFactor, factors_of, known_factors, new_spec, vocabulary
 from jmixed.formulas.factors import Factor, cross, factor
 from jmixed.formulas.formula import bare_name
 from jmixed.formulas.frame import column
@@ -251,6 +251,11 @@ class RankColumns:
     part: str
     recipe: Recipe = field(repr=False)
 
+    @property
+    def expressions(self) -> Iterable[FormulaFactor]:
+        """What the columns are made of."""
+        return factors_of(self.recipe.specs[self.part])
+
     def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
         """Columns (k, q) for new rows; a category that is new in its group has none."""
         recoded = frame.copy(deep=False)
@@ -311,6 +316,11 @@ class GroupColumns:
     part: str
     recipes: tuple[Recipe, ...] = field(repr=False)
     width: int
+
+    @property
+    def expressions(self) -> Iterable[FormulaFactor]:
+        """What the columns are made of."""
+        return factors_of(self.recipes[0].specs[self.part])
 
     def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
         """Columns (k, q) for new rows, with the transforms of their groups."""

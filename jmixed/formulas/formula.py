@@ -63,7 +63,15 @@ def parse(text: str) -> FormulaParts:
         raise FormulaError(
             f"formula is {text!r} of type {type(text).__name__}; it must be text such as 'y ~ x + (1 | group)'"
         )
-    return _parse(_with_arithmetic(text))
+    return _parse(_with_arithmetic(_with_colons(text)))
+
+
+def _with_colons(text: str) -> str:
+    """The formula with ``x:a`` for ``x %in% a``, which is the same in R; formulaic would add a itself."""
+    for token in reversed(list(scan(text))):
+        if token.text == "%in%":
+            text = f"{text[: token.start].rstrip()}:{text[token.end :].lstrip()}"
+    return text
 
 
 def _with_arithmetic(text: str) -> str:

@@ -44,6 +44,17 @@ def as_frame(data: Any, allow_empty: bool = False) -> pd.DataFrame:
     return frame
 
 
+def kept_frame(data: Any) -> pd.DataFrame:
+    """The same as it is now, whatever its owner does to it later: a model is asked about its rows when it is fitted."""
+    frame = as_frame(data)
+    return frame.copy(deep=not _copies_when_written())
+
+
+def _copies_when_written() -> bool:
+    """Whether pandas itself makes a copy of what two frames share as soon as one of them is written to."""
+    return int(pd.__version__.split(".")[0]) > 2 or pd.options.mode.copy_on_write is True
+
+
 def refuse_tracer(
     value: Any, name: str, instead: str = "jm.estimate, jm.profiled_deviance or jm.log_likelihood"
 ) -> None:

@@ -1,6 +1,6 @@
 """What the words of a model become: rows, columns, and random-effects terms."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +19,11 @@ class LocalColumns(Protocol):
     @property
     def part(self) -> str:
         """The part of the recipe that they come from."""
+        ...
+
+    @property
+    def expressions(self) -> Iterable[Any]:
+        """The factors of the formula that they come from."""
         ...
 
     def build(self, frame: pd.DataFrame, codes: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jmixed.errors import DataError, RankWarning, warn
-from jmixed.formulas.evaluate import factors_of
+from jmixed.errors import DataError, JmixedError, RankWarning, warn
+from jmixed.formulas.evaluate import FormulaFactor, factors_of
 from jmixed.formulas.frame import (
     any_of,
     column,
@@ -68,7 +68,9 @@ def new_rows(model: ModelData, data: Any, random: bool = False, further: Collect
         # Transforms see what they saw when they learnt: rows without missing values.
         some = frame if len(there) == len(frame) else frame.iloc[there]
         working = working_frame(some, needed, recipe.aliases, recipe.dtypes)
-        _require_row_by_row(model, parts, some)
+        require_row_by_row(model, parts, some)
+        if random:
+            _require_effects_row_by_row(model, some, needed)
         evaluation = evaluate(recipe, parts, working, fresh=False)
         columns = evaluation.matrices["rhs"].values
         X[there] = columns[:, model.kept]
@@ -107,7 +109,7 @@ class FixedColumns:
         return np.any(np.abs(weights @ self.amiss) > ESTIMABLE * (np.abs(weights) @ self.size), axis=1)
 
 
-def _require_row_by_row(model: ModelData, parts: Collection[str], frame: pd.DataFrame) -> None:
+def require_row_by_row(model: ModelData, parts: Collection[str], frame: pd.DataFrame) -> None:
     """Refuse expressions such as ``x - x.mean()``, which of new rows would be something else than of the model's."""
     recipe = model.recipe
     assert recipe is not None
@@ -130,6 +132,55 @@ def _require_row_by_row(model: ModelData, parts: Collection[str], frame: pd.Data
         )
 
 
+def _require_effects_row_by_row(model: ModelData, frame: pd.DataFrame, needed: Collection[str]) -> None:
+    """Refuse the same in expressions of grouping factors, and in columns of variance components made by group."""
+    recipe, known = model.recipe, model.frame
+    if recipe is None or known is None:
+        return
+
+    def of_rows(rows: pd.DataFrame) -> pd.DataFrame:
+        return working_frame(rows, needed, recipe.aliases, recipe.dtypes).reset_index(drop=True)
+
+    for term in model.terms:
+        for name in term.rebuild.factor.sources if term.rebuild else ():
+            if name not in known.columns and may_need_others(FormulaFactor(name, eval_method="python")):
+                every = pd.Series(np.asarray(source(name, known, recipe), dtype=object))
+                new = pd.Series(np.asarray(source(name, frame, recipe), dtype=object))
+                for places in () if every.equals(new) else _some_of(len(known)):
+                    if not _labels_are(name, known.iloc[places], recipe, every.iloc[places]):
+                        raise _needs_the_whole(f"the grouping factor {name!r}")
+        local = term.rebuild.local if term.rebuild else None
+        if (
+            local
+            and any(map(may_need_others, local.expressions))
+            and not (working := of_rows(known)).equals(of_rows(frame))
+        ):
+            for places in _some_of(len(known)):
+                values = local.build(working.iloc[places], np.asarray(term.codes)[places])
+                if not np.allclose(values, term.Z[places], rtol=1e-9, atol=0, equal_nan=True):
+                    raise _needs_the_whole(f"the variance component {term.vc!r}")
+
+
+def _some_of(n: int) -> list[np.ndarray]:
+    """Places of some of the rows, which must be without the others what they are with them."""
+    return [places for places in (np.arange(0, n, 2), np.arange(1, n, 2), np.arange(n)[:1]) if len(places)]
+
+
+def _labels_are(name: str, frame: pd.DataFrame, recipe: Recipe, expected: pd.Series) -> bool:
+    try:
+        labels = pd.Series(np.asarray(source(name, frame, recipe), dtype=object))
+    except JmixedError:
+        return False
+    return labels.equals(expected.reset_index(drop=True))
+
+
+def _needs_the_whole(what: str) -> DataError:
+    return DataError(
+        f"{what} needs all rows of the data, or of a group, at once: of new rows it would be another. "
+        "Make its values a column of the data"
+    )
+
+
 def fixed_columns(model: ModelData, data: Any) -> FixedColumns:
     """The fixed part of new rows without missing values, for a model that was stated by a formula."""
     assert model.recipe is not None
@@ -139,7 +190,7 @@ def fixed_columns(model: ModelData, data: Any) -> FixedColumns:
     frame = new_table(data, needed)
     require_known(needed, frame, "the model")
     working = working_frame(frame, needed, recipe.aliases, recipe.dtypes)
-    _require_row_by_row(model, parts, frame)
+    require_row_by_row(model, parts, frame)
     evaluation = evaluate(recipe, parts, working, fresh=False)
     columns = evaluation.matrices["rhs"].values
     return FixedColumns(columns[:, model.kept], _offset(model, evaluation, frame), *_redundance(model, columns))

@@ -23,7 +23,7 @@ from jmixed.formulas.formula import (
     quoted,
     scan,
 )
-from jmixed.formulas.frame import as_frame, column, holds_text, per_row, require_missing, subset_positions
+from jmixed.formulas.frame import column, holds_text, kept_frame, per_row, require_missing, subset_positions
 from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
 from jmixed.formulas.newdata import new_rows
 from jmixed.formulas.patsy_words import BESIDE_BARS, PATSY
@@ -83,7 +83,7 @@ def from_formula(
     stated: dict[str, Any] = {"residual": residual, "dispersion": dispersion, "zero_inflation": zero_inflation}
     stated |= {"response_kind": response_kind, "family_name": family_name}
     with timings.step("parse"):
-        table = as_frame(data)
+        table = kept_frame(data)
         words, recipe = state(formula, table, beside, re_formula, vc_formula, env or {}, **stated)
         words = replace(words, known=known_matrices(relationship, relationship_inverse))
     with timings.step("materialise"):

@@ -7,7 +7,7 @@ slopes in all parameters instead (the delta method). Both are `Functions`, and s
 
 import ast
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -595,6 +595,7 @@ class EMMeans:
         columns |= {"lower": ends[0], "upper": ends[1]}
         if self.fitted.family is not None:
             del columns["df"]
+        _require_own_names(self.labels.columns, columns)
         notes = [*self.notes, *_not_estimable(lost, self._names()), *_of_tests(self.fitted, self.ddf)]
         if self.sigma:
             notes.append(f"Means are adjusted to second order for a spread around them of sigma = {self.sigma:.4g}.")
@@ -661,6 +662,7 @@ class EMMeans:
             names, C = weights_of(method, levels, self.specs, reference, ratio)
             table, lost = self._compare(C, rows, how)
             table.insert(0, "contrast", names)
+            _require_own_names(self.by, table.columns)
             for k, name in enumerate(self.by):
                 table.insert(1 + k, name, self.labels[name].iloc[[rows[0]] * len(names)].to_numpy())
             lost_names += [name for name, gone in zip(names, lost, strict=True) if gone]
@@ -746,6 +748,7 @@ class EMMeans:
             for number, members in enumerate(multiplicity.letter_groups(differ)):
                 for member in members:
                     marks[member] += chr(ord("a") + number) if number < 26 else f"[{number}]"
+            _require_own_names(self.labels.columns, ["letters"])
             piece = frame.iloc[rows[order]].assign(letters=marks)
             piece.loc[piece["estimate"].isna(), "letters"] = ""
             pieces.append(piece)
@@ -816,6 +819,16 @@ def _level_name(labels: pd.DataFrame, name: str, row: int) -> str:
     if isinstance(value, float):
         return f"{name}{value:g}" if len(labels.columns) > 1 else f"{value:g}"
     return str(value)
+
+
+def _require_own_names(labels: Iterable[str], columns: Iterable[str]) -> None:
+    """Refuse predictors that are called like a column of the table, one of which would stand for the other."""
+    columns = list(columns)
+    if taken := [name for name in labels if name in columns]:
+        raise DataError(
+            f"the predictor {taken[0]!r} has the name of a column of this table ({', '.join(columns)}); give it "
+            f"another name in the data, as in data.rename(columns={{{taken[0]!r}: '{taken[0]}_'}})"
+        )
 
 
 def _not_estimable(lost: np.ndarray, names: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from jmixed.fit.information import Information
 from jmixed.formulas.factors import Factor
 from jmixed.formulas.frame import any_of, column, missing_rows, require_known, working_frame
 from jmixed.formulas.model_data import ORDER, ModelData, ResidualTerm
+from jmixed.formulas.newdata import require_row_by_row
 from jmixed.formulas.recipe import Recipe, evaluate
 from jmixed.inference import tails
 from jmixed.inference.residual_parameters import readable, readable_slopes
@@ -189,6 +190,7 @@ def new_columns(spec: ModelData, frame: pd.DataFrame) -> np.ndarray:
     columns, masks = np.full((len(frame), len(names)), np.nan), missing_rows({n: column(frame, n) for n in needed})
     there = np.flatnonzero(~any_of(masks)) if masks else np.arange(len(frame))
     if len(there):
+        require_row_by_row(spec, ["dispersion"], frame.iloc[there])
         working = working_frame(frame.iloc[there], needed, recipe.aliases, recipe.dtypes)
         matrix = evaluate(recipe, ["dispersion"], working, fresh=False).matrices["dispersion"]
         columns[there] = matrix.values[:, [matrix.names.index(name) for name in names]]

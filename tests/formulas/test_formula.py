@@ -201,3 +201,7 @@ def test_a_nest_is_the_sum_of_its_levels(names, effects, independent):
 def test_terms_keep_their_order(bars):
     found = parse("y ~ " + " + ".join(f"({effects} | {group})" for effects, group in bars)).random
     assert [(part.effects, part.factors[0]) for part in found] == [(normalise(e), g) for e, g in bars]
+
+
+def test_in_is_an_interaction_as_in_r():
+    assert parse("y ~ z + x %in% `my a` + (x%in%b | g)") == parse("y ~ z + x:`my a` + (x:b | g)")

@@ -293,3 +293,35 @@ def test_what_depends_on_other_rows_has_no_value_in_new_ones(table, term):
     others = "scale(x) + np.digitize(x, [0]) + I(np.maximum(x, z)) + x.abs() + pd.cut(x, [-9, 0, 9])"
     model = from_formula(f"y ~ z + {others} + (1 | g)", table, env=env)
     np.testing.assert_allclose(new_rows(model, table.iloc[5:25]).X, model.X[5:25], rtol=1e-12)
+
+
+@pytest.mark.parametrize("expression", ["np.round(3 * x / x.max())", "pd.cut(x, 3)"])
+def test_a_grouping_factor_that_depends_on_other_rows_has_no_levels_in_new_ones(table, expression):
+    env = {"np": np, "pd": pd}
+    model = from_formula(f"y ~ 1 + (1 | {expression})", table, env=env, check="ignore")
+    with pytest.raises(DataError, match="the grouping factor .* needs all rows"):
+        new_rows(model, table.iloc[5:25], random=True)
+    np.testing.assert_array_equal(new_rows(model, table, random=True).codes[0], model.terms[0].codes)
+    known = from_formula("y ~ 1 + (1 | np.floor(x))", table, env=env, check="ignore")
+    codes = new_rows(known, table.iloc[5:25], random=True).codes[0]
+    np.testing.assert_array_equal(codes, known.terms[0].codes[5:25])
+
+
+@pytest.mark.parametrize("component", ["0 + I(x - x.mean())", "0 + I(x / x.max())"])
+def test_a_component_that_depends_on_other_rows_of_its_group_has_no_columns_in_new_ones(table, component):
+    model = from_formula("y ~ x", table, groups="g", re_formula="1", vc_formula={"slope": component})
+    with pytest.raises(DataError, match="the variance component 'slope' needs all rows"):
+        new_rows(model, table.iloc[:3], random=True)
+    for term, Z in zip(model.terms, new_rows(model, table, random=True).Z, strict=True):
+        np.testing.assert_allclose(Z, term.Z, rtol=1e-13)
+
+
+def test_a_model_keeps_its_rows_whatever_becomes_of_the_table(table):
+    model = from_formula("y ~ x * f + (1 | g)", table)
+    as_it_was = model.frame.copy(deep=True)
+    table.loc[:, "x"] = 0.0
+    table["f"] = "u"
+    table.loc[len(table)] = table.loc[0]
+    table.index = table.index[::-1]
+    del table["g"]
+    pd.testing.assert_frame_equal(model.frame, as_it_was)

@@ -318,3 +318,18 @@ def test_weights_that_are_missing_are_no_contrast():
     result = jm.mixedlm("score ~ Machine + (1 | Worker)", jm.datasets.load("machines")).fit()
     with pytest.raises(jm.DataError, match="the weights of 'c' are missing or infinite"):
         result.contrasts("Machine", method={"c": [1, np.nan, 0]})
+
+
+def test_predictors_that_are_called_like_columns_of_the_tables_are_refused():
+    """A factor called se lost its levels to the standard errors, without a word."""
+    data = jm.datasets.load("cake").rename(columns={"recipe": "se", "replicate": "t"})
+    data["letters"] = np.where(data["temp"] > 200, "hot", "cold")
+    fit = jm.mixedlm("angle ~ se + C(t) + letters + (1 | se:t)", data).fit()
+    with pytest.raises(jm.DataError, match=r"the predictor 'se' has the name of a column .*rename\(columns="):
+        _ = fit.emmeans("se").frame
+    means = fit.emmeans("letters", by="t")
+    assert list(means.frame.columns[:2]) == ["letters", "t"]
+    with pytest.raises(jm.DataError, match="the predictor 't' has the name"):
+        means.contrasts()
+    with pytest.raises(jm.DataError, match="the predictor 'letters' has the name"):
+        fit.emmeans("letters").letters()
