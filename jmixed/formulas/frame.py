@@ -45,7 +45,7 @@ def as_frame(data: Any, allow_empty: bool = False) -> pd.DataFrame:
 
 
 def kept_frame(data: Any) -> pd.DataFrame:
-    """The same as it is now, whatever its owner does to it later: a model is asked about its rows when it is fitted."""
+    """The same as it is now: a model is asked about its rows later, whatever has become of the table by then."""
     frame = as_frame(data)
     return frame.copy(deep=not _copies_when_written())
 

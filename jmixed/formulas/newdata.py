@@ -19,7 +19,7 @@ from jmixed.formulas.frame import (
     require_known,
     working_frame,
 )
-from jmixed.formulas.model_data import ModelData, NewRows, RandomTerm
+from jmixed.formulas.model_data import LocalColumns, ModelData, NewRows, RandomTerm
 from jmixed.formulas.recipe import PartMatrices, Recipe, evaluate, may_need_others, of_whole_columns, source
 from jmixed.runtime.precision import FLOAT
 
@@ -156,8 +156,7 @@ def _require_effects_row_by_row(model: ModelData, frame: pd.DataFrame, needed: C
             and not (working := of_rows(known)).equals(of_rows(frame))
         ):
             for places in _some_of(len(known)):
-                values = local.build(working.iloc[places], np.asarray(term.codes)[places])
-                if not np.allclose(values, term.Z[places], rtol=1e-9, atol=0, equal_nan=True):
+                if not _columns_are(local, working.iloc[places], term.codes[places], term.Z[places]):
                     raise _needs_the_whole(f"the variance component {term.vc!r}")
 
 
@@ -172,6 +171,13 @@ def _labels_are(name: str, frame: pd.DataFrame, recipe: Recipe, expected: pd.Ser
     except JmixedError:
         return False
     return labels.equals(expected.reset_index(drop=True))
+
+
+def _columns_are(local: LocalColumns, working: pd.DataFrame, codes: np.ndarray, expected: np.ndarray) -> bool:
+    try:
+        return np.allclose(local.build(working, codes), expected, rtol=1e-9, atol=0, equal_nan=True)
+    except JmixedError:
+        return False
 
 
 def _needs_the_whole(what: str) -> DataError:

@@ -307,7 +307,7 @@ def test_a_grouping_factor_that_depends_on_other_rows_has_no_levels_in_new_ones(
     np.testing.assert_array_equal(codes, known.terms[0].codes[5:25])
 
 
-@pytest.mark.parametrize("component", ["0 + I(x - x.mean())", "0 + I(x / x.max())"])
+@pytest.mark.parametrize("component", ["0 + I(x - x.mean())", "0 + I(x / x.max())", "0 + I(x - x.iloc[4])"])
 def test_a_component_that_depends_on_other_rows_of_its_group_has_no_columns_in_new_ones(table, component):
     model = from_formula("y ~ x", table, groups="g", re_formula="1", vc_formula={"slope": component})
     with pytest.raises(DataError, match="the variance component 'slope' needs all rows"):
