@@ -69,8 +69,6 @@ def new_rows(model: ModelData, data: Any, random: bool = False, further: Collect
         some = frame if len(there) == len(frame) else frame.iloc[there]
         working = working_frame(some, needed, recipe.aliases, recipe.dtypes)
         require_row_by_row(model, parts, some)
-        if random:
-            _require_effects_row_by_row(model, some, needed)
         evaluation = evaluate(recipe, parts, working, fresh=False)
         columns = evaluation.matrices["rhs"].values
         X[there] = columns[:, model.kept]
@@ -86,6 +84,8 @@ def new_rows(model: ModelData, data: Any, random: bool = False, further: Collect
         effects = _random(model.terms, recipe, evaluation, some, working) if random else ()
         for term, (code, values) in enumerate(effects):
             codes[term][there], Z[term][there] = code, values
+        if random:
+            _require_effects_row_by_row(model, some, needed)
     missing |= np.isnan(X).any(axis=1) | np.isnan(offset)
     missing |= np.any([np.isnan(values).any(axis=1) for values in columns_of.values()], axis=0)
     return NewRows(X, offset, frame.index, codes, Z, missing, **columns_of)
